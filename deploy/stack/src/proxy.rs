@@ -1,0 +1,149 @@
+//! A TCP proxy on loopback whose connections can be cut and slowed.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc,
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Between a client and a target on loopback; runs on the tokio runtime that started it until it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _accepting: DropGuard,
+}
+
+#[derive(Debug)]
+struct Shared {
+    target: SocketAddr,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    cut: bool,
+    delay: Duration,
+    /// Cancelled by a cut, and replaced: each connection holds the one of its time.
+    live: CancellationToken,
+}
+
+impl Proxy {
+    /// Starts to accept on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start(target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared { target, state: Mutex::default() });
+        let accepting = CancellationToken::new();
+        tokio::spawn(accepting.clone().run_until_cancelled_owned(accept(listener, Arc::clone(&shared))));
+        Ok(Self { address, shared, _accepting: accepting.drop_guard() })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes every connection and, until [`mend`](Self::mend), each new one as it comes. The port stays ours.
+    pub fn cut(&self) {
+        self.shared.with(|state| {
+            state.cut = true;
+            std::mem::take(&mut state.live).cancel();
+        });
+    }
+
+    /// Lets connections through again.
+    pub fn mend(&self) {
+        self.shared.with(|state| state.cut = false);
+    }
+
+    /// Makes every byte, also on live connections, arrive this much later, in each direction. It costs no throughput.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.with(|state| state.delay = delay);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+impl Shared {
+    fn with<T>(&self, action: impl FnOnce(&mut State) -> T) -> T {
+        action(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => {
+                // One look for both: a cut that comes after it cancels this token.
+                let live = shared.with(|state| (!state.cut).then(|| state.live.clone()));
+                if let Some(live) = live {
+                    tokio::spawn(live.run_until_cancelled_owned(relay(client, Arc::clone(&shared))));
+                }
+            }
+            // Out of file descriptors, most likely: without a pause this would spin.
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection to proxy");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn relay(client: TcpStream, shared: Arc<Shared>) {
+    let Ok(server) = TcpStream::connect(shared.target).await else { return };
+    // Small writes would otherwise wait for the acknowledgement of the one before.
+    if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
+        return;
+    }
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    // A connection is one thing here: an error on one side closes both.
+    let _ = tokio::try_join!(one_way(from_client, to_server, &shared), one_way(from_server, to_client, &shared));
+}
+
+/// Reading and writing run apart, so that a delay holds each byte back without holding up those behind it.
+async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared) -> io::Result<()> {
+    // With chunks of 64 KiB at most 16 MiB under way; more than that waits in the sender's socket.
+    let (queue, mut queued) = mpsc::channel::<(Instant, Bytes)>(256);
+    let read = async move {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let length = from.read(&mut buffer).await?;
+            let due = Instant::now() + shared.with(|state| state.delay);
+            let chunk = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
+            if length == 0 || queue.send((due, chunk)).await.is_err() {
+                return io::Result::Ok(());
+            }
+        }
+    };
+    let write = async move {
+        while let Some((due, chunk)) = queued.recv().await {
+            tokio::time::sleep_until(due).await;
+            to.write_all(&chunk).await?;
+        }
+        to.shutdown().await
+    };
+    tokio::try_join!(read, write).map(|_| ())
+}

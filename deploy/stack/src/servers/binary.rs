@@ -1,0 +1,36 @@
+//! Where the servers' programs are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use crate::{Error, Result};
+
+/// The version that deploy/local/install.sh installs; the two change together.
+const NATS_VERSION: &str = "2.15.1";
+
+/// nats-server of our version, from the folder that deploy/local/install.sh fills: one that is on the path by chance may
+/// be too old to keep the log's promises.
+pub(crate) fn nats_server() -> Result<PathBuf> {
+    let cache = env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache"))).unwrap_or_default();
+    let path = cache.join(format!("garage/bin/nats-server-{NATS_VERSION}/nats-server"));
+    if path.is_file() { Ok(path) } else { Err(missing(&format!("nats-server {NATS_VERSION}"), &path)) }
+}
+
+/// A program of the system's packages.
+pub(crate) fn system(program: &str) -> Result<PathBuf> {
+    on_path(program).ok_or_else(|| missing(program, Path::new("the path, /usr/sbin")))
+}
+
+fn missing(program: &str, looked: &Path) -> Error {
+    Error::Missing { program: program.to_owned(), looked: looked.display().to_string() }
+}
+
+/// The first of the name on the path, and where Debian keeps servers, which is on root's path only.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let servers = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path).chain(servers).map(|folder| folder.join(program)).find(|file| file.is_file())
+}

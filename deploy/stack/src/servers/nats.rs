@@ -1,0 +1,355 @@
+//! nats-server: one node, or a cluster whose routes can be cut.
+//!
+//! One account, GARAGE, holds everything; its users and their rights are in [`Role`].
+
+mod config;
+mod monitor;
+mod role;
+mod routes;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_nats::{Client, ConnectOptions};
+
+pub use self::role::Role;
+use self::{config::User, routes::Routes};
+use super::binary;
+use crate::{
+    Error, Result, ports,
+    process::{Launch, Process},
+    secret,
+};
+
+/// One nats-server or a cluster of them, with JetStream.
+#[derive(Debug)]
+pub struct Nats {
+    nodes: Vec<Node>,
+    routes: Option<Routes>,
+    passwords: BTreeMap<&'static str, String>,
+    secrets: PathBuf,
+}
+
+/// One nats-server.
+#[derive(Debug)]
+pub struct Node {
+    process: Process,
+    client: SocketAddr,
+    monitor: SocketAddr,
+}
+
+/// How the nodes of a cluster reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wiring {
+    Direct,
+    Proxied,
+}
+
+impl Nats {
+    /// Starts `nodes` nats-servers in `<root>/nats-1`, `<root>/nats-2` …, on the data that is there, and waits until
+    /// JetStream works on each; a cluster is named `garage`.
+    ///
+    /// # Errors
+    /// When nats-server is missing or does not answer in time.
+    pub async fn start(root: &Path, nodes: usize) -> Result<Self> {
+        Self::start_wired(root, nodes, Wiring::Direct).await
+    }
+
+    /// The same with every route through a proxy of its own, for [`cut_routes`](Self::cut_routes). The proxies run on
+    /// the tokio runtime of this call.
+    ///
+    /// # Errors
+    /// When nats-server is missing or does not answer in time.
+    pub async fn start_cuttable(root: &Path, nodes: usize) -> Result<Self> {
+        Self::start_wired(root, nodes, Wiring::Proxied).await
+    }
+
+    async fn start_wired(root: &Path, nodes: usize, wiring: Wiring) -> Result<Self> {
+        let mut left = ports::STARTS;
+        loop {
+            left -= 1;
+            match Self::try_start(root, nodes, wiring).await {
+                Err(Error::PortTaken { .. }) if left > 0 => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_start(root: &Path, count: usize, wiring: Wiring) -> Result<Self> {
+        let program = binary::nats_server()?;
+        let secrets = root.join("secrets");
+        let mut passwords = BTreeMap::new();
+        for role in Role::ALL {
+            passwords.insert(role.name(), secret::load_or_create(&password_file(&secrets, role))?);
+        }
+        let system = secret::load_or_create(&secrets.join("nats-sys.password"))?;
+        let users: Vec<User<'_>> = Role::ALL
+            .into_iter()
+            .filter_map(|role| Some(User { role, password: passwords.get(role.name())? }))
+            .collect();
+
+        let mut cluster_addresses = Vec::new();
+        for _ in 0..count {
+            let [port] = ports::reserve()?;
+            cluster_addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        }
+        let routes = match wiring {
+            Wiring::Direct => None,
+            Wiring::Proxied => Some(
+                Routes::start(&cluster_addresses)
+                    .await
+                    .map_err(Error::io("start the proxies between the nodes"))?,
+            ),
+        };
+        let route_password = secret::random();
+
+        let mut nodes = Vec::new();
+        for (index, listen) in cluster_addresses.iter().copied().enumerate() {
+            let name = format!("nats-{}", index + 1);
+            let folder = root.join(&name);
+            let [client, monitor] = ports::reserve()?.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+            let peers = match &routes {
+                Some(routes) => routes.from(index),
+                None => cluster_addresses.iter().copied().filter(|peer| *peer != listen).collect(),
+            };
+            let cluster = (count > 1).then_some(config::Cluster {
+                listen,
+                peers,
+                password: &route_password,
+                discoverable: wiring == Wiring::Direct,
+            });
+            let text = config::server(&config::Server {
+                name: &name,
+                client,
+                monitor,
+                store: &folder.join("jetstream"),
+                users: &users,
+                system_password: &system,
+                cluster,
+            });
+            let file = folder.join("nats.conf");
+            secret::write_private(&file, &text)?;
+            let process = Launch::new(name, &program, folder.join("log")).arg("-c").arg(file).spawn()?;
+            nodes.push(Node { process, client, monitor });
+        }
+        // Each by itself first: one that found its port taken would otherwise look like a cluster that is slow to form.
+        for node in &mut nodes {
+            node.wait_answers().await?;
+        }
+        let mut nats = Self { nodes, routes, passwords, secrets };
+        nats.wait_healthy().await?;
+        Ok(nats)
+    }
+
+    /// Waits until every node says that it is healthy: JetStream is on, the cluster has a leader, and the node is as far
+    /// as the leader in every stream and consumer that it holds.
+    ///
+    /// # Errors
+    /// When a node has ended or is not there in time.
+    pub async fn wait_healthy(&mut self) -> Result<()> {
+        let count = self.nodes.len();
+        for node in &mut self.nodes {
+            let monitor = node.monitor;
+            let healthy = async || {
+                monitor::healthy(monitor, "/healthz").await
+                    // A node may be healthy in the cluster's eyes before it has heard of all the others.
+                    && monitor::meta(monitor).await.is_some_and(|meta| count == 1 || meta.knows(count))
+            };
+            node.process.wait_until("become healthy", healthy).await?;
+        }
+        Ok(())
+    }
+
+    /// The addresses of all nodes, `nats://127.0.0.1:<port>`, comma separated.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.nodes.iter().map(Node::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// The name of the role's user and the file that holds its password.
+    #[must_use]
+    pub fn user(&self, role: Role) -> (&'static str, PathBuf) {
+        (role.name(), password_file(&self.secrets, role))
+    }
+
+    /// What a client of the role needs to connect, to which callers may add.
+    #[must_use]
+    pub fn options(&self, role: Role) -> ConnectOptions {
+        let password = self.passwords.get(role.name()).cloned().unwrap_or_default();
+        ConnectOptions::with_user_and_password(role.name().to_owned(), password)
+            .name(role.name())
+            .custom_inbox_prefix(role.inbox_prefix())
+    }
+
+    /// Connects as the role, to whichever node.
+    ///
+    /// # Errors
+    /// When no node takes the connection.
+    pub async fn connect(&self, role: Role) -> Result<Client> {
+        let connected = self.options(role).connect(self.url()).await;
+        connected.map_err(|source| Error::Connect { user: role.name(), source })
+    }
+
+    /// The number of nodes.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A node, counted from 0: node 0 is the server `nats-1`.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub fn node(&mut self, index: usize) -> Result<&mut Node> {
+        self.nodes.get_mut(index).ok_or(Error::NoSuchNode(index))
+    }
+
+    /// The index of the node that leads the cluster's assignments, in the eyes of most nodes that answer. `None` while
+    /// there is none, and without a cluster.
+    pub async fn meta_leader(&self) -> Option<usize> {
+        let mut votes = BTreeMap::<String, usize>::new();
+        for node in &self.nodes {
+            if let Some(leader) = monitor::meta(node.monitor).await.and_then(|meta| meta.leader) {
+                *votes.entry(leader).or_default() += 1;
+            }
+        }
+        let (leader, _) = votes.into_iter().find(|(_, votes)| *votes * 2 > self.nodes.len())?;
+        self.nodes.iter().position(|node| node.process.name() == leader)
+    }
+
+    /// Cuts the node off from the other nodes, in both directions; its clients keep it.
+    ///
+    /// # Errors
+    /// When there is no such node, or the routes are direct.
+    pub fn cut_routes(&self, index: usize) -> Result<()> {
+        self.routes_of(index)?.of(index).for_each(|proxy| proxy.cut());
+        Ok(())
+    }
+
+    /// Undoes [`cut_routes`](Self::cut_routes). The nodes find each other again after about a second.
+    ///
+    /// # Errors
+    /// When there is no such node, or the routes are direct.
+    pub fn mend_routes(&self, index: usize) -> Result<()> {
+        self.routes_of(index)?.of(index).for_each(|proxy| proxy.mend());
+        Ok(())
+    }
+
+    /// Makes what goes between the node and the others arrive this much later, in each direction; zero undoes it.
+    ///
+    /// # Errors
+    /// When there is no such node, or the routes are direct.
+    pub fn delay_routes(&self, index: usize, delay: Duration) -> Result<()> {
+        self.routes_of(index)?.of(index).for_each(|proxy| proxy.delay(delay));
+        Ok(())
+    }
+
+    fn routes_of(&self, index: usize) -> Result<&Routes> {
+        if index >= self.nodes.len() {
+            return Err(Error::NoSuchNode(index));
+        }
+        self.routes.as_ref().ok_or(Error::NotCuttable)
+    }
+
+    /// Ends all nodes in order.
+    pub async fn stop(&mut self) {
+        self.terminate();
+        for node in &mut self.nodes {
+            node.process.stop().await;
+        }
+    }
+
+    /// Kills all nodes.
+    pub fn kill(&mut self) {
+        self.nodes.iter_mut().for_each(Node::kill);
+    }
+
+    /// All are told before any is waited for, so that it takes the time of one.
+    fn terminate(&mut self) {
+        for node in &mut self.nodes {
+            // One that does not run needs no telling.
+            let _ = node.process.terminate();
+        }
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.terminate();
+    }
+}
+
+impl Node {
+    /// `nats://127.0.0.1:<port>`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.client)
+    }
+
+    /// `http://127.0.0.1:<port>`: `/varz`, `/jsz`, `/healthz` and so on.
+    #[must_use]
+    pub fn monitor_url(&self) -> String {
+        format!("http://{}", self.monitor)
+    }
+
+    /// How many connections to other nodes it has; it keeps several to each. `None` when it does not answer.
+    pub async fn routes(&self) -> Option<u64> {
+        monitor::json(self.monitor, "/routez").await?.get("num_routes")?.as_u64()
+    }
+
+    /// Kills it and starts it on the same ports and data. It is back when JetStream is on; in a cluster it may still
+    /// have to catch up ([`Nats::wait_healthy`]).
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.restart()?;
+        self.wait_answers().await
+    }
+
+    async fn wait_answers(&mut self) -> Result<()> {
+        let monitor = self.monitor;
+        let answers = async || monitor::healthy(monitor, "/healthz?js-enabled-only=true").await;
+        self.process.wait_until("answer", answers).await
+    }
+
+    /// Ends it in order.
+    pub async fn stop(&mut self) {
+        self.process.stop().await;
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Stops its time until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pause(&mut self) -> Result<()> {
+        self.process.pause()
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn resume(&mut self) -> Result<()> {
+        self.process.resume()
+    }
+
+    /// The process behind it.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+fn password_file(secrets: &Path, role: Role) -> PathBuf {
+    secrets.join(format!("nats-{}.password", role.name()))
+}

@@ -1,0 +1,112 @@
+//! Who may say what: the NATS users, one per role.
+
+/// A user of the account GARAGE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// May do everything: `garage init`, the CLI, tests.
+    Admin,
+    /// The worker of that name.
+    Gateway,
+    /// The worker of that name.
+    Matchmaker,
+    /// The worker of that name.
+    Session,
+    /// The worker of that name.
+    Director,
+    /// The worker of that name.
+    Inventory,
+    /// Game servers, all as one user so far. They use the inbox prefix `_INBOX.game`.
+    Game,
+}
+
+/// Publish and subscribe rights of a user.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Rights {
+    pub(crate) publish: Vec<&'static str>,
+    pub(crate) subscribe: Vec<&'static str>,
+    /// Whether it may answer a request, once, to wherever the request asks.
+    pub(crate) responds: bool,
+}
+
+/// What every worker may publish: reading the log and its buckets, consuming, asking the others.
+/// No worker may make, change, purge or delete a stream, or a message of one.
+const EVERY_WORKER_PUBLISHES: &[&str] = &[
+    "$JS.API.INFO",
+    "$JS.API.STREAM.INFO.*",
+    "$JS.API.STREAM.MSG.GET.*",
+    "$JS.API.DIRECT.GET.>",
+    "$JS.API.CONSUMER.>",
+    "$JS.ACK.>",
+    "$JS.FC.>",
+    "$KV.>",
+    "$SRV.>",
+    "svc.>",
+    "_INBOX.>",
+];
+const EVERY_WORKER_SUBSCRIBES: &[&str] = &["$SRV.>", "_INBOX.>"];
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Admin,
+        Self::Gateway,
+        Self::Matchmaker,
+        Self::Session,
+        Self::Director,
+        Self::Inventory,
+        Self::Game,
+    ];
+
+    /// The user's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Gateway => "gateway",
+            Self::Matchmaker => "matchmaker",
+            Self::Session => "session",
+            Self::Director => "director",
+            Self::Inventory => "inventory",
+            Self::Game => "game",
+        }
+    }
+
+    /// What clients of this role must set as inbox prefix.
+    #[must_use]
+    pub fn inbox_prefix(self) -> &'static str {
+        match self {
+            Self::Game => "_INBOX.game",
+            _ => "_INBOX",
+        }
+    }
+
+    /// `None`: everything. A worker's own rows are the events it appends (DESIGN, section 2), its dead letters, and the
+    /// requests it answers.
+    pub(crate) fn rights(self) -> Option<Rights> {
+        Some(match self {
+            Self::Admin => return None,
+            Self::Gateway => worker(&["garage.player.*", "dead.gateway"], &["svc.gateway.>"]),
+            Self::Matchmaker => {
+                worker(&["garage.player.*", "garage.session.*.matched", "dead.matchmaker"], &["svc.matchmaker.>"])
+            }
+            Self::Session => worker(
+                &["garage.session.>", "garage.player.*", "timer.>", "dead.session"],
+                &["svc.session.>", "svc.player.>"],
+            ),
+            Self::Director => worker(
+                &["garage.session.*.pod-scheduled", "garage.session.*.pod-failed", "dead.director"],
+                &["svc.director.>"],
+            ),
+            Self::Inventory => worker(&["garage.inventory.>", "dead.inventory"], &["svc.inventory.>"]),
+            Self::Game => Rights { publish: vec!["report.>"], subscribe: vec!["_INBOX.game.>"], responds: false },
+        })
+    }
+}
+
+fn worker(own: &[&'static str], answers: &[&'static str]) -> Rights {
+    Rights {
+        publish: [own, EVERY_WORKER_PUBLISHES].concat(),
+        subscribe: [answers, EVERY_WORKER_SUBSCRIBES].concat(),
+        responds: true,
+    }
+}

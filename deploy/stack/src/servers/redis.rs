@@ -1,0 +1,147 @@
+use std::{
+
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::binary;
+use crate::{
+    Error, Result, ports,
+    process::{Launch, Process},
+    secret,
+};
+
+/// A redis-server that keeps nothing: what it holds is gone with its process, as Garage must stand it.
+#[derive(Debug)]
+pub struct Redis {
+    process: Process,
+    port: u16,
+    password: String,
+    password_file: PathBuf,
+}
+
+impl Redis {
+    /// Starts one in `<root>/redis` and waits until it answers.
+    ///
+    /// # Errors
+    /// When redis-server is missing or does not answer in time.
+    pub async fn start(root: &Path) -> Result<Self> {
+        let mut left = ports::STARTS;
+        loop {
+            left -= 1;
+            match Self::try_start(root).await {
+                Err(Error::PortTaken { .. }) if left > 0 => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_start(root: &Path) -> Result<Self> {
+        let program = binary::system("redis-server")?;
+        let folder = root.join("redis");
+        let password_file = root.join("secrets/redis.password");
+        let password = secret::load_or_create(&password_file)?;
+        let [port] = ports::reserve()?;
+        let config = folder.join("redis.conf");
+        secret::write_private(&config, &configuration(port, &password))?;
+        // Its present directory is the folder, so that no path in the configuration needs quotes.
+        let process = Launch::new("redis", program, folder.join("log")).arg(&config).arg("--dir").arg(&folder).spawn()?;
+        let mut redis = Self { process, port, password, password_file };
+        redis.wait().await?;
+        Ok(redis)
+    }
+
+    async fn wait(&mut self) -> Result<()> {
+        let (address, password) = (self.address(), &self.password);
+        self.process.wait_until("answer", async || ping(address, password).await.unwrap_or(false)).await
+    }
+
+    fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// `redis://127.0.0.1:<port>`, without the password.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    /// The same with the password in it, for tests.
+    #[must_use]
+    pub fn url_with_password(&self) -> String {
+        format!("redis://:{}@{}", self.password, self.address())
+    }
+
+    /// The file that holds the password of the default user.
+    #[must_use]
+    pub fn password_file(&self) -> &Path {
+        &self.password_file
+    }
+
+    /// Kills it and starts it on the same port; it holds nothing then.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub async fn restart_empty(&mut self) -> Result<()> {
+        self.process.restart()?;
+        self.wait().await
+    }
+
+    /// Ends it in order.
+    pub async fn stop(&mut self) {
+        self.process.stop().await;
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Stops its time until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pause(&mut self) -> Result<()> {
+        self.process.pause()
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn resume(&mut self) -> Result<()> {
+        self.process.resume()
+    }
+
+    /// The process behind it.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+fn configuration(port: u16, password: &str) -> String {
+    format!(
+        "bind 127.0.0.1\n\
+         port {port}\n\
+         requirepass {password}\n\
+         daemonize no\n\
+         save \"\"\n\
+         appendonly no\n"
+    )
+}
+
+/// Without a client library: two inline commands.
+async fn ping(address: SocketAddr, password: &str) -> std::io::Result<bool> {
+    let mut connection = TcpStream::connect(address).await?;
+    connection.write_all(format!("AUTH {password}\r\nPING\r\nQUIT\r\n").as_bytes()).await?;
+    let mut reply = String::new();
+    connection.read_to_string(&mut reply).await?;
+    Ok(reply.contains("+PONG"))
+}
+

@@ -1,0 +1,392 @@
+//! Each server as a real one: it starts, answers, is killed, comes back, and leaves nothing behind.
+#![cfg(test)]
+
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use async_nats::{
+    Client, Event,
+    jetstream::{self, stream},
+};
+use garage_stack::{
+    process::{DEADLINE, Launch},
+    proxy::Proxy,
+    servers::{MariaDb, Nats, Redis, Role},
+};
+use sqlx::{Connection, MySqlConnection};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+
+/// Looks again and again until there is something, and fails after the deadline.
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        // Without a limit for each look, a client's own time-out could outlast the deadline.
+        if let Ok(Some(found)) = tokio::time::timeout(Duration::from_secs(5), look()).await {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Processes whose command line names the folder, and those with one of the ids.
+fn processes_of(root: &Path, pids: &[u32]) -> Vec<String> {
+    let root = root.to_str().unwrap();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        // A zombie has an empty command line.
+        if pids.contains(&pid) || line.contains(root) {
+            found.push(format!("{pid} {line}"));
+        }
+    }
+    found
+}
+
+async fn log_stream(client: &Client, replicas: usize) -> jetstream::Context {
+    let context = jetstream::new(client.clone());
+    let config = stream::Config {
+        name: "GARAGE".into(),
+        subjects: vec!["garage.>".into()],
+        num_replicas: replicas,
+        allow_atomic_publish: true,
+        ..Default::default()
+    };
+    until("a stream", async || context.create_stream(config.clone()).await.ok()).await;
+    context
+}
+
+async fn publish(context: &jetstream::Context, subject: &str) -> Option<u64> {
+    let ack = context.publish(subject.to_owned(), "{}".into()).await.ok()?;
+    Some(ack.await.ok()?.sequence)
+}
+
+#[tokio::test]
+async fn nats_keeps_its_data_through_a_kill_and_leaves_no_process() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nats = Nats::start(root.path(), 1).await.unwrap();
+    let admin = nats.connect(Role::Admin).await.unwrap();
+    let context = log_stream(&admin, 1).await;
+    assert_eq!(publish(&context, "garage.player.a").await, Some(1));
+
+    let node = nats.node(0).unwrap();
+    let killed = node.process().pid().unwrap();
+    node.kill();
+    assert_eq!(node.process().pid(), None);
+    node.restart().await.unwrap();
+    let pid = node.process().pid().unwrap();
+    assert_ne!(killed, pid);
+    let sequence = until("a write after the restart", async || publish(&context, "garage.player.b").await).await;
+    assert!(sequence >= 2, "the first write is gone: {sequence}");
+
+    drop(nats);
+    assert_eq!(processes_of(root.path(), &[killed, pid]), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_paused_nats_answers_nothing_and_goes_on_later() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nats = Nats::start(root.path(), 1).await.unwrap();
+    let client = nats.connect(Role::Admin).await.unwrap();
+    nats.node(0).unwrap().pause().unwrap();
+    client.publish("x", "".into()).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(200), client.flush()).await.is_err());
+    nats.node(0).unwrap().resume().unwrap();
+    tokio::time::timeout(DEADLINE, client.flush()).await.unwrap().unwrap();
+    // Also a paused one must end with its value.
+    nats.node(0).unwrap().pause().unwrap();
+    drop(nats);
+    assert_eq!(processes_of(root.path(), &[]), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_stack_on_an_old_folder_keeps_data_and_passwords() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nats = Nats::start(root.path(), 1).await.unwrap();
+    let (_, file) = nats.user(Role::Session);
+    let password = std::fs::read_to_string(&file).unwrap();
+    let admin = nats.connect(Role::Admin).await.unwrap();
+    publish(&log_stream(&admin, 1).await, "garage.player.a").await.unwrap();
+    nats.stop().await;
+    drop(nats);
+
+    let nats = Nats::start(root.path(), 1).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), password);
+    let admin = nats.connect(Role::Admin).await.unwrap();
+    let mut stream = jetstream::new(admin).get_stream("GARAGE").await.unwrap();
+    assert_eq!(stream.info().await.unwrap().state.messages, 1);
+}
+
+/// Publishes as the role and tells whether the server let it through.
+async fn may_publish(nats: &Nats, role: Role, subject: &'static str) -> bool {
+    let (events, mut seen) = mpsc::unbounded_channel();
+    let options = nats.options(role).event_callback(move |event| {
+        let events = events.clone();
+        async move {
+            if let Event::ServerError(error) = event {
+                let _ = events.send(error.to_string());
+            }
+        }
+    });
+    let client = options.connect(nats.url()).await.unwrap();
+    client.publish(subject, "".into()).await.unwrap();
+    // A refusal comes before the pong of the flush, but by way of a task of its own.
+    client.flush().await.unwrap();
+    let inbox = client.new_inbox();
+    let mut marker = client.subscribe(format!("forbidden.{inbox}")).await.unwrap();
+    let error = tokio::time::timeout(DEADLINE, seen.recv()).await.unwrap().unwrap_or_default();
+    let _ = marker.unsubscribe().await;
+    !error.to_lowercase().contains("publish")
+}
+
+#[tokio::test]
+async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let nats = Nats::start(root.path(), 1).await.unwrap();
+    let allowed = [
+        (Role::Game, "report.s1.1.ready"),
+        (Role::Gateway, "garage.player.p1"),
+        (Role::Gateway, "svc.inventory.cars"),
+        (Role::Matchmaker, "garage.session.s1.matched"),
+        (Role::Session, "garage.session.s1.closed"),
+        (Role::Session, "timer.set.s1"),
+        (Role::Director, "garage.session.s1.pod-failed"),
+        (Role::Inventory, "garage.inventory.p1.car-purchased"),
+        (Role::Inventory, "dead.inventory"),
+    ];
+    for (role, subject) in allowed {
+        assert!(may_publish(&nats, role, subject).await, "{role:?} may not publish {subject}");
+    }
+    let forbidden = [
+        (Role::Game, "garage.player.p1"),
+        (Role::Game, "garage.session.s1.finished"),
+        (Role::Game, "$JS.API.STREAM.INFO.GARAGE"),
+        (Role::Gateway, "garage.session.x.closed"),
+        (Role::Gateway, "$JS.API.STREAM.PURGE.GARAGE"),
+        (Role::Gateway, "dead.session"),
+        (Role::Matchmaker, "garage.session.s1.closed"),
+        (Role::Matchmaker, "timer.set.s1"),
+        (Role::Session, "$JS.API.STREAM.DELETE.GARAGE"),
+        (Role::Director, "garage.session.s1.closed"),
+        (Role::Director, "garage.player.p1"),
+        (Role::Inventory, "garage.player.p1"),
+    ];
+    for (role, subject) in forbidden {
+        assert!(!may_publish(&nats, role, subject).await, "{role:?} may publish {subject}");
+    }
+}
+
+#[tokio::test]
+async fn roles_do_their_work_with_their_rights() {
+    let root = tempfile::tempdir().unwrap();
+    let nats = Nats::start(root.path(), 1).await.unwrap();
+    let admin = nats.connect(Role::Admin).await.unwrap();
+    let context = log_stream(&admin, 1).await;
+    let reports = stream::Config { name: "REPORTS".into(), subjects: vec!["report.>".into()], ..Default::default() };
+    context.create_stream(reports).await.unwrap();
+    let bucket = jetstream::kv::Config { bucket: "leases".into(), ..Default::default() };
+    context.create_key_value(bucket).await.unwrap();
+
+    // A game server's report is acknowledged to its own inbox prefix.
+    let game = jetstream::new(nats.connect(Role::Game).await.unwrap());
+    assert_eq!(publish(&game, "report.s1.1.ready").await, Some(1));
+
+    // A worker appends, reads, consumes and holds a lease.
+    let session = jetstream::new(nats.connect(Role::Session).await.unwrap());
+    assert_eq!(publish(&session, "garage.session.s1.opened").await, Some(1));
+    let log = session.get_stream("GARAGE").await.unwrap();
+    let raw = log.get_raw_message(1).await.unwrap();
+    assert_eq!(raw.subject.as_str(), "garage.session.s1.opened");
+    let pull = jetstream::consumer::pull::Config { durable_name: Some("session".into()), ..Default::default() };
+    let consumer = log.create_consumer(pull).await.unwrap();
+    let mut messages = consumer.fetch().max_messages(1).messages().await.unwrap();
+    let message = futures::StreamExt::next(&mut messages).await.unwrap().unwrap();
+    message.double_ack().await.unwrap();
+    let leases = session.get_key_value("leases").await.unwrap();
+    leases.create("q1", "me".into()).await.unwrap();
+
+    // A request from one worker is answered by another.
+    let inventory = nats.connect(Role::Inventory).await.unwrap();
+    let mut requests = inventory.queue_subscribe("svc.inventory.cars", "inventory".into()).await.unwrap();
+    inventory.flush().await.unwrap();
+    let answer = tokio::spawn(async move {
+        let request = futures::StreamExt::next(&mut requests).await.unwrap();
+        inventory.publish(request.reply.unwrap(), "[]".into()).await.unwrap();
+        inventory.flush().await.unwrap();
+    });
+    let gateway = nats.connect(Role::Gateway).await.unwrap();
+    let reply = gateway.request("svc.inventory.cars", "{}".into()).await.unwrap();
+    assert_eq!(reply.payload, "[]");
+    answer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_survives_the_cut_of_a_node_and_heals() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nats = Nats::start_cuttable(root.path(), 3).await.unwrap();
+    let leader = until("a meta leader", async || nats.meta_leader().await).await;
+    let admin = nats.connect(Role::Admin).await.unwrap();
+    log_stream(&admin, 3).await;
+
+    // The worst node to lose.
+    nats.cut_routes(leader).unwrap();
+    let others: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
+    let cut = async |nats: &mut Nats| nats.node(leader).unwrap().routes().await == Some(0);
+    until("no route to the cut node", async || cut(&mut nats).await.then_some(())).await;
+    let chosen = until("another leader", async || nats.meta_leader().await.filter(|new| *new != leader)).await;
+    assert!(others.contains(&chosen));
+
+    // A client of the majority writes; one of the node that is alone gets no acknowledgement.
+    let here = nats.node(others[0]).unwrap().url();
+    let there = nats.node(leader).unwrap().url();
+    let majority = jetstream::new(nats.options(Role::Admin).connect(here).await.unwrap());
+    let mut alone = jetstream::new(nats.options(Role::Admin).connect(there).await.unwrap());
+    alone.set_timeout(Duration::from_millis(500));
+    until("a write without the node", async || publish(&majority, "garage.player.a").await).await;
+    assert_eq!(publish(&alone, "garage.player.b").await, None);
+    assert!(cut(&mut nats).await, "a route found its way around the cut");
+
+    nats.mend_routes(leader).unwrap();
+    nats.wait_healthy().await.unwrap();
+    assert!(until("routes again", async || nats.node(leader).unwrap().routes().await).await > 0);
+    until("a write by the healed node", async || publish(&alone, "garage.player.b").await).await;
+
+    // A node that is killed comes back with its data.
+    let node = nats.node(leader).unwrap();
+    node.kill();
+    node.restart().await.unwrap();
+    nats.wait_healthy().await.unwrap();
+    let pids: Vec<u32> = (0..3).map(|index| nats.node(index).unwrap().process().pid().unwrap()).collect();
+    drop(nats);
+    assert_eq!(processes_of(root.path(), &pids), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn redis_restarts_empty_and_leaves_no_process() {
+    let root = tempfile::tempdir().unwrap();
+    let mut redis = Redis::start(root.path()).await.unwrap();
+    assert!(redis::Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.is_err());
+    let client = redis::Client::open(redis.url_with_password()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let () = redis::cmd("SET").arg("k").arg("v").query_async(&mut connection).await.unwrap();
+
+    let killed = redis.process().pid().unwrap();
+    redis.restart_empty().await.unwrap();
+    let pid = redis.process().pid().unwrap();
+    assert_ne!(killed, pid);
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let value: Option<String> = redis::cmd("GET").arg("k").query_async(&mut connection).await.unwrap();
+    assert_eq!(value, None);
+
+    drop(redis);
+    assert_eq!(processes_of(root.path(), &[killed, pid]), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn mariadb_keeps_its_data_through_a_kill_and_leaves_no_process() {
+    let root = tempfile::tempdir().unwrap();
+    let mut mariadb = MariaDb::start(root.path()).await.unwrap();
+    let password = std::fs::read_to_string(mariadb.password_file()).unwrap();
+    let url = mariadb.url().replace("garage@", &format!("garage:{password}@"));
+    let mut garage = MySqlConnection::connect(&url).await.unwrap();
+    sqlx::query("CREATE TABLE t (n INT PRIMARY KEY) ENGINE = InnoDB").execute(&mut garage).await.unwrap();
+    sqlx::query("INSERT INTO t VALUES (7)").execute(&mut garage).await.unwrap();
+    sqlx::query("CREATE DATABASE other").execute(&mut garage).await.unwrap_err();
+    sqlx::query("SELECT * FROM mysql.user").execute(&mut garage).await.unwrap_err();
+    let mut admin = MySqlConnection::connect(&mariadb.admin_url()).await.unwrap();
+    sqlx::query("CREATE DATABASE other").execute(&mut admin).await.unwrap();
+
+    let killed = mariadb.process().pid().unwrap();
+    mariadb.restart().await.unwrap();
+    let pid = mariadb.process().pid().unwrap();
+    let mut garage = MySqlConnection::connect(&url).await.unwrap();
+    let n: i32 = sqlx::query_scalar("SELECT n FROM t").fetch_one(&mut garage).await.unwrap();
+    assert_eq!(n, 7);
+
+    drop(mariadb);
+    assert_eq!(processes_of(root.path(), &[killed, pid]), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_start_says_why() {
+    let root = tempfile::tempdir().unwrap();
+    let log = root.path().join("log");
+    let mut process = Launch::new("talker", "/bin/sh", log).args(["-c", "echo the reason; exit 3"]).spawn().unwrap();
+    let error = process.wait_until("answer", async || false).await.unwrap_err().to_string();
+    assert!(error.contains("the reason") && error.contains("exit status: 3"), "{error}");
+}
+
+#[tokio::test]
+async fn a_proxy_cuts_mends_and_delays() {
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::start(echo.local_addr().unwrap()).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = echo.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = connection.split();
+                tokio::io::copy(&mut from, &mut to).await
+            });
+        }
+    });
+    let turn = async |connection: &mut TcpStream| {
+        let mut byte = [0];
+        connection.write_all(b"x").await?;
+        connection.read_exact(&mut byte).await
+    };
+
+    let mut live = TcpStream::connect(proxy.address()).await.unwrap();
+    turn(&mut live).await.unwrap();
+    proxy.cut();
+    turn(&mut live).await.unwrap_err();
+    let mut refused = TcpStream::connect(proxy.address()).await.unwrap();
+    turn(&mut refused).await.unwrap_err();
+    proxy.mend();
+    let mut mended = TcpStream::connect(proxy.address()).await.unwrap();
+    turn(&mut mended).await.unwrap();
+
+    proxy.delay(Duration::from_millis(50));
+    let start = Instant::now();
+    turn(&mut mended).await.unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(100), "{:?}", start.elapsed());
+}
+
+/// Runs itself as another process, which starts a server and is killed without a chance to end it.
+#[tokio::test]
+async fn no_server_survives_the_kill_of_its_owner() {
+    const ROOT: &str = "GARAGE_STACK_TEST_ORPHAN";
+    if let Some(root) = std::env::var_os(ROOT) {
+        // Started on a thread that ends at once: only the end of the process may count.
+        let start = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(Redis::start(Path::new(&root))).map(|redis| (redis, root))
+        };
+        let (mut redis, root) = std::thread::spawn(start).join().unwrap().unwrap();
+        let pid = redis.process().pid().unwrap();
+        redis.pause().unwrap();
+        redis.resume().unwrap();
+        std::fs::write(Path::new(&root).join("pid"), pid.to_string()).unwrap();
+        std::future::pending::<()>().await;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let mut owner = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "no_server_survives_the_kill_of_its_owner"])
+        .env(ROOT, root.path())
+        .spawn()
+        .unwrap();
+    let read = async || std::fs::read_to_string(root.path().join("pid")).ok()?.parse::<u32>().ok();
+    let pid = until("the other's server", read).await;
+    assert_eq!(processes_of(root.path(), &[pid]).len(), 1);
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let gone = async || processes_of(root.path(), &[]).is_empty().then_some(());
+    until("the server's end", gone).await;
+}

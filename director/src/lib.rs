@@ -1,0 +1,1 @@
+//! Owns game server instances: starts, finds again, and removes them.

@@ -1,0 +1,2 @@
+//! The garage-director process.
+fn main() {}

@@ -1,0 +1,289 @@
+//! Identifiers. Each is a newtype with a parse constructor, and each is safe as one token of a NATS subject and
+//! as a part of a Redis key.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
+
+/// A text that is no identifier of the wanted kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {text:?} is not valid: {rule}")]
+pub struct Invalid {
+    kind: &'static str,
+    text: String,
+    rule: &'static str,
+}
+
+impl Invalid {
+    fn new(kind: &'static str, text: &str, rule: &'static str) -> Self {
+        // A refused text may be of any length; the message must not be.
+        Self { kind, text: text.chars().take(64).collect(), rule }
+    }
+}
+
+const NAME_RULE: &str = "1 to 32 of a-z, 0-9 and -, starting with a letter";
+const PLAYER_RULE: &str = "1 to 128 of A-Z, a-z, 0-9, _ and -, any other byte as =XX";
+const UUID_RULE: &str = "a UUID";
+
+/// The most characters a player's id may have once escaped.
+const PLAYER_MAX: usize = 128;
+
+macro_rules! text_form {
+    ($name:ident) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                text.parse().map_err(de::Error::custom)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({self})", stringify!($name))
+            }
+        }
+    };
+}
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Uuid);
+
+        impl $name {
+            /// Wraps a UUID.
+            pub const fn new(id: Uuid) -> Self {
+                Self(id)
+            }
+
+            /// The UUID itself.
+            pub const fn uuid(&self) -> Uuid {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                // Only the hyphenated form: two spellings of one id would be two subjects.
+                let id = Uuid::try_parse(text).ok().filter(|id| {
+                    id.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text
+                });
+                id.map(Self).ok_or_else(|| Invalid::new($kind, text, UUID_RULE))
+            }
+        }
+
+        text_form!($name);
+    };
+}
+
+macro_rules! name_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name itself.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+                let fits = text.len() <= 32
+                    && text.bytes().all(legal)
+                    && text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+                if fits { Ok(Self(text.into())) } else { Err(Invalid::new($kind, text, NAME_RULE)) }
+            }
+        }
+
+        text_form!($name);
+    };
+}
+
+uuid_id!(
+    /// One wish of a player to be matched, from queueing to its end.
+    TicketId,
+    "ticket"
+);
+uuid_id!(
+    /// One match, from the decision that made it until it is closed.
+    SessionId,
+    "session"
+);
+name_id!(
+    /// A queue of the matchmaker, as named in its configuration.
+    QueueName,
+    "queue"
+);
+name_id!(
+    /// A region that game servers run in.
+    Region,
+    "region"
+);
+name_id!(
+    /// A car of the catalogue.
+    CarId,
+    "car"
+);
+name_id!(
+    /// An item of the catalogue.
+    ItemId,
+    "item"
+);
+name_id!(
+    /// A place on a car that takes one item.
+    Slot,
+    "slot"
+);
+
+/// A player, as the studio's identity provider names him, escaped to be one token.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlayerId(Arc<str>);
+
+impl PlayerId {
+    /// Makes the id of a foreign name (a token's `sub`): letters, digits, `_` and `-` stay, any other byte of its
+    /// UTF-8 becomes `=XX`. [`PlayerId::to_foreign`] is the way back.
+    ///
+    /// # Errors
+    /// [`Invalid`] when the name is empty or longer than 128 characters once escaped.
+    pub fn from_foreign(name: &str) -> Result<Self, Invalid> {
+        use fmt::Write;
+        let mut escaped = String::with_capacity(name.len());
+        for byte in name.bytes() {
+            if plain(byte) {
+                escaped.push(char::from(byte));
+            } else {
+                // Writing to a String cannot fail.
+                let _ = write!(escaped, "={byte:02X}");
+            }
+        }
+        if escaped.is_empty() || escaped.len() > PLAYER_MAX {
+            return Err(Invalid::new("player", name, PLAYER_RULE));
+        }
+        Ok(Self(escaped.into()))
+    }
+
+    /// The foreign name that this id was made of.
+    pub fn to_foreign(&self) -> String {
+        // The constructors admit only what `unescape` reads.
+        unescape(&self.0).unwrap_or_default()
+    }
+
+    /// The escaped form, one token.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut name = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte == b'=' {
+            let digit = |b: u8| char::from(b).to_digit(16).filter(|_| !b.is_ascii_lowercase());
+            let value = digit(bytes.next()?)? * 16 + digit(bytes.next()?)?;
+            let value = u8::try_from(value).ok()?;
+            // A second spelling of a plain byte would be a second id of the same player.
+            if plain(value) {
+                return None;
+            }
+            name.push(value);
+        } else if plain(byte) {
+            name.push(byte);
+        } else {
+            return None;
+        }
+    }
+    String::from_utf8(name).ok()
+}
+
+impl fmt::Display for PlayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for PlayerId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let fits = !text.is_empty() && text.len() <= PLAYER_MAX && unescape(text).is_some();
+        if fits { Ok(Self(text.into())) } else { Err(Invalid::new("player", text, PLAYER_RULE)) }
+    }
+}
+
+text_form!(PlayerId);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_lower_case_and_short() {
+        for good in ["ranked", "eu-west-1", "a"] {
+            assert_eq!(good.parse::<QueueName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "1st", "Ranked", "a.b", "a*", "a b", &"a".repeat(33)] {
+            assert!(bad.parse::<QueueName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_has_one_spelling() {
+        let id = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
+        assert_eq!(id.parse::<SessionId>().unwrap().to_string(), id);
+        for bad in ["0198C5A0-7B1E-7C3D-8000-0123456789AB", "0198c5a07b1e7c3d80000123456789ab", "x", ""] {
+            assert!(bad.parse::<SessionId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_player_id_refuses_what_is_no_token() {
+        for bad in ["", "a.b", "a*", "a>", "a b", "=", "=4", "=zz", "=41", "=c3=a9"] {
+            assert!(bad.parse::<PlayerId>().is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_foreign_name_comes_back(name in "\\PC{1,30}") {
+            let id = PlayerId::from_foreign(&name).unwrap();
+            prop_assert_eq!(id.to_foreign(), name);
+            prop_assert!(!id.as_str().contains(['.', '*', '>', ' ']));
+            prop_assert_eq!(id.as_str().parse::<PlayerId>().unwrap(), id);
+        }
+    }
+}

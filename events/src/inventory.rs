@@ -1,0 +1,77 @@
+//! What happens to a player's belongings. Inventory's database is their truth; these events tell the rest of Garage.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::events,
+    id::{CarId, ItemId, SessionId, Slot},
+};
+
+events! {
+    /// What happens to a player's belongings.
+    "inventory" {
+        /// He bought a car.
+        CarPurchased = "car-purchased",
+        /// He bought an item.
+        ItemPurchased = "item-purchased",
+        /// He mounted an item on a car.
+        ItemMounted = "item-mounted",
+        /// He chose the car he drives.
+        CarActivated = "car-activated",
+        /// He was paid for a match.
+        RewardGranted = "reward-granted",
+    }
+}
+
+/// See [`Event::CarPurchased`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarPurchased {
+    /// What.
+    pub car: CarId,
+    /// Coins paid.
+    pub price: u64,
+    /// Coins left.
+    pub balance: u64,
+}
+
+/// See [`Event::ItemPurchased`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemPurchased {
+    /// What.
+    pub item: ItemId,
+    /// Coins paid.
+    pub price: u64,
+    /// Coins left.
+    pub balance: u64,
+}
+
+/// See [`Event::ItemMounted`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemMounted {
+    /// On which car.
+    pub car: CarId,
+    /// Where on it.
+    pub slot: Slot,
+    /// What.
+    pub item: ItemId,
+}
+
+/// See [`Event::CarActivated`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarActivated {
+    /// Which.
+    pub car: CarId,
+}
+
+/// See [`Event::RewardGranted`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewardGranted {
+    /// The match.
+    pub session: SessionId,
+    /// How he did, 1 for the winner.
+    pub place: u32,
+    /// Coins paid.
+    pub amount: u64,
+    /// Coins he has now.
+    pub balance: u64,
+}

@@ -1,0 +1,182 @@
+//! The log on NATS JetStream.
+//!
+//! Everything that is decided on is read with `STREAM.MSG.GET`, which the stream's leader answers; a direct get may be
+//! answered by a replica that has not seen an acknowledged write yet.
+
+mod commit;
+pub mod follow;
+pub mod setup;
+pub mod timer;
+
+use async_nats::{
+    Client,
+    jetstream::{
+        self, Context,
+        message::StreamMessage,
+        stream::{LastRawMessageErrorKind, RawMessageError, Stream},
+    },
+};
+use futures::StreamExt;
+use jetstream_extra::batch_fetch::BatchFetchExt;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    event::{Event, Recorded},
+    id::{PlayerId, SessionId},
+    inventory,
+    log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
+    player, session,
+    subject::{self, Aggregate},
+};
+
+/// Decisions that may wait for a commit in one process; a further one waits for a place.
+const QUEUE: usize = 4_096;
+
+/// The log on JetStream. Clones share one connection and one committer.
+#[derive(Debug, Clone)]
+pub struct JetStreamLog {
+    context: Context,
+    stream: Stream<()>,
+    submit: mpsc::Sender<commit::Submission>,
+}
+
+impl JetStreamLog {
+    /// Opens the log, which `garage init` made, and starts the committer.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`] when the stream is not there, with what to do about it.
+    pub async fn open(client: Client) -> Result<Self, ReadError> {
+        let context = jetstream::new(client);
+        let mut stream = context.get_stream(subject::STREAM).await.map_err(|error| {
+            ReadError::Unavailable(format!("stream {} cannot be opened ({error}); run `garage init`", subject::STREAM))
+        })?;
+        setup::check(stream.info().await.map_err(|error| ReadError::Unavailable(error.to_string()))?)?;
+        let stream = context.get_stream_no_info(subject::STREAM).await.map_err(unavailable)?;
+        let submit = commit::start(context.clone(), stream.clone(), QUEUE);
+        Ok(Self { context, stream, submit })
+    }
+
+    /// The connection's JetStream context.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Sequence of the last message that a filter selects, read at the leader; 0 when there is none.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]
+    pub async fn last_sequence(&self, filter: &str) -> Result<u64, ReadError> {
+        Ok(self.last(filter).await?.map(|message| message.sequence).unwrap_or_default())
+    }
+
+    /// The first message from a sequence on that a filter selects, read at the leader.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]
+    pub async fn next(&self, filter: &str, from: u64) -> Result<Option<StreamMessage>, ReadError> {
+        next(&self.stream, filter, from).await
+    }
+
+    async fn last(&self, filter: &str) -> Result<Option<StreamMessage>, ReadError> {
+        found(self.stream.get_last_raw_message_by_subject(filter).await)
+    }
+
+    /// The whole history of an aggregate with one subject an event type, the oldest first.
+    async fn history<E: Event>(&self, aggregate: &Aggregate) -> Result<Vec<Recorded<E>>, ReadError> {
+        let filter = aggregate.filter();
+        let Some(last) = self.last(&filter).await? else { return Ok(Vec::new()) };
+        let last = decode::<E>(&last)?;
+        if last.n == 1 {
+            return Ok(vec![last]);
+        }
+        // A replica may answer the quick read, and may lag: what it says counts only when it is whole.
+        if let Some(history) = self.quick_history(&filter, &last).await {
+            return Ok(history);
+        }
+        let mut history = Vec::new();
+        let mut from = 1;
+        while from <= last.seq {
+            let Some(message) = self.next(&filter, from).await? else { break };
+            from = message.sequence + 1;
+            history.push(decode::<E>(&message)?);
+        }
+        Ok(history)
+    }
+
+    async fn quick_history<E: Event>(&self, filter: &str, last: &Recorded<E>) -> Option<Vec<Recorded<E>>> {
+        let count = usize::try_from(last.n).ok().filter(|count| *count <= 1_000)?;
+        let batch = self.context.get_batch(subject::STREAM, count).subject(filter).sequence(1).send().await;
+        let mut batch = batch.ok()?;
+        let mut history = Vec::with_capacity(count);
+        while let Some(message) = batch.next().await {
+            history.push(decode::<E>(&message.ok()?).ok()?);
+        }
+        let whole = history.iter().zip(1..).all(|(recorded, n)| recorded.n == n);
+        (whole && history.last().is_some_and(|end| end.seq == last.seq)).then_some(history)
+    }
+}
+
+pub(crate) async fn next(stream: &Stream<()>, filter: &str, from: u64) -> Result<Option<StreamMessage>, ReadError> {
+    found(stream.get_first_raw_message_by_subject(filter, from).await)
+}
+
+/// Sorts "there is none" from "could not ask".
+fn found(result: Result<StreamMessage, RawMessageError>) -> Result<Option<StreamMessage>, ReadError> {
+    match result {
+        Ok(message) => Ok(Some(message)),
+        Err(error) => match error.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            LastRawMessageErrorKind::JetStream(api)
+                if api.error_code() == jetstream::ErrorCode::NO_MESSAGE_FOUND =>
+            {
+                Ok(None)
+            }
+            _ => Err(unavailable(error)),
+        },
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn unavailable(error: impl std::fmt::Display) -> ReadError {
+    ReadError::Unavailable(error.to_string())
+}
+
+pub(crate) fn decode<E: Event>(message: &StreamMessage) -> Result<Recorded<E>, ReadError> {
+    let seq = message.sequence;
+    Recorded::decode(seq, message.time, &message.payload).map_err(|source| ReadError::Unreadable { seq, source })
+}
+
+impl Load for JetStreamLog {
+    async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
+        let Some(last) = self.last(&Aggregate::Player(id.clone()).filter()).await? else {
+            return Ok(Player::default());
+        };
+        let last = decode::<player::Event>(&last)?;
+        Ok(Player {
+            state: player::State::evolve(&last.event),
+            head: Head { seq: last.seq, n: last.n },
+            last: Some(last),
+        })
+    }
+
+    async fn session(&self, id: SessionId) -> Result<Session, ReadError> {
+        Ok(Session::of(self.history::<session::Event>(&Aggregate::Session(id)).await?))
+    }
+
+    async fn inventory(&self, id: &PlayerId) -> Result<Option<Recorded<inventory::Event>>, ReadError> {
+        let last = self.last(&Aggregate::Inventory(id.clone()).filter()).await?;
+        last.map(|message| decode(&message)).transpose()
+    }
+}
+
+impl Append for JetStreamLog {
+    async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
+        let (reply, outcome) = oneshot::channel();
+        let submission = commit::Submission::encode(decision, reply)?;
+        let stopped = || AppendError::Unavailable("the committer has stopped".into());
+        if self.submit.send(submission).await.is_err() {
+            return Err(stopped());
+        }
+        outcome.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}

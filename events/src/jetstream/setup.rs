@@ -1,0 +1,208 @@
+//! What `garage init` makes: streams and consumers. It may be run again at any time, and upgrades what it finds.
+
+use std::time::Duration;
+
+use async_nats::{
+    Client,
+    jetstream::{
+        self, Context,
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        stream::{Config, DiscardPolicy, Info, Source, StorageType},
+    },
+};
+
+use crate::{
+    log::ReadError,
+    subject::{self, ALL, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
+};
+
+/// The oldest server that has all that the log needs.
+pub const OLDEST_SERVER: (u32, u32) = (2, 15);
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// How long the log remembers. An expectation on a subject whose block is cold costs milliseconds under the stream's
+/// lock; a session lives for minutes; who comes back tomorrow is new to the log.
+const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
+
+/// How long the log may become. Full, it refuses commands instead of forgetting its beginning.
+const LOG_BYTES: i64 = 32 << 30;
+
+/// A durable consumer that a worker's instances share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Consumer {
+    /// The stream it reads.
+    pub stream: &'static str,
+    /// Its name; also that of its dead letters.
+    pub name: &'static str,
+    /// The event types of sessions that it selects; empty for all that the stream has for it.
+    tokens: &'static [&'static str],
+}
+
+/// Session reacts to its own events.
+pub const SESSION: Consumer = Consumer { stream: STREAM, name: "session", tokens: &[] };
+/// Session judges reports.
+pub const SESSION_REPORTS: Consumer = Consumer { stream: REPORTS, name: "session-reports", tokens: &[] };
+/// Session reacts to deadlines.
+pub const SESSION_TIMERS: Consumer = Consumer { stream: TIMERS, name: "session-timers", tokens: &[] };
+/// Director starts and removes instances.
+pub const DIRECTOR: Consumer = Consumer { stream: STREAM, name: "director", tokens: &["pod-requested", "closed"] };
+/// Inventory pays.
+pub const INVENTORY: Consumer = Consumer { stream: STREAM, name: "inventory", tokens: &["closed"] };
+
+/// Every durable consumer.
+pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];
+
+impl Consumer {
+    fn config(&self) -> pull::Config {
+        let filter_subjects = match (self.stream, self.tokens) {
+            (TIMERS, _) => vec![ALL_DUE.into()],
+            (REPORTS, _) => vec![ALL_REPORTS.into()],
+            (_, []) => vec![SESSIONS.into()],
+            (_, tokens) => tokens.iter().map(|token| subject::sessions(token)).collect(),
+        };
+        pull::Config {
+            durable_name: Some(self.name.into()),
+            filter_subjects,
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: Duration::from_secs(30),
+            // Without max_deliver: a message past it would vanish without a word. The worker looks at the count.
+            max_ack_pending: 1_000,
+            ..Default::default()
+        }
+    }
+}
+
+/// Makes everything, or brings it up to date.
+///
+/// # Errors
+/// What could not be made, and what the server said.
+pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
+    check_server(&client)?;
+    let context = jetstream::new(client);
+    for config in streams(replicas) {
+        let name = config.name.clone();
+        let failed = |source: async_nats::Error| SetupError::Make { what: format!("stream {name}"), source };
+        match context.get_stream(&name).await {
+            Ok(_) => context.update_stream(&config).await.map(drop).map_err(|error| failed(error.into()))?,
+            Err(error) if is_missing(&error) => {
+                context.create_stream(config).await.map(drop).map_err(|error| failed(error.into()))?;
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+    for consumer in CONSUMERS {
+        make(&context, consumer).await?;
+    }
+    Ok(())
+}
+
+/// Makes one consumer, or brings it up to date.
+///
+/// # Errors
+/// [`SetupError::Make`]
+pub async fn make(context: &Context, consumer: Consumer) -> Result<(), SetupError> {
+    let failed = |source| SetupError::Make { what: format!("consumer {}", consumer.name), source };
+    let stream = context.get_stream_no_info(consumer.stream).await.map_err(|error| failed(error.into()))?;
+    stream.create_consumer(consumer.config()).await.map_err(|error| failed(error.into()))?;
+    Ok(())
+}
+
+fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+    matches!(error.kind(), jetstream::context::GetStreamErrorKind::JetStream(api)
+        if api.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+}
+
+fn streams(replicas: usize) -> [Config; 5] {
+    let base = |name: &str, subjects: &[&str]| Config {
+        name: name.into(),
+        subjects: subjects.iter().map(ToString::to_string).collect(),
+        storage: StorageType::File,
+        num_replicas: replicas,
+        ..Default::default()
+    };
+    [
+        Config {
+            max_age: LOG_AGE,
+            max_bytes: LOG_BYTES,
+            discard: DiscardPolicy::New,
+            deny_delete: true,
+            deny_purge: true,
+            allow_direct: true,
+            allow_atomic_publish: true,
+            ..base(STREAM, &[ALL])
+        },
+        Config {
+            max_age: HOUR * 72,
+            allow_direct: true,
+            mirror: Some(Source { name: STREAM.into(), ..Default::default() }),
+            ..base(HISTORY, &[])
+        },
+        Config {
+            // A schedule beyond max_age never fires.
+            max_age: HOUR * 24,
+            max_bytes: 1 << 30,
+            allow_message_schedules: true,
+            allow_rollup: true,
+            ..base(TIMERS, &["timer.>"])
+        },
+        Config {
+            max_age: HOUR,
+            max_bytes: 1 << 30,
+            // Two say all; a server that repeats itself displaces its own words only.
+            max_messages_per_subject: 2,
+            max_message_size: 64 << 10,
+            ..base(REPORTS, &[ALL_REPORTS])
+        },
+        Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &["dead.*"]) },
+    ]
+}
+
+fn check_server(client: &Client) -> Result<(), SetupError> {
+    let info = client.server_info();
+    let mut numbers = info.version.split(['.', '-']).map_while(|number| number.parse().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < OLDEST_SERVER {
+        return Err(SetupError::Server { version: info.version });
+    }
+    Ok(())
+}
+
+/// Refuses a log with a setting under which its guarantees do not hold.
+pub(super) fn check(info: &Info) -> Result<(), ReadError> {
+    let config = &info.config;
+    let wrong = |what: &str| {
+        Err(ReadError::Unavailable(format!("stream {STREAM} {what}; run `garage init` of this version to mend it")))
+    };
+    if !config.allow_atomic_publish {
+        return wrong("does not take atomic batches");
+    }
+    if config.allow_message_schedules || config.allow_rollup || config.republish.is_some() {
+        // With any of these, who may publish one subject can erase the log or write another's event.
+        return wrong("allows schedules, roll-ups or republishing");
+    }
+    if config.discard != DiscardPolicy::New {
+        return wrong("forgets its beginning when it is full");
+    }
+    Ok(())
+}
+
+/// Why the log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The server is too old.
+    #[error("nats-server {version} is too old; Garage needs {}.{} or newer", OLDEST_SERVER.0, OLDEST_SERVER.1)]
+    Server {
+        /// What the server says it is.
+        version: String,
+    },
+    /// The server would not.
+    #[error("{what} cannot be made: {source}")]
+    Make {
+        /// What.
+        what: String,
+        /// What the server said.
+        source: async_nats::Error,
+    },
+}

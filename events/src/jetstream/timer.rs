@@ -1,0 +1,33 @@
+//! A session's timer: one message that the server publishes at the deadline of the session's present phase.
+
+use async_nats::jetstream::{Context, context::traits::Publisher, message::PublishMessage};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{id::SessionId, log::ReadError, subject};
+
+/// Sets a session's timer, in place of one set before. It may fire some seconds late, and more than once.
+///
+/// # Errors
+/// [`ReadError::Unavailable`] when the server did not confirm it.
+pub async fn set(context: &Context, session: SessionId, at: OffsetDateTime) -> Result<(), ReadError> {
+    let at = at.replace_nanosecond(0).map_or(at, |at| at + time::Duration::SECOND);
+    let at = at.to_offset(time::UtcOffset::UTC).format(&Rfc3339).map_err(super::unavailable)?;
+    let message = PublishMessage::build()
+        .header("Nats-Schedule", format!("@at {at}").as_str())
+        .header("Nats-Schedule-Target", subject::timer_due(session).as_str());
+    publish(context, session, message).await
+}
+
+/// Takes a session's timer away.
+///
+/// # Errors
+/// [`ReadError::Unavailable`] when the server did not confirm it.
+pub async fn cancel(context: &Context, session: SessionId) -> Result<(), ReadError> {
+    publish(context, session, PublishMessage::build().header("Nats-Rollup", "sub")).await
+}
+
+async fn publish(context: &Context, session: SessionId, message: PublishMessage) -> Result<(), ReadError> {
+    let message = message.outbound_message(subject::timer_set(session));
+    context.publish_message(message).await.map_err(super::unavailable)?.await.map_err(super::unavailable)?;
+    Ok(())
+}

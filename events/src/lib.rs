@@ -1,0 +1,21 @@
+//! The contract of Garage and its log.
+//!
+//! - [`id`], [`subject`], [`projection`]: names, and how subjects and Redis keys are made of them.
+//! - [`event`]: the message; [`player`], [`session`], [`inventory`]: the events and the deciders.
+//! - [`log`]: load, decide, append, as traits; [`jetstream`]: the log on NATS JetStream; [`sim`]: the log in memory,
+//!   for tests, under the same contract.
+//! - [`game`]: the contract with game servers; [`svc`]: requests between workers.
+//! - [`world`]: time and ids.
+
+pub mod event;
+pub mod game;
+pub mod id;
+pub mod inventory;
+pub mod jetstream;
+pub mod log;
+pub mod player;
+pub mod projection;
+pub mod session;
+pub mod subject;
+pub mod svc;
+pub mod world;

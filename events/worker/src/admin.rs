@@ -1,0 +1,100 @@
+//! The admin port: /livez, /readyz, /metrics.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use http_body_util::Full;
+use hyper::{Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::Semaphore};
+
+/// What the worker depends on, and whether each is there.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, Option<String>>>>);
+
+impl Health {
+    /// Notes that a dependency is there.
+    pub fn up(&self, dependency: &'static str) {
+        self.entries().insert(dependency, None);
+    }
+
+    /// Notes that a dependency is not there, and why.
+    pub fn down(&self, dependency: &'static str, reason: impl Into<String>) {
+        self.entries().insert(dependency, Some(reason.into()));
+    }
+
+    fn report(&self) -> (bool, String) {
+        let entries = self.entries();
+        let lines = entries.iter().map(|(name, down)| match down {
+            None => format!("{name}: ok\n"),
+            Some(reason) => format!("{name}: {reason}\n"),
+        });
+        (entries.values().all(Option::is_none), lines.collect())
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Option<String>>> {
+        // Each change is one insert: a panic of another holder leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connections at a time; probes and one scraper need few.
+const CONNECTIONS: usize = 32;
+
+pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (--admin)"))?;
+    tracing::info!(address = %listener.local_addr()?, "admin port open");
+    Ok(listener)
+}
+
+pub(crate) async fn serve(listener: TcpListener, health: Health, metrics: PrometheusHandle) -> anyhow::Result<()> {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Too many open files passes; the port must outlive it.
+                tracing::warn!(%error, "admin port cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (health, metrics) = (health.clone(), metrics.clone());
+        tokio::spawn(async move {
+            let answer = service_fn(|request: Request<Incoming>| {
+                let response = respond(request.uri().path(), &health, &metrics);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(5))
+                .serve_connection(TokioIo::new(stream), answer);
+            // A prober that hangs up is no news.
+            let _ = tokio::time::timeout(Duration::from_secs(60), connection).await;
+            drop(place);
+        });
+    }
+}
+
+fn respond(path: &str, health: &Health, metrics: &PrometheusHandle) -> Response<Full<Bytes>> {
+    let (status, body) = match path {
+        "/livez" => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => match health.report() {
+            (true, report) => (StatusCode::OK, report),
+            (false, report) => (StatusCode::SERVICE_UNAVAILABLE, report),
+        },
+        "/metrics" => (StatusCode::OK, metrics.render()),
+        _ => (StatusCode::NOT_FOUND, "try /livez, /readyz or /metrics\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}

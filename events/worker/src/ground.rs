@@ -1,0 +1,104 @@
+//! A worker's connection, admin port and long tasks.
+
+use std::{future::Future, sync::OnceLock, time::Duration};
+
+use anyhow::Context;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::task::JoinSet;
+
+use crate::{Health, Shutdown, admin, config};
+
+/// How long a worker may take to finish what is in flight once it is told to stop.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// What a worker stands on.
+#[derive(Debug)]
+pub struct Ground {
+    /// The connection to NATS.
+    pub client: async_nats::Client,
+    /// Cancelled when the worker is to stop.
+    pub shutdown: Shutdown,
+    /// What /readyz says.
+    pub health: Health,
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+impl Ground {
+    /// Connects to NATS and opens the admin port.
+    ///
+    /// # Errors
+    /// When either cannot be done.
+    pub async fn start(name: &'static str, config: &config::Worker, shutdown: Shutdown) -> anyhow::Result<Self> {
+        let metrics = recorder()?;
+        let listener = admin::bind(config.admin).await?;
+        let client = config.nats.connect(name).await?;
+        let health = Health::default();
+        health.up("nats");
+        let mut ground = Self { client, shutdown, health, tasks: JoinSet::new() };
+        ground.spawn("admin", admin::serve(listener, ground.health.clone(), metrics));
+        ground.spawn("nats watch", watch(ground.client.clone(), ground.health.clone()));
+        Ok(ground)
+    }
+
+    /// Runs a long task. It should end once `shutdown` is cancelled and what it holds is done; if it ends before, the
+    /// worker ends.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.tasks.spawn(async move { (name, task.await) });
+    }
+
+    /// Runs until the worker is told to stop, or until a long task ends by itself.
+    ///
+    /// # Errors
+    /// When a long task ended by itself; names it.
+    pub async fn wait(mut self) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            () = self.shutdown.cancelled() => None,
+            ended = self.tasks.join_next() => ended,
+        };
+        if let Some(ended) = ended.filter(|_| !self.shutdown.is_cancelled()) {
+            self.shutdown.cancel();
+            let (name, result) = ended.context("a task panicked")?;
+            result.with_context(|| format!("task {name} failed"))?;
+            anyhow::bail!("task {name} ended by itself");
+        }
+        tracing::info!("stopping");
+        let drain = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                match ended {
+                    Ok((name, Err(error))) => tracing::warn!(task = name, %error, "task failed while stopping"),
+                    Ok((name, Ok(()))) => tracing::debug!(task = name, "task ended"),
+                    Err(error) => tracing::warn!(%error, "task panicked while stopping"),
+                }
+                // Those that answer for the process itself run until there is nothing left to answer for.
+                if self.tasks.len() <= 2 {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(DRAIN, drain).await.is_err() {
+            tracing::warn!("not everything in flight was finished in time; the log will have it done again");
+        }
+        self.tasks.abort_all();
+        // What was published last must leave before the process does.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.client.flush()).await;
+        Ok(())
+    }
+}
+
+/// Reports in /readyz whether NATS is there.
+async fn watch(client: async_nats::Client, health: Health) -> anyhow::Result<()> {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match client.connection_state() {
+            async_nats::connection::State::Connected => health.up("nats"),
+            state => health.down("nats", state.to_string()),
+        }
+    }
+}
+
+/// The process's one recorder of metrics; several workers in one process (tests) share it.
+fn recorder() -> anyhow::Result<PrometheusHandle> {
+    static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
+    let handle = RECORDER.get_or_init(|| PrometheusBuilder::new().install_recorder().map_err(|error| error.to_string()));
+    handle.clone().map_err(|error| anyhow::anyhow!("metrics cannot be recorded: {error}"))
+}

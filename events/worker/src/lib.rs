@@ -1,0 +1,17 @@
+//! The ground that every worker stands on.
+//!
+//! - [`main`]: tracing, configuration, exit code; what a worker's `main.rs` calls.
+//! - [`Ground`]: the connection to NATS, the admin port, long tasks and their clean end.
+//! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
+
+mod admin;
+pub mod config;
+mod ground;
+mod process;
+pub mod reactor;
+pub mod service;
+
+pub use admin::Health;
+pub use ground::Ground;
+pub use process::{init_tracing, main, shutdown_signal};
+pub use tokio_util::sync::CancellationToken as Shutdown;

@@ -1,0 +1,272 @@
+//! Reacting to messages of a stream, through a durable consumer that the worker's instances share.
+//!
+//! A message is acknowledged after its effect is durable, so that it may come more than once: a handler must be
+//! idempotent. A dependency that is down is no failed delivery: the message is held, with progress reported, and as all
+//! places fill, nothing more is fetched.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
+use bytes::Bytes;
+use futures::StreamExt;
+use garage_events::{
+    event::{DecodeError, Event, Recorded},
+    jetstream::setup,
+    log::{AppendError, ReadError},
+    subject,
+};
+use time::OffsetDateTime;
+use tokio::{sync::Semaphore, time::sleep};
+
+use crate::Shutdown;
+
+/// Deliveries after which a message that still cannot be handled goes to the dead letters.
+const DELIVERIES: i64 = 10;
+
+/// Tries that one delivery gets, when each ends in a conflict or the like.
+const TRIES: u32 = 5;
+
+/// How long a delivery is held before the server must hear that it is not forgotten; its ack_wait is 30 s.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+/// A message to react to.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Its sequence in its stream.
+    pub seq: u64,
+    /// Its stream's timestamp.
+    pub time: OffsetDateTime,
+    /// Its subject.
+    pub subject: String,
+    /// Its body.
+    pub body: Bytes,
+    /// How often it has come, this time included.
+    pub delivered: i64,
+}
+
+impl Delivery {
+    /// Reads it as an event of the log.
+    ///
+    /// # Errors
+    /// [`Failure::Poison`]
+    pub fn event<E: Event>(&self) -> Result<Recorded<E>, Failure> {
+        Recorded::decode(self.seq, self.time, &self.body).map_err(|error: DecodeError| Failure::Poison(error.into()))
+    }
+}
+
+/// Why a reaction did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Something the reaction needs is down; it is tried for as long as that takes.
+    #[error("{0:#}")]
+    Unavailable(anyhow::Error),
+    /// It may do next time.
+    #[error("{0:#}")]
+    Retry(anyhow::Error),
+    /// It never will.
+    #[error("{0:#}")]
+    Poison(anyhow::Error),
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unavailable(_) => Self::Unavailable(error.into()),
+            ReadError::Unreadable { .. } => Self::Poison(error.into()),
+        }
+    }
+}
+
+impl From<AppendError> for Failure {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Conflict(_) => Self::Retry(error.into()),
+            AppendError::Unavailable(_) => Self::Unavailable(error.into()),
+            AppendError::Refused(_) => Self::Poison(error.into()),
+        }
+    }
+}
+
+/// Reacts to a consumer's messages, at most `concurrency` at a time, until `shutdown`; then finishes what it holds. To
+/// be spawned as a long task.
+///
+/// # Errors
+/// When the consumer is not there.
+pub async fn react<F, R>(
+    context: jetstream::Context,
+    consumer: setup::Consumer,
+    concurrency: usize,
+    shutdown: Shutdown,
+    handler: F,
+) -> anyhow::Result<()>
+where
+    F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<(), Failure>> + Send,
+{
+    let places = Arc::new(Semaphore::new(concurrency));
+    while !shutdown.is_cancelled() {
+        let messages = open(&context, consumer, concurrency).await;
+        let mut messages = match messages {
+            Ok(messages) => messages,
+            Err(error) => {
+                tracing::warn!(consumer = consumer.name, %error, "consumer cannot be opened; trying again");
+                tokio::select! { () = shutdown.cancelled() => break, () = sleep(Duration::from_secs(1)) => continue }
+            }
+        };
+        loop {
+            // A place first: what is fetched can be begun at once, so that its ack_wait is not spent in a queue.
+            let place = tokio::select! {
+                () = shutdown.cancelled() => break,
+                place = Arc::clone(&places).acquire_owned() => place?,
+            };
+            let message = tokio::select! {
+                () = shutdown.cancelled() => break,
+                message = messages.next() => message,
+            };
+            let message = match message {
+                Some(Ok(message)) => message,
+                Some(Err(error)) => {
+                    tracing::warn!(consumer = consumer.name, %error, "fetching was interrupted; going on");
+                    break;
+                }
+                None => break,
+            };
+            let reaction = Reaction { context: context.clone(), consumer, message, shutdown: shutdown.clone() };
+            let handler = handler.clone();
+            tokio::spawn(async move {
+                reaction.run(handler).await;
+                drop(place);
+            });
+        }
+    }
+    // All places free means that nothing is in flight.
+    let _ = places.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
+    Ok(())
+}
+
+async fn open(
+    context: &jetstream::Context,
+    consumer: setup::Consumer,
+    concurrency: usize,
+) -> Result<jetstream::consumer::pull::Stream, async_nats::Error> {
+    let stream = context.get_stream_no_info(consumer.stream).await?;
+    let pull: PullConsumer = stream.get_consumer(consumer.name).await?;
+    Ok(pull
+        .stream()
+        .max_messages_per_batch(concurrency)
+        .heartbeat(Duration::from_secs(5))
+        .expires(Duration::from_secs(30))
+        .messages()
+        .await?)
+}
+
+struct Reaction {
+    context: jetstream::Context,
+    consumer: setup::Consumer,
+    message: jetstream::Message,
+    shutdown: Shutdown,
+}
+
+impl Reaction {
+    async fn run<F, R>(self, handler: F)
+    where
+        F: Fn(Delivery) -> R,
+        R: Future<Output = Result<(), Failure>>,
+    {
+        let name = self.consumer.name;
+        let delivery = match self.message.info() {
+            Ok(info) => Delivery {
+                seq: info.stream_sequence,
+                time: info.published,
+                subject: self.message.subject.to_string(),
+                body: self.message.payload.clone(),
+                delivered: info.delivered,
+            },
+            Err(error) => {
+                tracing::error!(consumer = name, %error, "delivery without its place in the stream");
+                return;
+            }
+        };
+        // Twice the bound: the process dies of it each time, so that it cannot even be tried once more for its error.
+        if delivery.delivered > 2 * DELIVERIES {
+            let reason = format!("delivered {} times and never acknowledged", delivery.delivered);
+            return self.bury(&delivery, &reason).await;
+        }
+        let mut tries = 0;
+        loop {
+            match self.held(handler(delivery.clone())).await {
+                Ok(()) => {
+                    metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
+                    return self.answer(AckKind::Ack).await;
+                }
+                Err(Failure::Poison(error)) => return self.bury(&delivery, &format!("{error:#}")).await,
+                Err(Failure::Unavailable(error)) => {
+                    metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "held").increment(1);
+                    tracing::warn!(consumer = name, event.seq = delivery.seq, "waiting for a dependency: {error:#}");
+                    let wait = Duration::from_millis(200 << tries.min(4));
+                    tokio::select! {
+                        () = self.shutdown.cancelled() => return self.answer(AckKind::Nak(None)).await,
+                        () = self.held(sleep(wait)) => tries += 1,
+                    }
+                }
+                Err(Failure::Retry(error)) => {
+                    metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "retry").increment(1);
+                    tries += 1;
+                    if delivery.delivered > DELIVERIES {
+                        return self.bury(&delivery, &format!("{error:#}")).await;
+                    }
+                    if tries >= TRIES {
+                        tracing::warn!(consumer = name, event.seq = delivery.seq, "tried in vain; again later: {error:#}");
+                        let delay = Duration::from_millis(500 << delivery.delivered.clamp(0, 6));
+                        return self.answer(AckKind::Nak(Some(delay))).await;
+                    }
+                    sleep(Duration::from_millis(5 << tries)).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for something while telling the server that the delivery is not forgotten.
+    async fn held<T>(&self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = sleep(PROGRESS) => self.answer(AckKind::Progress).await,
+            }
+        }
+    }
+
+    async fn answer(&self, kind: AckKind) {
+        if let Err(error) = self.message.ack_with(kind).await {
+            // It will come again; the effect is idempotent.
+            tracing::debug!(consumer = self.consumer.name, %error, "acknowledgement not sent");
+        }
+    }
+
+    /// Puts the message aside, with the error in front, where an operator finds it.
+    async fn bury(&self, delivery: &Delivery, reason: &str) {
+        let name = self.consumer.name;
+        metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "dead").increment(1);
+        tracing::error!(consumer = name, event.seq = delivery.seq, subject = delivery.subject, reason, "message given up");
+        let body = serde_json::json!({
+            "error": reason,
+            "consumer": name,
+            "stream": self.consumer.stream,
+            "seq": delivery.seq,
+            "subject": delivery.subject,
+            "body": String::from_utf8_lossy(&delivery.body),
+        });
+        let sent = async {
+            let ack = self.context.publish(subject::dead(name), body.to_string().into()).await?;
+            ack.await
+        };
+        match sent.await {
+            Ok(_) => self.answer(AckKind::Term).await,
+            Err(error) => {
+                tracing::warn!(consumer = name, %error, "dead letter not stored; the message will come again");
+                self.answer(AckKind::Nak(Some(PROGRESS))).await;
+            }
+        }
+    }
+}

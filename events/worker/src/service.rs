@@ -1,0 +1,116 @@
+//! Answering requests, on the NATS service API, so that `nats service ls` lists the workers.
+
+use std::{future::Future, sync::Arc};
+
+use async_nats::{
+    Client,
+    service::{self, ServiceExt},
+};
+use futures::StreamExt;
+use garage_events::svc::Call;
+use tokio::sync::Semaphore;
+
+use crate::Shutdown;
+
+/// A request that will not be granted; the code has HTTP's meaning.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Refusal {
+    /// HTTP's status.
+    pub code: u16,
+    /// For the person who asked.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(code: u16, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl From<garage_events::log::ReadError> for Refusal {
+    fn from(error: garage_events::log::ReadError) -> Self {
+        Self::new(503, error.to_string())
+    }
+}
+
+/// A named service of one or more endpoints; its instances share the requests.
+pub struct Service {
+    service: Arc<service::Service>,
+    name: &'static str,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// Announces a service.
+    ///
+    /// # Errors
+    /// What the client said.
+    pub async fn start(client: &Client, name: &'static str, description: &str) -> anyhow::Result<Self> {
+        let builder = client.service_builder().description(description);
+        let service = builder.start(name, env!("CARGO_PKG_VERSION")).await.map_err(anyhow::Error::from_boxed)?;
+        Ok(Self { service: Arc::new(service), name })
+    }
+
+    /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. To be spawned as a long task.
+    ///
+    /// # Errors
+    /// When the endpoint cannot be opened, or is closed by the server.
+    pub async fn serve<C, F, R>(
+        &self,
+        concurrency: usize,
+        shutdown: Shutdown,
+        handler: F,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<C, F, R>>
+    where
+        C: Call,
+        F: Fn(C) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Result<C::Reply, Refusal>> + Send,
+    {
+        let name = C::SUBJECT.rsplit('.').next().unwrap_or(C::SUBJECT);
+        let builder = self.service.endpoint_builder().name(name);
+        let mut endpoint = builder.add(C::SUBJECT).await.map_err(anyhow::Error::from_boxed)?;
+        // The service stops answering `nats service ls` when its last endpoint has ended.
+        let service = Arc::clone(&self.service);
+        Ok(async move {
+            let _service = service;
+            let places = Arc::new(Semaphore::new(concurrency));
+            loop {
+                let request = tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    request = endpoint.next() => request,
+                };
+                let Some(request) = request else { anyhow::bail!("endpoint {} was closed", C::SUBJECT) };
+                let place = Arc::clone(&places).acquire_owned().await?;
+                let handler = handler.clone();
+                tokio::spawn(async move {
+                    let answer = match serde_json::from_slice(&request.message.payload) {
+                        Ok(call) => handler(call).await,
+                        Err(error) => Err(Refusal::new(400, format!("request cannot be read: {error}"))),
+                    };
+                    let answer = answer.and_then(|reply| {
+                        serde_json::to_vec(&reply).map_err(|error| Refusal::new(500, error.to_string()))
+                    });
+                    let answer = answer.map(Into::into).map_err(|refusal| service::error::Error {
+                        code: refusal.code.into(),
+                        status: refusal.message,
+                    });
+                    if let Err(error) = request.respond(answer).await {
+                        tracing::warn!(%error, endpoint = C::SUBJECT, "reply cannot be sent");
+                    }
+                    drop(place);
+                });
+            }
+            // What is being answered still gets its answer.
+            let all = u32::try_from(concurrency).unwrap_or(u32::MAX);
+            let _ = places.acquire_many(all).await;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! REST and WebSocket for game clients.

@@ -1,0 +1,2 @@
+//! The garage-gateway process.
+fn main() {}

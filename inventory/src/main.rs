@@ -1,0 +1,2 @@
+//! The garage-inventory process.
+fn main() {}

@@ -1,0 +1,84 @@
+//! First sight of a player: what he starts with, once.
+
+use std::collections::BTreeSet;
+
+use garage_events::id::PlayerId;
+use sqlx::{MySql, MySqlPool, QueryBuilder};
+
+use super::{push_list, retrying, signed};
+use crate::{
+    domain::{STARTER_CAR, STARTER_COINS, STARTER_ITEMS},
+    error::Error,
+};
+
+/// The name of the ledger's entry for the starter coins; unique with the player.
+const STARTER: &str = "starter";
+
+/// Gives those players who are not known yet their starter car, items and coins. When many ask at once one of them
+/// inserts; the keys refuse the others, who look again and find it done.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn introduce(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Result<(), Error> {
+    if players.is_empty() {
+        return Ok(());
+    }
+    retrying(|| introduce_once(pool, players)).await
+}
+
+async fn introduce_once(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Result<(), Error> {
+    let mut transaction = pool.begin().await?;
+    let mut query = QueryBuilder::new("SELECT id FROM players WHERE id IN ");
+    push_list(&mut query, players.iter().copied());
+    let known: Vec<String> = query.build_query_scalar().fetch_all(&mut *transaction).await?;
+    let known: BTreeSet<&str> = known.iter().map(String::as_str).collect();
+    // In the order of their ids, as all insert: two transactions then wait for each other in one direction only.
+    let new: Vec<&PlayerId> = players.iter().copied().filter(|player| !known.contains(player.as_str())).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let coins = signed(STARTER_COINS)?;
+
+    let mut insert: QueryBuilder<MySql> = QueryBuilder::new("INSERT INTO players (id) ");
+    insert.push_values(&new, |mut row, player| {
+        row.push_bind(player.as_str());
+    });
+    insert.build().execute(&mut *transaction).await?;
+
+    let mut insert: QueryBuilder<MySql> = QueryBuilder::new("INSERT INTO wallets (player, balance) ");
+    insert.push_values(&new, |mut row, player| {
+        row.push_bind(player.as_str()).push_bind(coins);
+    });
+    insert.build().execute(&mut *transaction).await?;
+
+    let mut insert: QueryBuilder<MySql> =
+        QueryBuilder::new("INSERT INTO ledger (player, name, reason, amount, balance) ");
+    insert.push_values(&new, |mut row, player| {
+        row.push_bind(player.as_str()).push_bind(STARTER).push_bind("starter").push_bind(coins).push_bind(coins);
+    });
+    insert.build().execute(&mut *transaction).await?;
+
+    for table in ["owned_cars", "active_cars"] {
+        let mut insert: QueryBuilder<MySql> = QueryBuilder::new(format!("INSERT INTO {table} (player, car) "));
+        insert.push_values(&new, |mut row, player| {
+            row.push_bind(player.as_str()).push_bind(STARTER_CAR);
+        });
+        insert.build().execute(&mut *transaction).await?;
+    }
+
+    let starters = || new.iter().flat_map(|player| STARTER_ITEMS.map(|(item, slot)| (player.as_str(), item, slot)));
+    let mut insert: QueryBuilder<MySql> = QueryBuilder::new("INSERT INTO owned_items (player, item, quantity) ");
+    insert.push_values(starters(), |mut row, (player, item, _)| {
+        row.push_bind(player).push_bind(item).push_bind(1_u32);
+    });
+    insert.build().execute(&mut *transaction).await?;
+
+    let mut insert: QueryBuilder<MySql> = QueryBuilder::new("INSERT INTO mounted_items (player, car, slot, item) ");
+    insert.push_values(starters(), |mut row, (player, item, slot)| {
+        row.push_bind(player).push_bind(STARTER_CAR).push_bind(slot).push_bind(item);
+    });
+    insert.build().execute(&mut *transaction).await?;
+
+    transaction.commit().await?;
+    Ok(())
+}

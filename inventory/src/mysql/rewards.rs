@@ -1,0 +1,80 @@
+//! Coins for matches, once per session and player.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use garage_events::{
+    game::Placing,
+    id::{PlayerId, SessionId},
+    inventory::{Event, RewardGranted},
+};
+use sqlx::{MySql, MySqlPool, QueryBuilder};
+
+use super::{beyond, lock, outbox, players::introduce, push_list, retrying, signed};
+use crate::{domain, error::Error};
+
+/// Pays the players of a session for their places: all in one transaction, each once however often it is asked. Who
+/// has been paid already is left out; a player unknown so far gets his starter first.
+///
+/// # Errors
+/// See [`Error`]. After one, nobody was paid by this call.
+pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing]) -> Result<(), Error> {
+    // A game server names each player once; should one not, the better place, which comes first, counts.
+    let mut placings: BTreeMap<&PlayerId, &Placing> = BTreeMap::new();
+    for placing in closed_results {
+        placings.entry(&placing.player).or_insert(placing);
+    }
+    if placings.is_empty() {
+        return Ok(());
+    }
+    introduce(pool, &placings.keys().copied().collect()).await?;
+    retrying(|| pay_once(pool, session, &placings)).await
+}
+
+async fn pay_once(
+    pool: &MySqlPool,
+    session: SessionId,
+    placings: &BTreeMap<&PlayerId, &Placing>,
+) -> Result<(), Error> {
+    let name = format!("reward:{session}");
+    let mut transaction = pool.begin().await?;
+    let balances = lock(&mut transaction, placings.keys().copied()).await?;
+
+    let mut query = QueryBuilder::new("SELECT player FROM ledger WHERE name = ");
+    query.push_bind(&name).push(" AND player IN ");
+    push_list(&mut query, placings.keys().copied());
+    let paid: Vec<String> = query.build_query_scalar().fetch_all(&mut *transaction).await?;
+    let paid: BTreeSet<&str> = paid.iter().map(String::as_str).collect();
+
+    let mut entries = Vec::new();
+    let mut events = Vec::new();
+    for (&player, placing) in placings.iter().filter(|(player, _)| !paid.contains(player.as_str())) {
+        let before = *balances.get(player).ok_or_else(|| Error::Corrupt(format!("{player} has no wallet")))?;
+        let amount = domain::reward(placing);
+        let balance = before.checked_add(amount).ok_or_else(|| beyond(before))?;
+        entries.push((player, signed(amount)?, signed(balance)?));
+        events.push((player, Event::from(RewardGranted { session, place: placing.place, amount, balance })));
+    }
+    if entries.is_empty() {
+        return Ok(());
+    }
+
+    let mut insert: QueryBuilder<MySql> =
+        QueryBuilder::new("INSERT INTO ledger (player, name, reason, amount, balance) ");
+    insert.push_values(&entries, |mut row, (player, amount, balance)| {
+        row.push_bind(player.as_str()).push_bind(&name).push_bind("reward").push_bind(amount).push_bind(balance);
+    });
+    insert.build().execute(&mut *transaction).await?;
+
+    // The wallets take over what the new entries say is in them: one statement however many players there are.
+    let mut update = QueryBuilder::new(
+        "UPDATE wallets w JOIN ledger l ON l.player = w.player SET w.balance = l.balance WHERE l.name = ",
+    );
+    update.push_bind(&name).push(" AND w.player IN ");
+    push_list(&mut update, entries.iter().map(|(player, ..)| *player));
+    update.build().execute(&mut *transaction).await?;
+
+    outbox::put(&mut transaction, Some(session), &events).await?;
+    transaction.commit().await?;
+    metrics::counter!("garage_inventory_rewards_total").increment(entries.len() as u64);
+    Ok(())
+}

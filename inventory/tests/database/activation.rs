@@ -1,0 +1,43 @@
+use garage_events::inventory::{CarActivated, Event};
+use garage_inventory::{
+    Error,
+    mysql::{garage, outbox},
+};
+
+use crate::support::{at_once, player, pool};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owned_car_becomes_the_active_one_and_is_told_once() {
+    let pool = pool().await;
+    let anna = player("anna");
+    let car = "vixen".parse().unwrap();
+    garage::garage(&pool, &anna).await.unwrap();
+    sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('anna', 'vixen')").execute(&pool).await.unwrap();
+    let outcomes = at_once(16, |_| {
+        let (pool, anna, car) = (pool.clone(), anna.clone(), "vixen".parse().unwrap());
+        async move { garage::activate(&pool, &anna, &car).await }
+    })
+    .await;
+    for outcome in outcomes {
+        assert_eq!(outcome.unwrap().active_car, car);
+    }
+    assert_eq!(garage::garage(&pool, &anna).await.unwrap().active_car, car);
+    assert_eq!(garage::loadouts(&pool, std::slice::from_ref(&anna)).await.unwrap()[0].car.id, car);
+    let rows = outbox::oldest(&pool, 10).await.unwrap();
+    let [row] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_eq!((&row.player, &row.event), (&anna, &Event::CarActivated(CarActivated { car })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_car_of_somebody_else_is_refused() {
+    let pool = pool().await;
+    garage::garage(&pool, &player("bert")).await.unwrap();
+    sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('bert', 'vixen')").execute(&pool).await.unwrap();
+    let anna = player("anna");
+    for car in ["vixen", "no-such-car"] {
+        let error = garage::activate(&pool, &anna, &car.parse().unwrap()).await.unwrap_err();
+        assert!(matches!(error, Error::NotOwned { .. }), "{error:?}");
+    }
+    assert_eq!(garage::garage(&pool, &anna).await.unwrap().active_car.as_str(), "pebble");
+    assert!(outbox::oldest(&pool, 10).await.unwrap().is_empty());
+}

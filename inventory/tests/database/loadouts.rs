@@ -1,0 +1,89 @@
+use garage_inventory::{
+    Error,
+    mysql::{catalogue, garage},
+};
+
+use crate::support::{player, pool};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loadout_is_the_active_car_with_what_is_mounted_on_it() {
+    let pool = pool().await;
+    let anna = player("anna");
+    garage::garage(&pool, &anna).await.unwrap();
+    for statement in [
+        "INSERT INTO owned_cars (player, car) VALUES ('anna', 'magpie')",
+        "INSERT INTO owned_items (player, item, quantity) VALUES ('anna', 'engine-sport', 1), ('anna', 'turbo-small', 2)",
+        "INSERT INTO mounted_items (player, car, slot, item) VALUES
+            ('anna', 'magpie', 'engine', 'engine-sport'), ('anna', 'magpie', 'turbo', 'turbo-small')",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    garage::activate(&pool, &anna, &"magpie".parse().unwrap()).await.unwrap();
+
+    let loadouts = garage::loadouts(&pool, std::slice::from_ref(&anna)).await.unwrap();
+    let [loadout] = loadouts.as_slice() else { panic!("{loadouts:?}") };
+    let items = catalogue::items(&pool).await.unwrap();
+    let cars = catalogue::cars(&pool).await.unwrap();
+    let magpie = cars.iter().find(|car| car.id.as_str() == "magpie").unwrap();
+    assert_eq!(loadout.car.id, magpie.id);
+    assert_eq!((&loadout.car.model, &loadout.car.texture), (&magpie.model, &magpie.texture));
+    let engine = &items[&"engine-sport".parse().unwrap()];
+    let turbo = &items[&"turbo-small".parse().unwrap()];
+    assert_eq!(loadout.car.stats, turbo.effect.on(engine.effect.on(magpie.stats)));
+    assert!(loadout.car.stats.power_kw > magpie.stats.power_kw);
+    let mounted: Vec<_> = loadout.items.iter().map(|(slot, item)| (slot.as_str(), item.id.as_str())).collect();
+    assert_eq!(mounted, [("engine", "engine-sport"), ("turbo", "turbo-small")]);
+    let engine_item = &loadout.items[&"engine".parse().unwrap()];
+    assert_eq!((&engine_item.model, &engine_item.texture), (&engine.model, &engine.texture));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_starter_drives_better_than_the_bare_car() {
+    let pool = pool().await;
+    let loadouts = garage::loadouts(&pool, &[player("anna")]).await.unwrap();
+    let cars = catalogue::cars(&pool).await.unwrap();
+    let bare = cars.iter().find(|car| car.id == loadouts[0].car.id).unwrap();
+    assert!(loadouts[0].car.stats.grip > bare.stats.grip);
+    assert_eq!(loadouts[0].car.stats.mass_kg, bare.stats.mass_kg);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_and_known_players_come_in_the_order_asked_for() {
+    let pool = pool().await;
+    garage::garage(&pool, &player("bert")).await.unwrap();
+    let asked: Vec<_> = ["carl", "bert", "anna", "bert"].map(player).into();
+    let loadouts = garage::loadouts(&pool, &asked).await.unwrap();
+    assert!(loadouts.iter().map(|loadout| &loadout.player).eq(&asked));
+    assert!(garage::loadouts(&pool, &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_as_a_request_may_name_and_no_more() {
+    let pool = pool().await;
+    let players: Vec<_> = (0..64).map(|number| player(&format!("p{number}"))).collect();
+    assert_eq!(garage::loadouts(&pool, &players).await.unwrap().len(), 64);
+    let more = vec![player("anna"); 65];
+    let error = garage::loadouts(&pool, &more).await.unwrap_err();
+    assert!(matches!(error, Error::TooMany { asked: 65, most: 64 }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_lets_nobody_mount_what_does_not_fit() {
+    let pool = pool().await;
+    garage::garage(&pool, &player("anna")).await.unwrap();
+    garage::garage(&pool, &player("bert")).await.unwrap();
+    sqlx::query("INSERT INTO owned_items (player, item, quantity) VALUES ('anna', 'spoiler-lip', 1), ('anna', 'engine-tuned', 1)")
+        .execute(&pool)
+        .await
+        .unwrap();
+    for (statement, constraint) in [
+        ("('anna', 'pebble', 'spoiler', 'spoiler-lip')", "mounted_items_car_has_slot"),
+        ("('anna', 'pebble', 'engine', 'spoiler-lip')", "mounted_items_item_fits"),
+        ("('bert', 'pebble', 'engine', 'engine-tuned')", "mounted_items_item_owned"),
+        ("('bert', 'magpie', 'tyres', 'tyres-street')", "mounted_items_car_owned"),
+    ] {
+        let insert = format!("INSERT INTO mounted_items (player, car, slot, item) VALUES {statement}");
+        let error = sqlx::query(sqlx::AssertSqlSafe(insert)).execute(&pool).await.unwrap_err();
+        assert!(error.to_string().contains(constraint), "{statement}: {error}");
+    }
+}

@@ -1,0 +1,1 @@
+//! Matches waiting players by rank and latency.

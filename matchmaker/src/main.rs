@@ -1,0 +1,2 @@
+//! The garage-matchmaker process.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Drives each session from match to close, keeps its keys, judges reports, and answers queries.

@@ -1,0 +1,2 @@
+//! The garage-session process.
+fn main() {}
