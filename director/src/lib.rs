@@ -1,1 +1,71 @@
-//! Owns game server instances: starts, finds again, and removes them.
+//! Director: owns game server instances; starts, finds again, and removes them.
+//!
+//! - [`reaction`]: what the log's events bring about; [`watch`]: what happens without one.
+//! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine.
+//! - [`redis`]: the games' sealed keys.
+
+pub mod backend;
+pub mod config;
+pub mod process;
+pub mod reaction;
+pub mod redis;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use garage_events::{
+    game,
+    jetstream::{JetStreamLog, setup::DIRECTOR},
+    world::System,
+};
+use garage_worker::{Ground, Shutdown, config::secret, reactor, seal::SealKey};
+
+pub use config::Config;
+
+/// Reactions at a time; a removal may take seconds.
+const REACTIONS: usize = 16;
+
+/// Runs the worker until `shutdown`. Game servers go on without it.
+///
+/// # Errors
+/// When something it needs is wrong or missing at the start, or a long task ended by itself.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let seal = SealKey::from_file(&config.seal_key_file)?;
+    let terms = terms(&config)?;
+    let backend = process::ProcessBackend::open(&config.process)?;
+    let redis = redis::Redis::open(&config.redis_url, config.redis_password_file.as_deref())?;
+    let mut ground = Ground::start("director", &config.worker, shutdown.clone()).await?;
+    let log = JetStreamLog::open(ground.client.clone()).await?;
+    let context = log.context().clone();
+
+    let app = reaction::App { log, world: System, backend, redis: redis.clone(), seal, terms: Arc::new(terms) };
+    let grace = Duration::from_secs(config.orphan_grace.into());
+    ground.spawn("redis watch", redis.watch(ground.health.clone(), shutdown.clone()));
+    ground.spawn("watch", watch::run(app.clone(), grace, ground.health.clone(), shutdown.clone()));
+    let reactions = reactor::react(context, DIRECTOR, REACTIONS, shutdown, move |delivery| {
+        let app = app.clone();
+        async move { app.on_event(&delivery).await }
+    });
+    ground.spawn("events", reactions);
+    tracing::info!("director runs");
+    ground.wait().await
+}
+
+fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
+    let file = &config.token_key_file;
+    let token_key = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    // The private half here would go to every game server.
+    anyhow::ensure!(
+        token_key.contains("BEGIN PUBLIC KEY") && !token_key.contains("PRIVATE KEY"),
+        "{} (--token-key-file) is no public key in PEM",
+        file.display()
+    );
+    let password = config.game_nats_password_file.as_deref().map(secret).transpose()?;
+    let nats = game::Nats {
+        url: config.game_nats_url.clone().unwrap_or_else(|| config.worker.nats.nats_url.clone()),
+        user: config.game_nats_user.clone(),
+        password: password.unwrap_or_else(|| game::Secret::new("")),
+    };
+    Ok(reaction::Terms { token_key, nats, session: time::Duration::seconds(config.session_s.into()) })
+}

@@ -5,6 +5,7 @@
 //! - [`log`]: load, decide, append, as traits; [`jetstream`]: the log on NATS JetStream; [`sim`]: the log in memory,
 //!   for tests, under the same contract.
 //! - [`game`]: the contract with game servers; [`svc`]: requests between workers.
+//! - [`queue`]: the queues, as configured.
 //! - [`world`]: time and ids.
 
 pub mod event;
@@ -15,6 +16,8 @@ pub mod jetstream;
 pub mod log;
 pub mod player;
 pub mod projection;
+pub mod queue;
+pub mod reaction;
 pub mod session;
 pub mod subject;
 pub mod svc;

@@ -231,6 +231,11 @@ pub enum Phase {
     Starting(Starting),
     /// The results.
     Running(Opened),
+    /// To be given up: the server died after the players were told of it, and another one would be another match.
+    Broken {
+        /// Why, as one word.
+        reason: String,
+    },
     /// To be closed; the events that end a session come in one commit, so that only a fold in its midst sees this.
     Ending(Ending, Vec<Placing>),
 }
@@ -277,7 +282,11 @@ impl State {
             (Event::PodReady(data), Phase::Starting(starting)) => starting.ready = Some(data.clone()),
             (Event::PodScheduled(_) | Event::PodReady(_), _) => {}
             (Event::PodFailed(failed), phase) => {
-                *phase = Phase::Unserved { attempts: failed.attempt, reason: Some(failed.reason.clone()) };
+                let reason = failed.reason.clone();
+                *phase = match phase {
+                    Phase::Running(_) => Phase::Broken { reason },
+                    _ => Phase::Unserved { attempts: failed.attempt, reason: Some(reason) },
+                };
             }
             (Event::Opened(opened), phase) => *phase = Phase::Running(opened.clone()),
             (Event::Failed(_), phase) => *phase = Phase::Ending(Ending::Failed, Vec::new()),
@@ -314,17 +323,18 @@ impl Open {
         let end = self.began + limits.session;
         match &self.phase {
             Phase::Starting(starting) => end.min(starting.since + limits.ready),
-            Phase::Unserved { .. } | Phase::Running(_) | Phase::Ending(..) => end,
+            Phase::Unserved { .. } | Phase::Running(_) | Phase::Broken { .. } | Phase::Ending(..) => end,
         }
     }
 
     /// What is to be done next, with nothing new having happened.
     pub fn next(&self, limits: &Limits) -> Next {
         match &self.phase {
-            Phase::Unserved { attempts, .. } if *attempts < limits.attempts => Next::RequestPod,
+            Phase::Unserved { attempts, .. } if *attempts < limits.attempts => Next::RequestPod { attempt: attempts + 1 },
             Phase::Unserved { reason, .. } => Next::End(Command::Fail {
                 reason: reason.clone().unwrap_or_else(|| "no-attempts".into()),
             }),
+            Phase::Broken { reason } => Next::End(Command::Fail { reason: reason.clone() }),
             Phase::Starting(Starting { scheduled: Some(scheduled), ready: Some(ready), attempt, fingerprint, .. }) => {
                 Next::Open(Opened {
                     attempt: *attempt,
@@ -345,7 +355,10 @@ impl Open {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
     /// Loadouts, a key, and then [`Command::RequestPod`].
-    RequestPod,
+    RequestPod {
+        /// Which attempt it will be.
+        attempt: u32,
+    },
     /// [`Command::Open`], and each player told.
     Open(Opened),
     /// This command, and each player released.
@@ -450,16 +463,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 Ok(vec![scheduled.into()])
             }
         }
-        (Command::FailPod(failed), Phase::Starting(Starting { attempt, .. })) => {
+        (
+            Command::FailPod(failed),
+            Phase::Starting(Starting { attempt, .. }) | Phase::Running(Opened { attempt, .. }),
+        ) => {
             if failed.attempt == *attempt { Ok(vec![failed.into()]) } else { stale(failed.attempt) }
-        }
-        (Command::FailPod(failed), Phase::Running(Opened { attempt, .. })) => {
-            // The players have been told of this server: a new one would be another match.
-            if failed.attempt != *attempt {
-                return stale(failed.attempt);
-            }
-            let reason = failed.reason.clone();
-            Ok(vec![failed.into(), Failed { reason }.into(), close(Ending::Failed, Vec::new())])
         }
         (Command::Ready { attempt, report }, Phase::Starting(starting)) => {
             if attempt != starting.attempt {
@@ -509,7 +517,9 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                     }
                     .into(),
                 ]),
-                Phase::Unserved { .. } | Phase::Running(_) | Phase::Ending(..) => Err(Rejection::Moot),
+                Phase::Unserved { .. } | Phase::Running(_) | Phase::Broken { .. } | Phase::Ending(..) => {
+                    Err(Rejection::Moot)
+                }
             }
         }
         _ => Err(Rejection::Moot),
@@ -570,7 +580,9 @@ impl View {
             State::Open(open) => match open.phase {
                 Phase::Unserved { attempts: 0, .. } => (Status::Matched, None, None),
                 Phase::Running(opened) => (Status::Open, Some(opened.address), None),
-                Phase::Unserved { .. } | Phase::Starting(_) | Phase::Ending(..) => (Status::Starting, None, None),
+                Phase::Unserved { .. } | Phase::Starting(_) | Phase::Broken { .. } | Phase::Ending(..) => {
+                    (Status::Starting, None, None)
+                }
             },
         };
         let Matched { queue, region, teams, .. } = matched;

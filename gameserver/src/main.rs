@@ -53,7 +53,13 @@ async fn main() -> ExitCode {
 }
 
 fn trace() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // At their trace level these write frames and headers, tokens and all, whatever RUST_LOG wishes.
+    for quiet in ["tungstenite=info", "tokio_tungstenite=info", "rustls=info", "async_nats=warn"] {
+        if let Ok(directive) = quiet.parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         lines.init();

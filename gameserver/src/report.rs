@@ -123,7 +123,8 @@ pub(crate) async fn until_acknowledged<R: Reporter>(reporter: &R, subject: &str,
                 return;
             }
             Err(error) => {
-                let error = &error as &(dyn std::error::Error + 'static);
+                // The cause is all that matters here, and JSON logs leave sources out.
+                let error = format!("{:#}", anyhow::Error::new(error));
                 tracing::warn!(report.subject = subject, error, "report not acknowledged, trying again");
             }
         }

@@ -1,1 +1,95 @@
-//! REST and WebSocket for game clients.
+//! REST and WebSocket for game clients. It decides nothing but the player's own commands.
+//!
+//! - [`Config`], [`token`]: what it is told, and who its clients are.
+//! - `server`, `tls`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
+//! - `ticket` (pure), `commands`: queueing and cancelling; `request`: what a client may send.
+//! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here.
+
+mod commands;
+mod config;
+mod frame;
+mod hub;
+mod problem;
+mod request;
+mod routes;
+mod server;
+mod socket;
+mod ticket;
+mod tls;
+pub mod token;
+mod upgrade;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context;
+use garage_events::{jetstream::JetStreamLog, queue::Queues, world::System};
+use garage_worker::{Ground, Shutdown};
+use tokio::net::TcpListener;
+
+pub use config::Config;
+pub use token::sign_token;
+
+/// What requests are answered with.
+struct App {
+    key: token::Key,
+    queues: Queues,
+    log: JetStreamLog,
+    client: async_nats::Client,
+    hub: hub::Hub,
+    world: System,
+}
+
+/// A gateway that listens, and answers once it is served.
+#[derive(Debug)]
+pub struct Gateway {
+    ground: Ground,
+    address: SocketAddr,
+}
+
+/// Runs a gateway until `shutdown`.
+///
+/// # Errors
+/// When the configuration is wrong, NATS or the log are not there, or a long task ends by itself.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    Gateway::bind(config, shutdown).await?.serve().await
+}
+
+impl Gateway {
+    /// Checks the configuration, opens the log and then the port; from then on clients are served.
+    ///
+    /// # Errors
+    /// When one of these cannot be done.
+    pub async fn bind(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
+        let key = token::Key::load(&config.jwt_key_file)?;
+        let queues = Queues::load(&config.queues)?;
+        let tls = config.tls.acceptor()?;
+
+        let mut ground = Ground::start("gateway", &config.worker, shutdown.clone()).await?;
+        let client = ground.client.clone();
+        let log = JetStreamLog::open(client.clone()).await?;
+        let hub = hub::Hub::default();
+        ground.spawn("hub", hub::follow(hub.clone(), &log, shutdown.clone()).await?);
+
+        let listener = TcpListener::bind(config.listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, tls = tls.is_some(), "gateway open");
+        let app = Arc::new(App { key, queues, log, client, hub, world: System });
+        let limit = config.max_connections;
+        ground.spawn("accept", server::serve(listener, tls, app, limit, shutdown));
+        Ok(Self { ground, address })
+    }
+
+    /// Where clients reach it; the real port when port 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// When a long task ends by itself; names it.
+    pub async fn serve(self) -> anyhow::Result<()> {
+        self.ground.wait().await
+    }
+}

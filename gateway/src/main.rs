@@ -1,2 +1,7 @@
 //! The garage-gateway process.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    garage_worker::main(garage_gateway::run)
+}

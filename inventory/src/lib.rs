@@ -2,13 +2,98 @@
 //!
 //! - [`domain`]: what a place earns, what an item adds; pure.
 //! - [`mysql`]: the database, the one store of truth beside the log, and for this worker alone.
+//! - [`service`]: what other workers ask; [`rewards`]: what a closed session pays.
 //! - [`outbox`]: what the database decided, told to the log.
-//! - [`error`]: what can go wrong, by what the caller must do.
+//! - [`config`]: flags and variables; [`error`]: what can go wrong, by what the caller must do.
 
+pub mod config;
 pub mod domain;
 pub mod error;
 pub mod mysql;
 pub mod outbox;
+pub mod rewards;
+pub mod service;
 
+use std::time::Duration;
+
+use anyhow::Context;
+use garage_events::jetstream::JetStreamLog;
+use garage_worker::{Ground, Health, Shutdown};
+use sqlx::MySqlPool;
+
+pub use config::Config;
 pub use error::Error;
-pub use mysql::{migrate, rewards::pay};
+pub use mysql::{SchemaError, migrate, rewards::pay};
+
+/// How often MySQL is looked at for /readyz.
+const WATCH: Duration = Duration::from_secs(2);
+
+/// Runs the worker until `shutdown`.
+///
+/// # Errors
+/// When the configuration is wrong, the schema of the database or the log is not what `garage init` makes, or a long
+/// task ended by itself.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let pool = config.mysql.pool()?;
+    let mut ground = Ground::start("inventory", &config.worker, shutdown).await?;
+    let stop = ground.shutdown.clone();
+
+    ground.health.down("mysql", "not asked yet");
+    if !ready(&pool, &ground.health, &stop).await? {
+        return ground.wait().await;
+    }
+    ground.spawn("mysql watch", watch(pool.clone(), ground.health.clone(), stop.clone()));
+    let log = JetStreamLog::open(ground.client.clone()).await.context("cannot open the log")?;
+
+    service::start(&mut ground, &pool, config.concurrency.into()).await?;
+    let rewards = rewards::react(pool.clone(), log.clone(), config.rewards_concurrency.into(), stop.clone());
+    ground.spawn("rewards", rewards);
+    let publisher = outbox::publish(pool.clone(), log, stop);
+    ground.spawn("outbox", async move {
+        publisher.await;
+        Ok(())
+    });
+    tracing::info!("inventory is up");
+    let result = ground.wait().await;
+    pool.close().await;
+    result
+}
+
+/// Waits for the database to answer, and checks its schema; false when told to stop before it did.
+async fn ready(pool: &MySqlPool, health: &Health, stop: &Shutdown) -> Result<bool, SchemaError> {
+    loop {
+        match mysql::check_schema(pool).await {
+            Ok(()) => {
+                health.up("mysql");
+                return Ok(true);
+            }
+            Err(SchemaError::Database(error @ Error::Unavailable(_))) => {
+                tracing::warn!(%error, "waiting for mysql");
+                health.down("mysql", "does not answer");
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(false),
+            () = tokio::time::sleep(WATCH) => {}
+        }
+    }
+}
+
+/// Keeps /readyz right about MySQL, and the gauge of events that wait to be published.
+async fn watch(pool: MySqlPool, health: Health, stop: Shutdown) -> anyhow::Result<()> {
+    while !stop.is_cancelled() {
+        match mysql::outbox::depth(&pool).await {
+            Ok(depth) => {
+                metrics::gauge!("garage_inventory_outbox_depth").set(depth);
+                health.up("mysql");
+            }
+            Err(error) => health.down("mysql", error.to_string()),
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(WATCH) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,2 +1,5 @@
 //! The garage-inventory process.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    garage_worker::main(garage_inventory::run)
+}

@@ -77,7 +77,8 @@ pub async fn migrate(pool: &MySqlPool) -> Result<(), SchemaError> {
     if locked != Some(1) {
         return Err(SchemaError::Busy);
     }
-    MIGRATOR.run(&mut *connection).await.map_err(|error| match error {
+    // Not `run`: its future is Send on a pool only, and the lock is this connection's.
+    MIGRATOR.run_direct(None, &mut *connection, false).await.map_err(|error| match error {
         MigrateError::Dirty(version) => SchemaError::Dirty { version },
         error => SchemaError::Migration(error),
     })
@@ -132,14 +133,6 @@ pub async fn check_schema(pool: &MySqlPool) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// Asks the server for nothing, to see whether it answers.
-///
-/// # Errors
-/// [`Error::Unavailable`]
-pub async fn ping(pool: &MySqlPool) -> Result<(), Error> {
-    sqlx::query("SELECT 1").execute(pool).await.map(drop).map_err(Error::Unavailable)
-}
-
 /// Runs a transaction, and anew when it met another one: as the victim of a deadlock, waiting for a lock too long, or
 /// inserting what the other one inserted first.
 async fn retrying<T, F: Future<Output = Result<T, Error>>>(mut transaction: impl FnMut() -> F) -> Result<T, Error> {
@@ -179,12 +172,12 @@ fn push_list<'a>(query: &mut QueryBuilder<MySql>, players: impl IntoIterator<Ite
 
 /// Coins as Rust counts them.
 fn unsigned(coins: i64) -> Result<u64, Error> {
-    u64::try_from(coins).map_err(|_| Error::Corrupt(format!("{coins} coins")))
+    u64::try_from(coins).ok().ok_or_else(|| Error::Corrupt(format!("{coins} coins")))
 }
 
 /// Coins as the database counts them.
 fn signed(coins: u64) -> Result<i64, Error> {
-    i64::try_from(coins).map_err(|_| beyond(coins))
+    i64::try_from(coins).ok().ok_or_else(|| beyond(coins))
 }
 
 fn beyond(number: impl Display) -> Error {

@@ -11,10 +11,7 @@
 //! Had another one appended the row before step 1, step 1 would see it as the last event, or, if others followed, step 2
 //! would find it deleted; had it done so after step 1, step 3 would conflict.
 
-use std::{
-    collections::BTreeSet,
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::{StreamExt, stream};
 use garage_events::{

@@ -1,2 +1,7 @@
-//! The garage-matchmaker process.
-fn main() {}
+//! The matchmaker process.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    garage_worker::main(garage_matchmaker::run)
+}

@@ -1,1 +1,78 @@
-//! Drives each session from match to close, keeps its keys, judges reports, and answers queries.
+//! Session: drives each session from match to close.
+//!
+//! - [`reaction`]: what the session's events, reports and deadlines bring about.
+//! - [`keys`]: RSA keys, made ahead; [`token`]: connection tokens.
+//! - [`query`]: answers to requests; [`projector`]: the projections in Redis.
+//! - [`redis`]: parked keys and projections.
+
+pub mod config;
+pub mod keys;
+pub mod projector;
+pub mod query;
+pub mod reaction;
+pub mod redis;
+pub mod token;
+
+use garage_events::{
+    jetstream::{
+        JetStreamLog,
+        setup::{SESSION, SESSION_REPORTS, SESSION_TIMERS},
+    },
+    world::System,
+};
+use garage_worker::{Ground, Shutdown, config::secret, reactor, seal::SealKey};
+
+pub use config::Config;
+
+/// Reactions at a time; each spends its time waiting for the log.
+const REACTIONS: usize = 64;
+
+/// Runs the worker until `shutdown`.
+///
+/// # Errors
+/// When something it needs is wrong or missing at the start, or a long task ended by itself.
+pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let seal = SealKey::from_file(&config.seal_key_file)?;
+    let signer = token::Signer::from_pem(&secret(&config.token_key_file)?)?;
+    let mut ground = Ground::start("session", &config.worker, shutdown.clone()).await?;
+    let log = JetStreamLog::open(ground.client.clone()).await?;
+    let redis = redis::Redis::connect(&config.redis_url, config.redis_password_file.as_deref()).await?;
+    let keys = keys::Pool::start(config.key_pool, seal);
+    let limits = config.limits();
+    let context = log.context().clone();
+
+    let app = reaction::App {
+        log: log.clone(),
+        world: System,
+        effects: reaction::Live { client: ground.client.clone(), keys, redis: redis.clone(), context: context.clone() },
+        limits,
+    };
+    let reactor = app.clone();
+    ground.spawn(
+        "events",
+        reactor::react(context.clone(), SESSION, REACTIONS, shutdown.clone(), move |delivery| {
+            let app = reactor.clone();
+            async move { app.on_event(&delivery).await }
+        }),
+    );
+    let reactor = app.clone();
+    ground.spawn(
+        "reports",
+        reactor::react(context.clone(), SESSION_REPORTS, REACTIONS, shutdown.clone(), move |delivery| {
+            let app = reactor.clone();
+            async move { app.on_report(&delivery).await }
+        }),
+    );
+    ground.spawn(
+        "timers",
+        reactor::react(context, SESSION_TIMERS, REACTIONS, shutdown.clone(), move |delivery| {
+            let app = app.clone();
+            async move { app.on_timer(&delivery).await }
+        }),
+    );
+    query::serve(&mut ground, &log, &redis, signer, limits).await?;
+    let projector = projector::Projector::new(log, redis, ground.health.clone());
+    ground.spawn("projector", projector.run(shutdown));
+    tracing::info!("session runs");
+    ground.wait().await
+}

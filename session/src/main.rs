@@ -1,2 +1,7 @@
-//! The garage-session process.
-fn main() {}
+//! The session process.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    garage_worker::main(garage_session::run)
+}

@@ -1,2 +1,53 @@
-//! The garage process.
-fn main() {}
+//! `garage`: sets Garage up, runs it locally, and shows what the log knows.
+
+mod bench;
+mod demo;
+mod init;
+mod local;
+mod report;
+mod timeline;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use garage_worker::Shutdown;
+
+/// Garage: the game manager of an online multiplayer game.
+#[derive(Debug, Parser)]
+#[command(name = "garage", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Creates, or upgrades, the streams, consumers and the SQL schema. May be run again at any time.
+    Init(init::Init),
+    /// Runs a local Garage until Ctrl-C, and says where it is.
+    Up(local::Up),
+    /// Starts a local Garage, lets bots play on it, and reports.
+    Demo(demo::Demo),
+    /// Measures.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Makes a player's token, as the studio's identity provider would.
+    Token(token::Token),
+    /// Shows what happened to a session, from the log.
+    Session(timeline::OfSession),
+    /// Shows what happened to a player, from the log.
+    Player(timeline::OfPlayer),
+}
+
+fn main() -> ExitCode {
+    garage_worker::main(async |cli: Cli, shutdown: Shutdown| match cli.command {
+        Command::Init(init) => init.run().await,
+        Command::Up(up) => up.run(shutdown).await,
+        Command::Demo(demo) => demo.run(shutdown).await,
+        Command::Bench(bench) => bench.run(shutdown).await,
+        Command::Token(token) => token.run(),
+        Command::Session(session) => session.run().await,
+        Command::Player(player) => player.run().await,
+    })
+}

@@ -72,6 +72,14 @@ pub enum Error {
         #[source]
         source: async_nats::ConnectError,
     },
+    /// Something else did not work out.
+    #[error("could not {action}: {reason}")]
+    Other {
+        /// What was attempted.
+        action: &'static str,
+        /// Why not.
+        reason: String,
+    },
     /// The system refused.
     #[error("could not {action}")]
     Io {
@@ -84,6 +92,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// For `map_err`: names what was attempted.
+    pub(crate) fn other<E: std::fmt::Display>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |reason| Self::Other { action, reason: reason.to_string() }
+    }
+
     /// For `map_err`: names what was attempted.
     pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();

@@ -3,7 +3,7 @@
 //! The ports come from below the range that the kernel hands out for outgoing connections. Inside it a client that
 //! keeps reconnecting to a dead server is given, sooner or later, the server's own port as its source: it connects to
 //! itself, and the server can never bind its port again. Between the choice and the server's bind a stranger may still
-//! take the port, so servers start again with other ports on [`Error::PortTaken`](crate::Error::PortTaken).
+//! take the port, so servers start again with other ports on [`Error::PortTaken`].
 
 use std::{
     collections::HashSet,

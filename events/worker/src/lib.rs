@@ -2,6 +2,7 @@
 //!
 //! - [`main`]: tracing, configuration, exit code; what a worker's `main.rs` calls.
 //! - [`Ground`]: the connection to NATS, the admin port, long tasks and their clean end.
+//! - [`seal`]: a game's private key on its way from session to director.
 //! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
 
 mod admin;
@@ -9,6 +10,7 @@ pub mod config;
 mod ground;
 mod process;
 pub mod reactor;
+pub mod seal;
 pub mod service;
 
 pub use admin::Health;

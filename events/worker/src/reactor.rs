@@ -13,6 +13,7 @@ use garage_events::{
     event::{DecodeError, Event, Recorded},
     jetstream::setup,
     log::{AppendError, ReadError},
+    reaction,
     subject,
 };
 use time::OffsetDateTime;
@@ -83,6 +84,15 @@ impl From<AppendError> for Failure {
             AppendError::Conflict(_) => Self::Retry(error.into()),
             AppendError::Unavailable(_) => Self::Unavailable(error.into()),
             AppendError::Refused(_) => Self::Poison(error.into()),
+        }
+    }
+}
+
+impl From<reaction::Error> for Failure {
+    fn from(error: reaction::Error) -> Self {
+        match error {
+            reaction::Error::Read(error) => error.into(),
+            reaction::Error::Append(error) => error.into(),
         }
     }
 }

@@ -35,7 +35,7 @@ pub async fn loadouts(pool: &MySqlPool, players: &[PlayerId]) -> Result<Vec<Load
         introduce(pool, &unknown).await?;
         found.extend(read_loadouts(pool, &unknown).await?);
     }
-    let loadout = |player| found.get(player).cloned().ok_or_else(|| Error::Corrupt(format!("{player} has no active car")));
+    let loadout = |player| found.get(player).cloned().ok_or_else(|| no_active_car(player));
     players.iter().map(loadout).collect()
 }
 

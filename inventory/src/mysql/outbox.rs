@@ -10,6 +10,7 @@ use sqlx::{FromRow, MySql, MySqlConnection, MySqlPool, QueryBuilder, Transaction
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::beyond;
 use crate::error::Error;
 
 /// An event on its way to the log.
@@ -37,8 +38,8 @@ pub(super) async fn put(
     events: &[(&PlayerId, Event)],
 ) -> Result<(), Error> {
     let world = System;
-    let decided_ms = i64::try_from(world.now().unix_timestamp_nanos() / 1_000_000)
-        .map_err(|_| Error::Corrupt("the clock is beyond what a column takes".into()))?;
+    let now = world.now();
+    let decided_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).ok().ok_or_else(|| beyond(now))?;
     let mut rows = Vec::with_capacity(events.len());
     for (player, event) in events {
         let data = event.data().map_err(|error| Error::Corrupt(format!("{}: {error}", event.type_name())))?;
@@ -103,6 +104,16 @@ pub async fn oldest(pool: &MySqlPool, most: u32) -> Result<Vec<Row>, Error> {
     .fetch_all(pool)
     .await?;
     rows.into_iter().map(Row::try_from).collect()
+}
+
+/// How many events wait, counted up to 1,000 and 1: a backlog must not make the count of it slow.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn depth(pool: &MySqlPool) -> Result<f64, Error> {
+    let depth: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM (SELECT id FROM outbox LIMIT 1001) oldest").fetch_one(pool).await?;
+    Ok(i32::try_from(depth).map(f64::from).unwrap_or(f64::MAX))
 }
 
 /// Which of these rows are still there.

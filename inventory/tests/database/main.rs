@@ -1,4 +1,5 @@
-//! Tests on a real MariaDB: one server for this binary, a database for each test.
+//! Tests on a real MariaDB, one server for this binary and a database for each test, and on a real nats-server where
+//! the log has a part.
 
 #![cfg(test)]
 
@@ -6,6 +7,9 @@ mod activation;
 mod catalogue;
 mod first_sight;
 mod loadouts;
+mod nats;
+mod publishing;
 mod rewards;
 mod schema;
 mod support;
+mod worker;

@@ -16,7 +16,7 @@ use garage_events::id::PlayerId;
 use garage_inventory::mysql;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
 
-/// The password of root. Not empty, so that tests see it travel.
+/// The password of each database's user, who has the database's name.
 pub(crate) const PASSWORD: &str = "secret-of-the-tests";
 
 pub(crate) struct Server {
@@ -90,16 +90,21 @@ pub(crate) async fn empty_database() -> (String, MySqlConnectOptions) {
     // The first call blocks for some seconds; every test needs the server before it can do anything.
     let server = server();
     let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
-    let mut connection = MySqlConnection::connect_with(&server.root()).await.unwrap();
     for statement in [
         format!("CREATE DATABASE {name}"),
         format!("CREATE USER '{name}'@'%' IDENTIFIED BY '{PASSWORD}'"),
         format!("GRANT ALL ON {name}.* TO '{name}'@'%'"),
     ] {
-        sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+        as_root(statement).await;
     }
     let options = server.root().database(&name);
     (name, options)
+}
+
+/// Does something that only root may.
+pub(crate) async fn as_root(statement: String) {
+    let mut connection = MySqlConnection::connect_with(&server().root()).await.unwrap();
+    sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
 }
 
 /// A pool on a new database with nothing in it.
@@ -121,6 +126,15 @@ pub(crate) fn player(name: &str) -> PlayerId {
 /// A number that a statement tells.
 pub(crate) async fn count(pool: &MySqlPool, statement: &'static str) -> i64 {
     sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
+}
+
+/// Waits until something is so, which it must be within 20 s.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Whether every wallet holds the sum of its ledger, and what its last entry says.

@@ -8,7 +8,7 @@ mod role;
 mod routes;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -100,9 +100,7 @@ impl Nats {
         let routes = match wiring {
             Wiring::Direct => None,
             Wiring::Proxied => Some(
-                Routes::start(&cluster_addresses)
-                    .await
-                    .map_err(Error::io("start the proxies between the nodes"))?,
+                Routes::start(&cluster_addresses).await.map_err(Error::io("start the proxies between the nodes"))?,
             ),
         };
         let route_password = secret::random();
@@ -145,19 +143,20 @@ impl Nats {
         Ok(nats)
     }
 
-    /// Waits until every node says that it is healthy: JetStream is on, the cluster has a leader, and the node is as far
-    /// as the leader in every stream and consumer that it holds.
+    /// Waits until every node says that it is healthy (JetStream is on, and it is as far as the leader in every stream
+    /// and consumer that it holds), is connected to all others, and sees the same leader as they.
     ///
     /// # Errors
     /// When a node has ended or is not there in time.
     pub async fn wait_healthy(&mut self) -> Result<()> {
-        let count = self.nodes.len();
+        let monitors: Vec<SocketAddr> = self.nodes.iter().map(|node| node.monitor).collect();
         for node in &mut self.nodes {
             let monitor = node.monitor;
+            // Health alone is not enough: a leader that was just cut off believes for seconds that all is well.
             let healthy = async || {
                 monitor::healthy(monitor, "/healthz").await
-                    // A node may be healthy in the cluster's eyes before it has heard of all the others.
-                    && monitor::meta(monitor).await.is_some_and(|meta| count == 1 || meta.knows(count))
+                    && monitor::peers(monitor).await == Some(monitors.len() - 1)
+                    && (monitors.len() == 1 || agreed_leader(&monitors).await)
             };
             node.process.wait_until("become healthy", healthy).await?;
         }
@@ -190,8 +189,8 @@ impl Nats {
     /// # Errors
     /// When no node takes the connection.
     pub async fn connect(&self, role: Role) -> Result<Client> {
-        let connected = self.options(role).connect(self.url()).await;
-        connected.map_err(|source| Error::Connect { user: role.name(), source })
+        let urls = self.nodes.iter().map(Node::url).collect::<Vec<_>>();
+        self.options(role).connect(urls.as_slice()).await.map_err(|source| Error::Connect { user: role.name(), source })
     }
 
     /// The number of nodes.
@@ -213,7 +212,7 @@ impl Nats {
     pub async fn meta_leader(&self) -> Option<usize> {
         let mut votes = BTreeMap::<String, usize>::new();
         for node in &self.nodes {
-            if let Some(leader) = monitor::meta(node.monitor).await.and_then(|meta| meta.leader) {
+            if let Some(leader) = monitor::leader(node.monitor).await {
                 *votes.entry(leader).or_default() += 1;
             }
         }
@@ -296,9 +295,9 @@ impl Node {
         format!("http://{}", self.monitor)
     }
 
-    /// How many connections to other nodes it has; it keeps several to each. `None` when it does not answer.
-    pub async fn routes(&self) -> Option<u64> {
-        monitor::json(self.monitor, "/routez").await?.get("num_routes")?.as_u64()
+    /// How many other nodes it is connected to. `None` when it does not answer.
+    pub async fn peers(&self) -> Option<usize> {
+        monitor::peers(self.monitor).await
     }
 
     /// Kills it and starts it on the same ports and data. It is back when JetStream is on; in a cluster it may still
@@ -348,6 +347,14 @@ impl Node {
     pub fn process(&self) -> &Process {
         &self.process
     }
+}
+
+async fn agreed_leader(monitors: &[SocketAddr]) -> bool {
+    let mut seen = BTreeSet::new();
+    for monitor in monitors {
+        seen.insert(monitor::leader(*monitor).await);
+    }
+    seen.len() == 1 && !seen.contains(&None)
 }
 
 fn password_file(secrets: &Path, role: Role) -> PathBuf {

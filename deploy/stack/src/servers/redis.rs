@@ -1,5 +1,4 @@
 use std::{
-
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -50,7 +49,8 @@ impl Redis {
         let config = folder.join("redis.conf");
         secret::write_private(&config, &configuration(port, &password))?;
         // Its present directory is the folder, so that no path in the configuration needs quotes.
-        let process = Launch::new("redis", program, folder.join("log")).arg(&config).arg("--dir").arg(&folder).spawn()?;
+        let process =
+            Launch::new("redis", program, folder.join("log")).arg(&config).arg("--dir").arg(&folder).spawn()?;
         let mut redis = Self { process, port, password, password_file };
         redis.wait().await?;
         Ok(redis)
@@ -144,4 +144,3 @@ async fn ping(address: SocketAddr, password: &str) -> std::io::Result<bool> {
     connection.read_to_string(&mut reply).await?;
     Ok(reply.contains("+PONG"))
 }
-

@@ -2,7 +2,7 @@
 //!
 //! A few lines of HTTP instead of a client, which would take proxies from the environment even for loopback.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -10,27 +10,19 @@ use tokio::{
     net::TcpStream,
 };
 
-/// The cluster's assignments group as one node sees it.
-pub(super) struct Meta {
-    pub(super) leader: Option<String>,
-    size: u64,
-}
-
-impl Meta {
-    /// Whether it is complete: a leader, and that many nodes.
-    pub(super) fn knows(&self, nodes: usize) -> bool {
-        self.leader.is_some() && u64::try_from(nodes) == Ok(self.size)
-    }
-}
-
-/// `None` when the node does not answer. A node without a cluster knows no leader and no other.
-pub(super) async fn meta(monitor: SocketAddr) -> Option<Meta> {
+/// The node that leads the cluster's assignments, as this one sees it. `None` also without a cluster.
+pub(super) async fn leader(monitor: SocketAddr) -> Option<String> {
     let jsz = json(monitor, "/jsz").await?;
-    let meta = jsz.get("meta_cluster");
-    let leader = meta.and_then(|meta| meta.get("leader")?.as_str());
-    let leader = leader.filter(|name| !name.is_empty()).map(str::to_owned);
-    let size = meta.and_then(|meta| meta.get("cluster_size")?.as_u64()).unwrap_or(0);
-    Some(Meta { leader, size })
+    let leader = jsz.get("meta_cluster")?.get("leader")?.as_str()?;
+    (!leader.is_empty()).then(|| leader.to_owned())
+}
+
+/// How many other nodes it is connected to; it keeps several connections to each.
+pub(super) async fn peers(monitor: SocketAddr) -> Option<usize> {
+    let routez = json(monitor, "/routez").await?;
+    let routes = routez.get("routes")?.as_array()?;
+    let remotes: BTreeSet<_> = routes.iter().filter_map(|route| route.get("remote_id")?.as_str()).collect();
+    Some(remotes.len())
 }
 
 /// Whether the health check at the path succeeds.
@@ -39,7 +31,7 @@ pub(super) async fn healthy(monitor: SocketAddr, path: &str) -> bool {
 }
 
 /// The body at the path, parsed. `None` when the node does not answer.
-pub(super) async fn json(monitor: SocketAddr, path: &str) -> Option<Value> {
+async fn json(monitor: SocketAddr, path: &str) -> Option<Value> {
     let (_, body) = get(monitor, path).await?;
     serde_json::from_str(&body).ok()
 }

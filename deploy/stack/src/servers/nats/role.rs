@@ -47,15 +47,8 @@ const EVERY_WORKER_SUBSCRIBES: &[&str] = &["$SRV.>", "_INBOX.>"];
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Admin,
-        Self::Gateway,
-        Self::Matchmaker,
-        Self::Session,
-        Self::Director,
-        Self::Inventory,
-        Self::Game,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Admin, Self::Gateway, Self::Matchmaker, Self::Session, Self::Director, Self::Inventory, Self::Game];
 
     /// The user's name.
     #[must_use]
@@ -90,7 +83,15 @@ impl Role {
                 worker(&["garage.player.*", "garage.session.*.matched", "dead.matchmaker"], &["svc.matchmaker.>"])
             }
             Self::Session => worker(
-                &["garage.session.>", "garage.player.*", "timer.>", "dead.session"],
+                // One dead letter box for each of its consumers.
+                &[
+                    "garage.session.>",
+                    "garage.player.*",
+                    "timer.>",
+                    "dead.session",
+                    "dead.session-reports",
+                    "dead.session-timers",
+                ],
                 &["svc.session.>", "svc.player.>"],
             ),
             Self::Director => worker(

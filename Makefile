@@ -1,0 +1,28 @@
+# Each target installs what it lacks first; on a fresh machine with Rust and python3 there is no other set-up.
+
+PLAYERS ?= 100
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint install
+
+help: ## This list.
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: install ## Starts a local Garage and lets PLAYERS=100 bots play on it.
+	@# All of it: the demo runs the workers' binaries, which `cargo run` of one package does not build.
+	cargo build --workspace
+	cargo run -q -p garage-cli -- demo --players $(PLAYERS)
+
+test: install ## Runs all tests, on real servers.
+	cargo test --workspace
+
+bench: install ## Runs the benches.
+	cargo bench --workspace
+
+lint: ## Formatting, clippy and documentation; every warning is an error.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+install: ## nats-server, Redis and MariaDB, where they are missing.
+	@deploy/local/install.sh

@@ -1,0 +1,123 @@
+//! `garage bench`: figures, each beside the machine's own limit in the same run.
+
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use garage_events::{
+    id::{PlayerId, TicketId},
+    jetstream::{JetStreamLog, setup},
+    log::{Append, Decision, Head},
+    player::{self, Queued},
+    subject::Aggregate,
+    world::{System, World},
+};
+use garage_stack::servers::{Nats, Role};
+use garage_worker::Shutdown;
+
+use crate::report::{say, table};
+
+/// Measures.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Bench {
+    /// Commits per second of the log, with and without group commit, beside the disk's own fsync rate.
+    Log(LogBench),
+}
+
+/// Commits per second of the log.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LogBench {
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Nodes of NATS.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    nats_nodes: u8,
+}
+
+impl Bench {
+    pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        match self {
+            Self::Log(bench) => tokio::select! {
+                result = bench.run() => result,
+                () = shutdown.cancelled() => anyhow::bail!("interrupted"),
+            },
+        }
+    }
+}
+
+impl LogBench {
+    async fn run(self) -> anyhow::Result<()> {
+        let folder = tempfile::Builder::new().prefix("garage-bench-").tempdir()?;
+        let nats = Nats::start(folder.path(), self.nats_nodes.into()).await?;
+        setup::init(nats.connect(Role::Admin).await?, self.nats_nodes.into()).await?;
+        let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
+        let time = Duration::from_secs(self.seconds);
+        let fsyncs = fsyncs(folder.path(), time)?;
+        let alone = commits(&log, 1, time).await?;
+        let mut rows = vec![
+            vec!["fsync of 600 bytes, this disk".into(), format!("{fsyncs:.0}"), "1.0".into()],
+            vec!["decisions, one at a time (no group)".into(), format!("{alone:.0}"), format!("{:.1}", alone / fsyncs)],
+        ];
+        for waiting in [16, 256, 2_048] {
+            let rate = commits(&log, waiting, time).await?;
+            let name = format!("decisions, {waiting} at a time (group commit)");
+            rows.push(vec![name, format!("{rate:.0}"), format!("{:.1}", rate / fsyncs)]);
+        }
+        say(format!("{} node(s) of NATS, fsync always; a decision is two events of two players", self.nats_nodes));
+        table(&["", "per second", "per fsync"], &rows);
+        Ok(())
+    }
+}
+
+/// What the disk does by itself.
+fn fsyncs(folder: &std::path::Path, time: Duration) -> anyhow::Result<f64> {
+    use std::io::Write;
+    let mut file = std::fs::File::create(folder.join("fsync"))?;
+    let began = Instant::now();
+    let mut count = 0_u32;
+    while began.elapsed() < time {
+        file.write_all(&[0; 600])?;
+        file.sync_data()?;
+        count += 1;
+    }
+    Ok(f64::from(count) / began.elapsed().as_secs_f64())
+}
+
+/// Decisions per second with so many waiting at a time, each of one event of two new players.
+async fn commits(log: &JetStreamLog, waiting: usize, time: Duration) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let mut flying = FuturesUnordered::new();
+    let mut count = 0_u32;
+    while began.elapsed() < time {
+        while flying.len() < waiting {
+            flying.push(log.append(decision()?));
+        }
+        if let Some(stored) = flying.next().await {
+            stored?;
+            count += 1;
+        }
+    }
+    let rate = f64::from(count) / began.elapsed().as_secs_f64();
+    while flying.next().await.is_some() {}
+    Ok(rate)
+}
+
+fn decision() -> anyhow::Result<Decision> {
+    let world = System;
+    let mut decision = Decision::new(&world, world.id(), None);
+    for _ in 0..2 {
+        let player: PlayerId = PlayerId::from_foreign(&world.id().to_string())?;
+        let now = world.now();
+        let queued = Queued {
+            ticket: TicketId::new(world.id()),
+            queue: "ranked".parse()?,
+            rank: 1_000,
+            latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
+            attributes: [].into(),
+            waiting_since: now,
+            expires_at: now + time::Duration::MINUTE,
+        };
+        decision = decision.change(&world, Aggregate::Player(player), Head::default(), [player::Event::from(queued)]);
+    }
+    Ok(decision)
+}

@@ -1,0 +1,32 @@
+//! `garage init`
+
+use anyhow::Context;
+use garage_events::jetstream::setup;
+use garage_inventory::config::MySql;
+use garage_worker::config::Nats;
+
+use crate::report::say;
+
+/// Creates, or upgrades, the streams, consumers and the SQL schema.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Init {
+    #[command(flatten)]
+    nats: Nats,
+    #[command(flatten)]
+    mysql: MySql,
+    /// Copies that the NATS cluster keeps of each stream: 1 on one node, 3 on a cluster.
+    #[arg(long, env = "GARAGE_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    replicas: u8,
+}
+
+impl Init {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let client = self.nats.connect("init").await?;
+        setup::init(client, self.replicas.into()).await?;
+        say("streams and consumers are up to date");
+        let pool = self.mysql.pool()?;
+        garage_inventory::migrate(&pool).await.context("cannot bring the SQL schema up to date")?;
+        say("the SQL schema is up to date");
+        Ok(())
+    }
+}

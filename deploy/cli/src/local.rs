@@ -1,0 +1,58 @@
+//! `garage up`: a local Garage for development.
+
+use std::path::PathBuf;
+
+use garage_stack::{
+    servers::Role,
+    workers::{Options, Stack},
+};
+use garage_worker::Shutdown;
+
+use crate::report::say;
+
+/// Runs a local Garage until Ctrl-C, and says where it is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Up {
+    /// Where its data, secrets and logs are kept; what is there from last time is used again.
+    #[arg(long, env = "GARAGE_ROOT", default_value = "target/garage")]
+    root: PathBuf,
+    /// The queues file; by default one queue `ranked` of two players.
+    #[arg(long, env = "GARAGE_QUEUES")]
+    queues: Option<PathBuf>,
+    /// Nodes of NATS.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    nats_nodes: u8,
+    /// Instances of each worker.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    instances: u8,
+}
+
+impl Up {
+    pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let root = std::path::absolute(&self.root)?;
+        say(format!("starting in {} …", root.display()));
+        let options = Options {
+            nats_nodes: self.nats_nodes.into(),
+            instances: self.instances.into(),
+            queues: self.queues,
+            ..Options::default()
+        };
+        let starting = Stack::start(&root, options);
+        let mut stack = tokio::select! {
+            stack = starting => stack?,
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        let (user, password_file) = stack.nats.user(Role::Admin);
+        say("Garage is up. In another shell:\n");
+        say(format!("export GATEWAY={}", stack.gateway()));
+        say(format!("export GARAGE_GATEWAY_JWT_KEY_FILE={}", root.join("secrets/jwt.key").display()));
+        say(format!("export GARAGE_NATS_URL={}", stack.nats.url()));
+        say(format!("export GARAGE_NATS_USER={user}"));
+        say(format!("export GARAGE_NATS_PASSWORD_FILE={}", password_file.display()));
+        say("\nCtrl-C ends it.");
+        shutdown.cancelled().await;
+        say("stopping …");
+        stack.stop().await;
+        Ok(())
+    }
+}

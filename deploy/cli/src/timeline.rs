@@ -1,0 +1,115 @@
+//! `garage session` and `garage player`: what happened, from the log.
+
+use anyhow::Context;
+use garage_events::{
+    event::Envelope,
+    id::{PlayerId, SessionId},
+    jetstream::JetStreamLog,
+    log::Load,
+    subject::Aggregate,
+};
+use garage_worker::config::Nats;
+use time::OffsetDateTime;
+
+use crate::report::{say, table};
+
+/// Shows what happened to a session, from the log.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OfSession {
+    /// Its id.
+    session: SessionId,
+    #[command(flatten)]
+    nats: Nats,
+}
+
+/// Shows what happened to a player, from the log.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OfPlayer {
+    /// His name, as the identity provider has it.
+    player: String,
+    #[command(flatten)]
+    nats: Nats,
+}
+
+impl OfSession {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let log = JetStreamLog::open(self.nats.connect("cli").await?).await?;
+        let lines = of_match(&log, self.session).await?;
+        anyhow::ensure!(!lines.is_empty(), "the log holds no session {}", self.session);
+        print(&lines);
+        Ok(())
+    }
+}
+
+impl OfPlayer {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let log = JetStreamLog::open(self.nats.connect("cli").await?).await?;
+        let player = PlayerId::from_foreign(&self.player)?;
+        let mut lines = of(&log, &Aggregate::Player(player.clone())).await?;
+        lines.extend(of(&log, &Aggregate::Inventory(player)).await?);
+        lines.sort_by_key(|line| line.seq);
+        anyhow::ensure!(!lines.is_empty(), "the log holds no player {}", self.player);
+        print(&lines);
+        Ok(())
+    }
+}
+
+/// An event, as a timeline shows it.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    pub(crate) seq: u64,
+    pub(crate) time: OffsetDateTime,
+    pub(crate) subject: String,
+    pub(crate) type_name: String,
+}
+
+/// A match: the session, and what its players went through from queueing to being paid, in the log's order.
+pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Result<Vec<Line>> {
+    let mut lines = of(log, &Aggregate::Session(id)).await?;
+    let session = log.session(id).await?;
+    for player in session.state.matched().into_iter().flat_map(|matched| matched.players()) {
+        let mut theirs = of(log, &Aggregate::Player(player.clone())).await?;
+        theirs.extend(of(log, &Aggregate::Inventory(player.clone())).await?);
+        theirs.sort_by_key(|line| line.seq);
+        // Of all his matches only this one: from the queueing before it to what follows its end.
+        let Some(matched) = lines.first().map(|line| line.seq) else { continue };
+        let from = theirs.iter().rposition(|line| line.seq < matched && line.type_name == "Queued").unwrap_or(0);
+        let mut theirs = theirs.split_off(from);
+        let next = theirs.iter().skip(1).position(|line| line.type_name == "Queued");
+        if let Some(next) = next {
+            theirs.truncate(next + 1);
+        }
+        lines.extend(theirs);
+    }
+    lines.sort_by_key(|line| line.seq);
+    Ok(lines)
+}
+
+async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Line>> {
+    let filter = aggregate.filter();
+    let mut lines = Vec::new();
+    let mut from = 1;
+    while let Some(message) = log.next(&filter, from).await? {
+        from = message.sequence + 1;
+        let envelope = Envelope::from_slice(&message.payload).with_context(|| format!("event {}", message.sequence))?;
+        lines.push(Line {
+            seq: message.sequence,
+            time: message.time,
+            subject: message.subject.to_string(),
+            type_name: envelope.type_name,
+        });
+    }
+    Ok(lines)
+}
+
+/// Prints a timeline: milliseconds since its first event, type, subject, sequence.
+pub(crate) fn print(lines: &[Line]) {
+    let Some(begin) = lines.first().map(|line| line.time) else { return };
+    let row = |line: &Line| {
+        let since = (line.time - begin).as_seconds_f64() * 1_000.0;
+        vec![format!("{:>9}", format!("+{since:.1}")), line.type_name.clone(), line.seq.to_string(), line.subject.clone()]
+    };
+    let rows: Vec<_> = lines.iter().map(row).collect();
+    say(format!("began {begin}"));
+    table(&["ms", "event", "seq", "subject"], &rows);
+}

@@ -1,0 +1,33 @@
+//! `garage token`
+
+use std::path::PathBuf;
+
+use garage_events::world::{System, World};
+use garage_worker::config::secret;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::json;
+
+use crate::report::say;
+
+/// Makes a player's token, as the studio's identity provider would.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Token {
+    /// The player's name, as the identity provider has it.
+    player: String,
+    /// The file with the gateway's HS256 key.
+    #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_FILE")]
+    jwt_key_file: PathBuf,
+    /// Seconds that the token is valid.
+    #[arg(long, default_value_t = 3_600)]
+    valid_s: u32,
+}
+
+impl Token {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let key = EncodingKey::from_secret(secret(&self.jwt_key_file)?.expose().as_bytes());
+        let expires = System.now() + time::Duration::seconds(self.valid_s.into());
+        let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp() });
+        say(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)?);
+        Ok(())
+    }
+}

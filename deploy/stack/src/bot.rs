@@ -1,0 +1,322 @@
+//! A player by public interfaces only: REST, the WebSocket, and the game server that he is told of.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use futures::{SinkExt, StreamExt};
+use garage_gameserver::client::{self, Driving, Server};
+use reqwest::{Client, Method, StatusCode};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream,
+    tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
+};
+
+/// How long a bot waits for anything, by default.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A player's client.
+#[derive(Debug, Clone)]
+pub struct Bot {
+    /// His name.
+    pub player: String,
+    http: Client,
+    gateway: String,
+    token: String,
+    patience: Duration,
+}
+
+/// What a bot met instead of what it waited for.
+#[derive(Debug, thiserror::Error)]
+#[error("player {player}, after {last}: {what}")]
+pub struct BotError {
+    /// Who.
+    pub player: String,
+    /// The last event that he saw.
+    pub last: String,
+    /// What went wrong.
+    pub what: String,
+}
+
+/// A frame of the WebSocket.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Frame {
+    /// The event's sequence in the log.
+    pub seq: u64,
+    /// Its number among the player's events.
+    pub n: u64,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// Its data.
+    pub data: Value,
+}
+
+/// A ticket, as far as bots look at it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Ticket {
+    /// Its id.
+    pub ticket: String,
+}
+
+/// A race that was played and paid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Played {
+    /// The match.
+    pub session: String,
+    /// His place.
+    pub place: u32,
+    /// Coins it brought.
+    pub earned: u64,
+}
+
+/// An answer that is no success.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// HTTP's status.
+    pub status: StatusCode,
+    /// The body, if it was JSON.
+    pub body: Value,
+}
+
+#[derive(Deserialize)]
+struct Wallet {
+    balance: u64,
+}
+
+#[derive(Deserialize)]
+struct Connect {
+    token: String,
+}
+
+#[derive(Deserialize)]
+struct PublicKey {
+    fingerprint: String,
+}
+
+#[derive(Deserialize)]
+struct Address {
+    session: String,
+    ip: IpAddr,
+    tcp_port: u16,
+    udp_port: u16,
+    fingerprint: String,
+}
+
+impl Bot {
+    /// A client of a player at a gateway.
+    #[must_use]
+    pub fn new(http: Client, gateway: &str, player: &str, token: &str) -> Self {
+        Self {
+            player: player.into(),
+            http,
+            gateway: gateway.trim_end_matches('/').into(),
+            token: token.into(),
+            patience: PATIENCE,
+        }
+    }
+
+    /// Waits longer, or less long, for what it waits for.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Asks the gateway.
+    ///
+    /// # Errors
+    /// [`Problem`] for what is no success; status 599 when there was no answer.
+    pub async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Value>) -> Result<T, Problem> {
+        let silent = |error: reqwest::Error| Problem {
+            status: StatusCode::from_u16(599).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
+            body: Value::String(error.to_string()),
+        };
+        let mut request =
+            self.http.request(method, format!("{}{path}", self.gateway)).bearer_auth(&self.token).timeout(self.patience);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.map_err(silent)?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(silent)?;
+        let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        if !status.is_success() {
+            return Err(Problem { status, body: value });
+        }
+        serde_json::from_value(value)
+            .map_err(|error| Problem { status, body: Value::String(format!("unexpected body: {error}")) })
+    }
+
+    /// Queues in `ranked`, or another queue.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    pub async fn queue(&self, queue: &str, rank: i32) -> Result<Ticket, Problem> {
+        let latencies = BTreeMap::from([("eu", 20)]);
+        let body = json!({ "queue": queue, "rank": rank, "latencies": latencies });
+        self.ask(Method::POST, "/v1/matchmaking/tickets", Some(body)).await
+    }
+
+    /// Opens the player's socket.
+    ///
+    /// # Errors
+    /// [`BotError`]
+    pub async fn socket(&self, since: Option<u64>) -> Result<Socket, BotError> {
+        let fail = |what: String| self.error("opening his socket", what);
+        let base = self.gateway.replacen("http", "ws", 1);
+        let url = match since {
+            Some(since) => format!("{base}/v1/ws?since={since}"),
+            None => format!("{base}/v1/ws"),
+        };
+        let mut request = url.into_client_request().map_err(|error| fail(error.to_string()))?;
+        let bearer = HeaderValue::from_str(&format!("Bearer {}", self.token)).map_err(|error| fail(error.to_string()))?;
+        request.headers_mut().insert("authorization", bearer);
+        let connected = timeout(self.patience, tokio_tungstenite::connect_async(request)).await;
+        let (stream, _) = connected
+            .map_err(|_elapsed| fail("no answer".into()))?
+            .map_err(|error| fail(error.to_string()))?;
+        Ok(Socket { stream, last: "connecting".into(), player: self.player.clone(), patience: self.patience })
+    }
+
+    /// The whole way: queue, match, race, be paid.
+    ///
+    /// # Errors
+    /// [`BotError`]
+    pub async fn play(&self, queue: &str, rank: i32) -> Result<Played, BotError> {
+        let before = self.balance().await?;
+        let mut socket = self.socket(None).await?;
+        self.queue(queue, rank).await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
+        let frame = socket.until("PlayerMatched").await?;
+        let address: Address = serde_json::from_value(frame.data)
+            .map_err(|error| self.error("PlayerMatched", format!("its data cannot be read: {error}")))?;
+        let results = self.race(&address).await?;
+        let place = results.iter().find(|placing| placing.player.to_foreign() == self.player);
+        let place = place.map(|placing| placing.place);
+        let place = place.ok_or_else(|| self.error("PlayerMatched", "the results do not name him".into()))?;
+        socket.until("Released").await?;
+        socket.close().await;
+        let earned = self.paid(before).await?;
+        Ok(Played { session: address.session, place, earned })
+    }
+
+    async fn race(&self, address: &Address) -> Result<Vec<garage_events::game::Placing>, BotError> {
+        let Address { session, ip, tcp_port, udp_port, fingerprint } = address;
+        let failed = |what: &str, problem: Problem| self.error("PlayerMatched", format!("{what}: {problem:?}"));
+        let connect: Connect = self
+            .ask(Method::POST, &format!("/v1/sessions/{session}/connect-token"), None)
+            .await
+            .map_err(|problem| failed("asking for a connection token", problem))?;
+        let key: PublicKey = self
+            .ask(Method::GET, &format!("/v1/sessions/{session}/public-key"), None)
+            .await
+            .map_err(|problem| failed("asking for the game's key", problem))?;
+        if key.fingerprint != *fingerprint {
+            return Err(self.error("PlayerMatched", "the key's fingerprint is not the one announced".into()));
+        }
+        let server = Server {
+            address: SocketAddr::new(*ip, *tcp_port),
+            udp_port: *udp_port,
+            fingerprint: fingerprint.clone(),
+        };
+        let driving = Driving { within: self.patience, ..Driving::default() };
+        let results = client::drive(&server, &connect.token, driving).await;
+        results.map_err(|error| self.error("PlayerMatched", format!("racing: {:#}", anyhow::Error::from(error))))
+    }
+
+    /// Coins in his wallet.
+    ///
+    /// # Errors
+    /// [`BotError`]
+    pub async fn balance(&self) -> Result<u64, BotError> {
+        let garage: Result<Wallet, Problem> = self.ask(Method::GET, "/v1/garage", None).await;
+        garage
+            .map(|wallet| wallet.balance)
+            .map_err(|problem| self.error("nothing", format!("reading his wallet: {problem:?}")))
+    }
+
+    async fn paid(&self, before: u64) -> Result<u64, BotError> {
+        let paid = async {
+            loop {
+                let balance = self.balance().await?;
+                if balance > before {
+                    return Ok(balance - before);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let paid = timeout(self.patience, paid).await;
+        paid.map_err(|_elapsed| self.error("Released", "was not paid".into()))?
+    }
+
+    fn error(&self, last: &str, what: String) -> BotError {
+        BotError { player: self.player.clone(), last: last.into(), what }
+    }
+}
+
+/// A player's open socket.
+#[derive(Debug)]
+pub struct Socket {
+    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    last: String,
+    player: String,
+    patience: Duration,
+}
+
+impl Socket {
+    /// The next frame.
+    ///
+    /// # Errors
+    /// [`BotError`] when none comes in time, or the socket is closed.
+    pub async fn next(&mut self) -> Result<Frame, BotError> {
+        let waiting = async {
+            loop {
+                match self.stream.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        return serde_json::from_str::<Frame>(&text).map_err(|error| format!("a bad frame: {error}"));
+                    }
+                    Some(Ok(Message::Close(close))) => return Err(format!("his socket was closed: {close:?}")),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Err(format!("his socket broke: {error}")),
+                    None => return Err("his socket ended".into()),
+                }
+            }
+        };
+        let next = timeout(self.patience, waiting).await;
+        let next = next.unwrap_or_else(|_elapsed| Err(format!("no frame within {} s", self.patience.as_secs())));
+        match next {
+            Ok(frame) => {
+                self.last.clone_from(&frame.type_name);
+                Ok(frame)
+            }
+            Err(what) => Err(BotError { player: self.player.clone(), last: self.last.clone(), what }),
+        }
+    }
+
+    /// Reads frames up to one of a type.
+    ///
+    /// # Errors
+    /// [`BotError`] when it does not come in time.
+    pub async fn until(&mut self, type_name: &str) -> Result<Frame, BotError> {
+        loop {
+            let frame = self.next().await.map_err(|error| BotError {
+                what: format!("waiting for {type_name}: {}", error.what),
+                ..error
+            })?;
+            if frame.type_name == type_name {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// Closes it.
+    pub async fn close(mut self) {
+        // A gateway that has gone already has closed it too.
+        let _ = self.stream.send(Message::Close(None)).await;
+    }
+}

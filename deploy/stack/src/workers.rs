@@ -1,0 +1,359 @@
+//! The whole of a local Garage: servers, secrets, and the workers as processes of their own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use ed25519_dalek::{
+    SigningKey,
+    pkcs8::{EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
+};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rand::Rng;
+use serde_json::json;
+
+use crate::{
+    Error, Result, ports,
+    process::{Launch, Process},
+    secret,
+    servers::{MariaDb, Nats, Redis, Role},
+};
+
+/// A worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Worker {
+    /// REST and WebSocket.
+    Gateway,
+    /// Makes matches.
+    Matchmaker,
+    /// Drives sessions.
+    Session,
+    /// Owns game servers.
+    Director,
+    /// Cars and coins.
+    Inventory,
+}
+
+impl Worker {
+    /// All of them, in the order in which they are started; each may need those before it.
+    pub const ALL: [Self; 5] = [Self::Inventory, Self::Director, Self::Session, Self::Matchmaker, Self::Gateway];
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.role().name()
+    }
+
+    fn role(self) -> Role {
+        match self {
+            Self::Gateway => Role::Gateway,
+            Self::Matchmaker => Role::Matchmaker,
+            Self::Session => Role::Session,
+            Self::Director => Role::Director,
+            Self::Inventory => Role::Inventory,
+        }
+    }
+}
+
+/// How a stack is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Nodes of NATS: 1 or 3.
+    pub nats_nodes: usize,
+    /// Whether the routes between the nodes go through proxies that can cut them.
+    pub cuttable: bool,
+    /// Instances of each worker.
+    pub instances: usize,
+    /// The queues file; by default one queue `ranked` of two players.
+    pub queues: Option<PathBuf>,
+    /// Variables for the workers, as `GARAGE_READY_S`.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { nats_nodes: 1, cuttable: false, instances: 1, queues: None, env: Vec::new() }
+    }
+}
+
+/// The queues that a stack has when it is not told others.
+pub const QUEUES: &str = include_str!("../../local/queues.toml");
+
+/// A running Garage. Dropping it ends all of it, the game servers too.
+#[derive(Debug)]
+pub struct Stack {
+    root: PathBuf,
+    workers: Vec<Instance>,
+    /// NATS.
+    pub nats: Nats,
+    /// Redis.
+    pub redis: Redis,
+    /// MariaDB.
+    pub mariadb: MariaDb,
+    jwt_key: String,
+}
+
+/// One process of a worker.
+#[derive(Debug)]
+pub struct Instance {
+    /// Which worker.
+    pub worker: Worker,
+    /// Where its admin port is.
+    pub admin: String,
+    /// Where it serves game clients, if it does.
+    pub listen: Option<String>,
+    /// The process.
+    pub process: Process,
+}
+
+impl Stack {
+    /// Starts everything in a folder, and waits until each worker is ready.
+    ///
+    /// # Errors
+    /// When a part does not start; the end of its log is in the error.
+    pub async fn start(root: &Path, options: Options) -> Result<Self> {
+        secret::private_folder(root).map_err(Error::io(format!("make {}", root.display())))?;
+        let nats = async {
+            if options.cuttable {
+                Nats::start_cuttable(root, options.nats_nodes).await
+            } else {
+                Nats::start(root, options.nats_nodes).await
+            }
+        };
+        let (nats, redis, mariadb) = futures::try_join!(nats, Redis::start(root), MariaDb::start(root))?;
+        let jwt_key = secret::load_or_create(&root.join("secrets/jwt.key"))?;
+        let mut stack = Self { root: root.to_owned(), workers: Vec::new(), nats, redis, mariadb, jwt_key };
+        stack.write_keys(&options)?;
+        stack.init(&options).await?;
+        for worker in Worker::ALL {
+            for number in 0..options.instances {
+                let instance = stack.launch(worker, number, &options)?;
+                stack.workers.push(instance);
+            }
+        }
+        stack.wait_ready().await?;
+        Ok(stack)
+    }
+
+    fn write_keys(&self, options: &Options) -> Result<()> {
+        let secrets = self.root.join("secrets");
+        let mut random = [0; 32];
+        rand::rng().fill_bytes(&mut random);
+        if !secrets.join("seal.key").exists() {
+            secret::write_private(&secrets.join("seal.key"), &STANDARD.encode(random))?;
+        }
+        if !secrets.join("token.pem").exists() {
+            rand::rng().fill_bytes(&mut random);
+            let key = SigningKey::from_bytes(&random);
+            let private = key.to_pkcs8_pem(LineEnding::LF).map_err(Error::other("make a token key"))?;
+            let public = key.verifying_key().to_public_key_pem(LineEnding::LF);
+            let public = public.map_err(Error::other("make a token key"))?;
+            secret::write_private(&secrets.join("token.pub.pem"), &public)?;
+            secret::write_private(&secrets.join("token.pem"), &private)?;
+        }
+        let queues = self.root.join("queues.toml");
+        let written = match &options.queues {
+            Some(file) => fs::copy(file, &queues).map(drop),
+            None => fs::write(&queues, QUEUES),
+        };
+        written.map_err(Error::io(format!("write {}", queues.display())))
+    }
+
+    /// Runs `garage init`, as an operator would.
+    async fn init(&self, options: &Options) -> Result<()> {
+        let (user, password_file) = self.nats.user(Role::Admin);
+        let mut init = Launch::new("garage init", binary("garage")?, self.log("init"))
+            .arg("init")
+            .args(["--replicas", &options.nats_nodes.to_string()])
+            .env("GARAGE_NATS_URL", self.nats.url())
+            .env("GARAGE_NATS_USER", user)
+            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_MYSQL_URL", self.mariadb.url())
+            .env("GARAGE_MYSQL_PASSWORD_FILE", self.mariadb.password_file())
+            .spawn()?;
+        init.wait_success().await
+    }
+
+    fn launch(&self, worker: Worker, number: usize, options: &Options) -> Result<Instance> {
+        let [admin, listen] = ports::reserve::<2>()?;
+        let (admin, listen) = (format!("127.0.0.1:{admin}"), format!("127.0.0.1:{listen}"));
+        let secrets = self.root.join("secrets");
+        let (user, password_file) = self.nats.user(worker.role());
+        let name = format!("{}-{number}", worker.name());
+        let program = binary(&format!("garage-{}", worker.name()))?;
+        let mut launch = Launch::new(name.clone(), program, self.log(&name))
+            .env("GARAGE_NATS_URL", self.nats.url())
+            .env("GARAGE_NATS_USER", user)
+            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_ADMIN", &admin);
+        match worker {
+            Worker::Gateway => {
+                launch = launch
+                    .env("GARAGE_GATEWAY_LISTEN", &listen)
+                    .env("GARAGE_QUEUES", self.root.join("queues.toml"))
+                    .env("GARAGE_GATEWAY_JWT_KEY_FILE", secrets.join("jwt.key"));
+            }
+            Worker::Matchmaker => launch = launch.env("GARAGE_QUEUES", self.root.join("queues.toml")),
+            Worker::Session => {
+                launch = launch
+                    .env("GARAGE_REDIS_URL", self.redis.url())
+                    .env("GARAGE_REDIS_PASSWORD_FILE", self.redis.password_file())
+                    .env("GARAGE_SEAL_KEY_FILE", secrets.join("seal.key"))
+                    .env("GARAGE_TOKEN_KEY_FILE", secrets.join("token.pem"));
+            }
+            Worker::Director => {
+                let (game, password_file) = self.nats.user(Role::Game);
+                launch = launch
+                    .env("GARAGE_REDIS_URL", self.redis.url())
+                    .env("GARAGE_REDIS_PASSWORD_FILE", self.redis.password_file())
+                    .env("GARAGE_SEAL_KEY_FILE", secrets.join("seal.key"))
+                    .env("GARAGE_TOKEN_PUBLIC_KEY_FILE", secrets.join("token.pub.pem"))
+                    .env("GARAGE_GAME_NATS_USER", game)
+                    .env("GARAGE_GAME_NATS_PASSWORD_FILE", password_file)
+                    .env("GARAGE_INSTANCES", self.instances_folder());
+            }
+            Worker::Inventory => {
+                launch = launch
+                    .env("GARAGE_MYSQL_URL", self.mariadb.url())
+                    .env("GARAGE_MYSQL_PASSWORD_FILE", self.mariadb.password_file());
+            }
+        }
+        for (variable, value) in &options.env {
+            launch = launch.env(variable, value);
+        }
+        let listen = (worker == Worker::Gateway).then_some(listen);
+        Ok(Instance { worker, admin, listen, process: launch.spawn()? })
+    }
+
+    /// Waits until every worker that runs says that it is ready.
+    ///
+    /// # Errors
+    /// When one does not within 30 s, or ends.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        for instance in &mut self.workers {
+            if instance.process.is_running() || instance.process.pid().is_some() {
+                instance.wait_ready().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The processes of a worker.
+    pub fn instances(&mut self, worker: Worker) -> impl Iterator<Item = &mut Instance> {
+        self.workers.iter_mut().filter(move |instance| instance.worker == worker)
+    }
+
+    /// Base URL of a gateway, as `http://127.0.0.1:12345`.
+    #[must_use]
+    pub fn gateway(&self) -> String {
+        self.gateways().into_iter().next().unwrap_or_default()
+    }
+
+    /// Base URLs of all gateways.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<String> {
+        self.workers.iter().filter_map(|instance| instance.listen.as_ref()).map(|at| format!("http://{at}")).collect()
+    }
+
+    /// Where everything is kept.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the director keeps its game servers.
+    #[must_use]
+    pub fn instances_folder(&self) -> PathBuf {
+        self.root.join("games")
+    }
+
+    /// A player's token, as the studio's identity provider would make it, valid for an hour.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn token(&self, player: &str) -> Result<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let claims = json!({ "sub": player, "exp": (now + Duration::from_secs(3_600)).as_secs() });
+        let key = EncodingKey::from_secret(self.jwt_key.as_bytes());
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(Error::other("sign a token"))
+    }
+
+    /// Ends everything, in order: the workers finish what is in flight while the servers are still there.
+    pub async fn stop(&mut self) {
+        for instance in self.workers.iter_mut().rev() {
+            // Told all at once, waited for one by one.
+            let _ = instance.process.terminate();
+        }
+        for instance in self.workers.iter_mut().rev() {
+            instance.process.stop().await;
+        }
+        self.end_games();
+        futures::join!(self.nats.stop(), self.redis.stop(), self.mariadb.stop());
+    }
+
+    /// Game servers outlive their director; nothing outlives the stack.
+    fn end_games(&self) {
+        for pid in self.game_servers() {
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
+    /// Process ids of the game servers that run.
+    #[must_use]
+    pub fn game_servers(&self) -> Vec<u32> {
+        let folder = self.instances_folder().display().to_string();
+        let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+        let ours = |pid: &u32| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).into_owned();
+            command.contains("gameserver") && command.contains(&folder)
+        };
+        processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.root.join("logs").join(format!("{name}.log"))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // The directors first, so that no game server is started behind our back.
+        self.workers.clear();
+        self.end_games();
+    }
+}
+
+impl Instance {
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not within 30 s, or ends.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        let url = format!("http://{}/readyz", self.admin);
+        let client = reqwest::Client::new();
+        let probe = async || {
+            let response = client.get(&url).timeout(Duration::from_secs(1)).send().await;
+            response.is_ok_and(|response| response.status().is_success())
+        };
+        self.process.wait_until("get ready", probe).await
+    }
+}
+
+/// A program of this workspace, beside the one that runs now; tests run one folder deeper.
+///
+/// # Errors
+/// When it has not been built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let here = std::env::current_exe().map_err(Error::io("find the running program"))?;
+    let folders = here.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| Error::Missing {
+        program: name.into(),
+        looked: format!("{}; build it with `cargo build --workspace`", here.display()),
+    })
+}

@@ -1,0 +1,164 @@
+//! What runs game servers, as the director sees it.
+
+use std::{fmt, future::Future, net::IpAddr, str::FromStr};
+
+use garage_events::{game, id::SessionId};
+use time::OffsetDateTime;
+
+/// Which instance: one attempt at one session. Its text, `game-<session>-<attempt>`, is the instance's name wherever
+/// it runs, so that starting it twice is starting it once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// Whose server.
+    pub session: SessionId,
+    /// Which attempt, from 1.
+    pub attempt: u32,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "game-{}-{}", self.session, self.attempt)
+    }
+}
+
+/// A text that names no instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of an instance")]
+pub struct NoName;
+
+impl FromStr for Name {
+    type Err = NoName;
+
+    fn from_str(text: &str) -> Result<Self, NoName> {
+        let (session, attempt) = text.strip_prefix("game-").and_then(|rest| rest.rsplit_once('-')).ok_or(NoName)?;
+        let name = match (session.parse(), attempt.parse()) {
+            (Ok(session), Ok(attempt)) => Self { session, attempt },
+            _ => return Err(NoName),
+        };
+        // One spelling for each: `+1` and `01` parse as numbers too.
+        if name.attempt > 0 && name.to_string() == text { Ok(name) } else { Err(NoName) }
+    }
+}
+
+/// Where an instance was placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The instance's name there.
+    pub pod: String,
+    /// The machine.
+    pub node: String,
+    /// How clients reach that machine.
+    pub public_ip: IpAddr,
+}
+
+/// An instance that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Which.
+    pub name: Name,
+    /// When it was made, by the clock of the machine it is on.
+    pub created: OffsetDateTime,
+    /// What it does.
+    pub state: State,
+}
+
+/// What an instance does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It was never started; whoever began to make it starts it, or the next delivery of the request.
+    Claimed,
+    /// It runs, or is being started.
+    Running,
+    /// It ran once and is over.
+    Exited(Exit),
+}
+
+/// How an instance ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// How, as far as anybody saw it.
+    pub how: How,
+    /// The last line that it wrote, without secrets.
+    pub last_line: Option<String>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// With this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Nobody was there to see it.
+    Unknown,
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("exit code unknown"),
+        }
+    }
+}
+
+/// The backend could not be asked; trying again later may help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct Unavailable(#[from] pub anyhow::Error);
+
+/// Why an instance was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// It won't be, however often this attempt is tried.
+    #[error("{reason}: {message}")]
+    Refused {
+        /// As one word.
+        reason: &'static str,
+        /// For a person; without secrets.
+        message: String,
+    },
+    /// Trying again later may help.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Runs game servers. Clones are one backend. Instances live by themselves: they survive the director, and any
+/// director finds them again.
+pub trait Backend: Clone + Send + Sync + 'static {
+    /// Starts an instance. One that runs already is a success; one that ran and is over is refused.
+    fn create(&self, config: &game::Config) -> impl Future<Output = Result<Placed, CreateError>> + Send;
+
+    /// Where an instance runs, if it does.
+    fn find(&self, name: Name) -> impl Future<Output = Result<Option<Placed>, Unavailable>> + Send;
+
+    /// Every instance that is there, whoever started it.
+    fn list(&self) -> impl Future<Output = Result<Vec<Instance>, Unavailable>> + Send;
+
+    /// Ends and removes an instance, with all that belongs to it. One that is not there is a success.
+    fn delete(&self, name: Name) -> impl Future<Output = Result<(), Unavailable>> + Send;
+}
+
+/// The name of the instance that a configuration is for.
+pub fn name_of(config: &game::Config) -> Name {
+    Name { session: config.session, attempt: config.attempt }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_found_again_and_has_one_spelling() {
+        let session = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
+        let name = Name { session: session.parse().unwrap(), attempt: 12 };
+        assert_eq!(name.to_string().parse(), Ok(name));
+        for bad in ["", "game", "game-x-1", &format!("game-{session}"), &format!("game-{session}-0")] {
+            assert_eq!(bad.parse::<Name>(), Err(NoName), "{bad}");
+        }
+        for bad in ["+1", "01", "1.gone", "-1"] {
+            assert_eq!(format!("game-{session}-{bad}").parse::<Name>(), Err(NoName), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The machine's processes, as /proc shows them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+
+use super::config_of;
+use crate::backend::Name;
+
+/// From SIGTERM to SIGKILL, and from there until it counts as a failure.
+const GRACE: Duration = Duration::from_secs(2);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// The processes of instances: ours (by user), alive, with `--config` and the path of an instance's configuration.
+pub(super) fn running(root: &Path) -> io::Result<BTreeMap<Name, Vec<Process>>> {
+    let mut running = BTreeMap::<Name, Vec<Process>>::new();
+    for pid in pids()? {
+        if let Some(name) = instance(root, pid)
+            && let Some(process) = Process::of(pid)
+        {
+            running.entry(name).or_default().push(process);
+        }
+    }
+    Ok(running)
+}
+
+/// A process that is not a zombie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    pid: i32,
+    group: i32,
+}
+
+impl Process {
+    fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // `pid (name) state parent group …`; the name may hold anything, parentheses too.
+        let (_, rest) = stat.rsplit_once(')')?;
+        let mut fields = rest.split_ascii_whitespace();
+        let state = fields.next()?;
+        let group = fields.nth(1)?.parse().ok()?;
+        // A zombie is over, and waits for its parent to hear of it.
+        (!matches!(state, "Z" | "X")).then_some(Self { pid, group })
+    }
+}
+
+/// Processes come and go during the walk; one that is gone is no error.
+fn pids() -> io::Result<impl Iterator<Item = i32>> {
+    Ok(fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
+fn instance(root: &Path, pid: i32) -> Option<Name> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut arguments = line.split(|byte| *byte == 0);
+    arguments.find(|argument| *argument == b"--config")?;
+    let path = Path::new(OsStr::from_bytes(arguments.next()?));
+    let name = path.strip_prefix(root).ok()?.parent()?.to_str()?.parse().ok()?;
+    // The exact spelling, and nobody else's process: with its arguments anybody could pose as an instance.
+    let ours = || fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == geteuid().as_raw());
+    (path == config_of(root, name) && ours()).then_some(name)
+}
+
+/// Ends an instance's processes: SIGTERM, after a while SIGKILL. What they started is ended with them, as long as it
+/// stayed in the group.
+pub(super) fn end(root: &Path, name: Name) -> io::Result<()> {
+    let Some(found) = running(root)?.remove(&name) else { return Ok(()) };
+    let pids: BTreeSet<i32> = found.iter().map(|process| process.pid).collect();
+    // Only a group that one of them leads is theirs; of any other, strangers may be members.
+    let groups: BTreeSet<i32> =
+        found.iter().map(|process| process.group).filter(|group| pids.contains(group)).collect();
+    let alive = || -> io::Result<Vec<Process>> {
+        let theirs = |process: &Process| pids.contains(&process.pid) || groups.contains(&process.group);
+        Ok(self::pids()?.filter_map(Process::of).filter(theirs).collect())
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        for process in alive()? {
+            match kill(Pid::from_raw(process.pid), signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let until = Instant::now() + GRACE;
+        while !alive()?.is_empty() {
+            if Instant::now() >= until {
+                break;
+            }
+            sleep(POLL);
+        }
+    }
+    if alive()?.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, "the process outlives SIGKILL"))
+}

@@ -1,0 +1,198 @@
+//! What the log's events bring about: a server is started, or removed.
+
+use std::sync::Arc;
+
+use garage_events::{
+    event::Event as _,
+    game::{Config, Nats, Secret},
+    id::SessionId,
+    log::Log,
+    reaction::decide_session,
+    session::{Command, Event, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
+    subject::{Aggregate, Report, ReportKind},
+    world::World,
+};
+use garage_worker::{
+    reactor::{Delivery, Failure},
+    seal::SealKey,
+};
+use time::Duration;
+use uuid::Uuid;
+
+use crate::{
+    backend::{Backend, CreateError, Name, Placed, Unavailable},
+    redis::Redis,
+};
+
+impl From<Unavailable> for Failure {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error.0)
+    }
+}
+
+/// What all games are told.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The key that connection tokens are verified with, SubjectPublicKeyInfo PEM.
+    pub token_key: String,
+    /// Where and as whom they report.
+    pub nats: Nats,
+    /// From the match to the hard end.
+    pub session: Duration,
+}
+
+/// What reactions work with.
+#[derive(Debug, Clone)]
+pub struct App<L, W, B> {
+    /// The log.
+    pub log: L,
+    /// Time and ids.
+    pub world: W,
+    /// What runs game servers.
+    pub backend: B,
+    /// Where the sealed keys are.
+    pub redis: Redis,
+    /// What they are opened with.
+    pub seal: SealKey,
+    /// What all games are told.
+    pub terms: Arc<Terms>,
+}
+
+impl<L: Log, W: World, B: Backend> App<L, W, B> {
+    /// Reacts to an event of the consumer `director`.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub async fn on_event(&self, delivery: &Delivery) -> Result<(), Failure> {
+        let Some(Aggregate::Session(session)) = Aggregate::of(&delivery.subject) else {
+            return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
+        };
+        let recorded = delivery.event::<Event>()?;
+        match recorded.event {
+            Event::PodRequested(requested) => self.requested(session, recorded.id, requested).await,
+            Event::Closed(_) => self.closed(session).await,
+            event @ (Event::Matched(_)
+            | Event::PodScheduled(_)
+            | Event::PodFailed(_)
+            | Event::PodReady(_)
+            | Event::Opened(_)
+            | Event::Failed(_)
+            | Event::Finished(_)) => {
+                tracing::debug!(session.id = %session, event.type = event.type_name(), "not the director's matter");
+                Ok(())
+            }
+        }
+    }
+
+    async fn requested(&self, session: SessionId, cause: Uuid, requested: PodRequested) -> Result<(), Failure> {
+        let name = Name { session, attempt: requested.attempt };
+        let state = self.log.session(session).await?.state;
+        if state.present_attempt() != Some(name.attempt) {
+            return Ok(self.backend.delete(name).await?);
+        }
+        let State::Open(open @ Open { phase: Phase::Starting(_), .. }) = state else {
+            // The players know its address already: an old delivery, and nothing to do.
+            return Ok(());
+        };
+        if name.attempt > 1 {
+            self.remove(session, |attempt| attempt < name.attempt).await?;
+        }
+        match self.place(name, &open, requested).await {
+            Ok(placed) => self.scheduled(name, cause, placed).await,
+            Err(CreateError::Refused { reason, message }) => {
+                metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
+                self.fail(name, reason, message, Some(cause)).await
+            }
+            Err(CreateError::Unavailable(error)) => Err(error.into()),
+        }
+    }
+
+    async fn place(&self, name: Name, open: &Open, requested: PodRequested) -> Result<Placed, CreateError> {
+        // One that runs needs its key no more, which may be gone from Redis by now.
+        if let Some(placed) = self.backend.find(name).await? {
+            return Ok(placed);
+        }
+        let private_key = self.private_key(&requested.fingerprint).await?;
+        let report = |kind| Report { session: name.session, attempt: name.attempt, kind }.to_string();
+        let config = Config {
+            session: name.session,
+            attempt: name.attempt,
+            players: requested.loadouts,
+            private_key,
+            token_key: self.terms.token_key.clone(),
+            nats: self.terms.nats.clone(),
+            ready: report(ReportKind::Ready),
+            finished: report(ReportKind::Finished),
+            ends_at: open.began + self.terms.session,
+        };
+        let placed = self.backend.create(&config).await?;
+        metrics::counter!("garage_instances_created_total").increment(1);
+        Ok(placed)
+    }
+
+    async fn private_key(&self, fingerprint: &str) -> Result<Secret, CreateError> {
+        let lost = |message: String| CreateError::Refused { reason: "key-lost", message };
+        let parked = self.redis.parked(fingerprint).await;
+        let sealed = parked.map_err(|error| Unavailable(anyhow::Error::new(error).context("cannot ask for the key")))?;
+        let sealed = sealed.ok_or_else(|| lost("the game's key is not in Redis".into()))?;
+        let key = self.seal.open(&sealed, fingerprint).map_err(|error| lost(error.to_string()))?;
+        let key = String::from_utf8(key).map_err(|error| lost(format!("the game's key is no text: {}", error.utf8_error())))?;
+        Ok(Secret::new(key))
+    }
+
+    async fn scheduled(&self, name: Name, cause: Uuid, placed: Placed) -> Result<(), Failure> {
+        let Placed { pod, node, public_ip } = placed;
+        let command = Command::Schedule(PodScheduled { attempt: name.attempt, pod, node, public_ip });
+        match decide_session(&self.log, &self.world, name.session, command, Some(cause)).await? {
+            Ok(_) => {
+                tracing::info!(session.id = %name.session, pod.name = %name, "instance placed");
+                Ok(())
+            }
+            Err(rejection) => self.rejected(name, &rejection).await,
+        }
+    }
+
+    /// Notes that an attempt failed, and removes what is left of it.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub(crate) async fn fail(
+        &self,
+        name: Name,
+        reason: &str,
+        message: String,
+        cause: Option<Uuid>,
+    ) -> Result<(), Failure> {
+        tracing::warn!(session.id = %name.session, pod.name = %name, reason, message, "instance failed");
+        let command = Command::FailPod(PodFailed { attempt: name.attempt, reason: reason.into(), message });
+        match decide_session(&self.log, &self.world, name.session, command, cause).await? {
+            Ok(_) => Ok(self.backend.delete(name).await?),
+            Err(rejection) => self.rejected(name, &rejection).await,
+        }
+    }
+
+    /// The session was read at the leader again, after the instance was made, and wants no news of it: what is no
+    /// longer its present attempt is removed.
+    async fn rejected(&self, name: Name, rejection: &Rejection) -> Result<(), Failure> {
+        // Moot may mean either: scheduled before, or failed since.
+        let present = self.log.session(name.session).await?.state.present_attempt();
+        if present != Some(name.attempt) {
+            tracing::info!(session.id = %name.session, pod.name = %name, %rejection, "instance came too late");
+            self.backend.delete(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn closed(&self, session: SessionId) -> Result<(), Failure> {
+        self.remove(session, |_| true).await
+    }
+
+    async fn remove(&self, session: SessionId, which: impl Fn(u32) -> bool) -> Result<(), Failure> {
+        for instance in self.backend.list().await? {
+            if instance.name.session == session && which(instance.name.attempt) {
+                self.backend.delete(instance.name).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! What happens without an event of the log: instances that end by themselves, and those that nobody asks for.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use garage_events::{log::Log, world::World};
+use garage_worker::{Health, Shutdown, reactor::Failure};
+
+use crate::{
+    backend::{Backend, Exit, How, Instance, Name, State},
+    reaction::App,
+};
+
+/// How often instances are looked at: as long as a dead server may go unnoticed.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How often they are compared with the log.
+const SCAN: Duration = Duration::from_secs(5);
+
+/// How long an instance is over before an end that nobody saw counts as a failure. Another director on this machine
+/// that started it notes its end within [`LOOK`]; and if it ended well, while no director was there, its report of
+/// the results has a chance to be judged first.
+const UNSEEN: Duration = Duration::from_secs(3);
+
+/// Looks after instances until `shutdown`.
+///
+/// # Errors
+/// None; a look that fails is repeated.
+pub(crate) async fn run<L: Log, W: World, B: Backend>(
+    app: App<L, W, B>,
+    grace: Duration,
+    health: Health,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let mut watch = Watch { app, grace, seen: HashMap::new() };
+    let mut scanned: Option<Instant> = None;
+    let mut down = false;
+    loop {
+        let mut pause = LOOK;
+        match watch.app.backend.list().await {
+            Ok(instances) => {
+                health.up("backend");
+                gauge(&instances);
+                let mut result = watch.exits(&instances).await;
+                if result.is_ok() && scanned.is_none_or(|at| at.elapsed() >= SCAN) {
+                    result = watch.orphans(&instances).await;
+                    scanned = Some(Instant::now());
+                }
+                if let Err(error) = &result {
+                    pause = Duration::from_secs(1);
+                    // Once for each time that something is down, not once a second.
+                    if !down {
+                        tracing::warn!("instances cannot be looked after; trying again: {error:#}");
+                    }
+                }
+                down = result.is_err();
+            }
+            Err(error) => {
+                pause = Duration::from_secs(1);
+                if !down {
+                    tracing::warn!("instances cannot be listed; trying again: {error}");
+                }
+                down = true;
+                health.down("backend", error.to_string());
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn gauge(instances: &[Instance]) {
+    let count = |state: fn(&State) -> bool| {
+        let count = instances.iter().filter(|instance| state(&instance.state)).count();
+        u32::try_from(count).map_or(f64::INFINITY, f64::from)
+    };
+    metrics::gauge!("garage_instances", "state" => "claimed").set(count(|state| matches!(state, State::Claimed)));
+    metrics::gauge!("garage_instances", "state" => "running").set(count(|state| matches!(state, State::Running)));
+    metrics::gauge!("garage_instances", "state" => "exited").set(count(|state| matches!(state, State::Exited(_))));
+}
+
+struct Watch<L, W, B> {
+    app: App<L, W, B>,
+    grace: Duration,
+    /// Instances that are over: since when this director knows, and whether it has judged them.
+    seen: HashMap<Name, Seen>,
+}
+
+struct Seen {
+    since: Instant,
+    judged: bool,
+}
+
+impl<L: Log, W: World, B: Backend> Watch<L, W, B> {
+    async fn exits(&mut self, instances: &[Instance]) -> Result<(), Failure> {
+        let over = |name: &Name| instances.iter().any(|one| one.name == *name && matches!(one.state, State::Exited(_)));
+        self.seen.retain(|name, _| over(name));
+        for instance in instances {
+            let State::Exited(exit) = &instance.state else { continue };
+            let seen = self.seen.entry(instance.name).or_insert(Seen { since: Instant::now(), judged: false });
+            if seen.judged || (exit.how == How::Unknown && seen.since.elapsed() < UNSEEN) {
+                continue;
+            }
+            judge(&self.app, instance.name, exit).await?;
+            seen.judged = true;
+        }
+        Ok(())
+    }
+
+    async fn orphans(&self, instances: &[Instance]) -> Result<(), Failure> {
+        let now = self.app.world.now();
+        for Instance { name, created, .. } in instances {
+            if now - *created < self.grace {
+                continue;
+            }
+            let session = self.app.log.session(name.session).await?;
+            if session.state.present_attempt() != Some(name.attempt) {
+                self.app.backend.delete(*name).await?;
+                metrics::counter!("garage_orphans_removed_total").increment(1);
+                tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An instance is over: is its attempt?
+async fn judge<L: Log, W: World, B: Backend>(app: &App<L, W, B>, name: Name, exit: &Exit) -> Result<(), Failure> {
+    let session = app.log.session(name.session).await?;
+    if session.state.present_attempt() != Some(name.attempt) {
+        return Ok(app.backend.delete(name).await?);
+    }
+    let reason = match exit.how {
+        // Its report of the results may still be on its way; if there is none, the session's own deadline says so.
+        How::Code(0) => return Ok(()),
+        How::Code(_) | How::Unknown => "exited",
+        How::Signal(_) => "killed",
+    };
+    metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
+    let message = match &exit.last_line {
+        Some(line) => format!("{}: {line}", exit.how),
+        None => exit.how.to_string(),
+    };
+    app.fail(name, reason, message, None).await
+}

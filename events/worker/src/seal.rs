@@ -1,0 +1,178 @@
+//! Sealing of a game's private key on its way from session to director: AES-256-GCM under a key that only these two
+//! hold. Redis, and whoever reads it, sees the sealed form only.
+//!
+//! The form is `version (1 byte) ‖ nonce (12 bytes) ‖ ciphertext and tag`. The key's fingerprint is associated data:
+//! a sealed key that is moved under another game's name does not open. The version byte is there so that a second key
+//! can be told from the first when keys are rotated.
+
+use std::{fmt, fs, path::Path};
+
+use aes_gcm::{
+    Aes256Gcm, Key, KeyInit, Nonce,
+    aead::{Aead, Payload},
+};
+use anyhow::Context;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rand::RngExt;
+
+/// The one version so far.
+const VERSION: u8 = 1;
+
+/// 96 bits, the size that AES-GCM is made for (NIST SP 800-38D, 5.2.1.1). Drawn at random, one key may seal 2^32
+/// times (8.3); a game server a millisecond takes 49 days to get there, and then [`VERSION`] is for.
+const NONCE: usize = 12;
+
+/// The key that seals; 256 bits.
+#[derive(Clone)]
+pub struct SealKey(Box<Aes256Gcm>);
+
+impl SealKey {
+    /// Wraps a key.
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self(Box::new(Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key))))
+    }
+
+    /// Reads a key from a file that holds 32 bytes as base64 or as 64 hex digits: `openssl rand -base64 32`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds something else; names it, never what it holds.
+    pub fn from_file(path: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read the seal key in {}", path.display()))?;
+        let key = parse(text.trim()).with_context(|| {
+            format!("the seal key in {} is not 32 bytes in base64 or 64 hex digits", path.display())
+        })?;
+        Ok(Self::new(&key))
+    }
+
+    /// Seals a text under the fingerprint that it belongs to.
+    ///
+    /// # Errors
+    /// [`SealError::TooLong`]
+    pub fn seal(&self, plaintext: &[u8], fingerprint: &str) -> Result<Vec<u8>, SealError> {
+        let nonce: [u8; NONCE] = rand::rng().random();
+        let payload = Payload { msg: plaintext, aad: fingerprint.as_bytes() };
+        let ciphertext = self.0.encrypt(&Nonce::from(nonce), payload).map_err(|aes_gcm::Error| SealError::TooLong)?;
+        let mut sealed = Vec::with_capacity(1 + NONCE + ciphertext.len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(&ciphertext);
+        Ok(sealed)
+    }
+
+    /// Opens what was sealed under a fingerprint.
+    ///
+    /// # Errors
+    /// [`SealError`]
+    pub fn open(&self, sealed: &[u8], fingerprint: &str) -> Result<Vec<u8>, SealError> {
+        let (version, rest) = sealed.split_first().ok_or(SealError::Truncated)?;
+        if *version != VERSION {
+            return Err(SealError::Version(*version));
+        }
+        let (nonce, ciphertext) = rest.split_first_chunk::<NONCE>().ok_or(SealError::Truncated)?;
+        let payload = Payload { msg: ciphertext, aad: fingerprint.as_bytes() };
+        // The cause is not told: the library's error says nothing, so that it helps nobody who guesses.
+        self.0.decrypt(&Nonce::from(*nonce), payload).map_err(|aes_gcm::Error| SealError::Forged)
+    }
+}
+
+impl fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SealKey(…)")
+    }
+}
+
+fn parse(text: &str) -> Option<[u8; 32]> {
+    if text.len() == 64 {
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let (pairs, _) = text.as_bytes().as_chunks::<2>();
+        let bytes: Option<Vec<u8>> = pairs.iter().map(|[high, low]| Some(digit(*high)? * 16 + digit(*low)?)).collect();
+        return bytes?.try_into().ok();
+    }
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// Why something cannot be sealed or does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// AES-GCM takes no more than 64 GiB.
+    #[error("text is too long to be sealed")]
+    TooLong,
+    /// It ends too early.
+    #[error("sealed key is cut short")]
+    Truncated,
+    /// It was sealed in a way that this build does not know.
+    #[error("sealed key has version {0}, which this build does not know")]
+    Version(u8),
+    /// It was sealed with another key or under another fingerprint, or was changed since.
+    #[error("sealed key does not open: wrong seal key, wrong fingerprint, or changed since")]
+    Forged,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: [u8; 32] = [7; 32];
+
+    #[test]
+    fn what_was_sealed_opens() {
+        let key = SealKey::new(&KEY);
+        let sealed = key.seal(b"secret", "f1").unwrap();
+        assert_eq!(key.open(&sealed, "f1").unwrap(), b"secret");
+        assert!(!sealed.windows(6).any(|part| part == b"secret"));
+        assert_ne!(sealed, key.seal(b"secret", "f1").unwrap(), "a nonce was used twice");
+    }
+
+    #[test]
+    fn another_fingerprint_or_key_opens_nothing() {
+        let key = SealKey::new(&KEY);
+        let sealed = key.seal(b"secret", "f1").unwrap();
+        assert_eq!(key.open(&sealed, "f2"), Err(SealError::Forged));
+        assert_eq!(SealKey::new(&[8; 32]).open(&sealed, "f1"), Err(SealError::Forged));
+    }
+
+    #[test]
+    fn a_cut_opens_nothing_wherever_it_is() {
+        let key = SealKey::new(&KEY);
+        let sealed = key.seal(b"secret", "f1").unwrap();
+        for length in 0..sealed.len() {
+            assert!(key.open(&sealed[..length], "f1").is_err(), "{length}");
+        }
+        assert_eq!(key.open(&[], "f1"), Err(SealError::Truncated));
+    }
+
+    #[test]
+    fn a_flipped_bit_opens_nothing_wherever_it_is() {
+        let key = SealKey::new(&KEY);
+        let sealed = key.seal(b"secret", "f1").unwrap();
+        for index in 0..sealed.len() {
+            let mut forged = sealed.clone();
+            forged[index] ^= 1;
+            assert!(key.open(&forged, "f1").is_err(), "{index}");
+        }
+        let mut newer = sealed;
+        newer[0] = 2;
+        assert_eq!(key.open(&newer, "f1"), Err(SealError::Version(2)));
+    }
+
+    #[test]
+    fn a_key_is_read_from_base64_or_hex_and_from_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let sealed = SealKey::new(&KEY).seal(b"secret", "f1").unwrap();
+        for text in [format!("{}\n", STANDARD.encode(KEY)), "07".repeat(32)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(SealKey::from_file(&file).unwrap().open(&sealed, "f1").unwrap(), b"secret");
+        }
+        for text in ["", "geheim", &"0".repeat(63), &"x".repeat(64), &STANDARD.encode([7; 16])] {
+            std::fs::write(&file, text).unwrap();
+            let error = format!("{:#}", SealKey::from_file(&file).unwrap_err());
+            assert!(error.contains("32 bytes") && (text.is_empty() || !error.contains(text)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_not_printed() {
+        assert_eq!(format!("{:?}", SealKey::new(&KEY)), "SealKey(…)");
+    }
+}

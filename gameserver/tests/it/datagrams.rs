@@ -1,0 +1,107 @@
+//! Datagrams move a car only when they are the player's own, and new.
+
+use garage_gameserver::{
+    client::{self, Connection},
+    wire::{
+        CarState, FromServer, Key, Snapshot,
+        datagram::{Input, SNAPSHOT_MAX},
+    },
+};
+use tokio::net::UdpSocket;
+
+use crate::game::{Game, long, soon};
+
+/// The next snapshot that comes by WebSocket.
+async fn by_websocket(connection: &mut Connection) -> Snapshot {
+    loop {
+        if let FromServer::Snapshot(snapshot) = soon(client::receive(connection)).await.unwrap() {
+            return snapshot;
+        }
+    }
+}
+
+/// The next snapshot that comes by datagram, always authentic.
+async fn by_datagram(socket: &UdpSocket, key: &Key) -> Snapshot {
+    let mut buffer = [0; SNAPSHOT_MAX];
+    let length = soon(socket.recv(&mut buffer)).await.unwrap();
+    Snapshot::open(&buffer[..length], key).expect("an authentic snapshot")
+}
+
+async fn socket(game: &Game) -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect((game.server.address.ip(), game.server.udp_port)).await.unwrap();
+    socket
+}
+
+#[tokio::test]
+async fn forged_datagrams_move_nothing() {
+    let game = Game::start(&["anna"], long()).await;
+    let (mut anna, welcome) = game.join("anna").await;
+    let socket = socket(&game).await;
+    let full = Input { id: welcome.udp_id, counter: 1, throttle: 1.0 };
+    let good = full.seal(&welcome.udp_key);
+    let mut tampered = good.clone();
+    tampered[15] ^= 1;
+    let mut longer = good.clone();
+    longer.push(0);
+    let forged = [
+        Vec::new(),
+        vec![0; 4],
+        vec![0; 32],
+        vec![0xff; 1400],
+        good[..31].to_vec(),
+        longer,
+        tampered,
+        full.seal(&Key::new([0; 32])),
+        Input { id: welcome.udp_id.wrapping_add(1), ..full }.seal(&welcome.udp_key),
+        Input { counter: 0, ..full }.seal(&welcome.udp_key),
+    ];
+    // The race runs, and its snapshots come by WebSocket: the server believes in no address of Anna's.
+    by_websocket(&mut anna).await;
+    for _ in 0..3 {
+        for datagram in &forged {
+            socket.send(datagram).await.unwrap();
+        }
+        for _ in 0..3 {
+            assert_eq!(by_websocket(&mut anna).await.cars, [CarState { index: 0, position: 0.0, speed: 0.0 }]);
+        }
+    }
+    // The same input, unforged, moves her, and snapshots come the way it came.
+    socket.send(&good).await.unwrap();
+    while by_datagram(&socket, &welcome.udp_key).await.cars[0].speed == 0.0 {}
+}
+
+#[tokio::test]
+async fn a_replayed_datagram_moves_nothing() {
+    let game = Game::start(&["anna"], long()).await;
+    let (mut anna, welcome) = game.join("anna").await;
+    let socket = socket(&game).await;
+    let seal = |counter, throttle| Input { id: welcome.udp_id, counter, throttle }.seal(&welcome.udp_key);
+    let speed = async || by_datagram(&socket, &welcome.udp_key).await.cars[0].speed;
+    by_websocket(&mut anna).await;
+
+    let full = seal(1, 1.0);
+    socket.send(&full).await.unwrap();
+    while speed().await < 5.0 {}
+    socket.send(&seal(2, 0.0)).await.unwrap();
+    // Until she has let go, and only the air slows her.
+    let mut last = speed().await;
+    loop {
+        let now = speed().await;
+        if now < last {
+            break;
+        }
+        last = now;
+    }
+    // Not a number is authentic here, and still moves nothing.
+    socket.send(&seal(3, f32::NAN)).await.unwrap();
+    for _ in 0..8 {
+        socket.send(&full).await.unwrap();
+        let now = speed().await;
+        assert!(now <= last, "{now} after {last}");
+        last = now;
+    }
+    // And the counter that is next does.
+    socket.send(&seal(4, 1.0)).await.unwrap();
+    while speed().await <= last {}
+}

@@ -1,0 +1,91 @@
+//! The process itself: its configuration file, its exit codes.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use garage_events::game::Config;
+
+use crate::game::{Signer, config, in_seconds};
+
+fn command(file: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_garage-gameserver"));
+    command.arg("--config").arg(file).args(["--bind", "127.0.0.1"]).env_remove("RUST_LOG");
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn written(folder: &Path, text: &str, mode: u32) -> PathBuf {
+    let file = folder.join("game.json");
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    file
+}
+
+/// A game on a NATS that does not answer.
+fn game(change: impl FnOnce(&mut Config)) -> (Config, String) {
+    let mut config = config(&["anna"], &Signer::new(), "nats://127.0.0.1:1");
+    change(&mut config);
+    let text = serde_json::to_string(&config).unwrap();
+    (config, text)
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+#[test]
+fn a_bad_configuration_exits_with_2_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = command(&folder.path().join("none.json")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(code(&output), Some(2), "{said}");
+    assert!(said.contains("none.json") && said.contains("No such file"), "{said}");
+
+    let (_, text) = game(|_| {});
+    let output = command(&written(folder.path(), &text, 0o644)).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(code(&output), Some(2), "{said}");
+    assert!(said.contains("0644"), "{said}");
+
+    let output = command(&written(folder.path(), "{\"session\":1}", 0o600)).output().unwrap();
+    assert_eq!(code(&output), Some(2));
+
+    let (_, text) = game(|config| config.players.clear());
+    let output = command(&written(folder.path(), &text, 0o600)).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(code(&output), Some(2), "{said}");
+    assert!(said.contains("no players"), "{said}");
+}
+
+#[test]
+fn a_session_that_has_ended_exits_with_3() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, text) = game(|config| config.ends_at = in_seconds(-1));
+    let output = command(&written(folder.path(), &text, 0o600)).output().unwrap();
+    assert_eq!(code(&output), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn sigterm_exits_with_1_and_nothing_secret_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    // In case the signal does not work, the hard end does.
+    let (config, text) = game(|config| config.ends_at = in_seconds(30));
+    let mut child = command(&written(folder.path(), &text, 0o600)).env("RUST_LOG", "trace").spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("report not acknowledged") {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "it ended early: {said}");
+    }
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    stderr.read_to_string(&mut said).unwrap();
+    for line in config.private_key.expose().lines().filter(|line| !line.starts_with("---")) {
+        assert!(!said.contains(line), "a line of the private key is in the log");
+    }
+}

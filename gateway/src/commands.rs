@@ -1,0 +1,106 @@
+//! A player's commands: load, decide, append, and again from the start when he has moved meanwhile.
+
+use garage_events::{
+    id::{PlayerId, TicketId},
+    log::{AppendError, Decision, Log, Player},
+    player::{Event, Queued, Rejection},
+    subject::Aggregate,
+    world::World,
+};
+use uuid::Uuid;
+
+use crate::{
+    problem::Problem,
+    ticket::{self, Cancelling, Queueing, Ticket},
+};
+
+/// Decisions tried before the client is asked to come back. Each further one means that somebody else moved the player
+/// between our read and our write, a few milliseconds.
+const TRIES: u32 = 5;
+
+/// Makes a player wait.
+pub(crate) async fn queue(log: &impl Log, world: &impl World, id: &PlayerId, wish: Queued) -> Result<Ticket, Problem> {
+    let mut tries = Tries::default();
+    loop {
+        let player = log.player(id).await?;
+        let event = match ticket::queue(&player, &wish, world.now()) {
+            Ok(Queueing::Have(ticket)) => return Ok(ticket),
+            Ok(Queueing::First(event)) => {
+                // The wish is decided on in the next round, on what the log then holds.
+                tries.append(log, world, id, &player, event).await?;
+                continue;
+            }
+            Ok(Queueing::Append(event)) => event,
+            Err(rejection) => return Err(rejected(&rejection)),
+        };
+        if let Some(seq) = tries.append(log, world, id, &player, event.clone()).await? {
+            tracing::debug!(player.id = %id, ticket.id = %wish.ticket, event.seq = seq, "queued");
+            return Ok(Ticket::of(&event, seq));
+        }
+    }
+}
+
+/// Makes a player no longer wait with a ticket.
+pub(crate) async fn cancel(
+    log: &impl Log,
+    world: &impl World,
+    id: &PlayerId,
+    ticket: TicketId,
+) -> Result<(), Problem> {
+    let mut tries = Tries::default();
+    loop {
+        let player = log.player(id).await?;
+        let event = match ticket::cancel(&player, ticket) {
+            Cancelling::Append(event) => event,
+            Cancelling::Done => return Ok(()),
+            Cancelling::Matched(session) => return Err(Problem::in_session(session)),
+            Cancelling::Unknown => return Err(unknown()),
+        };
+        if let Some(seq) = tries.append(log, world, id, &player, event).await? {
+            tracing::debug!(player.id = %id, ticket.id = %ticket, event.seq = seq, "cancelled");
+            return Ok(());
+        }
+    }
+}
+
+/// A ticket that is not the player's latest, whether it is another's or was never drawn: he must not learn which.
+pub(crate) fn unknown() -> Problem {
+    Problem::not_found("the player's latest ticket is another one")
+}
+
+fn rejected(rejection: &Rejection) -> Problem {
+    match rejection {
+        Rejection::Waiting { ticket } => Problem::waiting(*ticket),
+        Rejection::InSession { session } => Problem::in_session(*session),
+        Rejection::NotWaiting { .. } | Rejection::NotExpired { .. } | Rejection::NotInSession { .. } => {
+            Problem::unavailable("the player's state keeps changing; try again")
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tries(u32);
+
+impl Tries {
+    /// Appends a player's event; `None` when he has moved, and there are tries left.
+    async fn append(
+        &mut self,
+        log: &impl Log,
+        world: &impl World,
+        id: &PlayerId,
+        player: &Player,
+        event: Event,
+    ) -> Result<Option<u64>, AppendError> {
+        self.0 += 1;
+        let about = garage_events::player::State::evolve(&event).ticket().map_or_else(Uuid::nil, |ticket| ticket.uuid());
+        // A new wish answers nothing; all that ends one answers the event that it ends.
+        let cause = player.last.as_ref().map(|last| last.id).filter(|_| !matches!(event, Event::Queued(_)));
+        let decision = Decision::new(world, about, cause);
+        let decision = decision.change(world, Aggregate::Player(id.clone()), player.head, [event]);
+        match log.append(decision).await {
+            Ok(sequences) => Ok(sequences.first().copied()),
+            Err(AppendError::Conflict(_)) if self.0 < TRIES => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}

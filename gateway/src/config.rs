@@ -1,0 +1,66 @@
+//! What the gateway is told.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser};
+use garage_worker::config::Worker;
+
+/// Serves game clients: REST and WebSocket.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "garage-gateway", version)]
+pub struct Config {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
+    pub worker: Worker,
+
+    /// Where game clients are served; port 0 takes a free one and logs it.
+    #[arg(long, env = "GARAGE_GATEWAY_LISTEN", default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
+    pub listen: SocketAddr,
+
+    /// The queues, a TOML file that the matchmaker reads too.
+    #[arg(long, env = "GARAGE_QUEUES", value_name = "FILE")]
+    pub queues: PathBuf,
+
+    /// A file with the key that players' tokens (JWT, HS256) are signed with: a text of at least 32 bytes.
+    #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_FILE", value_name = "FILE")]
+    pub jwt_key_file: PathBuf,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
+    pub tls: Tls,
+
+    /// Connections at a time, sockets among them; a further one waits to be accepted.
+    // A socket holds about 10 KiB in the process: 20,000 are 200 MiB. It also needs as many file descriptors.
+    #[arg(long, env = "GARAGE_GATEWAY_MAX_CONNECTIONS", default_value_t = 20_000, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+}
+
+/// The certificate shown to game clients. Without one the gateway speaks plain HTTP, for local use or behind a proxy
+/// that ends TLS.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Tls {
+    /// The certificate and its chain, PEM.
+    #[arg(long, env = "GARAGE_GATEWAY_TLS_CERT", requires = "tls_key", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its private key, PEM.
+    #[arg(long, env = "GARAGE_GATEWAY_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_comes_with_its_key() {
+        let args = ["garage-gateway", "--queues", "q", "--jwt-key-file", "k"];
+        let parse = |more: &[&str]| Config::try_parse_from(args.iter().chain(more));
+        assert!(parse(&[]).unwrap().tls.tls_cert.is_none());
+        assert!(parse(&["--tls-cert", "c"]).is_err());
+        assert!(parse(&["--tls-key", "k"]).is_err());
+        assert!(parse(&["--tls-key", "k", "--tls-cert", "c"]).is_ok());
+        assert!(parse(&["--max-connections", "0"]).is_err());
+    }
+}

@@ -1,0 +1,231 @@
+//! Errors as clients see them: RFC 9457, `application/problem+json`. What goes wrong inside is logged here, where it
+//! ends, and not told.
+
+use garage_events::{
+    id::{SessionId, TicketId},
+    log::{AppendError, ReadError},
+    svc::CallError,
+};
+use hyper::{
+    StatusCode,
+    header::{self, HeaderName, HeaderValue},
+};
+use serde_json::{Map, Value};
+use warp::reply::Response;
+
+use crate::token::Refused;
+
+/// What clients are asked to wait before they try again, in seconds. NATS elects a new leader in a few.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+
+/// A request that is not granted.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    /// A relative URI that names the kind; `about:blank` when the status says all.
+    kind: &'static str,
+    title: &'static str,
+    detail: String,
+    members: Vec<(&'static str, Value)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        Self { status, kind: "about:blank", title, detail: detail.into(), members: Vec::new(), headers: Vec::new() }
+    }
+
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(crate) fn unprocessable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    }
+
+    pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("this resource takes {allow}"))
+            .header(header::ALLOW, HeaderValue::from_static(allow))
+    }
+
+    pub(crate) fn too_large(limit: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may be {limit} bytes long"))
+            .header(header::CONNECTION, HeaderValue::from_static("close"))
+    }
+
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).header(header::RETRY_AFTER, RETRY_AFTER)
+    }
+
+    pub(crate) fn waiting(ticket: TicketId) -> Self {
+        let detail = format!("the player waits with ticket {ticket} already; cancel it first");
+        Self::new(StatusCode::CONFLICT, detail)
+            .kind("/problems/already-waiting", "Already waiting")
+            .member("ticket", ticket.to_string())
+    }
+
+    pub(crate) fn in_session(session: SessionId) -> Self {
+        Self::new(StatusCode::CONFLICT, format!("the player has been matched, in session {session}"))
+            .kind("/problems/in-session", "Already matched")
+            .member("session", session.to_string())
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    fn kind(mut self, kind: &'static str, title: &'static str) -> Self {
+        (self.kind, self.title) = (kind, title);
+        self
+    }
+
+    fn member(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.members.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn into_response(self) -> Response {
+        let mut body = Map::new();
+        body.insert("type".into(), self.kind.into());
+        body.insert("title".into(), self.title.into());
+        body.insert("status".into(), self.status.as_u16().into());
+        body.insert("detail".into(), self.detail.into());
+        for (name, value) in self.members {
+            body.insert(name.into(), value);
+        }
+        let mut response = Response::new(Value::Object(body).to_string().into());
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.extend(self.headers);
+        response
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        // RFC 6750, section 3: no error code for who did not try.
+        let challenge = match refused {
+            Refused::Missing => "Bearer",
+            Refused::Expired => "Bearer error=\"invalid_token\", error_description=\"the token has expired\"",
+            Refused::Invalid => "Bearer error=\"invalid_token\"",
+        };
+        Self::new(StatusCode::UNAUTHORIZED, refused.to_string())
+            .header(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unavailable(_) => {
+                tracing::warn!(%error, "request refused for now");
+                Self::unavailable("the matchmaking log does not answer; try again")
+            }
+            ReadError::Unreadable { .. } => {
+                tracing::error!(%error, "request failed");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong here")
+            }
+        }
+    }
+}
+
+impl From<AppendError> for Problem {
+    fn from(error: AppendError) -> Self {
+        tracing::warn!(%error, "request refused for now");
+        Self::unavailable(match error {
+            AppendError::Conflict(_) => "the player's state keeps changing; try again",
+            AppendError::Unavailable(_) => "the matchmaking log does not answer; try again",
+            // Full, most likely: it refuses commands instead of forgetting.
+            AppendError::Refused(_) => "the matchmaking log does not take commands now; try again later",
+        })
+    }
+}
+
+impl From<CallError> for Problem {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused { code, message, .. } if (400..500).contains(&code) => {
+                let status = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST);
+                Self::new(status, message)
+            }
+            CallError::Refused { code: 503, .. } | CallError::Unavailable { .. } => {
+                tracing::warn!(%error, "request refused for now");
+                Self::unavailable("a service behind this does not answer; try again")
+            }
+            CallError::Refused { .. } | CallError::Malformed { .. } => {
+                tracing::error!(%error, "request failed");
+                Self::new(StatusCode::BAD_GATEWAY, "a service behind this failed")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use serde_json::json;
+
+    use super::*;
+
+    async fn shown(problem: impl Into<Problem>) -> (hyper::http::response::Parts, Value) {
+        let (parts, body) = problem.into().into_response().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (parts, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_conflict_names_the_ticket() {
+        let ticket = TicketId::new(uuid::Uuid::nil());
+        let (parts, body) = shown(Problem::waiting(ticket)).await;
+        assert_eq!(parts.status, 409);
+        assert_eq!(parts.headers[header::CONTENT_TYPE], "application/problem+json");
+        let detail = format!("the player waits with ticket {ticket} already; cancel it first");
+        let expected = json!({"type": "/problems/already-waiting", "title": "Already waiting", "status": 409,
+            "detail": detail, "ticket": ticket});
+        assert_eq!(body, expected);
+    }
+
+    #[tokio::test]
+    async fn what_is_down_is_not_told_but_when_to_come_back() {
+        let inside = "10.0.0.7:4222 refused";
+        let subject = "svc.session.get";
+        for problem in [
+            Problem::from(ReadError::Unavailable(inside.into())),
+            Problem::from(AppendError::Unavailable(inside.into())),
+            Problem::from(AppendError::Refused(inside.into())),
+            Problem::from(CallError::Unavailable { subject, reason: inside.into() }),
+            Problem::from(CallError::Refused { subject, code: 503, message: inside.into() }),
+        ] {
+            let (parts, body) = shown(problem).await;
+            assert_eq!(parts.status, 503);
+            assert_eq!(parts.headers[header::RETRY_AFTER], "2");
+            assert!(!body.to_string().contains("10.0"), "{body}");
+        }
+        let (parts, body) = shown(CallError::Refused { subject, code: 500, message: inside.into() }).await;
+        assert_eq!(parts.status, 502);
+        assert!(!body.to_string().contains("10.0"), "{body}");
+        let (parts, body) = shown(CallError::Refused { subject, code: 404, message: "no such car".into() }).await;
+        assert_eq!((parts.status.as_u16(), body["detail"].as_str()), (404, Some("no such car")));
+    }
+
+    #[tokio::test]
+    async fn who_is_not_known_is_challenged() {
+        for (refused, challenge) in [(Refused::Missing, "Bearer"), (Refused::Invalid, "Bearer error=\"invalid_token\"")] {
+            let (parts, _) = shown(refused).await;
+            assert_eq!((parts.status.as_u16(), parts.headers[header::WWW_AUTHENTICATE].to_str().unwrap()), (401, challenge));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What a client may send: its headers and bodies, parsed into real types and checked.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use garage_events::{
+    id::{CarId, PlayerId, QueueName, Region, TicketId},
+    player::Queued,
+    queue::Queues,
+};
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::{
+    problem::Problem,
+    token::{Key, Refused},
+};
+
+/// Ranks beyond this are a client's mistake.
+const RANK: std::ops::RangeInclusive<i32> = -100_000..=100_000;
+/// Regions in one request.
+const MAX_REGIONS: usize = 32;
+/// The longest round-trip time taken, in milliseconds.
+const MAX_LATENCY_MS: u32 = 10_000;
+/// The longest idempotency key, in bytes.
+const MAX_IDEMPOTENCY_KEY: usize = 128;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Tickets that are named by their player and his idempotency key lie in this namespace: drawn once, never to change.
+const TICKETS: Uuid = Uuid::from_u128(0x5d0c_1a7e_8c1f_4b0e_9a53_2f6d_1c4b_77e1);
+
+/// Who sends it.
+pub(crate) fn player(key: &Key, headers: &HeaderMap) -> Result<PlayerId, Refused> {
+    let header = headers.get(AUTHORIZATION).ok_or(Refused::Missing)?;
+    let (scheme, token) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Refused::Invalid)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Refused::Missing);
+    }
+    key.verify(token.trim())
+}
+
+/// Reads a JSON body.
+pub(crate) fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, Problem> {
+    let essence = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = essence.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        // It quotes what was sent, which may be long.
+        let detail: String = error.to_string().chars().take(300).collect();
+        if error.is_data() { Problem::unprocessable(detail) } else { Problem::bad_request(detail) }
+    })
+}
+
+/// The ticket that a request's `Idempotency-Key` names: the same for the same player and key, and for nobody else.
+pub(crate) fn named_ticket(player: &PlayerId, headers: &HeaderMap) -> Result<Option<TicketId>, Problem> {
+    let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    let key = key.as_bytes();
+    let legal = (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic);
+    if !legal || keys.next().is_some() {
+        let detail = format!("Idempotency-Key must be one of 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
+        return Err(Problem::bad_request(detail));
+    }
+    let own = Uuid::new_v5(&TICKETS, player.as_str().as_bytes());
+    Ok(Some(TicketId::new(Uuid::new_v5(&own, key))))
+}
+
+/// The body of `PUT /v1/garage/active-car`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ActiveCar {
+    pub(crate) car: CarId,
+}
+
+/// The body of `POST /v1/matchmaking/tickets`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wish {
+    queue: QueueName,
+    rank: i32,
+    latencies: BTreeMap<Region, u32>,
+}
+
+impl Wish {
+    /// Checks it against the queues; what it makes of the player is one who waits from now on.
+    pub(crate) fn queued(self, queues: &Queues, ticket: TicketId, now: OffsetDateTime) -> Result<Queued, Problem> {
+        let wrong = |detail: String| Err(Problem::unprocessable(detail));
+        let Self { queue: name, rank, latencies } = self;
+        let Some(queue) = queues.get(&name) else {
+            return wrong(format!("there is no queue {name}; there are: {}", list(queues.queues.keys())));
+        };
+        if !RANK.contains(&rank) {
+            return wrong(format!("rank must be within {} to {}", RANK.start(), RANK.end()));
+        }
+        if !(1..=MAX_REGIONS).contains(&latencies.len()) {
+            return wrong(format!("latencies must name 1 to {MAX_REGIONS} regions"));
+        }
+        let known = queues.regions();
+        if let Some(region) = latencies.keys().find(|region| !known.contains(region)) {
+            return wrong(format!("there is no region {region}; there are: {}", list(known)));
+        }
+        if let Some((region, _)) = latencies.iter().find(|(_, latency)| **latency > MAX_LATENCY_MS) {
+            return wrong(format!("the latency of {region} must be within 0 to {MAX_LATENCY_MS} ms"));
+        }
+        if !latencies.keys().any(|region| queue.regions.contains_key(region)) {
+            return wrong(format!("queue {name} plays in: {}; latencies must name one", list(queue.regions.keys())));
+        }
+        let (attributes, waiting_since, expires_at) = (BTreeMap::new(), now, now + queue.timeout());
+        Ok(Queued { ticket, queue: name, rank, latencies, attributes, waiting_since, expires_at })
+    }
+}
+
+fn list<T: ToString>(names: impl IntoIterator<Item = T>) -> String {
+    names.into_iter().map(|name| name.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_events::queue::Queue;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn queues() -> Queues {
+        let queue = |region: &str| Queue {
+            players: 2,
+            rank_band: 200,
+            timeout_s: 120,
+            regions: BTreeMap::from([(region.parse().unwrap(), 120)]),
+        };
+        let queues = [("ranked", "eu"), ("quick", "us")];
+        Queues { queues: queues.map(|(name, region)| (name.parse().unwrap(), queue(region))).into() }
+    }
+
+    fn wish(body: &Value) -> Result<Queued, Problem> {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json; charset=utf-8".parse().unwrap())]);
+        let wish: Wish = json(&headers, &body.to_string().into())?;
+        wish.queued(&queues(), TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH)
+    }
+
+    fn refusal(result: Result<impl std::fmt::Debug, Problem>) -> (u16, String) {
+        let problem = result.unwrap_err();
+        (problem.status().as_u16(), format!("{problem:?}"))
+    }
+
+    #[test]
+    fn a_wish_within_bounds_waits_as_long_as_its_queue_says() {
+        for rank in [-100_000, 0, 100_000] {
+            let queued = wish(&json!({"queue": "ranked", "rank": rank, "latencies": {"eu": 0, "us": 10_000}})).unwrap();
+            assert_eq!((queued.rank, queued.expires_at.unix_timestamp()), (rank, 120));
+        }
+    }
+
+    #[test]
+    fn a_wish_beyond_bounds_is_refused_with_what_would_do() {
+        let many: BTreeMap<String, u32> = (0..33).map(|n| (format!("r{n}"), 1)).collect();
+        for (body, status, why) in [
+            (json!({"queue": "casual", "rank": 1, "latencies": {"eu": 1}}), 422, "quick, ranked"),
+            (json!({"queue": "Casual", "rank": 1, "latencies": {"eu": 1}}), 422, "is not valid"),
+            (json!({"queue": "ranked", "rank": 100_001, "latencies": {"eu": 1}}), 422, "rank must"),
+            (json!({"queue": "ranked", "rank": -100_001, "latencies": {"eu": 1}}), 422, "rank must"),
+            (json!({"queue": "ranked", "rank": 1.5, "latencies": {"eu": 1}}), 422, "invalid type"),
+            (json!({"queue": "ranked", "rank": 1, "latencies": {}}), 422, "1 to 32"),
+            (json!({"queue": "ranked", "rank": 1, "latencies": many}), 422, "1 to 32"),
+            (json!({"queue": "ranked", "rank": 1, "latencies": {"mars": 1}}), 422, "eu, us"),
+            (json!({"queue": "ranked", "rank": 1, "latencies": {"us": 1}}), 422, "plays in: eu"),
+            (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 10_001}}), 422, "10000 ms"),
+            (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": -1}}), 422, "invalid value"),
+            (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}, "vip": true}), 422, "unknown field `vip`"),
+            (json!({"queue": "ranked", "latencies": {"eu": 1}}), 422, "missing field `rank`"),
+        ] {
+            let (found, problem) = refusal(wish(&body));
+            assert!(found == status && problem.contains(why), "{body}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_body_must_be_json_and_say_so() {
+        let read = |kind: &'static str, body: &'static str| {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, kind.parse().unwrap())]);
+            refusal(json::<ActiveCar>(&headers, &body.into())).0
+        };
+        assert_eq!(read("text/plain", "{}"), 415);
+        assert_eq!(read("application/json", ""), 400);
+        assert_eq!(read("application/json", "{\"car\""), 400);
+        assert_eq!(read("application/json", "{}"), 422);
+        assert_eq!(refusal(json::<ActiveCar>(&HeaderMap::new(), &"{}".into())).0, 415);
+    }
+
+    #[test]
+    fn a_key_names_a_ticket_of_its_player_alone() {
+        let named = |player: &str, key: &str| {
+            let headers = HeaderMap::from_iter([(IDEMPOTENCY_KEY, key.parse().unwrap())]);
+            named_ticket(&player.parse().unwrap(), &headers)
+        };
+        let ticket = named("ann", "k1").unwrap();
+        assert!(ticket.is_some());
+        assert_eq!(ticket, named("ann", "k1").unwrap());
+        assert_ne!(ticket, named("ann", "k2").unwrap());
+        assert_ne!(ticket, named("bob", "k1").unwrap());
+        // Joined texts must not meet.
+        assert_ne!(named("a", "nnk1").unwrap(), ticket);
+        assert!(named("ann", &"k".repeat(128)).is_ok());
+        for bad in ["", "a b", "é", &"k".repeat(129)] {
+            assert_eq!(refusal(named("ann", bad)).0, 400, "{bad:?}");
+        }
+        let mut twice = HeaderMap::new();
+        twice.append(IDEMPOTENCY_KEY, "a".parse().unwrap());
+        twice.append(IDEMPOTENCY_KEY, "b".parse().unwrap());
+        assert_eq!(refusal(named_ticket(&"ann".parse().unwrap(), &twice)).0, 400);
+        assert_eq!(named_ticket(&"ann".parse().unwrap(), &HeaderMap::new()).unwrap(), None);
+    }
+}

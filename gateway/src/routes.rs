@@ -1,0 +1,219 @@
+//! REST, as warp filters. A route is a path; which methods it takes is decided in it, so that a known path with another
+//! method is a 405 that names them and anything else a 404.
+
+use std::{future::Future, sync::Arc};
+
+use bytes::Bytes;
+use garage_events::{
+    game,
+    id::{PlayerId, SessionId, TicketId},
+    log::Load,
+    session::View,
+    svc::{self, ActivateCar, ConnectToken, GetGarage, GetSession, StoreCars},
+    world::World,
+};
+use hyper::{
+    HeaderMap, Method, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION},
+};
+use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
+use serde::Serialize;
+use serde_json::json;
+use warp::{Filter, filters::BoxedFilter, path, reply::Response};
+
+use crate::{
+    App, commands,
+    problem::Problem,
+    request::{self, ActiveCar, Wish},
+    ticket::{Me, Ticket},
+};
+
+/// The route that made a response, for metrics; a path itself would be a label without bound.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Route(pub(crate) &'static str);
+
+/// What a route's handler gets besides the path.
+struct Call {
+    app: Arc<App>,
+    method: Method,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+type Answer = Result<Response, Problem>;
+
+/// All routes. Every request gets a response, none is rejected.
+pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
+    let call = warp::method().and(warp::header::headers_cloned()).and(warp::body::bytes()).map(
+        move |method, headers, body| Call { app: Arc::clone(&app), method, headers, body },
+    );
+    let call = call.boxed();
+
+    let tickets = path!("v1" / "matchmaking" / "tickets")
+        .and(call.clone())
+        .then(|call| answer("/v1/matchmaking/tickets", tickets(call)));
+    let ticket = path!("v1" / "matchmaking" / "tickets" / TicketId)
+        .and(call.clone())
+        .then(|id, call| answer("/v1/matchmaking/tickets/{id}", ticket(id, call)));
+    let regions = path!("v1" / "regions").and(call.clone()).then(|call| answer("/v1/regions", regions(call)));
+    let me = path!("v1" / "players" / "me").and(call.clone()).then(|call| answer("/v1/players/me", me(call)));
+    let session = path!("v1" / "sessions" / SessionId)
+        .and(call.clone())
+        .then(|id, call| answer("/v1/sessions/{id}", session(id, call)));
+    let public_key = path!("v1" / "sessions" / SessionId / "public-key")
+        .and(call.clone())
+        .then(|id, call| answer("/v1/sessions/{id}/public-key", public_key(id, call)));
+    let connect_token = path!("v1" / "sessions" / SessionId / "connect-token")
+        .and(call.clone())
+        .then(|id, call| answer("/v1/sessions/{id}/connect-token", connect_token(id, call)));
+    let cars = path!("v1" / "store" / "cars").and(call.clone()).then(|call| answer("/v1/store/cars", cars(call)));
+    let garage = path!("v1" / "garage").and(call.clone()).then(|call| answer("/v1/garage", garage(call)));
+    let active_car = path!("v1" / "garage" / "active-car")
+        .and(call)
+        .then(|call| answer("/v1/garage/active-car", active_car(call)));
+    let none = warp::any().then(|| answer("none", async { Err(Problem::not_found("there is no such resource")) }));
+
+    let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(me).unify().boxed();
+    let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
+    let inventory = cars.or(garage).unify().or(active_car).unify().boxed();
+    matchmaking.or(sessions).unify().or(inventory).unify().or(none).unify().boxed()
+}
+
+async fn answer(route: &'static str, handler: impl Future<Output = Answer>) -> Response {
+    let mut response = handler.await.unwrap_or_else(Problem::into_response);
+    response.extensions_mut().insert(Route(route));
+    response
+}
+
+impl Call {
+    /// Who calls. Asked after the method, so that a 405 needs no token.
+    fn player(&self) -> Result<PlayerId, Problem> {
+        Ok(request::player(&self.app.key, &self.headers)?)
+    }
+
+    fn only(&self, method: &Method, allow: &'static str) -> Result<(), Problem> {
+        if self.method == *method { Ok(()) } else { Err(Problem::method_not_allowed(allow)) }
+    }
+}
+
+fn ok(status: StatusCode, body: &impl Serialize) -> Answer {
+    let body = serde_json::to_vec(body).map_err(|error| {
+        tracing::error!(%error, "a response cannot be written as JSON");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong here")
+    })?;
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // It is one player's, and changes any time.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+async fn tickets(call: Call) -> Answer {
+    call.only(&Method::POST, "POST")?;
+    let player = call.player()?;
+    let Call { app, headers, body, .. } = call;
+    let wish: Wish = request::json(&headers, &body)?;
+    let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.world.id()));
+    let wish = wish.queued(&app.queues, ticket, app.world.now())?;
+    let ticket = commands::queue(&app.log, &app.world, &player, wish).await?;
+    let mut response = ok(StatusCode::CREATED, &ticket)?;
+    // A UUID is always a header value.
+    if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+async fn ticket(id: TicketId, call: Call) -> Answer {
+    match call.method {
+        Method::GET => {
+            let player = call.app.log.player(&call.player()?).await?;
+            let ticket = Ticket::latest(&player).filter(|ticket| ticket.ticket == id);
+            ok(StatusCode::OK, &ticket.ok_or_else(commands::unknown)?)
+        }
+        Method::DELETE => {
+            let player = call.player()?;
+            commands::cancel(&call.app.log, &call.app.world, &player, id).await?;
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            Ok(response)
+        }
+        _ => Err(Problem::method_not_allowed("GET, DELETE")),
+    }
+}
+
+async fn regions(call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    call.player()?;
+    ok(StatusCode::OK, &json!({ "regions": call.app.queues.regions() }))
+}
+
+async fn me(call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    let id = call.player()?;
+    let player = call.app.log.player(&id).await?;
+    ok(StatusCode::OK, &Me::of(id, &player))
+}
+
+/// A session, for who plays in it; anybody else must not learn that there is one.
+async fn visible(call: &Call, session: SessionId) -> Result<View, Problem> {
+    let player = call.player()?;
+    let view = svc::call(&call.app.client, &GetSession { session }).await;
+    let view = match view {
+        Err(svc::CallError::Refused { code: 404, .. }) => None,
+        other => Some(other?),
+    };
+    let plays = |view: &View| view.teams.iter().flat_map(|team| &team.players).any(|member| member.player == player);
+    view.filter(plays).ok_or_else(no_session)
+}
+
+fn no_session() -> Problem {
+    Problem::not_found("the player has no such session")
+}
+
+async fn session(id: SessionId, call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    ok(StatusCode::OK, &visible(&call, id).await?)
+}
+
+async fn public_key(id: SessionId, call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    let view = visible(&call, id).await?;
+    let key = view.public_key.ok_or_else(|| Problem::not_found("no server has been asked for yet"))?;
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(key.as_bytes()).map_err(|error| {
+        tracing::error!(%error, session.id = %id, "the session's public key is no PEM");
+        Problem::new(StatusCode::BAD_GATEWAY, "a service behind this failed")
+    })?;
+    ok(StatusCode::OK, &json!({ "public_key": key, "fingerprint": game::fingerprint(&der) }))
+}
+
+async fn connect_token(session: SessionId, call: Call) -> Answer {
+    call.only(&Method::POST, "POST")?;
+    let player = call.player()?;
+    match svc::call(&call.app.client, &ConnectToken { session, player }).await {
+        Err(svc::CallError::Refused { code: 404, .. }) => Err(no_session()),
+        other => ok(StatusCode::OK, &other?),
+    }
+}
+
+async fn cars(call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    call.player()?;
+    let cars = svc::call(&call.app.client, &StoreCars {}).await?;
+    ok(StatusCode::OK, &json!({ "cars": cars }))
+}
+
+async fn garage(call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    let player = call.player()?;
+    ok(StatusCode::OK, &svc::call(&call.app.client, &GetGarage { player }).await?)
+}
+
+async fn active_car(call: Call) -> Answer {
+    call.only(&Method::PUT, "PUT")?;
+    let player = call.player()?;
+    let ActiveCar { car } = request::json(&call.headers, &call.body)?;
+    ok(StatusCode::OK, &svc::call(&call.app.client, &ActivateCar { player, car }).await?)
+}

@@ -1,0 +1,198 @@
+//! The accept loop: TLS, limits and time-outs around the routes.
+
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use garage_worker::Shutdown;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    Request, StatusCode,
+    body::{Body, Incoming},
+    header::{CONNECTION, HeaderValue},
+    server::conn::http1,
+    service::{Service, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+use warp::reply::Response;
+
+use crate::{
+    App,
+    problem::Problem,
+    routes::{self, Route},
+    upgrade,
+};
+
+/// For a client to shake hands, to send a request's head, its body, and for us to answer it. It is twice what one
+/// request to NATS may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// For connections to end once we stop; the ground waits 30 s for all of the worker.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// What hyper reads ahead, and so the most that a request's head may be. Tokens take up to 4 KiB of it.
+const MAX_HEAD: usize = 16 << 10;
+
+/// The longest body.
+const MAX_BODY: usize = 16 << 10;
+
+/// The service that warp makes of the routes, whose type it does not name.
+type Routes = Box<dyn Fn(Request<Full<Bytes>>) -> BoxFuture<'static, Response> + Send + Sync>;
+
+/// What every connection shares.
+struct Server {
+    app: Arc<App>,
+    routes: Routes,
+    /// Connections, and sockets that were connections.
+    tasks: TaskTracker,
+    shutdown: Shutdown,
+}
+
+/// Serves clients until `shutdown`, then finishes what is in flight.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    app: Arc<App>,
+    limit: u32,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    // A connection beyond these waits in the kernel, which is what holds a flood off.
+    let places = Arc::new(Semaphore::new(usize::try_from(limit)?.min(Semaphore::MAX_PERMITS)));
+    let service = TowerToHyperService::new(warp::service(routes::all(Arc::clone(&app))));
+    let routes: Routes = Box::new(move |request| {
+        let response = service.call(request);
+        Box::pin(async move { response.await.unwrap_or_else(|never: Infallible| match never {}) })
+    });
+    let server = Arc::new(Server { app, routes, tasks: TaskTracker::new(), shutdown: shutdown.clone() });
+    while let Some(next) = shutdown.run_until_cancelled(accept(&listener, &places)).await {
+        let (stream, place) = next?;
+        server.tasks.spawn(connection(stream, tls.clone(), Arc::clone(&server), place));
+    }
+    drop(listener);
+    server.tasks.close();
+    if timeout(GRACE, server.tasks.wait()).await.is_err() {
+        tracing::warn!(connections = server.tasks.len(), "not all connections ended in time");
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> anyhow::Result<(TcpStream, Arc<OwnedSemaphorePermit>)> {
+    let place = Arc::clone(places).acquire_owned().await?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return Ok((stream, Arc::new(place))),
+            Err(error) => {
+                // Too many open files passes; the port must outlive it.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, server: Arc<Server>, place: Arc<OwnedSemaphorePermit>) {
+    // Frames are small and each counts.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let Some(tls) = tls else { return http(stream, server, place).await };
+    match timeout(DEADLINE, tls.accept(stream)).await {
+        Ok(Ok(stream)) => http(stream, server, place).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a client failed the TLS handshake"),
+        Err(_) => tracing::debug!("a client did not finish the TLS handshake in time"),
+    }
+}
+
+async fn http<S>(stream: S, server: Arc<Server>, place: Arc<OwnedSemaphorePermit>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let shutdown = server.shutdown.clone();
+    let service = service_fn(move |request| {
+        let (server, place) = (Arc::clone(&server), Arc::clone(&place));
+        async move { Ok::<_, Infallible>(respond(&server, request, place).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(DEADLINE)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // A client that hangs up is no news.
+        tracing::debug!(%error, "a connection failed");
+    }
+}
+
+async fn respond(server: &Server, request: Request<Incoming>, place: Arc<OwnedSemaphorePermit>) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let response = if request.uri().path() == upgrade::PATH {
+        let socket = upgrade::handle(&server.app, request, place, &server.tasks, &server.shutdown);
+        let mut response = in_time(socket).await.unwrap_or_else(Problem::into_response);
+        response.extensions_mut().insert(Route(upgrade::PATH));
+        response
+    } else {
+        rest(&server.routes, request).await.unwrap_or_else(Problem::into_response)
+    };
+    let route = response.extensions().get::<Route>().map_or("none", |route| route.0);
+    let status = response.status();
+    let label = status.as_str().to_owned();
+    metrics::counter!("garage_gateway_requests_total", "route" => route, "status" => label).increment(1);
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::debug!(%method, route, status = status.as_u16(), duration_ms, "request");
+    response
+}
+
+async fn rest(routes: &Routes, request: Request<Incoming>) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let body = read(body).await?;
+    let request = Request::from_parts(parts, Full::new(body));
+    in_time(async { Ok(routes(request).await) }).await
+}
+
+/// Reads a body whole, before anything is decided on it.
+async fn read(body: Incoming) -> Result<Bytes, Problem> {
+    let too_large = || Problem::too_large(MAX_BODY);
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
+    match timeout(DEADLINE, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Problem::bad_request("the body broke off")),
+        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
+            .header(CONNECTION, HeaderValue::from_static("close"))),
+    }
+}
+
+/// Bounds how long a client waits for an answer. What was sent to the log by then may still be stored; the client learns
+/// of it when it asks again.
+async fn in_time(answer: impl Future<Output = Result<Response, Problem>>) -> Result<Response, Problem> {
+    match timeout(DEADLINE, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Problem::unavailable("no answer in time; try again")),
+    }
+}

@@ -1,0 +1,126 @@
+use garage_events::{
+    event::Recorded,
+    log::Head,
+    player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, TimedOut},
+};
+use serde_json::json;
+use time::{Duration, macros::datetime};
+use uuid::Uuid;
+
+use super::*;
+
+const NOW: OffsetDateTime = datetime!(2026-01-02 03:04:05 UTC);
+
+fn id(n: u128) -> TicketId {
+    TicketId::new(Uuid::from_u128(n))
+}
+
+fn session() -> SessionId {
+    SessionId::new(Uuid::from_u128(9))
+}
+
+fn queued(ticket: TicketId) -> Queued {
+    Queued {
+        ticket,
+        queue: "ranked".parse().unwrap(),
+        rank: 7,
+        latencies: [("eu".parse().unwrap(), 20)].into(),
+        attributes: Default::default(),
+        waiting_since: NOW,
+        expires_at: NOW + Duration::minutes(2),
+    }
+}
+
+fn after(event: impl Into<Event>) -> Player {
+    let (event, seq, n) = (event.into(), 40, 3);
+    Player {
+        state: State::evolve(&event),
+        head: Head { seq, n },
+        last: Some(Recorded { seq, time: NOW, id: Uuid::nil(), n, correlation: Uuid::nil(), event }),
+    }
+}
+
+fn histories() -> [(Player, Status); 6] {
+    let (ticket, queue, session) = (id(1), "ranked".parse::<QueueName>().unwrap(), session());
+    let address = Address { ip: [1, 2, 3, 4].into(), tcp_port: 1, udp_port: 2, fingerprint: "f".into() };
+    let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player };
+    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1 };
+    let matched = Matched { ticket, queue: queue.clone(), session, team: "1".into(), waiting_since: NOW };
+    [
+        (after(queued(ticket)), Status::Waiting),
+        (after(cancelled), Status::Ended),
+        (after(timed_out), Status::Ended),
+        (after(matched), Status::Matched),
+        (after(PlayerMatched { ticket, queue, session, address }), Status::Playing),
+        (after(Released { ticket, session, why: Ending::Failed }), Status::Ended),
+    ]
+}
+
+#[test]
+fn the_same_wish_again_has_the_ticket_wherever_it_stands() {
+    for (player, status) in histories() {
+        let Ok(Queueing::Have(ticket)) = queue(&player, &queued(id(1)), NOW + Duration::HOUR) else {
+            panic!("{player:?}");
+        };
+        assert_eq!((ticket.ticket, ticket.status, ticket.seq), (id(1), status, 40));
+    }
+}
+
+#[test]
+fn a_new_wish_needs_the_old_one_to_have_ended() {
+    let wish = queued(id(2));
+    assert_eq!(queue(&Player::default(), &wish, NOW), Ok(Queueing::Append(wish.clone().into())));
+    for (player, status) in histories() {
+        let result = queue(&player, &wish, NOW);
+        match status {
+            Status::Waiting => assert_eq!(result, Err(Rejection::Waiting { ticket: id(1) })),
+            Status::Matched | Status::Playing => assert_eq!(result, Err(Rejection::InSession { session: session() })),
+            Status::Ended => assert_eq!(result, Ok(Queueing::Append(wish.clone().into()))),
+        }
+    }
+}
+
+#[test]
+fn an_expired_ticket_is_timed_out_first() {
+    let Ok(Queueing::First(event)) = queue(&after(queued(id(1))), &queued(id(2)), NOW + Duration::minutes(2)) else {
+        panic!("not timed out");
+    };
+    let queue = "ranked".parse().unwrap();
+    assert_eq!(event, Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000 }));
+}
+
+#[test]
+fn cancelling_is_done_once_and_not_after_a_match() {
+    let [waiting, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
+    assert!(matches!(cancel(&waiting, id(1)), Cancelling::Append(Event::Cancelled(_))));
+    for over in [&cancelled, &timed_out] {
+        assert_eq!(cancel(over, id(1)), Cancelling::Done);
+    }
+    for late in [&matched, &playing, &released] {
+        assert_eq!(cancel(late, id(1)), Cancelling::Matched(session()));
+    }
+    for foreign in [&waiting, &cancelled, &matched, &released, &Player::default()] {
+        assert_eq!(cancel(foreign, id(2)), Cancelling::Unknown);
+    }
+}
+
+#[test]
+fn a_waiting_ticket_reads_like_this() {
+    let shown = serde_json::to_value(Ticket::latest(&after(queued(id(1)))).unwrap()).unwrap();
+    let expected = json!({"ticket": id(1), "status": "waiting", "queue": "ranked",
+        "waiting_since": "2026-01-02T03:04:05Z", "expires_at": "2026-01-02T03:06:05Z", "seq": 40});
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn a_player_sees_where_he_stands() {
+    let me = |player: &Player| serde_json::to_value(Me::of("ann".parse().unwrap(), player)).unwrap();
+    assert_eq!(me(&Player::default()), json!({"player": "ann", "status": "idle", "seq": 0}));
+    let [waiting, cancelled, _, matched, ..] = histories().map(|(player, _)| player);
+    assert_eq!(
+        me(&waiting),
+        json!({"player": "ann", "status": "waiting", "ticket": id(1), "queue": "ranked", "seq": 40})
+    );
+    assert_eq!(me(&cancelled), json!({"player": "ann", "status": "idle", "ticket": id(1), "seq": 40}));
+    assert_eq!(me(&matched)["session"], json!(session()));
+}

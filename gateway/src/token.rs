@@ -1,0 +1,192 @@
+//! Who a client is: a bearer token, JWT with HS256, made by the studio's identity provider with a key that the gateway
+//! shares. Its `sub` is the player, whatever text that is; `exp` is required, `nbf` is honoured.
+
+use std::{fmt, path::Path, time::Duration};
+
+use garage_events::{
+    game::Secret,
+    id::PlayerId,
+    world::{System, World},
+};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
+use serde::{Deserialize, Serialize};
+
+/// The shortest key: as long as what HS256 makes of it (RFC 7518, section 3.2).
+const MIN_KEY: usize = 32;
+
+/// How far the issuer's clock may be off, in seconds.
+const LEEWAY: u64 = 5;
+
+/// The longest token looked at; the header buffer bounds it too.
+const MAX_TOKEN: usize = 4 << 10;
+
+/// Signs and verifies players' tokens. `Debug` does not show it.
+#[derive(Clone)]
+pub struct Key {
+    signing: EncodingKey,
+    verifying: DecodingKey,
+    validation: Validation,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+/// Why there is no key or no token.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the tokens' key: {0:#}")]
+    Read(anyhow::Error),
+    /// The key can be guessed.
+    #[error("the tokens' key is {0} bytes long; at least {MIN_KEY}, random ones")]
+    Short(usize),
+    /// The token cannot be made.
+    #[error("cannot sign a token: {0}")]
+    Sign(String),
+}
+
+/// Why a client is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It shows no token.
+    #[error("a bearer token is required")]
+    Missing,
+    /// Its token is past its end.
+    #[error("the token has expired")]
+    Expired,
+    /// Its token is not of ours, or names nobody.
+    #[error("the token is not valid")]
+    Invalid,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    sub: &'a str,
+    exp: i64,
+}
+
+/// `exp` is judged before this is read.
+#[derive(Deserialize)]
+struct Subject {
+    sub: String,
+}
+
+impl Key {
+    /// Reads a key from a file, without the line's end.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Short`]
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::new(&garage_worker::config::secret(path).map_err(Error::Read)?)
+    }
+
+    /// Makes a key of a secret.
+    ///
+    /// # Errors
+    /// [`Error::Short`]
+    pub fn new(secret: &Secret) -> Result<Self, Error> {
+        let bytes = secret.expose().as_bytes();
+        if bytes.len() < MIN_KEY {
+            return Err(Error::Short(bytes.len()));
+        }
+        // HS256 alone: with a list that a token may choose from, `none` or a public key as secret would do.
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_required_spec_claims(&["exp", "sub"]);
+        validation.leeway = LEEWAY;
+        validation.validate_nbf = true;
+        // The key is the studio's own; its tokens may name any audience.
+        validation.validate_aud = false;
+        Ok(Self { signing: EncodingKey::from_secret(bytes), verifying: DecodingKey::from_secret(bytes), validation })
+    }
+
+    /// The player that a token names.
+    ///
+    /// # Errors
+    /// [`Refused`]
+    pub fn verify(&self, token: &str) -> Result<PlayerId, Refused> {
+        if token.len() > MAX_TOKEN {
+            return Err(Refused::Invalid);
+        }
+        let claims = jsonwebtoken::decode::<Subject>(token, &self.verifying, &self.validation);
+        let claims = claims.map_err(|error| match error.kind() {
+            ErrorKind::ExpiredSignature => Refused::Expired,
+            _ => Refused::Invalid,
+        })?;
+        PlayerId::from_foreign(&claims.claims.sub).ok().ok_or(Refused::Invalid)
+    }
+}
+
+/// Makes a player's token, as an identity provider would: `player` is the foreign name. For tests, bots and
+/// `garage token`.
+///
+/// # Errors
+/// [`Error::Sign`], also when the name makes no player.
+pub fn sign_token(key: &Key, player: &str, ttl: Duration) -> Result<Secret, Error> {
+    let failed = |error: &dyn fmt::Display| Error::Sign(error.to_string());
+    PlayerId::from_foreign(player).map_err(|error| failed(&error))?;
+    let exp = (System.now() + ttl).unix_timestamp();
+    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &Claims { sub: player, exp }, &key.signing);
+    token.map(Secret::new).map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use serde_json::json;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn key(fill: &str) -> Key {
+        Key::new(&Secret::new(fill.repeat(32))).unwrap()
+    }
+
+    fn signed(claims: &serde_json::Value, algorithm: Algorithm) -> String {
+        jsonwebtoken::encode(&Header::new(algorithm), claims, &key("a").signing).unwrap()
+    }
+
+    #[test]
+    fn a_token_names_its_player() {
+        let token = sign_token(&key("a"), "ann@example.org", HOUR).unwrap();
+        assert_eq!(key("a").verify(token.expose()).unwrap().to_foreign(), "ann@example.org");
+    }
+
+    #[test]
+    fn a_token_of_another_key_is_not_valid() {
+        let token = sign_token(&key("b"), "ann", HOUR).unwrap();
+        assert_eq!(key("a").verify(token.expose()), Err(Refused::Invalid));
+    }
+
+    #[test]
+    fn only_whole_claims_under_hs256_count() {
+        let exp = (System.now() + HOUR).unix_timestamp();
+        let past = exp - 7_200;
+        assert!(key("a").verify(&signed(&json!({"sub": "ann", "exp": exp, "aud": "x"}), Algorithm::HS256)).is_ok());
+        for (claims, algorithm, why) in [
+            (json!({"sub": "ann", "exp": past}), Algorithm::HS256, Refused::Expired),
+            (json!({"sub": "ann"}), Algorithm::HS256, Refused::Invalid),
+            (json!({"exp": exp}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "", "exp": exp}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "a".repeat(129), "exp": exp}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "nbf": exp}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp}), Algorithm::HS512, Refused::Invalid),
+        ] {
+            assert_eq!(key("a").verify(&signed(&claims, algorithm)), Err(why), "{claims} {algorithm:?}");
+        }
+        let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let none = format!("{}.{}.", part(json!({"alg": "none"})), part(json!({"sub": "ann", "exp": exp})));
+        for bad in [none.as_str(), "", "x", "a.b.c", &"a".repeat(MAX_TOKEN + 1)] {
+            assert_eq!(key("a").verify(bad), Err(Refused::Invalid));
+        }
+    }
+
+    #[test]
+    fn a_short_key_is_refused_and_no_key_is_shown() {
+        assert!(matches!(Key::new(&Secret::new("a".repeat(31))), Err(Error::Short(31))));
+        assert_eq!(format!("{:?}", key("a")), "Key(…)");
+    }
+}

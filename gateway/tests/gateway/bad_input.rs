@@ -1,0 +1,165 @@
+//! What a client should not send gets its 4xx, and leaves nothing in the log.
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use garage_events::game::Secret;
+use garage_gateway::{sign_token, token::Key};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{App, TICKETS, key, read, token, wish};
+
+const ID: &str = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
+
+fn endpoints() -> Vec<(Method, String)> {
+    let all = [
+        (Method::POST, TICKETS.to_owned()),
+        (Method::GET, format!("{TICKETS}/{ID}")),
+        (Method::DELETE, format!("{TICKETS}/{ID}")),
+        (Method::GET, "/v1/regions".into()),
+        (Method::GET, "/v1/players/me".into()),
+        (Method::GET, format!("/v1/sessions/{ID}")),
+        (Method::GET, format!("/v1/sessions/{ID}/public-key")),
+        (Method::POST, format!("/v1/sessions/{ID}/connect-token")),
+        (Method::GET, "/v1/store/cars".into()),
+        (Method::GET, "/v1/garage".into()),
+        (Method::PUT, "/v1/garage/active-car".into()),
+    ];
+    all.into()
+}
+
+#[tokio::test]
+async fn without_a_valid_token_nothing_is_answered() {
+    let app = App::start().await;
+    let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let exp = 4_000_000_000_u64;
+    let other = Key::new(&Secret::new("x".repeat(32))).unwrap();
+    // Beyond the leeway for clocks that differ.
+    let expired = {
+        let claims = json!({"sub": "ann", "exp": 1_000_000_000});
+        let key = jsonwebtoken::EncodingKey::from_secret(crate::support::KEY.as_bytes());
+        jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    };
+    let good = token("ann");
+    let tampered = {
+        let mut parts: Vec<_> = good.split('.').map(ToOwned::to_owned).collect();
+        parts[1] = part(json!({"sub": "bob", "exp": exp}));
+        parts.join(".")
+    };
+    let bad = [
+        "Bearer".to_owned(),
+        "Bearer ".to_owned(),
+        "Basic YTpi".to_owned(),
+        format!("Bearer {}", sign_token(&other, "ann", Duration::from_secs(600)).unwrap().expose()),
+        format!("Bearer {expired}"),
+        format!("Bearer {}.{}.", part(json!({"alg": "none", "typ": "JWT"})), part(json!({"sub": "ann", "exp": exp}))),
+        format!("Bearer {tampered}"),
+        format!("Bearer {good}x"),
+    ];
+    for (method, path) in endpoints() {
+        let (status, _) = read(app.anonymous(method.clone(), &path).json(&wish()).send().await.unwrap()).await;
+        assert_eq!(status, 401, "{method} {path}");
+        for header in &bad {
+            let request = app.anonymous(method.clone(), &path).header("Authorization", header).json(&wish());
+            let (status, body) = read(request.send().await.unwrap()).await;
+            assert_eq!(status, 401, "{method} {path} {header}: {body}");
+        }
+    }
+    assert_eq!(app.last().await, 0);
+}
+
+#[tokio::test]
+async fn a_path_or_method_that_is_not_there_is_told_so() {
+    let app = App::start().await;
+    for path in ["/", "/v1", "/v2/regions", "/v1/ticket", "/v1/matchmaking/tickets/not-a-uuid", "/v1/sessions/x", "/v1/ws/x"] {
+        let (status, _) = app.get("ann", path).await;
+        assert_eq!(status, 404, "{path}");
+    }
+    for (method, path) in endpoints() {
+        let response = app.request("ann", Method::PATCH, &path).send().await.unwrap();
+        let allow = response.headers()["allow"].to_str().unwrap().to_owned();
+        assert!(allow.split(", ").any(|allowed| allowed == method.as_str()), "{path}: {allow}");
+        assert_eq!(read(response).await.0, 405, "{path}");
+    }
+    let (status, _) = read(app.request("ann", Method::POST, "/v1/ws").send().await.unwrap()).await;
+    assert_eq!(status, 405);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_wanted_is_refused() {
+    let app = App::start().await;
+    for (method, path) in [(Method::POST, TICKETS), (Method::PUT, "/v1/garage/active-car")] {
+        let send = async |kind: &'static str, body: String| {
+            let request = app.request("ann", method.clone(), path).header("Content-Type", kind).body(body);
+            read(request.send().await.unwrap()).await.0
+        };
+        assert_eq!(send("application/json", "{\"queue\": ".into()).await, 400, "{path}");
+        assert_eq!(send("application/json", String::new()).await, 400, "{path}");
+        assert_eq!(send("application/json", "[]".into()).await, 422, "{path}");
+        assert_eq!(send("application/json", "\u{0}\u{1}".into()).await, 400, "{path}");
+        assert_eq!(send("text/plain", wish().to_string()).await, 415, "{path}");
+        assert_eq!(send("application/x-www-form-urlencoded", "a=b".into()).await, 415, "{path}");
+        assert_eq!(send("application/json", " ".repeat((16 << 10) + 1)).await, 413, "{path}");
+        let (status, _) = read(app.request("ann", method.clone(), path).send().await.unwrap()).await;
+        assert_eq!(status, 415, "{path}");
+    }
+    for wrong in [
+        json!({"queue": "casual", "rank": 1, "latencies": {"eu": 1}}),
+        json!({"queue": "ranked", "rank": 100_001, "latencies": {"eu": 1}}),
+        json!({"queue": "ranked", "rank": 1, "latencies": {}}),
+        json!({"queue": "ranked", "rank": 1, "latencies": {"mars": 1}}),
+        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 10_001}}),
+        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}, "player": "bob"}),
+    ] {
+        let (status, body) = read(app.request("ann", Method::POST, TICKETS).json(&wrong).send().await.unwrap()).await;
+        assert_eq!(status, 422, "{wrong}: {body}");
+    }
+    for key in ["", "a b", &"k".repeat(129)] {
+        let request = app.request("ann", Method::POST, TICKETS).header("Idempotency-Key", key).json(&wish());
+        assert_eq!(read(request.send().await.unwrap()).await.0, 400, "{key:?}");
+    }
+    assert_eq!(app.last().await, 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_without_a_length_too() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let app = App::start().await;
+    let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+    let head = format!(
+        "POST {TICKETS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
+         Transfer-Encoding: chunked\r\n\r\n",
+        token("ann")
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = format!("2000\r\n{}\r\n", " ".repeat(0x2000));
+    stream.write_all(chunk.repeat(2).as_bytes()).await.unwrap();
+    stream.write_all(b"1\r\n \r\n").await.unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    assert_eq!(app.last().await, 0);
+}
+
+#[tokio::test]
+async fn a_socket_needs_a_handshake_a_token_and_a_sane_since() {
+    let app = App::start().await;
+    let bearer = format!("Bearer {}", token("ann"));
+    let status = |result: Result<_, tokio_tungstenite::tungstenite::Error>| match result {
+        Err(tokio_tungstenite::tungstenite::Error::Http(response)) => response.status().as_u16(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => 101,
+    };
+    assert_eq!(status(app.try_socket("", &[]).await), 401);
+    assert_eq!(status(app.try_socket("", &[("Authorization", "Bearer x")]).await), 401);
+    assert_eq!(status(app.try_socket("", &[("Sec-WebSocket-Protocol", "garage.v1, bearer.x")]).await), 401);
+    for query in ["?since=x", "?since=-1", "?since=", "?from=1", "?since=1&since=2", "?since=18446744073709551616"] {
+        assert_eq!(status(app.try_socket(query, &[("Authorization", &bearer)]).await), 400, "{query}");
+    }
+    // Ahead of the log: of another one.
+    assert_eq!(status(app.try_socket("?since=1", &[("Authorization", &bearer)]).await), 400);
+    assert_eq!(status(app.try_socket("?since=0", &[("Authorization", &bearer)]).await), 101);
+    assert_eq!(app.get("ann", "/v1/ws").await.0, 426);
+    let _ = key();
+}

@@ -1,0 +1,63 @@
+//! What is down is told as such, with when to come back; and what comes back is used again.
+
+use reqwest::{Method, StatusCode};
+use tokio::time::timeout;
+
+use crate::support::{App, DEADLINE, TICKETS, read, wish};
+
+const SESSION: &str = "/v1/sessions/0198c5a0-7b1e-7c3d-8000-0123456789ab";
+
+async fn unavailable(app: &App, method: Method, path: &str) {
+    let response = app.request("ann", method.clone(), path).json(&wish()).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{method} {path}");
+    assert!(response.headers()["retry-after"].to_str().unwrap().parse::<u64>().is_ok());
+    read(response).await;
+}
+
+#[tokio::test]
+async fn a_service_that_nobody_runs_is_unavailable() {
+    let app = App::start().await;
+    let token = format!("{SESSION}/connect-token");
+    let all = [
+        (Method::GET, SESSION),
+        (Method::POST, &token),
+        (Method::GET, "/v1/store/cars"),
+        (Method::GET, "/v1/garage"),
+    ];
+    for (method, path) in all {
+        unavailable(&app, method, path).await;
+    }
+}
+
+#[tokio::test]
+async fn while_nats_stands_still_clients_are_told_to_come_back() {
+    let mut app = App::start().await;
+    let mut socket = app.socket("ann", None).await;
+    app.nats.node(0).unwrap().pause().unwrap();
+    tokio::join!(
+        unavailable(&app, Method::POST, TICKETS),
+        unavailable(&app, Method::GET, "/v1/players/me"),
+        unavailable(&app, Method::GET, SESSION),
+        unavailable(&app, Method::GET, "/v1/garage"),
+    );
+    app.nats.node(0).unwrap().resume().unwrap();
+    let queue = async { while app.queue("ann", Some("k")).await.0 != 201 {} };
+    timeout(DEADLINE, queue).await.unwrap();
+    assert_eq!(socket.event().await["type"], "Queued");
+}
+
+#[tokio::test]
+async fn a_socket_outlives_a_nats_that_is_killed_and_comes_back() {
+    let mut app = App::start().await;
+    let mut socket = app.socket("ann", None).await;
+    let (_, first) = app.queue("ann", None).await;
+    assert_eq!(socket.event().await["seq"], first["seq"]);
+    app.nats.kill();
+    unavailable(&app, Method::GET, "/v1/players/me").await;
+    app.nats.node(0).unwrap().restart().await.unwrap();
+    let ticket = first["ticket"].as_str().unwrap();
+    let cancel = async { while app.cancel("ann", ticket).await.0 != 204 {} };
+    timeout(DEADLINE, cancel).await.unwrap();
+    let event = socket.event().await;
+    assert_eq!((event["type"].as_str(), event["n"].as_u64()), (Some("Cancelled"), Some(2)));
+}

@@ -1,0 +1,10 @@
+//! The gateway on a real nats-server, through its own port.
+#![cfg(test)]
+
+mod bad_input;
+mod faults;
+mod services;
+mod sockets;
+mod support;
+mod tickets;
+mod tls;

@@ -1,0 +1,257 @@
+//! A gateway with a nats-server of its own, and a client of it.
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use clap::Parser;
+use futures::StreamExt;
+use garage_events::{
+    game::Secret,
+    jetstream::{JetStreamLog, setup},
+    log::{Append, Decision, Load, Player},
+    player::{self, Address, Cancelled, Ending, Event, Matched, PlayerMatched, Queued, Released},
+    subject::{self, Aggregate},
+    world::{System, World},
+};
+use garage_gateway::{Config, Gateway, sign_token, token::Key};
+use garage_stack::servers::{Nats, Role};
+use garage_worker::Shutdown;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Error, Message, client::IntoClientRequest, http},
+};
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The key that the tests' tokens are signed with.
+pub(crate) const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+pub(crate) struct App {
+    pub(crate) nats: Nats,
+    pub(crate) client: async_nats::Client,
+    pub(crate) log: JetStreamLog,
+    pub(crate) address: SocketAddr,
+    pub(crate) folder: TempDir,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) served: JoinHandle<anyhow::Result<()>>,
+    http: reqwest::Client,
+}
+
+pub(crate) fn key() -> Key {
+    Key::new(&Secret::new(KEY)).unwrap()
+}
+
+pub(crate) fn token(player: &str) -> String {
+    sign_token(&key(), player, Duration::from_secs(600)).unwrap().expose().to_owned()
+}
+
+impl App {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|_| Vec::new()).await
+    }
+
+    /// Starts one with further flags, which may name files in its folder.
+    pub(crate) async fn start_with(flags: impl FnOnce(&TempDir) -> Vec<String>) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let nats = Nats::start(folder.path(), 1).await.unwrap();
+        let client = nats.connect(Role::Admin).await.unwrap();
+        setup::init(client.clone(), 1).await.unwrap();
+        let log = JetStreamLog::open(client.clone()).await.unwrap();
+
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\n\
+            [queues.ranked.regions]\neu = 120\nus = 120\n";
+        let (user, password) = nats.user(Role::Gateway);
+        let mut args = vec![
+            "garage-gateway".to_owned(),
+            format!("--nats-url={}", nats.url()),
+            format!("--nats-user={user}"),
+            format!("--nats-password-file={}", password.display()),
+            "--listen=127.0.0.1:0".to_owned(),
+            format!("--queues={}", file("queues.toml", queues)),
+            format!("--jwt-key-file={}", file("jwt.key", &format!("{KEY}\n"))),
+        ];
+        args.extend(flags(&folder));
+        let shutdown = Shutdown::new();
+        let gateway = Gateway::bind(Config::parse_from(args), shutdown.clone()).await.unwrap();
+        let address = gateway.address();
+        let served = tokio::spawn(gateway.serve());
+        let http = reqwest::Client::builder().timeout(DEADLINE).build().unwrap();
+        Self { nats, client, log, address, folder, shutdown, served, http }
+    }
+
+    /// A request without a token.
+    pub(crate) fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.address))
+    }
+
+    pub(crate) fn request(&self, player: &str, method: Method, path: &str) -> RequestBuilder {
+        self.anonymous(method, path).bearer_auth(token(player))
+    }
+
+    pub(crate) async fn get(&self, player: &str, path: &str) -> (u16, Value) {
+        read(self.request(player, Method::GET, path).send().await.unwrap()).await
+    }
+
+    /// Queues a player, with an idempotency key or without.
+    pub(crate) async fn queue(&self, player: &str, key: Option<&str>) -> (u16, Value) {
+        let mut request = self.request(player, Method::POST, TICKETS).json(&wish());
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        read(request.send().await.unwrap()).await
+    }
+
+    pub(crate) async fn cancel(&self, player: &str, ticket: &str) -> (u16, Value) {
+        read(self.request(player, Method::DELETE, &format!("{TICKETS}/{ticket}")).send().await.unwrap()).await
+    }
+
+    pub(crate) async fn player(&self, player: &str) -> Player {
+        self.log.player(&player.parse().unwrap()).await.unwrap()
+    }
+
+    /// The last sequence of the log.
+    pub(crate) async fn last(&self) -> u64 {
+        self.log.last_sequence(subject::ALL).await.unwrap()
+    }
+
+    /// Appends a player's event, as another worker would.
+    pub(crate) async fn append(&self, player: &str, event: impl Into<Event>) -> u64 {
+        let head = self.player(player).await.head;
+        let decision = Decision::new(&System, System.id(), None);
+        let decision = decision.change(&System, Aggregate::Player(player.parse().unwrap()), head, [event.into()]);
+        self.log.append(decision).await.unwrap()[0]
+    }
+
+    /// A player's six events: he is matched, plays, is let go, queues again and thinks better of it.
+    pub(crate) async fn history(&self, player: &str) -> Vec<u64> {
+        let mut seqs = Vec::new();
+        for event in six() {
+            seqs.push(self.append(player, event).await);
+        }
+        seqs
+    }
+
+    pub(crate) async fn socket(&self, player: &str, since: Option<u64>) -> Socket {
+        let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
+        self.try_socket(&query, &[("Authorization", &format!("Bearer {}", token(player)))]).await.unwrap().0
+    }
+
+    pub(crate) async fn try_socket(
+        &self,
+        query: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<(Socket, http::Response<Option<Vec<u8>>>), Error> {
+        let mut request = format!("ws://{}/v1/ws{query}", self.address).into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let (stream, response) = timeout(DEADLINE, connect_async(request)).await.unwrap()?;
+        Ok((Socket(stream), response))
+    }
+}
+
+pub(crate) struct Socket(pub(crate) WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Socket {
+    /// The next event.
+    pub(crate) async fn event(&mut self) -> Value {
+        loop {
+            match timeout(DEADLINE, self.0.next()).await.unwrap().unwrap().unwrap() {
+                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn seqs(&mut self, count: usize) -> Vec<u64> {
+        let mut seqs = Vec::new();
+        while seqs.len() < count {
+            seqs.push(self.event().await["seq"].as_u64().unwrap());
+        }
+        seqs
+    }
+
+    pub(crate) async fn closed(&mut self) -> u16 {
+        loop {
+            match timeout(DEADLINE, self.0.next()).await.unwrap().unwrap().unwrap() {
+                Message::Close(frame) => return frame.unwrap().code.into(),
+                Message::Text(_) | Message::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+pub(crate) const TICKETS: &str = "/v1/matchmaking/tickets";
+
+pub(crate) fn wish() -> Value {
+    json!({"queue": "ranked", "rank": 100, "latencies": {"eu": 20}})
+}
+
+pub(crate) async fn read(response: Response) -> (u16, Value) {
+    let status = response.status();
+    let problem = response.headers().get("content-type").is_some_and(|kind| kind == "application/problem+json");
+    assert_eq!(status.is_client_error() || status.is_server_error(), problem, "{status}");
+    if status == StatusCode::UNAUTHORIZED {
+        assert!(response.headers()["www-authenticate"].to_str().unwrap().starts_with("Bearer"));
+    }
+    let body = response.text().await.unwrap();
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_str(&body).unwrap() };
+    if problem {
+        assert_eq!(body["status"], status.as_u16());
+        assert!(body["type"].is_string() && body["title"].is_string() && body["detail"].is_string(), "{body}");
+    }
+    (status.as_u16(), body)
+}
+
+pub(crate) fn queued() -> Queued {
+    Queued {
+        ticket: garage_events::id::TicketId::new(System.id()),
+        queue: "ranked".parse().unwrap(),
+        rank: 1,
+        latencies: [("eu".parse().unwrap(), 20)].into(),
+        attributes: Default::default(),
+        waiting_since: System.now(),
+        expires_at: System.now() + Duration::from_secs(120),
+    }
+}
+
+pub(crate) fn matched(queued: &Queued) -> Matched {
+    Matched {
+        ticket: queued.ticket,
+        queue: queued.queue.clone(),
+        session: garage_events::id::SessionId::new(System.id()),
+        team: "1".into(),
+        waiting_since: queued.waiting_since,
+    }
+}
+
+pub(crate) fn address() -> Address {
+    Address { ip: [203, 0, 113, 7].into(), tcp_port: 4001, udp_port: 4002, fingerprint: "ab".repeat(32) }
+}
+
+fn six() -> [Event; 6] {
+    let (first, second) = (queued(), queued());
+    let matched = matched(&first);
+    let (ticket, queue, session) = (first.ticket, first.queue.clone(), matched.session);
+    let cancelled =
+        Cancelled { ticket: second.ticket, queue: queue.clone(), reason: player::CancelReason::Player };
+    [
+        first.into(),
+        matched.into(),
+        PlayerMatched { ticket, queue, session, address: address() }.into(),
+        Released { ticket, session, why: Ending::Finished }.into(),
+        second.into(),
+        cancelled.into(),
+    ]
+}

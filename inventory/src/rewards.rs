@@ -1,0 +1,39 @@
+//! Pays when a session closes.
+
+use garage_events::{jetstream::JetStreamLog, session};
+use garage_worker::{
+    Shutdown,
+    reactor::{self, Delivery, Failure},
+};
+use sqlx::MySqlPool;
+
+use crate::{error::Error, mysql::rewards::pay};
+
+/// Reacts to `garage.session.*.closed` until `shutdown`, to at most `concurrency` at a time.
+///
+/// # Errors
+/// See [`reactor::react`].
+pub async fn react(pool: MySqlPool, log: JetStreamLog, concurrency: usize, shutdown: Shutdown) -> anyhow::Result<()> {
+    let consumer = garage_events::jetstream::setup::INVENTORY;
+    let handler = move |delivery: Delivery| {
+        let pool = pool.clone();
+        async move { handle(&pool, &delivery).await }
+    };
+    reactor::react(log.context().clone(), consumer, concurrency, shutdown, handler).await
+}
+
+async fn handle(pool: &MySqlPool, delivery: &Delivery) -> Result<(), Failure> {
+    let session::Event::Closed(closed) = delivery.event::<session::Event>()?.event else {
+        // The consumer's filter lets no other type through.
+        return Ok(());
+    };
+    let aggregate = garage_events::subject::Aggregate::of(&delivery.subject);
+    let Some(garage_events::subject::Aggregate::Session(session)) = aggregate else {
+        return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
+    };
+    pay(pool, session, &closed.results).await.map_err(|error| match error {
+        Error::Unavailable(_) => Failure::Unavailable(error.into()),
+        Error::Refused(_) | Error::Corrupt(_) => Failure::Retry(error.into()),
+        Error::NotOwned { .. } | Error::TooMany { .. } => Failure::Poison(error.into()),
+    })
+}

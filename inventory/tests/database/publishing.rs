@@ -1,0 +1,212 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use garage_events::{
+    event::Recorded,
+    game::Placing,
+    id::{PlayerId, SessionId},
+    inventory::{self, CarActivated, Event, RewardGranted},
+    jetstream::JetStreamLog,
+    log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
+    subject::Aggregate,
+    world::System,
+};
+use garage_inventory::{
+    mysql::{garage, outbox},
+    outbox::{publish, round},
+    pay,
+};
+use sqlx::MySqlPool;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    nats::{Nats, history},
+    support::{count, player, pool, until},
+};
+
+const LEFT: &str = "SELECT COUNT(*) FROM outbox";
+
+async fn win(pool: &MySqlPool, session: u128, winner: &PlayerId) {
+    let placing = Placing { player: winner.clone(), place: 1, time_ms: Some(9_000) };
+    pay(pool, SessionId::new(Uuid::from_u128(session)), &[placing]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_players_events_come_in_order_as_they_were_decided() {
+    let (pool, nats) = (pool().await, Nats::start().await);
+    let log = nats.log().await;
+    let anna = player("anna");
+    win(&pool, 1, &anna).await;
+    sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('anna', 'vixen')").execute(&pool).await.unwrap();
+    garage::activate(&pool, &anna, &"vixen".parse().unwrap()).await.unwrap();
+    let rows = outbox::oldest(&pool, 10).await.unwrap();
+    assert_eq!(rows.len(), 2);
+
+    assert_eq!(round(&pool, &log).await.unwrap(), 1, "one event of a player in a round");
+    assert_eq!(round(&pool, &log).await.unwrap(), 1);
+    assert_eq!(round(&pool, &log).await.unwrap(), 0);
+    assert_eq!(count(&pool, LEFT).await, 0);
+
+    let history = history(&log, &anna).await;
+    let session = SessionId::new(Uuid::from_u128(1));
+    let events: Vec<_> = history.iter().map(|recorded| recorded.event.clone()).collect();
+    assert_eq!(
+        events,
+        [
+            Event::from(RewardGranted { session, place: 1, amount: 100, balance: 1_100 }),
+            Event::from(CarActivated { car: "vixen".parse().unwrap() })
+        ]
+    );
+    assert!(history.iter().map(|recorded| recorded.id).eq(rows.iter().map(|row| row.event_id)));
+    assert!(history.iter().map(|recorded| recorded.n).eq([1, 2]));
+    assert_eq!(history[0].correlation, session.uuid());
+}
+
+/// A log whose writer dies, or is overtaken, at a chosen point.
+#[derive(Clone)]
+struct Faulty {
+    log: JetStreamLog,
+    pool: MySqlPool,
+    fault: Fault,
+    struck: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// The event is stored, and nobody hears so: as when the publisher dies before it deletes the row.
+    OutcomeLost,
+    /// Another publisher does the whole row after this one read the aggregate's end.
+    OvertakenAfterRead,
+    /// Another publisher does this row and the one behind it before this one reads the aggregate's end.
+    OvertakenTwiceBeforeRead,
+    /// Another publisher does the whole row after this one saw that it is still there.
+    OvertakenBeforeAppend,
+}
+
+impl Faulty {
+    fn new(log: &JetStreamLog, pool: &MySqlPool, fault: Fault) -> Self {
+        Self { log: log.clone(), pool: pool.clone(), fault, struck: Arc::default() }
+    }
+
+    /// True the first time that this fault is due.
+    fn strikes(&self, fault: Fault) -> bool {
+        self.fault == fault && !self.struck.swap(true, Ordering::SeqCst)
+    }
+
+    /// What another publisher does.
+    async fn overtake(&self) {
+        let row = outbox::oldest(&self.pool, 1).await.unwrap().remove(0);
+        let last = self.log.inventory(&row.player).await.unwrap();
+        let head = last.map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
+        let aggregate = Aggregate::Inventory(row.player.clone());
+        let decision = Decision::new(&System, row.correlation, None).change_with_id(row.event_id, aggregate, head, &row.event);
+        self.log.append(decision).await.unwrap();
+        outbox::delete(&self.pool, &[row.id]).await.unwrap();
+    }
+}
+
+impl Load for Faulty {
+    async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
+        self.log.player(id).await
+    }
+
+    async fn session(&self, id: SessionId) -> Result<Session, ReadError> {
+        self.log.session(id).await
+    }
+
+    async fn inventory(&self, id: &PlayerId) -> Result<Option<Recorded<inventory::Event>>, ReadError> {
+        if self.strikes(Fault::OvertakenTwiceBeforeRead) {
+            self.overtake().await;
+            self.overtake().await;
+        }
+        let last = self.log.inventory(id).await;
+        if self.strikes(Fault::OvertakenAfterRead) {
+            self.overtake().await;
+        }
+        last
+    }
+}
+
+impl Append for Faulty {
+    async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
+        if self.strikes(Fault::OvertakenBeforeAppend) {
+            self.overtake().await;
+        }
+        let stored = self.log.append(decision).await;
+        if self.strikes(Fault::OutcomeLost) {
+            return Err(AppendError::Unavailable("cut".into()));
+        }
+        stored
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_fault_shows_an_event_twice_or_never() {
+    let nats = Nats::start().await;
+    let log = nats.log().await;
+    for (name, fault) in [
+        ("lost", Fault::OutcomeLost),
+        ("read", Fault::OvertakenAfterRead),
+        ("append", Fault::OvertakenBeforeAppend),
+        ("twice", Fault::OvertakenTwiceBeforeRead),
+    ] {
+        let pool = pool().await;
+        let winner = player(name);
+        win(&pool, 1, &winner).await;
+        win(&pool, 2, &winner).await;
+        let faulty = Faulty::new(&log, &pool, fault);
+        let first = round(&pool, &faulty).await;
+        assert!(faulty.struck.load(Ordering::SeqCst), "{name}");
+        assert_eq!(first.is_err(), fault == Fault::OutcomeLost, "{name}: {first:?}");
+        while round(&pool, &faulty).await.unwrap() > 0 {}
+        let balances: Vec<_> = history(&log, &winner).await.iter().map(balance).collect();
+        assert_eq!(balances, [1_100, 1_200], "{name}");
+        assert_eq!(count(&pool, LEFT).await, 0, "{name}");
+    }
+}
+
+fn balance(recorded: &Recorded<Event>) -> u64 {
+    match &recorded.event {
+        Event::RewardGranted(granted) => granted.balance,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_publishers_show_each_event_once_and_in_order() {
+    let (pool, nats) = (pool().await, Nats::start().await);
+    let stop = CancellationToken::new();
+    let mut publishers = Vec::new();
+    for _ in 0..3 {
+        publishers.push(tokio::spawn(publish(pool.clone(), nats.log().await, stop.clone())));
+    }
+    let players = ["anna", "bert", "carl", "dora"].map(player);
+    for session in 0..12 {
+        for winner in &players {
+            win(&pool, session, winner).await;
+        }
+    }
+    until("the outbox is empty", async || count(&pool, LEFT).await == 0).await;
+    stop.cancel();
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    let log = nats.log().await;
+    for winner in &players {
+        let balances: Vec<u64> = history(&log, winner).await.iter().map(balance).collect();
+        let expected: Vec<u64> = (1..=12).map(|wins| 1_000 + 100 * wins).collect();
+        assert_eq!(balances, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_at_a_time_holds_the_lease() {
+    let pool = pool().await;
+    let lease = outbox::lease(&pool).await.unwrap().unwrap();
+    assert!(outbox::lease(&pool).await.unwrap().is_none());
+    drop(lease);
+    until("the lease is free again", async || outbox::lease(&pool).await.unwrap().is_some()).await;
+}

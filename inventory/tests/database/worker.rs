@@ -1,0 +1,168 @@
+//! The worker as a whole, through NATS, as other workers see it.
+
+use std::path::Path;
+
+use async_nats::Client;
+use clap::Parser;
+use garage_events::{
+    game::Placing,
+    id::{PlayerId, SessionId},
+    log::{Append, Decision, Head},
+    player::Ending,
+    session::{self, Closed},
+    subject::Aggregate,
+    svc::{self, ActivateCar, CallError, GetGarage, Loadouts, StoreCars},
+    world::System,
+};
+use garage_inventory::{Config, mysql, run};
+use garage_worker::Shutdown;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
+use uuid::Uuid;
+
+use crate::{
+    nats::{Nats, free_port, history},
+    support::{PASSWORD, as_root, empty_database, player, server, until},
+};
+
+struct Worker {
+    task: JoinHandle<anyhow::Result<()>>,
+    shutdown: Shutdown,
+    admin: u16,
+}
+
+impl Worker {
+    fn start(nats: &Nats, database: &str, password_file: &Path) -> Self {
+        let admin = free_port();
+        let config = Config::parse_from([
+            "garage-inventory",
+            "--nats-url",
+            &nats.url,
+            "--admin",
+            &format!("127.0.0.1:{admin}"),
+            "--mysql-url",
+            &format!("mysql://{database}@127.0.0.1:{}/{database}", server().port),
+            "--mysql-password-file",
+            &password_file.display().to_string(),
+            "--mysql-pool-size",
+            "4",
+            "--mysql-acquire-timeout-ms",
+            "1000",
+        ]);
+        assert!(!format!("{config:?}").contains(PASSWORD));
+        let shutdown = Shutdown::new();
+        Self { task: tokio::spawn(run(config, shutdown.clone())), shutdown, admin }
+    }
+
+    /// The status line and body of /readyz; empty while nothing listens.
+    async fn readyz(&self) -> String {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.admin)).await else { return String::new() };
+        let mut answer = String::new();
+        let _ = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    }
+
+    async fn is_ready(&self) -> bool {
+        assert!(!self.task.is_finished(), "the worker ended");
+        let answer = self.readyz().await;
+        answer.contains("200 OK") && answer.contains("mysql: ok")
+    }
+}
+
+fn password_file(folder: &tempfile::TempDir) -> std::path::PathBuf {
+    let file = folder.path().join("password");
+    std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
+    file
+}
+
+async fn garage(client: &Client, player: &PlayerId) -> Result<svc::Garage, CallError> {
+    svc::call(client, &GetGarage { player: player.clone() }).await
+}
+
+fn code<T: std::fmt::Debug>(answer: Result<T, CallError>) -> u16 {
+    match answer {
+        Err(CallError::Refused { code, .. }) => code,
+        other => panic!("no refusal: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_rewards_and_events_go_their_way() {
+    let nats = Nats::start().await;
+    let (database, options) = empty_database().await;
+    mysql::migrate(&mysql::pool(options, 4, std::time::Duration::from_secs(5))).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let worker = Worker::start(&nats, &database, &password_file(&folder));
+    until("the worker is ready", || worker.is_ready()).await;
+    let client = nats.client().await;
+    let (anna, bert) = (player("anna"), player("bert"));
+    until("it answers", async || garage(&client, &anna).await.is_ok()).await;
+
+    assert_eq!(svc::call(&client, &StoreCars {}).await.unwrap().len(), 8);
+    let loadouts = svc::call(&client, &Loadouts { players: vec![bert.clone(), anna.clone()] }).await.unwrap();
+    assert!(loadouts.iter().map(|loadout| &loadout.player).eq([&bert, &anna]));
+    assert_eq!(code(svc::call(&client, &Loadouts { players: vec![anna.clone(); 65] }).await), 400);
+    let car = garage(&client, &anna).await.unwrap().active_car;
+    let same = svc::call(&client, &ActivateCar { player: anna.clone(), car }).await.unwrap();
+    assert_eq!(same, garage(&client, &anna).await.unwrap());
+    let not_his = ActivateCar { player: anna.clone(), car: "vixen".parse().unwrap() };
+    assert_eq!(code(svc::call(&client, &not_his).await), 404);
+
+    let log = nats.log().await;
+    let session = SessionId::new(Uuid::from_u128(7));
+    let place = |player: &PlayerId, place, time_ms| Placing { player: player.clone(), place, time_ms };
+    let closed = Closed { why: Ending::Finished, results: vec![place(&bert, 1, Some(9_000)), place(&anna, 2, None)] };
+    let decision = Decision::new(&System, session.uuid(), None).change(
+        &System,
+        Aggregate::Session(session),
+        Head::default(),
+        [session::Event::from(closed)],
+    );
+    log.append(decision).await.unwrap();
+    until("bert is paid", async || garage(&client, &bert).await.unwrap().balance == 1_100).await;
+    until("the log tells", async || history(&log, &bert).await.len() == 1).await;
+    assert_eq!(garage(&client, &anna).await.unwrap().balance, 1_010);
+
+    worker.shutdown.cancel();
+    worker.task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_is_told_and_found_again() {
+    let nats = Nats::start().await;
+    let (database, options) = empty_database().await;
+    mysql::migrate(&mysql::pool(options, 4, std::time::Duration::from_secs(5))).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let worker = Worker::start(&nats, &database, &password_file(&folder));
+    until("the worker is ready", || worker.is_ready()).await;
+    let client = nats.client().await;
+    let anna = player("anna");
+    until("it answers", async || garage(&client, &anna).await.is_ok()).await;
+
+    as_root(format!("ALTER USER '{database}'@'%' IDENTIFIED BY 'another'")).await;
+    as_root(format!("KILL USER '{database}'@'%'")).await;
+    until("it is not ready", async || worker.readyz().await.contains("503")).await;
+    assert_eq!(code(garage(&client, &anna).await), 503);
+
+    as_root(format!("ALTER USER '{database}'@'%' IDENTIFIED BY '{PASSWORD}'")).await;
+    until("the worker is ready again", || worker.is_ready()).await;
+    assert_eq!(garage(&client, &anna).await.unwrap().balance, 1_000);
+
+    worker.shutdown.cancel();
+    worker.task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_init_has_not_seen_is_refused() {
+    let nats = Nats::start().await;
+    let (database, _) = empty_database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let worker = Worker::start(&nats, &database, &password_file(&folder));
+    let error = worker.task.await.unwrap().unwrap_err();
+    assert!(format!("{error:#}").contains("garage init"), "{error:#}");
+    assert!(!format!("{error:#}").contains(PASSWORD));
+}

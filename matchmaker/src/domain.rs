@@ -1,0 +1,7 @@
+//! Who waits, and the rule that makes matches of them.
+
+pub mod pool;
+pub mod rule;
+
+pub use pool::{Entry, Pool};
+pub use rule::{Proposal, propose};

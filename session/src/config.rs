@@ -1,0 +1,57 @@
+//! What session is told.
+
+use std::path::PathBuf;
+
+use garage_events::session::Limits;
+use garage_worker::config;
+
+/// Session: drives each session from match to close.
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "garage-session", version)]
+pub struct Config {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
+    pub worker: config::Worker,
+
+    /// Redis, which holds the projections and the parked keys.
+    #[arg(long, env = "GARAGE_REDIS_URL", default_value = "redis://127.0.0.1:6379")]
+    pub redis_url: String,
+
+    /// A file with the Redis password.
+    #[arg(long, env = "GARAGE_REDIS_PASSWORD_FILE")]
+    pub redis_password_file: Option<PathBuf>,
+
+    /// A file with the key that private keys are sealed with: 32 bytes in base64.
+    #[arg(long, env = "GARAGE_SEAL_KEY_FILE")]
+    pub seal_key_file: PathBuf,
+
+    /// A file with the Ed25519 private key that signs connection tokens, PKCS #8 PEM.
+    #[arg(long, env = "GARAGE_TOKEN_KEY_FILE")]
+    pub token_key_file: PathBuf,
+
+    /// RSA keys made ahead.
+    #[arg(long, env = "GARAGE_KEY_POOL", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub key_pool: u16,
+
+    /// Attempts at a game server before a session fails.
+    #[arg(long, env = "GARAGE_ATTEMPTS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10))]
+    pub attempts: u32,
+
+    /// Seconds that a game server has from its request to its report that it is ready.
+    #[arg(long, env = "GARAGE_READY_S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub ready_s: u32,
+
+    /// Seconds from the match to the session's hard end.
+    #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
+    pub session_s: u32,
+}
+
+impl Config {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            attempts: self.attempts,
+            ready: time::Duration::seconds(self.ready_s.into()),
+            session: time::Duration::seconds(self.session_s.into()),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! A game's RSA key. Making one takes hundreds of milliseconds of a core, so that some are made ahead.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use garage_events::game;
+use garage_worker::seal::SealKey;
+use rsa::{
+    RsaPrivateKey,
+    pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding},
+};
+use tokio::sync::{Mutex, mpsc};
+
+/// Bits of a game's key.
+const BITS: usize = 2_048;
+
+/// A game's key: the public half, and the private one sealed.
+#[derive(Debug, Clone)]
+pub struct GameKey {
+    /// SubjectPublicKeyInfo PEM.
+    pub public_key: String,
+    /// Of the public half; see [`game::fingerprint`].
+    pub fingerprint: String,
+    /// PKCS #8 PEM, sealed under the fingerprint.
+    pub sealed: Vec<u8>,
+}
+
+impl GameKey {
+    /// Makes one. Takes a core for hundreds of milliseconds.
+    ///
+    /// # Errors
+    /// When the key cannot be encoded.
+    pub fn generate(seal: &SealKey) -> anyhow::Result<Self> {
+        let private = RsaPrivateKey::new(&mut rand::rng(), BITS).context("cannot make an RSA key")?;
+        let public = private.to_public_key();
+        let fingerprint = game::fingerprint(public.to_public_key_der()?.as_bytes());
+        let pem = private.to_pkcs8_pem(LineEnding::LF)?;
+        let sealed = seal.seal(pem.as_bytes(), &fingerprint)?;
+        Ok(Self { public_key: public.to_public_key_pem(LineEnding::LF)?, fingerprint, sealed })
+    }
+}
+
+/// Keys made ahead.
+#[derive(Debug, Clone)]
+pub struct Pool(Arc<Mutex<mpsc::Receiver<GameKey>>>);
+
+impl Pool {
+    /// Starts to fill a pool of `size` keys on a thread of its own, which ends with the pool.
+    pub fn start(size: u16, seal: SealKey) -> Self {
+        let (fill, keys) = mpsc::channel(usize::from(size.max(1)));
+        std::thread::spawn(move || {
+            loop {
+                match GameKey::generate(&seal) {
+                    // Blocks while the pool is full; fails once nobody can take from it any more.
+                    Ok(key) => {
+                        if fill.blocking_send(key).is_err() {
+                            break;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!("no game can have a key: {error:#}");
+                        break;
+                    }
+                }
+            }
+        });
+        Self(Arc::new(Mutex::new(keys)))
+    }
+
+    /// Takes a key; waits for it when games come faster than keys.
+    ///
+    /// # Errors
+    /// When no more will come.
+    pub async fn take(&self) -> anyhow::Result<GameKey> {
+        self.0.lock().await.recv().await.context("keys are no longer made")
+    }
+}

@@ -1,0 +1,183 @@
+//! What a session's events, its servers' reports and its deadlines bring about.
+//!
+//! Each reaction reads the session anew, does what it needs next, and sets its timer. Nothing depends on which message
+//! brought it here, so that a message may come twice, late, or not at all as long as another does.
+
+use std::{future::Future, time::Duration};
+
+use async_nats::jetstream::Context;
+use garage_events::{
+    game::{self, Loadout},
+    id::{PlayerId, SessionId},
+    jetstream::timer,
+    log::Log,
+    reaction::decide_session,
+    session::{Command, Event, Limits, Matched, Next, PodRequested, Rejection, State},
+    subject::{self, Aggregate, Report, ReportKind},
+    svc::{self, CallError, Loadouts},
+    world::World,
+};
+use garage_worker::reactor::{Delivery, Failure};
+use time::OffsetDateTime;
+
+use crate::{
+    keys::{GameKey, Pool},
+    redis::Redis,
+};
+
+/// What reactions do besides appending.
+pub trait Effects: Clone + Send + Sync + 'static {
+    /// Asks what the players bring.
+    fn loadouts(&self, players: Vec<PlayerId>) -> impl Future<Output = Result<Vec<Loadout>, Failure>> + Send;
+
+    /// Takes a new key, and parks its private half where the director finds it.
+    fn park_key(&self, keep: Duration) -> impl Future<Output = Result<GameKey, Failure>> + Send;
+
+    /// Sets the session's timer, or takes it away.
+    fn set_timer(
+        &self,
+        session: SessionId,
+        at: Option<OffsetDateTime>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// The effects on the real world.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// To ask inventory.
+    pub client: async_nats::Client,
+    /// Keys made ahead.
+    pub keys: Pool,
+    /// Where keys are parked.
+    pub redis: Redis,
+    /// Where timers are set.
+    pub context: Context,
+}
+
+impl Effects for Live {
+    async fn loadouts(&self, players: Vec<PlayerId>) -> Result<Vec<Loadout>, Failure> {
+        svc::call(&self.client, &Loadouts { players }).await.map_err(|error| match error {
+            CallError::Refused { code: 503, .. } | CallError::Unavailable { .. } => Failure::Unavailable(error.into()),
+            CallError::Refused { .. } | CallError::Malformed { .. } => Failure::Retry(error.into()),
+        })
+    }
+
+    async fn park_key(&self, keep: Duration) -> Result<GameKey, Failure> {
+        let key = self.keys.take().await.map_err(Failure::Unavailable)?;
+        let parked = self.redis.park(&key.fingerprint, &key.sealed, keep).await;
+        parked.map_err(|error| Failure::Unavailable(error.into()))?;
+        Ok(key)
+    }
+
+    async fn set_timer(&self, session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {
+        match at {
+            Some(at) => timer::set(&self.context, session, at).await?,
+            None => timer::cancel(&self.context, session).await?,
+        }
+        Ok(())
+    }
+}
+
+/// The reactions.
+#[derive(Debug, Clone)]
+pub struct App<L, W, E> {
+    /// Where sessions are.
+    pub log: L,
+    /// Time and ids.
+    pub world: W,
+    /// All else.
+    pub effects: E,
+    /// How long the phases may take.
+    pub limits: Limits,
+}
+
+impl<L: Log, W: World, E: Effects> App<L, W, E> {
+    /// Reacts to an event of a session.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub async fn on_event(&self, delivery: &Delivery) -> Result<(), Failure> {
+        let Some(Aggregate::Session(session)) = Aggregate::of(&delivery.subject) else {
+            return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
+        };
+        // Read for the sake of stopping at what this build does not know.
+        delivery.event::<Event>()?;
+        self.advance(session).await
+    }
+
+    /// Judges a game server's report.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub async fn on_report(&self, delivery: &Delivery) -> Result<(), Failure> {
+        let poison = |error: anyhow::Error| Failure::Poison(error.context("report cannot be read"));
+        let Report { session, attempt, kind } = delivery.subject.parse().map_err(|error| poison(anyhow::Error::from(error)))?;
+        let command = match kind {
+            ReportKind::Ready => serde_json::from_slice::<game::Ready>(&delivery.body)
+                .map(|report| Command::Ready { attempt, report }),
+            ReportKind::Finished => serde_json::from_slice::<game::Finished>(&delivery.body)
+                .map(|report| Command::Finish { attempt, report }),
+        };
+        let command = command.map_err(|error| poison(error.into()))?;
+        match decide_session(&self.log, &self.world, session, command, None).await? {
+            Ok(_) => {}
+            Err(rejection @ Rejection::Early) => return Err(Failure::Retry(rejection.into())),
+            Err(rejection @ Rejection::BadResults) => return Err(Failure::Poison(rejection.into())),
+            Err(rejection) => tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report left alone"),
+        }
+        Ok(())
+    }
+
+    /// Looks at a session whose timer fired.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub async fn on_timer(&self, delivery: &Delivery) -> Result<(), Failure> {
+        let session =
+            subject::timer_session(&delivery.subject).map_err(|error| Failure::Poison(anyhow::Error::from(error)))?;
+        let command = Command::Deadline { now: delivery.time, limits: self.limits };
+        if let Ok(events) = decide_session(&self.log, &self.world, session, command, None).await? {
+            let types: Vec<_> = events.iter().map(garage_events::event::Event::type_name).collect();
+            tracing::info!(session.id = %session, ?types, "deadline passed");
+        }
+        // It may have fired for a phase that is over, or before its time.
+        self.advance(session).await
+    }
+
+    /// Does what a session needs next until it waits, and sets its timer.
+    async fn advance(&self, id: SessionId) -> Result<(), Failure> {
+        loop {
+            let session = self.log.session(id).await?;
+            let open = match &session.state {
+                State::Open(open) => open,
+                State::New | State::Closed(_) => return self.effects.set_timer(id, None).await,
+            };
+            let command = match open.next(&self.limits) {
+                Next::Wait => return self.effects.set_timer(id, Some(open.deadline(&self.limits))).await,
+                Next::RequestPod { attempt } => Command::RequestPod(self.request(&open.matched, attempt).await?),
+                Next::Open(opened) => Command::Open(opened),
+                Next::End(command) => command,
+            };
+            // Rejected when another instance was quicker; reading again shows what it did.
+            if let Err(rejection) = decide_session(&self.log, &self.world, id, command, None).await? {
+                tracing::debug!(session.id = %id, %rejection, "somebody else was quicker");
+            }
+        }
+    }
+
+    async fn request(&self, matched: &Matched, attempt: u32) -> Result<PodRequested, Failure> {
+        let loadouts = self.effects.loadouts(matched.players().cloned().collect()).await?;
+        let keep = Duration::try_from(self.limits.ready).unwrap_or_default() + PARK_MARGIN;
+        let key = self.effects.park_key(keep).await?;
+        Ok(PodRequested {
+            attempt,
+            region: matched.region.clone(),
+            loadouts,
+            public_key: key.public_key,
+            fingerprint: key.fingerprint,
+        })
+    }
+}
+
+/// How long a parked key outlives the time in which its server must be ready: a director may be restarted meanwhile.
+const PARK_MARGIN: Duration = Duration::from_secs(60);

@@ -1,0 +1,122 @@
+//! Redis: parked keys and projections.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context;
+use garage_events::{
+    id::{PlayerId, QueueName, SessionId},
+    projection::{self, Live, LivePlayer, LiveSession},
+};
+use garage_worker::config::secret;
+use redis::{AsyncCommands, Client, IntoConnectionInfo, RedisError, Script, aio::ConnectionManager};
+
+/// How long a command may take.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// A connection that finds its way back by itself. Clones share it.
+#[derive(Clone)]
+pub struct Redis(ConnectionManager);
+
+impl std::fmt::Debug for Redis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Redis")
+    }
+}
+
+impl Redis {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the server is not there, or refuses the password.
+    pub async fn connect(url: &str, password_file: Option<&Path>) -> anyhow::Result<Self> {
+        let mut info = url.into_connection_info().with_context(|| format!("{url} is no Redis URL"))?;
+        if let Some(file) = password_file {
+            let settings = info.redis_settings().clone().set_password(secret(file)?.expose());
+            info = info.set_redis_settings(settings);
+        }
+        let config = redis::aio::ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(ANSWER))
+            .set_response_timeout(Some(ANSWER));
+        let manager = ConnectionManager::new_with_config(Client::open(info)?, config).await;
+        Ok(Self(manager.with_context(|| format!("cannot connect to redis at {url}"))?))
+    }
+
+    /// Parks a sealed key for its director.
+    ///
+    /// # Errors
+    /// When Redis does not confirm it.
+    pub async fn park(&self, fingerprint: &str, sealed: &[u8], keep: Duration) -> Result<(), RedisError> {
+        self.0.clone().set_ex(projection::parked_key(fingerprint), sealed, keep.as_secs().max(1)).await
+    }
+
+    /// Applies operations to the projections if they stand at `from`, and moves them to `to`.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn apply(&self, log: &str, from: u64, to: u64, operations: &str) -> Result<Applied, RedisError> {
+        let at: i64 = Script::new(include_str!("projector/apply.lua"))
+            .key(projection::WATERMARK)
+            .key(projection::SESSIONS)
+            .key(projection::PLAYERS)
+            .key(projection::QUEUES)
+            .arg(log)
+            .arg(from)
+            .arg(to)
+            .arg(operations)
+            .invoke_async(&mut self.0.clone())
+            .await?;
+        Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
+    }
+
+    /// Empties the projections and sets them to the beginning of a log, unless they are of that log already.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn reset(&self, log: &str) -> Result<(), RedisError> {
+        Script::new(include_str!("projector/reset.lua"))
+            .key(projection::WATERMARK)
+            .key(projection::SESSIONS)
+            .key(projection::PLAYERS)
+            .key(projection::QUEUES)
+            .arg(log)
+            .invoke_async(&mut self.0.clone())
+            .await
+    }
+
+    /// Reads the projections, all as of one moment.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn live(&self) -> anyhow::Result<Live> {
+        type Fields = Vec<(String, String)>;
+        let (seq, sessions, players, queues): (Option<u64>, Fields, Fields, Vec<(String, u64)>) = redis::pipe()
+            .atomic()
+            .hget(projection::WATERMARK, "seq")
+            .hgetall(projection::SESSIONS)
+            .hgetall(projection::PLAYERS)
+            .hgetall(projection::QUEUES)
+            .query_async(&mut self.0.clone())
+            .await
+            .context("redis does not answer")?;
+        let mut live = Live { seq: seq.unwrap_or(0), sessions: [].into(), players: [].into(), queues: [].into() };
+        for (id, session) in sessions {
+            live.sessions.insert(id.parse::<SessionId>()?, serde_json::from_str::<LiveSession>(&session)?);
+        }
+        for (id, player) in players {
+            live.players.insert(id.parse::<PlayerId>()?, serde_json::from_str::<LivePlayer>(&player)?);
+        }
+        for (name, depth) in queues {
+            live.queues.insert(name.parse::<QueueName>()?, depth);
+        }
+        Ok(live)
+    }
+}
+
+/// Where the projections stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// At this sequence; the operations were applied if it is the one they lead to.
+    At(u64),
+    /// They are of another log, or of none.
+    Foreign,
+}
