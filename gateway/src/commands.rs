@@ -104,3 +104,74 @@ impl Tries {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    use garage_events::{
+        event::Recorded,
+        id::SessionId,
+        inventory,
+        log::{Append, Load, ReadError, Session},
+        world::System,
+    };
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    /// A log that lets nobody in: players are new, and each append ends the same way.
+    #[derive(Clone)]
+    struct Closed {
+        appends: Arc<AtomicU32>,
+        error: fn(Aggregate) -> AppendError,
+    }
+
+    impl Load for Closed {
+        async fn player(&self, _: &PlayerId) -> Result<Player, ReadError> {
+            Ok(Player::default())
+        }
+
+        async fn session(&self, _: SessionId) -> Result<Session, ReadError> {
+            Ok(Session::default())
+        }
+
+        async fn inventory(&self, _: &PlayerId) -> Result<Option<Recorded<inventory::Event>>, ReadError> {
+            Ok(None)
+        }
+    }
+
+    impl Append for Closed {
+        async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
+            self.appends.fetch_add(1, Ordering::Relaxed);
+            Err((self.error)(decision.aggregates().next().unwrap().clone()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_decided_again_a_few_times_and_anything_else_is_not() {
+        let cases: [(fn(Aggregate) -> AppendError, u32); 3] = [
+            (AppendError::Conflict, TRIES),
+            (|_| AppendError::Unavailable("down".into()), 1),
+            (|_| AppendError::Refused("full".into()), 1),
+        ];
+        for (error, tries) in cases {
+            let log = Closed { appends: Arc::default(), error };
+            let now = OffsetDateTime::UNIX_EPOCH;
+            let wish = Queued {
+                ticket: TicketId::new(System.id()),
+                queue: "ranked".parse().unwrap(),
+                rank: 1,
+                latencies: Default::default(),
+                attributes: Default::default(),
+                waiting_since: now,
+                expires_at: now,
+            };
+            let problem = queue(&log, &System, &"ann".parse().unwrap(), wish).await.unwrap_err();
+            assert_eq!((problem.status().as_u16(), log.appends.load(Ordering::Relaxed)), (503, tries));
+        }
+    }
+}

@@ -52,6 +52,10 @@ pub(crate) fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Re
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"));
     }
+    if body.trim_ascii_start().starts_with(b"[") {
+        // serde would take an array as the fields in their order.
+        return Err(Problem::unprocessable("the body must be a JSON object"));
+    }
     serde_json::from_slice(body).map_err(|error| {
         // It quotes what was sent, which may be long.
         let detail: String = error.to_string().chars().take(300).collect();

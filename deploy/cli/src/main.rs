@@ -41,7 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    garage_worker::main(async |cli: Cli, shutdown: Shutdown| match cli.command {
+    garage_worker::command(async |cli: Cli, shutdown: Shutdown| match cli.command {
         Command::Init(init) => init.run().await,
         Command::Up(up) => up.run(shutdown).await,
         Command::Demo(demo) => demo.run(shutdown).await,

@@ -135,7 +135,7 @@ impl Bot {
     pub async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Value>) -> Result<T, Problem> {
         let silent = |error: reqwest::Error| Problem {
             status: StatusCode::from_u16(599).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
-            body: Value::String(error.to_string()),
+            body: Value::String(format!("{:#}", anyhow::Error::from(error))),
         };
         let mut request =
             self.http.request(method, format!("{}{path}", self.gateway)).bearer_auth(&self.token).timeout(self.patience);

@@ -15,5 +15,5 @@ pub mod service;
 
 pub use admin::Health;
 pub use ground::Ground;
-pub use process::{init_tracing, main, shutdown_signal};
+pub use process::{command, init_tracing, main, shutdown_signal};
 pub use tokio_util::sync::CancellationToken as Shutdown;

@@ -1,6 +1,10 @@
 //! What a worker's `main.rs` calls.
 
-use std::{future::Future, io::IsTerminal, process::ExitCode};
+use std::{
+    future::Future,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -14,8 +18,29 @@ where
     F: FnOnce(C, Shutdown) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
+    process("info", run, |error| tracing::error!("{error:#}"))
+}
+
+/// As [`main`], for a command that a person types: warnings only are logged, and the error is a line to be read.
+pub fn command<C, F, R>(run: F) -> ExitCode
+where
+    C: Parser,
+    F: FnOnce(C, Shutdown) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
+    process("warn", run, |error| {
+        let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    })
+}
+
+fn process<C, F, R>(level: &str, run: F, complain: impl FnOnce(&anyhow::Error)) -> ExitCode
+where
+    C: Parser,
+    F: FnOnce(C, Shutdown) -> R,
+    R: Future<Output = anyhow::Result<()>>,
+{
     let config = C::parse();
-    init_tracing();
+    init_tracing(level);
     // One TLS provider for the whole workspace; a second installation is the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Runtime::new() {
@@ -39,7 +64,7 @@ where
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            complain(&error);
             ExitCode::FAILURE
         }
     }
@@ -58,9 +83,9 @@ pub async fn shutdown_signal() {
     }
 }
 
-/// Logs to standard error: text on a terminal, JSON otherwise. `RUST_LOG` says how much; `info` by default.
-pub fn init_tracing() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Logs to standard error: text on a terminal, JSON otherwise. `RUST_LOG` says how much; `level` by default.
+pub fn init_tracing(level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // In tests several workers share a process; the first one's choice holds.
     let _ = if std::io::stderr().is_terminal() { log.try_init() } else { log.json().flatten_event(true).try_init() };

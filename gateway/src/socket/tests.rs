@@ -127,7 +127,8 @@ async fn a_client_that_does_not_read_is_too_slow() {
 
 #[tokio::test]
 async fn a_client_that_never_answers_is_silent() {
-    let pace = Pace { ping: Duration::from_millis(5), silence: Duration::from_millis(50), ..Pace::default() };
+    let ms = Duration::from_millis;
+    let pace = Pace { ping: ms(5), silence: ms(50), close: ms(50), ..Pace::default() };
     let (mut client, _shutdown) = open(&Hub::default(), log(&[], |_, _| {}), None, pace, 1 << 20).await;
     // Reading through the bare pipe, as a client does that has no pong to give.
     let mut end = None;

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod faults;
+mod limits;
 mod services;
 mod sockets;
 mod support;

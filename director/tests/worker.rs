@@ -1,0 +1,439 @@
+//! The whole director on a real NATS and Redis, with shell scripts as game servers.
+#![cfg(test)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use garage_director::{
+    backend::{Backend, Name},
+    process::ProcessBackend,
+};
+use garage_events::{
+    game::{self, Car, Loadout, Ready, Stats},
+    id::SessionId,
+    jetstream::{JetStreamLog, setup},
+    log::{Append, Decision, Load, Session},
+    player::{Address, Ending},
+    projection::parked_key,
+    reaction::decide_session,
+    session::{self, Event, Matched, Member, Opened, PodFailed, PodRequested, State, Team},
+    subject::Aggregate,
+    world::{System, World},
+};
+use garage_stack::servers::{Nats, Redis, Role};
+use garage_worker::{Shutdown, seal::SealKey};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const FINGERPRINT: &str = "f00d";
+const SEAL: [u8; 32] = [9; 32];
+const WAITS: &str = "sleep 300";
+
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A director with all that it needs. Dropping it ends all of it.
+struct Ground {
+    folder: tempfile::TempDir,
+    nats: Nats,
+    redis: Redis,
+    log: JetStreamLog,
+    director: Option<(Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>)>,
+    grace: u32,
+}
+
+impl Ground {
+    async fn new(script: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |file: &str| folder.path().join(file);
+        let starts = at("starts");
+        fs::write(at("game.sh"), format!("#!/bin/sh\necho start >> {}\n{script}\n", starts.display())).unwrap();
+        fs::set_permissions(at("game.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(at("seal"), "09".repeat(32)).unwrap();
+        fs::write(at("token.pem"), "-----BEGIN PUBLIC KEY-----\n").unwrap();
+        let nats = Nats::start(folder.path(), 1).await.unwrap();
+        let redis = Redis::start(folder.path()).await.unwrap();
+        let admin = nats.connect(Role::Admin).await.unwrap();
+        setup::init(admin.clone(), 1).await.unwrap();
+        let log = JetStreamLog::open(admin).await.unwrap();
+        let ground = Self { folder, nats, redis, log, director: None, grace: 60 };
+        ground.park(FINGERPRINT, "the private key").await;
+        ground
+    }
+
+    async fn start(&mut self, role: Role) {
+        let (user, password_file) = self.nats.user(role);
+        let file = |path: &Path| path.to_str().unwrap().to_owned();
+        let flags = [
+            ("--nats-url", self.nats.url()),
+            ("--nats-user", user.to_owned()),
+            ("--nats-password-file", file(&password_file)),
+            ("--redis-url", self.redis.url()),
+            ("--redis-password-file", file(self.redis.password_file())),
+            ("--seal-key-file", self.path("seal")),
+            ("--token-key-file", self.path("token.pem")),
+            ("--gameserver", self.path("game.sh")),
+            ("--instances", self.path("games")),
+            ("--node", "here".to_owned()),
+            ("--orphan-grace", self.grace.to_string()),
+        ];
+        let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={value}"));
+        let flags = ["director".to_owned()].into_iter().chain(flags);
+        let config = garage_director::Config::parse_from(flags);
+        let shutdown = Shutdown::new();
+        self.director = Some((shutdown.clone(), tokio::spawn(garage_director::run(config, shutdown))));
+    }
+
+    async fn stop(&mut self) {
+        let (shutdown, director) = self.director.take().unwrap();
+        shutdown.cancel();
+        tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap().unwrap();
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.folder.path().join(file).to_str().unwrap().to_owned()
+    }
+
+    fn instance(&self, name: Name) -> PathBuf {
+        self.folder.path().join("games").join(name.to_string())
+    }
+
+    async fn park(&self, fingerprint: &str, key: &str) {
+        let sealed = SealKey::new(&SEAL).seal(key.as_bytes(), fingerprint).unwrap();
+        let client = redis::Client::open(self.redis.url_with_password()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let () = redis::cmd("SET").arg(parked_key(fingerprint)).arg(sealed).query_async(&mut connection).await.unwrap();
+    }
+
+    async fn unpark(&self, fingerprint: &str) {
+        let client = redis::Client::open(self.redis.url_with_password()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let () = redis::cmd("DEL").arg(parked_key(fingerprint)).query_async(&mut connection).await.unwrap();
+    }
+
+    /// A session that asks for its first server.
+    async fn session(&self) -> SessionId {
+        let id = SessionId::new(System.id());
+        let matched = Matched {
+            queue: "ranked".parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            teams: vec![Team {
+                name: "red".into(),
+                players: vec![Member {
+                    player: "p1".parse().unwrap(),
+                    ticket: garage_events::id::TicketId::new(System.id()),
+                    rank: 1,
+                }],
+            }],
+            rules: "v1".into(),
+            pool_seq: 1,
+            clock: System.now(),
+        };
+        let events = [Event::from(matched), requested(1).into()];
+        let decision = Decision::new(&System, id.uuid(), None);
+        let decision = decision.change(&System, Aggregate::Session(id), Default::default(), events);
+        self.log.append(decision).await.unwrap();
+        id
+    }
+
+    async fn decide(&self, id: SessionId, command: session::Command) {
+        decide_session(&self.log, &System, id, command, None).await.unwrap().unwrap();
+    }
+
+    async fn fail(&self, id: SessionId, attempt: u32) {
+        let failed = PodFailed { attempt, reason: "test".into(), message: String::new() };
+        self.decide(id, session::Command::FailPod(failed)).await;
+    }
+
+    async fn load(&self, id: SessionId) -> Session {
+        self.log.session(id).await.unwrap()
+    }
+
+    /// The session's event that fits, once there is one.
+    async fn event<T>(&self, id: SessionId, what: &str, pick: impl Fn(&Event) -> Option<T>) -> T {
+        until(what, async || self.load(id).await.history.iter().find_map(|recorded| pick(&recorded.event))).await
+    }
+
+    async fn scheduled(&self, id: SessionId, attempt: u32) -> session::PodScheduled {
+        let pick = |event: &Event| match event {
+            Event::PodScheduled(data) if data.attempt == attempt => Some(data.clone()),
+            _ => None,
+        };
+        self.event(id, "pod-scheduled", pick).await
+    }
+
+    async fn failed(&self, id: SessionId) -> PodFailed {
+        let pick = |event: &Event| match event {
+            Event::PodFailed(data) => Some(data.clone()),
+            _ => None,
+        };
+        self.event(id, "pod-failed", pick).await
+    }
+
+    async fn gone(&self, name: Name) {
+        until("the instance to be gone", async || {
+            (!self.instance(name).exists() && processes(&self.instance(name)).is_empty()).then_some(())
+        })
+        .await;
+    }
+
+    /// Every message that the director had so far is acknowledged.
+    async fn idle(&self) {
+        let stream = self.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
+        until("the director to be idle", async || {
+            let info = stream.consumer_info(setup::DIRECTOR.name).await.ok()?;
+            (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+        })
+        .await;
+    }
+
+    fn starts(&self) -> usize {
+        fs::read_to_string(self.path("starts")).unwrap_or_default().lines().count()
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        for pid in processes(&self.folder.path().join("games")) {
+            let _ = Command::new("kill").args(["-9", "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+fn processes(root: &Path) -> Vec<i32> {
+    let root = root.to_str().unwrap();
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        String::from_utf8_lossy(&line).contains(root).then_some(pid)
+    });
+    pids.collect()
+}
+
+fn requested(attempt: u32) -> PodRequested {
+    let car = Car {
+        id: "brick".parse().unwrap(),
+        model: "m".into(),
+        texture: "t".into(),
+        stats: Stats { power_kw: 100.0, mass_kg: 1000.0, grip: 1.0, drag_m2: 0.6 },
+    };
+    PodRequested {
+        attempt,
+        region: "eu".parse().unwrap(),
+        loadouts: vec![Loadout { player: "p1".parse().unwrap(), car, items: BTreeMap::new() }],
+        public_key: "public".into(),
+        fingerprint: FINGERPRINT.into(),
+    }
+}
+
+const fn name(session: SessionId, attempt: u32) -> Name {
+    Name { session, attempt }
+}
+
+#[tokio::test]
+async fn a_requested_server_is_started_and_told_what_it_needs() {
+    let mut ground = Ground::new(WAITS).await;
+    ground.start(Role::Director).await;
+    let id = ground.session().await;
+    let scheduled = ground.scheduled(id, 1).await;
+    assert_eq!(scheduled.pod, name(id, 1).to_string());
+    assert_eq!((scheduled.node.as_str(), scheduled.public_ip.to_string().as_str()), ("here", "127.0.0.1"));
+    let text = fs::read(ground.instance(name(id, 1)).join("config.json")).unwrap();
+    let config: game::Config = serde_json::from_slice(&text).unwrap();
+    assert_eq!(config.players, requested(1).loadouts);
+    assert_eq!(config.private_key.expose(), "the private key");
+    assert_eq!(config.ready, format!("report.{id}.1.ready"));
+    assert_eq!(config.finished, format!("report.{id}.1.finished"));
+    let State::Open(open) = ground.load(id).await.state else { panic!("not open") };
+    assert_eq!(config.ends_at, open.began + time::Duration::minutes(15));
+    ground.stop().await;
+    // It goes on without its director, and is removed by the next one.
+    assert!(!processes(&ground.instance(name(id, 1))).is_empty());
+    ground.decide(id, session::Command::Fail { reason: "test".into() }).await;
+    ground.start(Role::Director).await;
+    ground.gone(name(id, 1)).await;
+}
+
+#[tokio::test]
+async fn a_request_that_comes_again_brings_one_instance_and_one_event() {
+    let mut ground = Ground::new(WAITS).await;
+    // Two directors in one folder, and each request to both of them in turn.
+    let id = ground.session().await;
+    ground.start(Role::Director).await;
+    ground.scheduled(id, 1).await;
+    for _ in 0..2 {
+        ground.idle().await;
+        ground.stop().await;
+        // As after a director that died before it acknowledged, and with the key gone since.
+        ground.unpark(FINGERPRINT).await;
+        let stream = ground.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
+        stream.delete_consumer(setup::DIRECTOR.name).await.unwrap();
+        setup::make(ground.log.context(), setup::DIRECTOR).await.unwrap();
+        ground.start(Role::Director).await;
+    }
+    ground.idle().await;
+    assert_eq!(ground.load(id).await.history.len(), 3);
+    assert_eq!(ground.starts(), 1);
+    assert!(!processes(&ground.instance(name(id, 1))).is_empty());
+}
+
+#[tokio::test]
+async fn a_stale_request_leaves_nothing() {
+    let mut ground = Ground::new(WAITS).await;
+    let id = ground.session().await;
+    ground.fail(id, 1).await;
+    let closed = ground.session().await;
+    ground.decide(closed, session::Command::Fail { reason: "test".into() }).await;
+    ground.start(Role::Director).await;
+    ground.idle().await;
+    assert_eq!(ground.load(id).await.history.len(), 3);
+    assert_eq!(ground.starts(), 0);
+    assert!(!ground.instance(name(id, 1)).exists() && !ground.instance(name(closed, 1)).exists());
+}
+
+#[tokio::test]
+async fn a_request_removes_the_attempts_below_it() {
+    let mut ground = Ground::new(WAITS).await;
+    ground.start(Role::Director).await;
+    let id = ground.session().await;
+    ground.scheduled(id, 1).await;
+    ground.fail(id, 1).await;
+    ground.decide(id, session::Command::RequestPod(requested(2))).await;
+    ground.scheduled(id, 2).await;
+    ground.gone(name(id, 1)).await;
+    assert!(!processes(&ground.instance(name(id, 2))).is_empty());
+}
+
+#[tokio::test]
+async fn a_lost_key_fails_the_attempt() {
+    let mut ground = Ground::new(WAITS).await;
+    ground.start(Role::Director).await;
+    ground.unpark(FINGERPRINT).await;
+    let missing = ground.session().await;
+    assert_eq!(ground.failed(missing).await.reason, "key-lost");
+    // Parked under another game's name.
+    let client = redis::Client::open(ground.redis.url_with_password()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let sealed = SealKey::new(&SEAL).seal(b"key", "other").unwrap();
+    let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await.unwrap();
+    let forged = ground.session().await;
+    assert_eq!(ground.failed(forged).await.reason, "key-lost");
+    assert_eq!(ground.starts(), 0);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_redis() {
+    let mut ground = Ground::new(WAITS).await;
+    ground.redis.kill();
+    ground.start(Role::Director).await;
+    let id = ground.session().await;
+    let context = ground.log.context().clone();
+    let stream = context.get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
+    until("the delivery", async || {
+        (stream.consumer_info(setup::DIRECTOR.name).await.ok()?.num_ack_pending == 1).then_some(())
+    })
+    .await;
+    ground.redis.restart_empty().await.unwrap();
+    ground.park(FINGERPRINT, "the private key").await;
+    // Empty for a moment: the key may have been asked for just then, which costs an attempt and no more.
+    until("an answer", async || (ground.load(id).await.history.len() == 3).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_server_that_dies_before_it_is_ready_fails_the_attempt() {
+    let mut ground = Ground::new("echo 'no port is free' >&2\nexit 3").await;
+    ground.start(Role::Director).await;
+    let id = ground.session().await;
+    let failed = ground.failed(id).await;
+    assert_eq!((failed.attempt, failed.reason.as_str()), (1, "exited"));
+    assert_eq!(failed.message, "exit code 3: no port is free");
+    ground.gone(name(id, 1)).await;
+    assert_eq!(ground.starts(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_dies_in_the_game_ends_the_session() {
+    let mut ground = Ground::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
+    ground.start(Role::Director).await;
+    let id = ground.session().await;
+    let scheduled = ground.scheduled(id, 1).await;
+    let report = Ready { tcp_port: 1, udp_port: 2 };
+    ground.decide(id, session::Command::Ready { attempt: 1, report }).await;
+    let address = Address { ip: scheduled.public_ip, tcp_port: 1, udp_port: 2, fingerprint: FINGERPRINT.into() };
+    ground.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
+    fs::write(ground.path("die"), "").unwrap();
+    let failed = ground.failed(id).await;
+    assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("killed", "signal 9"));
+    let start = Instant::now();
+    for _ in 0..400 { let s = ground.load(id).await; eprintln!("DBG {:?} {:?}", start.elapsed(), s.history.iter().map(|r| (r.seq, garage_events::event::Event::type_name(&r.event))).collect::<Vec<_>>()); if matches!(s.state, State::Closed(_)) {break} tokio::time::sleep(Duration::from_millis(20)).await; }
+    let State::Closed(past) = ground.load(id).await.state else { panic!("not closed") };
+    assert_eq!(past.closed.why, Ending::Failed);
+    ground.gone(name(id, 1)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_well_is_no_failure() {
+    let mut ground = Ground::new("exit 0").await;
+    ground.start(Role::Director).await;
+    let id = ground.session().await;
+    ground.scheduled(id, 1).await;
+    // Its end is noted in the very look that judges it; one more session shows that the judge went on.
+    until("its end", async || ground.instance(name(id, 1)).join("exit").exists().then_some(())).await;
+    let other = ground.session().await;
+    ground.scheduled(other, 1).await;
+    until("the other's end", async || ground.instance(name(other, 1)).join("exit").exists().then_some(())).await;
+    assert_eq!(ground.load(id).await.history.len(), 3);
+    ground.decide(id, session::Command::Fail { reason: "test".into() }).await;
+    ground.gone(name(id, 1)).await;
+}
+
+#[tokio::test]
+async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
+    let mut ground = Ground::new(WAITS).await;
+    ground.grace = 0;
+    let config = garage_director::Config::parse_from([
+        "director",
+        "--seal-key-file=s",
+        "--token-key-file=t",
+        &format!("--gameserver={}", ground.path("game.sh")),
+        &format!("--instances={}", ground.path("games")),
+    ]);
+    // Made by nobody's request.
+    let backend = ProcessBackend::open(&config.process).unwrap();
+    let orphan = SessionId::new(System.id());
+    let wanted = ground.session().await;
+    for session in [orphan, wanted] {
+        let config = game::Config {
+            session,
+            attempt: 1,
+            players: Vec::new(),
+            private_key: game::Secret::new("key"),
+            token_key: String::new(),
+            nats: game::Nats { url: String::new(), user: String::new(), password: game::Secret::new("") },
+            ready: String::new(),
+            finished: String::new(),
+            ends_at: System.now(),
+        };
+        // Another test's fork may hold the script open for a moment.
+        until("the start", async || backend.create(&config).await.ok()).await;
+    }
+    ground.start(Role::Director).await;
+    ground.gone(name(orphan, 1)).await;
+    assert!(!processes(&ground.instance(name(wanted, 1))).is_empty());
+    ground.scheduled(wanted, 1).await;
+    assert_eq!(ground.starts(), 2);
+}

@@ -1,0 +1,49 @@
+//! What one client may hold, and for how long.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{App, DEADLINE, read, token};
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_waits_for_a_place() {
+    let app = App::start_with(|_| vec!["--max-connections=1".to_owned()]).await;
+    let socket = app.socket("ann", None).await;
+    let mut request = Box::pin(app.request("ann", Method::GET, "/v1/regions").send());
+    // That nothing comes can only be seen by waiting for it.
+    assert!(timeout(Duration::from_millis(300), &mut request).await.is_err());
+    drop(socket);
+    let response = timeout(DEADLINE, request).await.unwrap().unwrap();
+    assert_eq!(read(response).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_or_not_all_is_closed() {
+    let app = App::start().await;
+    let head = format!("GET /v1/regions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n", token("ann"));
+    let whole = format!("{head}\r\n");
+    let body = format!("{}Content-Length: 9\r\n\r\n{{", head.replace("GET", "POST"));
+    let answers = ["", head.as_str(), whole.as_str(), body.as_str()].map(async |bytes: &str| {
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(DEADLINE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer.chars().take(12).collect::<String>()
+    });
+    let answers = futures::future::join_all(answers).await;
+    assert_eq!(answers[2..], ["HTTP/1.1 200", "HTTP/1.1 408"]);
+    assert!(answers[..2].iter().all(|answer| !answer.contains("200")), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let app = App::start().await;
+    let request = app.anonymous(Method::GET, "/v1/regions").header("X", "x".repeat(32 << 10));
+    assert_eq!(request.send().await.unwrap().status().as_u16(), 431);
+}
