@@ -41,12 +41,7 @@ pub(crate) async fn queue(log: &impl Log, world: &impl World, id: &PlayerId, wis
 }
 
 /// Makes a player no longer wait with a ticket.
-pub(crate) async fn cancel(
-    log: &impl Log,
-    world: &impl World,
-    id: &PlayerId,
-    ticket: TicketId,
-) -> Result<(), Problem> {
+pub(crate) async fn cancel(log: &impl Log, world: &impl World, id: &PlayerId, ticket: TicketId) -> Result<(), Problem> {
     let mut tries = Tries::default();
     loop {
         let player = log.player(id).await?;
@@ -92,7 +87,8 @@ impl Tries {
         event: Event,
     ) -> Result<Option<u64>, AppendError> {
         self.0 += 1;
-        let about = garage_events::player::State::evolve(&event).ticket().map_or_else(Uuid::nil, |ticket| ticket.uuid());
+        let about =
+            garage_events::player::State::evolve(&event).ticket().map_or_else(Uuid::nil, |ticket| ticket.uuid());
         // A new wish answers nothing; all that ends one answers the event that it ends.
         let cause = player.last.as_ref().map(|last| last.id).filter(|_| !matches!(event, Event::Queued(_)));
         let decision = Decision::new(world, about, cause);

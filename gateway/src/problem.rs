@@ -223,9 +223,13 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_not_known_is_challenged() {
-        for (refused, challenge) in [(Refused::Missing, "Bearer"), (Refused::Invalid, "Bearer error=\"invalid_token\"")] {
+        for (refused, challenge) in [(Refused::Missing, "Bearer"), (Refused::Invalid, "Bearer error=\"invalid_token\"")]
+        {
             let (parts, _) = shown(refused).await;
-            assert_eq!((parts.status.as_u16(), parts.headers[header::WWW_AUTHENTICATE].to_str().unwrap()), (401, challenge));
+            assert_eq!(
+                (parts.status.as_u16(), parts.headers[header::WWW_AUTHENTICATE].to_str().unwrap()),
+                (401, challenge)
+            );
         }
     }
 }

@@ -44,9 +44,10 @@ type Answer = Result<Response, Problem>;
 
 /// All routes. Every request gets a response, none is rejected.
 pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
-    let call = warp::method().and(warp::header::headers_cloned()).and(warp::body::bytes()).map(
-        move |method, headers, body| Call { app: Arc::clone(&app), method, headers, body },
-    );
+    let call = warp::method()
+        .and(warp::header::headers_cloned())
+        .and(warp::body::bytes())
+        .map(move |method, headers, body| Call { app: Arc::clone(&app), method, headers, body });
     let call = call.boxed();
 
     let tickets = path!("v1" / "matchmaking" / "tickets")
@@ -68,9 +69,8 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|id, call| answer("/v1/sessions/{id}/connect-token", connect_token(id, call)));
     let cars = path!("v1" / "store" / "cars").and(call.clone()).then(|call| answer("/v1/store/cars", cars(call)));
     let garage = path!("v1" / "garage").and(call.clone()).then(|call| answer("/v1/garage", garage(call)));
-    let active_car = path!("v1" / "garage" / "active-car")
-        .and(call)
-        .then(|call| answer("/v1/garage/active-car", active_car(call)));
+    let active_car =
+        path!("v1" / "garage" / "active-car").and(call).then(|call| answer("/v1/garage/active-car", active_car(call)));
     let none = warp::any().then(|| answer("none", async { Err(Problem::not_found("there is no such resource")) }));
 
     let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(me).unify().boxed();

@@ -104,7 +104,12 @@ async fn accept(
     }
 }
 
-async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, server: Arc<Server>, place: Arc<OwnedSemaphorePermit>) {
+async fn connection(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    server: Arc<Server>,
+    place: Arc<OwnedSemaphorePermit>,
+) {
     // Frames are small and each counts.
     if stream.set_nodelay(true).is_err() {
         return;

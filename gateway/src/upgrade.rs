@@ -144,7 +144,16 @@ mod tests {
         assert_eq!(since(Some("")).unwrap(), None);
         assert_eq!(since(Some("since=0")).unwrap(), Some(0));
         assert_eq!(since(Some("since=18446744073709551615")).unwrap(), Some(u64::MAX));
-        for bad in ["since", "since=", "since=+1", "since=-1", "since=1.5", "since=18446744073709551616", "from=1", "since=1&since=2"] {
+        for bad in [
+            "since",
+            "since=",
+            "since=+1",
+            "since=-1",
+            "since=1.5",
+            "since=18446744073709551616",
+            "from=1",
+            "since=1&since=2",
+        ] {
             assert!(since(Some(bad)).is_err(), "{bad}");
         }
     }

@@ -46,7 +46,9 @@ impl Demo {
         let began = Instant::now();
         let folder = tempfile::Builder::new().prefix("garage-demo-").tempdir()?;
         say("starting NATS, Redis, MariaDB and the workers …");
-        let options = Options { nats_nodes: self.nats_nodes.into(), ..Options::default() };
+        // A few seconds of racing; the road of the real game is a quarter mile.
+        let env = vec![("GARAGE_GAME_ARG".into(), "--distance-m 60".into())];
+        let options = Options { nats_nodes: self.nats_nodes.into(), env, ..Options::default() };
         let starting = Stack::start(folder.path(), options);
         let mut stack = tokio::select! {
             stack = starting => stack?,

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -11,6 +11,7 @@ use ed25519_dalek::{
     SigningKey,
     pkcs8::{EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
 };
+use garage_events::world::{System, World};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rand::Rng;
 use serde_json::json;
@@ -275,8 +276,8 @@ impl Stack {
     /// # Errors
     /// When it cannot be signed.
     pub fn token(&self, player: &str) -> Result<String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let claims = json!({ "sub": player, "exp": (now + Duration::from_secs(3_600)).as_secs() });
+        let expires = System.now() + time::Duration::HOUR;
+        let claims = json!({ "sub": player, "exp": expires.unix_timestamp() });
         let key = EncodingKey::from_secret(self.jwt_key.as_bytes());
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(Error::other("sign a token"))
     }

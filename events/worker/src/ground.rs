@@ -34,6 +34,8 @@ impl Ground {
         let client = config.nats.connect(name).await?;
         let health = Health::default();
         health.up("nats");
+        // Until all is set up; see `wait`.
+        health.down("worker", "starting");
         let mut ground = Self { client, shutdown, health, tasks: JoinSet::new() };
         ground.spawn("admin", admin::serve(listener, ground.health.clone(), metrics));
         ground.spawn("nats watch", watch(ground.client.clone(), ground.health.clone()));
@@ -46,11 +48,12 @@ impl Ground {
         self.tasks.spawn(async move { (name, task.await) });
     }
 
-    /// Runs until the worker is told to stop, or until a long task ends by itself.
+    /// Says that the worker is set up, and runs until it is told to stop, or until a long task ends by itself.
     ///
     /// # Errors
     /// When a long task ended by itself; names it.
     pub async fn wait(mut self) -> anyhow::Result<()> {
+        self.health.up("worker");
         let ended = tokio::select! {
             () = self.shutdown.cancelled() => None,
             ended = self.tasks.join_next() => ended,

@@ -91,8 +91,7 @@ async fn events_stored_while_the_backlog_is_read_come_once_and_in_order() {
                     hook_hub.hand_out(&message(seq, body(seq)));
                 }
             };
-            let (mut client, _shutdown) =
-                open(&hub, log(&[1, 2, 3, 4], hook), Some(0), Pace::default(), 4096).await;
+            let (mut client, _shutdown) = open(&hub, log(&[1, 2, 3, 4], hook), Some(0), Pace::default(), 4096).await;
             assert_eq!(seqs(&mut client, 5).await, [1, 2, 3, 4, 5], "stored at {storing}, lag {lag}");
             // Whatever the hub was behind by comes now, and nothing of it again.
             for seq in hub.position() + 1..=6 {

@@ -72,7 +72,9 @@ async fn without_a_valid_token_nothing_is_answered() {
 #[tokio::test]
 async fn a_path_or_method_that_is_not_there_is_told_so() {
     let app = App::start().await;
-    for path in ["/", "/v1", "/v2/regions", "/v1/ticket", "/v1/matchmaking/tickets/not-a-uuid", "/v1/sessions/x", "/v1/ws/x"] {
+    for path in
+        ["/", "/v1", "/v2/regions", "/v1/ticket", "/v1/matchmaking/tickets/not-a-uuid", "/v1/sessions/x", "/v1/ws/x"]
+    {
         let (status, _) = app.get("ann", path).await;
         assert_eq!(status, 404, "{path}");
     }

@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 use crate::support::{App, address, read};
 
 /// Answers one kind of request for as long as the test runs.
-async fn answer<C: Call + 'static>(app: &App, reply: impl Fn(C) -> Result<C::Reply, Refusal> + Clone + Send + Sync + 'static)
-where
+async fn answer<C: Call + 'static>(
+    app: &App,
+    reply: impl Fn(C) -> Result<C::Reply, Refusal> + Clone + Send + Sync + 'static,
+) where
     C::Reply: 'static,
 {
     let service = Service::start(&app.client, "double", "a double").await.unwrap();

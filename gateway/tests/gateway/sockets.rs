@@ -93,7 +93,8 @@ async fn a_token_may_come_in_the_subprotocol() {
 async fn a_type_that_this_build_does_not_know_is_forwarded() {
     let app = App::start().await;
     let mut socket = app.socket("ann", None).await;
-    let body = json!({"id": uuid::Uuid::nil(), "n": 1, "type": "Promoted", "v": 1, "data": {"player": "ann", "to": "gold"}});
+    let body =
+        json!({"id": uuid::Uuid::nil(), "n": 1, "type": "Promoted", "v": 1, "data": {"player": "ann", "to": "gold"}});
     app.client.publish("garage.player.ann", body.to_string().into()).await.unwrap();
     let expected = json!({"seq": 1, "n": 1, "type": "Promoted", "data": {"player": "ann", "to": "gold"}});
     assert_eq!(socket.event().await, expected);
@@ -118,6 +119,8 @@ async fn stopping_closes_sockets_as_going_away() {
     let mut socket = app.socket("ann", None).await;
     app.shutdown.cancel();
     assert_eq!(socket.closed().await, 1001);
+    // Reading on sends our answer to the close.
+    assert!(timeout(DEADLINE, socket.0.next()).await.unwrap().is_none());
     timeout(DEADLINE, app.served).await.unwrap().unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(app.address).await.is_err());
 }

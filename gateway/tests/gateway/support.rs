@@ -244,8 +244,7 @@ fn six() -> [Event; 6] {
     let (first, second) = (queued(), queued());
     let matched = matched(&first);
     let (ticket, queue, session) = (first.ticket, first.queue.clone(), matched.session);
-    let cancelled =
-        Cancelled { ticket: second.ticket, queue: queue.clone(), reason: player::CancelReason::Player };
+    let cancelled = Cancelled { ticket: second.ticket, queue: queue.clone(), reason: player::CancelReason::Player };
     [
         first.into(),
         matched.into(),

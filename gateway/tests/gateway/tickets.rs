@@ -21,7 +21,10 @@ async fn a_player_queues_cancels_and_queues_again() {
     let response = app.request("ann", Method::POST, TICKETS).json(&wish()).send().await.unwrap();
     let location = response.headers()["location"].to_str().unwrap().to_owned();
     let (status, first) = read(response).await;
-    assert_eq!((status, &first["status"], &first["queue"], &first["seq"]), (201, &json!("waiting"), &json!("ranked"), &json!(1)));
+    assert_eq!(
+        (status, &first["status"], &first["queue"], &first["seq"]),
+        (201, &json!("waiting"), &json!("ranked"), &json!(1))
+    );
     assert_eq!(location, format!("{TICKETS}/{}", id(&first)));
     let State::Waiting(data) = app.player("ann").await.state else { panic!("does not wait") };
     assert_eq!((data.rank, data.expires_at - data.waiting_since), (100, time::Duration::minutes(2)));
