@@ -1,5 +1,7 @@
 //! The log as deciders and reactors see it: load an aggregate, decide, append with what was expected.
 
+pub(crate) mod encode;
+
 use std::future::Future;
 
 use time::OffsetDateTime;

@@ -119,11 +119,13 @@ mod tests {
 
     use super::*;
 
+    type Ending = fn(Aggregate) -> AppendError;
+
     /// A log that lets nobody in: players are new, and each append ends the same way.
     #[derive(Clone)]
     struct Closed {
         appends: Arc<AtomicU32>,
-        error: fn(Aggregate) -> AppendError,
+        error: Ending,
     }
 
     impl Load for Closed {
@@ -149,7 +151,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_conflict_is_decided_again_a_few_times_and_anything_else_is_not() {
-        let cases: [(fn(Aggregate) -> AppendError, u32); 3] = [
+        let cases: [(Ending, u32); 3] = [
             (AppendError::Conflict, TRIES),
             (|_| AppendError::Unavailable("down".into()), 1),
             (|_| AppendError::Refused("full".into()), 1),

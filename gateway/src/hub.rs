@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use garage_events::{
@@ -15,7 +16,7 @@ use garage_events::{
     log::ReadError,
     subject::{self, Aggregate},
 };
-use garage_worker::Shutdown;
+use garage_worker::{Health, Shutdown};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::frame::Frame;
@@ -27,6 +28,9 @@ pub(crate) const QUEUE: usize = 64;
 /// Sockets of one player at a time; a further one closes the oldest. Who reconnects often on a bad line must not be
 /// locked out by sockets whose end has not been noticed.
 const SEATS: usize = 8;
+
+/// Between two looks whether the hub keeps up with the log. Each costs the stream's leader one read.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// Which sockets are here, and how far they have been told. Clones share it.
 #[derive(Clone, Default)]
@@ -84,7 +88,7 @@ impl Hub {
         Seat { frames: receive, end: ended, position, id, player: player.clone(), hub: self.clone() }
     }
 
-    #[cfg(test)]
+    /// The last sequence handed out.
     pub(crate) fn position(&self) -> u64 {
         self.state().position
     }
@@ -153,20 +157,72 @@ pub(crate) async fn present(log: &JetStreamLog) -> Result<u64, ReadError> {
 /// When the log cannot be read.
 pub(crate) async fn follow(
     hub: Hub,
-    log: &JetStreamLog,
+    log: JetStreamLog,
+    health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
-    let position = present(log).await?;
-    hub.start_at(position);
-    let filters = vec![subject::PLAYERS.to_owned()];
-    let mut follow = Follow::new(log.context().clone(), subject::STREAM, filters, position + 1);
+    hub.start_at(present(&log).await?);
+    let mut follow = from(&hub, &log);
     follow.connect().await.map_err(anyhow::Error::from_boxed)?;
+    health.up("log");
     Ok(async move {
-        while let Some(message) = shutdown.run_until_cancelled(follow.next()).await {
-            hub.hand_out(&message);
-        }
+        let hand_out = async {
+            loop {
+                tokio::select! {
+                    () = hand_out_all(&hub, &mut follow) => {}
+                    () = stalled(&hub, &log, &health) => {}
+                }
+                tracing::warn!(
+                    position = hub.position(),
+                    "the log goes on, but its consumer does not; making it again"
+                );
+                follow = from(&hub, &log);
+                // Not under the eyes of the watch: a server that is slow to make it would never get to.
+                if let Err(error) = follow.connect().await {
+                    tracing::warn!(%error, "the log cannot be followed; trying again");
+                }
+            }
+        };
+        shutdown.run_until_cancelled(hand_out).await;
         Ok(())
     })
+}
+
+fn from(hub: &Hub, log: &JetStreamLog) -> Follow {
+    let filters = vec![subject::PLAYERS.to_owned()];
+    Follow::new(log.context().clone(), subject::STREAM, filters, hub.position() + 1)
+}
+
+async fn hand_out_all(hub: &Hub, follow: &mut Follow) {
+    loop {
+        hub.hand_out(&follow.next().await);
+    }
+}
+
+/// Returns when the log has gone on and nothing of it has come for two looks. A consumer lives in one server's memory;
+/// when that server dies, the client notices only by a heartbeat that fails to come, after 15 to 30 s, and players would
+/// miss the start of their match.
+async fn stalled(hub: &Hub, log: &JetStreamLog, health: &Health) {
+    let mut behind = None;
+    loop {
+        tokio::time::sleep(WATCH).await;
+        let position = hub.position();
+        behind = match log.last_sequence(subject::PLAYERS).await {
+            Ok(last) if last <= position || hub.position() > position => {
+                health.up("log");
+                None
+            }
+            Ok(_) if behind == Some(position) => {
+                health.down("log", "it goes on, but nothing of it comes here");
+                return;
+            }
+            Ok(_) => Some(position),
+            Err(error) => {
+                health.down("log", error.to_string());
+                None
+            }
+        };
+    }
 }
 
 #[cfg(test)]

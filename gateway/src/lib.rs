@@ -68,7 +68,8 @@ impl Gateway {
         let client = ground.client.clone();
         let log = JetStreamLog::open(client.clone()).await?;
         let hub = hub::Hub::default();
-        ground.spawn("hub", hub::follow(hub.clone(), &log, shutdown.clone()).await?);
+        let follow = hub::follow(hub.clone(), log.clone(), ground.health.clone(), shutdown.clone()).await?;
+        ground.spawn("hub", follow);
 
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;

@@ -10,10 +10,12 @@ use crate::hub::{Hub, QUEUE};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
+type Hook = Box<dyn Fn(&Log, u64) + Send + Sync>;
+
 /// A log in memory whose backlog reads run a hook first: what happens between the read of one event and the next.
 struct Log {
     events: Mutex<Vec<u64>>,
-    hook: Box<dyn Fn(&Log, u64) + Send + Sync>,
+    hook: Hook,
 }
 
 impl Missed for Log {

@@ -106,7 +106,7 @@ async fn an_expired_ticket_makes_way() {
     assert_eq!((status, body["seq"].as_u64()), (201, Some(3)));
     let (_, timed_out) = app.get("ann", &format!("{TICKETS}/{}", old.ticket)).await;
     assert_eq!(timed_out["status"], 404);
-    let message = app.log.next(&"garage.player.ann", 2).await.unwrap();
+    let message = app.log.next("garage.player.ann", 2).await.unwrap();
     let envelope = garage_events::event::Envelope::from_slice(&message.unwrap().payload).unwrap();
     let event: Event = envelope.event().unwrap();
     assert!(event.type_name() == "TimedOut" && envelope.correlation == old.ticket.uuid(), "{event:?}");

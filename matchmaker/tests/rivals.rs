@@ -1,0 +1,230 @@
+//! Two matchmakers that both believe to be the one: nobody is in two matches, whatever else happens.
+#![cfg(test)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use futures::future::try_join_all;
+use garage_events::{
+    event::{Event, Recorded},
+    id::{PlayerId, SessionId, TicketId},
+    jetstream::{JetStreamLog, follow::Follow, setup},
+    log::{Append, AppendError, Decision, Load},
+    player::{self, CancelReason, Queued},
+    session,
+    subject::{ALL, Aggregate, STREAM},
+    world::{System, World},
+};
+use garage_matchmaker::Config;
+use garage_stack::servers::{Nats, Role};
+use garage_worker::Shutdown;
+use tokio::task::JoinSet;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A log, and two matchmakers on it.
+struct Rivals {
+    log: JetStreamLog,
+    shutdown: Shutdown,
+    running: JoinSet<anyhow::Result<()>>,
+    _nats: Nats,
+    _folder: tempfile::TempDir,
+}
+
+impl Rivals {
+    async fn start(nodes: usize) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let nats = Nats::start(folder.path(), nodes).await?;
+        setup::init(nats.connect(Role::Admin).await?, nodes).await?;
+        let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
+        let queues = folder.path().join("queues.toml");
+        std::fs::write(&queues, garage_stack::workers::QUEUES)?;
+        let (user, password) = nats.user(Role::Matchmaker);
+        let shutdown = Shutdown::new();
+        let mut running = JoinSet::new();
+        for _ in 0..2 {
+            let config = Config::try_parse_from([
+                "matchmaker",
+                "--nats-url",
+                &nats.url(),
+                "--nats-user",
+                user,
+                "--nats-password-file",
+                &password.display().to_string(),
+                "--queues",
+                &queues.display().to_string(),
+            ])?;
+            running.spawn(garage_matchmaker::run(config, shutdown.clone()));
+        }
+        Ok(Self { log, shutdown, running, _nats: nats, _folder: folder })
+    }
+
+    async fn queue(&self, number: u32) -> anyhow::Result<(PlayerId, TicketId)> {
+        let (player, ticket) = (format!("p{number}").parse::<PlayerId>()?, TicketId::new(System.id()));
+        let now = System.now();
+        let queued = Queued {
+            ticket,
+            queue: "ranked".parse()?,
+            // Many in one band, so that every match could be made in many ways.
+            rank: i32::try_from(number % 400)?,
+            latencies: [("eu".parse()?, 20)].into(),
+            attributes: [].into(),
+            waiting_since: now,
+            expires_at: now + time::Duration::minutes(2),
+        };
+        let head = self.log.player(&player).await?.head;
+        let decision = Decision::new(&System, ticket.uuid(), None).change(
+            &System,
+            Aggregate::Player(player.clone()),
+            head,
+            [player::Event::from(queued)],
+        );
+        self.log.append(decision).await?;
+        Ok((player, ticket))
+    }
+
+    /// Cancels as a gateway would; tells whether the cancellation came in time.
+    async fn cancel(&self, player: &PlayerId, ticket: TicketId) -> anyhow::Result<bool> {
+        loop {
+            let found = self.log.player(player).await?;
+            let command = player::Command::Cancel { ticket, reason: CancelReason::Player };
+            let Ok(event) = player::decide(&found.state, command) else { return Ok(false) };
+            let decision = Decision::new(&System, ticket.uuid(), None).change(
+                &System,
+                Aggregate::Player(player.clone()),
+                found.head,
+                [event],
+            );
+            match self.log.append(decision).await {
+                Ok(_) => return Ok(true),
+                Err(AppendError::Conflict(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads the log until it tells of everybody's fate.
+    async fn fates(&self, players: usize) -> anyhow::Result<Fates> {
+        let mut fates = Fates::default();
+        let mut follow = Follow::new(self.log.context().clone(), STREAM, vec![ALL.into()], 1);
+        let all = async {
+            while fates.decided.len() < players {
+                let message = follow.next().await;
+                match Aggregate::of(&message.subject).context("a foreign subject")? {
+                    Aggregate::Player(player) => {
+                        let recorded =
+                            Recorded::<player::Event>::decode(message.seq, message.time, &message.body)?;
+                        if !matches!(recorded.event, player::Event::Queued(_)) {
+                            fates.decided.insert(player.clone());
+                        }
+                        fates.players.entry(player).or_default().push(recorded.event);
+                    }
+                    Aggregate::Session(session) => {
+                        let recorded =
+                            Recorded::<session::Event>::decode(message.seq, message.time, &message.body)?;
+                        let session::Event::Matched(matched) = recorded.event else { continue };
+                        let members = matched.players().cloned().collect();
+                        anyhow::ensure!(fates.sessions.insert(session, members).is_none(), "{session} twice");
+                    }
+                    Aggregate::Inventory(player) => anyhow::bail!("nobody trades here: {player}"),
+                }
+            }
+            Ok(())
+        };
+        let read = tokio::time::timeout(DEADLINE, all).await;
+        read.with_context(|| format!("{} of {players} fates known in time", fates.decided.len()))??;
+        Ok(fates)
+    }
+
+    async fn stop(mut self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        while let Some(ended) = self.running.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Fates {
+    players: BTreeMap<PlayerId, Vec<player::Event>>,
+    sessions: BTreeMap<SessionId, BTreeSet<PlayerId>>,
+    decided: BTreeSet<PlayerId>,
+}
+
+impl Fates {
+    /// Each player queued once and then met one fate; each session has its players, and they have it.
+    fn check(&self) -> anyhow::Result<()> {
+        let mut told: BTreeMap<SessionId, BTreeSet<PlayerId>> = BTreeMap::new();
+        for (player, events) in &self.players {
+            let types: Vec<_> = events.iter().map(Event::type_name).collect();
+            match &events[..] {
+                [player::Event::Queued(_), player::Event::Matched(matched)] => {
+                    told.entry(matched.session).or_default().insert(player.clone());
+                }
+                [player::Event::Queued(_), player::Event::Cancelled(_)] => {}
+                _ => anyhow::bail!("{player} went through {types:?}"),
+            }
+        }
+        anyhow::ensure!(told == self.sessions, "sessions and their players differ");
+        anyhow::ensure!(self.sessions.values().all(|members| members.len() == 2), "a session without two players");
+        Ok(())
+    }
+}
+
+async fn a_thousand_players_and_nobody_in_two_matches(nodes: usize) -> anyhow::Result<()> {
+    let rivals = Rivals::start(nodes).await?;
+    try_join_all((0..1_000).map(|number| rivals.queue(number))).await?;
+    let fates = rivals.fates(1_000).await?;
+    fates.check()?;
+    assert_eq!(fates.sessions.len(), 500);
+    rivals.stop().await
+}
+
+async fn a_cancel_that_races_a_match_ends_one_way(nodes: usize) -> anyhow::Result<()> {
+    let rivals = Rivals::start(nodes).await?;
+    let players = try_join_all((0..200).map(async |number| {
+        let (player, ticket) = rivals.queue(number).await?;
+        // Every other one wants out at once, while the matchmakers are at work.
+        let cancelled = number % 2 == 0 && rivals.cancel(&player, ticket).await?;
+        anyhow::Ok((player, ticket, cancelled))
+    }))
+    .await?;
+    // Who is left over by then leaves too, so that each has a fate.
+    let ends = try_join_all(players.iter().map(async |(player, ticket, cancelled)| {
+        let waits = !cancelled && rivals.cancel(player, *ticket).await?;
+        anyhow::Ok((player, *cancelled || waits))
+    }))
+    .await?;
+    let fates = rivals.fates(200).await?;
+    fates.check()?;
+    for (player, cancelled) in ends {
+        let last = fates.players[player].last().map(Event::type_name);
+        assert_eq!(last, Some(if cancelled { "Cancelled" } else { "Matched" }), "{player} was told otherwise");
+    }
+    rivals.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_matchmakers_match_a_thousand_players_once_each_on_one_node() -> anyhow::Result<()> {
+    a_thousand_players_and_nobody_in_two_matches(1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_matchmakers_match_a_thousand_players_once_each_on_three_nodes() -> anyhow::Result<()> {
+    a_thousand_players_and_nobody_in_two_matches(3).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_races_a_match_ends_one_way_on_one_node() -> anyhow::Result<()> {
+    a_cancel_that_races_a_match_ends_one_way(1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_races_a_match_ends_one_way_on_three_nodes() -> anyhow::Result<()> {
+    a_cancel_that_races_a_match_ends_one_way(3).await
+}
