@@ -276,7 +276,7 @@ fn how(status: ExitStatus) -> How {
 }
 
 fn exit_of(folder: &Folder) -> Exit {
-    Exit { how: folder.read_exit(), last_line: log::last_line(&folder.log(), &folder.config()) }
+    Exit { how: folder.read_exit(), last_line: log::last_line(&folder.log(), folder.config()) }
 }
 
 /// The path of an instance's configuration.

@@ -320,7 +320,8 @@ async fn what_is_foreign_is_left_alone() {
     // They name the file, or another one, and are no instance of this name.
     let sleep = |arguments: &[&str]| {
         let mut command = Command::new("sh");
-        command.args(["-c", "sleep 300", "sh"]).args(arguments).stdin(Stdio::null()).spawn().unwrap()
+        // Waits without a child of its own, which would outlive it.
+        command.args(["-c", "read line", "sh"]).args(arguments).stdin(Stdio::piped()).spawn().unwrap()
     };
     let path = config.to_str().unwrap();
     let mut strangers = [sleep(&[path]), sleep(&["--config", &format!("{path}.new")]), sleep(&["--conf", path])];

@@ -277,9 +277,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_foreign_name_is_refused_when_it_is_too_long_once_escaped() {
+        for (longest, longer) in [("a".repeat(128), "a".repeat(129)), ("@".repeat(42), "@".repeat(43))] {
+            assert!(PlayerId::from_foreign(&longest).is_ok(), "{longest}");
+            assert!(PlayerId::from_foreign(&longer).is_err(), "{longer}");
+        }
+        assert!(PlayerId::from_foreign("").is_err());
+    }
+
     proptest! {
+        // Ten characters of four bytes, three each once escaped, are the longest that always fit.
         #[test]
-        fn a_foreign_name_comes_back(name in "\\PC{1,30}") {
+        fn a_foreign_name_comes_back(name in "\\PC{1,10}") {
             let id = PlayerId::from_foreign(&name).unwrap();
             prop_assert_eq!(id.to_foreign(), name);
             prop_assert!(!id.as_str().contains(['.', '*', '>', ' ']));

@@ -136,7 +136,6 @@ fn found(result: Result<StreamMessage, RawMessageError>) -> Result<Option<Stream
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn unavailable(error: impl std::fmt::Display) -> ReadError {
     ReadError::Unavailable(error.to_string())
 }

@@ -19,6 +19,7 @@ pub mod projection;
 pub mod queue;
 pub mod reaction;
 pub mod session;
+pub mod sim;
 pub mod subject;
 pub mod svc;
 pub mod world;

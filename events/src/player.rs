@@ -335,7 +335,6 @@ fn waiting(state: &State, ticket: TicketId) -> Result<&Queued, Rejection> {
     }
 }
 
-
 #[cfg(test)]
 #[path = "player/tests.rs"]
 mod tests;

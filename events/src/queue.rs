@@ -108,9 +108,9 @@ impl Queues {
         if self.queues.is_empty() {
             return Err("no queue; at least one is needed".into());
         }
-        self.queues.iter().try_for_each(|(name, queue)| {
-            queue.check().map_err(|reason| format!("queue {name}: {reason}"))
-        })
+        self.queues
+            .iter()
+            .try_for_each(|(name, queue)| queue.check().map_err(|reason| format!("queue {name}: {reason}")))
     }
 }
 
@@ -145,7 +145,8 @@ impl Queue {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\n[queues.ranked.regions]\neu = 120";
+    const GOOD: &str =
+        "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\n[queues.ranked.regions]\neu = 120";
 
     fn load(text: &str) -> Result<Queues, String> {
         let folder = tempfile::tempdir().unwrap();

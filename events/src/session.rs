@@ -8,9 +8,13 @@ use time::{Duration, OffsetDateTime};
 use crate::{
     event::{Recorded, events},
     game::{self, Loadout, Placing},
-    id::{PlayerId, QueueName, Region, SessionId, TicketId},
+    id::{PlayerId, QueueName, Region, TicketId},
     player::{Address, Ending},
 };
+
+pub use self::view::{Status, View};
+
+mod view;
 
 events! {
     /// What happens to a session.
@@ -187,6 +191,7 @@ impl Default for Limits {
 
 /// Where a session stands.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[expect(clippy::large_enum_variant, reason = "states are folded one at a time, and most are open")]
 pub enum State {
     /// There is none.
     #[default]
@@ -479,10 +484,12 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             }
         }
         (Command::Open(opened), Phase::Starting(starting)) => {
-            let ready = starting.scheduled.is_some() && starting.ready.is_some();
-            match ready && opened.attempt == starting.attempt {
-                true => Ok(vec![opened.into()]),
-                false => stale(opened.attempt),
+            if opened.attempt != starting.attempt {
+                stale(opened.attempt)
+            } else if starting.scheduled.is_some() && starting.ready.is_some() {
+                Ok(vec![opened.into()])
+            } else {
+                Err(Rejection::Moot)
             }
         }
         (Command::Finish { attempt, report }, Phase::Running(opened)) => {
@@ -509,11 +516,13 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 return Ok(vec![Failed { reason }.into(), close(Ending::Abandoned, Vec::new())]);
             }
             match phase {
+                // It was ready in time; that nobody has opened the session yet is not the server's fault.
+                Phase::Starting(Starting { scheduled: Some(_), ready: Some(_), .. }) => Err(Rejection::Moot),
                 Phase::Starting(Starting { attempt, .. }) => Ok(vec![
                     PodFailed {
                         attempt: *attempt,
                         reason: "not-ready".into(),
-                        message: format!("no report within {} s", limits.ready.whole_seconds()),
+                        message: format!("not placed and ready within {} s", limits.ready.whole_seconds()),
                     }
                     .into(),
                 ]),
@@ -539,69 +548,6 @@ fn names_each_once(matched: &Matched, results: &[Placing]) -> bool {
         }
     }
     named.values().all(|times| *times == 1)
-}
-
-/// A session as its players and operators see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct View {
-    /// Which.
-    pub session: SessionId,
-    /// `matched`, `starting`, `open` or `closed`.
-    pub status: Status,
-    /// Where its players had waited.
-    pub queue: QueueName,
-    /// Where its server runs.
-    pub region: Region,
-    /// Who plays with whom.
-    pub teams: Vec<Team>,
-    /// Where the server is, once it is open.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub address: Option<Address>,
-    /// The game's public key, SubjectPublicKeyInfo PEM, once a server was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub public_key: Option<String>,
-    /// How it ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub closed: Option<Closed>,
-}
-
-impl View {
-    /// The view of a session's events, the oldest first; `None` when they do not begin one.
-    pub fn of(session: SessionId, history: &[Recorded<Event>]) -> Option<Self> {
-        let state = history.iter().fold(State::default(), State::evolve);
-        let matched = state.matched()?.clone();
-        let public_key = history.iter().rev().find_map(|recorded| match &recorded.event {
-            Event::PodRequested(requested) => Some(requested.public_key.clone()),
-            _ => None,
-        });
-        let (status, address, closed) = match state {
-            State::New => return None,
-            State::Closed(past) => (Status::Closed, None, Some(past.closed)),
-            State::Open(open) => match open.phase {
-                Phase::Unserved { attempts: 0, .. } => (Status::Matched, None, None),
-                Phase::Running(opened) => (Status::Open, Some(opened.address), None),
-                Phase::Unserved { .. } | Phase::Starting(_) | Phase::Broken { .. } | Phase::Ending(..) => {
-                    (Status::Starting, None, None)
-                }
-            },
-        };
-        let Matched { queue, region, teams, .. } = matched;
-        Some(Self { session, status, queue, region, teams, address, public_key, closed })
-    }
-}
-
-/// Where a session stands, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Status {
-    /// A server is about to be asked for.
-    Matched,
-    /// The server is being started.
-    Starting,
-    /// The game runs.
-    Open,
-    /// It is over.
-    Closed,
 }
 
 #[cfg(test)]

@@ -30,7 +30,8 @@ pub struct Config {
     pub tls: Tls,
 
     /// Connections at a time, sockets among them; a further one waits to be accepted.
-    // A plain socket takes 8 KiB of the process (measured with 4,000): 20,000 are 160 MiB, and as many file descriptors.
+    // A plain socket takes 8 KiB of the process (measured with 4,000): 20,000 are 160 MiB, and as many file
+    // descriptors.
     #[arg(long, env = "GARAGE_GATEWAY_MAX_CONNECTIONS", default_value_t = 20_000, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,

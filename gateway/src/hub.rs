@@ -200,8 +200,8 @@ async fn hand_out_all(hub: &Hub, follow: &mut Follow) {
 }
 
 /// Returns when the log has gone on and nothing of it has come for two looks. A consumer lives in one server's memory;
-/// when that server dies, the client notices only by a heartbeat that fails to come, after 15 to 30 s, and players would
-/// miss the start of their match.
+/// when that server dies, the client notices only by a heartbeat that fails to come, after 15 to 30 s, and players
+/// would miss the start of their match.
 async fn stalled(hub: &Hub, log: &JetStreamLog, health: &Health) {
     let mut behind = None;
     loop {

@@ -193,8 +193,8 @@ async fn read(body: Incoming) -> Result<Bytes, Problem> {
     }
 }
 
-/// Bounds how long a client waits for an answer. What was sent to the log by then may still be stored; the client learns
-/// of it when it asks again.
+/// Bounds how long a client waits for an answer. What was sent to the log by then may still be stored; the client
+/// learns of it when it asks again.
 async fn in_time(answer: impl Future<Output = Result<Response, Problem>>) -> Result<Response, Problem> {
     match timeout(DEADLINE, answer).await {
         Ok(answer) => answer,

@@ -5,15 +5,16 @@
 //! moves its position and hands out under the lock that R was taken under. So everything of this player after P comes
 //! through the place, in order, however far the hub is behind the log.
 //!
-//! - The socket reads the player's events after S at the stream's *leader*, one after the other, until the leader says at
-//!   a moment L, later than R, that there is no further one. All that was stored by L is written now, in order.
-//! - What is stored after L was not handed out at R, because it did not exist: it is beyond P, and comes through the place.
-//! - What was stored by L and lies beyond P comes through the place a second time. `written`, the last sequence written,
-//!   is at or past it, and the socket skips what is not past `written`.
+//! - The socket reads the player's events after S at the stream's *leader*, one after the other, until the leader says
+//!   at a moment L, later than R, that there is no further one. All that was stored by L is written now, in order.
+//! - What is stored after L was not handed out at R, because it did not exist: it is beyond P, and comes through the
+//!   place.
+//! - What was stored by L and lies beyond P comes through the place a second time. `written`, the last sequence
+//!   written, is at or past it, and the socket skips what is not past `written`.
 //!
-//! What is written after the backlog is therefore exactly what is stored after L, in the hub's order, which is the log's.
-//! A replica in the leader's place could deny a stored event at L, and a hub ahead of R would never bring it: hence the
-//! leader. Without S the client asks for what comes, and `written` begins at P.
+//! What is written after the backlog is therefore exactly what is stored after L, in the hub's order, which is the
+//! log's. A replica in the leader's place could deny a stored event at L, and a hub ahead of R would never bring it:
+//! hence the leader. Without S the client asks for what comes, and `written` begins at P.
 
 use std::{future::Future, time::Duration};
 

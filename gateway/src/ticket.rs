@@ -1,8 +1,8 @@
 //! Tickets: what a player is told of his latest one, and what a command on it leads to. Pure.
 //!
-//! A player's log tells of his latest ticket only, so that an idempotency key is remembered for as long as its ticket is
-//! the player's latest: the same request again brings the same ticket, with its present status. The first request holds,
-//! whatever a later one with the same key says.
+//! A player's log tells of his latest ticket only, so that an idempotency key is remembered for as long as its ticket
+//! is the player's latest: the same request again brings the same ticket, with its present status. The first request
+//! holds, whatever a later one with the same key says.
 
 use garage_events::{
     id::{PlayerId, QueueName, SessionId, TicketId},
@@ -162,8 +162,8 @@ impl Me {
 pub(crate) enum Queueing {
     /// The ticket is there already.
     Have(Ticket),
-    /// This event first: an older ticket is past its expiry. A decision holds one event of a player, so that the wish is
-    /// decided on again after it.
+    /// This event first: an older ticket is past its expiry. A decision holds one event of a player, so that the wish
+    /// is decided on again after it.
     First(Event),
     /// This event.
     Append(Event),

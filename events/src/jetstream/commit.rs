@@ -4,25 +4,26 @@
 //! decisions on one aggregate in a batch the server would accept both, and put a player in two matches. Every message
 //! carries its aggregate's head from before the batch as expectation.
 
-use std::{collections::HashSet, error::Error as _, sync::Arc, time::Duration};
+use std::{collections::HashSet, error::Error as _, time::Duration};
 
 use async_nats::{
     HeaderMap,
+    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
     jetstream::{self, Context, ErrorCode, context::traits::Publisher, message::OutboundMessage, stream::Stream},
 };
-use bytes::Bytes;
 use jetstream_extra::batch_publish::{BatchPublishErrorKind, BatchPublishExt};
-use serde_json::value::to_raw_value;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
     time::{Instant, sleep},
 };
-use uuid::Uuid;
 
 use crate::{
     event::{Envelope, TYPE_HEADER},
-    log::{AppendError, Decision, Head, MAX_COMMIT},
+    log::{
+        AppendError, Decision, MAX_COMMIT,
+        encode::{Change, Encoded, Message, take},
+    },
     subject::Aggregate,
 };
 
@@ -35,105 +36,35 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How long a decision is tried before its submitter hears that the log does not answer.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The largest event, in bytes: a quarter of what the server takes in one message by default.
-const MAX_EVENT: usize = 256 << 10;
-
 type Reply = oneshot::Sender<Result<Vec<u64>, AppendError>>;
 
-/// A decision on its way, its messages made.
+/// A decision on its way.
 #[derive(Debug)]
 pub(super) struct Submission {
-    changes: Vec<Encoded>,
-    messages: usize,
+    decision: Encoded,
     deadline: Instant,
     reply: Reply,
 }
 
-#[derive(Debug)]
-struct Encoded {
-    aggregate: Aggregate,
-    filter: Arc<str>,
-    head: Head,
-    messages: Vec<Message>,
-}
-
-#[derive(Debug)]
-struct Message {
-    id: Uuid,
-    subject: String,
-    headers: HeaderMap,
-    body: Bytes,
+impl AsRef<Encoded> for Submission {
+    fn as_ref(&self) -> &Encoded {
+        &self.decision
+    }
 }
 
 impl Submission {
     /// Makes a decision's messages.
     pub(super) fn encode(decision: Decision, reply: Reply) -> Result<Self, AppendError> {
-        let messages = decision.len();
-        if messages == 0 || messages > MAX_COMMIT {
-            return Err(AppendError::Refused(format!("a decision of {messages} events; 1 to {MAX_COMMIT} fit a commit")));
-        }
-        let mut seen = HashSet::new();
-        let mut changes = Vec::with_capacity(decision.changes.len());
-        for change in decision.changes {
-            if change.events.is_empty() || !seen.insert(change.aggregate.clone()) {
-                return Err(AppendError::Refused(format!("{} is empty or twice in a decision", change.aggregate)));
-            }
-            if matches!(change.aggregate, Aggregate::Player(_)) && change.events.len() > 1 {
-                // All of a player's events share one subject, and the last is the player.
-                return Err(AppendError::Refused(format!("{} with two events in a decision", change.aggregate)));
-            }
-            let filter: Arc<str> = change.aggregate.filter().into();
-            let mut encoded = Vec::with_capacity(change.events.len());
-            for (event, n) in change.events.into_iter().zip(change.head.n + 1..) {
-                let mut data = event.data.map_err(AppendError::Refused)?;
-                if let Some(data) = data.as_object_mut() {
-                    data.insert(change.aggregate.id_field().into(), change.aggregate.id().into());
-                }
-                let envelope = Envelope {
-                    id: event.id,
-                    n,
-                    type_name: event.type_name.into(),
-                    v: event.version,
-                    at: decision.at,
-                    correlation: decision.correlation,
-                    cause: decision.cause,
-                    data: to_raw_value(&data).map_err(refused)?,
-                };
-                let body = serde_json::to_vec(&envelope).map_err(refused)?;
-                if body.len() > MAX_EVENT {
-                    let reason = format!("{} event of {} bytes; at most {MAX_EVENT}", envelope.type_name, body.len());
-                    return Err(AppendError::Refused(reason));
-                }
-                let mut headers = HeaderMap::new();
-                headers.insert(TYPE_HEADER, event.type_name);
-                headers.insert(
-                    async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-                    change.head.seq.to_string().as_str(),
-                );
-                headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", filter.as_ref());
-                encoded.push(Message {
-                    id: event.id,
-                    subject: change.aggregate.subject_of(event.token),
-                    headers,
-                    body: body.into(),
-                });
-            }
-            changes.push(Encoded { aggregate: change.aggregate, filter, head: change.head, messages: encoded });
-        }
-        Ok(Self { changes, messages, deadline: Instant::now() + DEADLINE, reply })
-    }
-
-    fn messages(&self) -> impl Iterator<Item = &Message> {
-        self.changes.iter().flat_map(|change| &change.messages)
+        Ok(Self { decision: Encoded::new(decision)?, deadline: Instant::now() + DEADLINE, reply })
     }
 
     fn aggregates(&self) -> impl Iterator<Item = &Aggregate> {
-        self.changes.iter().map(|change| &change.aggregate)
+        self.decision.aggregates()
     }
 
     /// Answers with the sequences of its messages, the first of which is `first`.
     fn stored(self, first: u64) {
-        let sequences = (first..).take(self.messages).collect();
+        let sequences = (first..).take(self.decision.messages).collect();
         // Who no longer waits for the answer has gone; the events stay.
         let _ = self.reply.send(Ok(sequences));
     }
@@ -141,11 +72,6 @@ impl Submission {
     fn fail(self, error: AppendError) {
         let _ = self.reply.send(Err(error));
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn refused(error: serde_json::Error) -> AppendError {
-    AppendError::Refused(error.to_string())
 }
 
 /// Starts the committer. It ends when the last sender is dropped and everything submitted has its answer.
@@ -193,27 +119,6 @@ async fn run(committer: Committer, mut submissions: mpsc::Receiver<Submission>) 
             }
         }
     }
-}
-
-/// Takes the oldest submissions that fit one commit and share no aggregate with each other or with one in flight.
-fn take(waiting: &mut Vec<Submission>, busy: &HashSet<Aggregate>) -> Vec<Submission> {
-    let mut group: Vec<Submission> = Vec::new();
-    let mut chosen: HashSet<Aggregate> = HashSet::new();
-    let mut messages = 0;
-    let mut left = Vec::new();
-    for submission in waiting.drain(..) {
-        let free = submission.aggregates().all(|aggregate| !busy.contains(aggregate) && !chosen.contains(aggregate));
-        // One that must wait keeps its place before later ones on the same aggregates.
-        chosen.extend(submission.aggregates().cloned());
-        if free && messages + submission.messages <= MAX_COMMIT {
-            messages += submission.messages;
-            group.push(submission);
-        } else {
-            left.push(submission);
-        }
-    }
-    *waiting = left;
-    group
 }
 
 #[derive(Clone)]
@@ -271,7 +176,7 @@ impl Committer {
             }
             match self.attempt(&part).await {
                 Outcome::Stored(last) => {
-                    let count: usize = part.iter().map(|submission| submission.messages).sum();
+                    let count: usize = part.iter().map(|submission| submission.decision.messages).sum();
                     store(part, last + 1 - u64::try_from(count).unwrap_or(u64::MAX));
                 }
                 Outcome::Busy => {
@@ -330,7 +235,11 @@ impl Committer {
     }
 
     async fn attempt(&self, part: &[Submission]) -> Outcome {
-        let mut messages: Vec<OutboundMessage> = part.iter().flat_map(Submission::messages).map(outbound).collect();
+        let mut messages: Vec<OutboundMessage> = part
+            .iter()
+            .flat_map(|submission| submission.decision.messages())
+            .map(|(change, message)| outbound(change, message))
+            .collect();
         let Some(last) = messages.pop() else { return Outcome::Refused("an empty commit".into()) };
         if messages.is_empty() {
             // One message needs no batch, and one round trip through the plain path is the quicker.
@@ -358,7 +267,7 @@ impl Committer {
     /// Looks up at the leader what became of a part whose outcome is unknown. It is stored whole or not at all, so
     /// that its first message answers for all.
     async fn find(&self, part: &[Submission]) -> Result<Found, ()> {
-        let Some(change) = part.iter().flat_map(|submission| &submission.changes).next() else {
+        let Some(change) = part.iter().flat_map(|submission| &submission.decision.changes).next() else {
             return Ok(Found::Nothing);
         };
         let Some(first) = change.messages.first() else { return Ok(Found::Nothing) };
@@ -386,7 +295,7 @@ enum Found {
 fn store(part: Vec<Submission>, first: u64) {
     let mut next = first;
     for submission in part {
-        let count = u64::try_from(submission.messages).unwrap_or(u64::MAX);
+        let count = u64::try_from(submission.decision.messages).unwrap_or(u64::MAX);
         submission.stored(next);
         next += count;
     }
@@ -406,12 +315,12 @@ fn halve(mut part: Vec<Submission>, doubtful: bool, parts: &mut Vec<(Vec<Submiss
     parts.push((part, doubtful));
 }
 
-fn outbound(message: &Message) -> OutboundMessage {
-    OutboundMessage {
-        subject: message.subject.as_str().into(),
-        payload: message.body.clone(),
-        headers: Some(message.headers.clone()),
-    }
+fn outbound(change: &Change, message: &Message) -> OutboundMessage {
+    let mut headers = HeaderMap::new();
+    headers.insert(TYPE_HEADER, message.type_name);
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, change.head.seq.to_string().as_str());
+    headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", change.filter.as_ref());
+    OutboundMessage { subject: message.subject.as_str().into(), payload: message.body.clone(), headers: Some(headers) }
 }
 
 fn api_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a jetstream::Error> {

@@ -1,0 +1,314 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use time::{Duration, macros::datetime};
+use uuid::Uuid;
+
+use super::*;
+use crate::event::Event as _;
+
+/// When everybody here begins to wait; their tickets expire two minutes later.
+const START: OffsetDateTime = datetime!(2026-01-05 12:00 UTC);
+
+fn ticket(number: u128) -> TicketId {
+    TicketId::new(Uuid::from_u128(number))
+}
+
+fn session(number: u128) -> SessionId {
+    SessionId::new(Uuid::from_u128(number))
+}
+
+fn after(seconds: i64) -> OffsetDateTime {
+    START + Duration::seconds(seconds)
+}
+
+fn ranked() -> QueueName {
+    "ranked".parse().unwrap()
+}
+
+fn wish(number: u128) -> Queued {
+    Queued {
+        ticket: ticket(number),
+        queue: ranked(),
+        rank: 1_200,
+        latencies: BTreeMap::from([("eu".parse().unwrap(), 20)]),
+        attributes: BTreeMap::new(),
+        waiting_since: START,
+        expires_at: after(120),
+    }
+}
+
+fn address() -> Address {
+    Address { ip: [203, 0, 113, 7].into(), tcp_port: 31_000, udp_port: 31_001, fingerprint: "f1".into() }
+}
+
+fn queued(number: u128) -> Event {
+    wish(number).into()
+}
+
+fn cancelled(number: u128) -> Event {
+    Cancelled { ticket: ticket(number), queue: ranked(), reason: CancelReason::Player }.into()
+}
+
+fn timed_out(number: u128, waited_ms: u64) -> Event {
+    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms }.into()
+}
+
+fn matched(number: u128, into: u128) -> Event {
+    let (ticket, session) = (ticket(number), session(into));
+    Matched { ticket, queue: ranked(), session, team: "red".into(), waiting_since: START }.into()
+}
+
+fn player_matched(number: u128, into: u128) -> Event {
+    PlayerMatched { ticket: ticket(number), queue: ranked(), session: session(into), address: address() }.into()
+}
+
+fn released(number: u128, from: u128) -> Event {
+    Released { ticket: ticket(number), session: session(from), why: Ending::Finished }.into()
+}
+
+fn queue(number: u128) -> Command {
+    Command::Queue(wish(number))
+}
+
+fn cancel(number: u128) -> Command {
+    Command::Cancel { ticket: ticket(number), reason: CancelReason::Player }
+}
+
+fn time_out(number: u128, seconds: i64) -> Command {
+    Command::TimeOut { ticket: ticket(number), now: after(seconds) }
+}
+
+fn join(number: u128, into: u128) -> Command {
+    Command::Match { ticket: ticket(number), session: session(into), team: "red".into() }
+}
+
+fn open(number: u128) -> Command {
+    Command::Open { session: session(number), address: address() }
+}
+
+fn release(number: u128) -> Command {
+    Command::Release { session: session(number), why: Ending::Finished }
+}
+
+struct Given(State);
+
+fn given<const N: usize>(events: [Event; N]) -> Given {
+    Given(events.iter().fold(State::New, |_, event| State::evolve(event)))
+}
+
+impl Given {
+    fn when(&self, command: Command) -> Outcome {
+        Outcome(decide(&self.0, command))
+    }
+}
+
+#[derive(Debug)]
+struct Outcome(Result<Event, Rejection>);
+
+impl Outcome {
+    #[track_caller]
+    fn then(self, event: Event) {
+        assert_eq!(self.0, Ok(event));
+    }
+
+    #[track_caller]
+    fn refused(self, rejection: Rejection) {
+        assert_eq!(self.0, Err(rejection));
+    }
+
+    /// The type of the event, or the name of the rejection.
+    fn name(&self) -> &'static str {
+        match &self.0 {
+            Ok(event) => event.type_name(),
+            Err(Rejection::Waiting { .. }) => "Waiting",
+            Err(Rejection::InSession { .. }) => "InSession",
+            Err(Rejection::NotWaiting { .. }) => "NotWaiting",
+            Err(Rejection::NotExpired { .. }) => "NotExpired",
+            Err(Rejection::NotInSession { .. }) => "NotInSession",
+        }
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn every_state_answers_every_command() {
+    let commands = || [queue(2), cancel(1), time_out(1, 120), join(1, 7), open(7), release(7)];
+    let table = [
+        (given([]),                     ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
+        (given([queued(1)]),            ["Waiting",   "Cancelled",  "TimedOut",   "Matched",    "NotInSession",  "NotInSession"]),
+        (given([matched(1, 7)]),        ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "PlayerMatched", "Released"]),
+        (given([player_matched(1, 7)]), ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "Released"]),
+        (given([cancelled(1)]),         ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
+        (given([timed_out(1, 9)]),      ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
+        (given([released(1, 7)]),       ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
+    ];
+    for (given, answers) in table {
+        assert_eq!(commands().map(|command| given.when(command).name()), answers, "{:?}", given.0);
+    }
+}
+
+#[test]
+fn a_command_on_another_ticket_or_session_is_refused_in_every_state() {
+    for given in [given([]), given([queued(1)]), given([matched(1, 7)]), given([player_matched(1, 7)]), given([released(1, 7)])] {
+        for of_a_ticket in [cancel(2), time_out(2, 120), join(2, 7)] {
+            given.when(of_a_ticket).refused(Rejection::NotWaiting { ticket: ticket(2) });
+        }
+        for of_a_session in [open(8), release(8)] {
+            given.when(of_a_session).refused(Rejection::NotInSession { session: session(8) });
+        }
+    }
+}
+
+#[test]
+fn who_is_new_queues_as_he_wishes() {
+    given([]).when(queue(1)).then(queued(1));
+}
+
+#[test]
+fn who_was_let_go_queues_again() {
+    given([queued(1), matched(1, 7), player_matched(1, 7), released(1, 7)]).when(queue(2)).then(queued(2));
+}
+
+#[test]
+fn who_waits_is_told_the_ticket_he_waits_with() {
+    given([queued(1)]).when(queue(2)).refused(Rejection::Waiting { ticket: ticket(1) });
+}
+
+#[test]
+fn who_plays_is_told_where_he_plays() {
+    given([matched(1, 7)]).when(queue(2)).refused(Rejection::InSession { session: session(7) });
+    given([player_matched(1, 7)]).when(queue(2)).refused(Rejection::InSession { session: session(7) });
+}
+
+#[test]
+fn a_cancelled_ticket_says_why() {
+    for reason in [CancelReason::Player, CancelReason::Party, CancelReason::Disconnected] {
+        let command = Command::Cancel { ticket: ticket(1), reason };
+        given([queued(1)]).when(command).then(Cancelled { ticket: ticket(1), queue: ranked(), reason }.into());
+    }
+}
+
+#[test]
+fn a_ticket_is_cancelled_once() {
+    given([queued(1), cancelled(1)]).when(cancel(1)).refused(Rejection::NotWaiting { ticket: ticket(1) });
+}
+
+#[test]
+fn a_match_comes_before_a_late_cancel() {
+    given([queued(1), matched(1, 7)]).when(cancel(1)).refused(Rejection::NotWaiting { ticket: ticket(1) });
+}
+
+#[test]
+fn a_ticket_times_out_from_its_expiry_on() {
+    given([queued(1)]).when(time_out(1, 119)).refused(Rejection::NotExpired { ticket: ticket(1) });
+    given([queued(1)]).when(time_out(1, 120)).then(timed_out(1, 120_000));
+    given([queued(1)]).when(time_out(1, 121)).then(timed_out(1, 121_000));
+}
+
+#[test]
+fn who_waited_less_than_nothing_waited_nothing() {
+    let wish = Queued { waiting_since: after(300), ..wish(1) };
+    given([wish.into()]).when(time_out(1, 120)).then(timed_out(1, 0));
+}
+
+#[test]
+fn a_match_takes_over_since_when_he_waited() {
+    let wish = Queued { waiting_since: after(-60), ..wish(1) };
+    let Event::Matched(expected) = matched(1, 7) else { unreachable!() };
+    let expected = Matched { waiting_since: after(-60), ..expected };
+    given([wish.into()]).when(join(1, 7)).then(expected.into());
+}
+
+#[test]
+fn who_waits_is_matched_once() {
+    given([queued(1), matched(1, 7)]).when(join(1, 8)).refused(Rejection::NotWaiting { ticket: ticket(1) });
+}
+
+#[test]
+fn who_is_matched_is_told_the_address_once() {
+    given([queued(1), matched(1, 7)]).when(open(7)).then(player_matched(1, 7));
+    let told = given([queued(1), matched(1, 7), player_matched(1, 7)]);
+    told.when(open(7)).refused(Rejection::NotInSession { session: session(7) });
+}
+
+#[test]
+fn a_session_lets_go_whom_it_has_told_and_whom_it_has_not() {
+    for given in [given([matched(1, 7)]), given([player_matched(1, 7)])] {
+        for why in [Ending::Finished, Ending::Failed, Ending::Abandoned] {
+            let command = Command::Release { session: session(7), why };
+            given.when(command).then(Released { ticket: ticket(1), session: session(7), why }.into());
+        }
+    }
+}
+
+#[test]
+fn a_session_lets_go_once() {
+    let given = given([matched(1, 7), released(1, 7)]);
+    given.when(release(7)).refused(Rejection::NotInSession { session: session(7) });
+}
+
+#[test]
+fn the_last_event_is_the_player() {
+    for (event, in_session) in [
+        (queued(1), None),
+        (cancelled(1), None),
+        (timed_out(1, 9), None),
+        (matched(1, 7), Some(session(7))),
+        (player_matched(1, 7), Some(session(7))),
+        (released(1, 7), None),
+    ] {
+        let state = State::evolve(&event);
+        assert_eq!((state.ticket(), state.session()), (Some(ticket(1)), in_session), "{event:?}");
+    }
+    assert_eq!((State::New.ticket(), State::New.session()), (None, None));
+}
+
+/// Commands on few tickets and sessions, so that many of them fit. Whoever queues draws a ticket that was never drawn
+/// before; the property gives it.
+fn any_command() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        2 => Just(queue(0)),
+        1 => (1..5u128).prop_map(cancel),
+        1 => (1..5u128, 60..180i64).prop_map(|(ticket, at)| time_out(ticket, at)),
+        4 => (1..5u128, 1..4u128).prop_map(|(ticket, session)| join(ticket, session)),
+        2 => (1..4u128).prop_map(open),
+        2 => (1..4u128).prop_map(release),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn each_ticket_ends_at_most_once_and_nobody_plays_twice_at_a_time(
+        commands in prop::collection::vec(any_command(), 0..80),
+    ) {
+        let mut state = State::New;
+        let (mut drawn, mut ended, mut playing) = (0, BTreeSet::new(), None);
+        for command in commands {
+            let command = match command {
+                Command::Queue(_) => queue(drawn + 1),
+                other => other,
+            };
+            let Ok(event) = decide(&state, command) else { continue };
+            match &event {
+                Event::Queued(_) => {
+                    drawn += 1;
+                    prop_assert_eq!(playing, None);
+                }
+                Event::Matched(data) => prop_assert_eq!(playing.replace(data.session), None),
+                Event::PlayerMatched(data) => prop_assert_eq!(playing, Some(data.session)),
+                Event::Released(data) => {
+                    prop_assert_eq!(playing.take(), Some(data.session));
+                    prop_assert!(ended.insert(data.ticket));
+                }
+                Event::Cancelled(Cancelled { ticket, .. }) | Event::TimedOut(TimedOut { ticket, .. }) => {
+                    prop_assert_eq!(playing, None);
+                    prop_assert!(ended.insert(*ticket));
+                }
+            }
+            state = State::evolve(&event);
+            prop_assert_eq!(state.session(), playing);
+            prop_assert_eq!(state.ticket(), Some(ticket(drawn)));
+        }
+    }
+}
