@@ -14,10 +14,12 @@ demo: install ## Starts a local Garage and lets PLAYERS=100 bots play on it.
 	cargo run -q -p garage-cli -- demo --players $(PLAYERS)
 
 test: install ## Runs all tests, on real servers.
+	@# The binaries first: end-to-end tests run those of the workers.
+	cargo build --workspace
 	cargo test --workspace
 
-bench: install ## Runs the benches.
-	cargo bench --workspace
+bench: install ## Measures the log, beside the disk's own fsync rate in the same run.
+	cargo run -q -p garage-cli -- bench log
 
 lint: ## Formatting, clippy and documentation; every warning is an error.
 	cargo fmt --all --check

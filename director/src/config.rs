@@ -114,8 +114,7 @@ mod tests {
 
     use super::*;
 
-    const NEEDED: [&str; 7] =
-        ["garage-director", "--seal-key-file", "s", "--token-key-file", "t", "--instances", "i"];
+    const NEEDED: [&str; 7] = ["garage-director", "--seal-key-file", "s", "--token-key-file", "t", "--instances", "i"];
 
     #[test]
     fn the_needed_flags_are_enough() {
@@ -127,7 +126,8 @@ mod tests {
 
     #[test]
     fn further_arguments_may_look_like_flags() {
-        let config = Config::parse_from(NEEDED.into_iter().chain(["--game-arg", "--distance-m 50", "--game-arg", "-v"]));
+        let config =
+            Config::parse_from(NEEDED.into_iter().chain(["--game-arg", "--distance-m 50", "--game-arg", "-v"]));
         assert_eq!(config.process.game_arg, ["--distance-m", "50", "-v"]);
     }
 

@@ -26,6 +26,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -43,6 +45,9 @@ use crate::{
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "RUST_LOG", "RUST_BACKTRACE"];
 /// And all that begin so.
 const INHERITED_PREFIXES: [&str; 2] = ["GARAGE_GAMESERVER_", "OTEL_"];
+
+/// How long a process may take to show its command line. It takes microseconds; what takes a second hangs in exec.
+const VISIBLE: Duration = Duration::from_secs(1);
 
 /// Game servers as processes of this machine.
 #[derive(Debug, Clone)]
@@ -133,11 +138,12 @@ impl Inner {
         let failed = |error| CreateError::from(unavailable(error, &format!("start {name}")));
         let folder = Folder::of(&self.root, name);
         let lock = folder.claim().map_err(failed)?;
-        if proc::running(&self.root).map_err(failed)?.contains_key(&name) {
+        let running = proc::running(&self.root).map_err(failed)?.contains_key(&name);
+        self.reap();
+        if running || self.children().contains_key(&name) {
             return Ok(self.placed(name));
         }
         if folder.started() {
-            self.reap();
             let Exit { how, last_line } = exit_of(&folder);
             let message = format!("{how}: {}", last_line.unwrap_or_default());
             return Err(CreateError::Refused { reason: "exited", message });
@@ -147,10 +153,10 @@ impl Inner {
         let mut command = self.command(&folder);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         folder.mark_started().map_err(failed)?;
-        let spawned = command.spawn();
-        drop(lock);
-        match spawned {
-            Ok(child) => {
+        match command.spawn() {
+            Ok(mut child) => {
+                self.wait_visible(name, &mut child);
+                drop(lock);
                 tracing::info!(pod.name = %name, pid = child.id(), "instance started");
                 self.children().insert(name, child);
                 Ok(self.placed(name))
@@ -164,6 +170,16 @@ impl Inner {
                 folder.unmark_started().map_err(failed)?;
                 Err(failed(error))
             }
+        }
+    }
+
+    /// Waits until a new process shows its command line or is over. A spawn returns a moment before the kernel shows
+    /// it, and whoever got the lock in that moment would take the instance for a dead one.
+    fn wait_visible(&self, name: Name, child: &mut Child) {
+        let until = Instant::now() + VISIBLE;
+        let pid = child.id();
+        while Instant::now() < until && !proc::is(&self.root, name, pid) && matches!(child.try_wait(), Ok(None)) {
+            sleep(Duration::from_micros(200));
         }
     }
 
@@ -189,7 +205,7 @@ impl Inner {
         for name in names {
             let folder = Folder::of(&self.root, name);
             let Some(created) = folder.created() else { continue };
-            if running.remove(&name).is_some() {
+            if running.remove(&name).is_some() || self.children().contains_key(&name) {
                 instances.insert(name, Instance { name, created, state: State::Running });
                 continue;
             }
@@ -212,7 +228,8 @@ impl Inner {
             let running = proc::running(&self.root)?;
             self.reap();
             for (folder, name, created, lock) in silent {
-                let state = match (running.contains_key(&name), folder.started()) {
+                let running = running.contains_key(&name) || self.children().contains_key(&name);
+                let state = match (running, folder.started()) {
                     (true, _) => State::Running,
                     (false, false) => State::Claimed,
                     (false, true) => State::Exited(exit_of(&folder)),

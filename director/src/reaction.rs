@@ -133,10 +133,12 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
     async fn private_key(&self, fingerprint: &str) -> Result<Secret, CreateError> {
         let lost = |message: String| CreateError::Refused { reason: "key-lost", message };
         let parked = self.redis.parked(fingerprint).await;
-        let sealed = parked.map_err(|error| Unavailable(anyhow::Error::new(error).context("cannot ask for the key")))?;
+        let sealed =
+            parked.map_err(|error| Unavailable(anyhow::Error::new(error).context("cannot ask for the key")))?;
         let sealed = sealed.ok_or_else(|| lost("the game's key is not in Redis".into()))?;
         let key = self.seal.open(&sealed, fingerprint).map_err(|error| lost(error.to_string()))?;
-        let key = String::from_utf8(key).map_err(|error| lost(format!("the game's key is no text: {}", error.utf8_error())))?;
+        let key = String::from_utf8(key)
+            .map_err(|error| lost(format!("the game's key is no text: {}", error.utf8_error())))?;
         Ok(Secret::new(key))
     }
 

@@ -20,7 +20,8 @@ use garage_events::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n-----END PRIVATE KEY-----\n";
+const KEY: &str =
+    "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n-----END PRIVATE KEY-----\n";
 
 /// Looks again and again until there is something, and fails after the deadline.
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -233,11 +234,9 @@ async fn a_killed_instance_says_by_what() {
 
 #[tokio::test]
 async fn a_last_line_with_a_secret_is_withheld() {
-    for line in [
-        "connecting as game with hunter2",
-        "key MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is bad",
-        "token eyJhbGciOiJFZERTQSJ9",
-    ] {
+    for line in
+        ["connecting as game with hunter2", "key MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is bad", "token eyJhbGciOiJFZERTQSJ9"]
+    {
         let ground = Ground::new(&format!("echo '{line}'\nexit 1"));
         let backend = ground.backend();
         create(&backend, &game(1)).await.unwrap();
@@ -255,7 +254,9 @@ async fn a_program_that_cannot_be_run_is_refused() {
     let ground = Ground::new("");
     fs::set_permissions(ground.folder.path().join("game.sh"), fs::Permissions::from_mode(0o644)).unwrap();
     match create(&ground.backend(), &game(1)).await {
-        Err(CreateError::Refused { reason: "not-started", message }) => assert!(message.contains("game.sh"), "{message}"),
+        Err(CreateError::Refused { reason: "not-started", message }) => {
+            assert!(message.contains("game.sh"), "{message}")
+        }
         other => panic!("{other:?}"),
     }
 }

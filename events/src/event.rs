@@ -167,3 +167,84 @@ macro_rules! events {
     };
 }
 pub(crate) use events;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn any_data() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "\\PC{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("\\PC{0,6}", inner, 0..4).prop_map(|map| json!(map)),
+            ]
+        })
+    }
+
+    /// To the nanosecond, in the years 0 to 9999 that RFC 3339 can tell.
+    fn any_time() -> impl Strategy<Value = OffsetDateTime> {
+        (-62_167_219_200..=253_402_300_799i64, 0..1_000_000_000u32).prop_map(|(seconds, nanos)| {
+            OffsetDateTime::from_unix_timestamp(seconds).unwrap().replace_nanosecond(nanos).unwrap()
+        })
+    }
+
+    prop_compose! {
+        fn any_envelope()(
+            id in any::<u128>(),
+            n in any::<u64>(),
+            type_name in "\\PC{0,20}",
+            v in any::<u32>(),
+            at in any_time(),
+            correlation in any::<u128>(),
+            cause in any::<Option<u128>>(),
+            data in any_data(),
+        ) -> Envelope {
+            Envelope {
+                id: Uuid::from_u128(id),
+                n,
+                type_name,
+                v,
+                at,
+                correlation: Uuid::from_u128(correlation),
+                cause: cause.map(Uuid::from_u128),
+                data: serde_json::value::to_raw_value(&data).unwrap(),
+            }
+        }
+    }
+
+    fn parts(envelope: &Envelope) -> (Uuid, u64, &str, u32, OffsetDateTime, Uuid, Option<Uuid>, &str) {
+        let Envelope { id, n, type_name, v, at, correlation, cause, data } = envelope;
+        (*id, *n, type_name, *v, *at, *correlation, *cause, data.get())
+    }
+
+    proptest! {
+        #[test]
+        fn an_envelope_comes_back(envelope in any_envelope()) {
+            let body = serde_json::to_vec(&envelope).unwrap();
+            let read = Envelope::from_slice(&body).unwrap();
+            prop_assert_eq!(parts(&read), parts(&envelope));
+        }
+
+        #[test]
+        fn what_a_newer_build_adds_to_an_envelope_is_ignored(envelope in any_envelope(), added in any_data()) {
+            let mut body = serde_json::to_string(&envelope).unwrap();
+            body.insert_str(1, &format!("\"later\":{added},"));
+            let read = Envelope::from_slice(body.as_bytes()).unwrap();
+            prop_assert_eq!(parts(&read), parts(&envelope));
+        }
+
+        #[test]
+        fn no_body_makes_the_reader_panic(body in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Envelope::from_slice(&body);
+        }
+    }
+}

@@ -143,6 +143,8 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const GOOD: &str =
@@ -189,5 +191,30 @@ mod tests {
     fn the_local_file_is_good() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/local/queues.toml");
         assert!(Queues::load(&path).unwrap().get(&"ranked".parse().unwrap()).is_some());
+    }
+
+    fn any_name<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T> {
+        "[a-z][a-z0-9-]{0,31}".prop_map(|name| name.parse().unwrap())
+    }
+
+    prop_compose! {
+        fn any_queue()(
+            players in MIN_PLAYERS..=MAX_PLAYERS,
+            rank_band in 1..=u32::MAX,
+            timeout_s in 1..=MAX_TIMEOUT_S,
+            regions in prop::collection::btree_map(any_name::<Region>().boxed(), 1..=u32::MAX, 1..4),
+        ) -> Queue {
+            Queue { players, rank_band, timeout_s, regions }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_good_queues_are_read_as_they_were_written(
+            queues in prop::collection::btree_map(any_name::<QueueName>().boxed(), any_queue(), 1..4),
+        ) {
+            let queues = Queues { queues };
+            prop_assert_eq!(load(&toml::to_string(&queues).unwrap()), Ok(queues));
+        }
     }
 }

@@ -279,18 +279,21 @@ impl Follow {
     pub async fn next(&mut self) -> Message {
         loop {
             self.end.mark_unchanged();
-            let state = lock(&self.state);
-            let wanted = |message: &&Message| self.filters.iter().any(|filter| selects(filter, &message.subject));
-            if let Some(message) = state.from(self.next).find(wanted).cloned() {
-                self.next = message.seq + 1;
+            if let Some(message) = self.stored() {
                 return message;
             }
-            self.next = state.end() + 1;
-            drop(state);
             if self.end.changed().await.is_err() {
                 // No log is left that could bring one.
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    fn stored(&mut self) -> Option<Message> {
+        let state = lock(&self.state);
+        let wanted = |message: &&Message| self.filters.iter().any(|filter| selects(filter, &message.subject));
+        let message = state.from(self.next).find(wanted).cloned();
+        self.next = message.as_ref().map_or(state.end(), |message| message.seq) + 1;
+        message
     }
 }

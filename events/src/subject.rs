@@ -208,6 +208,9 @@ pub fn dead(worker: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
     use super::*;
 
     const SESSION: &str = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
@@ -233,6 +236,78 @@ mod tests {
         }
         for bad in ["report", "report.x.1.ready", &format!("report.{SESSION}.0.ready"), &format!("report.{SESSION}.1.up")] {
             assert!(bad.parse::<Report>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_report_has_one_spelling() {
+        for attempt in ["01", "+1", "-1", " 1", "1 ", "", "4294967296"] {
+            let subject = format!("report.{SESSION}.{attempt}.ready");
+            assert!(subject.parse::<Report>().is_err(), "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_timer_is_found_again() {
+        let session = SESSION.parse().unwrap();
+        assert_eq!(timer_session(&timer_due(session)), Ok(session));
+        for bad in [&timer_set(session), "timer.due.x", "timer.due.", &format!("timer.due.{SESSION}.x")] {
+            assert!(timer_session(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn any_session() -> impl Strategy<Value = SessionId> {
+        any::<u128>().prop_map(|id| SessionId::new(Uuid::from_u128(id)))
+    }
+
+    fn any_player() -> impl Strategy<Value = PlayerId> {
+        "\\PC{1,10}".prop_map(|name| PlayerId::from_foreign(&name).unwrap())
+    }
+
+    fn any_aggregate() -> impl Strategy<Value = Aggregate> {
+        prop_oneof![
+            any_player().prop_map(Aggregate::Player),
+            any_session().prop_map(Aggregate::Session),
+            any_player().prop_map(Aggregate::Inventory),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_aggregate_is_found_again_and_selected_by_its_filter(
+            aggregate in any_aggregate(),
+            token in "[a-z]{1,10}(-[a-z]{1,10})?",
+        ) {
+            let subject = aggregate.subject_of(&token);
+            let filter = aggregate.filter();
+            let selected = filter.strip_suffix('>').map_or(subject == filter, |start| subject.starts_with(start));
+            prop_assert!(selected, "{filter} and {subject}");
+            let illegal = subject.contains(['*', '>', ' ']);
+            prop_assert!(!illegal, "{subject}");
+            prop_assert_eq!(Aggregate::of(&subject), Some(aggregate));
+        }
+
+        #[test]
+        fn any_report_is_found_again(session in any_session(), attempt in 1..=u32::MAX, is_ready in any::<bool>()) {
+            let kind = if is_ready { ReportKind::Ready } else { ReportKind::Finished };
+            let report = Report { session, attempt, kind };
+            prop_assert_eq!(report.to_string().parse(), Ok(report));
+        }
+
+        #[test]
+        fn a_subject_that_parses_is_the_one_that_is_built(
+            subject in "(garage|report|timer)(\\.(player|session|inventory|due|[a-z0-9=+]{0,3}|0198c5a0-7b1e-7c3d-8000-0123456789ab)){0,4}",
+        ) {
+            if let Ok(report) = subject.parse::<Report>() {
+                prop_assert_eq!(report.to_string(), subject.clone());
+            }
+            if let Ok(session) = timer_session(&subject) {
+                prop_assert_eq!(timer_due(session), subject.clone());
+            }
+            if let Some(aggregate) = Aggregate::of(&subject) {
+                let token = subject.split('.').nth(3).unwrap_or_default();
+                prop_assert_eq!(aggregate.subject_of(token), subject);
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
 //! A player by public interfaces only: REST, the WebSocket, and the game server that he is told of.
 
+mod line;
+
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -11,14 +13,22 @@ use garage_gameserver::client::{self, Driving, Server};
 use reqwest::{Client, Method, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
     tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
 };
 
+pub use self::line::Line;
+
 /// How long a bot waits for anything, by default.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two tries of what may do later.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A player's client.
 #[derive(Debug, Clone)]
@@ -65,7 +75,7 @@ pub struct Ticket {
 }
 
 /// A race that was played and paid.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Played {
     /// The match.
     pub session: String,
@@ -73,6 +83,8 @@ pub struct Played {
     pub place: u32,
     /// Coins it brought.
     pub earned: u64,
+    /// Every event that he was told of, from queueing to his release.
+    pub frames: Vec<Frame>,
 }
 
 /// An answer that is no success.
@@ -84,9 +96,22 @@ pub struct Problem {
     pub body: Value,
 }
 
+impl Problem {
+    /// Whether the same request may do later: there was no answer, or something behind the gateway gave none.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self.status.as_u16(), 502..=504 | 599)
+    }
+}
+
 #[derive(Deserialize)]
 struct Wallet {
     balance: u64,
+}
+
+#[derive(Deserialize)]
+struct Me {
+    seq: u64,
 }
 
 #[derive(Deserialize)]
@@ -102,10 +127,8 @@ struct PublicKey {
 #[derive(Deserialize)]
 struct Address {
     session: String,
-    ip: IpAddr,
-    tcp_port: u16,
-    udp_port: u16,
-    fingerprint: String,
+    #[serde(flatten)]
+    at: garage_events::player::Address,
 }
 
 impl Bot {
@@ -128,11 +151,44 @@ impl Bot {
         self
     }
 
-    /// Asks the gateway.
+    /// Asks the gateway, once.
     ///
     /// # Errors
     /// [`Problem`] for what is no success; status 599 when there was no answer.
     pub async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Value>) -> Result<T, Problem> {
+        self.send(method, path, body, None).await
+    }
+
+    /// Asks the gateway until it says yes or no, as long as his patience lasts. To be used for what may be done twice.
+    ///
+    /// # Errors
+    /// [`Problem`], the last one.
+    pub async fn insist<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<T, Problem> {
+        self.again(async || self.ask(method.clone(), path, body.clone()).await).await
+    }
+
+    async fn again<T>(&self, ask: impl AsyncFn() -> Result<T, Problem>) -> Result<T, Problem> {
+        let begin = Instant::now();
+        loop {
+            match ask().await {
+                Err(problem) if problem.may_pass() && begin.elapsed() < self.patience => sleep(PAUSE).await,
+                result => return result,
+            }
+        }
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        key: Option<&str>,
+    ) -> Result<T, Problem> {
         let silent = |error: reqwest::Error| Problem {
             status: StatusCode::from_u16(599).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
             body: Value::String(format!("{:#}", anyhow::Error::from(error))),
@@ -141,6 +197,9 @@ impl Bot {
             self.http.request(method, format!("{}{path}", self.gateway)).bearer_auth(&self.token).timeout(self.patience);
         if let Some(body) = body {
             request = request.json(&body);
+        }
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
         }
         let response = request.send().await.map_err(silent)?;
         let status = response.status();
@@ -153,14 +212,45 @@ impl Bot {
             .map_err(|error| Problem { status, body: Value::String(format!("unexpected body: {error}")) })
     }
 
-    /// Queues in `ranked`, or another queue.
+    /// Queues in `ranked`, or another queue; asks again where there is no answer, for the same ticket.
     ///
     /// # Errors
     /// [`Problem`]
     pub async fn queue(&self, queue: &str, rank: i32) -> Result<Ticket, Problem> {
         let latencies = BTreeMap::from([("eu", 20)]);
         let body = json!({ "queue": queue, "rank": rank, "latencies": latencies });
-        self.ask(Method::POST, "/v1/matchmaking/tickets", Some(body)).await
+        let key = format!("{:032x}", rand::random::<u128>());
+        let path = "/v1/matchmaking/tickets";
+        self.again(async || self.send(Method::POST, path, Some(body.clone()), Some(&key)).await).await
+    }
+
+    /// Ends a ticket; asks again where there is no answer.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    pub async fn cancel(&self, ticket: &Ticket) -> Result<(), Problem> {
+        // The answer has no body.
+        let path = format!("/v1/matchmaking/tickets/{}", ticket.ticket);
+        self.insist::<Option<Value>>(Method::DELETE, &path, None).await.map(drop)
+    }
+
+    /// Where he stands, in the gateway's words: `idle`, `waiting`, `matched` or `playing`, and more.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    pub async fn me(&self) -> Result<Value, Problem> {
+        self.insist(Method::GET, "/v1/players/me", None).await
+    }
+
+    /// Opens a line: a socket that is opened again when it breaks. It tells what happens from now on.
+    ///
+    /// # Errors
+    /// [`BotError`]
+    pub async fn line(&self) -> Result<Line, BotError> {
+        let me: Result<Me, Problem> = self.insist(Method::GET, "/v1/players/me", None).await;
+        let seen = me.map_err(|problem| self.error("nothing", format!("asking where he stands: {problem:?}")))?.seq;
+        let line = Line::new(self.clone(), seen);
+        line.open().await
     }
 
     /// Opens the player's socket.
@@ -190,42 +280,64 @@ impl Bot {
     /// [`BotError`]
     pub async fn play(&self, queue: &str, rank: i32) -> Result<Played, BotError> {
         let before = self.balance().await?;
-        let mut socket = self.socket(None).await?;
+        let mut line = self.line().await?;
         self.queue(queue, rank).await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
-        let frame = socket.until("PlayerMatched").await?;
-        let address: Address = serde_json::from_value(frame.data)
-            .map_err(|error| self.error("PlayerMatched", format!("its data cannot be read: {error}")))?;
-        let results = self.race(&address).await?;
+        let frame = line.until("PlayerMatched").await?;
+        let unread = |error| self.error("PlayerMatched", format!("its data cannot be read: {error}"));
+        let Address { session, at } = serde_json::from_value(frame.data).map_err(unread)?;
+        // He hears by his line at once when the match is lost, however the game server's connection takes it.
+        let released = async {
+            let released = line.until("Released").await?;
+            match released.data.get("why").and_then(Value::as_str) {
+                Some("finished") => Ok(()),
+                why => Err(self.error("Released", format!("the match ended as {}", why.unwrap_or("nothing")))),
+            }
+        };
+        let (results, ()) = futures::try_join!(self.race(&session, &at), released)?;
         let place = results.iter().find(|placing| placing.player.to_foreign() == self.player);
         let place = place.map(|placing| placing.place);
-        let place = place.ok_or_else(|| self.error("PlayerMatched", "the results do not name him".into()))?;
-        socket.until("Released").await?;
-        socket.close().await;
+        let place = place.ok_or_else(|| self.error("Released", "the results do not name him".into()))?;
         let earned = self.paid(before).await?;
-        Ok(Played { session: address.session, place, earned })
+        Ok(Played { session, place, earned, frames: line.close().await })
     }
 
-    async fn race(&self, address: &Address) -> Result<Vec<garage_events::game::Placing>, BotError> {
-        let Address { session, ip, tcp_port, udp_port, fingerprint } = address;
+    /// Asks for what it takes to connect to a game server: its key, which must be the one announced, and a token.
+    ///
+    /// # Errors
+    /// [`BotError`]
+    pub async fn admission(
+        &self,
+        session: &str,
+        at: &garage_events::player::Address,
+    ) -> Result<(Server, String), BotError> {
         let failed = |what: &str, problem: Problem| self.error("PlayerMatched", format!("{what}: {problem:?}"));
         let connect: Connect = self
-            .ask(Method::POST, &format!("/v1/sessions/{session}/connect-token"), None)
+            .insist(Method::POST, &format!("/v1/sessions/{session}/connect-token"), None)
             .await
             .map_err(|problem| failed("asking for a connection token", problem))?;
         let key: PublicKey = self
-            .ask(Method::GET, &format!("/v1/sessions/{session}/public-key"), None)
+            .insist(Method::GET, &format!("/v1/sessions/{session}/public-key"), None)
             .await
             .map_err(|problem| failed("asking for the game's key", problem))?;
-        if key.fingerprint != *fingerprint {
+        if key.fingerprint != at.fingerprint {
             return Err(self.error("PlayerMatched", "the key's fingerprint is not the one announced".into()));
         }
         let server = Server {
-            address: SocketAddr::new(*ip, *tcp_port),
-            udp_port: *udp_port,
-            fingerprint: fingerprint.clone(),
+            address: SocketAddr::new(at.ip, at.tcp_port),
+            udp_port: at.udp_port,
+            fingerprint: at.fingerprint.clone(),
         };
+        Ok((server, connect.token))
+    }
+
+    async fn race(
+        &self,
+        session: &str,
+        at: &garage_events::player::Address,
+    ) -> Result<Vec<garage_events::game::Placing>, BotError> {
+        let (server, token) = self.admission(session, at).await?;
         let driving = Driving { within: self.patience, ..Driving::default() };
-        let results = client::drive(&server, &connect.token, driving).await;
+        let results = client::drive(&server, &token, driving).await;
         results.map_err(|error| self.error("PlayerMatched", format!("racing: {:#}", anyhow::Error::from(error))))
     }
 
@@ -234,7 +346,7 @@ impl Bot {
     /// # Errors
     /// [`BotError`]
     pub async fn balance(&self) -> Result<u64, BotError> {
-        let garage: Result<Wallet, Problem> = self.ask(Method::GET, "/v1/garage", None).await;
+        let garage: Result<Wallet, Problem> = self.insist(Method::GET, "/v1/garage", None).await;
         garage
             .map(|wallet| wallet.balance)
             .map_err(|problem| self.error("nothing", format!("reading his wallet: {problem:?}")))
@@ -247,7 +359,7 @@ impl Bot {
                 if balance > before {
                     return Ok(balance - before);
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                sleep(PAUSE).await;
             }
         };
         let paid = timeout(self.patience, paid).await;
@@ -295,22 +407,6 @@ impl Socket {
                 Ok(frame)
             }
             Err(what) => Err(BotError { player: self.player.clone(), last: self.last.clone(), what }),
-        }
-    }
-
-    /// Reads frames up to one of a type.
-    ///
-    /// # Errors
-    /// [`BotError`] when it does not come in time.
-    pub async fn until(&mut self, type_name: &str) -> Result<Frame, BotError> {
-        loop {
-            let frame = self.next().await.map_err(|error| BotError {
-                what: format!("waiting for {type_name}: {}", error.what),
-                ..error
-            })?;
-            if frame.type_name == type_name {
-                return Ok(frame);
-            }
         }
     }
 

@@ -295,6 +295,17 @@ impl Stack {
         futures::join!(self.nats.stop(), self.redis.stop(), self.mariadb.stop());
     }
 
+    /// Kills everything: quicker than [`stop`](Self::stop), where nobody will ask for what was in flight.
+    pub fn kill(&mut self) {
+        for instance in &mut self.workers {
+            instance.process.kill();
+        }
+        self.end_games();
+        self.nats.kill();
+        self.redis.kill();
+        self.mariadb.kill();
+    }
+
     /// Game servers outlive their director; nothing outlives the stack.
     fn end_games(&self) {
         for pid in self.game_servers() {
@@ -303,17 +314,34 @@ impl Stack {
         }
     }
 
-    /// Process ids of the game servers that run.
+    /// Process ids of the game servers that run: those with a configuration of ours, whatever their program.
     #[must_use]
     pub fn game_servers(&self) -> Vec<u32> {
-        let folder = self.instances_folder().display().to_string();
+        // As the director writes it: without symbolic links.
+        let folder = self.instances_folder();
+        let folder = folder.canonicalize().unwrap_or(folder).display().to_string();
         let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
         let ours = |pid: &u32| {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).into_owned();
-            command.contains("gameserver") && command.contains(&folder)
+            command.split('\0').any(|argument| argument.starts_with(&folder))
         };
         processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
+    }
+
+    /// The instances of game servers that the director has: `game-<session>-<attempt>`.
+    #[must_use]
+    pub fn games(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.instances_folder()) else { return Vec::new() };
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// The files that hold what the workers and servers printed.
+    #[must_use]
+    pub fn logs(&self) -> Vec<PathBuf> {
+        let workers = self.workers.iter().map(|instance| instance.process.log().to_owned());
+        let servers = [self.redis.process().log(), self.mariadb.process().log()].map(Path::to_owned);
+        workers.chain(servers).chain(self.nats.logs()).chain([self.log("init")]).collect()
     }
 
     fn log(&self, name: &str) -> PathBuf {

@@ -37,6 +37,11 @@ pub(super) fn running(root: &Path) -> io::Result<BTreeMap<Name, Vec<Process>>> {
     Ok(running)
 }
 
+/// Whether a process shows itself as that of an instance.
+pub(super) fn is(root: &Path, name: Name, pid: u32) -> bool {
+    i32::try_from(pid).ok().and_then(|pid| instance(root, pid)) == Some(name)
+}
+
 /// A process that is not a zombie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Process {

@@ -37,7 +37,8 @@ impl SealKey {
     /// # Errors
     /// When the file cannot be read or holds something else; names it, never what it holds.
     pub fn from_file(path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read the seal key in {}", path.display()))?;
+        let text =
+            fs::read_to_string(path).with_context(|| format!("cannot read the seal key in {}", path.display()))?;
         let key = parse(text.trim()).with_context(|| {
             format!("the seal key in {} is not 32 bytes in base64 or 64 hex digits", path.display())
         })?;

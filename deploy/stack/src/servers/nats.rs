@@ -207,6 +207,11 @@ impl Nats {
         self.nodes.get_mut(index).ok_or(Error::NoSuchNode(index))
     }
 
+    /// The files that hold what the nodes printed.
+    pub(crate) fn logs(&self) -> impl Iterator<Item = PathBuf> {
+        self.nodes.iter().map(|node| node.process.log().to_owned())
+    }
+
     /// The index of the node that leads the cluster's assignments, in the eyes of most nodes that answer. `None` while
     /// there is none, and without a cluster.
     pub async fn meta_leader(&self) -> Option<usize> {

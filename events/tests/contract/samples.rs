@@ -1,0 +1,165 @@
+//! Players, sessions and decisions, each unlike all others, so that cases can share a log.
+
+use std::sync::{Arc, Mutex};
+
+use garage_events::{
+    event::Event,
+    id::{PlayerId, SessionId, TicketId},
+    log::{Decision, Head},
+    player, session,
+    subject::Aggregate,
+    world::{System, World},
+};
+use time::{OffsetDateTime, macros::datetime};
+use uuid::Uuid;
+
+/// When all of it happens, as far as the events say.
+pub const THEN: OffsetDateTime = datetime!(2026-02-03 04:05:06 UTC);
+
+/// A player whom nobody knows yet.
+pub fn new_player() -> PlayerId {
+    format!("p{}", System.id().simple()).parse().unwrap()
+}
+
+/// A session that nobody knows yet.
+pub fn new_session() -> SessionId {
+    SessionId::new(System.id())
+}
+
+/// A ticket that nobody knows yet.
+pub fn new_ticket() -> TicketId {
+    TicketId::new(System.id())
+}
+
+/// He waits.
+pub fn queued() -> player::Event {
+    player::Queued {
+        ticket: new_ticket(),
+        queue: "ranked".parse().unwrap(),
+        rank: 1_500,
+        latencies: [("eu".parse().unwrap(), 20)].into(),
+        attributes: Default::default(),
+        waiting_since: THEN,
+        expires_at: THEN + time::Duration::minutes(2),
+    }
+    .into()
+}
+
+/// He has stopped to wait.
+pub fn cancelled() -> player::Event {
+    let (ticket, queue) = (new_ticket(), "ranked".parse().unwrap());
+    player::Cancelled { ticket, queue, reason: player::CancelReason::Player }.into()
+}
+
+/// A session begins with these players.
+pub fn matched(players: &[PlayerId]) -> session::Event {
+    let member = |player: &PlayerId| session::Member { player: player.clone(), ticket: new_ticket(), rank: 1_500 };
+    session::Matched {
+        queue: "ranked".parse().unwrap(),
+        region: "eu".parse().unwrap(),
+        teams: vec![session::Team { name: "all".into(), players: players.iter().map(member).collect() }],
+        rules: "1".into(),
+        pool_seq: 1,
+        clock: THEN,
+    }
+    .into()
+}
+
+/// Its server is asked for.
+pub fn pod_requested(attempt: u32) -> session::Event {
+    session::PodRequested {
+        attempt,
+        region: "eu".parse().unwrap(),
+        loadouts: Vec::new(),
+        public_key: "-----BEGIN PUBLIC KEY-----".into(),
+        fingerprint: "00".repeat(32),
+    }
+    .into()
+}
+
+/// Its server could not be had.
+pub fn pod_failed(attempt: u32) -> session::Event {
+    session::PodFailed { attempt, reason: "no-room".into(), message: "no node has room".into() }.into()
+}
+
+/// It is given up, which is two events.
+pub fn given_up() -> [session::Event; 2] {
+    let closed = session::Closed { why: player::Ending::Failed, results: Vec::new() };
+    [session::Failed { reason: "no-server".into() }.into(), closed.into()]
+}
+
+/// A decision and the ids of its events, in their order. Its correlation is no other decision's.
+#[derive(Debug, Clone)]
+pub struct Made {
+    pub decision: Decision,
+    ids: Ids,
+}
+
+impl Made {
+    pub fn nothing() -> Self {
+        let ids = Ids::default();
+        Self { decision: Decision::new(&ids, System.id(), None), ids }
+    }
+
+    #[must_use]
+    pub fn and<E: Event>(mut self, of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Self {
+        self.decision = self.decision.change(&self.ids, of.into().0, head, events);
+        self
+    }
+
+    pub fn ids(&self) -> Vec<Uuid> {
+        self.ids.0.lock().unwrap().clone()
+    }
+}
+
+/// A decision on one aggregate.
+pub fn made<E: Event>(of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Made {
+    Made::nothing().and(of, head, events)
+}
+
+/// An aggregate, of what a case has at hand.
+pub struct Whose(Aggregate);
+
+impl From<&PlayerId> for Whose {
+    fn from(id: &PlayerId) -> Self {
+        Self(Aggregate::Player(id.clone()))
+    }
+}
+
+impl From<SessionId> for Whose {
+    fn from(id: SessionId) -> Self {
+        Self(Aggregate::Session(id))
+    }
+}
+
+impl From<Aggregate> for Whose {
+    fn from(aggregate: Aggregate) -> Self {
+        Self(aggregate)
+    }
+}
+
+/// The filter of a player's events.
+pub fn of_player(id: &PlayerId) -> String {
+    Aggregate::Player(id.clone()).filter()
+}
+
+/// The filter of a session's events.
+pub fn of_session(id: SessionId) -> String {
+    Aggregate::Session(id).filter()
+}
+
+/// Remembers the ids it gave.
+#[derive(Debug, Clone, Default)]
+struct Ids(Arc<Mutex<Vec<Uuid>>>);
+
+impl World for Ids {
+    fn now(&self) -> OffsetDateTime {
+        THEN
+    }
+
+    fn id(&self) -> Uuid {
+        let id = System.id();
+        self.0.lock().unwrap().push(id);
+        id
+    }
+}

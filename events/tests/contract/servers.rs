@@ -1,0 +1,142 @@
+//! The servers that the cases run on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
+
+use async_nats::{Client, ConnectOptions};
+use garage_events::{
+    jetstream::{JetStreamLog, setup},
+    subject::STREAM,
+};
+use garage_stack::servers::{Nats, Role};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::ending::until;
+
+/// Where nodes listen, and how one connects to them.
+#[derive(Debug, Clone)]
+pub struct Access {
+    pub urls: Vec<String>,
+    user: &'static str,
+    password: String,
+}
+
+impl Access {
+    fn of(nats: &Nats) -> Self {
+        let (user, file) = nats.user(Role::Admin);
+        let password = fs::read_to_string(file).unwrap().trim().to_owned();
+        let urls = nats.url().split(',').map(str::to_owned).collect();
+        Self { urls, user, password }
+    }
+
+    /// Connects to one place, and to no other when that is gone.
+    pub async fn connect(&self, url: &str) -> Client {
+        let options = ConnectOptions::with_user_and_password(self.user.into(), self.password.clone());
+        options.ignore_discovered_servers().connect(url).await.unwrap()
+    }
+
+    /// Connects to a node, counted from 0 and beginning again after the last.
+    pub async fn connect_to(&self, node: usize) -> Client {
+        self.connect(&self.urls[node % self.urls.len()]).await
+    }
+
+    /// The log, as a process with a connection to that node opens it.
+    pub async fn log(&self, node: usize) -> JetStreamLog {
+        JetStreamLog::open(self.connect_to(node).await).await.unwrap()
+    }
+}
+
+/// The nodes that cases share which do them no harm: started by the first that asks, ended with this process.
+pub async fn shared(nodes: usize) -> &'static Access {
+    static ONE: OnceCell<(Access, Nats)> = OnceCell::const_new();
+    static THREE: OnceCell<(Access, Nats)> = OnceCell::const_new();
+    let cell = match nodes {
+        1 => &ONE,
+        3 => &THREE,
+        _ => panic!("no {nodes} nodes are shared"),
+    };
+    let start = || async {
+        let root = folder(nodes);
+        let nats = Nats::start(&root, nodes).await.unwrap();
+        let access = Access::of(&nats);
+        init(&access, nodes).await;
+        (access, nats)
+    };
+    &cell.get_or_init(start).await.0
+}
+
+/// A folder that outlives every test of this process. Nothing is dropped at its end, so that those of earlier
+/// processes are removed here.
+fn folder(nodes: usize) -> PathBuf {
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in fs::read_dir(parent).unwrap().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix("contract-")?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another process may remove it at the same time.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    parent.join(format!("contract-{}-{nodes}", process::id()))
+}
+
+async fn init(access: &Access, nodes: usize) {
+    let client = access.connect_to(0).await;
+    // A cluster that has only just formed may not place a stream at once.
+    until("the streams are made", async || setup::init(client.clone(), nodes).await.ok()).await;
+}
+
+/// Nodes for one case, which may kill them.
+pub struct Own {
+    pub nats: Nats,
+    pub access: Access,
+    // After the servers that write to it.
+    _root: TempDir,
+}
+
+impl Own {
+    /// Starts nodes, with the log set up.
+    pub async fn start(nodes: usize) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let nats = Nats::start(root.path(), nodes).await.unwrap();
+        Self::with(nats, root).await
+    }
+
+    /// Starts nodes whose routes can be cut, with the log set up.
+    pub async fn start_cuttable(nodes: usize) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let nats = Nats::start_cuttable(root.path(), nodes).await.unwrap();
+        Self::with(nats, root).await
+    }
+
+    /// Starts a node without any stream.
+    pub async fn start_bare() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let nats = Nats::start(root.path(), 1).await.unwrap();
+        let access = Access::of(&nats);
+        Self { nats, access, _root: root }
+    }
+
+    async fn with(nats: Nats, root: TempDir) -> Self {
+        let access = Access::of(&nats);
+        init(&access, nats.nodes()).await;
+        Self { nats, access, _root: root }
+    }
+
+    /// The node that leads the log, asked by way of another.
+    pub async fn leader(&self, asked: &Client) -> usize {
+        until("the log has a leader", async || leader(asked).await).await
+    }
+}
+
+/// The node that leads the log, if there is one.
+pub async fn leader(asked: &Client) -> Option<usize> {
+    let context = async_nats::jetstream::new(asked.clone());
+    let info = context.get_stream(STREAM).await.ok()?.cached_info().clone();
+    let name = info.cluster?.leader?;
+    name.strip_prefix("nats-")?.parse::<usize>().ok()?.checked_sub(1)
+}
