@@ -25,8 +25,9 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// lock; a session lives for minutes; who comes back tomorrow is new to the log.
 const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 
-/// How long the log may become. Full, it refuses commands instead of forgetting its beginning.
-const LOG_BYTES: i64 = 32 << 30;
+/// How long the log may become; the server sets so much of its disk aside. Full, it refuses commands instead of
+/// forgetting its beginning. A match of two is about 8 KB: this holds a million of them in the 12 h.
+const LOG_BYTES: i64 = 8 << 30;
 
 /// A durable consumer that a worker's instances share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +84,10 @@ pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
     let context = jetstream::new(client);
     for config in streams(replicas) {
         let name = config.name.clone();
-        let failed = |source: async_nats::Error| SetupError::Make { what: format!("stream {name}"), source };
+        // Too little disk is the likeliest reason, and the server does not say how much it wants.
+        let aside = config.max_bytes.max(0) >> 20;
+        let what = format!("stream {name} (the server's disk must have {aside} MiB to set aside)");
+        let failed = |source: async_nats::Error| SetupError::Make { what: what.clone(), source };
         match context.get_stream(&name).await {
             Ok(_) => context.update_stream(&config).await.map(drop).map_err(|error| failed(error.into()))?,
             Err(error) if is_missing(&error) => {

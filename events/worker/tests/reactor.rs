@@ -1,0 +1,184 @@
+//! What becomes of a message that a worker reacts to.
+#![cfg(test)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
+use futures::StreamExt;
+use garage_events::{
+    jetstream::setup::{self, SESSION_REPORTS},
+    subject,
+};
+use garage_stack::servers::{Nats, Role};
+use garage_worker::{
+    Shutdown,
+    reactor::{Delivery, Failure, react},
+};
+use serde_json::Value;
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Fixture {
+    context: jetstream::Context,
+    shutdown: Shutdown,
+    _nats: Nats,
+    _folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn start() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let nats = Nats::start(folder.path(), 1).await?;
+        let client = nats.connect(Role::Admin).await?;
+        setup::init(client.clone(), 1).await?;
+        let context = jetstream::new(client);
+        Ok(Self { context, shutdown: Shutdown::new(), _nats: nats, _folder: folder })
+    }
+
+    async fn report(&self, body: &'static str) -> anyhow::Result<()> {
+        self.context.publish("report.x.1.ready", body.into()).await?.await?;
+        Ok(())
+    }
+
+    /// Runs the reactor with a handler that is told how often it has been called, this call included.
+    fn react<H>(&self, handler: H) -> (JoinHandle<anyhow::Result<()>>, mpsc::UnboundedReceiver<Delivery>)
+    where
+        H: Fn(u32) -> Result<(), Failure> + Send + Sync + 'static,
+    {
+        let (seen, deliveries) = mpsc::unbounded_channel();
+        let calls = Arc::new(AtomicU32::new(0));
+        let handler = Arc::new(handler);
+        let reacting = react(self.context.clone(), SESSION_REPORTS, 4, self.shutdown.clone(), move |delivery| {
+            let call = calls.fetch_add(1, Ordering::SeqCst) + 1;
+            let _ = seen.send(delivery);
+            let result = handler(call);
+            async move { result }
+        });
+        (tokio::spawn(reacting), deliveries)
+    }
+
+    async fn consumer(&self) -> anyhow::Result<PullConsumer> {
+        let stream = self.context.get_stream(subject::REPORTS).await?;
+        stream.get_consumer(SESSION_REPORTS.name).await.map_err(anyhow::Error::from_boxed)
+    }
+
+    /// Waits until everything was delivered and acknowledged.
+    async fn settled(&self) -> anyhow::Result<()> {
+        let settled = async {
+            loop {
+                let mut consumer = self.consumer().await?;
+                let info = consumer.info().await?;
+                if info.num_pending == 0 && info.num_ack_pending == 0 {
+                    return anyhow::Ok(());
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, settled).await.context("settled in time")?
+    }
+
+    async fn dead_letter(&self) -> anyhow::Result<Option<Value>> {
+        let stream = self.context.get_stream(subject::DEAD).await?;
+        match stream.get_last_raw_message_by_subject(&subject::dead(SESSION_REPORTS.name)).await {
+            Ok(message) => Ok(Some(serde_json::from_slice(&message.payload)?)),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+async fn next(deliveries: &mut mpsc::UnboundedReceiver<Delivery>) -> anyhow::Result<Delivery> {
+    timeout(DEADLINE, deliveries.recv()).await?.context("the reactor runs")
+}
+
+#[tokio::test]
+async fn a_message_is_acknowledged_once_it_was_handled() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (reacting, mut deliveries) = fixture.react(|_| Ok(()));
+    fixture.report("{}").await?;
+    assert_eq!(next(&mut deliveries).await?.delivered, 1);
+    fixture.settled().await?;
+    fixture.shutdown.cancel();
+    reacting.await??;
+    assert!(deliveries.recv().await.is_none(), "it came once");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dependency_that_is_down_is_no_failed_delivery() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (_reacting, mut deliveries) =
+        fixture.react(|call| if call <= 3 { Err(Failure::Unavailable(anyhow::anyhow!("down"))) } else { Ok(()) });
+    fixture.report("{}").await?;
+    for _ in 0..4 {
+        assert_eq!(next(&mut deliveries).await?.delivered, 1);
+    }
+    fixture.settled().await?;
+    assert_eq!(fixture.dead_letter().await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_conflict_is_tried_again_at_once() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (_reacting, mut deliveries) =
+        fixture.react(|call| if call <= 3 { Err(Failure::Retry(anyhow::anyhow!("moved"))) } else { Ok(()) });
+    fixture.report("{}").await?;
+    for _ in 0..4 {
+        assert_eq!(next(&mut deliveries).await?.delivered, 1);
+    }
+    fixture.settled().await
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_handled_is_put_aside_with_its_error() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (_reacting, mut deliveries) = fixture.react(|_| Err(Failure::Poison(anyhow::anyhow!("no report at all"))));
+    fixture.report("rubbish").await?;
+    next(&mut deliveries).await?;
+    fixture.settled().await?;
+    let letter = fixture.dead_letter().await?.context("a dead letter")?;
+    assert_eq!(letter["error"], "no report at all");
+    assert_eq!(letter["subject"], "report.x.1.ready");
+    assert_eq!(letter["body"], "rubbish");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_came_too_often_is_put_aside() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    fixture.report("{}").await?;
+    let consumer = fixture.consumer().await?;
+    for _ in 0..10 {
+        let mut batch = consumer.fetch().max_messages(1).expires(DEADLINE).messages().await?;
+        let message = batch.next().await.context("it comes again")?.map_err(anyhow::Error::from_boxed)?;
+        message.ack_with(AckKind::Nak(None)).await.map_err(anyhow::Error::from_boxed)?;
+    }
+    let (_reacting, mut deliveries) = fixture.react(|_| Err(Failure::Retry(anyhow::anyhow!("still moving"))));
+    assert_eq!(next(&mut deliveries).await?.delivered, 11);
+    fixture.settled().await?;
+    let letter = fixture.dead_letter().await?.context("a dead letter")?;
+    assert_eq!(letter["error"], "still moving");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_held_at_the_end_goes_back_for_another_instance() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (reacting, mut deliveries) = fixture.react(|_| Err(Failure::Unavailable(anyhow::anyhow!("down"))));
+    fixture.report("{}").await?;
+    next(&mut deliveries).await?;
+    fixture.shutdown.cancel();
+    timeout(DEADLINE, reacting).await???;
+    let mut batch = fixture.consumer().await?.fetch().max_messages(1).expires(DEADLINE).messages().await?;
+    let message = batch.next().await.context("it comes again")?.map_err(anyhow::Error::from_boxed)?;
+    assert_eq!(message.info().map_err(anyhow::Error::from_boxed)?.delivered, 2);
+    Ok(())
+}
