@@ -255,7 +255,7 @@ async fn a_program_that_cannot_be_run_is_refused() {
     fs::set_permissions(ground.folder.path().join("game.sh"), fs::Permissions::from_mode(0o644)).unwrap();
     match create(&ground.backend(), &game(1)).await {
         Err(CreateError::Refused { reason: "not-started", message }) => {
-            assert!(message.contains("game.sh"), "{message}")
+            assert!(message.contains("game.sh"), "{message}");
         }
         other => panic!("{other:?}"),
     }

@@ -214,7 +214,9 @@ impl Stack {
                     .env("GARAGE_TOKEN_PUBLIC_KEY_FILE", secrets.join("token.pub.pem"))
                     .env("GARAGE_GAME_NATS_USER", game)
                     .env("GARAGE_GAME_NATS_PASSWORD_FILE", password_file)
-                    .env("GARAGE_INSTANCES", self.instances_folder());
+                    .env("GARAGE_INSTANCES", self.instances_folder())
+                    // Inherited by the game servers: a local stack is nobody else's to reach.
+                    .env("GARAGE_GAMESERVER_BIND", "127.0.0.1");
             }
             Worker::Inventory => {
                 launch = launch
