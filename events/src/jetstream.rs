@@ -5,6 +5,7 @@
 
 mod commit;
 pub mod follow;
+mod link;
 pub mod setup;
 pub mod timer;
 

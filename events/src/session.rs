@@ -335,22 +335,24 @@ impl Open {
     /// What is to be done next, with nothing new having happened.
     pub fn next(&self, limits: &Limits) -> Next {
         match &self.phase {
-            Phase::Unserved { attempts, .. } if *attempts < limits.attempts => Next::RequestPod { attempt: attempts + 1 },
-            Phase::Unserved { reason, .. } => Next::End(Command::Fail {
-                reason: reason.clone().unwrap_or_else(|| "no-attempts".into()),
-            }),
-            Phase::Broken { reason } => Next::End(Command::Fail { reason: reason.clone() }),
-            Phase::Starting(Starting { scheduled: Some(scheduled), ready: Some(ready), attempt, fingerprint, .. }) => {
-                Next::Open(Opened {
-                    attempt: *attempt,
-                    address: Address {
-                        ip: scheduled.public_ip,
-                        tcp_port: ready.tcp_port,
-                        udp_port: ready.udp_port,
-                        fingerprint: fingerprint.clone(),
-                    },
-                })
+            Phase::Unserved { attempts, .. } if *attempts < limits.attempts => {
+                Next::RequestPod { attempt: attempts + 1 }
             }
+            Phase::Unserved { reason, .. } => {
+                Next::End(Command::Fail { reason: reason.clone().unwrap_or_else(|| "no-attempts".into()) })
+            }
+            Phase::Broken { reason } => Next::End(Command::Fail { reason: reason.clone() }),
+            Phase::Starting(Starting {
+                scheduled: Some(scheduled), ready: Some(ready), attempt, fingerprint, ..
+            }) => Next::Open(Opened {
+                attempt: *attempt,
+                address: Address {
+                    ip: scheduled.public_ip,
+                    tcp_port: ready.tcp_port,
+                    udp_port: ready.udp_port,
+                    fingerprint: fingerprint.clone(),
+                },
+            }),
             Phase::Starting(_) | Phase::Running(_) | Phase::Ending(..) => Next::Wait,
         }
     }
@@ -457,7 +459,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
     let stale = |attempt| Err(Rejection::Stale { attempt });
     match (command, &open.phase) {
         (Command::RequestPod(requested), Phase::Unserved { attempts, .. }) => {
-            if requested.attempt == attempts + 1 { Ok(vec![requested.into()]) } else { stale(requested.attempt) }
+            if requested.attempt == attempts + 1 {
+                Ok(vec![requested.into()])
+            } else {
+                stale(requested.attempt)
+            }
         }
         (Command::Schedule(scheduled), Phase::Starting(starting)) => {
             if scheduled.attempt != starting.attempt {
@@ -472,7 +478,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             Command::FailPod(failed),
             Phase::Starting(Starting { attempt, .. }) | Phase::Running(Opened { attempt, .. }),
         ) => {
-            if failed.attempt == *attempt { Ok(vec![failed.into()]) } else { stale(failed.attempt) }
+            if failed.attempt == *attempt {
+                Ok(vec![failed.into()])
+            } else {
+                stale(failed.attempt)
+            }
         }
         (Command::Ready { attempt, report }, Phase::Starting(starting)) => {
             if attempt != starting.attempt {
@@ -504,7 +514,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
         }
         // The server is further than the log: its earlier report is still on its way.
         (Command::Finish { attempt, .. }, Phase::Starting(starting)) => {
-            if attempt == starting.attempt { Err(Rejection::Early) } else { stale(attempt) }
+            if attempt == starting.attempt {
+                Err(Rejection::Early)
+            } else {
+                stale(attempt)
+            }
         }
         (Command::Fail { reason }, _) => Ok(vec![Failed { reason }.into(), close(Ending::Failed, Vec::new())]),
         (Command::Deadline { now, limits }, phase) => {

@@ -171,7 +171,10 @@ impl FromStr for Report {
             return Err(shape());
         }
         let session = next()?.parse()?;
-        let attempt = next()?.parse().ok().filter(|attempt| *attempt > 0).ok_or_else(shape)?;
+        let token = next()?;
+        // Only the form that is built: `01` and `+1` would be further subjects of the same report.
+        let attempt: Option<u32> = token.parse().ok().filter(|n: &u32| *n > 0 && n.to_string() == token);
+        let attempt = attempt.ok_or_else(shape)?;
         let kind = match next()? {
             "ready" => ReportKind::Ready,
             "finished" => ReportKind::Finished,
@@ -234,7 +237,9 @@ mod tests {
             let report = Report { session: SESSION.parse().unwrap(), attempt: 2, kind };
             assert_eq!(report.to_string().parse(), Ok(report));
         }
-        for bad in ["report", "report.x.1.ready", &format!("report.{SESSION}.0.ready"), &format!("report.{SESSION}.1.up")] {
+        for bad in
+            ["report", "report.x.1.ready", &format!("report.{SESSION}.0.ready"), &format!("report.{SESSION}.1.up")]
+        {
             assert!(bad.parse::<Report>().is_err(), "{bad}");
         }
     }

@@ -102,7 +102,10 @@ const KINDS: [Kind; 3] = [
 
 impl Sample {
     fn kind(&self) -> &'static Kind {
-        KINDS.iter().find(|kind| kind.name == self.aggregate).unwrap_or_else(|| panic!("{}: no such aggregate", self.file))
+        KINDS
+            .iter()
+            .find(|kind| kind.name == self.aggregate)
+            .unwrap_or_else(|| panic!("{}: no such aggregate", self.file))
     }
 
     fn decode(&self) -> Decoded {
@@ -111,7 +114,8 @@ impl Sample {
 
     #[track_caller]
     fn decode_changed(&self, change: impl FnOnce(&mut Value)) -> Decoded {
-        self.try_decode_changed(change).unwrap_or_else(|error| panic!("golden/{} can no longer be read: {error}", self.file))
+        self.try_decode_changed(change)
+            .unwrap_or_else(|error| panic!("golden/{} can no longer be read: {error}", self.file))
     }
 
     fn try_decode_changed(&self, change: impl FnOnce(&mut Value)) -> Result<Decoded, DecodeError> {
@@ -126,7 +130,12 @@ fn every_sample_is_the_event_that_its_name_says() {
     for sample in samples() {
         let event = sample.decode();
         let message = &sample.message;
-        assert_eq!((event.token, event.type_name), (&*sample.token, message["type"].as_str().unwrap()), "{}", sample.file);
+        assert_eq!(
+            (event.token, event.type_name),
+            (&*sample.token, message["type"].as_str().unwrap()),
+            "{}",
+            sample.file
+        );
         assert_eq!(message["v"], sample.version, "{}", sample.file);
     }
 }
@@ -136,8 +145,10 @@ fn every_event_has_a_sample_of_its_present_version() {
     for kind in &KINDS {
         for type_name in kind.types {
             let samples = samples().into_iter().filter(|sample| sample.aggregate == kind.name);
-            let known: Vec<_> =
-                samples.map(|sample| (sample.decode(), sample.version)).filter(|(event, _)| event.type_name == *type_name).collect();
+            let known: Vec<_> = samples
+                .map(|sample| (sample.decode(), sample.version))
+                .filter(|(event, _)| event.type_name == *type_name)
+                .collect();
             assert!(
                 known.iter().any(|(event, version)| event.version == *version),
                 "write a message of {} {type_name} in its present version to events/golden/{}.<event>.v<version>.json; \
@@ -156,7 +167,8 @@ fn every_aggregate_is_looked_at() {
     let declaring = sources.filter(|path| fs::read_to_string(path).unwrap().contains("\nevents! {"));
     let mut declaring: Vec<_> = declaring.map(|path| path.file_stem().unwrap().to_owned()).collect();
     let mut looked_at = KINDS.map(|kind| kind.name);
-    (declaring.sort(), looked_at.sort());
+    declaring.sort();
+    looked_at.sort();
     assert_eq!(declaring, looked_at, "each module with events! {{…}} is an aggregate; add it to KINDS here");
 }
 

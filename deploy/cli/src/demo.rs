@@ -9,7 +9,7 @@ use anyhow::Context;
 use futures::{StreamExt, stream::FuturesUnordered};
 use garage_events::{
     event::Envelope,
-    id::SessionId,
+    id::{PlayerId, SessionId},
     jetstream::{JetStreamLog, follow::Follow},
     subject::{ALL, Aggregate, STREAM},
 };
@@ -40,14 +40,21 @@ pub(crate) struct Demo {
 /// How long the bots may take altogether: what a machine needs for the races, and a good deal more.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Failures that are shown as they happen; a hundred players of one broken Garage say the same.
+const SHOWN: usize = 5;
+
 impl Demo {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         anyhow::ensure!(self.players.is_multiple_of(2), "--players must be even: two make a match");
         let began = Instant::now();
         let folder = tempfile::Builder::new().prefix("garage-demo-").tempdir()?;
         say("starting NATS, Redis, MariaDB and the workers …");
-        // A few seconds of racing; the road of the real game is a quarter mile.
-        let env = vec![("GARAGE_GAME_ARG".into(), "--distance-m 60".into())];
+        // The workers inherit what is set here; see `garage-director --help` and the like.
+        let mut env = Vec::new();
+        if std::env::var_os("GARAGE_GAME_ARG").is_none() {
+            // A few seconds of racing; the road of the real game is a quarter mile.
+            env.push(("GARAGE_GAME_ARG".into(), "--distance-m 60".into()));
+        }
         let options = Options { nats_nodes: self.nats_nodes.into(), env, ..Options::default() };
         let starting = Stack::start(folder.path(), options);
         let mut stack = tokio::select! {
@@ -57,7 +64,11 @@ impl Demo {
         say(format!("up after {:.1} s", began.elapsed().as_secs_f64()));
         let result = tokio::select! {
             result = play(&stack, self.players) => result,
-            () = shutdown.cancelled() => Err(anyhow::anyhow!("interrupted")),
+            () = shutdown.cancelled() => {
+                // Who interrupts a demo wants it gone, and nothing of it kept.
+                stack.kill();
+                anyhow::bail!("interrupted");
+            }
         };
         stack.stop().await;
         if result.is_err() {
@@ -87,7 +98,9 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         match result {
             Ok(one) => played.push(one),
             Err(error) => {
-                say(format!("FAILED  {error}"));
+                if failed.len() < SHOWN {
+                    say(format!("FAILED  {error}"));
+                }
                 failed.push(error);
             }
         }
@@ -97,7 +110,8 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         }
     }
     let log = JetStreamLog::open(stack.nats.connect(Role::Admin).await?).await?;
-    let steps = Steps::read(&log, u64::from(players)).await?;
+    let told = u32::try_from(played.len()).unwrap_or(u32::MAX);
+    let steps = Steps::read(&log, u64::from(told)).await?;
     if let Some(one) = played.first() {
         say(format!("\none match, from the log (session {}):", one.session));
         timeline::print(&timeline::of_match(&log, one.session.parse::<SessionId>()?).await?);
@@ -105,7 +119,6 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
     say("\nsteps, from the log's timestamps:");
     steps.print();
     say("");
-    let told = u32::try_from(played.len()).unwrap_or(u32::MAX);
     let mut counts = steps.counts();
     counts.push(("paid (seen by the players)", told));
     table(
@@ -113,6 +126,8 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         &counts.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]).collect::<Vec<_>>(),
     );
     if let Some(error) = failed.into_iter().next() {
+        say(format!("\nthe way of player {}, from the log:", error.player));
+        timeline::print(&timeline::of_last_match(&log, &PlayerId::from_foreign(&error.player)?).await?);
         return Err(error.into());
     }
     if let Some((name, count)) = counts.iter().find(|(_, count)| *count != players) {

@@ -85,6 +85,18 @@ pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Resul
     Ok(lines)
 }
 
+/// A player's last match, or, without one, all that happened to him.
+pub(crate) async fn of_last_match(log: &JetStreamLog, player: &PlayerId) -> anyhow::Result<Vec<Line>> {
+    let aggregate = Aggregate::Player(player.clone());
+    let Some(last) = log.player(player).await?.last else { return Ok(Vec::new()) };
+    // From the match on, every event of one matter has the session's id as its correlation.
+    let mut lines = of_match(log, SessionId::new(last.correlation)).await?;
+    if lines.is_empty() {
+        lines = of(log, &aggregate).await?;
+    }
+    Ok(lines)
+}
+
 async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Line>> {
     let filter = aggregate.filter();
     let mut lines = Vec::new();

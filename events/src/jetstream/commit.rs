@@ -4,20 +4,22 @@
 //! decisions on one aggregate in a batch the server would accept both, and put a player in two matches. Every message
 //! carries its aggregate's head from before the batch as expectation.
 
-use std::{collections::HashSet, error::Error as _, time::Duration};
+use std::{collections::HashSet, error::Error as _, future::Future, time::Duration};
 
 use async_nats::{
     HeaderMap,
     header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
     jetstream::{self, Context, ErrorCode, context::traits::Publisher, message::OutboundMessage, stream::Stream},
 };
+use futures::StreamExt;
 use jetstream_extra::batch_publish::{BatchPublishErrorKind, BatchPublishExt};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
+use super::link::Link;
 use crate::{
     event::{Envelope, TYPE_HEADER},
     log::{
@@ -32,6 +34,9 @@ const IN_FLIGHT: usize = 2;
 
 /// How long the server has to answer one try.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// Decisions whose outcome is looked up at a time.
+const LOOKUPS: usize = 32;
 
 /// How long a decision is tried before its submitter hears that the log does not answer.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -62,11 +67,12 @@ impl Submission {
         self.decision.aggregates()
     }
 
-    /// Answers with the sequences of its messages, the first of which is `first`.
-    fn stored(self, first: u64) {
-        let sequences = (first..).take(self.decision.messages).collect();
+    /// Answers with the sequences of its messages, the first of which is `first`, and says what comes after them.
+    fn stored(self, first: u64) -> u64 {
+        let after = first + u64::try_from(self.decision.messages).unwrap_or(u64::MAX);
         // Who no longer waits for the answer has gone; the events stay.
-        let _ = self.reply.send(Ok(sequences));
+        let _ = self.reply.send(Ok((first..after).collect()));
+        after
     }
 
     fn fail(self, error: AppendError) {
@@ -77,7 +83,8 @@ impl Submission {
 /// Starts the committer. It ends when the last sender is dropped and everything submitted has its answer.
 pub(super) fn start(context: Context, stream: Stream<()>, queue: usize) -> mpsc::Sender<Submission> {
     let (submit, submissions) = mpsc::channel(queue);
-    tokio::spawn(run(Committer { context, stream }, submissions));
+    let link = Link::new(context.client());
+    tokio::spawn(run(Committer { context, stream, link }, submissions));
     submit
 }
 
@@ -125,6 +132,16 @@ async fn run(committer: Committer, mut submissions: mpsc::Receiver<Submission>) 
 struct Committer {
     context: Context,
     stream: Stream<()>,
+    link: Link,
+}
+
+/// Decisions that are tried together.
+struct Part {
+    group: Vec<Submission>,
+    /// Whether it is unknown what became of an earlier try, which may still be stored.
+    doubtful: bool,
+    /// Whether some of an earlier try had moved.
+    contended: bool,
 }
 
 /// What the server made of one try.
@@ -135,119 +152,160 @@ enum Outcome {
     Moved(Option<u64>),
     /// An append to one of the aggregates is in flight.
     Busy,
+    /// There is no room.
+    Full(String),
     /// Stored or not.
     Unknown(String),
     /// Something about it is not acceptable.
     Refused(String),
 }
 
+/// What the log says of one decision.
+enum Found {
+    /// It is stored, from this sequence on.
+    Stored(u64),
+    /// This aggregate of it has moved.
+    Moved(Aggregate),
+    /// It could still be stored.
+    Nothing,
+}
+
 impl Committer {
     /// Commits a group, in as many tries and parts as it takes; each submission gets its answer.
     async fn commit(&self, group: Vec<Submission>) {
-        // Each part, and whether an earlier try of it had an unknown outcome.
-        let mut parts = vec![(group, false)];
-        while let Some((mut part, doubtful)) = parts.pop() {
-            let now = Instant::now();
-            for late in part.extract_if(.., |submission| submission.deadline <= now).collect::<Vec<_>>() {
-                late.fail(AppendError::Unavailable(format!("not stored within {} s", DEADLINE.as_secs())));
-            }
-            if part.is_empty() {
+        let mut parts = vec![Part { group, doubtful: false, contended: false }];
+        while let Some(mut part) = parts.pop() {
+            part.give_up_late();
+            if part.doubtful && !self.settle(&mut part).await {
+                pause(100).await;
+                parts.push(part);
                 continue;
             }
-            if doubtful {
-                match self.find(&part).await {
-                    Ok(Found::Stored(first)) => {
-                        store(part, first);
-                        continue;
-                    }
-                    Ok(Found::Another(aggregate)) => {
-                        // Whole or not at all: with one aggregate moved by somebody else, that try can never land.
-                        conflict(&mut part, &aggregate);
-                        parts.push((part, false));
-                        continue;
-                    }
-                    Ok(Found::Nothing) => {}
-                    Err(()) => {
-                        pause(100).await;
-                        parts.push((part, true));
-                        continue;
-                    }
-                }
+            if part.group.is_empty() {
+                continue;
             }
-            match self.attempt(&part).await {
+            self.link.up(ANSWER).await;
+            match self.attempt(&part.group).await {
                 Outcome::Stored(last) => {
-                    let count: usize = part.iter().map(|submission| submission.decision.messages).sum();
-                    store(part, last + 1 - u64::try_from(count).unwrap_or(u64::MAX));
+                    let count: usize = part.group.iter().map(|submission| submission.decision.messages).sum();
+                    let mut next = last + 1 - u64::try_from(count).unwrap_or(u64::MAX);
+                    // A batch's messages stand in the stream one after the other.
+                    for submission in part.group {
+                        next = submission.stored(next);
+                    }
                 }
                 Outcome::Busy => {
                     pause(3).await;
-                    parts.push((part, doubtful));
+                    parts.push(part);
                 }
                 Outcome::Unknown(reason) => {
                     tracing::warn!(%reason, "outcome of a commit is unknown; looking it up");
                     pause(3).await;
-                    parts.push((part, true));
+                    parts.push(Part { doubtful: true, ..part });
                 }
-                Outcome::Moved(seq) => {
-                    if doubtful {
-                        // The earlier try may have landed since, and be what this one ran into.
-                        match self.find(&part).await {
-                            Ok(Found::Stored(first)) => {
-                                store(part, first);
-                                continue;
-                            }
-                            Ok(Found::Another(_) | Found::Nothing) => {}
-                            Err(()) => {
-                                parts.push((part, true));
-                                continue;
-                            }
-                        }
-                    }
-                    match self.moved(seq, &part).await {
-                        Some(aggregate) => {
-                            conflict(&mut part, &aggregate);
-                            parts.push((part, false));
-                        }
-                        None => halve(part, doubtful, &mut parts),
-                    }
+                Outcome::Moved(seq) => self.moved(seq, part, &mut parts).await,
+                Outcome::Full(reason) => {
+                    part.group.into_iter().for_each(|one| one.fail(AppendError::Unavailable(reason.clone())));
                 }
-                Outcome::Refused(reason) => {
-                    if part.len() == 1 {
-                        part.into_iter().for_each(|one| one.fail(AppendError::Refused(reason.clone())));
-                    } else {
-                        halve(part, doubtful, &mut parts);
-                    }
-                }
+                Outcome::Refused(reason) => match <[Submission; 1]>::try_from(part.group) {
+                    Ok([one]) => one.fail(AppendError::Refused(reason)),
+                    Err(group) => Part { group, ..part }.halve(&mut parts),
+                },
             }
         }
     }
 
-    /// The aggregate of a part that is not where it was expected, if it can be told.
-    async fn moved(&self, seq: Option<u64>, part: &[Submission]) -> Option<Aggregate> {
-        let mut aggregates = part.iter().flat_map(Submission::aggregates);
-        if let Some(seq) = seq {
-            let message = self.stream.get_raw_message(seq).await.ok()?;
-            let moved = Aggregate::of(&message.subject)?;
-            return aggregates.find(|aggregate| **aggregate == moved).cloned();
+    /// Answers those of a part that is not where it was expected which can be told why, and puts back the rest.
+    async fn moved(&self, seq: Option<u64>, mut part: Part, parts: &mut Vec<Part>) {
+        let before = part.group.len();
+        let named = async |seq| Aggregate::of(&self.ask(self.stream.get_raw_message(seq)).await?.ok()?.subject);
+        let sure = match seq {
+            // The commonest case: one of many has moved. Where an earlier try may be what this one ran into, or more
+            // have moved, all are looked up.
+            Some(seq) if !part.doubtful && !part.contended => {
+                let culprit = named(seq).await;
+                culprit.inspect(|culprit| part.conflict(culprit)).is_some()
+            }
+            _ => self.settle(&mut part).await,
+        };
+        part.contended = true;
+        match (before - part.group.len(), part.group.as_slice(), sure) {
+            (_, [], _) => {}
+            // The server names no message of an aggregate that has none any more, and none is found.
+            (0, [one], true) => {
+                let aggregate = one.aggregates().next().cloned();
+                aggregate.inspect(|aggregate| part.conflict(aggregate));
+            }
+            (0, [_, _, ..], true) => part.halve(parts),
+            (_, _, true) => parts.push(part),
+            (_, _, false) => {
+                pause(100).await;
+                parts.push(part);
+            }
         }
-        // The server names no message for an aggregate that has none any more. A lone decision has moved in any case.
-        if part.len() == 1 { aggregates.next().cloned() } else { None }
     }
 
-    async fn attempt(&self, part: &[Submission]) -> Outcome {
-        let mut messages: Vec<OutboundMessage> = part
-            .iter()
-            .flat_map(|submission| submission.decision.messages())
-            .map(|(change, message)| outbound(change, message))
-            .collect();
+    /// Answers those of a part that the log knows to be stored, or never to be; whether all could be looked up.
+    async fn settle(&self, part: &mut Part) -> bool {
+        let lookups = part.group.drain(..).map(async |submission| {
+            let found = self.find(&submission.decision).await;
+            (submission, found)
+        });
+        let mut lookups = futures::stream::iter(lookups).buffered(LOOKUPS);
+        let (mut left, mut sure) = (Vec::new(), true);
+        while let Some((submission, found)) = lookups.next().await {
+            match found {
+                Ok(Found::Stored(first)) => drop(submission.stored(first)),
+                Ok(Found::Moved(aggregate)) => submission.fail(AppendError::Conflict(aggregate)),
+                Ok(Found::Nothing) => left.push(submission),
+                Err(reason) => {
+                    tracing::debug!(%reason, "the outcome of a commit cannot be looked up yet");
+                    sure = false;
+                    left.push(submission);
+                }
+            }
+        }
+        drop(lookups);
+        part.group = left;
+        sure
+    }
+
+    /// Looks up at the leader what became of a decision: it is stored whole or not at all, so that its first message
+    /// answers for all, and once an aggregate of it was moved by another it never will be.
+    async fn find(&self, decision: &Encoded) -> Result<Found, String> {
+        for change in &decision.changes {
+            let next = self.ask(super::next(&self.stream, &change.filter, change.head.seq + 1)).await;
+            let message = match next {
+                Some(Ok(Some(message))) => message,
+                Some(Ok(None)) => continue,
+                Some(Err(error)) => return Err(error.to_string()),
+                None => return Err("no answer".into()),
+            };
+            let ours = change.messages.first().map(|first| first.id);
+            let theirs = Envelope::from_slice(&message.payload).ok().map(|envelope| envelope.id);
+            if ours != theirs {
+                return Ok(Found::Moved(change.aggregate.clone()));
+            }
+            let before = decision.messages().take_while(|(_, message)| Some(message.id) != ours).count();
+            return Ok(Found::Stored(message.sequence - u64::try_from(before).unwrap_or(u64::MAX)));
+        }
+        Ok(Found::Nothing)
+    }
+
+    async fn attempt(&self, group: &[Submission]) -> Outcome {
+        let messages = group.iter().flat_map(|submission| submission.decision.messages());
+        let messages: Vec<OutboundMessage> = messages.map(|(change, message)| outbound(change, message)).collect();
+        self.ask(self.send(messages)).await.unwrap_or_else(|| Outcome::Unknown("no answer".into()))
+    }
+
+    async fn send(&self, mut messages: Vec<OutboundMessage>) -> Outcome {
         let Some(last) = messages.pop() else { return Outcome::Refused("an empty commit".into()) };
         if messages.is_empty() {
             // One message needs no batch, and one round trip through the plain path is the quicker.
             return match self.context.publish_message(last).await {
-                Ok(ack) => match tokio::time::timeout(ANSWER, ack).await {
-                    Ok(Ok(ack)) => Outcome::Stored(ack.sequence),
-                    Ok(Err(error)) => api_error(&error).map_or_else(|| Outcome::Unknown(error.to_string()), judge),
-                    Err(_) => Outcome::Unknown(format!("no answer within {} s", ANSWER.as_secs())),
+                Ok(ack) => match ack.await {
+                    Ok(ack) => Outcome::Stored(ack.sequence),
+                    Err(error) => api_error(&error).map_or_else(|| Outcome::Unknown(error.to_string()), judge),
                 },
                 Err(error) => Outcome::Unknown(error.to_string()),
             };
@@ -264,55 +322,34 @@ impl Committer {
         }
     }
 
-    /// Looks up at the leader what became of a part whose outcome is unknown. It is stored whole or not at all, so
-    /// that its first message answers for all.
-    async fn find(&self, part: &[Submission]) -> Result<Found, ()> {
-        let Some(change) = part.iter().flat_map(|submission| &submission.decision.changes).next() else {
-            return Ok(Found::Nothing);
-        };
-        let Some(first) = change.messages.first() else { return Ok(Found::Nothing) };
-        match super::next(&self.stream, &change.filter, change.head.seq + 1).await {
-            Ok(None) => Ok(Found::Nothing),
-            Ok(Some(message)) => match Envelope::from_slice(&message.payload) {
-                Ok(envelope) if envelope.id == first.id => Ok(Found::Stored(message.sequence)),
-                _ => Ok(Found::Another(change.aggregate.clone())),
-            },
-            Err(error) => {
-                tracing::debug!(%error, "the outcome of a commit cannot be looked up yet");
-                Err(())
-            }
+    /// The server's answer, unless it does not come in time, or the connection it would have come on was lost.
+    async fn ask<T>(&self, request: impl Future<Output = T>) -> Option<T> {
+        self.link.through(timeout(ANSWER, request)).await?.ok()
+    }
+}
+
+impl Part {
+    /// Answers those whose time is over.
+    fn give_up_late(&mut self) {
+        let now = Instant::now();
+        for late in self.group.extract_if(.., |submission| submission.deadline <= now).collect::<Vec<_>>() {
+            late.fail(AppendError::Unavailable(format!("not stored within {} s", DEADLINE.as_secs())));
         }
     }
-}
 
-enum Found {
-    Stored(u64),
-    Another(Aggregate),
-    Nothing,
-}
-
-/// Answers a part that is stored from `first` on. A batch's messages stand in the stream one after the other.
-fn store(part: Vec<Submission>, first: u64) {
-    let mut next = first;
-    for submission in part {
-        let count = u64::try_from(submission.decision.messages).unwrap_or(u64::MAX);
-        submission.stored(next);
-        next += count;
+    /// Sends the one decision on an aggregate back to who made it.
+    fn conflict(&mut self, moved: &Aggregate) {
+        let hit = |submission: &mut Submission| submission.aggregates().any(|aggregate| aggregate == moved);
+        for submission in self.group.extract_if(.., hit).collect::<Vec<_>>() {
+            submission.fail(AppendError::Conflict(moved.clone()));
+        }
     }
-}
 
-/// Sends the one decision on an aggregate back to who made it.
-fn conflict(part: &mut Vec<Submission>, moved: &Aggregate) {
-    let hit = |submission: &mut Submission| submission.aggregates().any(|aggregate| aggregate == moved);
-    for submission in part.extract_if(.., hit).collect::<Vec<_>>() {
-        submission.fail(AppendError::Conflict(moved.clone()));
+    fn halve(mut self, parts: &mut Vec<Self>) {
+        let group = self.group.split_off(self.group.len() / 2);
+        parts.push(Self { group, doubtful: self.doubtful, contended: self.contended });
+        parts.push(self);
     }
-}
-
-fn halve(mut part: Vec<Submission>, doubtful: bool, parts: &mut Vec<(Vec<Submission>, bool)>) {
-    let later = part.split_off(part.len() / 2);
-    parts.push((later, doubtful));
-    parts.push((part, doubtful));
 }
 
 fn outbound(change: &Change, message: &Message) -> OutboundMessage {

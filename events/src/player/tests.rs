@@ -150,7 +150,9 @@ fn every_state_answers_every_command() {
 
 #[test]
 fn a_command_on_another_ticket_or_session_is_refused_in_every_state() {
-    for given in [given([]), given([queued(1)]), given([matched(1, 7)]), given([player_matched(1, 7)]), given([released(1, 7)])] {
+    for given in
+        [given([]), given([queued(1)]), given([matched(1, 7)]), given([player_matched(1, 7)]), given([released(1, 7)])]
+    {
         for of_a_ticket in [cancel(2), time_out(2, 120), join(2, 7)] {
             given.when(of_a_ticket).refused(Rejection::NotWaiting { ticket: ticket(2) });
         }

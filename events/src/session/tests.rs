@@ -18,7 +18,8 @@ fn after(seconds: i64) -> OffsetDateTime {
 }
 
 fn team(name: &str, player: &str, ticket: u128) -> Team {
-    let member = Member { player: player.parse().unwrap(), ticket: TicketId::new(Uuid::from_u128(ticket)), rank: 1_200 };
+    let member =
+        Member { player: player.parse().unwrap(), ticket: TicketId::new(Uuid::from_u128(ticket)), rank: 1_200 };
     Team { name: name.into(), players: vec![member] }
 }
 
@@ -61,7 +62,8 @@ fn opening(attempt: u32) -> Opened {
 }
 
 fn places(players: &[&str]) -> Vec<Placing> {
-    let placing = |(place, player): (u32, &&str)| Placing { player: player.parse().unwrap(), place, time_ms: Some(12_000) };
+    let placing =
+        |(place, player): (u32, &&str)| Placing { player: player.parse().unwrap(), place, time_ms: Some(12_000) };
     (1..).zip(players).map(placing).collect()
 }
 
@@ -304,7 +306,9 @@ fn attempts_are_counted_one_by_one() {
         given([matched()]).when(request(wrong)).refused(Rejection::Stale { attempt: wrong });
     }
     for wrong in [0, 1, 3] {
-        given([matched(), requested(1), failed_pod(1)]).when(request(wrong)).refused(Rejection::Stale { attempt: wrong });
+        given([matched(), requested(1), failed_pod(1)])
+            .when(request(wrong))
+            .refused(Rejection::Stale { attempt: wrong });
     }
 }
 
@@ -380,7 +384,15 @@ fn nothing_follows_closed() {
     let past = [matched(), requested(1), scheduled(1), was_ready(1), opened(1), finished(1), closed(Ending::Finished)];
     let past = given(past);
     for command in [
-        request(1), request(2), schedule(1), fail_pod(1), ready(1), open(1), finish(1, &["ann", "bob"]), fail("x"), deadline(10_000),
+        request(1),
+        request(2),
+        schedule(1),
+        fail_pod(1),
+        ready(1),
+        open(1),
+        finish(1, &["ann", "bob"]),
+        fail("x"),
+        deadline(10_000),
     ] {
         past.when(command).refused(Rejection::Closed);
     }
@@ -404,7 +416,9 @@ fn who_did_not_finish_is_named_without_a_time() {
     results[1].time_ms = None;
     let command = Command::Finish { attempt: 1, report: game::Finished { results: results.clone() } };
     let why = Ending::Finished;
-    running.when(command).then([Finished { attempt: 1, results: results.clone() }.into(), Closed { why, results }.into()]);
+    running
+        .when(command)
+        .then([Finished { attempt: 1, results: results.clone() }.into(), Closed { why, results }.into()]);
 }
 
 #[test]
@@ -559,7 +573,12 @@ fn the_view_says_where_a_session_stands() {
         (given([matched(), requested(1), scheduled(1), was_ready(1)]), Status::Starting, key_1, None),
         (given([matched(), requested(1), failed_pod(1)]), Status::Starting, key_1, None),
         (given([matched(), requested(1), failed_pod(1), requested(2)]), Status::Starting, key_2, None),
-        (given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)]), Status::Open, key_1, Some(address(1))),
+        (
+            given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)]),
+            Status::Open,
+            key_1,
+            Some(address(1)),
+        ),
         (
             given([matched(), requested(1), scheduled(1), was_ready(1), opened(1), failed_pod(1)]),
             Status::Starting,
@@ -570,14 +589,20 @@ fn the_view_says_where_a_session_stands() {
         (given([matched(), failed("x"), closed(Ending::Failed)]), Status::Closed, None, None),
     ] {
         let view = given.view().unwrap();
-        assert_eq!((view.status, view.public_key.as_deref(), view.address), (status, key, address), "{:?}", given.0.state);
+        assert_eq!(
+            (view.status, view.public_key.as_deref(), view.address),
+            (status, key, address),
+            "{:?}",
+            given.0.state
+        );
         assert_eq!((view.queue.as_str(), view.region.as_str(), view.teams.len()), ("ranked", "eu", 2));
     }
 }
 
 #[test]
 fn the_view_of_a_closed_session_says_how_it_ended() {
-    let played = [matched(), requested(1), scheduled(1), was_ready(1), opened(1), finished(1), closed(Ending::Finished)];
+    let played =
+        [matched(), requested(1), scheduled(1), was_ready(1), opened(1), finished(1), closed(Ending::Finished)];
     let expected = Closed { why: Ending::Finished, results: places(&["ann", "bob"]) };
     assert_eq!(given(played).view().unwrap().closed, Some(expected));
     assert_eq!(given([matched()]).view().unwrap().closed, None);
@@ -596,36 +621,38 @@ fn there_is_no_view_of_what_does_not_begin_with_a_match() {
 enum Step {
     /// Somebody asks for something.
     News(Command),
+    /// Somebody asks for something of an attempt; mostly of the present one, as in life.
+    Of(Option<u32>, fn(u32) -> Command),
     /// The session does what it needs next, as its worker does.
     React,
 }
 
-fn any_news() -> impl Strategy<Value = Command> {
-    let attempt = || 0..5u32;
+fn any_of(commands: Vec<fn(u32) -> Command>) -> impl Strategy<Value = Step> {
+    let attempt = prop_oneof![4 => Just(None), 1 => (0..5u32).prop_map(Some)];
+    (attempt, prop::sample::select(commands)).prop_map(|(attempt, command)| Step::Of(attempt, command))
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        1 => Just(create()),
-        3 => attempt().prop_map(schedule),
-        2 => attempt().prop_map(fail_pod),
-        3 => attempt().prop_map(ready),
-        2 => attempt().prop_map(open),
-        1 => (attempt(), prop::sample::select(vec![&["ann", "bob"][..], &["ann"], &["eve", "ann"], &["bob", "ann"]]))
-            .prop_map(|(attempt, players)| finish(attempt, players)),
-        1 => (0..40i64).prop_map(deadline),
+        60 => any_of(vec![schedule, ready, open]),
+        10 => any_of(vec![fail_pod, |attempt| finish(attempt, &["ann"]), |attempt| finish(attempt, &["eve", "ann"])]),
+        2 => any_of(vec![|attempt| finish(attempt, &["bob", "ann"])]),
+        1 => Just(Step::News(create())),
+        5 => (0..40i64).prop_map(|at| Step::News(deadline(at))),
+        1 => (880..920i64).prop_map(|at| Step::News(deadline(at))),
+        1 => Just(Step::News(fail("x"))),
     ]
 }
 
-/// What ends a session is rare, so that lives are long enough to be interesting.
-fn any_life(worker_asks: bool) -> impl Strategy<Value = Vec<Step>> {
-    let step = prop_oneof![
-        20 => any_news().prop_map(Step::News),
-        1 => Just(Step::News(fail("x"))),
-        1 => (880..920i64).prop_map(|at| Step::News(deadline(at))),
-        10 => match worker_asks {
-            true => Just(Step::React).boxed(),
-            false => (0..6u32).prop_map(|attempt| Step::News(request(attempt))).boxed(),
-        },
-    ];
-    prop::collection::vec(step, 0..80)
+/// A session whose worker does what is next, now and then.
+fn any_life() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(prop_oneof![3 => any_step(), 1 => Just(Step::React)], 0..80)
+}
+
+/// A session of which anything is asked at any time, also servers beyond the limit.
+fn any_life_at_all() -> impl Strategy<Value = Vec<Step>> {
+    let request = any_of(vec![request, |attempt| request(attempt + 1)]);
+    prop::collection::vec(prop_oneof![3 => any_step(), 1 => request], 0..80)
 }
 
 fn live(steps: Vec<Step>) -> Vec<Recorded<Event>> {
@@ -634,6 +661,7 @@ fn live(steps: Vec<Step>) -> Vec<Recorded<Event>> {
     for step in begin.into_iter().chain(steps) {
         let command = match (step, &state) {
             (Step::News(command), _) => command,
+            (Step::Of(attempt, command), state) => command(attempt.or(state.present_attempt()).unwrap_or(1)),
             (Step::React, State::New | State::Closed(_)) => continue,
             (Step::React, State::Open(open)) => match open.next(&limits()) {
                 Next::RequestPod { attempt } => request(attempt),
@@ -664,7 +692,7 @@ fn count(history: &[Recorded<Event>], type_name: &str) -> usize {
 
 proptest! {
     #[test]
-    fn whatever_is_asked_for_a_session_ends_once_and_opens_once(steps in any_life(false)) {
+    fn whatever_is_asked_for_a_session_ends_once_and_opens_once(steps in any_life_at_all()) {
         let history = live(steps);
         prop_assert_eq!(count(&history, "Matched"), 1);
         prop_assert!(count(&history, "Opened") <= 1);
@@ -678,7 +706,7 @@ proptest! {
     }
 
     #[test]
-    fn a_session_is_closed_exactly_when_its_last_event_says_so(steps in any_life(true)) {
+    fn a_session_is_closed_exactly_when_its_last_event_says_so(steps in any_life()) {
         let history = live(steps);
         let state = Session::of(history.clone()).state;
         let last = &history.last().unwrap().event;
@@ -689,14 +717,14 @@ proptest! {
     }
 
     #[test]
-    fn a_session_that_does_what_is_next_keeps_to_its_attempts(steps in any_life(true)) {
+    fn a_session_that_does_what_is_next_keeps_to_its_attempts(steps in any_life()) {
         let attempts = attempts(&live(steps));
         prop_assert!(attempts.len() <= limits().attempts as usize);
         prop_assert!(attempts.iter().copied().eq(1..=attempts.len() as u32));
     }
 
     #[test]
-    fn results_are_those_of_the_opened_attempt(steps in any_life(true)) {
+    fn results_are_those_of_the_opened_attempt(steps in any_life()) {
         let history = live(steps);
         let opened = history.iter().find_map(|recorded| match &recorded.event {
             Event::Opened(opened) => Some(opened.attempt),
@@ -710,7 +738,7 @@ proptest! {
     }
 
     #[test]
-    fn a_deadline_that_waits_is_met_by_time_alone(steps in any_life(true)) {
+    fn a_deadline_that_waits_is_met_by_time_alone(steps in any_life()) {
         // The worker sets its timer to this time, and nothing else may ever come: something must then happen.
         if let State::Open(open) = Session::of(live(steps)).state
             && open.next(&limits()) == Next::Wait

@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-pub async fn who_is_unknown_is_new(fixture: impl Fixture) {
+pub(crate) async fn who_is_unknown_is_new(fixture: impl Fixture) {
     let log = fixture.open().await;
     let (player, session) = (new_player(), new_session());
     assert_eq!(log.player(&player).await.unwrap(), Player::default());
@@ -30,7 +30,7 @@ pub async fn who_is_unknown_is_new(fixture: impl Fixture) {
     assert_eq!(log.end(&of_player(&player)).await, 0);
 }
 
-pub async fn what_is_appended_is_loaded_with_its_head(fixture: impl Fixture) {
+pub(crate) async fn what_is_appended_is_loaded_with_its_head(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let player = new_player();
     let mut head = Head::default();
@@ -52,7 +52,7 @@ pub async fn what_is_appended_is_loaded_with_its_head(fixture: impl Fixture) {
     assert_eq!(log.end(&of_player(&player)).await, head.seq);
 }
 
-pub async fn a_session_is_read_whole_and_in_order(fixture: impl Fixture) {
+pub(crate) async fn a_session_is_read_whole_and_in_order(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let session = new_session();
     let mut wanted: Vec<(u64, Uuid, session::Event)> = Vec::new();
@@ -78,7 +78,7 @@ pub async fn a_session_is_read_whole_and_in_order(fixture: impl Fixture) {
     assert!(matches!(other.session(session).await.unwrap().state, session::State::Closed(_)));
 }
 
-pub async fn the_last_of_a_players_belongings_is_read(fixture: impl Fixture) {
+pub(crate) async fn the_last_of_a_players_belongings_is_read(fixture: impl Fixture) {
     let log = fixture.open().await;
     let player = new_player();
     let mut head = Head::default();
@@ -96,7 +96,7 @@ pub async fn the_last_of_a_players_belongings_is_read(fixture: impl Fixture) {
     assert_eq!(log.player(&player).await.unwrap(), Player::default());
 }
 
-pub async fn a_message_is_one_json_event(fixture: impl Fixture) {
+pub(crate) async fn a_message_is_one_json_event(fixture: impl Fixture) {
     let log = fixture.open().await;
     let (player, session) = (new_player(), new_session());
     let made = Made::nothing()
@@ -143,7 +143,7 @@ pub async fn a_message_is_one_json_event(fixture: impl Fixture) {
     assert_ne!(in_player[0].time, THEN);
 }
 
-pub async fn the_sequences_returned_are_those_of_the_messages(fixture: impl Fixture) {
+pub(crate) async fn the_sequences_returned_are_those_of_the_messages(fixture: impl Fixture) {
     let logs = [fixture.open().await, fixture.open().await];
     // Of every shape: alone, of several aggregates, of several events, and many in one instant.
     let decisions: Vec<Made> = (0..60)
@@ -177,7 +177,7 @@ async fn log_at<L: Raw>(log: &L, seq: u64) -> Stored {
     stored
 }
 
-pub async fn more_than_one_commit_holds_is_stored_in_several(fixture: impl Fixture) {
+pub(crate) async fn more_than_one_commit_holds_is_stored_in_several(fixture: impl Fixture) {
     let log = fixture.open().await;
     let decisions: Vec<(PlayerId, Made)> = (0..MAX_COMMIT + 500)
         .map(|_| {
@@ -208,7 +208,7 @@ pub async fn more_than_one_commit_holds_is_stored_in_several(fixture: impl Fixtu
     }
 }
 
-pub async fn what_no_commit_can_take_is_refused(fixture: impl Fixture) {
+pub(crate) async fn what_no_commit_can_take_is_refused(fixture: impl Fixture) {
     let log = fixture.open().await;
     let (player, session) = (new_player(), new_session());
     let begin = || vec![matched(std::slice::from_ref(&player))];

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use crate::servers::{self, Access};
 
 /// Makes handles of one log.
-pub trait Fixture: Sync {
+pub(crate) trait Fixture: Sync {
     type Log: Raw;
 
     /// A handle of its own, as another process would have it.
@@ -24,7 +24,7 @@ pub trait Fixture: Sync {
 }
 
 /// A log whose messages can be looked at.
-pub trait Raw: Log {
+pub(crate) trait Raw: Log {
     type Follow: Follow;
 
     /// The first message from a sequence on that the filter selects.
@@ -38,30 +38,30 @@ pub trait Raw: Log {
 }
 
 /// An ordered read.
-pub trait Follow: Send {
+pub(crate) trait Follow: Send {
     /// The sequence, subject and envelope of the next message.
     fn next(&mut self) -> impl Future<Output = (u64, String, Envelope)> + Send;
 }
 
 /// A message as it is stored.
 #[derive(Debug, Clone)]
-pub struct Stored {
-    pub seq: u64,
-    pub time: OffsetDateTime,
-    pub subject: String,
-    pub envelope: Envelope,
-    pub body: Vec<u8>,
+pub(crate) struct Stored {
+    pub(crate) seq: u64,
+    pub(crate) time: OffsetDateTime,
+    pub(crate) subject: String,
+    pub(crate) envelope: Envelope,
+    pub(crate) body: Vec<u8>,
     /// The commit it came with; `None` when it came alone.
-    pub commit: Option<String>,
+    pub(crate) commit: Option<String>,
 }
 
 /// All messages that the filter selects.
-pub async fn all<L: Raw>(log: &L, filter: &str) -> Vec<Stored> {
+pub(crate) async fn all<L: Raw>(log: &L, filter: &str) -> Vec<Stored> {
     range(log, filter, 1, u64::MAX).await
 }
 
 /// The messages that the filter selects with sequences from the one to the other.
-pub async fn range<L: Raw>(log: &L, filter: &str, from: u64, to: u64) -> Vec<Stored> {
+pub(crate) async fn range<L: Raw>(log: &L, filter: &str, from: u64, to: u64) -> Vec<Stored> {
     let mut found = Vec::new();
     let mut from = from;
     while let Some(stored) = log.raw(filter, from).await.filter(|stored| stored.seq <= to) {
@@ -72,10 +72,10 @@ pub async fn range<L: Raw>(log: &L, filter: &str, from: u64, to: u64) -> Vec<Sto
 }
 
 /// The log in memory.
-pub struct Sim(SimLog<Simulated>);
+pub(crate) struct Sim(SimLog<Simulated>);
 
 impl Sim {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(SimLog::new(Simulated::at(OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000))))
     }
 }
@@ -119,14 +119,14 @@ impl Follow for sim::Follow {
 }
 
 /// The log on JetStream. Each handle has its own connection, to another node than the one before.
-pub struct JetStream {
+pub(crate) struct JetStream {
     access: &'static Access,
     opened: std::sync::atomic::AtomicUsize,
 }
 
 impl JetStream {
     /// On the nodes that cases share.
-    pub async fn shared(nodes: usize) -> Self {
+    pub(crate) async fn shared(nodes: usize) -> Self {
         Self { access: servers::shared(nodes).await, opened: 0.into() }
     }
 }

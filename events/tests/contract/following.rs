@@ -40,7 +40,7 @@ async fn read<F: Follow>(follow: &mut F, count: usize) -> Vec<(u64, Uuid)> {
     seen
 }
 
-pub async fn a_reader_sees_each_event_once_and_in_order(fixture: impl Fixture) {
+pub(crate) async fn a_reader_sees_each_event_once_and_in_order(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let (mut filters, mut story) = story(&log).await;
     // The last of all, by which it shows that nothing comes twice.
@@ -53,7 +53,7 @@ pub async fn a_reader_sees_each_event_once_and_in_order(fixture: impl Fixture) {
     assert_eq!(seen, story.into_iter().collect::<Vec<_>>());
 }
 
-pub async fn a_reader_may_begin_in_the_middle(fixture: impl Fixture) {
+pub(crate) async fn a_reader_may_begin_in_the_middle(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let (filters, story) = story(&log).await;
     for skip in [1, 74, story.len() - 1] {
@@ -66,7 +66,7 @@ pub async fn a_reader_may_begin_in_the_middle(fixture: impl Fixture) {
     }
 }
 
-pub async fn a_reader_that_waits_sees_what_comes(fixture: impl Fixture) {
+pub(crate) async fn a_reader_that_waits_sees_what_comes(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let (player, from) = (new_player(), other.end("garage.>").await + 1);
     let mut follow = other.follow(vec![of_player(&player)], from);

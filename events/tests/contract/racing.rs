@@ -20,7 +20,7 @@ use crate::{
 /// How often the server gets the chance to be too late.
 const ROUNDS: usize = 60;
 
-pub async fn a_stale_head_of_a_player_is_a_conflict_and_stores_nothing(fixture: impl Fixture) {
+pub(crate) async fn a_stale_head_of_a_player_is_a_conflict_and_stores_nothing(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let player = new_player();
     log.append(made(&player, Head::default(), [queued()]).decision).await.unwrap();
@@ -37,7 +37,7 @@ pub async fn a_stale_head_of_a_player_is_a_conflict_and_stores_nothing(fixture: 
     assert_eq!(all(&log, &of_player(&player)).await.len(), 2);
 }
 
-pub async fn a_stale_head_of_a_session_is_a_conflict_and_stores_nothing(fixture: impl Fixture) {
+pub(crate) async fn a_stale_head_of_a_session_is_a_conflict_and_stores_nothing(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let session = new_session();
     log.append(made(session, Head::default(), [matched(&[])]).decision).await.unwrap();
@@ -57,7 +57,7 @@ pub async fn a_stale_head_of_a_session_is_a_conflict_and_stores_nothing(fixture:
     assert_eq!(all(&log, &of_session(session)).await.len(), 2);
 }
 
-pub async fn a_head_that_never_was_is_a_conflict(fixture: impl Fixture) {
+pub(crate) async fn a_head_that_never_was_is_a_conflict(fixture: impl Fixture) {
     let log = fixture.open().await;
     let (player, session) = (new_player(), new_session());
     let end = log.append(made(new_session(), Head::default(), [matched(&[])]).decision).await.unwrap()[0];
@@ -73,7 +73,7 @@ pub async fn a_head_that_never_was_is_a_conflict(fixture: impl Fixture) {
     assert_eq!(log.session(session).await.unwrap(), Session::default());
 }
 
-pub async fn of_a_decision_on_several_all_is_stored_or_nothing(fixture: impl Fixture) {
+pub(crate) async fn of_a_decision_on_several_all_is_stored_or_nothing(fixture: impl Fixture) {
     let log = fixture.open().await;
     // Whichever of the aggregates it is that has moved.
     for moved in 0..4 {
@@ -114,7 +114,7 @@ async fn snapshot<L: Load>(log: &L, players: &[PlayerId], session: SessionId) ->
     (read, log.session(session).await.unwrap())
 }
 
-pub async fn of_two_decisions_of_one_instant_on_a_player_one_is_stored(fixture: impl Fixture) {
+pub(crate) async fn of_two_decisions_of_one_instant_on_a_player_one_is_stored(fixture: impl Fixture) {
     // Two of one process, and one of another.
     let mine = fixture.open().await;
     let logs = [mine.clone(), mine, fixture.open().await];
@@ -138,7 +138,7 @@ pub async fn of_two_decisions_of_one_instant_on_a_player_one_is_stored(fixture: 
     at_most_one_decision_on_an_aggregate_in_each_commit(&logs[0], begin).await;
 }
 
-pub async fn of_two_decisions_of_one_instant_on_a_session_one_is_stored(fixture: impl Fixture) {
+pub(crate) async fn of_two_decisions_of_one_instant_on_a_session_one_is_stored(fixture: impl Fixture) {
     let mine = fixture.open().await;
     let logs = [mine.clone(), mine, fixture.open().await];
     let begin = logs[0].end("garage.>").await + 1;
@@ -172,7 +172,7 @@ fn one_wins(outcomes: &[Result<Vec<u64>, AppendError>]) -> usize {
     stored
 }
 
-pub async fn of_many_decisions_of_one_instant_the_stale_ones_conflict_and_the_others_are_stored(fixture: impl Fixture) {
+pub(crate) async fn of_many_decisions_of_one_instant_the_stale_ones_conflict_and_the_others_are_stored(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let mut decisions = Vec::new();
     for i in 0..200 {
@@ -209,7 +209,7 @@ pub async fn of_many_decisions_of_one_instant_the_stale_ones_conflict_and_the_ot
     }
 }
 
-pub async fn no_player_is_ever_in_two_matches(fixture: impl Fixture) {
+pub(crate) async fn no_player_is_ever_in_two_matches(fixture: impl Fixture) {
     const PLAYERS: usize = 120;
     // Two matchmakers that each believe to be the only one, and each of two tasks.
     let (one, two) = (fixture.open().await, fixture.open().await);

@@ -1,1 +1,61 @@
-//! soon
+//! Reads see what was acknowledged, also where a replica has not heard of it.
+
+use std::time::Duration;
+
+use garage_events::{
+    log::{Append, Head, Load, Player},
+    subject::{Aggregate, STREAM},
+};
+
+use crate::{
+    ending::within,
+    samples::{given_up, made, matched, new_player, new_session, pod_failed, pod_requested, queued},
+    servers::Own,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_at_any_node_sees_what_was_just_acknowledged() {
+    within(async {
+        let own = Own::start_cuttable(3).await;
+        let asked = own.access.connect_to(0).await;
+        let leader = own.leader(&asked).await;
+        // So that this node hears of all a little later than the two that make a majority.
+        let laggard = (leader + 1) % 3;
+        own.nats.delay_routes(laggard, Duration::from_millis(10)).unwrap();
+        let writer = own.access.log(leader).await;
+        let readers = [own.access.log(laggard).await, own.access.log(laggard + 1).await, own.access.log(leader).await];
+        // What a read of the replica says, to show that it is behind: a test without that would show nothing.
+        let replica = readers[0].context().get_stream_no_info(STREAM).await.unwrap();
+
+        let (player, session) = (new_player(), new_session());
+        let (mut player_head, mut session_head, mut stale) = (Head::default(), Head::default(), 0);
+        for round in 0..200 {
+            let seq = writer.append(made(&player, player_head, [queued()]).decision).await.unwrap()[0];
+            player_head = Head { seq, n: player_head.n + 1 };
+            let subject = Aggregate::Player(player.clone()).filter();
+            let direct = replica.direct_get_last_for_subject(subject).await;
+            stale += usize::from(direct.map_or(0, |message| message.sequence) < seq);
+            for log in &readers {
+                let Player { head, .. } = log.player(&player).await.unwrap();
+                assert_eq!(head, player_head, "round {round}");
+            }
+
+            let events = match round {
+                0 => vec![matched(&[]), pod_requested(1)],
+                199 => given_up().into(),
+                _ if round % 2 == 0 => vec![pod_requested(round)],
+                _ => vec![pod_failed(round)],
+            };
+            let count = u64::try_from(events.len()).unwrap();
+            let sequences = writer.append(made(session, session_head, events).decision).await.unwrap();
+            session_head = Head { seq: *sequences.last().unwrap(), n: session_head.n + count };
+            for log in &readers {
+                let read = log.session(session).await.unwrap();
+                assert_eq!(read.head, session_head, "round {round}");
+                assert!(read.history.iter().map(|one| one.n).eq(1..=session_head.n), "round {round}: {read:?}");
+            }
+        }
+        assert!(stale > 0, "no replica was ever behind");
+    })
+    .await;
+}

@@ -14,25 +14,25 @@ use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 /// When all of it happens, as far as the events say.
-pub const THEN: OffsetDateTime = datetime!(2026-02-03 04:05:06 UTC);
+pub(crate) const THEN: OffsetDateTime = datetime!(2026-02-03 04:05:06 UTC);
 
 /// A player whom nobody knows yet.
-pub fn new_player() -> PlayerId {
+pub(crate) fn new_player() -> PlayerId {
     format!("p{}", System.id().simple()).parse().unwrap()
 }
 
 /// A session that nobody knows yet.
-pub fn new_session() -> SessionId {
+pub(crate) fn new_session() -> SessionId {
     SessionId::new(System.id())
 }
 
 /// A ticket that nobody knows yet.
-pub fn new_ticket() -> TicketId {
+pub(crate) fn new_ticket() -> TicketId {
     TicketId::new(System.id())
 }
 
 /// He waits.
-pub fn queued() -> player::Event {
+pub(crate) fn queued() -> player::Event {
     player::Queued {
         ticket: new_ticket(),
         queue: "ranked".parse().unwrap(),
@@ -46,13 +46,13 @@ pub fn queued() -> player::Event {
 }
 
 /// He has stopped to wait.
-pub fn cancelled() -> player::Event {
+pub(crate) fn cancelled() -> player::Event {
     let (ticket, queue) = (new_ticket(), "ranked".parse().unwrap());
     player::Cancelled { ticket, queue, reason: player::CancelReason::Player }.into()
 }
 
 /// A session begins with these players.
-pub fn matched(players: &[PlayerId]) -> session::Event {
+pub(crate) fn matched(players: &[PlayerId]) -> session::Event {
     let member = |player: &PlayerId| session::Member { player: player.clone(), ticket: new_ticket(), rank: 1_500 };
     session::Matched {
         queue: "ranked".parse().unwrap(),
@@ -66,7 +66,7 @@ pub fn matched(players: &[PlayerId]) -> session::Event {
 }
 
 /// Its server is asked for.
-pub fn pod_requested(attempt: u32) -> session::Event {
+pub(crate) fn pod_requested(attempt: u32) -> session::Event {
     session::PodRequested {
         attempt,
         region: "eu".parse().unwrap(),
@@ -78,47 +78,47 @@ pub fn pod_requested(attempt: u32) -> session::Event {
 }
 
 /// Its server could not be had.
-pub fn pod_failed(attempt: u32) -> session::Event {
+pub(crate) fn pod_failed(attempt: u32) -> session::Event {
     session::PodFailed { attempt, reason: "no-room".into(), message: "no node has room".into() }.into()
 }
 
 /// It is given up, which is two events.
-pub fn given_up() -> [session::Event; 2] {
+pub(crate) fn given_up() -> [session::Event; 2] {
     let closed = session::Closed { why: player::Ending::Failed, results: Vec::new() };
     [session::Failed { reason: "no-server".into() }.into(), closed.into()]
 }
 
 /// A decision and the ids of its events, in their order. Its correlation is no other decision's.
 #[derive(Debug, Clone)]
-pub struct Made {
-    pub decision: Decision,
+pub(crate) struct Made {
+    pub(crate) decision: Decision,
     ids: Ids,
 }
 
 impl Made {
-    pub fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         let ids = Ids::default();
         Self { decision: Decision::new(&ids, System.id(), None), ids }
     }
 
     #[must_use]
-    pub fn and<E: Event>(mut self, of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Self {
+    pub(crate) fn and<E: Event>(mut self, of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Self {
         self.decision = self.decision.change(&self.ids, of.into().0, head, events);
         self
     }
 
-    pub fn ids(&self) -> Vec<Uuid> {
+    pub(crate) fn ids(&self) -> Vec<Uuid> {
         self.ids.0.lock().unwrap().clone()
     }
 }
 
 /// A decision on one aggregate.
-pub fn made<E: Event>(of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Made {
+pub(crate) fn made<E: Event>(of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Made {
     Made::nothing().and(of, head, events)
 }
 
 /// An aggregate, of what a case has at hand.
-pub struct Whose(Aggregate);
+pub(crate) struct Whose(Aggregate);
 
 impl From<&PlayerId> for Whose {
     fn from(id: &PlayerId) -> Self {
@@ -139,12 +139,12 @@ impl From<Aggregate> for Whose {
 }
 
 /// The filter of a player's events.
-pub fn of_player(id: &PlayerId) -> String {
+pub(crate) fn of_player(id: &PlayerId) -> String {
     Aggregate::Player(id.clone()).filter()
 }
 
 /// The filter of a session's events.
-pub fn of_session(id: SessionId) -> String {
+pub(crate) fn of_session(id: SessionId) -> String {
     Aggregate::Session(id).filter()
 }
 

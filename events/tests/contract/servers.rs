@@ -11,7 +11,10 @@ use garage_events::{
     jetstream::{JetStreamLog, setup},
     subject::STREAM,
 };
-use garage_stack::servers::{Nats, Role};
+use garage_stack::{
+    proxy::Proxy,
+    servers::{Nats, Role},
+};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
@@ -19,8 +22,8 @@ use crate::ending::until;
 
 /// Where nodes listen, and how one connects to them.
 #[derive(Debug, Clone)]
-pub struct Access {
-    pub urls: Vec<String>,
+pub(crate) struct Access {
+    pub(crate) urls: Vec<String>,
     user: &'static str,
     password: String,
 }
@@ -33,25 +36,36 @@ impl Access {
         Self { urls, user, password }
     }
 
-    /// Connects to one place, and to no other when that is gone.
-    pub async fn connect(&self, url: &str) -> Client {
+    /// Connects to the first of these places that answers, now and whenever the connection is lost.
+    pub(crate) async fn connect(&self, urls: &[String]) -> Client {
         let options = ConnectOptions::with_user_and_password(self.user.into(), self.password.clone());
-        options.ignore_discovered_servers().connect(url).await.unwrap()
+        options.retain_servers_order().ignore_discovered_servers().connect(urls).await.unwrap()
     }
 
-    /// Connects to a node, counted from 0 and beginning again after the last.
-    pub async fn connect_to(&self, node: usize) -> Client {
-        self.connect(&self.urls[node % self.urls.len()]).await
+    /// Connects to a node, counted from 0 and beginning again after the last; to the next one when it is gone.
+    pub(crate) async fn connect_to(&self, node: usize) -> Client {
+        let mut urls = self.urls.clone();
+        let first = node % urls.len();
+        urls.rotate_left(first);
+        self.connect(&urls).await
+    }
+
+    /// A proxy before a node, and a connection through it, which has no other way.
+    pub(crate) async fn proxied(&self, node: usize) -> (Proxy, Client) {
+        let target = self.urls[node].trim_start_matches("nats://").parse().unwrap();
+        let proxy = Proxy::start(target).await.unwrap();
+        let client = self.connect(&[format!("nats://{}", proxy.address())]).await;
+        (proxy, client)
     }
 
     /// The log, as a process with a connection to that node opens it.
-    pub async fn log(&self, node: usize) -> JetStreamLog {
+    pub(crate) async fn log(&self, node: usize) -> JetStreamLog {
         JetStreamLog::open(self.connect_to(node).await).await.unwrap()
     }
 }
 
 /// The nodes that cases share which do them no harm: started by the first that asks, ended with this process.
-pub async fn shared(nodes: usize) -> &'static Access {
+pub(crate) async fn shared(nodes: usize) -> &'static Access {
     static ONE: OnceCell<(Access, Nats)> = OnceCell::const_new();
     static THREE: OnceCell<(Access, Nats)> = OnceCell::const_new();
     let cell = match nodes {
@@ -91,30 +105,30 @@ async fn init(access: &Access, nodes: usize) {
 }
 
 /// Nodes for one case, which may kill them.
-pub struct Own {
-    pub nats: Nats,
-    pub access: Access,
+pub(crate) struct Own {
+    pub(crate) nats: Nats,
+    pub(crate) access: Access,
     // After the servers that write to it.
     _root: TempDir,
 }
 
 impl Own {
     /// Starts nodes, with the log set up.
-    pub async fn start(nodes: usize) -> Self {
+    pub(crate) async fn start(nodes: usize) -> Self {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start(root.path(), nodes).await.unwrap();
         Self::with(nats, root).await
     }
 
     /// Starts nodes whose routes can be cut, with the log set up.
-    pub async fn start_cuttable(nodes: usize) -> Self {
+    pub(crate) async fn start_cuttable(nodes: usize) -> Self {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start_cuttable(root.path(), nodes).await.unwrap();
         Self::with(nats, root).await
     }
 
     /// Starts a node without any stream.
-    pub async fn start_bare() -> Self {
+    pub(crate) async fn start_bare() -> Self {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start(root.path(), 1).await.unwrap();
         let access = Access::of(&nats);
@@ -128,13 +142,13 @@ impl Own {
     }
 
     /// The node that leads the log, asked by way of another.
-    pub async fn leader(&self, asked: &Client) -> usize {
+    pub(crate) async fn leader(&self, asked: &Client) -> usize {
         until("the log has a leader", async || leader(asked).await).await
     }
 }
 
 /// The node that leads the log, if there is one.
-pub async fn leader(asked: &Client) -> Option<usize> {
+pub(crate) async fn leader(asked: &Client) -> Option<usize> {
     let context = async_nats::jetstream::new(asked.clone());
     let info = context.get_stream(STREAM).await.ok()?.cached_info().clone();
     let name = info.cluster?.leader?;

@@ -1,1 +1,157 @@
-//! soon
+//! What `garage init` makes, and what is no log.
+
+use async_nats::jetstream::{
+    self,
+    stream::{Config, DiscardPolicy, Republish, StorageType},
+};
+use futures::StreamExt;
+use garage_events::{
+    jetstream::{JetStreamLog, setup},
+    log::{Append, AppendError, Head, Load},
+    subject::{ALL, DEAD, HISTORY, REPORTS, STREAM, TIMERS},
+};
+
+use crate::{
+    ending::{until, within},
+    fixture::{Raw, all},
+    samples::{made, matched, new_player, new_session, of_player, pod_requested, queued},
+    servers::Own,
+};
+
+async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
+    let own = Own::start(nodes).await;
+    let client = own.access.connect_to(0).await;
+    let context = jetstream::new(client.clone());
+    let log = own.access.log(0).await;
+    let session = new_session();
+    log.append(made(session, Head::default(), [matched(&[]), pod_requested(1)]).decision).await.unwrap();
+    // A consumer with a position of its own.
+    let stream = context.get_stream(STREAM).await.unwrap();
+    let director: jetstream::consumer::PullConsumer = stream.get_consumer(setup::DIRECTOR.name).await.unwrap();
+    let mut messages = director.messages().await.unwrap();
+    messages.next().await.unwrap().unwrap().double_ack().await.unwrap();
+    drop(messages);
+
+    let look = async || {
+        let mut seen = Vec::new();
+        for name in [STREAM, HISTORY, TIMERS, REPORTS, DEAD] {
+            let mut stream = context.get_stream(name).await.unwrap();
+            let info = stream.info().await.unwrap();
+            assert_eq!(info.config.num_replicas, nodes, "{name}");
+            seen.push(format!("{name} {:?} {:?} {:?}", info.created, info.config, info.state.last_sequence));
+        }
+        for consumer in setup::CONSUMERS {
+            let stream = context.get_stream(consumer.stream).await.unwrap();
+            let info = stream.consumer_info(consumer.name).await.unwrap();
+            seen.push(format!("{} {:?} {:?} {:?}", info.name, info.created, info.config, info.ack_floor.stream_sequence));
+        }
+        seen
+    };
+    // The mirror comes after the log.
+    until("the history has all", async || {
+        let last = context.get_stream(HISTORY).await.ok()?.cached_info().state.last_sequence;
+        (last == log.end(ALL).await).then_some(())
+    })
+    .await;
+    let before = look().await;
+    setup::init(client.clone(), nodes).await.unwrap();
+    assert_eq!(look().await, before);
+    assert_eq!(log.session(session).await.unwrap().history.len(), 2);
+
+    // What somebody changed is put right.
+    let wrong = Config { max_age: std::time::Duration::from_secs(60), ..stream.cached_info().config.clone() };
+    context.update_stream(wrong).await.unwrap();
+    setup::init(client, nodes).await.unwrap();
+    assert_eq!(look().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_node_what_is_made_again_is_the_same_and_keeps_its_data() {
+    within(made_again_it_is_the_same_and_keeps_its_data(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_three_nodes_what_is_made_again_is_the_same_and_keeps_its_data() {
+    within(made_again_it_is_the_same_and_keeps_its_data(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
+    within(async {
+        let own = Own::start_bare().await;
+        let client = own.access.connect_to(0).await;
+        let context = jetstream::new(client.clone());
+        let good = || Config {
+            name: STREAM.into(),
+            subjects: vec![ALL.into()],
+            storage: StorageType::File,
+            discard: DiscardPolicy::New,
+            allow_atomic_publish: true,
+            allow_direct: true,
+            ..Default::default()
+        };
+        let republish = Republish { source: ">".into(), destination: "copy.>".into(), headers_only: false };
+        let streams = [
+            ("good", good()),
+            ("no batches", Config { allow_atomic_publish: false, ..good() }),
+            ("roll-ups", Config { allow_rollup: true, ..good() }),
+            ("schedules", Config { allow_message_schedules: true, allow_rollup: true, ..good() }),
+            ("republishing", Config { republish: Some(republish), ..good() }),
+            ("a beginning that is forgotten", Config { discard: DiscardPolicy::Old, ..good() }),
+            ("few events of a subject", Config { max_messages_per_subject: 1, ..good() }),
+        ];
+        assert!(JetStreamLog::open(client.clone()).await.is_err(), "opened without a stream");
+        for (what, config) in streams {
+            context.create_stream(config).await.unwrap();
+            let opened = JetStreamLog::open(client.clone()).await;
+            assert_eq!(opened.is_ok(), what == "good", "{what}: {opened:?}");
+            context.delete_stream(STREAM).await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Full, it refuses what comes and forgets nothing; with room again, it goes on.
+async fn a_full_log_takes_no_more_and_forgets_nothing(nodes: usize) {
+    let own = Own::start(nodes).await;
+    let context = jetstream::new(own.access.connect_to(0).await);
+    let log = own.access.log(0).await;
+    let player = new_player();
+    let seq = log.append(made(&player, Head::default(), [queued()]).decision).await.unwrap()[0];
+    let mut head = Head { seq, n: 1 };
+    let config = context.get_stream(STREAM).await.unwrap().cached_info().config.clone();
+    context.update_stream(Config { max_bytes: 16 << 10, ..config.clone() }).await.unwrap();
+
+    let refusal = loop {
+        match log.append(made(&player, head, [queued()]).decision).await {
+            Ok(sequences) => head = Head { seq: sequences[0], n: head.n + 1 },
+            Err(error) => break error,
+        }
+        assert!(head.n < 200, "the log does not fill");
+    };
+    let begun = std::time::Instant::now();
+    assert!(!matches!(refusal, AppendError::Conflict(_)), "{refusal:?}");
+    let alone = log.append(made(&player, head, [queued()]).decision).await;
+    let batch = log.append(made(new_session(), Head::default(), [matched(&[]), pod_requested(1)]).decision).await;
+    for outcome in [alone, batch] {
+        let unavailable = matches!(&outcome, Err(AppendError::Unavailable(reason)) if reason.contains("maximum bytes"));
+        assert!(unavailable, "{outcome:?}");
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "it took {:?} to say no", begun.elapsed());
+    assert_eq!(log.player(&player).await.unwrap().head, head);
+    assert_eq!(all(&log, &of_player(&player)).await.len(), usize::try_from(head.n).unwrap());
+    assert_eq!(log.end(ALL).await, head.seq);
+
+    context.update_stream(config).await.unwrap();
+    log.append(made(&player, head, [queued()]).decision).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_node_a_full_log_takes_no_more_and_forgets_nothing() {
+    within(a_full_log_takes_no_more_and_forgets_nothing(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_three_nodes_a_full_log_takes_no_more_and_forgets_nothing() {
+    within(a_full_log_takes_no_more_and_forgets_nothing(3)).await;
+}

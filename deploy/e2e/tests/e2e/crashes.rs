@@ -1,0 +1,108 @@
+//! Workers that are killed, and come back.
+
+use garage_stack::workers::Worker;
+
+use crate::support::{
+    Garage, Setup,
+    history::{self, assert_told, paid, types},
+    play, until,
+};
+
+/// Kills a worker as soon as the log has so many events of a type, and starts it again.
+async fn kill_at(garage: &mut Garage, (type_name, count, worker): (&str, usize, Worker)) {
+    garage.until_event(type_name, count).await;
+    garage.kill_and_restart(worker);
+}
+
+#[tokio::test]
+async fn a_director_finds_its_game_servers_again() {
+    let script = "real --distance-m 200 --join-timeout-ms 4000 --race-timeout-ms 30000";
+    let mut garage = Setup::short().game_server(script).start().await;
+    let bots = garage.bots("player", 6);
+
+    let faults = async {
+        kill_at(&mut garage, ("PodRequested", 2, Worker::Director)).await;
+        garage.until_event("Opened", 3).await;
+        let before = garage.stack.game_servers();
+        assert_eq!(before.len(), 3);
+        garage.kill_and_restart(Worker::Director);
+        garage.stack.wait_ready().await.unwrap();
+        assert_eq!(garage.stack.game_servers(), before);
+    };
+    let (played, ()) = tokio::join!(play(&bots), faults);
+
+    let events = garage.settled().await;
+    assert_eq!(history::count(&events, "Finished"), 3);
+    for (bot, played) in bots.iter().zip(&played) {
+        assert_told(&events, &bot.player, &played.frames);
+        assert_eq!(paid(&events, &bot.player).len(), 1);
+    }
+    // The first kill may have met a server between its mark and its start, which is never started twice.
+    assert!(history::count(&events, "PodRequested") <= 6);
+}
+
+#[tokio::test]
+async fn every_match_ends_well_whichever_worker_is_killed() {
+    let mut garage = Setup::short().start().await;
+    let bots = garage.bots("player", 6);
+    // Two rounds of three matches, each worker at two of the moments when it has most to lose.
+    let rounds = [
+        [
+            ("Queued", 2, Worker::Matchmaker),
+            ("Matched", 1, Worker::Session),
+            ("PlayerMatched", 1, Worker::Gateway),
+            ("Closed", 1, Worker::Inventory),
+        ],
+        [
+            ("Queued", 8, Worker::Gateway),
+            ("Matched", 4, Worker::Inventory),
+            ("PodScheduled", 4, Worker::Session),
+            ("Finished", 4, Worker::Matchmaker),
+        ],
+    ];
+    let mut told = vec![Vec::new(); bots.len()];
+    for round in rounds {
+        let faults = async {
+            for fault in round {
+                kill_at(&mut garage, fault).await;
+            }
+        };
+        let (played, ()) = tokio::join!(play(&bots), faults);
+        for (told, played) in told.iter_mut().zip(played) {
+            told.extend(played.frames);
+        }
+        garage.stack.wait_ready().await.unwrap();
+    }
+
+    let events = garage.settled().await;
+    assert_eq!(history::count(&events, "Finished"), 6);
+    assert_eq!(history::count(&events, "PodRequested"), 6, "{:?}", types(&events.iter().collect::<Vec<_>>()));
+    for (bot, told) in bots.iter().zip(&told) {
+        assert_told(&events, &bot.player, told);
+        assert_eq!(paid(&events, &bot.player).len(), 2);
+        let coins: u64 = paid(&events, &bot.player).iter().map(|event| event.number("amount")).sum();
+        assert_eq!(bot.balance().await.unwrap(), 1_000 + coins);
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_saw_is_noticed() {
+    // The server dies while there is no director, so that none will ever hear of its exit.
+    let script = "while [ ! -e $root/die ]; do sleep 0.1; done; exit 7";
+    let mut garage = Setup::short().env("GARAGE_ATTEMPTS", "1").game_server(script).start().await;
+    let bots = garage.bots("player", 2);
+    for bot in &bots {
+        bot.queue("ranked", 0).await.unwrap();
+    }
+    garage.until_event("PodScheduled", 1).await;
+    for director in garage.stack.instances(Worker::Director) {
+        director.process.kill();
+    }
+    std::fs::write(garage.stack.root().join("die"), "").unwrap();
+    until("the game server has ended", async || garage.stack.game_servers().is_empty().then_some(())).await;
+    garage.kill_and_restart(Worker::Director);
+
+    let events = garage.settled().await;
+    let failed = events.iter().find(|event| event.type_name == "PodFailed").unwrap();
+    assert_eq!((failed.text("reason"), history::count(&events, "Closed")), ("exited", 1));
+}

@@ -1,0 +1,137 @@
+//! `garage demo`, as a person starts it.
+
+use std::{fs, path::Path};
+
+use garage_stack::{
+    process::{Launch, Process},
+    workers::binary,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use crate::support::{place, until};
+
+/// A demo of four players. Its folder is the temporary folder of all that it starts, by which that is found.
+struct Demo {
+    process: Process,
+    folder: TempDir,
+}
+
+impl Demo {
+    fn start(env: &[(&str, &str)]) -> Self {
+        let folder = tempfile::Builder::new().prefix("garage-e2e-demo-").tempdir().unwrap();
+        let mut launch = Launch::new("garage demo", binary("garage").unwrap(), folder.path().join("printed"))
+            .args(["demo", "--players", "4"])
+            .env("TMPDIR", folder.path())
+            .env("GARAGE_KEY_POOL", "4")
+            .env("GARAGE_GAME_ARG", "--distance-m 20 --join-timeout-ms 4000 --race-timeout-ms 15000");
+        for (name, value) in env {
+            launch = launch.env(name, value);
+        }
+        Self { process: launch.spawn().unwrap(), folder }
+    }
+
+    fn printed(&self) -> String {
+        fs::read_to_string(self.process.log()).unwrap()
+    }
+
+    async fn until_printed(&self, text: &str) {
+        until(text, async || self.printed().contains(text).then_some(())).await;
+    }
+
+    /// Its exit code.
+    async fn code(&mut self) -> Option<i32> {
+        until("the demo ends", async || self.process.try_wait().unwrap()).await.code()
+    }
+
+    /// The processes that it started, and those that they did.
+    fn left(&self) -> Vec<(Pid, String)> {
+        let ours = |entry: fs::DirEntry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            let folder = self.folder.path().to_str()?;
+            // redis-server writes over its arguments; a game server has neither its parent's variables nor its folder.
+            let told = command.contains(folder) || String::from_utf8_lossy(&read("environ")).contains(folder);
+            let within = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()));
+            let zombie = command.is_empty();
+            ((told || within) && !zombie && pid != i32::try_from(std::process::id()).ok()?)
+                .then_some((Pid::from_raw(pid), command))
+        };
+        fs::read_dir("/proc").unwrap().flatten().filter_map(ours).collect()
+    }
+
+    async fn assert_nothing_left(&self) {
+        until("all that the demo started has ended", async || self.left().is_empty().then_some(())).await;
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("\n==== the demo printed\n{}\n==== it left {:?}", self.printed(), self.left());
+        }
+        self.process.kill();
+        for (pid, _) in self.left() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+fn printed_counts(text: &str) -> Vec<(&str, &str)> {
+    let counts = text.lines().skip_while(|line| !line.trim_start().starts_with("players ")).skip(1);
+    counts.map_while(|line| line.trim().rsplit_once("  ")).map(|(name, count)| (name.trim(), count.trim())).collect()
+}
+
+#[tokio::test]
+async fn a_demo_ends_well_and_tells_its_counts() {
+    let _place = place().await;
+    let mut demo = Demo::start(&[]);
+    assert_eq!(demo.code().await, Some(0));
+    let printed = demo.printed();
+    for row in ["Queued", "Matched", "PlayerMatched", "Finished", "RewardGranted", "paid (seen by the players)"] {
+        assert!(printed_counts(&printed).contains(&(row, "4")), "{row} in {:?}", printed_counts(&printed));
+    }
+    demo.assert_nothing_left().await;
+    assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "only what it printed is left");
+}
+
+#[tokio::test]
+async fn a_demo_that_is_interrupted_leaves_nothing_behind() {
+    let _place = place().await;
+    // While it starts; with nobody matched yet; and in the midst of the races.
+    for moment in ["starting NATS", "players queue", "game servers run"] {
+        let mut demo = Demo::start(&[("GARAGE_GAME_ARG", "--distance-m 50000")]);
+        if moment == "game servers run" {
+            let game = |(_, command): &(Pid, String)| command.contains("garage-gameserver --config");
+            until(moment, async || (demo.left().iter().filter(|one| game(one)).count() == 2).then_some(())).await;
+        } else {
+            demo.until_printed(moment).await;
+        }
+        demo.process.signal(Signal::SIGINT).unwrap();
+        assert_eq!(demo.code().await, Some(1), "{moment}");
+        assert!(demo.printed().contains("error: interrupted"), "{moment}");
+        demo.assert_nothing_left().await;
+        assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "{moment}: only what it printed is left");
+    }
+}
+
+#[tokio::test]
+async fn a_demo_whose_game_servers_break_names_a_player_and_his_last_event() {
+    let _place = place().await;
+    assert!(Path::new("/bin/false").exists());
+    let mut demo = Demo::start(&[("GARAGE_GAMESERVER", "/bin/false"), ("GARAGE_ATTEMPTS", "1")]);
+    assert_eq!(demo.code().await, Some(1));
+    let printed = demo.printed();
+    let error = printed.lines().find(|line| line.starts_with("error: ")).unwrap();
+    assert!(error.contains("player bot-") && error.contains("after Released"), "{error}");
+    assert!(error.contains("waiting for PlayerMatched") && error.contains("failed"), "{error}");
+    // What the log has of him, and the logs of the workers.
+    for word in ["PodFailed", "Released", "logs are kept in"] {
+        assert!(printed.contains(word), "{word}");
+    }
+    demo.assert_nothing_left().await;
+}

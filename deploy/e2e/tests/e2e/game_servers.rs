@@ -1,0 +1,172 @@
+//! Game servers that die, say nothing, or never end.
+
+use garage_events::player::Address;
+use garage_gameserver::{
+    client::{self, Connection},
+    wire::{FromClient, FromServer},
+};
+use garage_stack::bot::{Bot, Line};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::support::{
+    Garage, Setup,
+    history::{self, Event, assert_told, of_session, paid, types},
+    play,
+};
+
+/// Two players who wait, with their lines open.
+async fn queued(garage: &Garage) -> Vec<(Bot, Line)> {
+    let mut players = Vec::new();
+    for bot in garage.bots("player", 2) {
+        let line = bot.line().await.unwrap();
+        bot.queue("ranked", 0).await.unwrap();
+        players.push((bot, line));
+    }
+    players
+}
+
+/// Each is let go for this reason, may queue again, and has been paid nothing. What is left is the log.
+async fn let_go(garage: &Garage, players: Vec<(Bot, Line)>, why: &str) -> Vec<Event> {
+    let mut balances = Vec::new();
+    for (bot, mut line) in players {
+        let released = loop {
+            let frame = line.next().await.unwrap();
+            if frame.type_name == "Released" {
+                break frame;
+            }
+        };
+        assert_eq!(released.data["why"], why);
+        balances.push(bot.balance().await.unwrap());
+        assert_told(&garage.events().await, &bot.player, line.frames());
+        let ticket = bot.queue("ranked", 0).await.unwrap();
+        bot.cancel(&ticket).await.unwrap();
+        line.close().await;
+    }
+    let events = garage.settled().await;
+    assert_eq!(balances, [1_000, 1_000]);
+    assert!(events.iter().all(|event| event.type_name != "RewardGranted"));
+    assert_eq!(history::sessions(&events).len(), 1);
+    events
+}
+
+fn the_session(events: &[Event]) -> Vec<&Event> {
+    of_session(events, history::sessions(events)[0])
+}
+
+/// Connects to the game and waits for the green light.
+async fn at_the_start(bot: &Bot, line: &mut Line) -> Connection {
+    let data = line.until("PlayerMatched").await.unwrap().data;
+    let address: Address = serde_json::from_value(data.clone()).unwrap();
+    let (server, token) = bot.admission(data["session"].as_str().unwrap(), &address).await.unwrap();
+    let mut connection = client::connect(&server).await.unwrap();
+    let token = garage_events::game::Secret::new(token);
+    client::send(&mut connection, &FromClient::Join { token }).await.unwrap();
+    connection
+}
+
+async fn green(connection: &mut Connection) {
+    while !matches!(client::receive(connection).await.unwrap(), FromServer::Start) {}
+}
+
+#[tokio::test]
+async fn a_game_server_that_dies_before_it_reports_is_replaced() {
+    let script = "case $config in *-1/config.json) echo no engine; exit 7;; esac";
+    let garage = Setup::short().game_server(script).start().await;
+
+    let played = play(&garage.bots("player", 2)).await;
+
+    let events = garage.settled().await;
+    let session = the_session(&events);
+    let failed = session.iter().find(|event| event.type_name == "PodFailed").unwrap();
+    assert_eq!((failed.number("attempt"), failed.text("reason")), (1, "exited"));
+    assert_eq!(failed.text("message"), "exit code 7: no engine");
+    let opened = session.iter().find(|event| event.type_name == "Opened").unwrap();
+    assert_eq!(opened.number("attempt"), 2);
+    assert_eq!(history::count(&events, "PodRequested"), 2);
+    for played in played {
+        assert_eq!(played.frames.len(), 4);
+    }
+}
+
+#[tokio::test]
+async fn a_game_server_that_never_reports_is_replaced_after_its_deadline() {
+    let script = "case $config in *-1/config.json) hang;; esac";
+    let garage = Setup::short().env("GARAGE_READY_S", "2").game_server(script).start().await;
+
+    play(&garage.bots("player", 2)).await;
+
+    let events = garage.settled().await;
+    let steps = ["Matched", "PodRequested", "PodScheduled", "PodFailed", "PodRequested", "PodScheduled", "PodReady", "Opened"];
+    assert_eq!(types(&the_session(&events))[..8], steps);
+    let failed = events.iter().find(|event| event.type_name == "PodFailed").unwrap();
+    assert_eq!((failed.number("attempt"), failed.text("reason")), (1, "not-ready"));
+}
+
+#[tokio::test]
+async fn a_session_whose_every_game_server_dies_fails_and_lets_its_players_go() {
+    let garage = Setup::short().game_server("exit 7").start().await;
+    let players = queued(&garage).await;
+    let events = let_go(&garage, players, "failed").await;
+    let mut steps = vec!["Matched"];
+    for event in the_session(&events).iter().filter(|event| event.type_name == "PodFailed") {
+        assert_eq!(event.text("reason"), "exited");
+    }
+    // A server may be dead before its place is noted.
+    let seen: Vec<_> = types(&the_session(&events)).into_iter().filter(|name| *name != "PodScheduled").collect();
+    for _ in 0..3 {
+        steps.extend(["PodRequested", "PodFailed"]);
+    }
+    steps.extend(["Failed", "Closed"]);
+    assert_eq!(seen, steps);
+}
+
+#[tokio::test]
+async fn a_game_server_killed_in_the_race_ends_the_match_unpaid() {
+    let garage = Setup::long().start().await;
+    let mut players = queued(&garage).await;
+    let mut connections = Vec::new();
+    for (bot, line) in &mut players {
+        connections.push(at_the_start(bot, line).await);
+    }
+    for connection in &mut connections {
+        green(connection).await;
+    }
+
+    let running = garage.stack.game_servers();
+    assert_eq!(running.len(), 1);
+    kill(Pid::from_raw(running[0].try_into().unwrap()), Signal::SIGKILL).unwrap();
+
+    let events = let_go(&garage, players, "failed").await;
+    let steps =
+        ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "PodFailed", "Failed", "Closed"];
+    assert_eq!(types(&the_session(&events)), steps);
+    assert_eq!(the_session(&events)[5].text("reason"), "killed");
+    assert!(paid(&events, "player-0").is_empty());
+}
+
+#[tokio::test]
+async fn a_session_beyond_its_hard_end_is_abandoned_before_its_server_reported() {
+    let setup = Setup::short().env("GARAGE_SESSION_S", "10").env("GARAGE_READY_S", "60");
+    let garage = setup.game_server("hang").start().await;
+    let players = queued(&garage).await;
+    let events = let_go(&garage, players, "abandoned").await;
+    assert_eq!(types(&the_session(&events)), ["Matched", "PodRequested", "PodScheduled", "Failed", "Closed"]);
+    assert_eq!(the_session(&events)[3].text("reason"), "hard-end");
+}
+
+#[tokio::test]
+async fn a_session_beyond_its_hard_end_is_abandoned_in_the_midst_of_the_race() {
+    let garage = Setup::long().env("GARAGE_SESSION_S", "10").start().await;
+    let mut players = queued(&garage).await;
+    let mut connections = Vec::new();
+    for (bot, line) in &mut players {
+        connections.push(at_the_start(bot, line).await);
+    }
+    let events = let_go(&garage, players, "abandoned").await;
+    let ending = types(&the_session(&events))[5..].to_vec();
+    assert_eq!(ending, ["Failed", "Closed"]);
+    assert_eq!(the_session(&events)[5].text("reason"), "hard-end");
+}

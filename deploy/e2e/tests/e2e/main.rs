@@ -1,0 +1,18 @@
+//! Garage as a whole, seen by players, and with its parts failing under it.
+//!
+//! Each test has a Garage of its own; two of them live at a time. What the players must be told, and what the log may
+//! hold at all, is in [`support::history`].
+#![cfg(test)]
+
+mod crashes;
+mod demo;
+mod game_servers;
+mod instances;
+mod matches;
+mod operator;
+mod redelivery;
+mod redis;
+mod routes;
+mod secrets;
+mod support;
+mod tickets;

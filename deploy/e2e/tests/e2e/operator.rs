@@ -1,0 +1,95 @@
+//! What operators are shown.
+
+use garage_events::svc::{self, CallError, GetSession, ListSessions};
+
+use crate::support::{
+    Setup,
+    history::{self, Event, of_player, of_session, paid},
+    play,
+};
+
+/// The rows of a timeline: sequence, type, subject.
+fn rows(text: &str) -> Vec<(u64, String, String)> {
+    let row = |line: &str| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [since, type_name, seq, subject] if since.starts_with('+') => {
+            Some((seq.parse().unwrap(), type_name.to_owned(), subject.to_owned()))
+        }
+        _ => None,
+    };
+    text.lines().filter_map(row).collect()
+}
+
+fn rows_of<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(u64, String, String)> {
+    let mut rows: Vec<_> =
+        events.into_iter().map(|event| (event.seq, event.type_name.clone(), event.subject.clone())).collect();
+    rows.sort_unstable();
+    rows
+}
+
+#[tokio::test]
+async fn the_command_shows_what_the_log_has() {
+    let garage = Setup::short().start().await;
+    let names = ["anna@example.com", "bert"];
+    // Two rounds, so that there is something to be left out.
+    for _ in 0..2 {
+        play(&names.map(|name| garage.bot(name))).await;
+    }
+    let events = garage.settled().await;
+    let sessions = history::sessions(&events);
+
+    let (success, text) = garage.cli(&["player", names[0]]).await;
+    assert!(success, "{text}");
+    let expected = of_player(&events, names[0]).into_iter().chain(paid(&events, names[0]));
+    assert_eq!(rows(&text), rows_of(expected));
+
+    for session in &sessions {
+        let (success, text) = garage.cli(&["session", &session.to_string()]).await;
+        assert!(success, "{text}");
+        let round = sessions.iter().position(|one| one == session).unwrap();
+        let mut expected: Vec<&Event> = of_session(&events, *session);
+        for name in names {
+            expected.extend(&of_player(&events, name)[4 * round..4 * round + 4]);
+            expected.push(paid(&events, name)[round]);
+        }
+        assert_eq!(rows(&text), rows_of(expected), "{text}");
+    }
+
+    for unknown in [["player", "nobody"], ["session", "0198c5a0-7b1e-7c3d-8000-0123456789ab"]] {
+        let (success, text) = garage.cli(&unknown).await;
+        assert!(!success && text.contains("the log holds no") && text.contains(unknown[1]), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn sessions_are_listed_while_they_live_and_told_of_afterwards() {
+    let script = "while [ ! -e $root/go ]; do sleep 0.1; done";
+    let garage = Setup::short().game_server(script).start().await;
+    let bots = garage.bots("player", 2);
+    let observe = async {
+        garage.until_event("PodScheduled", 1).await;
+        let id = history::sessions(&garage.events().await)[0];
+        let live = crate::support::until("the session is listed", async || {
+            let live = svc::call(&garage.admin, &ListSessions {}).await.ok()?;
+            live.sessions.get(&id).filter(|session| session.attempt == 1).cloned()
+        })
+        .await;
+        assert_eq!(live.players.iter().map(ToString::to_string).collect::<Vec<_>>().len(), 2);
+        let view = svc::call(&garage.admin, &GetSession { session: id }).await.unwrap();
+        assert_eq!((view.status, live.status), (garage_events::session::Status::Starting, view.status));
+        std::fs::write(garage.stack.root().join("go"), "").unwrap();
+        id
+    };
+    let (_, id) = tokio::join!(play(&bots), observe);
+
+    garage.settled().await;
+    crate::support::until("the session is listed no more", async || {
+        let live = svc::call(&garage.admin, &ListSessions {}).await.ok()?;
+        (live.sessions.is_empty() && live.players.is_empty() && live.queues.is_empty()).then_some(())
+    })
+    .await;
+    let view = svc::call(&garage.admin, &GetSession { session: id }).await.unwrap();
+    assert_eq!(view.closed.unwrap().results.len(), 2);
+    let unknown = GetSession { session: "0198c5a0-7b1e-7c3d-8000-0123456789ab".parse().unwrap() };
+    let refused = svc::call(&garage.admin, &unknown).await.unwrap_err();
+    assert!(matches!(refused, CallError::Refused { code: 404, .. }), "{refused}");
+}

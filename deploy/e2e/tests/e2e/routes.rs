@@ -1,0 +1,65 @@
+//! A network that is cut.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use futures::future::join_all;
+
+use crate::support::{
+    Setup,
+    history::{assert_told, of_player},
+};
+
+/// How long a route is cut: a node notices at once, and the others elect a new leader in its place in this time or
+/// somewhat more. It is the fault itself; nothing is waited for by it.
+const CUT: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn a_route_cut_for_a_second_loses_no_frame() {
+    let mut garage = Setup::short().three_nodes().start().await;
+    let bots = garage.bots("player", 6);
+    let mut lines = join_all(bots.iter().map(async |bot| bot.line().await.unwrap())).await;
+
+    let stop = AtomicBool::new(false);
+    // Each alone in his band of ranks.
+    let restless = (0..).zip(&bots).map(async |(number, bot)| {
+        let mut rounds = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let ticket = bot.queue("ranked", number * 200).await.unwrap();
+            bot.cancel(&ticket).await.unwrap();
+            rounds += 1;
+        }
+        rounds
+    });
+    let listening = lines.iter_mut().map(async |line| {
+        while !(stop.load(Ordering::Relaxed) && line.frames().last().is_some_and(|last| last.type_name == "Cancelled")) {
+            line.next().await.unwrap();
+        }
+    });
+    let faults = async {
+        // Each node in turn: the one that the gateway is connected to, and the log's leader, are among them.
+        for node in 0..3 {
+            garage.until_event("Cancelled", 20 * (node + 1)).await;
+            garage.stack.nats.cut_routes(node).unwrap();
+            tokio::time::sleep(CUT).await;
+            garage.stack.nats.mend_routes(node).unwrap();
+            garage.stack.nats.wait_healthy().await.unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    let (rounds, _, ()) = tokio::join!(join_all(restless), join_all(listening), faults);
+
+    let events = garage.settled().await;
+    for ((bot, rounds), line) in bots.iter().zip(rounds).zip(&mut lines) {
+        // The last of it may still be under way.
+        let said = of_player(&events, &bot.player).len();
+        assert_eq!(said, 2 * rounds, "each command of {} once", bot.player);
+        while line.frames().len() < said {
+            line.next().await.unwrap();
+        }
+        assert_told(&events, &bot.player, line.frames());
+        assert_eq!(line.breaks(), 0, "the gateway never hung up");
+    }
+}

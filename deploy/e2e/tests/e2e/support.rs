@@ -1,0 +1,217 @@
+//! A Garage for one test.
+
+pub(crate) mod history;
+mod setup;
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use async_nats::{Client, jetstream};
+use futures::future::join_all;
+use garage_events::{
+    jetstream::{JetStreamLog, setup::CONSUMERS},
+    subject::{ALL, DEAD},
+};
+use garage_stack::{
+    bot::{Bot, Played},
+    servers::Role,
+    workers::{Stack, Worker, binary},
+};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+
+use self::history::Event;
+pub(crate) use self::setup::Setup;
+
+/// How long anything may take that is waited for.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Garages that live at a time, whatever the number of test threads: each is ten processes.
+static PLACES: Semaphore = Semaphore::const_new(2);
+
+/// Waits for a place for one more Garage.
+pub(crate) async fn place() -> SemaphorePermit<'static> {
+    PLACES.acquire().await.unwrap()
+}
+
+/// Looks again and again until there is something, and fails after the deadline.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        // Without a limit for each look, a client's own time-out could outlast the deadline.
+        if let Ok(Some(found)) = tokio::time::timeout(Duration::from_secs(10), look()).await {
+            return found;
+        }
+        assert!(begin.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Lets players play: each with his neighbour.
+pub(crate) async fn play(bots: &[Bot]) -> Vec<Played> {
+    let playing = (0_i32..).zip(bots).map(async |(number, bot)| bot.play("ranked", number / 2 * 200).await);
+    join_all(playing).await.into_iter().map(|played| played.unwrap_or_else(|error| panic!("{error}"))).collect()
+}
+
+/// A running Garage. A test that fails is shown its log, and the ends of the logs of its processes.
+pub(crate) struct Garage {
+    /// Its processes.
+    pub(crate) stack: Stack,
+    /// A connection of an operator.
+    pub(crate) admin: Client,
+    log: JetStreamLog,
+    http: reqwest::Client,
+    read: Mutex<Vec<Event>>,
+    folder: Option<TempDir>,
+    _place: SemaphorePermit<'static>,
+}
+
+impl Garage {
+    /// A player at the first gateway.
+    pub(crate) fn bot(&self, name: &str) -> Bot {
+        self.bot_at(name, &self.stack.gateway())
+    }
+
+    /// A player at a gateway.
+    pub(crate) fn bot_at(&self, name: &str, gateway: &str) -> Bot {
+        Bot::new(self.http.clone(), gateway, name, &self.stack.token(name).unwrap()).with_patience(DEADLINE)
+    }
+
+    /// Players `<prefix>-0`, `<prefix>-1` and so on.
+    pub(crate) fn bots(&self, prefix: &str, count: usize) -> Vec<Bot> {
+        (0..count).map(|number| self.bot(&format!("{prefix}-{number}"))).collect()
+    }
+
+    /// The log as it is now.
+    pub(crate) async fn events(&self) -> Vec<Event> {
+        let mut events = self.read.lock().await;
+        loop {
+            let from = events.last().map_or(1, |event| event.seq + 1);
+            match self.log.next(ALL, from).await.unwrap() {
+                Some(message) => events.push(Event::of(&message)),
+                None => return events.clone(),
+            }
+        }
+    }
+
+    /// Waits until the log shows something.
+    pub(crate) async fn until_log<T>(&self, what: &str, look: impl Fn(&[Event]) -> Option<T>) -> T {
+        until(what, async || look(&self.events().await)).await
+    }
+
+    /// Waits until the log has an event of a type, `count` of them.
+    pub(crate) async fn until_event(&self, type_name: &str, count: usize) {
+        let what = format!("{count} {type_name}");
+        self.until_log(&what, |events| (history::count(events, type_name) >= count).then_some(())).await;
+    }
+
+    /// Waits until nothing more is to come: every session is closed and paid for, every message reacted to, every game
+    /// server gone. What then is in the log must be in order.
+    pub(crate) async fn settled(&self) -> Vec<Event> {
+        self.until_log("every session closed and paid for", |events| history::is_over(events).then_some(())).await;
+        until("every game server gone", async || self.no_games().then_some(())).await;
+        self.drained().await;
+        let events = self.events().await;
+        history::check(&events);
+        let dead = self.jetstream().get_stream(DEAD).await.unwrap().cached_info().state.messages;
+        assert_eq!(dead, 0, "messages that a worker gave up");
+        events
+    }
+
+    /// Waits until every durable consumer has nothing to deliver and nothing unacknowledged.
+    pub(crate) async fn drained(&self) {
+        let jetstream = self.jetstream();
+        until("every message reacted to", async || {
+            for consumer in CONSUMERS {
+                let stream = jetstream.get_stream_no_info(consumer.stream).await.ok()?;
+                let info = stream.consumer_info(consumer.name).await.ok()?;
+                if info.num_pending > 0 || info.num_ack_pending > 0 {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+    }
+
+    /// Whether nothing of any game is left: no process, no folder.
+    pub(crate) fn no_games(&self) -> bool {
+        self.stack.game_servers().is_empty() && self.stack.games().is_empty()
+    }
+
+    /// An operator's JetStream.
+    pub(crate) fn jetstream(&self) -> jetstream::Context {
+        jetstream::new(self.admin.clone())
+    }
+
+    /// Kills every instance of a worker, and starts it again.
+    pub(crate) fn kill_and_restart(&mut self, worker: Worker) {
+        for instance in self.stack.instances(worker) {
+            instance.process.restart().unwrap();
+        }
+    }
+
+    /// Runs `garage` as an operator: whether it succeeded, and what it printed.
+    pub(crate) async fn cli(&self, args: &[&str]) -> (bool, String) {
+        let (user, password_file) = self.stack.nats.user(Role::Admin);
+        let output = tokio::process::Command::new(binary("garage").unwrap())
+            .args(args)
+            .env("GARAGE_NATS_URL", self.stack.nats.url())
+            .env("GARAGE_NATS_USER", user)
+            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .output()
+            .await
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+
+    /// The log's end, without a runtime: the test's own may be what failed.
+    fn last_events(&self) -> String {
+        let (url, options) = (self.stack.nats.url(), self.stack.nats.options(Role::Admin));
+        let read = async {
+            let client = options.connect(url.split(',').collect::<Vec<_>>()).await.ok()?;
+            let log = JetStreamLog::open(client).await.ok()?;
+            let (mut lines, mut from) = (Vec::new(), 1);
+            while let Some(message) = log.next(ALL, from).await.ok()? {
+                from = message.sequence + 1;
+                lines.push(Event::of(&message).to_string());
+            }
+            Some(lines.join("\n"))
+        };
+        let read = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), read).await.ok()? })
+        };
+        let read = std::thread::scope(|scope| scope.spawn(read).join().ok().flatten());
+        read.unwrap_or_else(|| "(it does not answer)".into())
+    }
+}
+
+impl Drop for Garage {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("\n==== the log\n{}", self.last_events());
+            for log in self.stack.logs() {
+                eprintln!("\n==== {}\n{}", log.display(), tail(&log));
+            }
+            if let Some(folder) = self.folder.take() {
+                eprintln!("\n==== all is kept in {}", folder.keep().display());
+            }
+        }
+        // Nobody will ask for what was in flight.
+        self.stack.kill();
+    }
+}
+
+fn tail(file: &Path) -> String {
+    let text = fs::read(file).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let skip = text.lines().count().saturating_sub(15);
+    text.lines().skip(skip).collect::<Vec<_>>().join("\n")
+}

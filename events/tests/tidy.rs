@@ -1,0 +1,371 @@
+//! What holds of the whole workspace, and no compiler sees: who may know whom, and where things are said.
+//!
+//! Each rule comes from DESIGN and STYLE as they stand in ARCHITECTURE.md; an exception is listed here with its reason,
+//! and has to go when nothing needs it any more.
+#![cfg(test)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use toml::{Table, Value};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+#[track_caller]
+fn assert_none(found: &[String], what_to_do: &str) {
+    assert!(found.is_empty(), "\n{}\n{what_to_do}\n", found.join("\n"));
+}
+
+// Manifests.
+
+/// A crate of the workspace.
+struct Member {
+    folder: String,
+    manifest: Table,
+}
+
+/// A line of one of its dependency tables.
+struct Dependency {
+    table: &'static str,
+    name: String,
+    line: Value,
+}
+
+fn members() -> Vec<Member> {
+    let root: Table = read("Cargo.toml").parse().unwrap();
+    let folders = root["workspace"]["members"].as_array().unwrap();
+    let folders = folders.iter().map(|folder| folder.as_str().unwrap().to_owned());
+    folders
+        .map(|folder| {
+            let manifest = read(&format!("{folder}/Cargo.toml")).parse().unwrap();
+            Member { folder, manifest }
+        })
+        .collect()
+}
+
+impl Member {
+    fn package(&self) -> &str {
+        self.manifest["package"]["name"].as_str().unwrap()
+    }
+
+    /// All dependencies, those for one platform too.
+    fn dependencies(&self) -> Vec<Dependency> {
+        let platforms = self.manifest.get("target").and_then(Value::as_table);
+        let platforms = platforms.into_iter().flat_map(Table::values).filter_map(Value::as_table);
+        let mut found = Vec::new();
+        for holder in platforms.chain([&self.manifest]) {
+            for table in ["dependencies", "build-dependencies", "dev-dependencies"] {
+                for (name, line) in holder.get(table).and_then(Value::as_table).into_iter().flatten() {
+                    // A renamed dependency goes by the name of its package.
+                    let package = line.get("package").and_then(Value::as_str).unwrap_or(name);
+                    found.push(Dependency { table, name: package.into(), line: line.clone() });
+                }
+            }
+        }
+        found
+    }
+
+    /// What the crate itself is built of; its tests may use more.
+    fn built_of(&self) -> Vec<String> {
+        let built = self.dependencies().into_iter().filter(|dependency| dependency.table != "dev-dependencies");
+        built.map(|dependency| dependency.name).collect()
+    }
+}
+
+/// The crates of ours that each may be built of; those of `deploy/` may know all.
+const MAY_KNOW: [(&str, &[&str]); 8] = [
+    ("events", &[]),
+    ("events/worker", &["garage-events"]),
+    ("matchmaker", &["garage-events", "garage-worker"]),
+    ("session", &["garage-events", "garage-worker"]),
+    ("director", &["garage-events", "garage-worker"]),
+    ("inventory", &["garage-events", "garage-worker"]),
+    ("gateway", &["garage-events", "garage-worker"]),
+    ("gameserver", &["garage-events"]),
+];
+
+#[test]
+fn every_crate_knows_only_those_below_it() {
+    let members = members();
+    let ours: BTreeSet<_> = members.iter().map(|member| member.package().to_owned()).collect();
+    let mut wrong = Vec::new();
+    for member in members.iter().filter(|member| !member.folder.starts_with("deploy/")) {
+        let Some((_, allowed)) = MAY_KNOW.iter().find(|(folder, _)| *folder == member.folder) else {
+            wrong.push(format!("{}: has no line in MAY_KNOW, in events/tests/tidy.rs", member.folder));
+            continue;
+        };
+        let known =
+            member.built_of().into_iter().filter(|name| ours.contains(name) && !allowed.contains(&name.as_str()));
+        wrong.extend(known.map(|name| format!("{}/Cargo.toml: depends on {name}", member.folder)));
+    }
+    assert_none(
+        &wrong,
+        "events knows no other crate of ours, events/worker only events, a worker only these two, the game server only \
+         events. What two workers share is part of the contract: move it to events. (Tests may use more: \
+         dev-dependencies.)",
+    );
+}
+
+#[test]
+fn every_crate_with_a_rule_exists() {
+    let folders: BTreeSet<_> = members().into_iter().map(|member| member.folder).collect();
+    let gone = MAY_KNOW.iter().filter(|(folder, _)| !folders.contains(*folder));
+    let gone: Vec<_> = gone.map(|(folder, _)| (*folder).to_owned()).collect();
+    assert_none(&gone, "is no member of the workspace: take its line out of MAY_KNOW, in events/tests/tidy.rs");
+}
+
+#[test]
+fn each_outer_system_is_known_to_one_crate() {
+    let homes = [("sqlx", "inventory"), ("kube", "director"), ("k8s-openapi", "director"), ("warp", "gateway")];
+    let mut wrong = Vec::new();
+    for member in members() {
+        for name in member.built_of() {
+            if let Some((_, home)) = homes.iter().find(|(system, _)| *system == name)
+                && *home != member.folder
+            {
+                wrong.push(format!("{}/Cargo.toml: depends on {name}, which only {home} may", member.folder));
+            }
+        }
+    }
+    assert_none(&wrong, "ask the crate that owns the system, by a request of events::svc or by an event");
+}
+
+#[test]
+fn versions_stand_in_one_place() {
+    let mut wrong = Vec::new();
+    for member in members() {
+        for Dependency { table, name, line } in member.dependencies() {
+            let own = ["version", "path", "git", "registry"].iter().any(|field| line.get(field).is_some());
+            if own || line.get("workspace") != Some(&Value::Boolean(true)) {
+                wrong.push(format!("{}/Cargo.toml: [{table}] {name} = {line}", member.folder));
+            }
+        }
+    }
+    assert_none(&wrong, "write the version in [workspace.dependencies] of the root, and here `name.workspace = true`");
+}
+
+#[test]
+fn the_lints_hold_everywhere() {
+    let lints = |member: &Member| member.manifest.get("lints").and_then(|lints| lints.get("workspace")).cloned();
+    let without = members().into_iter().filter(|member| lints(member) != Some(Value::Boolean(true)));
+    let without: Vec<_> = without.map(|member| format!("{}/Cargo.toml", member.folder)).collect();
+    assert_none(&without, "add [lints] workspace = true");
+}
+
+#[test]
+fn every_package_is_in_the_workspace() {
+    let folders: BTreeSet<_> = members().into_iter().map(|member| format!("{}/Cargo.toml", member.folder)).collect();
+    let files = walk().into_iter().filter(|file| file.ends_with("/Cargo.toml") && !folders.contains(file));
+    assert_none(&files.collect::<Vec<_>>(), "add its folder to the members in the root's Cargo.toml");
+}
+
+// Sources.
+
+/// Every file of the workspace, from the root on.
+fn walk() -> Vec<String> {
+    fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') || name == "target" {
+                continue;
+            }
+            if entry.file_type().unwrap().is_dir() {
+                visit(&entry.path(), files);
+            } else {
+                files.push(entry.path());
+            }
+        }
+    }
+    let (root, mut files) = (root(), Vec::new());
+    visit(&root, &mut files);
+    let mut files: Vec<_> =
+        files.iter().map(|file| file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned()).collect();
+    files.sort();
+    files
+}
+
+/// A Rust file.
+struct Source {
+    path: String,
+    text: String,
+}
+
+fn sources() -> Vec<Source> {
+    let files = walk().into_iter().filter(|file| file.ends_with(".rs"));
+    files.map(|path| Source { text: read(&path), path }).collect()
+}
+
+impl Source {
+    /// Whether it is only built for tests.
+    fn is_test(&self) -> bool {
+        let path = Path::new(&self.path);
+        path.starts_with("deploy/e2e")
+            || path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "benches")
+            || path.file_name().is_some_and(|name| name == "tests.rs")
+    }
+
+    /// Its lines with their numbers, without comments.
+    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        (1..).zip(self.text.lines()).filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+
+    /// As [`Source::lines`], up to the tests that end the file.
+    fn shipped_lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        // By convention it stands there; code after it would go unseen by the rules that use this, not by a reader.
+        let end = self.text.find("\n#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
+        let count = self.text.split_at(end).0.lines().count();
+        self.lines().take_while(move |(number, _)| *number <= count)
+    }
+}
+
+#[test]
+fn no_module_hides_in_mod_rs() {
+    let files = sources().into_iter().map(|source| source.path).filter(|path| path.ends_with("/mod.rs"));
+    assert_none(&files.collect::<Vec<_>>(), "rename foo/mod.rs to foo.rs");
+}
+
+#[test]
+fn no_file_is_two_things() {
+    let long = sources().into_iter().filter(|source| !source.is_test() && source.text.lines().count() > 600);
+    let long = long.map(|source| format!("{}: {} lines", source.path, source.text.lines().count()));
+    assert_none(
+        &long.collect::<Vec<_>>(),
+        "past 600 lines a file is two things: find the second, and give it its own file",
+    );
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    let empty = ["utils", "util", "helpers", "helper", "common", "manager", "types"];
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let path = Path::new(&source.path).with_extension("");
+        if let Some(part) = path.iter().find(|part| empty.iter().any(|name| *part == *name)) {
+            wrong.push(format!("{}: {}", source.path, part.display()));
+        }
+        for (number, line) in source.lines() {
+            let mut words = line.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty());
+            let declared = words.find(|word| *word == "mod").and_then(|_| words.next());
+            if line.trim_end().ends_with(['{', ';']) && declared.is_some_and(|name| empty.contains(&name)) {
+                wrong.push(format!("{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    assert_none(&wrong, "name the module after what is in it; what fits no name belongs to where it is used");
+}
+
+/// Texts that look like a subject or a key and may stand outside of events: the file, the text, why.
+const NAMES_ELSEWHERE: [(&str, &str, &str); 4] = [
+    (
+        "deploy/stack/src/servers/nats/role.rs",
+        "\"garage.",
+        "the table of rights, which must not follow the code it bounds",
+    ),
+    ("deploy/stack/src/servers/nats/role.rs", "\"report.", "the same"),
+    ("deploy/stack/src/servers/nats/role.rs", "\"timer.", "the same"),
+    ("gateway/src/upgrade.rs", "\"garage.v1\"", "the name of the WebSocket's protocol, no subject"),
+];
+
+#[test]
+fn subjects_and_keys_are_built_in_events_alone() {
+    let (mut wrong, mut needed) = (Vec::new(), BTreeSet::new());
+    for source in sources().into_iter().filter(|source| !source.is_test() && !source.path.starts_with("events/src/")) {
+        for (number, line) in source.shipped_lines() {
+            if !["\"garage.", "\"report.", "\"timer.", "\"garage:"].iter().any(|start| line.contains(start)) {
+                continue;
+            }
+            let allowed = |(file, text, _): &&(&str, &str, &str)| *file == source.path && line.contains(text);
+            match NAMES_ELSEWHERE.iter().find(allowed) {
+                Some((file, text, _)) => drop(needed.insert((*file, *text))),
+                None => wrong.push(format!("{}:{number}: {}", source.path, line.trim())),
+            }
+        }
+    }
+    assert_none(&wrong, "use or add a function of events::subject or events::projection");
+    let idle = NAMES_ELSEWHERE.iter().filter(|(file, text, _)| !needed.contains(&(*file, *text)));
+    let idle: Vec<_> = idle.map(|(file, text, _)| format!("{file}: {text}")).collect();
+    assert_none(&idle, "nothing needs this exception any more: take its line out of NAMES_ELSEWHERE");
+}
+
+#[test]
+fn clocks_and_ids_are_read_where_it_is_said() {
+    let mut wrong = Vec::new();
+    // This file names what it looks for.
+    for source in sources().into_iter().filter(|source| source.path != "events/tests/tidy.rs") {
+        let lines: Vec<_> = source.text.lines().collect();
+        for (number, line) in source.lines() {
+            let reads = ["SystemTime::now", "Utc::now", "now_utc", "Uuid::new_v4", "now_v7"];
+            if reads.iter().any(|read| line.contains(read)) && !expected(&lines, number - 1) {
+                wrong.push(format!("{}:{number}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    assert_none(
+        &wrong,
+        "take the time and the id as an argument, or from a World; the one adapter that reads the machine's says \
+         #[expect(clippy::disallowed_methods, reason = \"…\")] on its function or statement",
+    );
+}
+
+/// Whether an attribute on the line's statement, or on the function around it, expects what clippy says of it.
+fn expected(lines: &[&str], at: usize) -> bool {
+    let above = lines.iter().take(at + 1).rev();
+    let mut inside = true;
+    for line in above.map(|line| line.trim()) {
+        if line.contains("expect(clippy::disallowed_methods") {
+            return true;
+        }
+        // Above its function only attributes and comments belong to it.
+        if !inside && (line.is_empty() || line.ends_with(['}', ';', '{', ','])) {
+            return false;
+        }
+        if line.split_whitespace().any(|word| word == "fn") {
+            inside = false;
+        }
+    }
+    false
+}
+
+#[test]
+fn integration_tests_are_marked_as_tests() {
+    let roots = sources().into_iter().filter(|source| {
+        let parts: Vec<_> = source.path.split('/').collect();
+        matches!(parts[..], [.., "tests", file] if file != "tests.rs")
+            || matches!(parts[..], [.., "tests", _, "main.rs"])
+    });
+    let unmarked = roots.filter(|source| !source.path.contains("/src/") && !source.text.contains("#![cfg(test)]\n"));
+    let unmarked = unmarked.map(|source| source.path).collect::<Vec<_>>();
+    assert_none(&unmarked, "begin it with #![cfg(test)], so that the allowances for tests reach its helpers");
+}
+
+// Samples.
+
+#[test]
+fn the_samples_are_alone_in_their_folder() {
+    let token = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    let is_sample = |file: &str| match file.strip_prefix("events/golden/").unwrap().split('.').collect::<Vec<_>>()[..] {
+        [aggregate, event, version, "json"] => {
+            let version = version.strip_prefix('v').and_then(|version| version.parse::<u32>().ok());
+            ["player", "session", "inventory"].contains(&aggregate) && token(event) && version.is_some_and(|v| v > 0)
+        }
+        _ => false,
+    };
+    let files: Vec<_> = walk().into_iter().filter(|file| file.starts_with("events/golden/")).collect();
+    assert!(!files.is_empty(), "events/golden holds no sample");
+    let stray = files.into_iter().filter(|file| !is_sample(file));
+    assert_none(
+        &stray.collect::<Vec<_>>(),
+        "a sample is called <aggregate>.<event>.v<version>.json; move anything else out",
+    );
+}

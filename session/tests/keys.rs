@@ -1,0 +1,75 @@
+//! Game keys and connection tokens.
+#![cfg(test)]
+
+use std::time::Duration;
+
+use garage_events::{
+    game::{CONNECT_AUDIENCE, ConnectClaims, Secret, fingerprint},
+    id::SessionId,
+    world::{System, World},
+};
+use garage_session::{
+    keys::{GameKey, Pool},
+    token::Signer,
+};
+use garage_worker::seal::SealKey;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use rsa::{
+    RsaPrivateKey,
+    pkcs8::{DecodePrivateKey, EncodePublicKey},
+};
+
+// Made for this test with `openssl genpkey -algorithm ed25519`.
+const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIGnfR8vz3HgdAhFvKxTn0hDG5A2oZt7gC0ndVpKXw1aM
+-----END PRIVATE KEY-----
+";
+
+#[test]
+fn a_sealed_key_opens_to_the_private_half_of_the_announced_one() {
+    let seal = SealKey::new(&[7; 32]);
+    let key = GameKey::generate(&seal).unwrap();
+    let pem = String::from_utf8(seal.open(&key.sealed, &key.fingerprint).unwrap()).unwrap();
+    let private = RsaPrivateKey::from_pkcs8_pem(&pem).unwrap();
+    let public = private.to_public_key().to_public_key_der().unwrap();
+    assert_eq!(fingerprint(public.as_bytes()), key.fingerprint);
+    assert!(!format!("{key:?}").contains("PRIVATE"));
+}
+
+#[tokio::test]
+async fn the_pool_never_gives_a_key_twice() {
+    let pool = Pool::start(2, SealKey::new(&[7; 32]));
+    let take = async || tokio::time::timeout(Duration::from_secs(30), pool.take()).await.unwrap().unwrap().fingerprint;
+    let (one, two, three) = (take().await, take().await, take().await);
+    assert!(one != two && two != three && one != three);
+}
+
+#[test]
+fn a_connection_token_names_player_session_and_audience_and_ends_with_the_session() {
+    let signer = Signer::from_pem(&Secret::new(PRIVATE)).unwrap();
+    let (player, session, now) = ("anna".parse().unwrap(), SessionId::new(System.id()), System.now());
+    let ends_at = now + time::Duration::MINUTE;
+    let signed = signer.sign(&player, session, now, ends_at).unwrap();
+    assert_eq!(signed.expires_at, ends_at);
+    let public = ed25519_public();
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_audience(&[CONNECT_AUDIENCE]);
+    let claims = decode::<ConnectClaims>(signed.token.expose(), &public, &validation).unwrap().claims;
+    assert_eq!((claims.sub, claims.session), (player, session));
+    assert!(!format!("{signer:?}{:?}", signed.token).contains(signed.token.expose()));
+}
+
+fn ed25519_public() -> DecodingKey {
+    use ed25519_dalek::{
+        SigningKey,
+        pkcs8::{DecodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
+    };
+    let key = SigningKey::from_pkcs8_pem(PRIVATE).unwrap();
+    let public = key.verifying_key().to_public_key_pem(LineEnding::LF).unwrap();
+    DecodingKey::from_ed_pem(public.as_bytes()).unwrap()
+}
+
+#[test]
+fn what_is_no_ed25519_key_signs_nothing() {
+    assert!(Signer::from_pem(&Secret::new("no key")).is_err());
+}

@@ -1,0 +1,362 @@
+//! Session's reactions, on the simulated log and with the world's effects played by hand.
+#![cfg(test)]
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use futures::executor::block_on;
+use garage_events::{
+    event::Event as _,
+    game::{Car, Finished, Loadout, Placing, Ready, Stats},
+    id::{PlayerId, SessionId, TicketId},
+    log::{Append, Decision, Head, Load},
+    player::{self, Ending, Queued},
+    reaction::decide_session,
+    session::{Command, Event, Limits, Matched, Member, PodFailed, PodScheduled, State, Team},
+    sim::SimLog,
+    subject::{Aggregate, Report, ReportKind, timer_due},
+    world::{Simulated, World},
+};
+use garage_session::{
+    keys::GameKey,
+    reaction::{App, Effects},
+};
+use garage_worker::reactor::{Delivery, Failure};
+use time::{Duration, OffsetDateTime, macros::datetime};
+use uuid::Uuid;
+
+const BEGAN: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+
+/// What the reactions did besides appending.
+#[derive(Clone, Default)]
+struct Played(Arc<Mutex<Record>>);
+
+#[derive(Default)]
+struct Record {
+    keys: u32,
+    timer: Option<OffsetDateTime>,
+    inventory_down: bool,
+    redis_down: bool,
+}
+
+impl Played {
+    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Effects for Played {
+    async fn loadouts(&self, players: Vec<PlayerId>) -> Result<Vec<Loadout>, Failure> {
+        if self.record().inventory_down {
+            return Err(Failure::Unavailable(anyhow::anyhow!("inventory is down")));
+        }
+        let car = || Car {
+            id: "pebble".parse().unwrap(),
+            model: "pebble.glb".into(),
+            texture: "pebble.png".into(),
+            stats: Stats { power_kw: 80.0, mass_kg: 900.0, grip: 1.0, drag_m2: 0.6 },
+        };
+        Ok(players.into_iter().map(|player| Loadout { player, car: car(), items: BTreeMap::new() }).collect())
+    }
+
+    async fn park_key(&self, _keep: std::time::Duration) -> Result<GameKey, Failure> {
+        let mut record = self.record();
+        if record.redis_down {
+            return Err(Failure::Unavailable(anyhow::anyhow!("redis is down")));
+        }
+        record.keys += 1;
+        let fingerprint = format!("key-{}", record.keys);
+        Ok(GameKey { public_key: "public".into(), fingerprint, sealed: Vec::new() })
+    }
+
+    async fn set_timer(&self, _session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {
+        self.record().timer = at;
+        Ok(())
+    }
+}
+
+/// A session of two players, anna and bert, who have just been matched.
+struct Match {
+    app: App<SimLog<Simulated>, Simulated, Played>,
+    session: SessionId,
+}
+
+impl Match {
+    fn made() -> Self {
+        let world = Simulated::at(BEGAN);
+        let log = SimLog::new(world.clone());
+        let app = App { log, world: world.clone(), effects: Played::default(), limits: Limits::default() };
+        let session = SessionId::new(world.id());
+        let mut teams = Vec::new();
+        let mut decision = Decision::new(&world, session.uuid(), None);
+        for (name, number) in [("anna", 1), ("bert", 2)] {
+            let (player, ticket) = (name.parse::<PlayerId>().unwrap(), TicketId::new(Uuid::from_u128(number)));
+            let queued = Queued {
+                ticket,
+                queue: "ranked".parse().unwrap(),
+                rank: 0,
+                latencies: BTreeMap::new(),
+                attributes: BTreeMap::new(),
+                waiting_since: BEGAN,
+                expires_at: BEGAN + Duration::MINUTE,
+            };
+            let queue = Decision::new(&world, ticket.uuid(), None).change(
+                &world,
+                Aggregate::Player(player.clone()),
+                Head::default(),
+                [player::Event::from(queued)],
+            );
+            let seq = block_on(app.log.append(queue)).unwrap()[0];
+            let state = block_on(app.log.player(&player)).unwrap().state;
+            let command = player::Command::Match { ticket, session, team: name.into() };
+            let matched = player::decide(&state, command).unwrap();
+            decision = decision.change(&world, Aggregate::Player(player.clone()), Head { seq, n: 1 }, [matched]);
+            teams.push(Team { name: name.into(), players: vec![Member { player, ticket, rank: 0 }] });
+        }
+        let matched = Matched {
+            queue: "ranked".parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            teams,
+            rules: "test".into(),
+            pool_seq: 2,
+            clock: BEGAN,
+        };
+        let decision =
+            decision.change(&world, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
+        block_on(app.log.append(decision)).unwrap();
+        Self { app, session }
+    }
+
+    fn delivery(&self, subject: String, body: impl Into<bytes::Bytes>) -> Delivery {
+        Delivery { seq: 1, time: self.app.world.now(), subject, body: body.into(), delivered: 1 }
+    }
+
+    /// Delivers the session's last event.
+    fn told(&self) -> Result<(), Failure> {
+        let filter = Aggregate::Session(self.session).filter();
+        let last = self.app.log.last_sequence(&filter).unwrap();
+        let message = self.app.log.next(&filter, last).unwrap().unwrap();
+        block_on(self.app.on_event(&self.delivery(message.subject.clone(), message.body.clone())))
+    }
+
+    /// Delivers what happens until nothing more does.
+    fn goes_on(&self) {
+        let mut before = 0;
+        while before != self.types().len() {
+            before = self.types().len();
+            self.told().unwrap();
+        }
+    }
+
+    fn happens(&self, command: Command) {
+        let done = block_on(decide_session(&self.app.log, &self.app.world, self.session, command, None)).unwrap();
+        done.unwrap();
+    }
+
+    fn scheduled(&self, attempt: u32) {
+        let public_ip = "203.0.113.7".parse().unwrap();
+        self.happens(Command::Schedule(PodScheduled { attempt, pod: "pod".into(), node: "node".into(), public_ip }));
+    }
+
+    fn reports(&self, attempt: u32, kind: ReportKind, body: impl serde::Serialize) -> Result<(), Failure> {
+        let subject = Report { session: self.session, attempt, kind }.to_string();
+        block_on(self.app.on_report(&self.delivery(subject, serde_json::to_vec(&body).unwrap())))
+    }
+
+    fn ready(&self, attempt: u32) -> Result<(), Failure> {
+        self.reports(attempt, ReportKind::Ready, Ready { tcp_port: 1, udp_port: 2 })
+    }
+
+    fn finished(&self, attempt: u32) -> Result<(), Failure> {
+        let placing = |player: &str, place| Placing { player: player.parse().unwrap(), place, time_ms: Some(9) };
+        let results = vec![placing("bert", 1), placing("anna", 2)];
+        self.reports(attempt, ReportKind::Finished, Finished { results })
+    }
+
+    fn timer_fires(&self) {
+        let at = self.app.effects.record().timer.expect("a timer is set");
+        self.app.world.advance(at - self.app.world.now());
+        block_on(self.app.on_timer(&self.delivery(timer_due(self.session), ""))).unwrap();
+    }
+
+    /// What has happened to the session so far.
+    fn types(&self) -> Vec<&'static str> {
+        let session = block_on(self.app.log.session(self.session)).unwrap();
+        session.history.iter().map(|recorded| recorded.event.type_name()).collect()
+    }
+
+    fn player(&self, name: &str) -> player::State {
+        block_on(self.app.log.player(&name.parse().unwrap())).unwrap().state
+    }
+}
+
+#[test]
+fn a_match_asks_for_a_server_with_its_players_loadouts_and_a_parked_key() {
+    let game = Match::made();
+    game.told().unwrap();
+    let session = block_on(game.app.log.session(game.session)).unwrap();
+    let Event::PodRequested(requested) = &session.history[1].event else { panic!("{:?}", game.types()) };
+    let players: Vec<_> = requested.loadouts.iter().map(|loadout| loadout.player.as_str()).collect();
+    assert_eq!((players, requested.attempt, requested.fingerprint.as_str()), (vec!["anna", "bert"], 1, "key-1"));
+    assert_eq!(game.app.effects.record().timer, Some(BEGAN + Limits::default().ready));
+}
+
+#[test]
+fn an_event_that_comes_twice_has_one_effect() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.told().unwrap();
+    game.told().unwrap();
+    assert_eq!(game.types(), ["Matched", "PodRequested"]);
+    assert_eq!(game.app.effects.record().keys, 1);
+}
+
+#[test]
+fn the_players_are_told_once_the_server_is_placed_and_ready_in_either_order() {
+    for scheduled_first in [true, false] {
+        let game = Match::made();
+        game.told().unwrap();
+        if scheduled_first {
+            game.scheduled(1);
+            game.ready(1).unwrap();
+        } else {
+            game.ready(1).unwrap();
+            game.goes_on();
+            assert!(matches!(game.player("anna"), player::State::Matched(_)), "not before it is placed");
+            game.scheduled(1);
+        }
+        game.goes_on();
+        assert_eq!(game.types().last(), Some(&"Opened"));
+        for name in ["anna", "bert"] {
+            let player::State::Playing(playing) = game.player(name) else { panic!("{name} was not told") };
+            assert_eq!(playing.address.ip.to_string(), "203.0.113.7");
+            assert_eq!((playing.address.tcp_port, playing.address.fingerprint.as_str()), (1, "key-1"));
+        }
+    }
+}
+
+#[test]
+fn results_close_the_session_and_let_the_players_go() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.scheduled(1);
+    game.ready(1).unwrap();
+    game.goes_on();
+    game.finished(1).unwrap();
+    assert!(game.types().ends_with(&["Finished", "Closed"]));
+    assert!(matches!(game.player("anna"), player::State::Idle { .. }));
+    game.told().unwrap();
+    assert_eq!(game.app.effects.record().timer, None, "its timer is taken away");
+    // The report is repeated until it is acknowledged.
+    let before = game.types();
+    game.finished(1).unwrap();
+    assert_eq!(game.types(), before);
+}
+
+#[test]
+fn results_that_overtake_the_opening_wait_for_it() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.scheduled(1);
+    assert!(matches!(game.finished(1), Err(Failure::Retry(_))));
+    game.ready(1).unwrap();
+    game.goes_on();
+    game.finished(1).unwrap();
+    assert_eq!(game.types().last(), Some(&"Closed"));
+}
+
+#[test]
+fn a_server_that_does_not_report_is_replaced_and_its_late_report_left_alone() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.timer_fires();
+    assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
+    game.ready(1).unwrap();
+    assert_eq!(game.types().len(), 4);
+    game.scheduled(2);
+    game.ready(2).unwrap();
+    game.goes_on();
+    assert_eq!(game.types().last(), Some(&"Opened"));
+    assert_eq!(game.app.effects.record().keys, 2, "each attempt has a key of its own");
+}
+
+#[test]
+fn after_the_last_attempt_the_session_fails_and_lets_its_players_go() {
+    let game = Match::made();
+    game.told().unwrap();
+    for attempt in 1..=3 {
+        let message = "exit code 3".into();
+        game.happens(Command::FailPod(PodFailed { attempt, reason: "exited".into(), message }));
+        game.goes_on();
+    }
+    assert!(game.types().ends_with(&["PodFailed", "Failed", "Closed"]), "{:?}", game.types());
+    assert!(matches!(game.player("bert"), player::State::Idle { .. }));
+}
+
+#[test]
+fn a_server_that_dies_in_the_game_ends_the_session() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.scheduled(1);
+    game.ready(1).unwrap();
+    game.goes_on();
+    game.happens(Command::FailPod(PodFailed { attempt: 1, reason: "killed".into(), message: "signal 9".into() }));
+    game.goes_on();
+    assert!(game.types().ends_with(&["PodFailed", "Failed", "Closed"]));
+    assert!(matches!(game.player("anna"), player::State::Idle { .. }));
+}
+
+#[test]
+fn a_game_without_end_is_abandoned_at_its_hard_end() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.scheduled(1);
+    game.ready(1).unwrap();
+    game.goes_on();
+    game.timer_fires();
+    let session = block_on(game.app.log.session(game.session)).unwrap();
+    let State::Closed(past) = session.state else { panic!("{:?}", game.types()) };
+    assert_eq!(past.closed.why, Ending::Abandoned);
+    assert_eq!(game.app.world.now(), BEGAN + Limits::default().session);
+}
+
+#[test]
+fn what_is_down_is_waited_for_and_costs_no_attempt() {
+    let game = Match::made();
+    game.app.effects.record().inventory_down = true;
+    assert!(matches!(game.told(), Err(Failure::Unavailable(_))));
+    game.app.effects.record().inventory_down = false;
+    game.app.effects.record().redis_down = true;
+    assert!(matches!(game.told(), Err(Failure::Unavailable(_))));
+    assert_eq!(game.types(), ["Matched"]);
+    game.app.effects.record().redis_down = false;
+    game.told().unwrap();
+    assert_eq!(game.types(), ["Matched", "PodRequested"]);
+}
+
+#[test]
+fn rubbish_is_put_aside_and_changes_nothing() {
+    let game = Match::made();
+    game.told().unwrap();
+    let before = game.types();
+    let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None };
+    let rubbish = [
+        game.reports(1, ReportKind::Ready, "no report"),
+        game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": 70_000, "udp_port": 1 })),
+        block_on(game.app.on_report(&game.delivery("report.x.1.ready".into(), "{}"))),
+        block_on(game.app.on_timer(&game.delivery("timer.due.x".into(), ""))),
+        block_on(game.app.on_event(&game.delivery("garage.player.anna".into(), "{}"))),
+    ];
+    for result in rubbish {
+        assert!(matches!(result, Err(Failure::Poison(_))), "{result:?}");
+    }
+    assert_eq!(game.types(), before);
+    game.scheduled(1);
+    game.ready(1).unwrap();
+    game.goes_on();
+    let results = game.reports(1, ReportKind::Finished, Finished { results: vec![stranger] });
+    assert!(matches!(results, Err(Failure::Poison(_))));
+    assert_eq!(game.types().last(), Some(&"Opened"));
+}
