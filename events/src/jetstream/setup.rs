@@ -7,7 +7,7 @@ use async_nats::{
     jetstream::{
         self, Context,
         consumer::{AckPolicy, DeliverPolicy, pull},
-        stream::{Config, DiscardPolicy, Info, Source, StorageType},
+        stream::{Config, DiscardPolicy, Info, PersistenceMode, Source, StorageType},
     },
 };
 
@@ -141,6 +141,7 @@ fn streams(replicas: usize) -> [Config; 5] {
             max_age: HOUR * 72,
             allow_direct: true,
             mirror: Some(Source { name: STREAM.into(), ..Default::default() }),
+            persist_mode: (replicas == 1).then_some(PersistenceMode::Async),
             ..base(HISTORY, &[])
         },
         Config {
@@ -185,6 +186,9 @@ pub(super) fn check(info: &Info) -> Result<(), ReadError> {
     if config.allow_message_schedules || config.allow_rollup || config.republish.is_some() {
         // With any of these, who may publish one subject can erase the log or write another's event.
         return wrong("allows schedules, roll-ups or republishing");
+    }
+    if config.max_messages_per_subject > 0 {
+        return wrong("keeps only the last events of a subject");
     }
     if config.discard != DiscardPolicy::New {
         return wrong("forgets its beginning when it is full");
