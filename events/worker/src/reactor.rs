@@ -27,8 +27,18 @@ const DELIVERIES: i64 = 10;
 /// Tries that one delivery gets, when each ends in a conflict or the like.
 const TRIES: u32 = 5;
 
-/// How long a delivery is held before the server must hear that it is not forgotten; its ack_wait is 30 s.
-const PROGRESS: Duration = Duration::from_secs(10);
+/// How often the server hears that a delivery that is held is not forgotten: twice within [`setup::ACK_WAIT`], and a
+/// second to spare.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// How long one request for messages stands. When the server that holds it dies, nothing comes until it is over.
+const PULL: Duration = Duration::from_secs(2);
+
+/// Between two attempts to fetch, when one has failed.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// After how long a message comes again whose dead letter could not be stored.
+const UNBURIED: Duration = Duration::from_secs(10);
 
 /// A message to react to.
 #[derive(Debug, Clone)]
@@ -114,33 +124,49 @@ where
     R: Future<Output = Result<(), Failure>> + Send,
 {
     let places = Arc::new(Semaphore::new(concurrency));
-    while !shutdown.is_cancelled() {
-        let messages = open(&context, consumer, concurrency).await;
-        let mut messages = match messages {
-            Ok(messages) => messages,
-            Err(error) => {
-                tracing::warn!(consumer = consumer.name, %error, "consumer cannot be opened; trying again");
-                tokio::select! { () = shutdown.cancelled() => break, () = sleep(Duration::from_secs(1)) => continue }
-            }
-        };
+    // What is in flight goes on when this ends.
+    let reacting = async {
         loop {
-            // A place first: what is fetched can be begun at once, so that its ack_wait is not spent in a queue.
-            let place = tokio::select! {
-                () = shutdown.cancelled() => break,
-                place = Arc::clone(&places).acquire_owned() => place?,
-            };
-            let message = tokio::select! {
-                () = shutdown.cancelled() => break,
-                message = messages.next() => message,
-            };
-            let message = match message {
-                Some(Ok(message)) => message,
-                Some(Err(error)) => {
-                    tracing::warn!(consumer = consumer.name, %error, "fetching was interrupted; going on");
-                    break;
-                }
-                None => break,
-            };
+            let result = fetch(&context, consumer, &places, &shutdown, &handler).await;
+            if let Err(error) = result {
+                tracing::warn!(consumer = consumer.name, %error, "messages cannot be fetched; trying again");
+            }
+            sleep(AGAIN).await;
+        }
+    };
+    shutdown.run_until_cancelled(reacting).await;
+    // All places free means that nothing is in flight.
+    let _ = places.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
+    Ok(())
+}
+
+/// Fetches and begins to react, until fetching fails.
+async fn fetch<F, R>(
+    context: &jetstream::Context,
+    consumer: setup::Consumer,
+    places: &Arc<Semaphore>,
+    shutdown: &Shutdown,
+    handler: &F,
+) -> Result<(), async_nats::Error>
+where
+    F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<(), Failure>> + Send,
+{
+    let stream = context.get_stream_no_info(consumer.stream).await?;
+    let pull: PullConsumer = stream.get_consumer(consumer.name).await?;
+    loop {
+        // No more than there are places for: what is fetched is begun at once. A message that waited in a buffer here
+        // would run out of its ack_wait, and while a dependency is down, of its deliveries.
+        let mut free = Arc::clone(places).acquire_owned().await?;
+        let more = u32::try_from(places.available_permits()).unwrap_or(u32::MAX);
+        if let Ok(more) = Arc::clone(places).try_acquire_many_owned(more) {
+            free.merge(more);
+        }
+        let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL).messages().await?;
+        while let Some(message) = batch.next().await {
+            let message = message?;
+            // There are as many places as messages were asked for.
+            let Some(place) = free.split(1) else { break };
             let reaction = Reaction { context: context.clone(), consumer, message, shutdown: shutdown.clone() };
             let handler = handler.clone();
             tokio::spawn(async move {
@@ -149,25 +175,6 @@ where
             });
         }
     }
-    // All places free means that nothing is in flight.
-    let _ = places.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
-    Ok(())
-}
-
-async fn open(
-    context: &jetstream::Context,
-    consumer: setup::Consumer,
-    concurrency: usize,
-) -> Result<jetstream::consumer::pull::Stream, async_nats::Error> {
-    let stream = context.get_stream_no_info(consumer.stream).await?;
-    let pull: PullConsumer = stream.get_consumer(consumer.name).await?;
-    Ok(pull
-        .stream()
-        .max_messages_per_batch(concurrency)
-        .heartbeat(Duration::from_secs(5))
-        .expires(Duration::from_secs(30))
-        .messages()
-        .await?)
 }
 
 struct Reaction {
@@ -178,7 +185,25 @@ struct Reaction {
 }
 
 impl Reaction {
+    /// Reacts, while telling the server that the delivery is not forgotten.
     async fn run<F, R>(self, handler: F)
+    where
+        F: Fn(Delivery) -> R,
+        R: Future<Output = Result<(), Failure>>,
+    {
+        let progress = async {
+            loop {
+                sleep(PROGRESS).await;
+                self.answer(AckKind::Progress).await;
+            }
+        };
+        tokio::select! {
+            () = self.react(handler) => {}
+            () = progress => {}
+        }
+    }
+
+    async fn react<F, R>(&self, handler: F)
     where
         F: Fn(Delivery) -> R,
         R: Future<Output = Result<(), Failure>>,
@@ -204,7 +229,7 @@ impl Reaction {
         }
         let mut tries = 0;
         loop {
-            match self.held(handler(delivery.clone())).await {
+            match handler(delivery.clone()).await {
                 Ok(()) => {
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
                     return self.answer(AckKind::Ack).await;
@@ -216,7 +241,7 @@ impl Reaction {
                     let wait = Duration::from_millis(200 << tries.min(4));
                     tokio::select! {
                         () = self.shutdown.cancelled() => return self.answer(AckKind::Nak(None)).await,
-                        () = self.held(sleep(wait)) => tries += 1,
+                        () = sleep(wait) => tries += 1,
                     }
                 }
                 Err(Failure::Retry(error)) => {
@@ -232,17 +257,6 @@ impl Reaction {
                     }
                     sleep(Duration::from_millis(5 << tries)).await;
                 }
-            }
-        }
-    }
-
-    /// Waits for something while telling the server that the delivery is not forgotten.
-    async fn held<T>(&self, work: impl Future<Output = T>) -> T {
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = sleep(PROGRESS) => self.answer(AckKind::Progress).await,
             }
         }
     }
@@ -275,7 +289,7 @@ impl Reaction {
             Ok(_) => self.answer(AckKind::Term).await,
             Err(error) => {
                 tracing::warn!(consumer = name, %error, "dead letter not stored; the message will come again");
-                self.answer(AckKind::Nak(Some(PROGRESS))).await;
+                self.answer(AckKind::Nak(Some(UNBURIED))).await;
             }
         }
     }

@@ -115,9 +115,10 @@ async fn a_message_is_acknowledged_once_it_was_handled() -> anyhow::Result<()> {
 async fn a_dependency_that_is_down_is_no_failed_delivery() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (_reacting, mut deliveries) =
-        fixture.react(|call| if call <= 3 { Err(Failure::Unavailable(anyhow::anyhow!("down"))) } else { Ok(()) });
+        fixture.react(|call| if call <= 6 { Err(Failure::Unavailable(anyhow::anyhow!("down"))) } else { Ok(()) });
     fixture.report("{}").await?;
-    for _ in 0..4 {
+    // Longer than the server waits for an acknowledgement.
+    for _ in 0..7 {
         assert_eq!(next(&mut deliveries).await?.delivered, 1);
     }
     fixture.settled().await?;
@@ -166,6 +167,21 @@ async fn a_message_that_came_too_often_is_put_aside() -> anyhow::Result<()> {
     fixture.settled().await?;
     let letter = fixture.dead_letter().await?.context("a dead letter")?;
     assert_eq!(letter["error"], "still moving");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_more_is_fetched_than_is_reacted_to() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    for attempt in 1..=20 {
+        fixture.context.publish(format!("report.x.{attempt}.ready"), "{}".into()).await?.await?;
+    }
+    let (_reacting, mut deliveries) = fixture.react(|_| Err(Failure::Unavailable(anyhow::anyhow!("down"))));
+    // Held and tried again, each of the four that have a place.
+    for _ in 0..12 {
+        assert_eq!(next(&mut deliveries).await?.delivered, 1);
+    }
+    assert_eq!(fixture.consumer().await?.info().await?.num_ack_pending, 4);
     Ok(())
 }
 
