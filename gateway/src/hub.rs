@@ -162,35 +162,20 @@ pub(crate) async fn follow(
     shutdown: Shutdown,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
     hub.start_at(present(&log).await?);
-    let mut follow = from(&hub, &log);
+    let filters = vec![subject::PLAYERS.to_owned()];
+    let mut follow = Follow::new(log.context().clone(), subject::STREAM, filters, hub.position() + 1);
     follow.connect().await.map_err(anyhow::Error::from_boxed)?;
     health.up("log");
     Ok(async move {
         let hand_out = async {
-            loop {
-                tokio::select! {
-                    () = hand_out_all(&hub, &mut follow) => {}
-                    () = stalled(&hub, &log, &health) => {}
-                }
-                tracing::warn!(
-                    position = hub.position(),
-                    "the log goes on, but its consumer does not; making it again"
-                );
-                follow = from(&hub, &log);
-                // Not under the eyes of the watch: a server that is slow to make it would never get to.
-                if let Err(error) = follow.connect().await {
-                    tracing::warn!(%error, "the log cannot be followed; trying again");
-                }
+            tokio::select! {
+                () = hand_out_all(&hub, &mut follow) => {}
+                () = watch(&hub, &log, &health) => {}
             }
         };
         shutdown.run_until_cancelled(hand_out).await;
         Ok(())
     })
-}
-
-fn from(hub: &Hub, log: &JetStreamLog) -> Follow {
-    let filters = vec![subject::PLAYERS.to_owned()];
-    Follow::new(log.context().clone(), subject::STREAM, filters, hub.position() + 1)
 }
 
 async fn hand_out_all(hub: &Hub, follow: &mut Follow) {
@@ -199,29 +184,22 @@ async fn hand_out_all(hub: &Hub, follow: &mut Follow) {
     }
 }
 
-/// Returns when the log has gone on and nothing of it has come for two looks. A consumer lives in one server's memory;
-/// when that server dies, the client notices only by a heartbeat that fails to come, after 15 to 30 s, and players
-/// would miss the start of their match.
-async fn stalled(hub: &Hub, log: &JetStreamLog, health: &Health) {
+/// Keeps /readyz right: down while the log goes on and nothing of it comes here, as when its consumer's server has died
+/// and another is being found.
+async fn watch(hub: &Hub, log: &JetStreamLog, health: &Health) {
     let mut behind = None;
     loop {
         tokio::time::sleep(WATCH).await;
         let position = hub.position();
-        behind = match log.last_sequence(subject::PLAYERS).await {
-            Ok(last) if last <= position || hub.position() > position => {
+        match log.last_sequence(subject::PLAYERS).await {
+            Ok(last) if last <= position => {
+                behind = None;
                 health.up("log");
-                None
             }
-            Ok(_) if behind == Some(position) => {
-                health.down("log", "it goes on, but nothing of it comes here");
-                return;
-            }
-            Ok(_) => Some(position),
-            Err(error) => {
-                health.down("log", error.to_string());
-                None
-            }
-        };
+            Ok(_) if behind == Some(position) => health.down("log", "it goes on, but nothing of it comes here"),
+            Ok(_) => behind = Some(position),
+            Err(error) => health.down("log", error.to_string()),
+        }
     }
 }
 
