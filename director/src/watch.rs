@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use garage_events::{log::Log, world::World};
+use garage_events::{log::Log, session, world::World};
 use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
@@ -130,9 +130,16 @@ impl<L: Log, W: World, B: Backend> Watch<L, W, B> {
 
 /// An instance is over: is its attempt?
 async fn judge<L: Log, W: World, B: Backend>(app: &App<L, W, B>, name: Name, exit: &Exit) -> Result<(), Failure> {
-    let session = app.log.session(name.session).await?;
-    if session.state.present_attempt() != Some(name.attempt) {
+    let state = app.log.session(name.session).await?.state;
+    if state.present_attempt() != Some(name.attempt) {
         return Ok(app.backend.delete(name).await?);
+    }
+    if let session::State::Open(open) = &state
+        && app.world.now() >= open.began + app.terms.session
+    {
+        // Its session has come to its hard end, at which servers exit by themselves. It is abandoned, not failed, and
+        // its own deadline says so.
+        return Ok(());
     }
     let reason = match exit.how {
         // Its report of the results may still be on its way; if there is none, the session's own deadline says so.

@@ -33,6 +33,9 @@ use crate::{
 /// Decisions that may wait for a commit in one process; a further one waits for a place.
 const QUEUE: usize = 4_096;
 
+/// The most events that one quick read asks for; the server's bound.
+const QUICK: usize = 1_000;
+
 /// The log on JetStream. Clones share one connection and one committer.
 #[derive(Debug, Clone)]
 pub struct JetStreamLog {
@@ -90,30 +93,34 @@ impl JetStreamLog {
         if last.n == 1 {
             return Ok(vec![last]);
         }
-        // A replica may answer the quick read, and may lag: what it says counts only when it is whole.
-        if let Some(history) = self.quick_history(&filter, &last).await {
-            return Ok(history);
-        }
-        let mut history = Vec::new();
-        let mut from = 1;
+        // A replica may answer the quick read, and may lag: the leader is asked for what it has not heard of yet.
+        let mut history = self.quick_history(&filter, &last).await;
+        let mut from = history.last().map_or(1, |end: &Recorded<E>| end.seq + 1);
         while from <= last.seq {
             let Some(message) = self.next(&filter, from).await? else { break };
             from = message.sequence + 1;
-            history.push(decode::<E>(&message)?);
+            history.push(decode(&message)?);
         }
-        Ok(history)
+        match history.last() {
+            Some(end) if end.seq >= last.seq => Ok(history),
+            // One that led until now may have answered, and not known yet that it leads no more.
+            _ => Err(ReadError::Unavailable(format!("{aggregate} could not be read up to its last event"))),
+        }
     }
 
-    async fn quick_history<E: Event>(&self, filter: &str, last: &Recorded<E>) -> Option<Vec<Recorded<E>>> {
-        let count = usize::try_from(last.n).ok().filter(|count| *count <= 1_000)?;
+    /// The beginning of a history, as far as whoever answers has it: without a hole, and perhaps without its end.
+    async fn quick_history<E: Event>(&self, filter: &str, last: &Recorded<E>) -> Vec<Recorded<E>> {
+        let mut history = Vec::new();
+        let count = usize::try_from(last.n).unwrap_or(usize::MAX).min(QUICK);
         let batch = self.context.get_batch(subject::STREAM, count).subject(filter).sequence(1).send().await;
-        let mut batch = batch.ok()?;
-        let mut history = Vec::with_capacity(count);
-        while let Some(message) = batch.next().await {
-            history.push(decode::<E>(&message.ok()?).ok()?);
+        let Ok(mut batch) = batch else { return history };
+        while let Some(Ok(message)) = batch.next().await {
+            match decode::<E>(&message) {
+                Ok(recorded) if recorded.n == history.len() as u64 + 1 => history.push(recorded),
+                _ => break,
+            }
         }
-        let whole = history.iter().zip(1..).all(|(recorded, n)| recorded.n == n);
-        (whole && history.last().is_some_and(|end| end.seq == last.seq)).then_some(history)
+        history
     }
 }
 
@@ -127,9 +134,7 @@ fn found(result: Result<StreamMessage, RawMessageError>) -> Result<Option<Stream
         Ok(message) => Ok(Some(message)),
         Err(error) => match error.kind() {
             LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            LastRawMessageErrorKind::JetStream(api)
-                if api.error_code() == jetstream::ErrorCode::NO_MESSAGE_FOUND =>
-            {
+            LastRawMessageErrorKind::JetStream(api) if api.error_code() == jetstream::ErrorCode::NO_MESSAGE_FOUND => {
                 Ok(None)
             }
             _ => Err(unavailable(error)),

@@ -56,9 +56,9 @@ pub async fn decide_session<L: Log, W: World>(
         if let Some(told) = events.iter().find_map(Told::of)
             && let Some(matched) = session.state.matched()
         {
-            let players = try_join_all(matched.players().map(async |player| {
-                log.player(player).await.map(|found| (player.clone(), found))
-            }));
+            let players = try_join_all(
+                matched.players().map(async |player| log.player(player).await.map(|found| (player.clone(), found))),
+            );
             for (player, Player { state, head, .. }) in players.await? {
                 match player::decide(&state, told.command(id)) {
                     Ok(event) => decision = decision.change(world, Aggregate::Player(player), head, [event]),

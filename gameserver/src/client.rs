@@ -138,9 +138,10 @@ pub async fn connect(server: &Server) -> Result<Connection, RaceError> {
         .with_custom_certificate_verifier(Arc::new(pin))
         .with_no_client_auth();
     let name = ServerName::from(server.address.ip());
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
-        if pin::is_mismatch(&error) { RaceError::WrongKey } else { RaceError::Connect(error) }
-    })?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| if pin::is_mismatch(&error) { RaceError::WrongKey } else { RaceError::Connect(error) })?;
     let (connection, _) = client_async(format!("ws://{}/", server.address), stream).await?;
     Ok(connection)
 }

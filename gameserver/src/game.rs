@@ -18,7 +18,10 @@ use crate::{
     domain::race::{Race, TICK_HZ, Throttle},
     seat::Seat,
     socket::{Event, Outgoing},
-    wire::{CarState, FromServer, Snapshot, Welcome, close, datagram::{INPUT_LEN, Input}},
+    wire::{
+        CarState, FromServer, Snapshot, Welcome, close,
+        datagram::{INPUT_LEN, Input},
+    },
 };
 
 /// Between the last player's arrival and the start, so that nobody starts while he still reads.

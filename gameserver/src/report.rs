@@ -43,7 +43,6 @@ pub enum Error {
     Other(String),
 }
 
-
 /// Who carries reports.
 pub trait Reporter: Send + Sync + 'static {
     /// Publishes once; `Ok` only when it was acknowledged.
@@ -74,21 +73,22 @@ impl OverNats {
     }
 
     async fn connect(&self) -> Result<(Client, Context), Error> {
-        let client = ConnectOptions::with_user_and_password(self.user.user.clone(), self.user.password.expose().to_owned())
-            .name("garage-gameserver")
-            .custom_inbox_prefix(INBOX_PREFIX)
-            .connection_timeout(ATTEMPT)
-            .event_callback(|event| async move {
-                match event {
-                    // Permissions are refused this way, beside the request that then hears nothing.
-                    Event::ServerError(error) => tracing::warn!(%error, "nats refused"),
-                    Event::ClientError(error) => tracing::warn!(%error, "nats client failed"),
-                    event => tracing::debug!(%event, "nats connection changed"),
-                }
-            })
-            .connect(self.servers.clone())
-            .await
-            .map_err(Error::Connect)?;
+        let client =
+            ConnectOptions::with_user_and_password(self.user.user.clone(), self.user.password.expose().to_owned())
+                .name("garage-gameserver")
+                .custom_inbox_prefix(INBOX_PREFIX)
+                .connection_timeout(ATTEMPT)
+                .event_callback(|event| async move {
+                    match event {
+                        // Permissions are refused this way, beside the request that then hears nothing.
+                        Event::ServerError(error) => tracing::warn!(%error, "nats refused"),
+                        Event::ClientError(error) => tracing::warn!(%error, "nats client failed"),
+                        event => tracing::debug!(%event, "nats connection changed"),
+                    }
+                })
+                .connect(self.servers.clone())
+                .await
+                .map_err(Error::Connect)?;
         let context = jetstream::new(client.clone());
         Ok((client, context))
     }

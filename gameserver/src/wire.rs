@@ -145,10 +145,8 @@ mod tests {
     fn frames_look_as_documented() {
         let join: FromClient = serde_json::from_str(r#"{"type":"join","token":"t"}"#).unwrap();
         assert!(matches!(join, FromClient::Join { token } if token.expose() == "t"));
-        let snapshot = FromServer::Snapshot(Snapshot {
-            tick: 3,
-            cars: vec![CarState { index: 0, position: 1.5, speed: 2.0 }],
-        });
+        let snapshot =
+            FromServer::Snapshot(Snapshot { tick: 3, cars: vec![CarState { index: 0, position: 1.5, speed: 2.0 }] });
         assert_eq!(
             serde_json::to_string(&snapshot).unwrap(),
             r#"{"type":"snapshot","tick":3,"cars":[{"index":0,"position":1.5,"speed":2.0}]}"#

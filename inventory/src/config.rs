@@ -121,7 +121,10 @@ mod tests {
         }
         let options = config(&["--mysql-url", "mysql://garage@db.example:3307/cars?ssl-mode=required"]).mysql.options();
         let options = options.unwrap();
-        assert_eq!((options.get_host(), options.get_port(), options.get_database()), ("db.example", 3_307, Some("cars")));
+        assert_eq!(
+            (options.get_host(), options.get_port(), options.get_database()),
+            ("db.example", 3_307, Some("cars"))
+        );
     }
 
     #[test]

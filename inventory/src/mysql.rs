@@ -94,7 +94,9 @@ pub enum SchemaError {
         lacking: i64,
     },
     /// A migration broke off. MySQL cannot roll back statements that create tables.
-    #[error("migration {version} of the database broke off half-way; restore a backup, or drop the database, and run `garage init`")]
+    #[error(
+        "migration {version} of the database broke off half-way; restore a backup, or drop the database, and run `garage init`"
+    )]
     Dirty {
         /// Which.
         version: i64,

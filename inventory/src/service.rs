@@ -106,6 +106,9 @@ mod tests {
         assert_eq!(refusal("activate", not_owned), Refusal::new(404, "anna does not own the car vixen"));
         assert_eq!(refusal("loadouts", Error::TooMany { asked: 65, most: 64 }).code, 400);
         assert_eq!(refusal("garage", Error::from(sqlx::Error::PoolTimedOut)).code, 503);
-        assert_eq!(refusal("garage", Error::Corrupt("a row".into())), Refusal::new(500, "inventory failed; its log says why"));
+        assert_eq!(
+            refusal("garage", Error::Corrupt("a row".into())),
+            Refusal::new(500, "inventory failed; its log says why")
+        );
     }
 }

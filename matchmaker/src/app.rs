@@ -88,7 +88,8 @@ impl<W: World> Matchmaker<W> {
     fn fold(&mut self, message: &Message) -> anyhow::Result<()> {
         let Some(Aggregate::Player(player)) = Aggregate::of(&message.subject) else { return Ok(()) };
         let recorded = Recorded::<player::Event>::decode(message.seq, message.time, &message.body);
-        let recorded = recorded.map_err(|error| anyhow::Error::from(error).context(format!("event {}", message.seq)))?;
+        let recorded =
+            recorded.map_err(|error| anyhow::Error::from(error).context(format!("event {}", message.seq)))?;
         self.pool.fold(&player, Head { seq: recorded.seq, n: recorded.n }, &recorded.event);
         Ok(())
     }

@@ -116,16 +116,14 @@ impl Rivals {
                 let message = follow.next().await;
                 match Aggregate::of(&message.subject).context("a foreign subject")? {
                     Aggregate::Player(player) => {
-                        let recorded =
-                            Recorded::<player::Event>::decode(message.seq, message.time, &message.body)?;
+                        let recorded = Recorded::<player::Event>::decode(message.seq, message.time, &message.body)?;
                         if !matches!(recorded.event, player::Event::Queued(_)) {
                             fates.decided.insert(player.clone());
                         }
                         fates.players.entry(player).or_default().push(recorded.event);
                     }
                     Aggregate::Session(session) => {
-                        let recorded =
-                            Recorded::<session::Event>::decode(message.seq, message.time, &message.body)?;
+                        let recorded = Recorded::<session::Event>::decode(message.seq, message.time, &message.body)?;
                         let session::Event::Matched(matched) = recorded.event else { continue };
                         let members = matched.players().cloned().collect();
                         anyhow::ensure!(fates.sessions.insert(session, members).is_none(), "{session} twice");

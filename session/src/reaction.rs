@@ -111,10 +111,12 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
     /// [`Failure`]
     pub async fn on_report(&self, delivery: &Delivery) -> Result<(), Failure> {
         let poison = |error: anyhow::Error| Failure::Poison(error.context("report cannot be read"));
-        let Report { session, attempt, kind } = delivery.subject.parse().map_err(|error| poison(anyhow::Error::from(error)))?;
+        let Report { session, attempt, kind } =
+            delivery.subject.parse().map_err(|error| poison(anyhow::Error::from(error)))?;
         let command = match kind {
-            ReportKind::Ready => serde_json::from_slice::<game::Ready>(&delivery.body)
-                .map(|report| Command::Ready { attempt, report }),
+            ReportKind::Ready => {
+                serde_json::from_slice::<game::Ready>(&delivery.body).map(|report| Command::Ready { attempt, report })
+            }
             ReportKind::Finished => serde_json::from_slice::<game::Finished>(&delivery.body)
                 .map(|report| Command::Finish { attempt, report }),
         };

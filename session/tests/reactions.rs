@@ -123,8 +123,7 @@ impl Match {
             pool_seq: 2,
             clock: BEGAN,
         };
-        let decision =
-            decision.change(&world, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
+        let decision = decision.change(&world, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
         block_on(app.log.append(decision)).unwrap();
         Self { app, session }
     }

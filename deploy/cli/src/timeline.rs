@@ -3,12 +3,13 @@
 use anyhow::Context;
 use garage_events::{
     event::Envelope,
-    id::{PlayerId, SessionId},
+    id::{PlayerId, SessionId, TicketId},
     jetstream::JetStreamLog,
     log::Load,
     subject::Aggregate,
 };
 use garage_worker::config::Nats;
+use serde::Deserialize;
 use time::OffsetDateTime;
 
 use crate::report::{say, table};
@@ -61,25 +62,27 @@ pub(crate) struct Line {
     pub(crate) time: OffsetDateTime,
     pub(crate) subject: String,
     pub(crate) type_name: String,
+    about: About,
+}
+
+/// What an event's data says it is about.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct About {
+    ticket: Option<TicketId>,
+    session: Option<SessionId>,
 }
 
 /// A match: the session, and what its players went through from queueing to being paid, in the log's order.
 pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Result<Vec<Line>> {
     let mut lines = of(log, &Aggregate::Session(id)).await?;
     let session = log.session(id).await?;
-    for player in session.state.matched().into_iter().flat_map(|matched| matched.players()) {
-        let mut theirs = of(log, &Aggregate::Player(player.clone())).await?;
-        theirs.extend(of(log, &Aggregate::Inventory(player.clone())).await?);
-        theirs.sort_by_key(|line| line.seq);
-        // Of all his matches only this one: from the queueing before it to what follows its end.
-        let Some(matched) = lines.first().map(|line| line.seq) else { continue };
-        let from = theirs.iter().rposition(|line| line.seq < matched && line.type_name == "Queued").unwrap_or(0);
-        let mut theirs = theirs.split_off(from);
-        let next = theirs.iter().skip(1).position(|line| line.type_name == "Queued");
-        if let Some(next) = next {
-            theirs.truncate(next + 1);
+    for member in session.state.matched().into_iter().flat_map(|matched| &matched.teams).flat_map(|team| &team.players)
+    {
+        // By what each event is about: when he is paid he may have queued again long since.
+        let about = |line: &Line| line.about.session == Some(id) || line.about.ticket == Some(member.ticket);
+        for aggregate in [Aggregate::Player(member.player.clone()), Aggregate::Inventory(member.player.clone())] {
+            lines.extend(of(log, &aggregate).await?.into_iter().filter(about));
         }
-        lines.extend(theirs);
     }
     lines.sort_by_key(|line| line.seq);
     Ok(lines)
@@ -108,6 +111,7 @@ async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Lin
             seq: message.sequence,
             time: message.time,
             subject: message.subject.to_string(),
+            about: serde_json::from_str(envelope.data.get()).unwrap_or_default(),
             type_name: envelope.type_name,
         });
     }
@@ -119,7 +123,12 @@ pub(crate) fn print(lines: &[Line]) {
     let Some(begin) = lines.first().map(|line| line.time) else { return };
     let row = |line: &Line| {
         let since = (line.time - begin).as_seconds_f64() * 1_000.0;
-        vec![format!("{:>9}", format!("+{since:.1}")), line.type_name.clone(), line.seq.to_string(), line.subject.clone()]
+        vec![
+            format!("{:>9}", format!("+{since:.1}")),
+            line.type_name.clone(),
+            line.seq.to_string(),
+            line.subject.clone(),
+        ]
     };
     let rows: Vec<_> = lines.iter().map(row).collect();
     say(format!("began {begin}"));

@@ -48,11 +48,8 @@ impl Fixture {
         });
         let closed = session::Event::from(session::Closed { why: player::Ending::Failed, results: Vec::new() });
         let ticket = garage_events::id::TicketId::new(System.id());
-        let cancelled = player::Event::from(Cancelled {
-            ticket,
-            queue: "ranked".parse()?,
-            reason: CancelReason::Player,
-        });
+        let cancelled =
+            player::Event::from(Cancelled { ticket, queue: "ranked".parse()?, reason: CancelReason::Player });
         let decision = Decision::new(&System, session.uuid(), None)
             .change(&System, Aggregate::Session(session), Head::default(), [matched, closed])
             .change(&System, Aggregate::Player("anna".parse()?), Head::default(), [cancelled]);

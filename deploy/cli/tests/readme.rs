@@ -46,7 +46,9 @@ async fn a_first_match_by_hand_goes_as_the_readme_says() -> anyhow::Result<()> {
     let lines: Vec<_> = text.lines().collect();
     let seen = lines.windows(2).any(|pair| pair[0].len() == 67 && pair[0].trim_end_matches("  -") == pair[1]);
     assert!(seen, "the game server shows the announced key:\n{text}");
-    for word in ["\"status\":\"waiting\"", "\"type\":\"PlayerMatched\"", "\"status\":\"open\"", "\"token\":", "PodReady"] {
+    for word in
+        ["\"status\":\"waiting\"", "\"type\":\"PlayerMatched\"", "\"status\":\"open\"", "\"token\":", "PodReady"]
+    {
         assert!(text.contains(word), "no {word} in:\n{text}");
     }
     Ok(())

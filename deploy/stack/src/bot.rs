@@ -1,28 +1,21 @@
 //! A player by public interfaces only: REST, the WebSocket, and the game server that he is told of.
 
 mod line;
+mod socket;
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use futures::{SinkExt, StreamExt};
 use garage_gameserver::client::{self, Driving, Server};
 use reqwest::{Client, Method, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep, timeout},
-};
-use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
-    tungstenite::{Message, client::IntoClientRequest, http::HeaderValue},
-};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::tungstenite::{client::IntoClientRequest, http::HeaderValue};
 
-pub use self::line::Line;
+pub use self::{
+    line::Line,
+    socket::{Frame, Socket},
+};
 
 /// How long a bot waits for anything, by default.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,20 +44,6 @@ pub struct BotError {
     pub last: String,
     /// What went wrong.
     pub what: String,
-}
-
-/// A frame of the WebSocket.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Frame {
-    /// The event's sequence in the log.
-    pub seq: u64,
-    /// Its number among the player's events.
-    pub n: u64,
-    /// Its type.
-    #[serde(rename = "type")]
-    pub type_name: String,
-    /// Its data.
-    pub data: Value,
 }
 
 /// A ticket, as far as bots look at it.
@@ -155,7 +134,12 @@ impl Bot {
     ///
     /// # Errors
     /// [`Problem`] for what is no success; status 599 when there was no answer.
-    pub async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Value>) -> Result<T, Problem> {
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<T, Problem> {
         self.send(method, path, body, None).await
     }
 
@@ -193,8 +177,11 @@ impl Bot {
             status: StatusCode::from_u16(599).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
             body: Value::String(format!("{:#}", anyhow::Error::from(error))),
         };
-        let mut request =
-            self.http.request(method, format!("{}{path}", self.gateway)).bearer_auth(&self.token).timeout(self.patience);
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.gateway))
+            .bearer_auth(&self.token)
+            .timeout(self.patience);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -265,12 +252,12 @@ impl Bot {
             None => format!("{base}/v1/ws"),
         };
         let mut request = url.into_client_request().map_err(|error| fail(error.to_string()))?;
-        let bearer = HeaderValue::from_str(&format!("Bearer {}", self.token)).map_err(|error| fail(error.to_string()))?;
+        let bearer =
+            HeaderValue::from_str(&format!("Bearer {}", self.token)).map_err(|error| fail(error.to_string()))?;
         request.headers_mut().insert("authorization", bearer);
         let connected = timeout(self.patience, tokio_tungstenite::connect_async(request)).await;
-        let (stream, _) = connected
-            .map_err(|_elapsed| fail("no answer".into()))?
-            .map_err(|error| fail(error.to_string()))?;
+        let (stream, _) =
+            connected.map_err(|_elapsed| fail("no answer".into()))?.map_err(|error| fail(error.to_string()))?;
         Ok(Socket { stream, last: "connecting".into(), player: self.player.clone(), patience: self.patience })
     }
 
@@ -368,51 +355,5 @@ impl Bot {
 
     fn error(&self, last: &str, what: String) -> BotError {
         BotError { player: self.player.clone(), last: last.into(), what }
-    }
-}
-
-/// A player's open socket.
-#[derive(Debug)]
-pub struct Socket {
-    stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    last: String,
-    player: String,
-    patience: Duration,
-}
-
-impl Socket {
-    /// The next frame.
-    ///
-    /// # Errors
-    /// [`BotError`] when none comes in time, or the socket is closed.
-    pub async fn next(&mut self) -> Result<Frame, BotError> {
-        let waiting = async {
-            loop {
-                match self.stream.next().await {
-                    Some(Ok(Message::Text(text))) => {
-                        return serde_json::from_str::<Frame>(&text).map_err(|error| format!("a bad frame: {error}"));
-                    }
-                    Some(Ok(Message::Close(close))) => return Err(format!("his socket was closed: {close:?}")),
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => return Err(format!("his socket broke: {error}")),
-                    None => return Err("his socket ended".into()),
-                }
-            }
-        };
-        let next = timeout(self.patience, waiting).await;
-        let next = next.unwrap_or_else(|_elapsed| Err(format!("no frame within {} s", self.patience.as_secs())));
-        match next {
-            Ok(frame) => {
-                self.last.clone_from(&frame.type_name);
-                Ok(frame)
-            }
-            Err(what) => Err(BotError { player: self.player.clone(), last: self.last.clone(), what }),
-        }
-    }
-
-    /// Closes it.
-    pub async fn close(mut self) {
-        // A gateway that has gone already has closed it too.
-        let _ = self.stream.send(Message::Close(None)).await;
     }
 }

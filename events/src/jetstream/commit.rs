@@ -176,15 +176,23 @@ impl Committer {
         let mut parts = vec![Part { group, doubtful: false, contended: false }];
         while let Some(mut part) = parts.pop() {
             part.give_up_late();
-            if part.doubtful && !self.settle(&mut part).await {
-                pause(100).await;
-                parts.push(part);
-                continue;
-            }
             if part.group.is_empty() {
                 continue;
             }
-            self.link.up(ANSWER).await;
+            if !self.link.up(ANSWER).await {
+                parts.push(part);
+                continue;
+            }
+            if part.doubtful {
+                if !self.settle(&mut part).await {
+                    pause(100).await;
+                    parts.push(part);
+                    continue;
+                }
+                if part.group.is_empty() {
+                    continue;
+                }
+            }
             match self.attempt(&part.group).await {
                 Outcome::Stored(last) => {
                     let count: usize = part.group.iter().map(|submission| submission.decision.messages).sum();
@@ -215,34 +223,46 @@ impl Committer {
         }
     }
 
-    /// Answers those of a part that is not where it was expected which can be told why, and puts back the rest.
+    /// Answers the decision that the server named, by the sequence of the message which it did not expect.
     async fn moved(&self, seq: Option<u64>, mut part: Part, parts: &mut Vec<Part>) {
-        let before = part.group.len();
-        let named = async |seq| Aggregate::of(&self.ask(self.stream.get_raw_message(seq)).await?.ok()?.subject);
-        let sure = match seq {
-            // The commonest case: one of many has moved. Where an earlier try may be what this one ran into, or more
-            // have moved, all are looked up.
-            Some(seq) if !part.doubtful && !part.contended => {
-                let culprit = named(seq).await;
-                culprit.inspect(|culprit| part.conflict(culprit)).is_some()
+        let Some(seq) = seq else {
+            // It names none where an aggregate has no message any more.
+            match part.group.as_slice() {
+                [one] => {
+                    let aggregate = one.aggregates().next().cloned();
+                    aggregate.inspect(|aggregate| part.conflict(aggregate));
+                }
+                _ => part.halve(parts),
             }
-            _ => self.settle(&mut part).await,
+            return;
         };
-        part.contended = true;
-        match (before - part.group.len(), part.group.as_slice(), sure) {
-            (_, [], _) => {}
-            // The server names no message of an aggregate that has none any more, and none is found.
-            (0, [one], true) => {
-                let aggregate = one.aggregates().next().cloned();
-                aggregate.inspect(|aggregate| part.conflict(aggregate));
-            }
-            (0, [_, _, ..], true) => part.halve(parts),
-            (_, _, true) => parts.push(part),
-            (_, _, false) => {
-                pause(100).await;
-                parts.push(part);
-            }
+        let message = self.ask(self.stream.get_raw_message(seq)).await.and_then(Result::ok);
+        let named = message.as_ref().and_then(|message| Aggregate::of(&message.subject));
+        let id = message.and_then(|message| Some(Envelope::from_slice(&message.payload).ok()?.id));
+        let (Some(named), Some(id)) = (named, id) else {
+            pause(100).await;
+            parts.push(part);
+            return;
+        };
+        let ours = |submission: &Submission| submission.decision.messages().any(|(_, message)| message.id == id);
+        if part.group.iter().any(ours) {
+            // An earlier try is stored.
+            part.doubtful = true;
+            pause(3).await;
+            parts.push(part);
+            return;
         }
+        let before = part.group.len();
+        part.conflict(&named);
+        if part.group.len() == before {
+            part.halve(parts);
+            return;
+        }
+        // Where two have moved there are more, and one sweep is quicker than a try for each.
+        if part.contended {
+            self.settle(&mut part).await;
+        }
+        parts.push(Part { contended: true, ..part });
     }
 
     /// Answers those of a part that the log knows to be stored, or never to be; whether all could be looked up.
@@ -273,7 +293,7 @@ impl Committer {
     /// Looks up at the leader what became of a decision: it is stored whole or not at all, so that its first message
     /// answers for all, and once an aggregate of it was moved by another it never will be.
     async fn find(&self, decision: &Encoded) -> Result<Found, String> {
-        for change in &decision.changes {
+        for (place, change) in decision.changes.iter().enumerate() {
             let next = self.ask(super::next(&self.stream, &change.filter, change.head.seq + 1)).await;
             let message = match next {
                 Some(Ok(Some(message))) => message,
@@ -283,11 +303,12 @@ impl Committer {
             };
             let ours = change.messages.first().map(|first| first.id);
             let theirs = Envelope::from_slice(&message.payload).ok().map(|envelope| envelope.id);
-            if ours != theirs {
-                return Ok(Found::Moved(change.aggregate.clone()));
-            }
-            let before = decision.messages().take_while(|(_, message)| Some(message.id) != ours).count();
-            return Ok(Found::Stored(message.sequence - u64::try_from(before).unwrap_or(u64::MAX)));
+            return match (ours == theirs, place) {
+                (false, _) => Ok(Found::Moved(change.aggregate.clone())),
+                (true, 0) => Ok(Found::Stored(message.sequence)),
+                // Who answered before was no longer the leader.
+                (true, _) => Err("it is stored, and its beginning was not found".into()),
+            };
         }
         Ok(Found::Nothing)
     }
@@ -345,6 +366,7 @@ impl Part {
         }
     }
 
+    /// Puts back both halves; what is the matter with one does not concern the other.
     fn halve(mut self, parts: &mut Vec<Self>) {
         let group = self.group.split_off(self.group.len() / 2);
         parts.push(Self { group, doubtful: self.doubtful, contended: self.contended });
@@ -395,6 +417,8 @@ fn judge(api: &jetstream::Error) -> Outcome {
         ErrorCode::ATOMIC_PUBLISH_INCOMPLETE_BATCH | ErrorCode::ATOMIC_PUBLISH_TOO_MANY_INFLIGHT => {
             Outcome::Unknown(api.to_string())
         }
+        // Nothing of it is stored then, which the server says with the code of a failing disk.
+        ErrorCode::STREAM_STORE_FAILED if api.to_string().contains("maximum") => Outcome::Full(api.to_string()),
         _ if api.code() >= 500 => Outcome::Unknown(api.to_string()),
         _ => Outcome::Refused(api.to_string()),
     }

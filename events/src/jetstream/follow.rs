@@ -1,13 +1,25 @@
 //! Reading the log in its order, from a sequence on, for as long as one likes.
 
 use async_nats::jetstream::{
-    Context,
-    consumer::{DeliverPolicy, ReplayPolicy, pull},
+    Context, Message as Delivered,
+    consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
 };
 use bytes::Bytes;
 use futures::StreamExt;
 use time::OffsetDateTime;
 use tokio::time::{Duration, sleep};
+
+use super::link::Link;
+
+/// How often the server says that it is still there when there is nothing to read; after two that are missing the
+/// consumer is made again.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// When the server forgets the consumer of a reader that is gone.
+const FORGET: Duration = Duration::from_secs(30);
+
+/// Messages asked for at a time.
+const AHEAD: usize = 500;
 
 /// A message of the log.
 #[derive(Debug, Clone)]
@@ -24,14 +36,24 @@ pub struct Message {
     pub pending: u64,
 }
 
-/// An ordered read. It makes its consumer again when that is lost, from the message after the last one given out, so
-/// that no message is missing and none comes twice.
+/// An ordered read. Whenever it could have missed something it makes its consumer again, from the message after the
+/// last one given out, so that no message is missing and none comes twice.
 pub struct Follow {
     context: Context,
+    link: Link,
     stream: &'static str,
     filters: Vec<String>,
     next: u64,
-    messages: Option<pull::Ordered>,
+    reading: Option<Reading>,
+}
+
+/// A consumer that has not missed anything.
+struct Reading {
+    messages: pull::Stream,
+    /// The connection that it reads on. What was under way on it when it was lost has been delivered, for the server.
+    connection: u64,
+    /// Messages that it brought; the server numbers them.
+    count: u64,
 }
 
 impl std::fmt::Debug for Follow {
@@ -43,7 +65,8 @@ impl std::fmt::Debug for Follow {
 impl Follow {
     /// Reads the messages of a stream that one of the filters selects, from a sequence on (1 is the beginning).
     pub fn new(context: Context, stream: &'static str, filters: Vec<String>, from: u64) -> Self {
-        Self { context, stream, filters, next: from.max(1), messages: None }
+        let link = Link::new(context.client());
+        Self { context, link, stream, filters, next: from.max(1), reading: None }
     }
 
     /// Makes the consumer, so that what is appended from now on will be given out.
@@ -51,50 +74,72 @@ impl Follow {
     /// # Errors
     /// What the server said.
     pub async fn connect(&mut self) -> Result<(), async_nats::Error> {
+        // The client's own ordered consumer would do all this, but takes half a minute to see that its server is gone,
+        // and never sees that the last message before a pause was lost with the connection.
+        let connection = self.link.connections();
         let stream = self.context.get_stream_no_info(self.stream).await?;
-        let config = pull::OrderedConfig {
+        let config = pull::Config {
             filter_subjects: self.filters.clone(),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next },
             replay_policy: ReplayPolicy::Instant,
+            ack_policy: AckPolicy::None,
+            max_deliver: 1,
+            inactive_threshold: FORGET,
+            num_replicas: 1,
+            memory_storage: true,
             ..Default::default()
         };
-        self.messages = Some(stream.create_consumer(config).await?.messages().await?);
+        let consumer = stream.create_consumer(config).await?;
+        let messages = consumer.stream().max_messages_per_batch(AHEAD).heartbeat(HEARTBEAT).messages().await?;
+        self.reading = Some(Reading { messages, connection, count: 0 });
         Ok(())
     }
 
     /// The next message; waits for it as long as it takes. Dropping the wait loses nothing.
     pub async fn next(&mut self) -> Message {
         loop {
-            let Some(messages) = &mut self.messages else {
+            let Some(reading) = &mut self.reading else {
                 if let Err(error) = self.connect().await {
                     tracing::warn!(%error, filters = ?self.filters, "the log cannot be followed; trying again");
                     sleep(Duration::from_millis(250)).await;
                 }
                 continue;
             };
-            match messages.next().await {
-                Some(Ok(message)) => {
-                    let Ok(info) = message.info() else { continue };
-                    // The client makes the consumer again by itself too.
-                    if info.stream_sequence < self.next {
-                        continue;
-                    }
-                    self.next = info.stream_sequence + 1;
-                    return Message {
-                        seq: info.stream_sequence,
-                        time: info.published,
-                        pending: info.pending,
-                        subject: message.subject.to_string(),
-                        body: message.payload.clone(),
-                    };
+            let delivered = tokio::select! {
+                biased;
+                () = self.link.replaced(reading.connection) => Err("the connection was lost".into()),
+                message = reading.messages.next() => match message {
+                    Some(message) => message.map_err(async_nats::Error::from),
+                    None => Err("the consumer has ended".into()),
+                },
+            };
+            match delivered.and_then(|message| reading.place(message)) {
+                Ok(message) => {
+                    self.next = message.seq + 1;
+                    return message;
                 }
-                Some(Err(error)) => {
-                    tracing::warn!(%error, next = self.next, "following the log was interrupted; going on");
-                    self.messages = None;
-                    sleep(Duration::from_millis(50)).await;
+                Err(reason) => {
+                    tracing::debug!(%reason, next = self.next, "following the log was interrupted; going on");
+                    self.reading = None;
+                    // A consumer that cannot be read must not be made again without end.
+                    sleep(Duration::from_millis(20)).await;
                 }
-                None => self.messages = None,
             }
         }
+    }
+}
+
+impl Reading {
+    /// The message, if none before it is missing.
+    fn place(&mut self, message: Delivered) -> Result<Message, async_nats::Error> {
+        let info = message.info()?;
+        self.count += 1;
+        if info.consumer_sequence != self.count {
+            return Err(
+                format!("message {} of the consumer where {} was due", info.consumer_sequence, self.count).into()
+            );
+        }
+        let (seq, time, pending) = (info.stream_sequence, info.published, info.pending);
+        Ok(Message { seq, time, pending, subject: message.subject.to_string(), body: message.payload.clone() })
     }
 }

@@ -25,12 +25,17 @@ impl Link {
         Self { client, statistics }
     }
 
-    /// Waits until the client is connected, at most so long. What is sent before would only pile up, and leave late.
-    pub(super) async fn up(&self, at_most: Duration) {
+    /// Waits until the client is connected, at most so long; whether it is. What is sent before would only pile up, and
+    /// leave late.
+    pub(super) async fn up(&self, at_most: Duration) -> bool {
         let deadline = Instant::now() + at_most;
-        while self.client.connection_state() != State::Connected && Instant::now() < deadline {
+        while self.client.connection_state() != State::Connected {
+            if Instant::now() >= deadline {
+                return false;
+            }
             sleep(LOOK).await;
         }
+        true
     }
 
     /// How many connections there have been. Another number than before: what was under way then is lost.

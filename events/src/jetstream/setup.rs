@@ -29,6 +29,11 @@ const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 /// forgetting its beginning. A match of two is about 8 KB: this holds a million of them in the 12 h.
 const LOG_BYTES: i64 = 8 << 30;
 
+/// How long a worker has to answer for a delivery, or to say that it is still at it. It is also how long everything
+/// stands still that a worker held when it was killed: half of what a game server has to get ready (10 s), so that a
+/// director's death costs its players no attempt.
+pub const ACK_WAIT: Duration = Duration::from_secs(5);
+
 /// A durable consumer that a worker's instances share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Consumer {
@@ -67,7 +72,7 @@ impl Consumer {
             filter_subjects,
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
-            ack_wait: Duration::from_secs(30),
+            ack_wait: ACK_WAIT,
             // Without max_deliver: a message past it would vanish without a word. The worker looks at the count.
             max_ack_pending: 1_000,
             ..Default::default()

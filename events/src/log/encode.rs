@@ -47,7 +47,9 @@ impl Encoded {
     pub(crate) fn new(decision: Decision) -> Result<Self, AppendError> {
         let messages = decision.len();
         if messages == 0 || messages > MAX_COMMIT {
-            return Err(AppendError::Refused(format!("a decision of {messages} events; 1 to {MAX_COMMIT} fit a commit")));
+            return Err(AppendError::Refused(format!(
+                "a decision of {messages} events; 1 to {MAX_COMMIT} fit a commit"
+            )));
         }
         let mut seen = HashSet::new();
         let mut changes = Vec::with_capacity(decision.changes.len());

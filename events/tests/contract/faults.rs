@@ -7,11 +7,14 @@ use std::{
     time::Duration,
 };
 
-use futures::future::{join_all, try_join_all};
+use futures::{
+    TryStreamExt,
+    future::{join_all, try_join_all},
+};
 use garage_events::{
     jetstream::JetStreamLog,
     log::{Append, AppendError, Head},
-    subject::ALL,
+    subject::{ALL, STREAM},
 };
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -19,7 +22,7 @@ use uuid::Uuid;
 use crate::{
     ending::{soon, until, within},
     fixture::{Follow, Raw},
-    samples::{Made, made, matched, new_player, new_session, pod_failed, pod_requested, queued},
+    samples::{Made, made, matched, new_player, new_session, of_player, pod_failed, pod_requested, queued},
     servers::{Own, leader},
 };
 
@@ -35,9 +38,11 @@ impl Flight {
         let decisions = (0..count).map(|i| match i % 3 {
             0 => made(&new_player(), Head::default(), [queued()]),
             1 => made(new_session(), Head::default(), [matched(&[]), pod_requested(1), pod_failed(1)]),
-            _ => Made::nothing()
-                .and(new_session(), Head::default(), [matched(&[]), pod_requested(1)])
-                .and(&new_player(), Head::default(), [queued()]),
+            _ => Made::nothing().and(new_session(), Head::default(), [matched(&[]), pod_requested(1)]).and(
+                &new_player(),
+                Head::default(),
+                [queued()],
+            ),
         });
         let append = |log: JetStreamLog, made: Made| async move { append(&log, made).await };
         Self(decisions.map(|made| tokio::spawn(append(log.clone(), made))).collect())
@@ -187,19 +192,15 @@ async fn appends_outlive_the_death_of_the_only_node() {
 async fn appends_outlive_the_death_of_the_leader() {
     within(async {
         let mut own = Own::start(3).await;
-        let mut places = Places::new();
-        for _ in 0..2 {
-            let leader = own.leader(&own.access.connect_to(0).await).await;
-            // One process is connected to the node that dies, one to another.
-            let logs = [own.access.log(leader).await, own.access.log(leader + 1).await];
-            let before = logs[1].end(ALL).await;
-            let flights = many(&logs);
-            underway(&logs[1], before).await;
-            own.nats.node(leader).unwrap().kill();
-            places.extend(land(flights).await);
-            own.nats.node(leader).unwrap().restart().await.unwrap();
-            own.nats.wait_healthy().await.unwrap();
-        }
+        let leader = own.leader(&own.access.connect_to(0).await).await;
+        // One process is connected to the node that dies, one to another.
+        let logs = [own.access.log(leader).await, own.access.log(leader + 1).await];
+        let flights = many(&logs);
+        underway(&logs[1], 0).await;
+        own.nats.node(leader).unwrap().kill();
+        let places = land(flights).await;
+        own.nats.node(leader).unwrap().restart().await.unwrap();
+        own.nats.wait_healthy().await.unwrap();
         for node in 0..3 {
             holds(&own.access.log(node).await, places.clone()).await;
         }
@@ -234,6 +235,43 @@ async fn appends_outlive_a_leader_that_falls_asleep() {
         }
         for node in 0..3 {
             holds(&own.access.log(node).await, places.clone()).await;
+        }
+    })
+    .await;
+}
+
+/// What is under way to a reader when its connection is cut has been sent, as far as the server knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_sees_the_last_event_though_its_connection_was_cut_under_way() {
+    within(async {
+        let own = Own::start(1).await;
+        let (proxy, client) = own.access.proxied(0).await;
+        let reader = JetStreamLog::open(client).await.unwrap();
+        let writer = own.access.log(0).await;
+        let stream = writer.context().get_stream(STREAM).await.unwrap();
+        let player = new_player();
+        let mut follow = reader.follow(vec![of_player(&player)], 1);
+        let mut head = Head::default();
+        for n in 1..=5 {
+            // Long enough for the cut to come first.
+            proxy.delay(Duration::from_millis(if n == 1 { 0 } else { 300 }));
+            let seq = writer.append(made(&player, head, [queued()]).decision).await.unwrap()[0];
+            head = Head { seq, n };
+            let next = Follow::next(&mut follow);
+            let cut = async {
+                if n > 1 {
+                    let delivered = async || {
+                        let consumers: Vec<_> = stream.consumers().try_collect().await.ok()?;
+                        consumers.iter().any(|info| info.delivered.stream_sequence == seq).then_some(())
+                    };
+                    until("the event is under way", delivered).await;
+                    proxy.cut();
+                    proxy.delay(Duration::ZERO);
+                    proxy.mend();
+                }
+            };
+            let (seen, ()) = soon("the event", async { tokio::join!(next, cut) }).await;
+            assert_eq!(seen.0, seq);
         }
     })
     .await;

@@ -27,7 +27,8 @@ async fn story<L: Append>(log: &L) -> (Vec<String>, BTreeMap<u64, Uuid>) {
         decisions.push(begin);
     }
     let outcomes = join_all(decisions.iter().map(|made| log.append(made.decision.clone()))).await;
-    let places = decisions.iter().zip(outcomes).flat_map(|(made, outcome)| outcome.unwrap().into_iter().zip(made.ids()));
+    let places =
+        decisions.iter().zip(outcomes).flat_map(|(made, outcome)| outcome.unwrap().into_iter().zip(made.ids()));
     (filters, places.collect())
 }
 

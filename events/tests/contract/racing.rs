@@ -13,7 +13,8 @@ use garage_events::{
 use crate::{
     fixture::{Fixture, Raw, all, range},
     samples::{
-        Made, cancelled, made, matched, new_player, new_session, of_player, of_session, pod_failed, pod_requested, queued,
+        Made, cancelled, made, matched, new_player, new_session, of_player, of_session, pod_failed, pod_requested,
+        queued,
     },
 };
 
@@ -125,7 +126,11 @@ pub(crate) async fn of_two_decisions_of_one_instant_on_a_player_one_is_stored(fi
         for n in 1..=2 {
             let tries: Vec<Made> = logs.iter().map(|_| made(&player, head, [queued()])).collect();
             let appends = logs.iter().zip(&tries).map(|(log, made)| log.append(made.decision.clone()));
-            let outcomes = join_all(appends).await;
+            // Others', so that there are commits for them to meet in.
+            let others: Vec<Made> = (0..6).map(|_| made(&new_player(), Head::default(), [queued()])).collect();
+            let beside = logs.iter().cycle().zip(&others).map(|(log, made)| log.append(made.decision.clone()));
+            let (outcomes, others) = tokio::join!(join_all(appends), join_all(beside));
+            assert!(others.iter().all(Result::is_ok), "round {round}: {others:?}");
             assert_eq!(one_wins(&outcomes), 1, "round {round}: {outcomes:?}");
             let Player { head: new, last, .. } = logs[0].player(&player).await.unwrap();
             let winner = outcomes.iter().position(Result::is_ok).unwrap();
@@ -172,7 +177,9 @@ fn one_wins(outcomes: &[Result<Vec<u64>, AppendError>]) -> usize {
     stored
 }
 
-pub(crate) async fn of_many_decisions_of_one_instant_the_stale_ones_conflict_and_the_others_are_stored(fixture: impl Fixture) {
+pub(crate) async fn of_many_decisions_of_one_instant_the_stale_ones_conflict_and_the_others_are_stored(
+    fixture: impl Fixture,
+) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let mut decisions = Vec::new();
     for i in 0..200 {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use garage_events::{
     log::{Append, Head, Load, Player},
     subject::{Aggregate, STREAM},
@@ -21,7 +22,7 @@ async fn a_read_at_any_node_sees_what_was_just_acknowledged() {
         let leader = own.leader(&asked).await;
         // So that this node hears of all a little later than the two that make a majority.
         let laggard = (leader + 1) % 3;
-        own.nats.delay_routes(laggard, Duration::from_millis(10)).unwrap();
+        own.nats.delay_routes(laggard, Duration::from_millis(4)).unwrap();
         let writer = own.access.log(leader).await;
         let readers = [own.access.log(laggard).await, own.access.log(laggard + 1).await, own.access.log(leader).await];
         // What a read of the replica says, to show that it is behind: a test without that would show nothing.
@@ -35,8 +36,8 @@ async fn a_read_at_any_node_sees_what_was_just_acknowledged() {
             let subject = Aggregate::Player(player.clone()).filter();
             let direct = replica.direct_get_last_for_subject(subject).await;
             stale += usize::from(direct.map_or(0, |message| message.sequence) < seq);
-            for log in &readers {
-                let Player { head, .. } = log.player(&player).await.unwrap();
+            for read in join_all(readers.iter().map(|log| log.player(&player))).await {
+                let Player { head, .. } = read.unwrap();
                 assert_eq!(head, player_head, "round {round}");
             }
 
@@ -49,8 +50,8 @@ async fn a_read_at_any_node_sees_what_was_just_acknowledged() {
             let count = u64::try_from(events.len()).unwrap();
             let sequences = writer.append(made(session, session_head, events).decision).await.unwrap();
             session_head = Head { seq: *sequences.last().unwrap(), n: session_head.n + count };
-            for log in &readers {
-                let read = log.session(session).await.unwrap();
+            for read in join_all(readers.iter().map(|log| log.session(session))).await {
+                let read = read.unwrap();
                 assert_eq!(read.head, session_head, "round {round}");
                 assert!(read.history.iter().map(|one| one.n).eq(1..=session_head.n), "round {round}: {read:?}");
             }

@@ -102,7 +102,12 @@ impl Made {
     }
 
     #[must_use]
-    pub(crate) fn and<E: Event>(mut self, of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Self {
+    pub(crate) fn and<E: Event>(
+        mut self,
+        of: impl Into<Whose>,
+        head: Head,
+        events: impl IntoIterator<Item = E>,
+    ) -> Self {
         self.decision = self.decision.change(&self.ids, of.into().0, head, events);
         self
     }

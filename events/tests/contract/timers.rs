@@ -53,7 +53,11 @@ async fn a_timer_fires_once_at_its_last_time_unless_it_is_taken_away(nodes: usiz
     for (session, seconds) in [(plain, 1), (past, 0), (later, 3), (sooner, 2), (revived, 2), (barrier, 5)] {
         let times = fired.remove(&session).unwrap_or_default();
         assert_eq!(times.len(), 1, "the timer at {seconds} s fired at {times:?}");
-        assert!(times[0] >= now + Duration::seconds(seconds), "the timer at {seconds} s fired {} too soon", times[0] - now);
+        assert!(
+            times[0] >= now + Duration::seconds(seconds),
+            "the timer at {seconds} s fired {} too soon",
+            times[0] - now
+        );
     }
     assert_eq!(fired.remove(&cancelled), None);
 

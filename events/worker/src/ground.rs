@@ -102,6 +102,7 @@ async fn watch(client: async_nats::Client, health: Health) -> anyhow::Result<()>
 /// The process's one recorder of metrics; several workers in one process (tests) share it.
 fn recorder() -> anyhow::Result<PrometheusHandle> {
     static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
-    let handle = RECORDER.get_or_init(|| PrometheusBuilder::new().install_recorder().map_err(|error| error.to_string()));
+    let handle =
+        RECORDER.get_or_init(|| PrometheusBuilder::new().install_recorder().map_err(|error| error.to_string()));
     handle.clone().map_err(|error| anyhow::anyhow!("metrics cannot be recorded: {error}"))
 }

@@ -13,8 +13,7 @@ use garage_events::{
     event::{DecodeError, Event, Recorded},
     jetstream::setup,
     log::{AppendError, ReadError},
-    reaction,
-    subject,
+    reaction, subject,
 };
 use time::OffsetDateTime;
 use tokio::{sync::Semaphore, time::sleep};
@@ -251,7 +250,11 @@ impl Reaction {
                         return self.bury(&delivery, &format!("{error:#}")).await;
                     }
                     if tries >= TRIES {
-                        tracing::warn!(consumer = name, event.seq = delivery.seq, "tried in vain; again later: {error:#}");
+                        tracing::warn!(
+                            consumer = name,
+                            event.seq = delivery.seq,
+                            "tried in vain; again later: {error:#}"
+                        );
                         let delay = Duration::from_millis(500 << delivery.delivered.clamp(0, 6));
                         return self.answer(AckKind::Nak(Some(delay))).await;
                     }
@@ -272,7 +275,13 @@ impl Reaction {
     async fn bury(&self, delivery: &Delivery, reason: &str) {
         let name = self.consumer.name;
         metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "dead").increment(1);
-        tracing::error!(consumer = name, event.seq = delivery.seq, subject = delivery.subject, reason, "message given up");
+        tracing::error!(
+            consumer = name,
+            event.seq = delivery.seq,
+            subject = delivery.subject,
+            reason,
+            "message given up"
+        );
         let body = serde_json::json!({
             "error": reason,
             "consumer": name,

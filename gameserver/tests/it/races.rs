@@ -36,11 +36,7 @@ async fn two_clients_race_and_get_the_same_result() {
 
 #[tokio::test]
 async fn who_never_joins_is_placed_last() {
-    let short = Options {
-        join_timeout: Duration::from_millis(100),
-        race_timeout: Duration::from_secs(3),
-        ..options()
-    };
+    let short = Options { join_timeout: Duration::from_millis(100), race_timeout: Duration::from_secs(3), ..options() };
     let mut game = Game::start(&["absent", "bert"], short).await;
     let results = soon(client::drive(&game.server, &game.token("bert"), Driving::default())).await.unwrap();
     assert_eq!((results[0].player.as_str(), results[0].place), ("bert", 1));

@@ -82,10 +82,7 @@ async fn bad_tokens_admit_nobody() {
         ("of another session", sign(ConnectClaims { session: session(), ..good.clone() })),
         ("of another player", sign(ConnectClaims { sub: player("mallory"), ..good.clone() })),
         ("for another audience", sign(ConnectClaims { aud: "garage".to_owned(), ..good.clone() })),
-        (
-            "expired",
-            sign(ConnectClaims { exp: in_seconds(-60).unix_timestamp().try_into().unwrap(), ..good.clone() }),
-        ),
+        ("expired", sign(ConnectClaims { exp: in_seconds(-60).unix_timestamp().try_into().unwrap(), ..good.clone() })),
         ("signed by somebody else", Signer::new().sign(&good)),
         ("unsigned", unsigned(&good)),
         (

@@ -45,12 +45,7 @@ pub async fn cars(pool: &MySqlPool) -> Result<Vec<StoreCar>, Error> {
                 model: row.model,
                 texture: row.texture,
                 price: unsigned(row.price)?,
-                stats: Stats {
-                    power_kw: row.power_kw,
-                    mass_kg: row.mass_kg,
-                    grip: row.grip,
-                    drag_m2: row.drag_m2,
-                },
+                stats: Stats { power_kw: row.power_kw, mass_kg: row.mass_kg, grip: row.grip, drag_m2: row.drag_m2 },
                 slots: slot.into_iter().collect(),
             }),
         }

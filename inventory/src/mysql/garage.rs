@@ -87,11 +87,9 @@ async fn read_loadouts(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Resul
     let mut loadouts = BTreeMap::new();
     for row in rows {
         let player: PlayerId = row.player.parse()?;
-        let stats =
-            Stats { power_kw: row.power_kw, mass_kg: row.mass_kg, grip: row.grip, drag_m2: row.drag_m2 };
+        let stats = Stats { power_kw: row.power_kw, mass_kg: row.mass_kg, grip: row.grip, drag_m2: row.drag_m2 };
         let car = Car { id: row.car.parse()?, model: row.car_model, texture: row.car_texture, stats };
-        let loadout =
-            loadouts.entry(player.clone()).or_insert_with(|| Loadout { player, car, items: BTreeMap::new() });
+        let loadout = loadouts.entry(player.clone()).or_insert_with(|| Loadout { player, car, items: BTreeMap::new() });
         row.mounted.mount(loadout)?;
     }
     Ok(loadouts)
@@ -170,8 +168,7 @@ async fn read_garage(connection: &mut MySqlConnection, player: &PlayerId) -> Res
         .bind(player.as_str())
         .fetch_all(&mut *connection)
         .await?;
-    let items =
-        rows.into_iter().map(|(item, quantity)| Ok((item.parse()?, quantity))).collect::<Result<_, Error>>()?;
+    let items = rows.into_iter().map(|(item, quantity)| Ok((item.parse()?, quantity))).collect::<Result<_, Error>>()?;
 
     let active_car = active_car.parse()?;
     Ok(Some(Garage { player: player.clone(), balance: unsigned(balance)?, active_car, cars, items }))

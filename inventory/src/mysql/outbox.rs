@@ -47,9 +47,8 @@ pub(super) async fn put(
         let correlation = session.map_or(id, |session| session.uuid());
         rows.push((player, event, data.to_string(), id, correlation));
     }
-    let mut insert: QueryBuilder<MySql> = QueryBuilder::new(
-        "INSERT INTO outbox (player, event_type, version, data, event, correlation, decided_ms) ",
-    );
+    let mut insert: QueryBuilder<MySql> =
+        QueryBuilder::new("INSERT INTO outbox (player, event_type, version, data, event, correlation, decided_ms) ");
     insert.push_values(&rows, |mut row, (player, event, data, id, correlation)| {
         row.push_bind(player.as_str())
             .push_bind(event.type_name())

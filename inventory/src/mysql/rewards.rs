@@ -30,11 +30,7 @@ pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing
     retrying(|| pay_once(pool, session, &placings)).await
 }
 
-async fn pay_once(
-    pool: &MySqlPool,
-    session: SessionId,
-    placings: &BTreeMap<&PlayerId, &Placing>,
-) -> Result<(), Error> {
+async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&PlayerId, &Placing>) -> Result<(), Error> {
     let name = format!("reward:{session}");
     let mut transaction = pool.begin().await?;
     let balances = lock(&mut transaction, placings.keys().copied()).await?;

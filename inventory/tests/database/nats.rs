@@ -49,7 +49,9 @@ impl Nats {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| panic!("nats-server ({error}) is missing; install it with deploy/local/install.sh"));
+            .unwrap_or_else(|error| {
+                panic!("nats-server ({error}) is missing; install it with deploy/local/install.sh")
+            });
         let nats = Self { process, url: format!("nats://127.0.0.1:{port}"), _folder: folder };
         until("nats-server listens", async || async_nats::connect(&nats.url).await.is_ok()).await;
         setup::init(nats.client().await, 1).await.unwrap();

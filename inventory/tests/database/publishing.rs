@@ -102,7 +102,8 @@ impl Faulty {
         let last = self.log.inventory(&row.player).await.unwrap();
         let head = last.map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
         let aggregate = Aggregate::Inventory(row.player.clone());
-        let decision = Decision::new(&System, row.correlation, None).change_with_id(row.event_id, aggregate, head, &row.event);
+        let decision =
+            Decision::new(&System, row.correlation, None).change_with_id(row.event_id, aggregate, head, &row.event);
         self.log.append(decision).await.unwrap();
         outbox::delete(&self.pool, &[row.id]).await.unwrap();
     }

@@ -44,9 +44,8 @@ async fn each_is_paid_by_place_and_told() {
     let mut rows = outbox::oldest(&pool, 10).await.unwrap();
     rows.sort_by(|a, b| a.player.cmp(&b.player));
     let told: Vec<_> = rows.iter().map(|row| (row.player.as_str(), row.event.clone())).collect();
-    let granted = |place, amount| {
-        Event::from(RewardGranted { session: session(1), place, amount, balance: 1_000 + amount })
-    };
+    let granted =
+        |place, amount| Event::from(RewardGranted { session: session(1), place, amount, balance: 1_000 + amount });
     assert_eq!(
         told,
         [("anna", granted(1, 100)), ("bert", granted(2, 60)), ("carl", granted(3, 30)), ("dora", granted(4, 10))]

@@ -51,7 +51,8 @@ pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a Entry>, limi
             break;
         }
         let latencies = &entry.queued.latencies;
-        let within = |(region, latency): &(&Region, &u32)| queue.regions.get(*region).is_some_and(|max| *latency <= max);
+        let within =
+            |(region, latency): &(&Region, &u32)| queue.regions.get(*region).is_some_and(|max| *latency <= max);
         let mut reached: Vec<(&Region, &u32)> = latencies.iter().filter(within).collect();
         reached.sort_by_key(|(region, latency)| (**latency, *region));
         for (region, _) in reached {

@@ -4,7 +4,7 @@ use garage_stack::workers::Worker;
 
 use crate::support::{
     Garage, Setup,
-    history::{self, assert_told, paid, types},
+    history::{self, assert_told, paid},
     play, until,
 };
 
@@ -16,7 +16,7 @@ async fn kill_at(garage: &mut Garage, (type_name, count, worker): (&str, usize, 
 
 #[tokio::test]
 async fn a_director_finds_its_game_servers_again() {
-    let script = "real --distance-m 200 --join-timeout-ms 4000 --race-timeout-ms 30000";
+    let script = "real --distance-m 300 --join-timeout-ms 20000 --race-timeout-ms 30000";
     let mut garage = Setup::short().game_server(script).start().await;
     let bots = garage.bots("player", 6);
 
@@ -37,13 +37,16 @@ async fn a_director_finds_its_game_servers_again() {
         assert_told(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
-    // The first kill may have met a server between its mark and its start, which is never started twice.
-    assert!(history::count(&events, "PodRequested") <= 6);
+    // What the first director held is taken up in time by the second. But it may have died between a server's mark and
+    // its start, and then that server is never started.
+    let requested = history::count(&events, "PodRequested");
+    assert!(requested <= 4, "{requested} requests");
 }
 
 #[tokio::test]
 async fn every_match_ends_well_whichever_worker_is_killed() {
-    let mut garage = Setup::short().start().await;
+    // What a dead worker held comes again after five seconds; no attempt is to end by that.
+    let mut garage = Setup::short().env("GARAGE_READY_S", "20").start().await;
     let bots = garage.bots("player", 6);
     // Two rounds of three matches, each worker at two of the moments when it has most to lose.
     let rounds = [
@@ -76,7 +79,7 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
 
     let events = garage.settled().await;
     assert_eq!(history::count(&events, "Finished"), 6);
-    assert_eq!(history::count(&events, "PodRequested"), 6, "{:?}", types(&events.iter().collect::<Vec<_>>()));
+    assert_eq!(history::count(&events, "PodRequested"), 6);
     for (bot, told) in bots.iter().zip(&told) {
         assert_told(&events, &bot.player, told);
         assert_eq!(paid(&events, &bot.player).len(), 2);

@@ -99,7 +99,8 @@ async fn a_game_server_that_never_reports_is_replaced_after_its_deadline() {
     play(&garage.bots("player", 2)).await;
 
     let events = garage.settled().await;
-    let steps = ["Matched", "PodRequested", "PodScheduled", "PodFailed", "PodRequested", "PodScheduled", "PodReady", "Opened"];
+    let steps =
+        ["Matched", "PodRequested", "PodScheduled", "PodFailed", "PodRequested", "PodScheduled", "PodReady", "Opened"];
     assert_eq!(types(&the_session(&events))[..8], steps);
     let failed = events.iter().find(|event| event.type_name == "PodFailed").unwrap();
     assert_eq!((failed.number("attempt"), failed.text("reason")), (1, "not-ready"));
@@ -140,8 +141,7 @@ async fn a_game_server_killed_in_the_race_ends_the_match_unpaid() {
     kill(Pid::from_raw(running[0].try_into().unwrap()), Signal::SIGKILL).unwrap();
 
     let events = let_go(&garage, players, "failed").await;
-    let steps =
-        ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "PodFailed", "Failed", "Closed"];
+    let steps = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "PodFailed", "Failed", "Closed"];
     assert_eq!(types(&the_session(&events)), steps);
     assert_eq!(the_session(&events)[5].text("reason"), "killed");
     assert!(paid(&events, "player-0").is_empty());

@@ -12,8 +12,8 @@ use std::{
 use async_nats::{Client, jetstream};
 use futures::future::join_all;
 use garage_events::{
-    jetstream::{JetStreamLog, setup::CONSUMERS},
-    subject::{ALL, DEAD},
+    jetstream::{JetStreamLog, follow::Follow, setup::CONSUMERS},
+    subject::{ALL, DEAD, STREAM},
 };
 use garage_stack::{
     bot::{Bot, Played},
@@ -21,7 +21,7 @@ use garage_stack::{
     workers::{Stack, Worker, binary},
 };
 use tempfile::TempDir;
-use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 
 use self::history::Event;
 pub(crate) use self::setup::Setup;
@@ -89,19 +89,25 @@ impl Garage {
 
     /// The log as it is now.
     pub(crate) async fn events(&self) -> Vec<Event> {
+        self.until_log("the log is read", |events| Some(events.to_vec())).await
+    }
+
+    /// Reads what is new in the log, up to where it is now: it may grow faster than it is read.
+    async fn read_log(&self) -> Option<MutexGuard<'_, Vec<Event>>> {
         let mut events = self.read.lock().await;
-        loop {
-            let from = events.last().map_or(1, |event| event.seq + 1);
-            match self.log.next(ALL, from).await.unwrap() {
-                Some(message) => events.push(Event::of(&message)),
-                None => return events.clone(),
-            }
+        let end = self.log.last_sequence(ALL).await.ok()?;
+        let next = events.last().map_or(1, |event| event.seq + 1);
+        let mut follow = Follow::new(self.log.context().clone(), STREAM, vec![ALL.into()], next);
+        while events.last().map_or(0, |event| event.seq) < end {
+            let message = follow.next().await;
+            events.push(Event::of(message.seq, message.time, &message.subject, &message.body));
         }
+        Some(events)
     }
 
     /// Waits until the log shows something.
     pub(crate) async fn until_log<T>(&self, what: &str, look: impl Fn(&[Event]) -> Option<T>) -> T {
-        until(what, async || look(&self.events().await)).await
+        until(what, async || look(&self.read_log().await?)).await
     }
 
     /// Waits until the log has an event of a type, `count` of them.
@@ -180,7 +186,7 @@ impl Garage {
             let (mut lines, mut from) = (Vec::new(), 1);
             while let Some(message) = log.next(ALL, from).await.ok()? {
                 from = message.sequence + 1;
-                lines.push(Event::of(&message).to_string());
+                lines.push(Event::of(message.sequence, message.time, &message.subject, &message.payload).to_string());
             }
             Some(lines.join("\n"))
         };

@@ -15,7 +15,10 @@ async fn a_player_who_cancels_while_he_waits_may_queue_again() {
     assert_eq!(bot.me().await.unwrap()["status"], "waiting");
     bot.cancel(&first).await.unwrap();
     let cancelled = line.until("Cancelled").await.unwrap();
-    assert_eq!((cancelled.data["ticket"].as_str(), cancelled.data["reason"].as_str()), (Some(&*first.ticket), Some("player")));
+    assert_eq!(
+        (cancelled.data["ticket"].as_str(), cancelled.data["reason"].as_str()),
+        (Some(&*first.ticket), Some("player"))
+    );
     assert_eq!(bot.me().await.unwrap()["status"], "idle");
 
     let second = bot.queue("ranked", 0).await.unwrap();

@@ -88,10 +88,10 @@ impl Line {
     /// [`BotError`] when it does not come in time, or the ticket ends otherwise: then it will never come.
     pub async fn until(&mut self, type_name: &str) -> Result<Frame, BotError> {
         loop {
-            let frame = self.next().await.map_err(|error| BotError {
-                what: format!("waiting for {type_name}: {}", error.what),
-                ..error
-            })?;
+            let frame = self
+                .next()
+                .await
+                .map_err(|error| BotError { what: format!("waiting for {type_name}: {}", error.what), ..error })?;
             if frame.type_name == type_name {
                 return Ok(frame);
             }

@@ -101,8 +101,12 @@ fn what_cannot_be_driven_is_told_apart() {
 }
 
 fn any_car() -> impl Strategy<Value = Stats> {
-    (30.0..900.0, 500.0..3000.0, 0.4..2.0, 0.0..1.5)
-        .prop_map(|(power_kw, mass_kg, grip, drag_m2)| Stats { power_kw, mass_kg, grip, drag_m2 })
+    (30.0..900.0, 500.0..3000.0, 0.4..2.0, 0.0..1.5).prop_map(|(power_kw, mass_kg, grip, drag_m2)| Stats {
+        power_kw,
+        mass_kg,
+        grip,
+        drag_m2,
+    })
 }
 
 proptest! {

@@ -5,7 +5,6 @@ use std::{
     fmt,
 };
 
-use async_nats::jetstream::message::StreamMessage;
 use garage_events::{
     event::Envelope,
     id::{PlayerId, SessionId},
@@ -30,13 +29,13 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    pub(super) fn of(message: &StreamMessage) -> Self {
-        let envelope = Envelope::from_slice(&message.payload).unwrap();
+    pub(super) fn of(seq: u64, time: OffsetDateTime, subject: &str, body: &[u8]) -> Self {
+        let envelope = Envelope::from_slice(body).unwrap();
         Self {
-            seq: message.sequence,
-            time: message.time,
-            subject: message.subject.to_string(),
-            aggregate: Aggregate::of(&message.subject).unwrap(),
+            seq,
+            time,
+            subject: subject.to_owned(),
+            aggregate: Aggregate::of(subject).unwrap(),
             id: envelope.id,
             n: envelope.n,
             type_name: envelope.type_name,
@@ -176,7 +175,11 @@ fn check_session(session: &Aggregate, history: &[&Event], all: &BTreeMap<&Aggreg
     let mut attempt = 0;
     for event in history {
         // Once for each attempt; what is of no attempt, once.
-        assert!(seen.insert((&event.type_name, event.number("attempt"))), "{session}: {} again: {types:?}", event.type_name);
+        assert!(
+            seen.insert((&event.type_name, event.number("attempt"))),
+            "{session}: {} again: {types:?}",
+            event.type_name
+        );
         match &*event.type_name {
             "PodRequested" => {
                 attempt += 1;
@@ -199,12 +202,15 @@ fn check_session(session: &Aggregate, history: &[&Event], all: &BTreeMap<&Aggreg
             let player: PlayerId = member["player"].as_str().unwrap().parse().unwrap();
             let told = all.get(&Aggregate::Player(player.clone())).unwrap();
             let id = history[0].subject.split('.').nth(2).unwrap();
-            let count = |name: &str| {
-                told.iter().filter(|event| event.type_name == name && event.text("session") == id).count()
-            };
+            let count =
+                |name: &str| told.iter().filter(|event| event.type_name == name && event.text("session") == id).count();
             assert_eq!(count("Matched"), 1, "{player} was matched with {session}");
             assert_eq!(count("PlayerMatched"), opened, "{player} was told of {session} when it opened");
-            assert_eq!(count("Released"), usize::from(types.last() == Some(&"Closed")), "{player} was released of {session}");
+            assert_eq!(
+                count("Released"),
+                usize::from(types.last() == Some(&"Closed")),
+                "{player} was released of {session}"
+            );
             assert!(members.insert(player), "{session} has a player twice");
         }
     }

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use super::{Garage, place};
 
 /// Races of two or three seconds.
-const SHORT: &str = "--distance-m 20 --join-timeout-ms 4000 --race-timeout-ms 15000";
+const SHORT: &str = "--distance-m 20 --join-timeout-ms 20000 --race-timeout-ms 15000";
 
 /// Races that nobody finishes while a test runs, and that begin when both are there.
 const LONG: &str = "--distance-m 50000 --join-timeout-ms 30000 --race-timeout-ms 600000";

@@ -1,0 +1,71 @@
+//! A player's socket, as it is: it ends when it breaks.
+
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
+
+use super::BotError;
+
+/// A frame of the WebSocket.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Frame {
+    /// The event's sequence in the log.
+    pub seq: u64,
+    /// Its number among the player's events.
+    pub n: u64,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// Its data.
+    pub data: Value,
+}
+
+/// A player's open socket.
+#[derive(Debug)]
+pub struct Socket {
+    pub(super) stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub(super) last: String,
+    pub(super) player: String,
+    pub(super) patience: Duration,
+}
+
+impl Socket {
+    /// The next frame.
+    ///
+    /// # Errors
+    /// [`BotError`] when none comes in time, or the socket is closed.
+    pub async fn next(&mut self) -> Result<Frame, BotError> {
+        let waiting = async {
+            loop {
+                match self.stream.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        return serde_json::from_str::<Frame>(&text).map_err(|error| format!("a bad frame: {error}"));
+                    }
+                    Some(Ok(Message::Close(close))) => return Err(format!("his socket was closed: {close:?}")),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Err(format!("his socket broke: {error}")),
+                    None => return Err("his socket ended".into()),
+                }
+            }
+        };
+        let next = timeout(self.patience, waiting).await;
+        let next = next.unwrap_or_else(|_elapsed| Err(format!("no frame within {} s", self.patience.as_secs())));
+        match next {
+            Ok(frame) => {
+                self.last.clone_from(&frame.type_name);
+                Ok(frame)
+            }
+            Err(what) => Err(BotError { player: self.player.clone(), last: self.last.clone(), what }),
+        }
+    }
+
+    /// Closes it.
+    pub async fn close(mut self) {
+        // A gateway that has gone already has closed it too.
+        let _ = self.stream.send(Message::Close(None)).await;
+    }
+}
