@@ -74,8 +74,7 @@ async fn append(log: &JetStreamLog, made: Made) -> Result<Places, AppendError> {
     Ok(sequences.into_iter().zip(made.ids()).collect())
 }
 
-/// The log holds exactly these events, once each, where the answers said. `nothing_else`: of other appends there is
-/// none.
+/// The log holds exactly these events, once each, where the answers said.
 async fn holds(log: &JetStreamLog, mut places: Places) {
     places.sort_unstable();
     let end = log.end(ALL).await;

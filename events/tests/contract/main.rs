@@ -12,6 +12,7 @@ mod reading;
 mod samples;
 mod servers;
 mod setup;
+mod simulated;
 mod timers;
 
 /// Runs each case on each log.

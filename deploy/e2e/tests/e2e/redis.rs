@@ -107,6 +107,7 @@ async fn players_notice_nothing_when_redis_loses_all_in_the_midst_of_their_match
     .await;
     assert_eq!(live, expected);
 
+    garage.until_event("RewardGranted", bots.len()).await;
     let events = garage.events().await;
     history::check(&events);
     assert_eq!(history::count(&events, "Finished"), 4);

@@ -45,12 +45,13 @@ impl MariaDb {
         let password_file = root.join("secrets/mariadb-garage.password");
         let password = secret::load_or_create(&password_file)?;
         let admin_password = secret::load_or_create(&root.join("secrets/mariadb-admin.password"))?;
+        secret::private_folder(&folder.join(TMP)).map_err(Error::io(format!("make {}", folder.display())))?;
         install(&folder, &data).await?;
         let init = folder.join("init.sql");
         secret::write_private(&init, &init_sql(&password, &admin_password))?;
         let [port] = ports::reserve()?;
         let process = Launch::new("mariadb", program, folder.join("log"))
-            .args(common(&data))
+            .args(common(&folder, &data))
             .arg(format!("--init-file={}", init.display()))
             .arg(format!("--port={port}"))
             .args(SETTINGS)
@@ -147,9 +148,19 @@ const SETTINGS: [&str; 11] = [
     "--max-connections=300",
 ];
 
+/// A server's temporary tables. When one starts, it removes what it takes for leftovers of a former life, and in the
+/// system's folder that would be the tables of every other server there (seen: installations that failed on a table that
+/// was gone, one in six of those done side by side).
+const TMP: &str = "tmp";
+
 /// What mariadbd and mariadb-install-db both take. `--no-defaults` must be the first.
-fn common(data: &Path) -> Vec<String> {
-    let mut args = vec!["--no-defaults".to_owned(), format!("--datadir={}", data.display())];
+fn common(folder: &Path, data: &Path) -> Vec<String> {
+    let tmp = folder.join(TMP);
+    let mut args = vec![
+        "--no-defaults".to_owned(),
+        format!("--datadir={}", data.display()),
+        format!("--tmpdir={}", tmp.display()),
+    ];
     if Uid::effective().is_root() {
         // It refuses to run as root unless told; user mysql could not enter our folder.
         args.push("--user=root".to_owned());
@@ -177,7 +188,12 @@ async fn install(folder: &Path, data: &Path) -> Result<()> {
     ];
     let program = binary::system("mariadb-install-db")?;
     let log = folder.join("install.log");
-    Launch::new("mariadb-install-db", program, log).args(common(data)).args(args).spawn()?.wait_success().await?;
+    Launch::new("mariadb-install-db", program, log)
+        .args(common(folder, data))
+        .args(args)
+        .spawn()?
+        .wait_success()
+        .await?;
     std::fs::write(&done, "").map_err(Error::io(format!("write {}", done.display())))
 }
 
