@@ -1,6 +1,6 @@
 //! Director: owns game server instances; starts, finds again, and removes them.
 //!
-//! - [`reaction`]: what the log's events bring about; [`watch`]: what happens without one.
+//! - [`reaction`]: what the log's events bring about; `watch`: what happens without one.
 //! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine.
 //! - [`redis`]: the games' sealed keys.
 

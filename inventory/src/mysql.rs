@@ -1,7 +1,7 @@
 //! The database: its pool, its schema, and how its transactions begin.
 //!
 //! The one order of locks: a transaction that changes what players own first takes their wallets' rows, in the order of
-//! their ids ([`lock`]), and reads only then, so that its snapshot is as young as its lock.
+//! their ids (`lock`), and reads only then, so that its snapshot is as young as its lock.
 
 pub mod catalogue;
 pub mod garage;
