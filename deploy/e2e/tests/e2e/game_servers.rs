@@ -13,7 +13,7 @@ use nix::{
 
 use crate::support::{
     Garage, Setup,
-    history::{self, Event, assert_told, of_session, paid, types},
+    history::{self, Event, assert_told, of_session, paid, steps},
     play,
 };
 
@@ -99,9 +99,9 @@ async fn a_game_server_that_never_reports_is_replaced_after_its_deadline() {
     play(&garage.bots("player", 2)).await;
 
     let events = garage.settled().await;
-    let steps =
+    let expected =
         ["Matched", "PodRequested", "PodScheduled", "PodFailed", "PodRequested", "PodScheduled", "PodReady", "Opened"];
-    assert_eq!(types(&the_session(&events))[..8], steps);
+    assert_eq!(steps(&the_session(&events))[..8], expected);
     let failed = events.iter().find(|event| event.type_name == "PodFailed").unwrap();
     assert_eq!((failed.number("attempt"), failed.text("reason")), (1, "not-ready"));
 }
@@ -111,17 +111,17 @@ async fn a_session_whose_every_game_server_dies_fails_and_lets_its_players_go() 
     let garage = Setup::short().game_server("exit 7").start().await;
     let players = queued(&garage).await;
     let events = let_go(&garage, players, "failed").await;
-    let mut steps = vec!["Matched"];
+    let mut expected = vec!["Matched"];
     for event in the_session(&events).iter().filter(|event| event.type_name == "PodFailed") {
         assert_eq!(event.text("reason"), "exited");
     }
     // A server may be dead before its place is noted.
-    let seen: Vec<_> = types(&the_session(&events)).into_iter().filter(|name| *name != "PodScheduled").collect();
+    let seen: Vec<_> = steps(&the_session(&events)).into_iter().filter(|name| *name != "PodScheduled").collect();
     for _ in 0..3 {
-        steps.extend(["PodRequested", "PodFailed"]);
+        expected.extend(["PodRequested", "PodFailed"]);
     }
-    steps.extend(["Failed", "Closed"]);
-    assert_eq!(seen, steps);
+    expected.extend(["Failed", "Closed"]);
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test]
@@ -141,8 +141,8 @@ async fn a_game_server_killed_in_the_race_ends_the_match_unpaid() {
     kill(Pid::from_raw(running[0].try_into().unwrap()), Signal::SIGKILL).unwrap();
 
     let events = let_go(&garage, players, "failed").await;
-    let steps = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "PodFailed", "Failed", "Closed"];
-    assert_eq!(types(&the_session(&events)), steps);
+    let expected = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "PodFailed", "Failed", "Closed"];
+    assert_eq!(steps(&the_session(&events)), expected);
     assert_eq!(the_session(&events)[5].text("reason"), "killed");
     assert!(paid(&events, "player-0").is_empty());
 }
@@ -153,7 +153,7 @@ async fn a_session_beyond_its_hard_end_is_abandoned_before_its_server_reported()
     let garage = setup.game_server("hang").start().await;
     let players = queued(&garage).await;
     let events = let_go(&garage, players, "abandoned").await;
-    assert_eq!(types(&the_session(&events)), ["Matched", "PodRequested", "PodScheduled", "Failed", "Closed"]);
+    assert_eq!(steps(&the_session(&events)), ["Matched", "PodRequested", "PodScheduled", "Failed", "Closed"]);
     assert_eq!(the_session(&events)[3].text("reason"), "hard-end");
 }
 
@@ -166,7 +166,7 @@ async fn a_session_beyond_its_hard_end_is_abandoned_in_the_midst_of_the_race() {
         connections.push(at_the_start(bot, line).await);
     }
     let events = let_go(&garage, players, "abandoned").await;
-    let ending = types(&the_session(&events))[5..].to_vec();
+    let ending = steps(&the_session(&events))[5..].to_vec();
     assert_eq!(ending, ["Failed", "Closed"]);
     assert_eq!(the_session(&events)[5].text("reason"), "hard-end");
 }

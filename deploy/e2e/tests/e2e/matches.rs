@@ -2,7 +2,7 @@
 
 use crate::support::{
     Setup,
-    history::{self, assert_told, of_player, of_session, paid, types},
+    history::{self, assert_told, of_player, of_session, paid, steps},
     play,
 };
 
@@ -32,8 +32,8 @@ async fn two_players_queue_are_matched_race_and_are_paid() {
     // Nothing is left but the log, and that has each event once.
     let events = garage.settled().await;
     let session = played[0].session.parse().unwrap();
-    let steps = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "Finished", "Closed"];
-    assert_eq!(types(&of_session(&events, session)), steps);
+    let expected = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "Finished", "Closed"];
+    assert_eq!(steps(&of_session(&events, session)), expected);
     for (name, played) in names.iter().zip(&played) {
         assert_told(&events, name, &played.frames);
         assert_eq!(paid(&events, name).len(), 1);

@@ -94,6 +94,16 @@ pub(crate) fn types<'a>(events: &[&'a Event]) -> Vec<&'a str> {
     events.iter().map(|event| event.type_name.as_str()).collect()
 }
 
+/// The types of a session's events. A server's report and the news of where it was placed may come in either order; here
+/// the place comes first.
+pub(crate) fn steps<'a>(session: &[&'a Event]) -> Vec<&'a str> {
+    let mut steps = types(session);
+    while let Some(at) = steps.windows(2).position(|two| two == ["PodReady", "PodScheduled"]) {
+        steps.swap(at, at + 1);
+    }
+    steps
+}
+
 /// How many events are of a type. A match is counted by its session.
 pub(crate) fn count(events: &[Event], type_name: &str) -> usize {
     let counted = |event: &&Event| {
