@@ -99,30 +99,43 @@ impl<L: Log, W: World, B: Backend> Watch<L, W, B> {
     async fn exits(&mut self, instances: &[Instance]) -> Result<(), Failure> {
         let over = |name: &Name| instances.iter().any(|one| one.name == *name && matches!(one.state, State::Exited(_)));
         self.seen.retain(|name, _| over(name));
+        // One that cannot be judged must not keep the others from it.
+        let mut first = Ok(());
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
             let seen = self.seen.entry(instance.name).or_insert(Seen { since: Instant::now(), judged: false });
             if seen.judged || (exit.how == How::Unknown && seen.since.elapsed() < UNSEEN) {
                 continue;
             }
-            judge(&self.app, instance.name, exit).await?;
-            seen.judged = true;
+            match judge(&self.app, instance.name, exit).await {
+                Ok(()) => seen.judged = true,
+                Err(error) => first = first.and(Err(error)),
+            }
         }
-        Ok(())
+        first
     }
 
     async fn orphans(&self, instances: &[Instance]) -> Result<(), Failure> {
         let now = self.app.world.now();
+        let mut first = Ok(());
         for Instance { name, created, .. } in instances {
             if now - *created < self.grace {
                 continue;
             }
-            let session = self.app.log.session(name.session).await?;
-            if session.state.present_attempt() != Some(name.attempt) {
-                self.app.backend.delete(*name).await?;
-                metrics::counter!("garage_orphans_removed_total").increment(1);
-                tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
+            if let Err(error) = self.orphan(*name).await {
+                first = first.and(Err(error));
             }
+        }
+        first
+    }
+
+    /// Removes an instance that no open session asks for.
+    async fn orphan(&self, name: Name) -> Result<(), Failure> {
+        let session = self.app.log.session(name.session).await?;
+        if session.state.present_attempt() != Some(name.attempt) {
+            self.app.backend.delete(name).await?;
+            metrics::counter!("garage_orphans_removed_total").increment(1);
+            tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
         }
         Ok(())
     }

@@ -154,9 +154,14 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
                 State::Open(open) => open,
                 State::New | State::Closed(_) => return self.effects.set_timer(id, None).await,
             };
+            let deadline = Some(open.deadline(&self.limits));
             let command = match open.next(&self.limits) {
-                Next::Wait => return self.effects.set_timer(id, Some(open.deadline(&self.limits))).await,
-                Next::RequestPod { attempt } => Command::RequestPod(self.request(&open.matched, attempt).await?),
+                Next::Wait => return self.effects.set_timer(id, deadline).await,
+                Next::RequestPod { attempt } => {
+                    // First: what a request needs may be down beyond the hard end, or refuse for good.
+                    self.effects.set_timer(id, deadline).await?;
+                    Command::RequestPod(self.request(&open.matched, attempt).await?)
+                }
                 Next::Open(opened) => Command::Open(opened),
                 Next::End(command) => command,
             };

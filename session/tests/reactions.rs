@@ -336,6 +336,17 @@ fn what_is_down_is_waited_for_and_costs_no_attempt() {
 }
 
 #[test]
+fn a_session_that_waits_for_what_is_down_still_ends_at_its_hard_end() {
+    let game = Match::made();
+    game.app.effects.record().inventory_down = true;
+    assert!(matches!(game.told(), Err(Failure::Unavailable(_))));
+    game.timer_fires();
+    assert!(game.types().ends_with(&["Failed", "Closed"]), "{:?}", game.types());
+    assert!(matches!(game.player("anna"), player::State::Idle { .. }));
+    assert_eq!(game.app.world.now(), BEGAN + Limits::default().session);
+}
+
+#[test]
 fn rubbish_is_put_aside_and_changes_nothing() {
     let game = Match::made();
     game.told().unwrap();

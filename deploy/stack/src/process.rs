@@ -178,8 +178,18 @@ impl Process {
             while self.is_running() && Instant::now() < deadline {
                 tokio::time::sleep(POLL).await;
             }
+            self.complain();
         }
         self.kill();
+    }
+
+    /// A process that does not end when it is told to has a fault, which a kill would hide.
+    fn complain(&mut self) {
+        if self.is_running() {
+            let (name, log, tail) = self.words();
+            let seconds = GRACE.as_secs();
+            tracing::warn!(process.name = %name, "not ended within {seconds} s of SIGTERM; killing it; its log {} ends:\n{tail}", log.display());
+        }
     }
 
     /// Kills it (SIGKILL) and waits until it is gone. Nothing happens if it is gone.
@@ -310,6 +320,7 @@ impl Drop for Process {
             while self.is_running() && Instant::now() < deadline {
                 std::thread::sleep(POLL);
             }
+            self.complain();
         }
         self.kill();
     }

@@ -46,10 +46,10 @@ pub fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
 }
 
 impl Nats {
-    /// Connects; tries for as long as the server is not there, and again whenever the connection is lost.
+    /// Connects, and connects again whenever the connection is lost.
     ///
     /// # Errors
-    /// When the configuration is wrong or the server refuses the user.
+    /// When no server is there yet, or refuses the user, or the configuration is wrong.
     pub async fn connect(&self, name: &str) -> anyhow::Result<async_nats::Client> {
         let mut options = async_nats::ConnectOptions::new().name(format!("garage-{name}"));
         if let (Some(user), Some(file)) = (&self.nats_user, &self.nats_password_file) {

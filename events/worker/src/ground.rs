@@ -11,6 +11,9 @@ use crate::{Health, Shutdown, admin, config};
 /// How long a worker may take to finish what is in flight once it is told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
 
+/// Long tasks that are the ground's own: the admin port and the watch over NATS.
+const OWN_TASKS: usize = 2;
+
 /// What a worker stands on.
 #[derive(Debug)]
 pub struct Ground {
@@ -66,15 +69,14 @@ impl Ground {
         }
         tracing::info!("stopping");
         let drain = async {
-            while let Some(ended) = self.tasks.join_next().await {
+            // Those that answer for the process itself run until there is nothing left to answer for.
+            while self.tasks.len() > OWN_TASKS
+                && let Some(ended) = self.tasks.join_next().await
+            {
                 match ended {
                     Ok((name, Err(error))) => tracing::warn!(task = name, %error, "task failed while stopping"),
                     Ok((name, Ok(()))) => tracing::debug!(task = name, "task ended"),
                     Err(error) => tracing::warn!(%error, "task panicked while stopping"),
-                }
-                // Those that answer for the process itself run until there is nothing left to answer for.
-                if self.tasks.len() <= 2 {
-                    break;
                 }
             }
         };
