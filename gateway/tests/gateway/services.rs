@@ -28,8 +28,9 @@ async fn answer<C: Call + 'static>(
         async move { reply }
     };
     tokio::spawn(service.serve(16, app.shutdown.clone(), handler).await.unwrap());
-    // Who asks next must find it: its subscription was sent before this is answered.
-    app.client.flush().await.unwrap();
+    // Who asks next must find it, and a flush waits for no answer: this was asked behind the subscription, and answered.
+    let refused = app.client.request(C::SUBJECT, "no request".into()).await.unwrap();
+    assert!(refused.headers.is_some(), "the double answers");
 }
 
 fn view(session: SessionId, public_key: Option<String>) -> View {
