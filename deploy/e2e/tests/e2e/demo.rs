@@ -95,6 +95,7 @@ async fn a_demo_ends_well_and_tells_its_counts() {
     for row in ["Queued", "Matched", "PlayerMatched", "Finished", "RewardGranted", "paid (seen by the players)"] {
         assert!(printed_counts(&printed).contains(&(row, "4")), "{row} in {:?}", printed_counts(&printed));
     }
+    assert!(!printed.contains("not ended within"), "something had to be killed");
     demo.assert_nothing_left().await;
     assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "only what it printed is left");
 }
