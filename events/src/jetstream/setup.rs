@@ -26,7 +26,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 
 /// How long the log may become; the server sets so much of its disk aside. Full, it refuses commands instead of
-/// forgetting its beginning. A match of two is about 8 KB: this holds a million of them in the 12 h.
+/// forgetting its beginning.
 const LOG_BYTES: i64 = 8 << 30;
 
 /// How long a worker has to answer for a delivery, or to say that it is still at it. It is also how long everything

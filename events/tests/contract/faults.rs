@@ -226,6 +226,7 @@ async fn appends_outlive_a_leader_that_falls_asleep() {
                 let other = async || leader(&awake).await.filter(|leader| *leader != sleeper);
                 until("another leads", other).await;
             } else {
+                // How long it lasts is the fault: too short for another to lead.
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
             own.nats.node(sleeper).unwrap().resume().unwrap();
