@@ -1,6 +1,8 @@
 # Each target installs what it lacks first; on a fresh machine with Rust and python3 there is no other set-up.
 
 PLAYERS ?= 100
+# Not `cargo run`: with one package's features only, it would build the dependencies once more.
+GARAGE = $(or $(CARGO_TARGET_DIR),target)/debug/garage
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint install
@@ -9,9 +11,8 @@ help: ## This list.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: install ## Starts a local Garage and lets PLAYERS=100 bots play on it.
-	@# All of it: the demo runs the workers' binaries, which `cargo run` of one package does not build.
 	cargo build --workspace
-	cargo run -q -p garage-cli -- demo --players $(PLAYERS)
+	$(GARAGE) demo --players $(PLAYERS)
 
 test: install ## Runs all tests, on real servers.
 	@# The binaries first: end-to-end tests run those of the workers.
@@ -19,7 +20,8 @@ test: install ## Runs all tests, on real servers.
 	cargo test --workspace
 
 bench: install ## Measures the log, beside the disk's own fsync rate in the same run.
-	cargo run -q -p garage-cli -- bench log
+	cargo build --workspace
+	$(GARAGE) bench log
 
 lint: ## Formatting, clippy and documentation; every warning is an error.
 	cargo fmt --all --check

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
+use garage_events::game::Secret;
 use garage_worker::config;
 
 /// Director: owns game server instances; starts, finds again, and removes them.
@@ -12,13 +13,9 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub worker: config::Worker,
 
-    /// Redis, where session parks the games' sealed keys.
-    #[arg(long, env = "GARAGE_REDIS_URL", default_value = "redis://127.0.0.1:6379")]
-    pub redis_url: String,
-
-    /// A file with the Redis password.
-    #[arg(long, env = "GARAGE_REDIS_PASSWORD_FILE")]
-    pub redis_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
+    pub redis: config::Redis,
 
     /// A file with the key that private keys are sealed with: 32 bytes in base64. Session has the same.
     #[arg(long, env = "GARAGE_SEAL_KEY_FILE")]
@@ -30,8 +27,8 @@ pub struct Config {
     pub token_key_file: PathBuf,
 
     /// URLs of the NATS servers that game servers report to, separated by commas; by default those of the director.
-    #[arg(long, env = "GARAGE_GAME_NATS_URL")]
-    pub game_nats_url: Option<String>,
+    #[arg(long, env = "GARAGE_GAME_NATS_URL", value_parser = config::unchecked, hide_env_values = true)]
+    pub game_nats_url: Option<Secret>,
 
     /// The NATS user of game servers.
     #[arg(long, env = "GARAGE_GAME_NATS_USER", default_value = "game")]

@@ -16,10 +16,10 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use garage_events::{
     game,
-    jetstream::{JetStreamLog, setup::DIRECTOR},
+    jetstream::setup::DIRECTOR,
     world::System,
 };
-use garage_worker::{Ground, Shutdown, config::secret, reactor, seal::SealKey};
+use garage_worker::{Ground, Shutdown, config::{self as flags, secret}, reactor, seal::SealKey};
 
 pub use config::Config;
 
@@ -34,9 +34,9 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let seal = SealKey::from_file(&config.seal_key_file)?;
     let terms = terms(&config)?;
     let backend = process::ProcessBackend::open(&config.process)?;
-    let redis = redis::Redis::open(&config.redis_url, config.redis_password_file.as_deref())?;
+    let redis = redis::Redis::new(config.redis.open()?);
     let mut ground = Ground::start("director", &config.worker, shutdown.clone()).await?;
-    let log = JetStreamLog::open(ground.client.clone()).await?;
+    let log = ground.open_log().await?;
     let context = log.context().clone();
 
     let app = reaction::App { log, world: System, backend, redis: redis.clone(), seal, terms: Arc::new(terms) };
@@ -62,8 +62,12 @@ fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
         file.display()
     );
     let password = config.game_nats_password_file.as_deref().map(secret).transpose()?;
+    let url = match &config.game_nats_url {
+        Some(url) => flags::url(url, "game-nats")?,
+        None => config.worker.nats.urls()?,
+    };
     let nats = game::Nats {
-        url: config.game_nats_url.clone().unwrap_or_else(|| config.worker.nats.nats_url.clone()),
+        url: url.to_owned(),
         user: config.game_nats_user.clone(),
         password: password.unwrap_or_else(|| game::Secret::new("")),
     };

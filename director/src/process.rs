@@ -44,7 +44,7 @@ use crate::{
 /// director's secrets are.
 const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "RUST_LOG", "RUST_BACKTRACE"];
 /// And all that begin so.
-const INHERITED_PREFIXES: [&str; 2] = ["GARAGE_GAMESERVER_", "OTEL_"];
+const INHERITED_PREFIX: &str = "GARAGE_GAMESERVER_";
 
 /// How long a process may take to show its command line. It takes microseconds; what takes a second hangs in exec.
 const VISIBLE: Duration = Duration::from_secs(1);
@@ -186,7 +186,7 @@ impl Inner {
     fn command(&self, folder: &Folder) -> Command {
         let inherited = std::env::vars_os().filter(|(name, _)| {
             let name = name.to_string_lossy();
-            INHERITED.contains(&&*name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            INHERITED.contains(&&*name) || name.starts_with(INHERITED_PREFIX)
         });
         let mut command = Command::new(&self.program);
         // A group of its own: the terminal's Ctrl-C is for the director alone.

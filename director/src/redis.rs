@@ -1,22 +1,15 @@
 //! Redis: the games' sealed keys, which session parks there.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use anyhow::Context;
 use garage_events::projection::parked_key;
-use garage_worker::{Health, Shutdown, config::secret};
-use redis::{
-    AsyncCommands, Client, IntoConnectionInfo, RedisError,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-};
-
-/// How long a command may take.
-const ANSWER: Duration = Duration::from_secs(3);
+use garage_worker::{Health, Shutdown};
+use redis::{AsyncCommands, RedisError, aio::ConnectionManager};
 
 /// How often /readyz looks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A connection that finds its way back by itself. Clones share it.
+/// Redis, over a connection that clones share.
 #[derive(Clone)]
 pub struct Redis(ConnectionManager);
 
@@ -27,20 +20,9 @@ impl std::fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Makes a connection that is opened when it is first used: without Redis a director can start nothing, but it can
-    /// still remove what is over.
-    ///
-    /// # Errors
-    /// When the URL or the password's file is wrong.
-    pub fn open(url: &str, password_file: Option<&Path>) -> anyhow::Result<Self> {
-        let mut info = url.into_connection_info().with_context(|| format!("{url} is no Redis URL"))?;
-        if let Some(file) = password_file {
-            let settings = info.redis_settings().clone().set_password(secret(file)?.expose());
-            info = info.set_redis_settings(settings);
-        }
-        let config =
-            ConnectionManagerConfig::new().set_connection_timeout(Some(ANSWER)).set_response_timeout(Some(ANSWER));
-        Ok(Self(ConnectionManager::new_lazy_with_config(Client::open(info)?, config)?))
+    /// What the director asks of Redis. Without it a director can start nothing, but it can still remove what is over.
+    pub fn new(connection: ConnectionManager) -> Self {
+        Self(connection)
     }
 
     /// The sealed key parked under a fingerprint, if it is there.

@@ -5,7 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use garage_events::{log::Log, session, world::World};
+use garage_events::{
+    log::{Log, Reports},
+    session::{self, Phase},
+    subject::{Report, ReportKind},
+    world::World,
+};
 use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
@@ -19,16 +24,15 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often they are compared with the log.
 const SCAN: Duration = Duration::from_secs(5);
 
-/// How long an instance is over before an end that nobody saw counts as a failure. Another director on this machine
-/// that started it notes its end within [`LOOK`]; and if it ended well, while no director was there, its report of
-/// the results has a chance to be judged first.
+/// How long an instance is over before an end that nobody saw counts as a failure: another director on this machine
+/// that started it notes its end within [`LOOK`].
 const UNSEEN: Duration = Duration::from_secs(3);
 
 /// Looks after instances until `shutdown`.
 ///
 /// # Errors
 /// None; a look that fails is repeated.
-pub(crate) async fn run<L: Log, W: World, B: Backend>(
+pub(crate) async fn run<L: Log + Reports, W: World, B: Backend>(
     app: App<L, W, B>,
     grace: Duration,
     health: Health,
@@ -95,7 +99,7 @@ struct Seen {
     judged: bool,
 }
 
-impl<L: Log, W: World, B: Backend> Watch<L, W, B> {
+impl<L: Log + Reports, W: World, B: Backend> Watch<L, W, B> {
     async fn exits(&mut self, instances: &[Instance]) -> Result<(), Failure> {
         let over = |name: &Name| instances.iter().any(|one| one.name == *name && matches!(one.state, State::Exited(_)));
         self.seen.retain(|name, _| over(name));
@@ -142,17 +146,26 @@ impl<L: Log, W: World, B: Backend> Watch<L, W, B> {
 }
 
 /// An instance is over: is its attempt?
-async fn judge<L: Log, W: World, B: Backend>(app: &App<L, W, B>, name: Name, exit: &Exit) -> Result<(), Failure> {
+async fn judge<L: Log + Reports, W: World, B: Backend>(
+    app: &App<L, W, B>,
+    name: Name,
+    exit: &Exit,
+) -> Result<(), Failure> {
     let state = app.log.session(name.session).await?.state;
     if state.present_attempt() != Some(name.attempt) {
         return Ok(app.backend.delete(name).await?);
     }
-    if let session::State::Open(open) = &state
-        && app.world.now() >= open.began + app.terms.session
-    {
-        // Its session has come to its hard end, at which servers exit by themselves. It is abandoned, not failed, and
-        // its own deadline says so.
-        return Ok(());
+    if let session::State::Open(open) = &state {
+        if app.world.now() >= open.began + app.terms.session {
+            // Its session has come to its hard end, at which servers exit by themselves. It is abandoned, not failed,
+            // and its own deadline says so.
+            return Ok(());
+        }
+        let results = Report { session: name.session, attempt: name.attempt, kind: ReportKind::Finished };
+        if matches!(open.phase, Phase::Running(_)) && app.log.reported(results).await? {
+            // It had done its work, however it ended; session is about to judge the results.
+            return Ok(());
+        }
     }
     let reason = match exit.how {
         // Its report of the results may still be on its way; if there is none, the session's own deadline says so.

@@ -24,7 +24,7 @@ use garage_events::{
     projection::parked_key,
     reaction::decide_session,
     session::{self, Event, Matched, Member, Opened, Phase, PodFailed, PodRequested, State, Team},
-    subject::Aggregate,
+    subject::{Aggregate, Report, ReportKind},
     world::{System, World},
 };
 use garage_stack::servers::{Nats, Redis, Role};
@@ -379,8 +379,35 @@ async fn a_server_that_dies_in_the_game_breaks_the_session() {
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("killed", "signal 9"));
     // Closing it is session's part; the director has no right to.
     let State::Open(open) = ground.load(id).await.state else { panic!("not open") };
-    assert_eq!(open.phase, Phase::Broken { reason: "killed".into() });
+    assert_eq!(open.phase, Phase::Broken { attempt: 1, reason: "killed".into() });
     ground.gone(name(id, 1)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_reported_its_results_has_not_failed_however_it_ended() {
+    let mut ground = Ground::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
+    ground.start().await;
+    let (reported, silent) = (ground.session().await, ground.session().await);
+    for id in [reported, silent] {
+        let scheduled = ground.scheduled(id, 1).await;
+        let report = Ready { tcp_port: 1, udp_port: 2 };
+        ground.decide(id, session::Command::Ready { attempt: 1, report }).await;
+        let address = Address { ip: scheduled.public_ip, tcp_port: 1, udp_port: 2, fingerprint: FINGERPRINT.into() };
+        ground.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
+    }
+    // Nobody sees how they end, and session has not judged the report yet.
+    ground.stop().await;
+    let report = Report { session: reported, attempt: 1, kind: ReportKind::Finished };
+    ground.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
+    fs::write(ground.path("die"), "").unwrap();
+    let running = |id| !processes(&ground.instance(name(id, 1))).is_empty();
+    until("both have ended", async || (!running(reported) && !running(silent)).then_some(())).await;
+
+    ground.start().await;
+    assert_eq!(ground.failed(silent).await.reason, "exited");
+    // Both were judged in one look.
+    let events = ground.load(reported).await.history;
+    assert!(matches!(events.last().unwrap().event, Event::Opened(_)), "{events:?}");
 }
 
 #[tokio::test]

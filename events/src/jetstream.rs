@@ -25,9 +25,9 @@ use crate::{
     event::{Event, Recorded},
     id::{PlayerId, SessionId},
     inventory,
-    log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
+    log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Reports, Session},
     player, session,
-    subject::{self, Aggregate},
+    subject::{self, Aggregate, Report},
 };
 
 /// Decisions that may wait for a commit in one process; a further one waits for a place.
@@ -63,6 +63,11 @@ impl JetStreamLog {
     /// The connection's JetStream context.
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Waits until nothing can be appended any more, because the committer has ended; which it does not by itself.
+    pub async fn stopped(&self) {
+        self.submit.closed().await;
     }
 
     /// Sequence of the last message that a filter selects, read at the leader; 0 when there is none.
@@ -171,6 +176,13 @@ impl Load for JetStreamLog {
     async fn inventory(&self, id: &PlayerId) -> Result<Option<Recorded<inventory::Event>>, ReadError> {
         let last = self.last(&Aggregate::Inventory(id.clone()).filter()).await?;
         last.map(|message| decode(&message)).transpose()
+    }
+}
+
+impl Reports for JetStreamLog {
+    async fn reported(&self, report: Report) -> Result<bool, ReadError> {
+        let stream = self.context.get_stream_no_info(subject::REPORTS).await.map_err(unavailable)?;
+        Ok(found(stream.get_last_raw_message_by_subject(&report.to_string()).await)?.is_some())
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     event::{DecodeError, Event, Recorded},
     id::{PlayerId, SessionId},
     inventory, player, session,
-    subject::Aggregate,
+    subject::{Aggregate, Report},
     world::World,
 };
 
@@ -114,6 +114,12 @@ pub trait Append: Clone + Send + Sync + 'static {
     /// Stores a decision, whole or not at all, and tells the sequence of each event in the order given. An error is
     /// never returned for a decision that is known to be stored.
     fn append(&self, decision: Decision) -> impl Future<Output = Result<Vec<u64>, AppendError>> + Send;
+}
+
+/// Looks at what game servers have reported, at the leader of the reports' stream.
+pub trait Reports {
+    /// Whether there is such a report, judged or not.
+    fn reported(&self, report: Report) -> impl Future<Output = Result<bool, ReadError>> + Send;
 }
 
 /// Both.

@@ -336,5 +336,4 @@ fn waiting(state: &State, ticket: TicketId) -> Result<&Queued, Rejection> {
 }
 
 #[cfg(test)]
-#[path = "player/tests.rs"]
 mod tests;

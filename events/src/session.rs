@@ -238,6 +238,8 @@ pub enum Phase {
     Running(Opened),
     /// To be given up: the server died after the players were told of it, and another one would be another match.
     Broken {
+        /// Which attempt it was. What it reported before it died still counts.
+        attempt: u32,
         /// Why, as one word.
         reason: String,
     },
@@ -289,7 +291,7 @@ impl State {
             (Event::PodFailed(failed), phase) => {
                 let reason = failed.reason.clone();
                 *phase = match phase {
-                    Phase::Running(_) => Phase::Broken { reason },
+                    Phase::Running(_) => Phase::Broken { attempt: failed.attempt, reason },
                     _ => Phase::Unserved { attempts: failed.attempt, reason: Some(reason) },
                 };
             }
@@ -341,7 +343,7 @@ impl Open {
             Phase::Unserved { reason, .. } => {
                 Next::End(Command::Fail { reason: reason.clone().unwrap_or_else(|| "no-attempts".into()) })
             }
-            Phase::Broken { reason } => Next::End(Command::Fail { reason: reason.clone() }),
+            Phase::Broken { reason, .. } => Next::End(Command::Fail { reason: reason.clone() }),
             Phase::Starting(Starting {
                 scheduled: Some(scheduled), ready: Some(ready), attempt, fingerprint, ..
             }) => Next::Open(Opened {
@@ -502,8 +504,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 Err(Rejection::Moot)
             }
         }
-        (Command::Finish { attempt, report }, Phase::Running(opened)) => {
-            if attempt != opened.attempt {
+        (
+            Command::Finish { attempt, report },
+            Phase::Running(Opened { attempt: present, .. }) | Phase::Broken { attempt: present, .. },
+        ) => {
+            if attempt != *present {
                 return stale(attempt);
             }
             if !names_each_once(&open.matched, &report.results) {
@@ -565,5 +570,4 @@ fn names_each_once(matched: &Matched, results: &[Placing]) -> bool {
 }
 
 #[cfg(test)]
-#[path = "session/tests.rs"]
 mod tests;

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use garage_events::{
@@ -16,21 +15,19 @@ use garage_events::{
     log::ReadError,
     subject::{self, Aggregate},
 };
-use garage_worker::{Health, Shutdown};
+use garage_worker::{Health, Shutdown, lag};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::frame::Frame;
 
-/// Frames that may wait for a socket. A player has a handful of events in a match, so that a socket this far behind no
-/// longer reads.
-pub(crate) const QUEUE: usize = 64;
+/// Frames that may wait for a socket; the channel takes memory as they come. More than one request to the log brings,
+/// which is handed out in one go when the log was out of reach for a while: a socket that is closed for its queue has
+/// not read for longer than that.
+pub(crate) const QUEUE: usize = 1_024;
 
 /// Sockets of one player at a time; a further one closes the oldest. Who reconnects often on a bad line must not be
 /// locked out by sockets whose end has not been noticed.
 const SEATS: usize = 8;
-
-/// Between two looks whether the hub keeps up with the log. Each costs the stream's leader one read.
-const WATCH: Duration = Duration::from_secs(2);
 
 /// Which sockets are here, and how far they have been told. Clones share it.
 #[derive(Clone, Default)]
@@ -170,7 +167,7 @@ pub(crate) async fn follow(
         let hand_out = async {
             tokio::select! {
                 () = hand_out_all(&hub, &mut follow) => {}
-                () = watch(&hub, &log, &health) => {}
+                never = lag::watch("log", &log, subject::PLAYERS, || hub.position(), &health) => never,
             }
         };
         shutdown.run_until_cancelled(hand_out).await;
@@ -181,25 +178,6 @@ pub(crate) async fn follow(
 async fn hand_out_all(hub: &Hub, follow: &mut Follow) {
     loop {
         hub.hand_out(&follow.next().await);
-    }
-}
-
-/// Keeps /readyz right: down while the log goes on and nothing of it comes here, as when its consumer's server has died
-/// and another is being found.
-async fn watch(hub: &Hub, log: &JetStreamLog, health: &Health) {
-    let mut behind = None;
-    loop {
-        tokio::time::sleep(WATCH).await;
-        let position = hub.position();
-        match log.last_sequence(subject::PLAYERS).await {
-            Ok(last) if last <= position => {
-                behind = None;
-                health.up("log");
-            }
-            Ok(_) if behind == Some(position) => health.down("log", "it goes on, but nothing of it comes here"),
-            Ok(_) => behind = Some(position),
-            Err(error) => health.down("log", error.to_string()),
-        }
     }
 }
 
@@ -233,6 +211,17 @@ mod tests {
         }
         assert_eq!(other.frames.try_recv().unwrap().seq, 6);
         assert_eq!(hub.position(), 6);
+    }
+
+    #[test]
+    fn what_the_log_brings_in_one_go_closes_nobody() {
+        let hub = Hub::default();
+        let mut seat = hub.register(&player("ann"));
+        for seq in 1..=500 {
+            hub.hand_out(&message(seq, "ann"));
+        }
+        assert!(seat.end.try_recv().is_err());
+        assert_eq!(std::iter::from_fn(|| seat.frames.try_recv().ok()).count(), 500);
     }
 
     #[test]

@@ -65,8 +65,8 @@ impl Gateway {
         let tls = config.tls.acceptor()?;
 
         let mut ground = Ground::start("gateway", &config.worker, shutdown.clone()).await?;
+        let log = ground.open_log().await?;
         let client = ground.client.clone();
-        let log = JetStreamLog::open(client.clone()).await?;
         let hub = hub::Hub::default();
         let follow = hub::follow(hub.clone(), log.clone(), ground.health.clone(), shutdown.clone()).await?;
         ground.spawn("hub", follow);

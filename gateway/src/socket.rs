@@ -227,5 +227,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 }
 
 #[cfg(test)]
-#[path = "socket/tests.rs"]
 mod tests;

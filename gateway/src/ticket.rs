@@ -209,5 +209,4 @@ pub(crate) fn cancel(player: &Player, ticket: TicketId) -> Cancelling {
 }
 
 #[cfg(test)]
-#[path = "ticket/tests.rs"]
 mod tests;

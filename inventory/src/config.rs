@@ -1,6 +1,6 @@
 //! What the worker is told.
 
-use std::{convert::Infallible, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};
 use clap::{Args, Parser};
@@ -35,13 +35,11 @@ pub struct Config {
 pub struct MySql {
     /// URL of the MySQL or MariaDB database, without a password: mysql://USER@HOST:PORT/DATABASE. `?ssl-mode=verify_ca`
     /// and `&ssl-ca=FILE` choose how its TLS is checked.
-    // A text whose Debug shows nothing, and whose variable the help does not show: somebody may put a password in, and
-    // it must not come out again with the refusal.
     #[arg(
         long,
         env = "GARAGE_MYSQL_URL",
         default_value = "mysql://garage@127.0.0.1:3306/garage",
-        value_parser = |url: &str| Ok::<_, Infallible>(Secret::new(url)),
+        value_parser = garage_worker::config::unchecked,
         hide_env_values = true
     )]
     pub mysql_url: Secret,
@@ -80,15 +78,10 @@ impl MySql {
     }
 
     fn options(&self) -> anyhow::Result<MySqlConnectOptions> {
-        let url = self.mysql_url.expose();
+        let url = garage_worker::config::url(&self.mysql_url, "mysql")?;
         let authority = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
-        // None of these says the URL: should it hold a password, the log must not.
         let authority = authority.context("the MySQL URL (--mysql-url) is not like mysql://USER@HOST:PORT/DATABASE")?;
         let user = authority.rsplit_once('@').map(|(user, _)| user).unwrap_or_default();
-        ensure!(
-            !user.contains(':'),
-            "the MySQL URL (--mysql-url) holds a password, which other processes may see; put it into a file and name that with --mysql-password-file"
-        );
         ensure!(!user.is_empty(), "the MySQL URL (--mysql-url) names no user");
         let options: MySqlConnectOptions = url.parse().context("the MySQL URL (--mysql-url) cannot be read")?;
         ensure!(options.get_database().is_some(), "the MySQL URL (--mysql-url) names no database");

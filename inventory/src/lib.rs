@@ -16,8 +16,6 @@ pub mod service;
 
 use std::time::Duration;
 
-use anyhow::Context;
-use garage_events::jetstream::JetStreamLog;
 use garage_worker::{Ground, Health, Shutdown};
 use sqlx::MySqlPool;
 
@@ -43,7 +41,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         return ground.wait().await;
     }
     ground.spawn("mysql watch", watch(pool.clone(), ground.health.clone(), stop.clone()));
-    let log = JetStreamLog::open(ground.client.clone()).await.context("cannot open the log")?;
+    let log = ground.open_log().await?;
 
     service::start(&mut ground, &pool, config.concurrency.into()).await?;
     let rewards = rewards::react(pool.clone(), log.clone(), config.rewards_concurrency.into(), stop.clone());

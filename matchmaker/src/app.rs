@@ -1,6 +1,12 @@
 //! Fold, decide, commit, fold the outcome, and decide again.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::future::join_all;
 use garage_events::{
@@ -17,7 +23,7 @@ use garage_events::{
     subject::{Aggregate, PLAYERS, STREAM},
     world::World,
 };
-use garage_worker::{Health, Shutdown};
+use garage_worker::{Health, Shutdown, lag};
 use tokio::time::{sleep, timeout};
 
 use crate::domain::{Entry, Pool, Proposal, propose, rule};
@@ -39,12 +45,14 @@ pub struct Matchmaker<W> {
     queues: Queues,
     health: Health,
     pool: Pool,
+    /// Where the pool stands, for who watches it.
+    folded: Arc<AtomicU64>,
 }
 
 impl<W: World> Matchmaker<W> {
     /// A matchmaker that knows nobody yet.
     pub fn new(log: JetStreamLog, world: W, queues: Queues, health: Health) -> Self {
-        Self { log, world, queues, health, pool: Pool::default() }
+        Self { log, world, queues, health, pool: Pool::default(), folded: Arc::default() }
     }
 
     /// Matches until `shutdown`.
@@ -69,6 +77,14 @@ impl<W: World> Matchmaker<W> {
         }
         self.health.up("pool");
         tracing::info!(event.seq = end, "pool is up to date; matching begins");
+        let (log, health, folded) = (self.log.clone(), self.health.clone(), Arc::clone(&self.folded));
+        tokio::select! {
+            result = self.match_until(&shutdown, follow) => result,
+            never = lag::watch("pool", &log, PLAYERS, || folded.load(Ordering::Relaxed), &health) => never,
+        }
+    }
+
+    async fn match_until(&mut self, shutdown: &Shutdown, mut follow: Follow) -> anyhow::Result<()> {
         while !shutdown.is_cancelled() {
             let made = self.cycle().await;
             let mut patience = if made { Duration::ZERO } else { self.patience() };
@@ -86,6 +102,7 @@ impl<W: World> Matchmaker<W> {
     }
 
     fn fold(&mut self, message: &Message) -> anyhow::Result<()> {
+        self.folded.store(message.seq, Ordering::Relaxed);
         let Some(Aggregate::Player(player)) = Aggregate::of(&message.subject) else { return Ok(()) };
         let recorded = Recorded::<player::Event>::decode(message.seq, message.time, &message.body);
         let recorded =

@@ -7,7 +7,7 @@ pub mod app;
 pub mod config;
 pub mod domain;
 
-use garage_events::{jetstream::JetStreamLog, queue::Queues, world::System};
+use garage_events::{queue::Queues, world::System};
 use garage_worker::{Ground, Shutdown};
 
 pub use config::Config;
@@ -19,7 +19,7 @@ pub use config::Config;
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut ground = Ground::start("matchmaker", &config.worker, shutdown.clone()).await?;
-    let log = JetStreamLog::open(ground.client.clone()).await?;
+    let log = ground.open_log().await?;
     let matchmaker = app::Matchmaker::new(log, System, queues, ground.health.clone());
     ground.spawn("matching", matchmaker.run(shutdown));
     ground.wait().await

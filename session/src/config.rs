@@ -13,13 +13,9 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub worker: config::Worker,
 
-    /// Redis, which holds the projections and the parked keys.
-    #[arg(long, env = "GARAGE_REDIS_URL", default_value = "redis://127.0.0.1:6379")]
-    pub redis_url: String,
-
-    /// A file with the Redis password.
-    #[arg(long, env = "GARAGE_REDIS_PASSWORD_FILE")]
-    pub redis_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
+    pub redis: config::Redis,
 
     /// A file with the key that private keys are sealed with: 32 bytes in base64.
     #[arg(long, env = "GARAGE_SEAL_KEY_FILE")]

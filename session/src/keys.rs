@@ -1,6 +1,6 @@
 //! A game's RSA key. Making one takes hundreds of milliseconds of a core, so that some are made ahead.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use anyhow::Context;
 use garage_events::game;
@@ -45,26 +45,20 @@ impl GameKey {
 pub struct Pool(Arc<Mutex<mpsc::Receiver<GameKey>>>);
 
 impl Pool {
-    /// Starts to fill a pool of `size` keys on a thread of its own, which ends with the pool.
-    pub fn start(size: u16, seal: SealKey) -> Self {
+    /// Starts to fill a pool of `size` keys on a thread of its own. The future ends when there is nobody left to take
+    /// from the pool, and fails when no more keys will come.
+    pub fn start(size: u16, seal: SealKey) -> (Self, impl Future<Output = anyhow::Result<()>> + Send + 'static) {
         let (fill, keys) = mpsc::channel(usize::from(size.max(1)));
-        std::thread::spawn(move || {
+        let filling = tokio::task::spawn_blocking(move || {
             loop {
-                match GameKey::generate(&seal) {
-                    // Blocks while the pool is full; fails once nobody can take from it any more.
-                    Ok(key) => {
-                        if fill.blocking_send(key).is_err() {
-                            break;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::error!("no game can have a key: {error:#}");
-                        break;
-                    }
+                let key = GameKey::generate(&seal).context("no game can have a key")?;
+                // Blocks while the pool is full; fails once nobody can take from it any more.
+                if fill.blocking_send(key).is_err() {
+                    return Ok(());
                 }
             }
         });
-        Self(Arc::new(Mutex::new(keys)))
+        (Self(Arc::new(Mutex::new(keys))), async move { filling.await.context("the maker of keys panicked")? })
     }
 
     /// Takes a key; waits for it when games come faster than keys.

@@ -14,10 +14,7 @@ pub mod redis;
 pub mod token;
 
 use garage_events::{
-    jetstream::{
-        JetStreamLog,
-        setup::{SESSION, SESSION_REPORTS, SESSION_TIMERS},
-    },
+    jetstream::setup::{SESSION, SESSION_REPORTS, SESSION_TIMERS},
     world::System,
 };
 use garage_worker::{Ground, Shutdown, config::secret, reactor, seal::SealKey};
@@ -34,10 +31,11 @@ const REACTIONS: usize = 64;
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let seal = SealKey::from_file(&config.seal_key_file)?;
     let signer = token::Signer::from_pem(&secret(&config.token_key_file)?)?;
+    let redis = redis::Redis::new(config.redis.open()?);
     let mut ground = Ground::start("session", &config.worker, shutdown.clone()).await?;
-    let log = JetStreamLog::open(ground.client.clone()).await?;
-    let redis = redis::Redis::connect(&config.redis_url, config.redis_password_file.as_deref()).await?;
-    let keys = keys::Pool::start(config.key_pool, seal);
+    let log = ground.open_log().await?;
+    let (keys, filling) = keys::Pool::start(config.key_pool, seal);
+    ground.spawn("keys", filling);
     let limits = config.limits();
     let context = log.context().clone();
 

@@ -1,19 +1,15 @@
 //! Redis: parked keys and projections.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
 use garage_events::{
     id::{PlayerId, QueueName, SessionId},
     projection::{self, Live, LivePlayer, LiveSession},
 };
-use garage_worker::config::secret;
-use redis::{AsyncCommands, Client, IntoConnectionInfo, RedisError, Script, aio::ConnectionManager};
+use redis::{AsyncCommands, RedisError, Script, aio::ConnectionManager};
 
-/// How long a command may take.
-const ANSWER: Duration = Duration::from_secs(3);
-
-/// A connection that finds its way back by itself. Clones share it.
+/// Redis, over a connection that clones share.
 #[derive(Clone)]
 pub struct Redis(ConnectionManager);
 
@@ -24,21 +20,9 @@ impl std::fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// Connects.
-    ///
-    /// # Errors
-    /// When the server is not there, or refuses the password.
-    pub async fn connect(url: &str, password_file: Option<&Path>) -> anyhow::Result<Self> {
-        let mut info = url.into_connection_info().with_context(|| format!("{url} is no Redis URL"))?;
-        if let Some(file) = password_file {
-            let settings = info.redis_settings().clone().set_password(secret(file)?.expose());
-            info = info.set_redis_settings(settings);
-        }
-        let config = redis::aio::ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(ANSWER))
-            .set_response_timeout(Some(ANSWER));
-        let manager = ConnectionManager::new_with_config(Client::open(info)?, config).await;
-        Ok(Self(manager.with_context(|| format!("cannot connect to redis at {url}"))?))
+    /// What session asks of Redis.
+    pub fn new(connection: ConnectionManager) -> Self {
+        Self(connection)
     }
 
     /// Parks a sealed key for its director.

@@ -38,10 +38,12 @@ fn a_sealed_key_opens_to_the_private_half_of_the_announced_one() {
 
 #[tokio::test]
 async fn the_pool_never_gives_a_key_twice() {
-    let pool = Pool::start(2, SealKey::new(&[7; 32]));
+    let (pool, filling) = Pool::start(2, SealKey::new(&[7; 32]));
     let take = async || tokio::time::timeout(Duration::from_secs(30), pool.take()).await.unwrap().unwrap().fingerprint;
     let (one, two, three) = (take().await, take().await, take().await);
     assert!(one != two && two != three && one != three);
+    drop(pool);
+    tokio::time::timeout(Duration::from_secs(30), filling).await.unwrap().unwrap();
 }
 
 #[test]

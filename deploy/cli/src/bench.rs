@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::try_join_all, stream::FuturesUnordered};
 use garage_events::{
     id::{PlayerId, TicketId},
     jetstream::{JetStreamLog, setup},
@@ -50,18 +50,23 @@ impl LogBench {
         let folder = tempfile::Builder::new().prefix("garage-bench-").tempdir()?;
         let nats = Nats::start(folder.path(), self.nats_nodes.into()).await?;
         setup::init(nats.connect(Role::Admin).await?, self.nats_nodes.into()).await?;
-        let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
         let time = Duration::from_secs(self.seconds);
         let fsyncs = fsyncs(folder.path(), time)?;
-        let alone = commits(&log, 1, time).await?;
-        let mut rows = vec![
-            vec!["fsync of 600 bytes, this disk".into(), format!("{fsyncs:.0}"), "1.0".into()],
-            vec!["decisions, one at a time (no group)".into(), format!("{alone:.0}"), format!("{:.1}", alone / fsyncs)],
-        ];
+        let row = |name: String, rate: f64| vec![name, format!("{rate:.0}"), format!("{:.1}", rate / fsyncs)];
+        let mut rows = vec![row("fsync of 600 bytes, this disk".into(), fsyncs)];
+        // A committer of its own for each decision that waits: nothing to be grouped.
+        for waiting in [1, 16, 256] {
+            let mut logs = Vec::new();
+            for _ in 0..waiting {
+                logs.push(JetStreamLog::open(nats.connect(Role::Admin).await?).await?);
+            }
+            let rates = try_join_all(logs.iter().map(|log| commits(log, 1, time))).await?;
+            rows.push(row(format!("decisions, {waiting} waiting, each committed alone"), rates.iter().sum()));
+        }
+        let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
         for waiting in [16, 256, 2_048] {
             let rate = commits(&log, waiting, time).await?;
-            let name = format!("decisions, {waiting} at a time (group commit)");
-            rows.push(vec![name, format!("{rate:.0}"), format!("{:.1}", rate / fsyncs)]);
+            rows.push(row(format!("decisions, {waiting} waiting, group commit"), rate));
         }
         say(format!("{} node(s) of NATS, fsync always; a decision is two events of two players", self.nats_nodes));
         table(&["", "per second", "per fsync"], &rows);

@@ -5,7 +5,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
 };
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, future::BoxFuture};
 use time::OffsetDateTime;
 use tokio::time::{Duration, sleep};
 
@@ -20,6 +20,12 @@ const FORGET: Duration = Duration::from_secs(30);
 
 /// Messages asked for at a time.
 const AHEAD: usize = 500;
+
+/// Before a consumer is made again that could be made and not be read.
+const LOST: Duration = Duration::from_millis(20);
+
+/// Before a consumer is made again that could not be made.
+const REFUSED: Duration = Duration::from_millis(250);
 
 /// A message of the log.
 #[derive(Debug, Clone)]
@@ -44,7 +50,15 @@ pub struct Follow {
     stream: &'static str,
     filters: Vec<String>,
     next: u64,
-    reading: Option<Reading>,
+    source: Source,
+}
+
+/// Where messages come from.
+enum Source {
+    /// A consumer that is being made. Kept from one wait to the next: who waits for a message only so long must not
+    /// begin to make one each time.
+    Making(BoxFuture<'static, Result<Reading, async_nats::Error>>),
+    Made(Box<Reading>),
 }
 
 /// A consumer that has not missed anything.
@@ -66,42 +80,34 @@ impl Follow {
     /// Reads the messages of a stream that one of the filters selects, from a sequence on (1 is the beginning).
     pub fn new(context: Context, stream: &'static str, filters: Vec<String>, from: u64) -> Self {
         let link = Link::new(context.client());
-        Self { context, link, stream, filters, next: from.max(1), reading: None }
+        let next = from.max(1);
+        let source = make(context.clone(), link.clone(), stream, filters.clone(), next, Duration::ZERO);
+        Self { context, link, stream, filters, next, source }
     }
 
-    /// Makes the consumer, so that what is appended from now on will be given out.
+    /// Waits until the consumer is made, so that what is appended from now on will be given out.
     ///
     /// # Errors
     /// What the server said.
     pub async fn connect(&mut self) -> Result<(), async_nats::Error> {
-        // The client's own ordered consumer would do all this, but takes half a minute to see that its server is gone,
-        // and never sees that the last message before a pause was lost with the connection.
-        let connection = self.link.connections();
-        let stream = self.context.get_stream_no_info(self.stream).await?;
-        let config = pull::Config {
-            filter_subjects: self.filters.clone(),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next },
-            replay_policy: ReplayPolicy::Instant,
-            ack_policy: AckPolicy::None,
-            max_deliver: 1,
-            inactive_threshold: FORGET,
-            num_replicas: 1,
-            memory_storage: true,
-            ..Default::default()
-        };
-        let consumer = stream.create_consumer(config).await?;
-        let messages = consumer.stream().max_messages_per_batch(AHEAD).heartbeat(HEARTBEAT).messages().await?;
-        self.reading = Some(Reading { messages, connection, count: 0 });
+        if let Source::Making(making) = &mut self.source {
+            match making.await {
+                Ok(reading) => self.source = Source::Made(Box::new(reading)),
+                Err(error) => {
+                    self.make_again(REFUSED);
+                    return Err(error);
+                }
+            }
+        }
         Ok(())
     }
 
     /// The next message; waits for it as long as it takes. Dropping the wait loses nothing.
     pub async fn next(&mut self) -> Message {
         loop {
-            let Some(reading) = &mut self.reading else {
+            let Source::Made(reading) = &mut self.source else {
                 if let Err(error) = self.connect().await {
                     tracing::warn!(%error, filters = ?self.filters, "the log cannot be followed; trying again");
-                    sleep(Duration::from_millis(250)).await;
                 }
                 continue;
             };
@@ -120,13 +126,48 @@ impl Follow {
                 }
                 Err(reason) => {
                     tracing::debug!(%reason, next = self.next, "following the log was interrupted; going on");
-                    self.reading = None;
-                    // A consumer that cannot be read must not be made again without end.
-                    sleep(Duration::from_millis(20)).await;
+                    self.make_again(LOST);
                 }
             }
         }
     }
+
+    fn make_again(&mut self, after: Duration) {
+        let (context, link) = (self.context.clone(), self.link.clone());
+        self.source = make(context, link, self.stream, self.filters.clone(), self.next, after);
+    }
+}
+
+/// Begins to make a consumer from a sequence on.
+fn make(
+    context: Context,
+    link: Link,
+    stream: &'static str,
+    filter_subjects: Vec<String>,
+    start_sequence: u64,
+    after: Duration,
+) -> Source {
+    // The client's own ordered consumer would do all this, but takes half a minute to see that its server is gone, and
+    // never sees that the last message before a pause was lost with the connection.
+    Source::Making(Box::pin(async move {
+        sleep(after).await;
+        let connection = link.connections();
+        let stream = context.get_stream_no_info(stream).await?;
+        let config = pull::Config {
+            filter_subjects,
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+            replay_policy: ReplayPolicy::Instant,
+            ack_policy: AckPolicy::None,
+            max_deliver: 1,
+            inactive_threshold: FORGET,
+            num_replicas: 1,
+            memory_storage: true,
+            ..Default::default()
+        };
+        let consumer = stream.create_consumer(config).await?;
+        let messages = consumer.stream().max_messages_per_batch(AHEAD).heartbeat(HEARTBEAT).messages().await?;
+        Ok(Reading { messages, connection, count: 0 })
+    }))
 }
 
 impl Reading {

@@ -83,3 +83,22 @@ pub(crate) async fn a_reader_that_waits_sees_what_comes(fixture: impl Fixture) {
         head = Head { seq, n };
     }
 }
+
+pub(crate) async fn a_reader_without_patience_gets_there(fixture: impl Fixture) {
+    let (log, other) = (fixture.open().await, fixture.open().await);
+    let player = new_player();
+    let made = made(&player, Head::default(), [queued()]);
+    let seq = log.append(made.decision.clone()).await.unwrap()[0];
+    let mut follow = other.follow(vec![of_player(&player)], 1);
+    // Each wait ends before anything can have come of it; what they began must not end with them.
+    let looks = async {
+        loop {
+            if let std::task::Poll::Ready(found) = futures::poll!(Box::pin(follow.next())) {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let (seen, _, envelope) = soon("the event", looks).await;
+    assert_eq!((seen, envelope.id), (seq, made.ids()[0]));
+}

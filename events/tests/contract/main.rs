@@ -66,5 +66,6 @@ contract! {
         a_reader_sees_each_event_once_and_in_order,
         a_reader_may_begin_in_the_middle,
         a_reader_that_waits_sees_what_comes,
+        a_reader_without_patience_gets_there,
     }
 }

@@ -1,17 +1,33 @@
 //! What every worker is told.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{convert::Infallible, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use garage_events::game::Secret;
+use redis::{
+    Client, IntoConnectionInfo,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+
+/// How often a connection to NATS is tried for its life; two answers that are missing, and another is made.
+const PING: Duration = Duration::from_secs(3);
+
+/// How long Redis has for an answer.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// Where NATS is, and as whom to speak to it.
 #[derive(Debug, Clone, Args)]
 pub struct Nats {
     /// URLs of the NATS servers, separated by commas.
-    #[arg(long, env = "GARAGE_NATS_URL", default_value = "nats://127.0.0.1:4222")]
-    pub nats_url: String,
+    #[arg(
+        long,
+        env = "GARAGE_NATS_URL",
+        default_value = "nats://127.0.0.1:4222",
+        value_parser = unchecked,
+        hide_env_values = true
+    )]
+    pub nats_url: Secret,
 
     /// The NATS user.
     #[arg(long, env = "GARAGE_NATS_USER", requires = "nats_password_file")]
@@ -20,6 +36,24 @@ pub struct Nats {
     /// A file with the NATS user's password.
     #[arg(long, env = "GARAGE_NATS_PASSWORD_FILE")]
     pub nats_password_file: Option<PathBuf>,
+}
+
+/// Where Redis is.
+#[derive(Debug, Clone, Args)]
+pub struct Redis {
+    /// Redis, which holds the projections and the parked keys; redis:// or unix://, without a password.
+    #[arg(
+        long,
+        env = "GARAGE_REDIS_URL",
+        default_value = "redis://127.0.0.1:6379",
+        value_parser = unchecked,
+        hide_env_values = true
+    )]
+    pub redis_url: Secret,
+
+    /// A file with the Redis password.
+    #[arg(long, env = "GARAGE_REDIS_PASSWORD_FILE")]
+    pub redis_password_file: Option<PathBuf>,
 }
 
 /// What every worker is told.
@@ -45,26 +79,121 @@ pub fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
     Ok(Secret::new(text))
 }
 
+/// Takes a URL as it is. Somebody may put a password in, and it must not come out again with the refusal: that is
+/// [`url`]'s, and until then its Debug shows nothing, nor does the help its variable.
+///
+/// # Errors
+/// None.
+pub fn unchecked(url: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(url))
+}
+
+/// The text of a URL, or of several separated by commas, which the flag `--<name>-url` holds.
+///
+/// # Errors
+/// When it holds a password; the error does not repeat it.
+pub fn url<'a>(url: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
+    let text = url.expose();
+    let mut authorities = text.split(',').map(|url| url.split_once("://").map_or(url, |(_, rest)| rest));
+    let holds_password = |rest: &str| {
+        let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+        // A password may contain a slash.
+        let user = rest.rsplit_once('@').or(authority.rsplit_once('@')).map(|(user, _)| user);
+        user.is_some_and(|user| user.contains(':')) || rest.contains("pass=")
+    };
+    ensure!(
+        !authorities.any(holds_password),
+        "the URL of --{name}-url holds a password, which other processes may see; put it into a file and name that with \
+         --{name}-password-file"
+    );
+    Ok(text)
+}
+
+impl Redis {
+    /// Makes a connection that finds its way back by itself, and is opened when it is first used. Clones share it.
+    ///
+    /// # Errors
+    /// When the URL or the password's file is wrong.
+    pub fn open(&self) -> anyhow::Result<ConnectionManager> {
+        let info = url(&self.redis_url, "redis")?.into_connection_info();
+        let mut info = info.context("the URL of --redis-url cannot be read; it is like redis://HOST:PORT")?;
+        if let Some(file) = &self.redis_password_file {
+            let settings = info.redis_settings().clone().set_password(secret(file)?.expose());
+            info = info.set_redis_settings(settings);
+        }
+        let config =
+            ConnectionManagerConfig::new().set_connection_timeout(Some(ANSWER)).set_response_timeout(Some(ANSWER));
+        Ok(ConnectionManager::new_lazy_with_config(Client::open(info)?, config)?)
+    }
+}
+
 impl Nats {
+    /// The servers' URLs.
+    ///
+    /// # Errors
+    /// When one holds a password or a token.
+    pub fn urls(&self) -> anyhow::Result<&str> {
+        let urls = url(&self.nats_url, "nats")?;
+        // What stands alone there is a token.
+        ensure!(!urls.contains('@'), "the URL of --nats-url names a user; name him with --nats-user");
+        Ok(urls)
+    }
+
     /// Connects, and connects again whenever the connection is lost.
     ///
     /// # Errors
     /// When no server is there yet, or refuses the user, or the configuration is wrong.
     pub async fn connect(&self, name: &str) -> anyhow::Result<async_nats::Client> {
-        let mut options = async_nats::ConnectOptions::new().name(format!("garage-{name}"));
+        let urls = self.urls()?;
+        let connected = self.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
+        connected.with_context(|| format!("cannot connect to nats at {urls}"))
+    }
+
+    pub(crate) fn options(&self, name: &str) -> anyhow::Result<async_nats::ConnectOptions> {
+        let mut options = async_nats::ConnectOptions::new().name(format!("garage-{name}")).ping_interval(PING);
         if let (Some(user), Some(file)) = (&self.nats_user, &self.nats_password_file) {
             options = options.user_and_password(user.clone(), secret(file)?.expose().to_owned());
         }
-        options
-            .event_callback(|event| async move {
-                match event {
-                    async_nats::Event::Connected => tracing::info!("connected to nats"),
-                    async_nats::Event::Disconnected => tracing::warn!("connection to nats lost; reconnecting"),
-                    event => tracing::debug!(%event, "nats"),
-                }
-            })
-            .connect(self.nats_url.split(',').collect::<Vec<_>>())
-            .await
-            .with_context(|| format!("cannot connect to nats at {}", self.nats_url))
+        Ok(options.event_callback(|event| async move {
+            match event {
+                async_nats::Event::Connected => tracing::info!("connected to nats"),
+                async_nats::Event::Disconnected => tracing::warn!("connection to nats lost; reconnecting"),
+                event => tracing::debug!(%event, "nats"),
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nats(url: &str) -> Nats {
+        Nats { nats_url: Secret::new(url), nats_user: None, nats_password_file: None }
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_repeated() {
+        for text in [
+            "nats://ann:hunter2@127.0.0.1",
+            "nats://one,nats://ann:hunter2@two:4222",
+            "redis://:hunter2@127.0.0.1:6379/0",
+            "redis://ann:hunter2/@127.0.0.1",
+            "unix:///run/redis.sock?pass=hunter2",
+            "ann:hunter2@127.0.0.1",
+        ] {
+            let secret = Secret::new(text);
+            let error = format!("{:#}", url(&secret, "redis").unwrap_err());
+            assert!(error.contains("--redis-password-file") && !error.contains("hunter2"), "{text}: {error}");
+        }
+        let error = format!("{:#} {:?}", nats("nats://t0ken@127.0.0.1").urls().unwrap_err(), nats("t0ken@x"));
+        assert!(error.contains("--nats-user") && !error.contains("t0ken"), "{error}");
+    }
+
+    #[test]
+    fn urls_without_a_secret_are_taken() {
+        for text in ["nats://127.0.0.1:4222", "nats://a:1,tls://b:2", "127.0.0.1:4222", "redis://[::1]:6379/2"] {
+            assert_eq!(nats(text).urls().unwrap(), text);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::{future::Future, sync::OnceLock, time::Duration};
 
 use anyhow::Context;
+use garage_events::jetstream::JetStreamLog;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::task::JoinSet;
 
@@ -13,6 +14,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 
 /// Long tasks that are the ground's own: the admin port and the watch over NATS.
 const OWN_TASKS: usize = 2;
+
+/// Between two attempts to reach NATS at the start, at most.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What a worker stands on.
 #[derive(Debug)]
@@ -27,22 +31,38 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Connects to NATS and opens the admin port.
+    /// Opens the admin port and connects to NATS, for which it waits.
     ///
     /// # Errors
-    /// When either cannot be done.
+    /// When the configuration is wrong or the port cannot be opened, or `shutdown` is cancelled while NATS is away.
     pub async fn start(name: &'static str, config: &config::Worker, shutdown: Shutdown) -> anyhow::Result<Self> {
         let metrics = recorder()?;
         let listener = admin::bind(config.admin).await?;
-        let client = config.nats.connect(name).await?;
         let health = Health::default();
-        health.up("nats");
         // Until all is set up; see `wait`.
         health.down("worker", "starting");
-        let mut ground = Self { client, shutdown, health, tasks: JoinSet::new() };
-        ground.spawn("admin", admin::serve(listener, ground.health.clone(), metrics));
+        let mut tasks = JoinSet::new();
+        let admin = admin::serve(listener, health.clone(), metrics);
+        tasks.spawn(async { ("admin", admin.await) });
+        let connecting = shutdown.run_until_cancelled(connect(name, &config.nats, &health)).await;
+        let client = connecting.context("told to stop before nats was there")??;
+        let mut ground = Self { client, shutdown, health, tasks };
         ground.spawn("nats watch", watch(ground.client.clone(), ground.health.clone()));
         Ok(ground)
+    }
+
+    /// Opens the log. The worker ends should the log's committer end.
+    ///
+    /// # Errors
+    /// When the log is not there, with what to do about it.
+    pub async fn open_log(&mut self) -> anyhow::Result<JetStreamLog> {
+        let log = JetStreamLog::open(self.client.clone()).await?;
+        let (committer, shutdown) = (log.clone(), self.shutdown.clone());
+        self.spawn("committer", async move {
+            shutdown.run_until_cancelled(committer.stopped()).await;
+            Ok(())
+        });
+        Ok(log)
     }
 
     /// Runs a long task. It should end once `shutdown` is cancelled and what it holds is done; if it ends before, the
@@ -87,6 +107,26 @@ impl Ground {
         // What was published last must leave before the process does.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.client.flush()).await;
         Ok(())
+    }
+}
+
+/// Connects for as long as it takes: NATS may be started later than its workers, or just be electing.
+async fn connect(name: &str, nats: &config::Nats, health: &Health) -> anyhow::Result<async_nats::Client> {
+    let urls = nats.urls()?;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match nats.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await {
+            Ok(client) => {
+                health.up("nats");
+                return Ok(client);
+            }
+            Err(error) => {
+                tracing::warn!(%error, urls, "waiting for nats");
+                health.down("nats", error.to_string());
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = AGAIN.min(pause * 2);
     }
 }
 

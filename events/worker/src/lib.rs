@@ -2,12 +2,14 @@
 //!
 //! - [`main`]: tracing, configuration, exit code; what a worker's `main.rs` calls.
 //! - [`Ground`]: the connection to NATS, the admin port, long tasks and their clean end.
+//! - [`lag`]: whether a reader of the log keeps up with it.
 //! - [`seal`]: a game's private key on its way from session to director.
 //! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
 
 mod admin;
 pub mod config;
 mod ground;
+pub mod lag;
 mod process;
 pub mod reactor;
 pub mod seal;

@@ -109,3 +109,33 @@ async fn an_end_that_nobody_saw_is_noticed() {
     let failed = events.iter().find(|event| event.type_name == "PodFailed").unwrap();
     assert_eq!((failed.text("reason"), history::count(&events, "Closed")), ("exited", 1));
 }
+
+#[tokio::test]
+async fn workers_that_are_there_first_wait_for_nats_and_redis() {
+    let mut garage = Setup::short().start().await;
+    garage.stack.redis.kill();
+    garage.stack.nats.kill();
+    for worker in Worker::ALL {
+        garage.kill_and_restart(worker);
+    }
+    until("every worker waits", async || {
+        let waits = |worker: Worker| {
+            let log = garage.stack.root().join(format!("logs/{}-0.log", worker.name()));
+            std::fs::read_to_string(log).is_ok_and(|log| log.contains("waiting for nats"))
+        };
+        Worker::ALL.into_iter().all(waits).then_some(())
+    })
+    .await;
+    garage.stack.nats.node(0).unwrap().restart().await.unwrap();
+    until("session is there and says what it lacks", async || {
+        let log = garage.stack.root().join("logs/session-0.log");
+        std::fs::read_to_string(log).is_ok_and(|log| log.contains("projections wait for redis")).then_some(())
+    })
+    .await;
+    garage.stack.redis.restart_empty().await.unwrap();
+    garage.stack.wait_ready().await.unwrap();
+
+    let bots = garage.bots("player", 2);
+    play(&bots).await;
+    assert_eq!(history::count(&garage.settled().await, "Finished"), 1);
+}

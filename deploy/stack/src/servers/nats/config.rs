@@ -40,6 +40,9 @@ pub(super) fn server(server: &Server<'_>) -> String {
         "jetstream": {
             "store_dir": server.store,
             "sync_interval": "always",
+            // What Garage's streams set aside, and room for the history; by default it is three quarters of what the
+            // disk has free, which may be too little, and then `garage init` fails.
+            "max_file_store": 16_u64 << 30,
             "limits": { "batch": { "max_inflight_per_stream": 500, "timeout": "2s" } },
         },
         "system_account": "SYS",

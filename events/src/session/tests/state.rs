@@ -1,0 +1,113 @@
+//! What a state says: what is next, which attempt is present, and what the players see.
+
+use super::*;
+
+// What is next.
+
+#[test]
+fn next_is_a_server_until_the_attempts_are_used_up() {
+    assert_eq!(given([matched()]).next(), Next::RequestPod { attempt: 1 });
+    assert_eq!(given([matched(), requested(1), failed_pod(1)]).next(), Next::RequestPod { attempt: 2 });
+    let twice = given([matched(), requested(1), failed_pod(1), requested(2), failed_pod(2)]);
+    assert_eq!(twice.next(), Next::RequestPod { attempt: 3 });
+    let thrice =
+        given([matched(), requested(1), failed_pod(1), requested(2), failed_pod(2), requested(3), failed_pod(3)]);
+    assert_eq!(thrice.next(), Next::End(fail("exited")));
+}
+
+#[test]
+fn next_is_the_end_where_no_attempt_is_allowed() {
+    let none = Limits { attempts: 0, ..limits() };
+    assert_eq!(given([matched()]).open().next(&none), Next::End(fail("no-attempts")));
+}
+
+#[test]
+fn next_is_the_opening_with_what_director_server_and_key_said() {
+    for given in [
+        given([matched(), requested(1), scheduled(1), was_ready(1)]),
+        given([matched(), requested(1), was_ready(1), scheduled(1)]),
+    ] {
+        assert_eq!(given.next(), Next::Open(opening(1)));
+    }
+}
+
+#[test]
+fn next_is_nothing_while_others_are_busy() {
+    for given in [
+        given([matched(), requested(1)]),
+        given([matched(), requested(1), scheduled(1)]),
+        given([matched(), requested(1), was_ready(1)]),
+        given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)]),
+        given([matched(), failed("x")]),
+    ] {
+        assert_eq!(given.next(), Next::Wait, "{:?}", given.0.state);
+    }
+}
+
+#[test]
+fn the_present_attempt_has_a_server_or_is_getting_one() {
+    for (given, attempt) in [
+        (given([]), None),
+        (given([matched()]), None),
+        (given([matched(), requested(1)]), Some(1)),
+        (given([matched(), requested(1), failed_pod(1)]), None),
+        (given([matched(), requested(1), failed_pod(1), requested(2)]), Some(2)),
+        (given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)]), Some(1)),
+        (given([matched(), requested(1), scheduled(1), was_ready(1), opened(1), failed_pod(1)]), None),
+        (given([matched(), failed("x"), closed(Ending::Failed)]), None),
+    ] {
+        assert_eq!(given.0.state.present_attempt(), attempt, "{:?}", given.0.state);
+    }
+}
+
+// What its players see.
+
+#[test]
+fn the_view_says_where_a_session_stands() {
+    let (key_1, key_2) = (Some("key 1"), Some("key 2"));
+    for (given, status, key, address) in [
+        (given([matched()]), Status::Matched, None, None),
+        (given([matched(), requested(1)]), Status::Starting, key_1, None),
+        (given([matched(), requested(1), scheduled(1), was_ready(1)]), Status::Starting, key_1, None),
+        (given([matched(), requested(1), failed_pod(1)]), Status::Starting, key_1, None),
+        (given([matched(), requested(1), failed_pod(1), requested(2)]), Status::Starting, key_2, None),
+        (
+            given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)]),
+            Status::Open,
+            key_1,
+            Some(address(1)),
+        ),
+        (
+            given([matched(), requested(1), scheduled(1), was_ready(1), opened(1), failed_pod(1)]),
+            Status::Starting,
+            key_1,
+            None,
+        ),
+        (given([matched(), failed("x")]), Status::Starting, None, None),
+        (given([matched(), failed("x"), closed(Ending::Failed)]), Status::Closed, None, None),
+    ] {
+        let view = given.view().unwrap();
+        assert_eq!(
+            (view.status, view.public_key.as_deref(), view.address),
+            (status, key, address),
+            "{:?}",
+            given.0.state
+        );
+        assert_eq!((view.queue.as_str(), view.region.as_str(), view.teams.len()), ("ranked", "eu", 2));
+    }
+}
+
+#[test]
+fn the_view_of_a_closed_session_says_how_it_ended() {
+    let played =
+        [matched(), requested(1), scheduled(1), was_ready(1), opened(1), finished(1), closed(Ending::Finished)];
+    let expected = Closed { why: Ending::Finished, results: places(&["ann", "bob"]) };
+    assert_eq!(given(played).view().unwrap().closed, Some(expected));
+    assert_eq!(given([matched()]).view().unwrap().closed, None);
+}
+
+#[test]
+fn there_is_no_view_of_what_does_not_begin_with_a_match() {
+    assert_eq!(given([]).view(), None);
+    assert_eq!(given([requested(1), scheduled(1)]).view(), None);
+}
