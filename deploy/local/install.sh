@@ -180,6 +180,9 @@ PYTHON
 }
 
 if ! $check_only; then
+    if [ ${#packages[@]} -eq 0 ] && has_nats; then
+        exit 0
+    fi
     [ ${#packages[@]} -eq 0 ] || install_packages
     has_nats || install_nats
 fi

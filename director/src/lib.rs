@@ -14,12 +14,14 @@ mod watch;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use garage_events::{
-    game,
-    jetstream::setup::DIRECTOR,
-    world::System,
+use garage_events::{game, jetstream::setup::DIRECTOR, world::System};
+use garage_worker::{
+    Ground, Shutdown,
+    config::{nats_urls, secret},
+    reactor,
+    redis::Redis,
+    seal::SealKey,
 };
-use garage_worker::{Ground, Shutdown, config::{self as flags, secret}, reactor, seal::SealKey};
 
 pub use config::Config;
 
@@ -34,7 +36,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let seal = SealKey::from_file(&config.seal_key_file)?;
     let terms = terms(&config)?;
     let backend = process::ProcessBackend::open(&config.process)?;
-    let redis = redis::Redis::new(config.redis.open()?);
+    let redis = Redis::new(&config.redis)?;
     let mut ground = Ground::start("director", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
     let context = log.context().clone();
@@ -63,7 +65,7 @@ fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
     );
     let password = config.game_nats_password_file.as_deref().map(secret).transpose()?;
     let url = match &config.game_nats_url {
-        Some(url) => flags::url(url, "game-nats")?,
+        Some(url) => nats_urls(url, "game-nats")?,
         None => config.worker.nats.urls()?,
     };
     let nats = game::Nats {

@@ -14,6 +14,7 @@ use garage_events::{
 };
 use garage_worker::{
     reactor::{Delivery, Failure},
+    redis::Redis,
     seal::SealKey,
 };
 use time::Duration;
@@ -21,7 +22,7 @@ use uuid::Uuid;
 
 use crate::{
     backend::{Backend, CreateError, Name, Placed, Unavailable},
-    redis::Redis,
+    redis,
 };
 
 impl From<Unavailable> for Failure {
@@ -132,7 +133,7 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
 
     async fn private_key(&self, fingerprint: &str) -> Result<Secret, CreateError> {
         let lost = |message: String| CreateError::Refused { reason: "key-lost", message };
-        let parked = self.redis.parked(fingerprint).await;
+        let parked = redis::parked(&self.redis, fingerprint).await;
         let sealed =
             parked.map_err(|error| Unavailable(anyhow::Error::new(error).context("cannot ask for the key")))?;
         let sealed = sealed.ok_or_else(|| lost("the game's key is not in Redis".into()))?;

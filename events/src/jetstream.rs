@@ -44,18 +44,34 @@ pub struct JetStreamLog {
     submit: mpsc::Sender<commit::Submission>,
 }
 
+/// Why the log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is none.
+    #[error("there is no stream GARAGE; run `garage init`")]
+    Missing,
+    /// There is one on which the log's guarantees do not hold.
+    #[error("stream GARAGE {0}; run `garage init` of this version to mend it")]
+    Unfit(&'static str),
+    /// The server does not answer; trying again later may help.
+    #[error("the log does not answer: {0}")]
+    Unavailable(String),
+}
+
 impl JetStreamLog {
     /// Opens the log, which `garage init` made, and starts the committer.
     ///
     /// # Errors
-    /// [`ReadError::Unavailable`] when the stream is not there, with what to do about it.
-    pub async fn open(client: Client) -> Result<Self, ReadError> {
+    /// [`OpenError`]
+    pub async fn open(client: Client) -> Result<Self, OpenError> {
         let context = jetstream::new(client);
-        let mut stream = context.get_stream(subject::STREAM).await.map_err(|error| {
-            ReadError::Unavailable(format!("stream {} cannot be opened ({error}); run `garage init`", subject::STREAM))
+        let unavailable = |error: &dyn std::fmt::Display| OpenError::Unavailable(error.to_string());
+        let found = context.get_stream(subject::STREAM).await.map_err(|error| match setup::is_missing(&error) {
+            true => OpenError::Missing,
+            false => unavailable(&error),
         })?;
-        setup::check(stream.info().await.map_err(|error| ReadError::Unavailable(error.to_string()))?)?;
-        let stream = context.get_stream_no_info(subject::STREAM).await.map_err(unavailable)?;
+        setup::check(found.cached_info())?;
+        let stream = context.get_stream_no_info(subject::STREAM).await.map_err(|error| unavailable(&error))?;
         let submit = commit::start(context.clone(), stream.clone(), QUEUE);
         Ok(Self { context, stream, submit })
     }

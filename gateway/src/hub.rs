@@ -15,7 +15,7 @@ use garage_events::{
     log::ReadError,
     subject::{self, Aggregate},
 };
-use garage_worker::{Health, Shutdown, lag};
+use garage_worker::{Health, Shutdown, Stopped, lag, patiently};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::frame::Frame;
@@ -151,17 +151,21 @@ pub(crate) async fn present(log: &JetStreamLog) -> Result<u64, ReadError> {
 /// Begins to read the log at the present; the task that is returned hands out what comes until `shutdown`.
 ///
 /// # Errors
-/// When the log cannot be read.
+/// [`Stopped`]
 pub(crate) async fn follow(
     hub: Hub,
     log: JetStreamLog,
     health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
-    hub.start_at(present(&log).await?);
-    let filters = vec![subject::PLAYERS.to_owned()];
-    let mut follow = Follow::new(log.context().clone(), subject::STREAM, filters, hub.position() + 1);
-    follow.connect().await.map_err(anyhow::Error::from_boxed)?;
+    let beginning = patiently("the log", || async {
+        hub.start_at(present(&log).await?);
+        let filters = vec![subject::PLAYERS.to_owned()];
+        let mut follow = Follow::new(log.context().clone(), subject::STREAM, filters, hub.position() + 1);
+        follow.connect().await.map_err(anyhow::Error::from_boxed)?;
+        anyhow::Ok(follow)
+    });
+    let mut follow = shutdown.run_until_cancelled(beginning).await.ok_or(Stopped)?;
     health.up("log");
     Ok(async move {
         let hand_out = async {

@@ -31,7 +31,7 @@ const REACTIONS: usize = 64;
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let seal = SealKey::from_file(&config.seal_key_file)?;
     let signer = token::Signer::from_pem(&secret(&config.token_key_file)?)?;
-    let redis = redis::Redis::new(config.redis.open()?);
+    let redis = redis::Redis::new(garage_worker::redis::Redis::new(&config.redis)?);
     let mut ground = Ground::start("session", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
     let (keys, filling) = keys::Pool::start(config.key_pool, seal);

@@ -19,7 +19,7 @@ use garage_events::{
     session::{self, Status},
     subject::{Aggregate, PLAYERS, SESSIONS, STREAM},
 };
-use garage_worker::{Health, Shutdown};
+use garage_worker::{Health, Shutdown, patiently};
 use serde::Serialize;
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
@@ -53,13 +53,14 @@ impl Projector {
     /// Projects until `shutdown`.
     ///
     /// # Errors
-    /// When the log's identity cannot be read at the start.
+    /// None; what does not answer is waited for.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let identity = self.identity().await?;
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = self.project(&identity) => {}
-        }
+        self.health.down("redis", "not asked yet");
+        let project = async {
+            let identity = patiently("the log's identity", || self.identity()).await;
+            self.project(&identity).await;
+        };
+        shutdown.run_until_cancelled(project).await;
         Ok(())
     }
 

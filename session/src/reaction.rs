@@ -12,7 +12,7 @@ use garage_events::{
     jetstream::timer,
     log::Log,
     reaction::decide_session,
-    session::{Command, Event, Limits, Matched, Next, PodRequested, Rejection, State},
+    session::{Command, Event, Limits, Matched, Next, PodFailed, PodRequested, Rejection, State},
     subject::{self, Aggregate, Report, ReportKind},
     svc::{self, CallError, Loadouts},
     world::World,
@@ -120,12 +120,30 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
             ReportKind::Finished => serde_json::from_slice::<game::Finished>(&delivery.body)
                 .map(|report| Command::Finish { attempt, report }),
         };
-        let command = command.map_err(|error| poison(error.into()))?;
+        let command = match command {
+            Ok(command) => command,
+            Err(error) => {
+                self.fail(session, attempt, &error).await?;
+                return Err(poison(error.into()));
+            }
+        };
         match decide_session(&self.log, &self.world, session, command, None).await? {
             Ok(_) => {}
             Err(rejection @ Rejection::Early) => return Err(Failure::Retry(rejection.into())),
-            Err(rejection @ Rejection::BadResults) => return Err(Failure::Poison(rejection.into())),
+            Err(rejection @ Rejection::BadResults) => {
+                self.fail(session, attempt, &rejection).await?;
+                return Err(Failure::Poison(rejection.into()));
+            }
             Err(rejection) => tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report left alone"),
+        }
+        Ok(())
+    }
+
+    /// A server whose report cannot be used has failed: there will be no other.
+    async fn fail(&self, session: SessionId, attempt: u32, report: &impl std::fmt::Display) -> Result<(), Failure> {
+        let failed = PodFailed { attempt, reason: "bad-report".into(), message: report.to_string() };
+        if let Err(rejection) = decide_session(&self.log, &self.world, session, Command::FailPod(failed), None).await? {
+            tracing::info!(session.id = %session, attempt, %rejection, "bad report of an attempt that is over");
         }
         Ok(())
     }

@@ -7,21 +7,16 @@ use garage_events::{
     id::{PlayerId, QueueName, SessionId},
     projection::{self, Live, LivePlayer, LiveSession},
 };
-use redis::{AsyncCommands, RedisError, Script, aio::ConnectionManager};
+use garage_worker::redis::Redis as Connection;
+use redis::{AsyncCommands, RedisError, Script};
 
-/// Redis, over a connection that clones share.
-#[derive(Clone)]
-pub struct Redis(ConnectionManager);
-
-impl std::fmt::Debug for Redis {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Redis")
-    }
-}
+/// What session asks of Redis. Clones share a connection.
+#[derive(Debug, Clone)]
+pub struct Redis(Connection);
 
 impl Redis {
-    /// What session asks of Redis.
-    pub fn new(connection: ConnectionManager) -> Self {
+    /// Over this connection.
+    pub fn new(connection: Connection) -> Self {
         Self(connection)
     }
 
@@ -30,7 +25,9 @@ impl Redis {
     /// # Errors
     /// When Redis does not confirm it.
     pub async fn park(&self, fingerprint: &str, sealed: &[u8], keep: Duration) -> Result<(), RedisError> {
-        self.0.clone().set_ex(projection::parked_key(fingerprint), sealed, keep.as_secs().max(1)).await
+        let mut connection = self.0.connection().await?;
+        let parked = connection.set_ex(projection::parked_key(fingerprint), sealed, keep.as_secs().max(1)).await;
+        self.0.checked(parked).await
     }
 
     /// Applies operations to the projections if they stand at `from`, and moves them to `to`.
@@ -38,7 +35,8 @@ impl Redis {
     /// # Errors
     /// When Redis does not answer.
     pub async fn apply(&self, log: &str, from: u64, to: u64, operations: &str) -> Result<Applied, RedisError> {
-        let at: i64 = Script::new(include_str!("projector/apply.lua"))
+        let mut connection = self.0.connection().await?;
+        let applied = Script::new(include_str!("projector/apply.lua"))
             .key(projection::WATERMARK)
             .key(projection::SESSIONS)
             .key(projection::PLAYERS)
@@ -47,8 +45,9 @@ impl Redis {
             .arg(from)
             .arg(to)
             .arg(operations)
-            .invoke_async(&mut self.0.clone())
-            .await?;
+            .invoke_async(&mut connection)
+            .await;
+        let at: i64 = self.0.checked(applied).await?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
@@ -57,14 +56,16 @@ impl Redis {
     /// # Errors
     /// When Redis does not answer.
     pub async fn reset(&self, log: &str) -> Result<(), RedisError> {
-        Script::new(include_str!("projector/reset.lua"))
+        let mut connection = self.0.connection().await?;
+        let reset = Script::new(include_str!("projector/reset.lua"))
             .key(projection::WATERMARK)
             .key(projection::SESSIONS)
             .key(projection::PLAYERS)
             .key(projection::QUEUES)
             .arg(log)
-            .invoke_async(&mut self.0.clone())
-            .await
+            .invoke_async(&mut connection)
+            .await;
+        self.0.checked(reset).await
     }
 
     /// Reads the projections, all as of one moment.
@@ -73,15 +74,17 @@ impl Redis {
     /// When Redis does not answer.
     pub async fn live(&self) -> anyhow::Result<Live> {
         type Fields = Vec<(String, String)>;
-        let (seq, sessions, players, queues): (Option<u64>, Fields, Fields, Vec<(String, u64)>) = redis::pipe()
+        let mut connection = self.0.connection().await.context("redis does not answer")?;
+        let read = redis::pipe()
             .atomic()
             .hget(projection::WATERMARK, "seq")
             .hgetall(projection::SESSIONS)
             .hgetall(projection::PLAYERS)
             .hgetall(projection::QUEUES)
-            .query_async(&mut self.0.clone())
-            .await
-            .context("redis does not answer")?;
+            .query_async(&mut connection)
+            .await;
+        let (seq, sessions, players, queues): (Option<u64>, Fields, Fields, Vec<(String, u64)>) =
+            self.0.checked(read).await.context("redis does not answer")?;
         let mut live = Live { seq: seq.unwrap_or(0), sessions: [].into(), players: [].into(), queues: [].into() };
         for (id, session) in sessions {
             live.sessions.insert(id.parse::<SessionId>()?, serde_json::from_str::<LiveSession>(&session)?);

@@ -351,10 +351,7 @@ fn rubbish_is_put_aside_and_changes_nothing() {
     let game = Match::made();
     game.told().unwrap();
     let before = game.types();
-    let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None };
     let rubbish = [
-        game.reports(1, ReportKind::Ready, "no report"),
-        game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": 70_000, "udp_port": 1 })),
         block_on(game.app.on_report(&game.delivery("report.x.1.ready".into(), "{}"))),
         block_on(game.app.on_timer(&game.delivery("timer.due.x".into(), ""))),
         block_on(game.app.on_event(&game.delivery("garage.player.anna".into(), "{}"))),
@@ -363,10 +360,25 @@ fn rubbish_is_put_aside_and_changes_nothing() {
         assert!(matches!(result, Err(Failure::Poison(_))), "{result:?}");
     }
     assert_eq!(game.types(), before);
-    game.scheduled(1);
-    game.ready(1).unwrap();
+}
+
+#[test]
+fn a_server_whose_report_cannot_be_used_has_failed() {
+    let poison = |result| assert!(matches!(result, Err(Failure::Poison(_))), "{result:?}");
+    let game = Match::made();
+    game.told().unwrap();
+    poison(game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": 70_000, "udp_port": 1 })));
     game.goes_on();
-    let results = game.reports(1, ReportKind::Finished, Finished { results: vec![stranger] });
-    assert!(matches!(results, Err(Failure::Poison(_))));
-    assert_eq!(game.types().last(), Some(&"Opened"));
+    assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
+    // It says nothing of the one that is there now.
+    poison(game.reports(1, ReportKind::Ready, "no report"));
+    assert_eq!(game.types().len(), 4);
+    game.scheduled(2);
+    game.ready(2).unwrap();
+    game.goes_on();
+    let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None };
+    poison(game.reports(2, ReportKind::Finished, Finished { results: vec![stranger] }));
+    game.goes_on();
+    assert!(game.types().ends_with(&["Opened", "PodFailed", "Failed", "Closed"]), "{:?}", game.types());
+    assert!(matches!(game.player("anna"), player::State::Idle { .. }));
 }

@@ -25,6 +25,12 @@ pub enum Error {
         /// The log's last lines.
         tail: String,
     },
+    /// Two sets of servers on the same data would spoil it.
+    #[error("a Garage runs in {} already; stop it, or use another folder", root.display())]
+    Taken {
+        /// Its folder.
+        root: PathBuf,
+    },
     /// It ended by itself.
     #[error("{name} ended with {status}; its log {} ends:\n{tail}", log.display())]
     Ended {

@@ -13,6 +13,10 @@ use ed25519_dalek::{
 };
 use garage_events::world::{System, World};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use rand::Rng;
 use serde_json::json;
 
@@ -95,6 +99,8 @@ pub struct Stack {
     /// MariaDB.
     pub mariadb: MariaDb,
     jwt_key: String,
+    /// Last, so that it is given back when everything has ended.
+    _lock: Flock<fs::File>,
 }
 
 /// One process of a worker.
@@ -117,6 +123,7 @@ impl Stack {
     /// When a part does not start; the end of its log is in the error.
     pub async fn start(root: &Path, options: Options) -> Result<Self> {
         secret::private_folder(root).map_err(Error::io(format!("make {}", root.display())))?;
+        let lock = lock(root)?;
         let nats = async {
             if options.cuttable {
                 Nats::start_cuttable(root, options.nats_nodes).await
@@ -126,7 +133,7 @@ impl Stack {
         };
         let (nats, redis, mariadb) = futures::try_join!(nats, Redis::start(root), MariaDb::start(root))?;
         let jwt_key = secret::load_or_create(&root.join("secrets/jwt.key"))?;
-        let mut stack = Self { root: root.to_owned(), workers: Vec::new(), nats, redis, mariadb, jwt_key };
+        let mut stack = Self { root: root.to_owned(), workers: Vec::new(), nats, redis, mariadb, jwt_key, _lock: lock };
         stack.write_keys(&options)?;
         stack.init(&options).await?;
         for worker in Worker::ALL {
@@ -373,6 +380,16 @@ impl Instance {
         };
         self.process.wait_until("get ready", probe).await
     }
+}
+
+/// Takes the folder for one stack: a second set of servers on the same data would spoil it.
+fn lock(root: &Path) -> Result<Flock<fs::File>> {
+    let path = root.join("lock");
+    let file = fs::File::create(&path).map_err(Error::io(format!("make {}", path.display())))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => Error::Taken { root: root.to_owned() },
+        errno => Error::io(format!("lock {}", path.display()))(errno.into()),
+    })
 }
 
 /// A program of this workspace, beside the one that runs now; tests run one folder deeper.

@@ -1,6 +1,6 @@
 //! What `garage init` makes: streams and consumers. It may be run again at any time, and upgrades what it finds.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use async_nats::{
     Client,
@@ -11,10 +11,8 @@ use async_nats::{
     },
 };
 
-use crate::{
-    log::ReadError,
-    subject::{self, ALL, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
-};
+use super::OpenError;
+use crate::subject::{self, ALL, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS};
 
 /// The oldest server that has all that the log needs.
 pub const OLDEST_SERVER: (u32, u32) = (2, 15);
@@ -89,12 +87,22 @@ pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
     let context = jetstream::new(client);
     for config in streams(replicas) {
         let name = config.name.clone();
-        // Too little disk is the likeliest reason, and the server does not say how much it wants.
-        let aside = config.max_bytes.max(0) >> 20;
-        let what = format!("stream {name} (the server's disk must have {aside} MiB to set aside)");
+        let mut what = format!("stream {name}");
+        if config.max_bytes > 0 {
+            // Too little disk is the likeliest reason, and the server does not say how much it wants.
+            let _ = write!(what, " (the server's disk must have {} MiB to set aside)", config.max_bytes >> 20);
+        }
         let failed = |source: async_nats::Error| SetupError::Make { what: what.clone(), source };
         match context.get_stream(&name).await {
-            Ok(_) => context.update_stream(&config).await.map(drop).map_err(|error| failed(error.into()))?,
+            Ok(found) => {
+                // How a stream is written cannot be changed once it is there.
+                let persist_mode = found.cached_info().config.persist_mode;
+                if persist_mode == Some(PersistenceMode::Async) && replicas > 1 {
+                    return Err(SetupError::OneNode { stream: name });
+                }
+                let config = Config { persist_mode, ..config };
+                context.update_stream(&config).await.map(drop).map_err(|error| failed(error.into()))?;
+            }
             Err(error) if is_missing(&error) => {
                 context.create_stream(config).await.map(drop).map_err(|error| failed(error.into()))?;
             }
@@ -118,7 +126,7 @@ pub async fn make(context: &Context, consumer: Consumer) -> Result<(), SetupErro
     Ok(())
 }
 
-fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+pub(super) fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), jetstream::context::GetStreamErrorKind::JetStream(api)
         if api.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
 }
@@ -180,11 +188,9 @@ fn check_server(client: &Client) -> Result<(), SetupError> {
 }
 
 /// Refuses a log with a setting under which its guarantees do not hold.
-pub(super) fn check(info: &Info) -> Result<(), ReadError> {
+pub(super) fn check(info: &Info) -> Result<(), OpenError> {
     let config = &info.config;
-    let wrong = |what: &str| {
-        Err(ReadError::Unavailable(format!("stream {STREAM} {what}; run `garage init` of this version to mend it")))
-    };
+    let wrong = |what| Err(OpenError::Unfit(what));
     if !config.allow_atomic_publish {
         return wrong("does not take atomic batches");
     }
@@ -209,6 +215,15 @@ pub enum SetupError {
     Server {
         /// What the server says it is.
         version: String,
+    },
+    /// A stream can't become one of several nodes.
+    #[error(
+        "stream {stream} was made for one node, which cannot be changed; remove it with `nats stream rm {stream}` and \
+         run this again (it mirrors the log: what the log still holds comes back, what is older does not)"
+    )]
+    OneNode {
+        /// Which.
+        stream: String,
     },
     /// The server would not.
     #[error("{what} cannot be made: {source}")]

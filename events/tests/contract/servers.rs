@@ -129,9 +129,9 @@ impl Own {
     }
 
     /// Starts a node without any stream.
-    pub(crate) async fn start_bare() -> Self {
+    pub(crate) async fn start_bare(nodes: usize) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let nats = Nats::start(root.path(), 1).await.unwrap();
+        let nats = Nats::start(root.path(), nodes).await.unwrap();
         let access = Access::of(&nats);
         Self { nats, access, _root: root }
     }

@@ -1,6 +1,6 @@
 //! What `garage init` makes, and what is no log.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::{
     self,
@@ -8,7 +8,7 @@ use async_nats::jetstream::{
 };
 use futures::StreamExt;
 use garage_events::{
-    jetstream::{JetStreamLog, setup},
+    jetstream::{JetStreamLog, OpenError, setup},
     log::{Append, AppendError, Head, Load},
     subject::{ALL, DEAD, HISTORY, REPORTS, STREAM, TIMERS},
 };
@@ -82,7 +82,7 @@ async fn on_three_nodes_what_is_made_again_is_the_same_and_keeps_its_data() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
     within(async {
-        let own = Own::start_bare().await;
+        let own = Own::start_bare(1).await;
         let client = own.access.connect_to(0).await;
         let context = jetstream::new(client.clone());
         let good = || Config {
@@ -105,13 +105,54 @@ async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
             ("a beginning that is forgotten", Config { discard: DiscardPolicy::Old, ..good() }),
             ("few events of a subject", Config { max_messages_per_subject: 1, ..good() }),
         ];
-        assert!(JetStreamLog::open(client.clone()).await.is_err(), "opened without a stream");
+        assert!(matches!(JetStreamLog::open(client.clone()).await, Err(OpenError::Missing)));
         for (what, config) in streams {
             context.create_stream(config).await.unwrap();
             let opened = JetStreamLog::open(client.clone()).await;
-            assert_eq!(opened.is_ok(), what == "good", "{what}: {opened:?}");
+            match what {
+                "good" => drop(opened.unwrap()),
+                _ => assert!(matches!(opened, Err(OpenError::Unfit(_))), "{what}: {opened:?}"),
+            }
             context.delete_stream(STREAM).await.unwrap();
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_one_node_says_what_to_do_before_it_becomes_one_of_three() {
+    within(async {
+        let own = Own::start_bare(3).await;
+        let client = own.access.connect_to(0).await;
+        let context = jetstream::new(client.clone());
+        setup::init(client.clone(), 1).await.unwrap();
+        let error = setup::init(client.clone(), 3).await.unwrap_err();
+        assert!(error.to_string().contains("nats stream rm GARAGE_HISTORY"), "{error}");
+        context.delete_stream(HISTORY).await.unwrap();
+        setup::init(client.clone(), 3).await.unwrap();
+        setup::init(client, 3).await.unwrap();
+        for name in [STREAM, HISTORY, TIMERS, REPORTS, DEAD] {
+            assert_eq!(context.get_stream(name).await.unwrap().cached_info().config.num_replicas, 3, "{name}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_without_a_leader_does_not_answer() {
+    within(async {
+        let mut own = Own::start(3).await;
+        let client = own.access.connect_to(0).await;
+        for node in [1, 2] {
+            own.nats.node(node).unwrap().kill();
+        }
+        // The node that is left may have led, and know for a moment no better.
+        until("it does not answer", async || match JetStreamLog::open(client.clone()).await {
+            Ok(_) => None,
+            Err(OpenError::Unavailable(_)) => Some(()),
+            Err(wrong) => panic!("{wrong}"),
+        })
+        .await;
     })
     .await;
 }
@@ -126,7 +167,6 @@ async fn a_full_log_takes_no_more_and_forgets_nothing(nodes: usize) {
 
     // Alone and in commits, so that the end of the room falls into the midst of one.
     let (mut stored, mut refusals) = (Vec::new(), Vec::new());
-    let begun = Instant::now();
     while refusals.len() < 20 {
         let events = if refusals.len() % 2 == 0 {
             vec![matched(&[]), pod_requested(1), given_up()[0].clone()]
@@ -140,7 +180,6 @@ async fn a_full_log_takes_no_more_and_forgets_nothing(nodes: usize) {
         }
         assert!(stored.len() < 500, "the log does not fill");
     }
-    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?} to fill and say no", begun.elapsed());
     assert!(stored.len() > 5, "it took {} only", stored.len());
     for (session, error) in refusals {
         let full = matches!(&error, AppendError::Unavailable(reason) if reason.contains("maximum bytes"));

@@ -5,16 +5,10 @@ use std::{convert::Infallible, fs, net::SocketAddr, path::PathBuf, time::Duratio
 use anyhow::{Context, ensure};
 use clap::Args;
 use garage_events::game::Secret;
-use redis::{
-    Client, IntoConnectionInfo,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-};
+use redis::{Client, IntoConnectionInfo};
 
 /// How often a connection to NATS is tried for its life; two answers that are missing, and another is made.
 const PING: Duration = Duration::from_secs(3);
-
-/// How long Redis has for an answer.
-const ANSWER: Duration = Duration::from_secs(3);
 
 /// Where NATS is, and as whom to speak to it.
 #[derive(Debug, Clone, Args)]
@@ -34,7 +28,7 @@ pub struct Nats {
     pub nats_user: Option<String>,
 
     /// A file with the NATS user's password.
-    #[arg(long, env = "GARAGE_NATS_PASSWORD_FILE")]
+    #[arg(long, env = "GARAGE_NATS_PASSWORD_FILE", requires = "nats_user")]
     pub nats_password_file: Option<PathBuf>,
 }
 
@@ -88,42 +82,50 @@ pub fn unchecked(url: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(url))
 }
 
-/// The text of a URL, or of several separated by commas, which the flag `--<name>-url` holds.
+/// The text of a URL, which the flag `--<name>-url` holds.
 ///
 /// # Errors
 /// When it holds a password; the error does not repeat it.
 pub fn url<'a>(url: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
     let text = url.expose();
-    let mut authorities = text.split(',').map(|url| url.split_once("://").map_or(url, |(_, rest)| rest));
-    let holds_password = |rest: &str| {
-        let authority = rest.split(['/', '?']).next().unwrap_or(rest);
-        // A password may contain a slash.
-        let user = rest.rsplit_once('@').or(authority.rsplit_once('@')).map(|(user, _)| user);
-        user.is_some_and(|user| user.contains(':')) || rest.contains("pass=")
-    };
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    // A password may contain anything, also what ends an authority.
+    let user = rest.rsplit_once('@').map_or("", |(user, _)| user);
     ensure!(
-        !authorities.any(holds_password),
+        !user.contains(':') && !rest.contains("pass="),
         "the URL of --{name}-url holds a password, which other processes may see; put it into a file and name that with \
          --{name}-password-file"
     );
     Ok(text)
 }
 
+/// The text of the URLs of NATS servers, separated by commas, which the flag `--<name>-url` holds.
+///
+/// # Errors
+/// When one is none, or names a user or a token; the error does not repeat it.
+pub fn nats_urls<'a>(urls: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
+    let text = urls.expose();
+    ensure!(
+        !text.contains('@'),
+        "the URL of --{name}-url names a user or holds a secret, which other processes may see; name the user with \
+         --{name}-user, and a file with his password with --{name}-password-file"
+    );
+    for url in text.split(',') {
+        url.parse::<async_nats::ServerAddr>()
+            .with_context(|| format!("{url:?} of --{name}-url is not like nats://HOST:PORT"))?;
+    }
+    Ok(text)
+}
+
 impl Redis {
-    /// Makes a connection that finds its way back by itself, and is opened when it is first used. Clones share it.
-    ///
-    /// # Errors
-    /// When the URL or the password's file is wrong.
-    pub fn open(&self) -> anyhow::Result<ConnectionManager> {
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let info = url(&self.redis_url, "redis")?.into_connection_info();
         let mut info = info.context("the URL of --redis-url cannot be read; it is like redis://HOST:PORT")?;
         if let Some(file) = &self.redis_password_file {
             let settings = info.redis_settings().clone().set_password(secret(file)?.expose());
             info = info.set_redis_settings(settings);
         }
-        let config =
-            ConnectionManagerConfig::new().set_connection_timeout(Some(ANSWER)).set_response_timeout(Some(ANSWER));
-        Ok(ConnectionManager::new_lazy_with_config(Client::open(info)?, config)?)
+        Ok(Client::open(info)?)
     }
 }
 
@@ -131,12 +133,9 @@ impl Nats {
     /// The servers' URLs.
     ///
     /// # Errors
-    /// When one holds a password or a token.
+    /// See [`nats_urls`].
     pub fn urls(&self) -> anyhow::Result<&str> {
-        let urls = url(&self.nats_url, "nats")?;
-        // What stands alone there is a token.
-        ensure!(!urls.contains('@'), "the URL of --nats-url names a user; name him with --nats-user");
-        Ok(urls)
+        nats_urls(&self.nats_url, "nats")
     }
 
     /// Connects, and connects again whenever the connection is lost.
@@ -173,27 +172,33 @@ mod tests {
     }
 
     #[test]
-    fn a_password_in_a_url_is_refused_and_not_repeated() {
+    fn a_secret_in_a_url_is_refused_and_not_repeated() {
         for text in [
-            "nats://ann:hunter2@127.0.0.1",
-            "nats://one,nats://ann:hunter2@two:4222",
             "redis://:hunter2@127.0.0.1:6379/0",
             "redis://ann:hunter2/@127.0.0.1",
+            "redis://:hun,hunter2@127.0.0.1",
             "unix:///run/redis.sock?pass=hunter2",
             "ann:hunter2@127.0.0.1",
         ] {
             let secret = Secret::new(text);
-            let error = format!("{:#}", url(&secret, "redis").unwrap_err());
+            let error = format!("{:#} {secret:?}", url(&secret, "redis").unwrap_err());
             assert!(error.contains("--redis-password-file") && !error.contains("hunter2"), "{text}: {error}");
         }
-        let error = format!("{:#} {:?}", nats("nats://t0ken@127.0.0.1").urls().unwrap_err(), nats("t0ken@x"));
-        assert!(error.contains("--nats-user") && !error.contains("t0ken"), "{error}");
+        for text in ["nats://ann:hunter2@127.0.0.1", "nats://one,nats://ann:hunter2@two:4222", "nats://hunter2@one"] {
+            let error = format!("{:#} {:?}", nats(text).urls().unwrap_err(), nats(text));
+            assert!(error.contains("--nats-password-file") && !error.contains("hunter2"), "{text}: {error}");
+        }
     }
 
     #[test]
     fn urls_without_a_secret_are_taken() {
-        for text in ["nats://127.0.0.1:4222", "nats://a:1,tls://b:2", "127.0.0.1:4222", "redis://[::1]:6379/2"] {
+        for text in ["nats://127.0.0.1:4222", "nats://a:1,tls://b:2", "127.0.0.1:4222"] {
             assert_eq!(nats(text).urls().unwrap(), text);
+        }
+        let redis = Secret::new("redis://ann@[::1]:6379/2");
+        assert_eq!(url(&redis, "redis").unwrap(), redis.expose());
+        for text in ["", "nats://one:notaport", "nats://one,,two"] {
+            assert!(nats(text).urls().is_err(), "{text:?}");
         }
     }
 }

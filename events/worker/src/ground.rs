@@ -3,7 +3,7 @@
 use std::{future::Future, sync::OnceLock, time::Duration};
 
 use anyhow::Context;
-use garage_events::jetstream::JetStreamLog;
+use garage_events::jetstream::{JetStreamLog, OpenError};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::task::JoinSet;
 
@@ -15,7 +15,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Long tasks that are the ground's own: the admin port and the watch over NATS.
 const OWN_TASKS: usize = 2;
 
-/// Between two attempts to reach NATS at the start, at most.
+/// Between two attempts at something that is waited for, at most.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// What a worker stands on.
@@ -34,7 +34,7 @@ impl Ground {
     /// Opens the admin port and connects to NATS, for which it waits.
     ///
     /// # Errors
-    /// When the configuration is wrong or the port cannot be opened, or `shutdown` is cancelled while NATS is away.
+    /// When the configuration is wrong or the port cannot be opened; [`Stopped`].
     pub async fn start(name: &'static str, config: &config::Worker, shutdown: Shutdown) -> anyhow::Result<Self> {
         let metrics = recorder()?;
         let listener = admin::bind(config.admin).await?;
@@ -44,19 +44,36 @@ impl Ground {
         let mut tasks = JoinSet::new();
         let admin = admin::serve(listener, health.clone(), metrics);
         tasks.spawn(async { ("admin", admin.await) });
-        let connecting = shutdown.run_until_cancelled(connect(name, &config.nats, &health)).await;
-        let client = connecting.context("told to stop before nats was there")??;
+        let urls = config.nats.urls()?;
+        // Read once before, so that a file that is not there is no reason to wait.
+        config.nats.options(name)?;
+        let connecting = patiently("nats", || async {
+            let connected = config.nats.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
+            connected.inspect_err(|error| health.down("nats", error.to_string())).map_err(anyhow::Error::from)
+        });
+        let client = shutdown.run_until_cancelled(connecting).await.ok_or(Stopped)?;
+        health.up("nats");
         let mut ground = Self { client, shutdown, health, tasks };
         ground.spawn("nats watch", watch(ground.client.clone(), ground.health.clone()));
         Ok(ground)
     }
 
-    /// Opens the log. The worker ends should the log's committer end.
+    /// Opens the log, for which it waits. The worker ends should the log's committer end.
     ///
     /// # Errors
-    /// When the log is not there, with what to do about it.
+    /// When there is no log, or one on which its guarantees do not hold, with what to do about it; or [`Stopped`].
     pub async fn open_log(&mut self) -> anyhow::Result<JetStreamLog> {
-        let log = JetStreamLog::open(self.client.clone()).await?;
+        let opening = patiently("the log", || async {
+            match JetStreamLog::open(self.client.clone()).await {
+                Err(OpenError::Unavailable(reason)) => {
+                    self.health.down("log", reason.clone());
+                    Err(reason)
+                }
+                opened => Ok(opened),
+            }
+        });
+        let log = self.shutdown.run_until_cancelled(opening).await.ok_or(Stopped)??;
+        self.health.up("log");
         let (committer, shutdown) = (log.clone(), self.shutdown.clone());
         self.spawn("committer", async move {
             shutdown.run_until_cancelled(committer.stopped()).await;
@@ -110,20 +127,22 @@ impl Ground {
     }
 }
 
-/// Connects for as long as it takes: NATS may be started later than its workers, or just be electing.
-async fn connect(name: &str, nats: &config::Nats, health: &Health) -> anyhow::Result<async_nats::Client> {
-    let urls = nats.urls()?;
+/// Told to stop while something was waited for at the start; no failure.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("told to stop before all was there")]
+pub struct Stopped;
+
+/// Does something for as long as it takes: what a worker needs may be started later than it, or just be electing.
+pub async fn patiently<T, E, F>(what: &str, attempt: impl Fn() -> F) -> T
+where
+    E: std::fmt::Display,
+    F: Future<Output = Result<T, E>>,
+{
     let mut pause = Duration::from_millis(100);
     loop {
-        match nats.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await {
-            Ok(client) => {
-                health.up("nats");
-                return Ok(client);
-            }
-            Err(error) => {
-                tracing::warn!(%error, urls, "waiting for nats");
-                health.down("nats", error.to_string());
-            }
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) => tracing::warn!("waiting for {what}: {error:#}"),
         }
         tokio::time::sleep(pause).await;
         pause = AGAIN.min(pause * 2);

@@ -2,6 +2,7 @@
 //!
 //! - [`main`]: tracing, configuration, exit code; what a worker's `main.rs` calls.
 //! - [`Ground`]: the connection to NATS, the admin port, long tasks and their clean end.
+//! - [`redis`]: the connection to Redis.
 //! - [`lag`]: whether a reader of the log keeps up with it.
 //! - [`seal`]: a game's private key on its way from session to director.
 //! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
@@ -12,10 +13,11 @@ mod ground;
 pub mod lag;
 mod process;
 pub mod reactor;
+pub mod redis;
 pub mod seal;
 pub mod service;
 
 pub use admin::Health;
-pub use ground::Ground;
+pub use ground::{Ground, Stopped, patiently};
 pub use process::{command, init_tracing, main, shutdown_signal};
 pub use tokio_util::sync::CancellationToken as Shutdown;

@@ -9,7 +9,7 @@ use std::{
 use clap::Parser;
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::Shutdown;
+use crate::{Shutdown, Stopped};
 
 /// Reads the configuration, runs the worker until it ends or the process is told to stop, and says how it went.
 pub fn main<C, F, R>(run: F) -> ExitCode
@@ -63,6 +63,7 @@ where
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Stopped>() => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE

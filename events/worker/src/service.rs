@@ -38,6 +38,7 @@ impl From<garage_events::log::ReadError> for Refusal {
 /// A named service of one or more endpoints; its instances share the requests.
 pub struct Service {
     service: Arc<service::Service>,
+    client: Client,
     name: &'static str,
 }
 
@@ -55,7 +56,7 @@ impl Service {
     pub async fn start(client: &Client, name: &'static str, description: &str) -> anyhow::Result<Self> {
         let builder = client.service_builder().description(description);
         let service = builder.start(name, env!("CARGO_PKG_VERSION")).await.map_err(anyhow::Error::from_boxed)?;
-        Ok(Self { service: Arc::new(service), name })
+        Ok(Self { service: Arc::new(service), client: client.clone(), name })
     }
 
     /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. To be spawned as a long task.
@@ -77,7 +78,7 @@ impl Service {
         let builder = self.service.endpoint_builder().name(name);
         let mut endpoint = builder.add(C::SUBJECT).await.map_err(anyhow::Error::from_boxed)?;
         // The service stops answering `nats service ls` when its last endpoint has ended.
-        let service = Arc::clone(&self.service);
+        let (service, client) = (Arc::clone(&self.service), self.client.clone());
         Ok(async move {
             let _service = service;
             let places = Arc::new(Semaphore::new(concurrency));
@@ -88,14 +89,18 @@ impl Service {
                 };
                 let Some(request) = request else { anyhow::bail!("endpoint {} was closed", C::SUBJECT) };
                 let place = Arc::clone(&places).acquire_owned().await?;
-                let handler = handler.clone();
+                let (handler, client) = (handler.clone(), client.clone());
                 tokio::spawn(async move {
                     let answer = match serde_json::from_slice(&request.message.payload) {
                         Ok(call) => handler(call).await,
                         Err(error) => Err(Refusal::new(400, format!("request cannot be read: {error}"))),
                     };
                     let answer = answer.and_then(|reply| {
-                        serde_json::to_vec(&reply).map_err(|error| Refusal::new(500, error.to_string()))
+                        let reply = serde_json::to_vec(&reply).map_err(|error| Refusal::new(500, error.to_string()))?;
+                        let (size, most) = (reply.len(), client.server_info().max_payload);
+                        // The server would take none of it, and the caller wait in vain.
+                        let too_large = || Refusal::new(413, format!("a reply of {size} bytes; NATS carries {most}"));
+                        if size <= most { Ok(reply) } else { Err(too_large()) }
                     });
                     let answer = answer.map(Into::into).map_err(|refusal| service::error::Error {
                         code: refusal.code.into(),

@@ -1,6 +1,7 @@
 //! What operators are shown.
 
 use garage_events::svc::{self, CallError, GetSession, ListSessions};
+use garage_stack::workers::{Options, Stack};
 
 use crate::support::{
     Setup,
@@ -24,6 +25,14 @@ fn rows_of<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(u64, String,
         events.into_iter().map(|event| (event.seq, event.type_name.clone(), event.subject.clone())).collect();
     rows.sort_unstable();
     rows
+}
+
+#[tokio::test]
+async fn a_folder_has_one_garage_at_a_time() {
+    let garage = Setup::short().start().await;
+    let second = Stack::start(garage.stack.root(), Options::default()).await;
+    let message = second.err().map(|error| error.to_string()).unwrap();
+    assert!(message.contains("runs in") && message.contains("already"), "{message}");
 }
 
 #[tokio::test]
