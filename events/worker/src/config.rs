@@ -111,8 +111,9 @@ pub fn nats_urls<'a>(urls: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
          --{name}-user, and a file with his password with --{name}-password-file"
     );
     for url in text.split(',') {
-        url.parse::<async_nats::ServerAddr>()
-            .with_context(|| format!("{url:?} of --{name}-url is not like nats://HOST:PORT"))?;
+        let unlike = || format!("{url:?} of --{name}-url is not like nats://HOST:PORT");
+        ensure!(!url.is_empty(), unlike());
+        url.parse::<async_nats::ServerAddr>().with_context(unlike)?;
     }
     Ok(text)
 }
