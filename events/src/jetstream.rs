@@ -14,7 +14,7 @@ use async_nats::{
     jetstream::{
         self, Context,
         message::StreamMessage,
-        stream::{LastRawMessageErrorKind, RawMessageError, Stream},
+        stream::{self, LastRawMessageErrorKind, RawMessageError, Stream},
     },
 };
 use futures::StreamExt;
@@ -84,6 +84,15 @@ impl JetStreamLog {
     /// Waits until nothing can be appended any more, because the committer has ended; which it does not by itself.
     pub async fn stopped(&self) {
         self.submit.closed().await;
+    }
+
+    /// How far the log reaches, told by the stream's leader.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]
+    pub async fn state(&self) -> Result<stream::State, ReadError> {
+        let stream = self.context.get_stream(subject::STREAM).await.map_err(unavailable)?;
+        Ok(stream.cached_info().state.clone())
     }
 
     /// Sequence of the last message that a filter selects, read at the leader; 0 when there is none.

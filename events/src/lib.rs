@@ -15,6 +15,7 @@ pub mod inventory;
 pub mod jetstream;
 pub mod log;
 pub mod player;
+pub mod presence;
 pub mod projection;
 pub mod queue;
 pub mod reaction;

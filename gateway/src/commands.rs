@@ -3,7 +3,7 @@
 use garage_events::{
     id::{PlayerId, TicketId},
     log::{AppendError, Decision, Log, Player},
-    player::{Event, Queued, Rejection},
+    player::{CancelReason, Event, Queued, Rejection},
     subject::Aggregate,
     world::World,
 };
@@ -41,11 +41,17 @@ pub(crate) async fn queue(log: &impl Log, world: &impl World, id: &PlayerId, wis
 }
 
 /// Makes a player no longer wait with a ticket.
-pub(crate) async fn cancel(log: &impl Log, world: &impl World, id: &PlayerId, ticket: TicketId) -> Result<(), Problem> {
+pub(crate) async fn cancel(
+    log: &impl Log,
+    world: &impl World,
+    id: &PlayerId,
+    ticket: TicketId,
+    reason: CancelReason,
+) -> Result<(), Problem> {
     let mut tries = Tries::default();
     loop {
         let player = log.player(id).await?;
-        let event = match ticket::cancel(&player, ticket) {
+        let event = match ticket::cancel(&player, ticket, reason) {
             Cancelling::Append(event) => event,
             Cancelling::Done => return Ok(()),
             Cancelling::Matched(session) => return Err(Problem::in_session(session)),

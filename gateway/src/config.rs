@@ -29,6 +29,12 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub tls: Tls,
 
+    /// Seconds that a player has to open another socket, when his last one ended while he waited in a queue; then his
+    /// ticket is cancelled.
+    #[arg(long, env = "GARAGE_GATEWAY_GRACE_S", default_value_t = 15, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub grace: u32,
+
     /// Connections at a time, sockets among them; a further one waits to be accepted.
     // A plain socket takes 8 KiB of the process (measured with 4,000): 20,000 are 160 MiB, and as many file
     // descriptors.

@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 
+use garage_events::log::Head;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::ticket::Me;
 
 /// An event, ready to be written. Made once, however many sockets it goes to.
 #[derive(Debug, Clone)]
@@ -39,6 +42,12 @@ impl Frame {
         let Seen { n, type_name, data } = serde_json::from_slice(body)?;
         let text = serde_json::to_string(&Shown { seq, n, type_name: &type_name, data })?;
         Ok(Self { seq, text: text.into() })
+    }
+
+    /// The frame that stands for everything up to a player's last event, when some of it has been forgotten.
+    pub(crate) fn resync(me: &Me, head: Head) -> Self {
+        let text = json!({ "seq": head.seq, "n": head.n, "type": "resync", "data": me }).to_string();
+        Self { seq: head.seq, text: text.into() }
     }
 }
 

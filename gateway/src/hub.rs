@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use garage_events::{
@@ -12,11 +15,12 @@ use garage_events::{
         JetStreamLog,
         follow::{Follow, Message},
     },
-    log::ReadError,
     subject::{self, Aggregate},
+    world::{System, World},
 };
 use garage_worker::{Health, Shutdown, Stopped, lag, patiently};
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 use crate::frame::Frame;
 
@@ -25,10 +29,6 @@ use crate::frame::Frame;
 /// not read for longer than that.
 pub(crate) const QUEUE: usize = 1_024;
 
-/// Sockets of one player at a time; a further one closes the oldest. Who reconnects often on a bad line must not be
-/// locked out by sockets whose end has not been noticed.
-const SEATS: usize = 8;
-
 /// Which sockets are here, and how far they have been told. Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Hub(Arc<Mutex<State>>);
@@ -36,15 +36,33 @@ pub(crate) struct Hub(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     position: u64,
-    last_id: u64,
-    players: HashMap<PlayerId, Vec<Place>>,
+    /// One socket a player: the newest.
+    players: HashMap<PlayerId, Held>,
 }
 
-struct Place {
-    id: u64,
+struct Held {
+    place: Place,
+    /// The newest entry of another socket of the player, while it is not known what revision this one's has.
+    other: u64,
     frames: mpsc::Sender<Frame>,
     /// Sent when the hub closes the socket; a place that is given up goes without it.
     end: oneshot::Sender<Closing>,
+}
+
+/// A socket's place among all of the player's, wherever they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// Which socket.
+    pub(crate) socket: Uuid,
+    /// The revision of its entry in the presence bucket; 0 until it is known.
+    revision: Arc<AtomicU64>,
+}
+
+impl Place {
+    /// The revision of its entry, once it is known.
+    pub(crate) fn revision(&self) -> Option<u64> {
+        Some(self.revision.load(Ordering::Acquire)).filter(|revision| *revision > 0)
+    }
 }
 
 /// Why the hub closes a socket.
@@ -52,7 +70,7 @@ struct Place {
 pub(crate) enum Closing {
     /// It does not read what it is told.
     TooSlow,
-    /// The player has opened too many newer ones.
+    /// The player has opened a newer one.
     Replaced,
 }
 
@@ -62,7 +80,7 @@ pub(crate) struct Seat {
     pub(crate) end: oneshot::Receiver<Closing>,
     /// The last sequence that was handed out before this place was taken. Everything after it comes through `frames`.
     pub(crate) position: u64,
-    id: u64,
+    pub(crate) place: Place,
     player: PlayerId,
     hub: Hub,
 }
@@ -72,17 +90,46 @@ impl Hub {
     pub(crate) fn register(&self, player: &PlayerId) -> Seat {
         let (frames, receive) = mpsc::channel(QUEUE);
         let (end, ended) = oneshot::channel();
+        let place = Place { socket: System.id(), revision: Arc::default() };
         let mut state = self.state();
-        state.last_id += 1;
-        let (id, position) = (state.last_id, state.position);
-        let places = state.players.entry(player.clone()).or_default();
-        if places.len() >= SEATS {
-            close(places.remove(0), Closing::Replaced);
+        let position = state.position;
+        let held = Held { place: place.clone(), other: 0, frames, end };
+        if let Some(older) = state.players.insert(player.clone(), held) {
+            close(older, Closing::Replaced);
         }
-        places.push(Place { id, frames, end });
         drop(state);
         metrics::gauge!("garage_gateway_sockets").increment(1);
-        Seat { frames: receive, end: ended, position, id, player: player.clone(), hub: self.clone() }
+        Seat { frames: receive, end: ended, position, place, player: player.clone(), hub: self.clone() }
+    }
+
+    /// The entry of a player's socket here is stored, with this revision.
+    pub(crate) fn entered(&self, player: &PlayerId, place: &Place, revision: u64) {
+        let mut state = self.state();
+        place.revision.fetch_max(revision, Ordering::AcqRel);
+        if state.players.get(player).is_some_and(|held| held.place.socket == place.socket && held.other > revision)
+            && let Some(older) = state.players.remove(player)
+        {
+            close(older, Closing::Replaced);
+        }
+    }
+
+    /// A player's entry names this socket, as of a revision. It closes an older one that is here; if it is itself
+    /// here, its place is returned.
+    pub(crate) fn newest(&self, player: &PlayerId, socket: Uuid, revision: u64) -> Option<Place> {
+        let mut state = self.state();
+        let held = state.players.get_mut(player)?;
+        if held.place.socket == socket {
+            return Some(held.place.clone());
+        }
+        match held.place.revision() {
+            None => held.other = held.other.max(revision),
+            Some(own) if own > revision => {}
+            Some(_) => {
+                let older = state.players.remove(player)?;
+                close(older, Closing::Replaced);
+            }
+        }
+        None
     }
 
     /// The last sequence handed out.
@@ -97,7 +144,7 @@ impl Hub {
         // or after it, and has a position that counts it.
         state.position = message.seq;
         let Some(Aggregate::Player(player)) = Aggregate::of(&message.subject) else { return };
-        let Some(places) = state.players.get_mut(&player) else { return };
+        let Some(held) = state.players.get(&player) else { return };
         let frame = match Frame::of(message.seq, &message.body) {
             Ok(frame) => frame,
             Err(error) => {
@@ -106,11 +153,10 @@ impl Hub {
                 return;
             }
         };
-        for slow in places.extract_if(.., |place| place.frames.try_send(frame.clone()).is_err()) {
+        if held.frames.try_send(frame).is_err()
+            && let Some(slow) = state.players.remove(&player)
+        {
             close(slow, Closing::TooSlow);
-        }
-        if places.is_empty() {
-            state.players.remove(&player);
         }
     }
 
@@ -124,28 +170,19 @@ impl Hub {
     }
 }
 
-fn close(place: Place, why: Closing) {
+fn close(held: Held, why: Closing) {
     // A socket that has gone needs no telling.
-    let _ = place.end.send(why);
+    let _ = held.end.send(why);
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         metrics::gauge!("garage_gateway_sockets").decrement(1);
         let mut state = self.hub.state();
-        let Some(places) = state.players.get_mut(&self.player) else { return };
-        places.retain(|place| place.id != self.id);
-        if places.is_empty() {
+        if state.players.get(&self.player).is_some_and(|held| held.place.socket == self.place.socket) {
             state.players.remove(&self.player);
         }
     }
-}
-
-/// The last sequence of the log, told by the stream's leader.
-pub(crate) async fn present(log: &JetStreamLog) -> Result<u64, ReadError> {
-    let stream = log.context().get_stream(subject::STREAM).await;
-    let stream = stream.map_err(|error| ReadError::Unavailable(error.to_string()))?;
-    Ok(stream.cached_info().state.last_sequence)
 }
 
 /// Begins to read the log at the present; the task that is returned hands out what comes until `shutdown`.
@@ -159,7 +196,7 @@ pub(crate) async fn follow(
     shutdown: Shutdown,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
     let beginning = patiently("the log", || async {
-        hub.start_at(present(&log).await?);
+        hub.start_at(log.state().await?.last_sequence);
         let filters = vec![subject::PLAYERS.to_owned()];
         let mut follow = Follow::new(log.context().clone(), subject::STREAM, filters, hub.position() + 1);
         follow.connect().await.map_err(anyhow::Error::from_boxed)?;
@@ -204,16 +241,12 @@ mod tests {
     fn a_socket_gets_its_players_events_from_its_position_on() {
         let hub = Hub::default();
         hub.hand_out(&message(4, "ann"));
-        let (mut one, mut two, mut other) =
-            (hub.register(&player("ann")), hub.register(&player("ann")), hub.register(&player("bob")));
-        assert_eq!(one.position, 4);
+        let (mut ann, mut bob) = (hub.register(&player("ann")), hub.register(&player("bob")));
+        assert_eq!(ann.position, 4);
         hub.hand_out(&message(5, "ann"));
         hub.hand_out(&message(6, "bob"));
-        for seat in [&mut one, &mut two] {
-            assert_eq!(seat.frames.try_recv().unwrap().seq, 5);
-            assert!(seat.frames.try_recv().is_err());
-        }
-        assert_eq!(other.frames.try_recv().unwrap().seq, 6);
+        assert_eq!((ann.frames.try_recv().unwrap().seq, bob.frames.try_recv().unwrap().seq), (5, 6));
+        assert!(ann.frames.try_recv().is_err());
         assert_eq!(hub.position(), 6);
     }
 
@@ -231,30 +264,43 @@ mod tests {
     #[test]
     fn a_socket_that_does_not_read_loses_its_place_alone() {
         let hub = Hub::default();
-        let (mut slow, mut quick) = (hub.register(&player("ann")), hub.register(&player("ann")));
+        let (mut slow, mut other) = (hub.register(&player("ann")), hub.register(&player("bob")));
         for seq in 1..=1 + QUEUE as u64 {
             hub.hand_out(&message(seq, "ann"));
-            assert_eq!(quick.frames.try_recv().unwrap().seq, seq);
         }
         assert_eq!(slow.end.try_recv(), Ok(Closing::TooSlow));
-        assert!(quick.end.try_recv().is_err());
+        assert!(other.end.try_recv().is_err());
     }
 
     #[test]
-    fn the_oldest_socket_of_too_many_is_closed() {
+    fn the_newer_socket_of_a_player_closes_the_older() {
         let hub = Hub::default();
-        let mut seats: Vec<_> = (0..=SEATS).map(|_| hub.register(&player("ann"))).collect();
-        assert_eq!(seats[0].end.try_recv(), Ok(Closing::Replaced));
-        assert!(seats[1].end.try_recv().is_err());
-    }
-
-    #[test]
-    fn nothing_is_left_of_a_socket_that_has_gone() {
-        let hub = Hub::default();
-        let (one, two) = (hub.register(&player("ann")), hub.register(&player("ann")));
+        let (mut one, mut two) = (hub.register(&player("ann")), hub.register(&player("ann")));
+        assert_eq!(one.end.try_recv(), Ok(Closing::Replaced));
         drop(one);
-        assert_eq!(hub.state().players.len(), 1);
+        hub.hand_out(&message(1, "ann"));
+        assert_eq!(two.frames.try_recv().unwrap().seq, 1);
         drop(two);
         assert!(hub.state().players.is_empty());
+    }
+
+    #[test]
+    fn of_sockets_on_two_gateways_the_one_entered_last_stays_in_whatever_order_that_is_seen() {
+        let (ann, elsewhere) = (player("ann"), System.id());
+        // The other's entry, ours, and whether ours is known before the other's is seen.
+        for (other, own, known_first) in [(5, 6, true), (5, 6, false), (7, 6, true), (7, 6, false)] {
+            let hub = Hub::default();
+            let mut seat = hub.register(&ann);
+            let place = seat.place.clone();
+            if known_first {
+                hub.entered(&ann, &place, own);
+                assert!(hub.newest(&ann, elsewhere, other).is_none());
+            } else {
+                assert!(hub.newest(&ann, elsewhere, other).is_none());
+                hub.entered(&ann, &place, own);
+            }
+            assert!(hub.newest(&ann, place.socket, own).is_none_or(|found| found.socket == place.socket));
+            assert_eq!(seat.end.try_recv().is_ok(), other > own, "{other} {own} {known_first}");
+        }
     }
 }

@@ -3,12 +3,13 @@
 //! - [`Config`], [`token`]: what it is told, and who its clients are.
 //! - `server`, `tls`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
 //! - `ticket` (pure), `commands`: queueing and cancelling; `request`: what a client may send.
-//! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here.
+//! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here; `presence`: who is, anywhere.
 
 mod commands;
 mod config;
 mod frame;
 mod hub;
+mod presence;
 mod problem;
 mod request;
 mod routes;
@@ -19,7 +20,7 @@ mod tls;
 pub mod token;
 mod upgrade;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::{jetstream::JetStreamLog, queue::Queues, world::System};
@@ -36,6 +37,7 @@ struct App {
     log: JetStreamLog,
     client: async_nats::Client,
     hub: hub::Hub,
+    presence: presence::Presence,
     world: System,
 }
 
@@ -70,12 +72,15 @@ impl Gateway {
         let hub = hub::Hub::default();
         let follow = hub::follow(hub.clone(), log.clone(), ground.health.clone(), shutdown.clone()).await?;
         ground.spawn("hub", follow);
+        let grace = Duration::from_secs(config.grace.into());
+        let presence = presence::Presence::open(log.clone(), hub.clone(), grace, shutdown.clone()).await?;
+        ground.spawn("presence", presence.clone().run());
 
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
         let address = listener.local_addr()?;
         tracing::info!(%address, tls = tls.is_some(), "gateway open");
-        let app = Arc::new(App { key, queues, log, client, hub, world: System });
+        let app = Arc::new(App { key, queues, log, client, hub, presence, world: System });
         let limit = config.max_connections;
         ground.spawn("accept", server::serve(listener, tls, app, limit, shutdown));
         Ok(Self { ground, address })

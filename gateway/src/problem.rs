@@ -80,6 +80,11 @@ impl Problem {
         self
     }
 
+    /// Whether it is the request that is wrong, and not something here.
+    pub(crate) fn is_clients(&self) -> bool {
+        self.status.is_client_error()
+    }
+
     #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status

@@ -8,6 +8,7 @@ use garage_events::{
     game,
     id::{PlayerId, SessionId, TicketId},
     log::Load,
+    player::CancelReason,
     session::View,
     svc::{self, ActivateCar, ConnectToken, GetGarage, GetSession, StoreCars},
     world::World,
@@ -135,7 +136,8 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
         }
         Method::DELETE => {
             let player = call.player()?;
-            commands::cancel(&call.app.log, &call.app.world, &player, id).await?;
+            let reason = CancelReason::Player;
+            commands::cancel(&call.app.log, &call.app.world, &player, id, reason).await?;
             let mut response = Response::default();
             *response.status_mut() = StatusCode::NO_CONTENT;
             Ok(response)

@@ -15,12 +15,20 @@
 //! What is written after the backlog is therefore exactly what is stored after L, in the hub's order, which is the
 //! log's. A replica in the leader's place could deny a stored event at L, and a hub ahead of R would never bring it:
 //! hence the leader. Without S the client asks for what comes, and `written` begins at P.
+//!
+//! Where the log has forgotten what came after S, the player as the leader has him stands for all up to his last event,
+//! and the socket goes on from there.
 
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use garage_events::{id::PlayerId, jetstream::JetStreamLog, log::ReadError, subject::Aggregate};
+use garage_events::{
+    id::PlayerId,
+    jetstream::JetStreamLog,
+    log::{Load, Player, ReadError},
+    subject::Aggregate,
+};
 use garage_worker::Shutdown;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -37,6 +45,7 @@ use tokio_tungstenite::{
 use crate::{
     frame::Frame,
     hub::{Closing, Seat},
+    ticket::Me,
 };
 
 /// How patient a socket is.
@@ -80,6 +89,12 @@ pub(crate) trait Missed: Send + Sync {
         player: &PlayerId,
         from: u64,
     ) -> impl Future<Output = Result<Option<(u64, Bytes)>, ReadError>> + Send;
+
+    /// Whether events after a sequence may have been forgotten with their age.
+    fn forgotten(&self, since: u64) -> impl Future<Output = Result<bool, ReadError>> + Send;
+
+    /// The player, as the stream's leader has him.
+    fn player(&self, player: &PlayerId) -> impl Future<Output = Result<Player, ReadError>> + Send;
 }
 
 impl Missed for JetStreamLog {
@@ -87,10 +102,19 @@ impl Missed for JetStreamLog {
         let message = JetStreamLog::next(self, &Aggregate::Player(player.clone()).filter(), from).await?;
         Ok(message.map(|message| (message.sequence, message.payload)))
     }
+
+    async fn forgotten(&self, since: u64) -> Result<bool, ReadError> {
+        Ok(self.state().await?.first_sequence > since + 1)
+    }
+
+    async fn player(&self, player: &PlayerId) -> Result<Player, ReadError> {
+        Load::player(self, player).await
+    }
 }
 
 /// Why a socket ends.
-enum End {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
     /// The client has gone, or is about to.
     Gone,
     /// We end it.
@@ -102,6 +126,13 @@ const SILENT: End = End::Close(4009, "silent");
 const REPLACED: End = End::Close(4010, "replaced by a newer socket");
 const GOING_AWAY: End = End::Close(1001, "going away");
 const TRY_AGAIN: End = End::Close(1013, "try again later");
+
+impl End {
+    /// Whether the player may not be there any more: nobody else has taken him over, nor sent him away.
+    pub(crate) fn vanished(self) -> bool {
+        self != REPLACED && self != GOING_AWAY
+    }
+}
 
 impl From<Closing> for End {
     fn from(why: Closing) -> Self {
@@ -122,8 +153,8 @@ pub(crate) struct Socket<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// Writes what was missed after `since`, then what comes, until either side ends it.
-    pub(crate) async fn run(mut self, missed: &impl Missed, since: Option<u64>) {
+    /// Writes what was missed after `since`, then what comes, until either side ends it; tells why.
+    pub(crate) async fn run(mut self, missed: &impl Missed, since: Option<u64>) -> End {
         let end = match self.backlog(missed, since).await {
             Ok(written) => self.live(written).await,
             Err(end) => end,
@@ -132,40 +163,48 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             tracing::debug!(player.id = %self.player, code, reason, "closing a socket");
             let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
             if !matches!(timeout(self.pace.close, self.stream.close(Some(frame))).await, Ok(Ok(()))) {
-                return;
+                return end;
             }
         }
         // Hanging up before the client has read our close could take it from him.
         let answered = async { while let Some(Ok(_)) = self.stream.next().await {} };
         let _ = timeout(self.pace.close, answered).await;
+        end
     }
 
     async fn backlog(&mut self, missed: &impl Missed, since: Option<u64>) -> Result<u64, End> {
         let Some(mut written) = since else { return Ok(self.seat.position) };
+        let player = self.player.clone();
+        let mut first = true;
         loop {
-            let next = missed.next(&self.player, written.saturating_add(1));
-            let next = tokio::select! {
-                next = next => next,
-                () = self.shutdown.cancelled() => return Err(GOING_AWAY),
-                why = &mut self.seat.end => return Err(why.map_or(GOING_AWAY, End::from)),
-            };
-            match next {
-                Ok(Some((seq, body))) => {
-                    match Frame::of(seq, &body) {
-                        Ok(frame) => self.write(frame).await?,
-                        Err(error) => {
-                            metrics::counter!("garage_gateway_skipped_total").increment(1);
-                            tracing::warn!(%error, event.seq = seq, "a player's message is no event; skipping it");
-                        }
-                    }
-                    written = seq;
-                }
-                Ok(None) => return Ok(written),
+            let next = self.read(missed.next(&player, written.saturating_add(1))).await?;
+            // Asked after the read: what is not forgotten now was not forgotten then.
+            if std::mem::take(&mut first) && self.read(missed.forgotten(written)).await? {
+                let state = self.read(missed.player(&player)).await?;
+                written = written.max(state.head.seq);
+                self.write(Frame::resync(&Me::of(player.clone(), &state), state.head)).await?;
+                continue;
+            }
+            let Some((seq, body)) = next else { return Ok(written) };
+            match Frame::of(seq, &body) {
+                Ok(frame) => self.write(frame).await?,
                 Err(error) => {
-                    tracing::warn!(%error, player.id = %self.player, "missed events cannot be read");
-                    return Err(TRY_AGAIN);
+                    metrics::counter!("garage_gateway_skipped_total").increment(1);
+                    tracing::warn!(%error, event.seq = seq, "a player's message is no event; skipping it");
                 }
             }
+            written = seq;
+        }
+    }
+
+    async fn read<T>(&mut self, reading: impl Future<Output = Result<T, ReadError>>) -> Result<T, End> {
+        tokio::select! {
+            read = reading => read.map_err(|error| {
+                tracing::warn!(%error, player.id = %self.player, "missed events cannot be read");
+                TRY_AGAIN
+            }),
+            () = self.shutdown.cancelled() => Err(GOING_AWAY),
+            why = &mut self.seat.end => Err(why.map_or(GOING_AWAY, End::from)),
         }
     }
 

@@ -7,7 +7,7 @@
 use garage_events::{
     id::{PlayerId, QueueName, SessionId, TicketId},
     log::Player,
-    player::{self, Address, Command, Ending, Event, Queued, Rejection, State},
+    player::{self, Address, CancelReason, Command, Ending, Event, Queued, Rejection, State},
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -196,11 +196,11 @@ pub(crate) enum Cancelling {
 }
 
 /// Decides on the wish to cancel a ticket.
-pub(crate) fn cancel(player: &Player, ticket: TicketId) -> Cancelling {
+pub(crate) fn cancel(player: &Player, ticket: TicketId, reason: CancelReason) -> Cancelling {
     let Some(latest) = Ticket::latest(player).filter(|latest| latest.ticket == ticket) else {
         return Cancelling::Unknown;
     };
-    let command = Command::Cancel { ticket, reason: player::CancelReason::Player };
+    let command = Command::Cancel { ticket, reason };
     match (player::decide(&player.state, command), latest.session) {
         (Ok(event), _) => Cancelling::Append(event),
         (Err(_), Some(session)) => Cancelling::Matched(session),

@@ -12,7 +12,10 @@ use async_nats::{
 };
 
 use super::OpenError;
-use crate::subject::{self, ALL, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS};
+use crate::{
+    presence,
+    subject::{self, ALL, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
+};
 
 /// The oldest server that has all that the log needs.
 pub const OLDEST_SERVER: (u32, u32) = (2, 15);
@@ -131,7 +134,7 @@ pub(super) fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
         if api.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
 }
 
-fn streams(replicas: usize) -> [Config; 5] {
+fn streams(replicas: usize) -> [Config; 6] {
     let base = |name: &str, subjects: &[&str]| Config {
         name: name.into(),
         subjects: subjects.iter().map(ToString::to_string).collect(),
@@ -172,6 +175,17 @@ fn streams(replicas: usize) -> [Config; 5] {
             max_messages_per_subject: 2,
             max_message_size: 64 << 10,
             ..base(REPORTS, &[ALL_REPORTS])
+        },
+        Config {
+            // The shape that NATS's KV clients expect of a bucket.
+            max_messages_per_subject: 1,
+            max_age: HOUR * 24,
+            max_bytes: 256 << 20,
+            discard: DiscardPolicy::New,
+            deny_delete: true,
+            allow_direct: true,
+            allow_rollup: true,
+            ..base(presence::STREAM, &[presence::ALL])
         },
         Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &["dead.*"]) },
     ]

@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use garage_events::jetstream::follow;
+use garage_events::{jetstream::follow, log::Head};
 use time::OffsetDateTime;
 use tokio::io::DuplexStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -15,6 +15,8 @@ type Hook = Box<dyn Fn(&Log, u64) + Send + Sync>;
 /// A log in memory whose backlog reads run a hook first: what happens between the read of one event and the next.
 struct Log {
     events: Mutex<Vec<u64>>,
+    /// What came before is forgotten.
+    first: u64,
     hook: Hook,
 }
 
@@ -23,6 +25,15 @@ impl Missed for Log {
         (self.hook)(self, from);
         let seq = self.events.lock().unwrap().iter().copied().find(|seq| *seq >= from);
         Ok(seq.map(|seq| (seq, body(seq))))
+    }
+
+    async fn forgotten(&self, since: u64) -> Result<bool, ReadError> {
+        Ok(since < self.first)
+    }
+
+    async fn player(&self, _: &PlayerId) -> Result<Player, ReadError> {
+        let seq = self.events.lock().unwrap().last().copied().unwrap_or(0);
+        Ok(Player { head: Head { seq, n: seq }, ..Player::default() })
     }
 }
 
@@ -35,7 +46,7 @@ fn message(seq: u64, body: Bytes) -> follow::Message {
 }
 
 fn log(events: &[u64], hook: impl Fn(&Log, u64) + Send + Sync + 'static) -> Log {
-    Log { events: Mutex::new(events.into()), hook: Box::new(hook) }
+    Log { events: Mutex::new(events.into()), first: 0, hook: Box::new(hook) }
 }
 
 type Client = WebSocketStream<DuplexStream>;
@@ -101,6 +112,21 @@ async fn events_stored_while_the_backlog_is_read_come_once_and_in_order() {
             }
             assert_eq!(seqs(&mut client, 1).await, [6], "stored at {storing}, lag {lag}");
         }
+    }
+}
+
+#[tokio::test]
+async fn where_the_log_has_forgotten_the_players_state_stands_for_it() {
+    for since in [0, 1, 2, 3] {
+        let hub = Hub::default();
+        let forgetful = Log { first: 2, ..log(&[3, 4], |_, _| {}) };
+        let (mut client, _shutdown) = open(&hub, forgetful, Some(since), Pace::default(), 4096).await;
+        hub.hand_out(&message(5, body(5)));
+        let expected = if since < 2 { [4, 5].as_slice() } else { &[3, 4, 5][usize::from(since == 3)..] };
+        let Message::Text(first) = next(&mut client).await else { panic!("no text") };
+        assert_eq!(first.contains(r#""type":"resync""#), since < 2, "{first}");
+        assert!(first.contains(&format!(r#""seq":{}"#, expected[0])), "{first}");
+        assert_eq!(seqs(&mut client, expected.len() - 1).await, expected[1..], "since {since}");
     }
 }
 

@@ -92,15 +92,15 @@ fn an_expired_ticket_is_timed_out_first() {
 #[test]
 fn cancelling_is_done_once_and_not_after_a_match() {
     let [waiting, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
-    assert!(matches!(cancel(&waiting, id(1)), Cancelling::Append(Event::Cancelled(_))));
+    assert!(matches!(cancel(&waiting, id(1), CancelReason::Player), Cancelling::Append(Event::Cancelled(_))));
     for over in [&cancelled, &timed_out] {
-        assert_eq!(cancel(over, id(1)), Cancelling::Done);
+        assert_eq!(cancel(over, id(1), CancelReason::Player), Cancelling::Done);
     }
     for late in [&matched, &playing, &released] {
-        assert_eq!(cancel(late, id(1)), Cancelling::Matched(session()));
+        assert_eq!(cancel(late, id(1), CancelReason::Player), Cancelling::Matched(session()));
     }
     for foreign in [&waiting, &cancelled, &matched, &released, &Player::default()] {
-        assert_eq!(cancel(foreign, id(2)), Cancelling::Unknown);
+        assert_eq!(cancel(foreign, id(2), CancelReason::Player), Cancelling::Unknown);
     }
 }
 

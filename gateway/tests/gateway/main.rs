@@ -4,6 +4,7 @@
 mod bad_input;
 mod faults;
 mod limits;
+mod presence;
 mod services;
 mod sockets;
 mod support;

@@ -1,8 +1,10 @@
 //! The log, pushed: each event once and in order, whenever a socket is cut.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use async_nats::jetstream::stream::Config;
 use futures::{SinkExt, StreamExt};
+use garage_events::subject;
 use serde_json::json;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -65,13 +67,11 @@ async fn a_socket_cut_again_and_again_while_events_come_sees_each_once() {
 }
 
 #[tokio::test]
-async fn every_socket_of_a_player_is_told_and_nobody_elses() {
+async fn a_player_is_told_of_himself_and_of_nobody_else() {
     let app = App::start().await;
-    let (mut one, mut two, mut bob) =
-        (app.socket("ann", None).await, app.socket("ann", None).await, app.socket("bob", None).await);
+    let (mut ann, mut bob) = (app.socket("ann", None).await, app.socket("bob", None).await);
     let (_, ticket) = app.queue("ann", None).await;
-    let event = one.event().await;
-    assert_eq!(event, two.event().await);
+    let event = ann.event().await;
     assert_eq!((&event["seq"], &event["n"], &event["type"]), (&json!(1), &json!(1), &json!("Queued")));
     assert_eq!((&event["data"]["ticket"], &event["data"]["player"]), (&ticket["ticket"], &json!("ann")));
     assert_eq!(event.as_object().unwrap().len(), 4);
@@ -104,12 +104,12 @@ async fn a_type_that_this_build_does_not_know_is_forwarded() {
 #[tokio::test]
 async fn a_client_that_floods_its_socket_is_cut_and_others_stay() {
     let app = App::start().await;
-    let (mut loud, mut calm) = (app.socket("ann", None).await, app.socket("ann", None).await);
+    let (mut loud, mut calm) = (app.socket("ann", None).await, app.socket("bob", None).await);
     // A write may fail: it is cut while it talks.
     let _ = loud.0.send(Message::text("a".repeat(64 << 10))).await;
     let ended = async { while let Some(Ok(_)) = loud.0.next().await {} };
     timeout(DEADLINE, ended).await.unwrap();
-    app.queue("ann", None).await;
+    app.queue("bob", None).await;
     assert_eq!(calm.event().await["type"], "Queued");
 }
 
@@ -123,4 +123,27 @@ async fn stopping_closes_sockets_as_going_away() {
     assert!(timeout(DEADLINE, socket.0.next()).await.unwrap().is_none());
     timeout(DEADLINE, app.served).await.unwrap().unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(app.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_since_older_than_the_log_gets_the_present_state() {
+    let app = App::start().await;
+    let seqs = app.history("ann").await;
+    let stream = app.log.context().get_stream(subject::STREAM).await.unwrap();
+    let config = stream.cached_info().config.clone();
+    let second = Duration::from_secs(1);
+    let short = Config { max_age: second, duplicate_window: second, ..config.clone() };
+    app.log.context().update_stream(short).await.unwrap();
+    let forgets = async { while app.log.state().await.unwrap().first_sequence <= seqs[5] {} };
+    timeout(DEADLINE, forgets).await.unwrap();
+    app.log.context().update_stream(config).await.unwrap();
+    let next = app.append("ann", crate::support::queued()).await;
+
+    let mut socket = app.socket("ann", Some(seqs[2])).await;
+    let frame = socket.event().await;
+    assert_eq!((&frame["type"], &frame["seq"]), (&json!("resync"), &json!(next)));
+    assert_eq!(frame["data"], app.get("ann", "/v1/players/me").await.1);
+    // What it has seen since then is in the log.
+    let mut socket = app.socket("ann", Some(seqs[5])).await;
+    assert_eq!(socket.event().await["type"], "Queued");
 }

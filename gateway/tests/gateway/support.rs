@@ -35,6 +35,7 @@ pub(crate) struct App {
     pub(crate) log: JetStreamLog,
     pub(crate) address: SocketAddr,
     pub(crate) folder: TempDir,
+    args: Vec<String>,
     pub(crate) shutdown: Shutdown,
     pub(crate) served: JoinHandle<anyhow::Result<()>>,
     http: reqwest::Client,
@@ -80,12 +81,14 @@ impl App {
             format!("--jwt-key-file={}", file("jwt.key", &format!("{KEY}\n"))),
         ];
         args.extend(flags(&folder));
-        let shutdown = Shutdown::new();
-        let gateway = Gateway::bind(Config::parse_from(args), shutdown.clone()).await.unwrap();
-        let address = gateway.address();
-        let served = tokio::spawn(gateway.serve());
+        let (address, shutdown, served) = serve(&args).await;
         let http = reqwest::Client::builder().timeout(DEADLINE).build().unwrap();
-        Self { nats, client, log, address, folder, shutdown, served, http }
+        Self { nats, client, log, address, folder, args, shutdown, served, http }
+    }
+
+    /// Starts another gateway beside the first; the address is where it is.
+    pub(crate) async fn another(&self) -> SocketAddr {
+        serve(&self.args).await.0
     }
 
     /// A request without a token.
@@ -141,8 +144,12 @@ impl App {
     }
 
     pub(crate) async fn socket(&self, player: &str, since: Option<u64>) -> Socket {
+        self.socket_at(self.address, player, since).await
+    }
+
+    pub(crate) async fn socket_at(&self, gateway: SocketAddr, player: &str, since: Option<u64>) -> Socket {
         let query = since.map(|since| format!("?since={since}")).unwrap_or_default();
-        self.try_socket(&query, &[("Authorization", &format!("Bearer {}", token(player)))]).await.unwrap().0
+        connect(gateway, &query, &[("Authorization", &format!("Bearer {}", token(player)))]).await.unwrap().0
     }
 
     pub(crate) async fn try_socket(
@@ -150,13 +157,27 @@ impl App {
         query: &str,
         headers: &[(&'static str, &str)],
     ) -> Result<(Socket, http::Response<Option<Vec<u8>>>), Error> {
-        let mut request = format!("ws://{}/v1/ws{query}", self.address).into_client_request().unwrap();
-        for (name, value) in headers {
-            request.headers_mut().insert(*name, value.parse().unwrap());
-        }
-        let (stream, response) = timeout(DEADLINE, connect_async(request)).await.unwrap()?;
-        Ok((Socket(stream), response))
+        connect(self.address, query, headers).await
     }
+}
+
+async fn connect(
+    gateway: SocketAddr,
+    query: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<(Socket, http::Response<Option<Vec<u8>>>), Error> {
+    let mut request = format!("ws://{gateway}/v1/ws{query}").into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    let (stream, response) = timeout(DEADLINE, connect_async(request)).await.unwrap()?;
+    Ok((Socket(stream), response))
+}
+
+async fn serve(args: &[String]) -> (SocketAddr, Shutdown, JoinHandle<anyhow::Result<()>>) {
+    let shutdown = Shutdown::new();
+    let gateway = Gateway::bind(Config::parse_from(args), shutdown.clone()).await.unwrap();
+    (gateway.address(), shutdown, tokio::spawn(gateway.serve()))
 }
 
 pub(crate) struct Socket(pub(crate) WebSocketStream<MaybeTlsStream<TcpStream>>);

@@ -1,0 +1,346 @@
+//! Which players have a socket, across gateways (see [`garage_events::presence`]): the newest socket of a player closes
+//! the older ones, and who vanishes while he waits is cancelled, unless he returns in time.
+//!
+//! All of it may fail without harm: a player whose socket could not be noted, or whose end nobody saw, waits until his
+//! ticket times out.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use async_nats::{
+    HeaderMap,
+    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+    jetstream::{Context, context::PublishErrorKind, stream::Stream},
+};
+use bytes::Bytes;
+use garage_events::{
+    id::PlayerId,
+    jetstream::{
+        JetStreamLog,
+        follow::{Follow, Message},
+    },
+    log::Load,
+    player::{CancelReason, State},
+    presence::{self, Key, Seat},
+    world::{System, World},
+};
+use garage_worker::Shutdown;
+use serde::Serialize;
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::{
+    commands,
+    hub::{Hub, Place},
+};
+
+/// How often a gateway says that it lives.
+const BEAT: Duration = Duration::from_secs(3);
+
+/// How long a gateway may be silent: three beats that are missing, and one that is late.
+const SILENT: time::Duration = time::Duration::seconds(10);
+
+/// How long the server has to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Before something is tried again that the server did not answer.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What this gateway knows of all sockets. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Presence(Arc<Inner>);
+
+struct Inner {
+    context: Context,
+    bucket: Stream<()>,
+    log: JetStreamLog,
+    hub: Hub,
+    gateway: Uuid,
+    grace: Duration,
+    tasks: TaskTracker,
+    shutdown: Shutdown,
+}
+
+/// Why an entry was not written.
+enum NotPut {
+    /// It has changed since it was read.
+    Moved,
+    /// The server did not take it.
+    Failed(String),
+}
+
+/// A player's entry, as it was read.
+#[derive(Debug, Clone)]
+struct Entry {
+    player: PlayerId,
+    seat: Seat,
+    revision: u64,
+}
+
+impl Entry {
+    fn of(message: &Message) -> Option<Self> {
+        let Some(Key::Player(player)) = Key::of(&message.subject) else { return None };
+        let seat = serde_json::from_slice(&message.body).ok()?;
+        Some(Self { player, seat, revision: message.seq })
+    }
+}
+
+impl Presence {
+    /// Opens the bucket.
+    pub(crate) async fn open(log: JetStreamLog, hub: Hub, grace: Duration, shutdown: Shutdown) -> anyhow::Result<Self> {
+        let context = log.context().clone();
+        let bucket = context.get_stream_no_info(presence::STREAM).await?;
+        let (gateway, tasks) = (System.id(), TaskTracker::new());
+        Ok(Self(Arc::new(Inner { context, bucket, log, hub, gateway, grace, tasks, shutdown })))
+    }
+
+    /// A player's socket has ended, by the client's doing: waits for him to return.
+    pub(crate) fn left(&self, player: PlayerId, place: &Place) {
+        let Some(revision) = place.revision() else { return };
+        let (presence, socket) = (self.clone(), place.socket);
+        self.spawn(async move { presence.leave(player, socket, revision).await });
+    }
+
+    /// Follows the bucket and says that this gateway lives, until `shutdown`.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let shutdown = self.0.shutdown.clone();
+        shutdown.run_until_cancelled(self.watch()).await;
+        // What waits for its grace is seen to by whoever finds this gateway silent.
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        Ok(())
+    }
+
+    async fn watch(&self) {
+        // From the beginning: a gateway that died before this one started left its entry.
+        let mut follow = Follow::new(self.0.context.clone(), presence::STREAM, vec![presence::ALL.into()], 1);
+        let mut gateways = Gateways::default();
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = follow.next() => match Key::of(&message.subject) {
+                    Some(Key::Player(_)) => self.see(&message),
+                    Some(Key::Gateway(id)) => gateways.see(id, message.time, message.body.is_empty()),
+                    None => {}
+                },
+                _ = beat.tick() => {
+                    let presence = self.clone();
+                    self.spawn(async move {
+                        let key = Key::Gateway(presence.0.gateway);
+                        if let Err(NotPut::Failed(reason)) = presence.put(&key, &json!({}), None).await {
+                            tracing::warn!(reason, "gateway's beat not stored");
+                        }
+                    });
+                    for dead in gateways.silent() {
+                        let presence = self.clone();
+                        self.spawn(async move { presence.sweep(dead).await });
+                    }
+                }
+            }
+        }
+    }
+
+    /// A player's entry has changed.
+    fn see(&self, message: &Message) {
+        let Some(Entry { player, seat, revision }) = Entry::of(message) else { return };
+        let Some(place) = self.0.hub.newest(&player, seat.socket, revision) else { return };
+        if seat.gone {
+            // Somebody took this gateway for dead, and it is not.
+            let presence = self.clone();
+            self.spawn(async move { presence.enter(&player, &place).await });
+        }
+    }
+
+    /// Notes a player's socket, before its client hears that it is connected: one that the client opens later, here or
+    /// elsewhere, is noted later.
+    pub(crate) async fn enter(&self, player: &PlayerId, place: &Place) {
+        let seat = Seat { gateway: self.0.gateway, socket: place.socket, gone: false };
+        match self.put(&Key::Player(player.clone()), &seat, None).await {
+            Ok(revision) => self.0.hub.entered(player, place, revision),
+            Err(NotPut::Moved) => {}
+            Err(NotPut::Failed(reason)) => tracing::warn!(player.id = %player, reason, "socket not noted"),
+        }
+    }
+
+    /// Marks a player's socket as gone, unless he has a newer one, and waits for him to return.
+    async fn leave(&self, player: PlayerId, socket: Uuid, revision: u64) {
+        let (key, seat) = (Key::Player(player.clone()), Seat { gateway: self.0.gateway, socket, gone: true });
+        loop {
+            match self.put(&key, &seat, Some(revision)).await {
+                Ok(revision) => return self.wait_for(&player, revision).await,
+                Err(NotPut::Moved) => return,
+                Err(NotPut::Failed(reason)) => tracing::warn!(player.id = %player, reason, "end of a socket not noted"),
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Waits for the grace period, and ends what the player waits for if his entry is still the one of this revision.
+    async fn wait_for(&self, player: &PlayerId, revision: u64) {
+        sleep(self.0.grace).await;
+        loop {
+            match self.cancel(player, revision).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(player.id = %player, "a vanished player is not cancelled yet: {error:#}"),
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn cancel(&self, player: &PlayerId, revision: u64) -> anyhow::Result<()> {
+        let key = Key::Player(player.clone()).to_string();
+        let last = timeout(ANSWER, self.0.bucket.get_last_raw_message_by_subject(&key)).await??;
+        if last.sequence != revision {
+            return Ok(());
+        }
+        let found = self.0.log.player(player).await?;
+        // A wish of after he went needs no socket.
+        if let (State::Waiting(wish), Some(queued)) = (&found.state, &found.last)
+            && queued.time <= last.time
+        {
+            let cancelled = commands::cancel(&self.0.log, &System, player, wish.ticket, CancelReason::Disconnected);
+            match cancelled.await {
+                Ok(()) => {
+                    metrics::counter!("garage_gateway_vanished_total").increment(1);
+                    tracing::info!(player.id = %player, ticket.id = %wish.ticket, "cancelled: the player has vanished");
+                }
+                // Matched in the last moment, or cancelled by himself.
+                Err(problem) => anyhow::ensure!(problem.is_clients(), "{problem:?}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sees to the players of a gateway that is dead. Several gateways may do so at a time.
+    async fn sweep(&self, dead: Uuid) {
+        tracing::warn!(gateway = %dead, "a gateway is silent; looking after its players");
+        while let Err(error) = self.sweep_once(dead).await {
+            tracing::warn!(gateway = %dead, "its players are not looked after yet: {error:#}");
+            sleep(AGAIN).await;
+        }
+    }
+
+    async fn sweep_once(&self, dead: Uuid) -> anyhow::Result<()> {
+        for entry in self.entries().await? {
+            let Entry { player, seat, revision } = entry;
+            if seat.gateway != dead {
+                continue;
+            }
+            let presence = self.clone();
+            if seat.gone {
+                self.spawn(async move { presence.wait_for(&player, revision).await });
+                continue;
+            }
+            match self.put(&Key::Player(player.clone()), &Seat { gone: true, ..seat }, Some(revision)).await {
+                Ok(revision) => self.spawn(async move { presence.wait_for(&player, revision).await }),
+                Err(NotPut::Moved) => {}
+                Err(NotPut::Failed(reason)) => anyhow::bail!(reason),
+            }
+        }
+        // An empty entry: it has been seen to.
+        let gone = self.send(&Key::Gateway(dead), Bytes::new(), None).await;
+        gone.map(drop).map_err(|error| match error {
+            NotPut::Moved => anyhow::anyhow!("it lives"),
+            NotPut::Failed(reason) => anyhow::anyhow!(reason),
+        })
+    }
+
+    /// Every player's entry.
+    async fn entries(&self) -> anyhow::Result<Vec<Entry>> {
+        let last = timeout(ANSWER, self.0.bucket.get_last_raw_message_by_subject(presence::PLAYERS)).await?;
+        let Ok(last) = last else { return Ok(Vec::new()) };
+        let mut follow = Follow::new(self.0.context.clone(), presence::STREAM, vec![presence::PLAYERS.into()], 1);
+        let mut entries = Vec::new();
+        loop {
+            let message = timeout(ANSWER, follow.next()).await?;
+            entries.extend(Entry::of(&message));
+            if message.seq >= last.sequence {
+                return Ok(entries);
+            }
+        }
+    }
+
+    async fn put(&self, key: &Key, value: &impl Serialize, expected: Option<u64>) -> Result<u64, NotPut> {
+        let value = serde_json::to_vec(value).map_err(|error| NotPut::Failed(error.to_string()))?;
+        self.send(key, value.into(), expected).await
+    }
+
+    async fn send(&self, key: &Key, value: Bytes, expected: Option<u64>) -> Result<u64, NotPut> {
+        let mut headers = HeaderMap::new();
+        if let Some(expected) = expected {
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string().as_str());
+        }
+        let sent = async { self.0.context.publish_with_headers(key.to_string(), headers, value).await?.await };
+        match timeout(ANSWER, sent).await {
+            Ok(Ok(ack)) => Ok(ack.sequence),
+            Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(NotPut::Moved),
+            Ok(Err(error)) => Err(NotPut::Failed(error.to_string())),
+            Err(_) => Err(NotPut::Failed("no answer".into())),
+        }
+    }
+
+    /// Runs something that ends with this gateway.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.0.shutdown.clone();
+        self.0.tasks.spawn(async move {
+            shutdown.run_until_cancelled(task).await;
+        });
+    }
+}
+
+/// When each gateway said last that it lives, by the stream's clock.
+#[derive(Debug, Default)]
+struct Gateways {
+    seen: HashMap<Uuid, OffsetDateTime>,
+    /// The stream's clock, as far as it is known.
+    now: Option<OffsetDateTime>,
+}
+
+impl Gateways {
+    fn see(&mut self, id: Uuid, time: OffsetDateTime, seen_to: bool) {
+        self.now = self.now.max(Some(time));
+        if seen_to {
+            self.seen.remove(&id);
+        } else {
+            self.seen.insert(id, time);
+        }
+    }
+
+    /// Those that have been silent too long; each is told once.
+    fn silent(&mut self) -> Vec<Uuid> {
+        let Some(now) = self.now else { return Vec::new() };
+        self.seen.extract_if(|_, seen| now - *seen > SILENT).map(|(id, _)| id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_dead_when_others_beat_and_it_does_not() {
+        let at = |seconds| OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(seconds);
+        let (one, two, old) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let mut gateways = Gateways::default();
+        assert!(gateways.silent().is_empty());
+        gateways.see(old, at(0), false);
+        gateways.see(one, at(100), false);
+        gateways.see(two, at(101), false);
+        assert_eq!(gateways.silent(), [old]);
+        assert!(gateways.silent().is_empty(), "told once");
+        gateways.see(one, at(110), false);
+        assert!(gateways.silent().is_empty());
+        gateways.see(one, at(112), false);
+        assert_eq!(gateways.silent(), [two]);
+        // It was paused, and lives.
+        gateways.see(two, at(113), false);
+        assert!(gateways.silent().is_empty());
+        gateways.see(two, at(114), true);
+        gateways.see(one, at(140), false);
+        assert!(gateways.silent().is_empty(), "another has seen to it");
+    }
+}
