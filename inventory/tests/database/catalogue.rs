@@ -27,13 +27,14 @@ async fn twenty_items_each_fit_a_car() {
     let items = catalogue::items(&pool).await.unwrap();
     assert_eq!(items.len(), 20);
     let cars = catalogue::cars(&pool).await.unwrap();
-    for (id, item) in &items {
-        assert!(!item.name.is_empty() && !item.model.is_empty() && !item.texture.is_empty(), "{id}: {item:?}");
-        assert!(item.price > 0, "{id}: {item:?}");
-        assert!(cars.iter().any(|car| car.slots.contains(&item.slot)), "{id} fits no car");
+    for item in &items {
+        assert!(!item.name.is_empty() && !item.model.is_empty() && !item.texture.is_empty(), "{item:?}");
+        assert!(item.price > 0 && item.resale == item.price / 2, "{item:?}");
+        assert!(cars.iter().any(|car| car.slots.contains(&item.slot)), "{item:?} fits no car");
     }
+    assert!(items.is_sorted_by_key(|item| (item.slot.clone(), item.price)));
     let slots: BTreeSet<_> = cars.iter().flat_map(|car| &car.slots).collect();
     for slot in slots {
-        assert!(items.values().any(|item| item.slot == *slot), "there is nothing for {slot}");
+        assert!(items.iter().any(|item| item.slot == *slot), "there is nothing for {slot}");
     }
 }
