@@ -1,5 +1,7 @@
 //! What can be owned: cars and items.
 
+pub mod apply;
+
 use std::collections::BTreeSet;
 
 use garage_events::{
