@@ -12,10 +12,16 @@ events! {
     "inventory" {
         /// He bought a car.
         CarPurchased = "car-purchased",
+        /// He sold a car.
+        CarSold = "car-sold",
         /// He bought an item.
         ItemPurchased = "item-purchased",
-        /// He mounted an item on a car.
+        /// He sold an item.
+        ItemSold = "item-sold",
+        /// He mounted an item on a car. The slot was empty.
         ItemMounted = "item-mounted",
+        /// He took an item off a car, to put another in its place, to sell the car, or to have it off.
+        ItemUnmounted = "item-unmounted",
         /// He chose the car he drives.
         CarActivated = "car-activated",
         /// He was paid for a match.
@@ -34,6 +40,17 @@ pub struct CarPurchased {
     pub balance: u64,
 }
 
+/// See [`Event::CarSold`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarSold {
+    /// What.
+    pub car: CarId,
+    /// Coins got.
+    pub price: u64,
+    /// Coins he has now.
+    pub balance: u64,
+}
+
 /// See [`Event::ItemPurchased`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemPurchased {
@@ -45,10 +62,32 @@ pub struct ItemPurchased {
     pub balance: u64,
 }
 
+/// See [`Event::ItemSold`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemSold {
+    /// What.
+    pub item: ItemId,
+    /// Coins got.
+    pub price: u64,
+    /// Coins he has now.
+    pub balance: u64,
+}
+
 /// See [`Event::ItemMounted`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemMounted {
     /// On which car.
+    pub car: CarId,
+    /// Where on it.
+    pub slot: Slot,
+    /// What.
+    pub item: ItemId,
+}
+
+/// See [`Event::ItemUnmounted`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemUnmounted {
+    /// From which car.
     pub car: CarId,
     /// Where on it.
     pub slot: Slot,

@@ -3,10 +3,11 @@
 //! A request and its reply are JSON. A refusal comes in the headers that the service API defines
 //! (`Nats-Service-Error-Code`, `Nats-Service-Error`), with HTTP's meaning of the code.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
 use async_nats::{Client, RequestErrorKind};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de, de::DeserializeOwned};
+use time::OffsetDateTime;
 
 use crate::{
     game::{Loadout, Stats},
@@ -41,7 +42,7 @@ pub struct Loadouts {
 }
 call!(Loadouts => Vec<Loadout>, "svc.inventory.loadouts");
 
-/// Asks inventory for the cars of the catalogue.
+/// Asks inventory for the cars that are sold.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StoreCars {}
 call!(StoreCars => Vec<StoreCar>, "svc.inventory.cars");
@@ -59,10 +60,51 @@ pub struct StoreCar {
     pub texture: String,
     /// In coins.
     pub price: u64,
+    /// Coins that its owner gets for it.
+    pub resale: u64,
     /// How it drives, with nothing mounted.
     pub stats: Stats,
     /// The slots it has.
     pub slots: Vec<Slot>,
+}
+
+/// Asks inventory for the items that are sold.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoreItems {}
+call!(StoreItems => Vec<StoreItem>, "svc.inventory.items");
+
+/// An item as the store shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoreItem {
+    /// Its id.
+    pub id: ItemId,
+    /// What the player reads.
+    pub name: String,
+    /// The slot it fits.
+    pub slot: Slot,
+    /// Asset path of the 3D model.
+    pub model: String,
+    /// Asset path of the texture.
+    pub texture: String,
+    /// In coins.
+    pub price: u64,
+    /// Coins that its owner gets for it.
+    pub resale: u64,
+    /// What it adds to the car.
+    pub effect: Effect,
+}
+
+/// What an item adds to the stats of the car that it is mounted on; in the units of [`Stats`], possibly negative.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Effect {
+    /// Kilowatts.
+    pub power_kw: f64,
+    /// Kilograms.
+    pub mass_kg: f64,
+    /// Multiples of the weight.
+    pub grip: f64,
+    /// Square metres.
+    pub drag_m2: f64,
 }
 
 /// Asks inventory for what a player owns. A player unknown so far gets his starter car and coins first.
@@ -73,15 +115,136 @@ pub struct GetGarage {
 }
 call!(GetGarage => Garage, "svc.inventory.garage");
 
-/// Makes a car the one its owner drives. Refused with 404 when the player does not own it.
+/// Has a player's command carried out, and tells what he owns then. Refused with 404 for what is not there or not his,
+/// 409 for what cannot be done as things are, 422 for a key that another command was sent with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ActivateCar {
-    /// The owner.
+pub struct Execute {
+    /// Whose command it is.
     pub player: PlayerId,
-    /// The car.
-    pub car: CarId,
+    /// With a key a command is carried out once: sent again, it brings the same answer for at least 24 h.
+    pub key: Option<IdempotencyKey>,
+    /// What he wants.
+    pub command: Command,
 }
-call!(ActivateCar => Garage, "svc.inventory.activate");
+call!(Execute => Garage, "svc.inventory.execute");
+
+/// What a player may do with his belongings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum Command {
+    /// Buy a car that he does not have.
+    BuyCar {
+        /// Which.
+        car: CarId,
+    },
+    /// Sell a car that is not the active one. What is mounted on it he keeps.
+    SellCar {
+        /// Which.
+        car: CarId,
+    },
+    /// Buy one more of an item.
+    BuyItem {
+        /// Which.
+        item: ItemId,
+    },
+    /// Sell one of an item that is not mounted.
+    SellItem {
+        /// Which.
+        item: ItemId,
+    },
+    /// Mount an item, in the place of what is there.
+    Mount {
+        /// On which car.
+        car: CarId,
+        /// Where on it.
+        slot: Slot,
+        /// What.
+        item: ItemId,
+    },
+    /// Take off what is mounted.
+    Unmount {
+        /// From which car.
+        car: CarId,
+        /// Where on it.
+        slot: Slot,
+    },
+    /// Make a car the one he drives.
+    Activate {
+        /// Which.
+        car: CarId,
+    },
+}
+
+/// What a client names a request by, so that a repeat of it is seen to be one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    /// The longest, in characters.
+    pub const MAX: usize = 128;
+
+    /// The key itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A text that is no idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an idempotency key is 1 to {} visible ASCII characters", IdempotencyKey::MAX)]
+pub struct InvalidKey;
+
+impl FromStr for IdempotencyKey {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        let legal = (1..=Self::MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if legal { Ok(Self(text.into())) } else { Err(InvalidKey) }
+    }
+}
+
+impl<'de> Deserialize<'de> for IdempotencyKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Asks inventory for entries of a player's ledger, the newest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetLedger {
+    /// Whose.
+    pub player: PlayerId,
+    /// Only entries older than this one.
+    pub before: Option<u64>,
+    /// How many at most; 1 to [`GetLedger::MOST`], else it is refused with 400.
+    pub limit: u32,
+}
+call!(GetLedger => Vec<LedgerEntry>, "svc.inventory.ledger");
+
+impl GetLedger {
+    /// The most entries told at once.
+    pub const MOST: u32 = 100;
+}
+
+/// A change of a wallet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerEntry {
+    /// Its number; a player's ascend.
+    pub id: u64,
+    /// `starter`, `reward`, `car-purchased`, `car-sold`, `item-purchased` or `item-sold`.
+    pub reason: String,
+    /// The car, item or session; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// Coins, negative for those paid.
+    pub amount: i64,
+    /// Coins in the wallet after it.
+    pub balance: u64,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+}
 
 /// What a player owns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -140,7 +303,7 @@ pub struct SignedToken {
     pub token: crate::game::Secret,
     /// When it ends.
     #[serde(with = "time::serde::rfc3339")]
-    pub expires_at: time::OffsetDateTime,
+    pub expires_at: OffsetDateTime,
 }
 
 /// Why a request brought no reply.
@@ -200,4 +363,28 @@ pub async fn call<C: Call>(client: &Client, call: &C) -> Result<C::Reply, CallEr
         });
     }
     serde_json::from_slice(&reply.payload).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idempotency_key_is_visible_ascii_and_short() {
+        for good in ["k", "0198c5a0-7b1e", "a/b+c=", &"k".repeat(128)] {
+            assert_eq!(good.parse::<IdempotencyKey>().unwrap().as_str(), good);
+        }
+        for bad in ["", "a b", "\u{e9}", "a\n", &"k".repeat(129)] {
+            assert!(bad.parse::<IdempotencyKey>().is_err(), "{bad:?}");
+            assert!(serde_json::from_value::<IdempotencyKey>(bad.into()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_reads_by_itself() {
+        let command = Command::Unmount { car: "vixen".parse().unwrap(), slot: "turbo".parse().unwrap() };
+        let text = r#"{"type":"unmount","car":"vixen","slot":"turbo"}"#;
+        assert_eq!(serde_json::to_string(&command).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Command>(text).unwrap(), command);
+    }
 }

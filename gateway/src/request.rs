@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use garage_events::{
-    id::{CarId, PlayerId, QueueName, Region, TicketId},
+    id::{CarId, ItemId, PlayerId, QueueName, Region, TicketId},
     player::Queued,
     queue::Queues,
+    svc::{GetLedger, IdempotencyKey},
 };
 use hyper::{
     HeaderMap, StatusCode,
@@ -27,8 +28,8 @@ const RANK: std::ops::RangeInclusive<i32> = -100_000..=100_000;
 const MAX_REGIONS: usize = 32;
 /// The longest round-trip time taken, in milliseconds.
 const MAX_LATENCY_MS: u32 = 10_000;
-/// The longest idempotency key, in bytes.
-const MAX_IDEMPOTENCY_KEY: usize = 128;
+/// Entries of a ledger, when the client does not say how many.
+const LEDGER_PAGE: u32 = 50;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -63,25 +64,59 @@ pub(crate) fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Re
     })
 }
 
-/// The ticket that a request's `Idempotency-Key` names: the same for the same player and key, and for nobody else.
-pub(crate) fn named_ticket(player: &PlayerId, headers: &HeaderMap) -> Result<Option<TicketId>, Problem> {
+/// What a request's `Idempotency-Key` says, if it has one.
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next() else { return Ok(None) };
-    let key = key.as_bytes();
-    let legal = (1..=MAX_IDEMPOTENCY_KEY).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic);
-    if !legal || keys.next().is_some() {
-        let detail = format!("Idempotency-Key must be one of 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters");
+    let key = key.to_str().ok().and_then(|key| key.parse().ok());
+    if key.is_none() || keys.next().is_some() {
+        let detail = format!("Idempotency-Key must be one of 1 to {} visible ASCII characters", IdempotencyKey::MAX);
         return Err(Problem::bad_request(detail));
     }
-    let own = Uuid::new_v5(&TICKETS, player.as_str().as_bytes());
-    Ok(Some(TicketId::new(Uuid::new_v5(&own, key))))
+    Ok(key)
 }
 
-/// The body of `PUT /v1/garage/active-car`.
+/// The ticket that a request's `Idempotency-Key` names: the same for the same player and key, and for nobody else.
+pub(crate) fn named_ticket(player: &PlayerId, headers: &HeaderMap) -> Result<Option<TicketId>, Problem> {
+    let own = Uuid::new_v5(&TICKETS, player.as_str().as_bytes());
+    let named = |key: IdempotencyKey| TicketId::new(Uuid::new_v5(&own, key.as_str().as_bytes()));
+    Ok(idempotency_key(headers)?.map(named))
+}
+
+/// Reads the query of `GET /v1/wallet/ledger`: before which entry, and how many.
+pub(crate) fn page(query: &str) -> Result<(Option<u64>, u32), Problem> {
+    let (mut before, mut limit) = (None, None);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let number = value.parse::<u64>().ok().filter(|_| value.bytes().all(|byte| byte.is_ascii_digit()));
+        let field = match name {
+            "before" => &mut before,
+            "limit" => &mut limit,
+            _ => return Err(Problem::bad_request("the query may say before and limit")),
+        };
+        let number = number.ok_or_else(|| Problem::bad_request(format!("{name} must be a number")))?;
+        if field.replace(number).is_some() {
+            return Err(Problem::bad_request(format!("{name} must be said once")));
+        }
+    }
+    let limit = limit.map_or(Some(LEDGER_PAGE), |limit| u32::try_from(limit).ok());
+    let limit = limit.filter(|limit| (1..=GetLedger::MOST).contains(limit));
+    let beyond = || Problem::bad_request(format!("limit must be within 1 to {}", GetLedger::MOST));
+    Ok((before, limit.ok_or_else(beyond)?))
+}
+
+/// The body of requests that name a car: `PUT /v1/garage/active-car`, `POST /v1/garage/cars`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ActiveCar {
+pub(crate) struct OneCar {
     pub(crate) car: CarId,
+}
+
+/// The body of requests that name an item: `POST /v1/garage/items`, `PUT /v1/garage/cars/{car}/slots/{slot}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OneItem {
+    pub(crate) item: ItemId,
 }
 
 /// The body of `POST /v1/matchmaking/tickets`.
@@ -190,13 +225,41 @@ mod tests {
     fn a_body_must_be_json_and_say_so() {
         let read = |kind: &'static str, body: &'static str| {
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, kind.parse().unwrap())]);
-            refusal(json::<ActiveCar>(&headers, &body.into())).0
+            refusal(json::<OneCar>(&headers, &body.into())).0
         };
         assert_eq!(read("text/plain", "{}"), 415);
         assert_eq!(read("application/json", ""), 400);
         assert_eq!(read("application/json", "{\"car\""), 400);
         assert_eq!(read("application/json", "{}"), 422);
-        assert_eq!(refusal(json::<ActiveCar>(&HeaderMap::new(), &"{}".into())).0, 415);
+        assert_eq!(refusal(json::<OneCar>(&HeaderMap::new(), &"{}".into())).0, 415);
+    }
+
+    #[test]
+    fn a_page_of_the_ledger_is_bounded() {
+        for (query, expected) in [
+            ("", (None, 50)),
+            ("limit=1", (None, 1)),
+            ("before=7&limit=100", (Some(7), 100)),
+            ("before=18446744073709551615&", (Some(u64::MAX), 50)),
+        ] {
+            assert_eq!(page(query).unwrap(), expected, "{query}");
+        }
+        for query in [
+            "limit=0",
+            "limit=101",
+            "limit=4294967297",
+            "limit=+1",
+            "limit=x",
+            "limit",
+            "before=-1",
+            "before=",
+            "before=18446744073709551616",
+            "limit=1&limit=2",
+            "after=1",
+            "&=",
+        ] {
+            assert_eq!(refusal(page(query)).0, 400, "{query}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! REST, as warp filters. A route is a path; which methods it takes is decided in it, so that a known path with another
 //! method is a 405 that names them and anything else a 404.
 
+mod inventory;
+
 use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
@@ -10,7 +12,7 @@ use garage_events::{
     log::Load,
     player::CancelReason,
     session::View,
-    svc::{self, ActivateCar, ConnectToken, GetGarage, GetSession, StoreCars},
+    svc::{self, ConnectToken, GetSession},
     world::World,
 };
 use hyper::{
@@ -18,14 +20,14 @@ use hyper::{
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION},
 };
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use warp::{Filter, filters::BoxedFilter, path, reply::Response};
 
 use crate::{
     App, commands,
     problem::Problem,
-    request::{self, ActiveCar, Wish},
+    request::{self, Wish},
     ticket::{Me, Ticket},
 };
 
@@ -68,16 +70,11 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let connect_token = path!("v1" / "sessions" / SessionId / "connect-token")
         .and(call.clone())
         .then(|id, call| answer("/v1/sessions/{id}/connect-token", connect_token(id, call)));
-    let cars = path!("v1" / "store" / "cars").and(call.clone()).then(|call| answer("/v1/store/cars", cars(call)));
-    let garage = path!("v1" / "garage").and(call.clone()).then(|call| answer("/v1/garage", garage(call)));
-    let active_car =
-        path!("v1" / "garage" / "active-car").and(call).then(|call| answer("/v1/garage/active-car", active_car(call)));
     let none = warp::any().then(|| answer("none", async { Err(Problem::not_found("there is no such resource")) }));
 
     let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(me).unify().boxed();
     let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
-    let inventory = cars.or(garage).unify().or(active_car).unify().boxed();
-    matchmaking.or(sessions).unify().or(inventory).unify().or(none).unify().boxed()
+    matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(none).unify().boxed()
 }
 
 async fn answer(route: &'static str, handler: impl Future<Output = Answer>) -> Response {
@@ -90,6 +87,11 @@ impl Call {
     /// Who calls. Asked after the method, so that a 405 needs no token.
     fn player(&self) -> Result<PlayerId, Problem> {
         Ok(request::player(&self.app.key, &self.headers)?)
+    }
+
+    /// The body, read as JSON.
+    fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        request::json(&self.headers, &self.body)
     }
 
     fn only(&self, method: &Method, allow: &'static str) -> Result<(), Problem> {
@@ -114,8 +116,8 @@ fn ok(status: StatusCode, body: &impl Serialize) -> Answer {
 async fn tickets(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
     let player = call.player()?;
-    let Call { app, headers, body, .. } = call;
-    let wish: Wish = request::json(&headers, &body)?;
+    let wish: Wish = call.body()?;
+    let Call { app, headers, .. } = call;
     let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.world.id()));
     let wish = wish.queued(&app.queues, ticket, app.world.now())?;
     let ticket = commands::queue(&app.log, &app.world, &player, wish).await?;
@@ -198,24 +200,4 @@ async fn connect_token(session: SessionId, call: Call) -> Answer {
         Err(svc::CallError::Refused { code: 404, .. }) => Err(no_session()),
         other => ok(StatusCode::OK, &other?),
     }
-}
-
-async fn cars(call: Call) -> Answer {
-    call.only(&Method::GET, "GET")?;
-    call.player()?;
-    let cars = svc::call(&call.app.client, &StoreCars {}).await?;
-    ok(StatusCode::OK, &json!({ "cars": cars }))
-}
-
-async fn garage(call: Call) -> Answer {
-    call.only(&Method::GET, "GET")?;
-    let player = call.player()?;
-    ok(StatusCode::OK, &svc::call(&call.app.client, &GetGarage { player }).await?)
-}
-
-async fn active_car(call: Call) -> Answer {
-    call.only(&Method::PUT, "PUT")?;
-    let player = call.player()?;
-    let ActiveCar { car } = request::json(&call.headers, &call.body)?;
-    ok(StatusCode::OK, &svc::call(&call.app.client, &ActivateCar { player, car }).await?)
 }

@@ -1,6 +1,11 @@
 //! The rules of the inventory, without IO.
 
-use garage_events::game::{Placing, Stats};
+pub mod store;
+
+use garage_events::{
+    game::{Placing, Stats},
+    svc::Effect,
+};
 
 /// The car given to a player on first sight.
 pub const STARTER_CAR: &str = "pebble";
@@ -28,30 +33,15 @@ pub fn reward(placing: &Placing) -> u64 {
     }
 }
 
-/// What an item adds to the stats of the car that it is mounted on; in the units of [`Stats`], possibly negative.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Effect {
-    /// Kilowatts.
-    pub power_kw: f64,
-    /// Kilograms.
-    pub mass_kg: f64,
-    /// Multiples of the weight.
-    pub grip: f64,
-    /// Square metres.
-    pub drag_m2: f64,
-}
-
-impl Effect {
-    /// The stats with this effect added. None falls below a hundredth of what it was: whatever is mounted, a game may
-    /// divide by each of them.
-    pub fn on(&self, stats: Stats) -> Stats {
-        let add = |base: f64, effect: f64| (base + effect).max(base / 100.0);
-        Stats {
-            power_kw: add(stats.power_kw, self.power_kw),
-            mass_kg: add(stats.mass_kg, self.mass_kg),
-            grip: add(stats.grip, self.grip),
-            drag_m2: add(stats.drag_m2, self.drag_m2),
-        }
+/// The stats of a car with an item's effect added. None falls below a hundredth of what it was: whatever is mounted, a
+/// game may divide by each of them.
+pub fn fitted(stats: Stats, effect: Effect) -> Stats {
+    let add = |base: f64, effect: f64| (base + effect).max(base / 100.0);
+    Stats {
+        power_kw: add(stats.power_kw, effect.power_kw),
+        mass_kg: add(stats.mass_kg, effect.mass_kg),
+        grip: add(stats.grip, effect.grip),
+        drag_m2: add(stats.drag_m2, effect.drag_m2),
     }
 }
 
@@ -79,14 +69,14 @@ mod tests {
     fn effects_add_up() {
         let engine = Effect { power_kw: 20.0, mass_kg: 10.0, grip: 0.0, drag_m2: 0.0 };
         let wing = Effect { power_kw: 0.0, mass_kg: 6.0, grip: 0.25, drag_m2: 0.125 };
-        let both = wing.on(engine.on(BASE));
+        let both = fitted(fitted(BASE, engine), wing);
         assert_eq!(both, Stats { power_kw: 120.0, mass_kg: 1_016.0, grip: 1.25, drag_m2: 0.625 });
     }
 
     #[test]
     fn no_effect_makes_a_stat_zero_or_less() {
         let void = Effect { power_kw: -1e9, mass_kg: -1e9, grip: -1e9, drag_m2: -1e9 };
-        let rest = void.on(BASE);
+        let rest = fitted(BASE, void);
         assert!(rest.power_kw > 0.0 && rest.mass_kg > 0.0 && rest.grip > 0.0 && rest.drag_m2 > 0.0);
     }
 }

@@ -1,23 +1,23 @@
 //! What can go wrong, by what the caller must do.
 
-use garage_events::id::{CarId, Invalid, PlayerId};
+use garage_events::id::Invalid;
 use sqlx::mysql::MySqlDatabaseError;
+
+use crate::domain::store::Rejection;
 
 /// Why the inventory did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Asked for something that cannot be; asking again is no use.
-    #[error("{player} does not own the car {car}")]
-    NotOwned {
-        /// Who wanted it.
-        player: PlayerId,
-        /// What he does not own.
-        car: CarId,
-    },
-    /// Asked for more players than one request may name.
-    #[error("{asked} players asked for at once, the most is {most}")]
+    /// Asked for something that cannot be, as things are.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// The idempotency key names another command of this player.
+    #[error("the idempotency key has been used for another command")]
+    KeyReused,
+    /// Asked for more, or less, than one request may.
+    #[error("{asked} asked for at once, it may be 1 to {most}")]
     TooMany {
-        /// How many were named.
+        /// How many were asked for.
         asked: usize,
         /// How many may be.
         most: usize,
@@ -63,7 +63,7 @@ impl Error {
             Self::Unavailable(error) | Self::Refused(error) => {
                 number(error).is_some_and(|number| contends(number) || number == DUPLICATE)
             }
-            Self::NotOwned { .. } | Self::TooMany { .. } | Self::Corrupt(_) => false,
+            Self::Rejected(_) | Self::KeyReused | Self::TooMany { .. } | Self::Corrupt(_) => false,
         }
     }
 }

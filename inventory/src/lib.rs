@@ -1,11 +1,13 @@
 //! Cars, items, wallets and rewards, kept in MySQL.
 //!
-//! - [`domain`]: what a place earns, what an item adds; pure.
+//! - [`domain`]: what a place earns, what an item adds, what a player may do with his belongings; pure.
+//! - [`catalogue`]: what is sold, as an operator's file says it.
 //! - [`mysql`]: the database, the one store of truth beside the log, and for this worker alone.
 //! - [`service`]: what other workers ask; [`rewards`]: what a closed session pays.
 //! - [`outbox`]: what the database decided, told to the log.
 //! - [`config`]: flags and variables; [`error`]: what can go wrong, by what the caller must do.
 
+pub mod catalogue;
 pub mod config;
 pub mod domain;
 pub mod error;
@@ -26,6 +28,9 @@ pub use mysql::{SchemaError, migrate, rewards::pay};
 /// How often MySQL is looked at for /readyz.
 const WATCH: Duration = Duration::from_secs(2);
 
+/// How often idempotency keys that are old enough are forgotten.
+const FORGET: Duration = Duration::from_secs(600);
+
 /// Runs the worker until `shutdown`.
 ///
 /// # Errors
@@ -41,6 +46,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         return ground.wait().await;
     }
     ground.spawn("mysql watch", watch(pool.clone(), ground.health.clone(), stop.clone()));
+    ground.spawn("idempotency", forget(pool.clone(), stop.clone()));
     let log = ground.open_log().await?;
 
     service::start(&mut ground, &pool, config.concurrency.into()).await?;
@@ -91,6 +97,22 @@ async fn watch(pool: MySqlPool, health: Health, stop: Shutdown) -> anyhow::Resul
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(WATCH) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Forgets idempotency keys, batch by batch.
+async fn forget(pool: MySqlPool, stop: Shutdown) -> anyhow::Result<()> {
+    while !stop.is_cancelled() {
+        match mysql::idempotency::forget(&pool).await {
+            Ok(mysql::idempotency::BATCH) => continue,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "old idempotency keys cannot be forgotten, will try again"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(FORGET) => {}
         }
     }
     Ok(())

@@ -4,7 +4,10 @@
 //! their ids (`lock`), and reads only then, so that its snapshot is as young as its lock.
 
 pub mod catalogue;
+pub mod commands;
 pub mod garage;
+pub mod idempotency;
+pub mod ledger;
 pub mod outbox;
 pub mod players;
 pub mod rewards;

@@ -34,6 +34,6 @@ async fn handle(pool: &MySqlPool, delivery: &Delivery) -> Result<(), Failure> {
     pay(pool, session, &closed.results).await.map_err(|error| match error {
         Error::Unavailable(_) => Failure::Unavailable(error.into()),
         Error::Refused(_) | Error::Corrupt(_) => Failure::Retry(error.into()),
-        Error::NotOwned { .. } | Error::TooMany { .. } => Failure::Poison(error.into()),
+        Error::Rejected(_) | Error::KeyReused | Error::TooMany { .. } => Failure::Poison(error.into()),
     })
 }

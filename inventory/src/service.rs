@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use garage_events::svc::{ActivateCar, Call, GetGarage, Loadouts, StoreCars, TIMEOUT};
+use garage_events::svc::{Call, Execute, GetGarage, GetLedger, Loadouts, StoreCars, StoreItems, TIMEOUT};
 use garage_worker::{
     Ground,
     service::{Refusal, Service},
@@ -10,8 +10,9 @@ use garage_worker::{
 use sqlx::MySqlPool;
 
 use crate::{
+    domain::store::Rejection,
     error::Error,
-    mysql::{catalogue, garage},
+    mysql::{catalogue, commands, garage, ledger},
 };
 
 /// How long a request may take: a little less than its caller waits, so that he hears why.
@@ -46,9 +47,23 @@ pub async fn start(ground: &mut Ground, pool: &MySqlPool, concurrency: usize) ->
     .await?;
 
     let database = pool.clone();
-    serve(ground, &service, "activate", concurrency, move |call: ActivateCar| {
+    serve(ground, &service, "items", concurrency, move |StoreItems {}| {
         let pool = database.clone();
-        async move { garage::activate(&pool, &call.player, &call.car).await }
+        async move { catalogue::items(&pool).await }
+    })
+    .await?;
+
+    let database = pool.clone();
+    serve(ground, &service, "execute", concurrency, move |call: Execute| {
+        let pool = database.clone();
+        async move { commands::execute(&pool, &call.player, call.key.as_ref(), &call.command).await }
+    })
+    .await?;
+
+    let database = pool.clone();
+    serve(ground, &service, "ledger", concurrency, move |call: GetLedger| {
+        let pool = database.clone();
+        async move { ledger::page(&pool, &call.player, call.before, call.limit).await }
     })
     .await
 }
@@ -83,7 +98,8 @@ where
 fn refusal(endpoint: &'static str, error: Error) -> Refusal {
     metrics::counter!("garage_inventory_refusals_total", "endpoint" => endpoint).increment(1);
     match error {
-        Error::NotOwned { .. } => Refusal::new(404, error.to_string()),
+        Error::Rejected(rejection) => Refusal::new(meaning(&rejection), rejection.to_string()),
+        Error::KeyReused => Refusal::new(422, error.to_string()),
         Error::TooMany { .. } => Refusal::new(400, error.to_string()),
         Error::Unavailable(_) => {
             tracing::warn!(endpoint, %error, "request refused");
@@ -96,14 +112,34 @@ fn refusal(endpoint: &'static str, error: Error) -> Refusal {
     }
 }
 
+/// HTTP's status: whether what was named is not there, or cannot be done as things are.
+fn meaning(rejection: &Rejection) -> u16 {
+    match rejection {
+        Rejection::NoSuchCar(_)
+        | Rejection::NoSuchItem(_)
+        | Rejection::CarNotOwned(_)
+        | Rejection::ItemNotOwned(_)
+        | Rejection::NoSuchSlot { .. } => 404,
+        Rejection::Owned(_)
+        | Rejection::TooDear { .. }
+        | Rejection::Active(_)
+        | Rejection::AllMounted(_)
+        | Rejection::Misfit { .. } => 409,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn refusals_have_the_meaning_of_http() {
-        let not_owned = Error::NotOwned { player: "anna".parse().unwrap(), car: "vixen".parse().unwrap() };
-        assert_eq!(refusal("activate", not_owned), Refusal::new(404, "anna does not own the car vixen"));
+        let not_owned = Error::from(Rejection::CarNotOwned("vixen".parse().unwrap()));
+        assert_eq!(refusal("execute", not_owned), Refusal::new(404, "the player does not own the car vixen"));
+        let too_dear = Rejection::TooDear { price: 5_000, balance: 1_000 };
+        let why = "not enough coins: the price is 5000, the wallet holds 1000";
+        assert_eq!(refusal("execute", too_dear.into()), Refusal::new(409, why));
+        assert_eq!(refusal("execute", Error::KeyReused).code, 422);
         assert_eq!(refusal("loadouts", Error::TooMany { asked: 65, most: 64 }).code, 400);
         assert_eq!(refusal("garage", Error::from(sqlx::Error::PoolTimedOut)).code, 503);
         assert_eq!(

@@ -1,6 +1,7 @@
 //! `garage`: sets Garage up, runs it locally, and shows what the log knows.
 
 mod bench;
+mod catalogue;
 mod demo;
 mod init;
 mod local;
@@ -25,6 +26,9 @@ struct Cli {
 enum Command {
     /// Creates, or upgrades, the streams, consumers and the SQL schema. May be run again at any time.
     Init(init::Init),
+    /// Shows and changes what the store sells.
+    #[command(subcommand)]
+    Catalogue(catalogue::Of),
     /// Runs a local Garage until Ctrl-C, and says where it is.
     Up(local::Up),
     /// Starts a local Garage, lets bots play on it, and reports.
@@ -43,6 +47,7 @@ enum Command {
 fn main() -> ExitCode {
     garage_worker::command(async |cli: Cli, shutdown: Shutdown| match cli.command {
         Command::Init(init) => init.run().await,
+        Command::Catalogue(of) => of.run().await,
         Command::Up(up) => up.run(shutdown).await,
         Command::Demo(demo) => demo.run(shutdown).await,
         Command::Bench(bench) => bench.run(shutdown).await,

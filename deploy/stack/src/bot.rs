@@ -156,6 +156,21 @@ impl Bot {
         self.again(async || self.ask(method.clone(), path, body.clone()).await).await
     }
 
+    /// Asks the gateway for something that is to be done once, under an idempotency key; asks again where there is no
+    /// answer.
+    ///
+    /// # Errors
+    /// [`Problem`]
+    pub async fn command<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        key: &str,
+    ) -> Result<T, Problem> {
+        self.again(async || self.send(method.clone(), path, body.clone(), Some(key)).await).await
+    }
+
     async fn again<T>(&self, ask: impl AsyncFn() -> Result<T, Problem>) -> Result<T, Problem> {
         let begin = Instant::now();
         loop {
@@ -208,7 +223,7 @@ impl Bot {
         let body = json!({ "queue": queue, "rank": rank, "latencies": latencies });
         let key = format!("{:032x}", rand::random::<u128>());
         let path = "/v1/matchmaking/tickets";
-        self.again(async || self.send(Method::POST, path, Some(body.clone()), Some(&key)).await).await
+        self.command(Method::POST, path, Some(body), &key).await
     }
 
     /// Ends a ticket; asks again where there is no answer.

@@ -1,12 +1,18 @@
 //! What other workers answer, with test doubles in their place.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use garage_events::{
     game::{Secret, fingerprint},
     id::SessionId,
     session::{Status, View},
-    svc::{ActivateCar, Call, ConnectToken, Garage, GetGarage, GetSession, SignedToken, StoreCars},
+    svc::{
+        Call, Command, ConnectToken, Execute, Garage, GetGarage, GetLedger, GetSession, LedgerEntry, SignedToken,
+        StoreCars, StoreItems,
+    },
     world::{System, World},
 };
 use garage_worker::service::{Refusal, Service};
@@ -110,9 +116,9 @@ async fn a_garage_is_its_players() {
     };
     answer::<StoreCars>(&app, |_| Ok(Vec::new())).await;
     answer::<GetGarage>(&app, move |call| Ok(garage(call.player, "starter"))).await;
-    answer::<ActivateCar>(&app, move |call| match call.car.as_str() {
-        "gt" => Ok(garage(call.player, "gt")),
-        "broken" => Err(Refusal::new(500, "mysql at 10.0.0.7 is on fire")),
+    answer::<Execute>(&app, move |call| match call.command {
+        Command::Activate { car } if car.as_str() == "gt" => Ok(garage(call.player, "gt")),
+        Command::Activate { car } if car.as_str() == "broken" => Err(Refusal::new(500, "mysql at 10.0.0.7 is on fire")),
         _ => Err(Refusal::new(404, "the player does not own that car")),
     })
     .await;
@@ -132,4 +138,77 @@ async fn a_garage_is_its_players() {
     let (status, body) = put(json!({"car": "broken"})).await;
     assert_eq!(status, 502);
     assert!(!body.to_string().contains("10.0"), "{body}");
+}
+
+#[tokio::test]
+async fn each_route_of_the_garage_asks_for_its_command_with_its_key() {
+    let app = App::start().await;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asking = Arc::clone(&asked);
+    let garage = |player| Garage {
+        player,
+        balance: 100,
+        active_car: "gt".parse().unwrap(),
+        cars: Vec::new(),
+        items: BTreeMap::new(),
+    };
+    answer::<Execute>(&app, move |call| {
+        let refused = call.key.as_ref().is_some_and(|key| key.as_str() == "reused");
+        asking.lock().unwrap().push(json!([call.player, call.key, call.command]));
+        if refused { Err(Refusal::new(422, "another command")) } else { Ok(garage(call.player)) }
+    })
+    .await;
+    let (car, item) = (json!({"car": "gt"}), json!({"item": "wing"}));
+    let slot = "/v1/garage/cars/gt/slots/spoiler";
+    for (method, path, body, status, command) in [
+        (Method::POST, "/v1/garage/cars", Some(&car), 201, json!({"type": "buy-car", "car": "gt"})),
+        (Method::DELETE, "/v1/garage/cars/gt", None, 200, json!({"type": "sell-car", "car": "gt"})),
+        (Method::POST, "/v1/garage/items", Some(&item), 201, json!({"type": "buy-item", "item": "wing"})),
+        (Method::DELETE, "/v1/garage/items/wing", None, 200, json!({"type": "sell-item", "item": "wing"})),
+        (Method::PUT, slot, Some(&item), 200, json!({"type": "mount", "car": "gt", "slot": "spoiler", "item": "wing"})),
+        (Method::DELETE, slot, None, 200, json!({"type": "unmount", "car": "gt", "slot": "spoiler"})),
+        (Method::PUT, "/v1/garage/active-car", Some(&car), 200, json!({"type": "activate", "car": "gt"})),
+    ] {
+        for key in [None, Some("k"), Some("reused")] {
+            let mut request = app.request("ann", method.clone(), path);
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            if let Some(key) = key {
+                request = request.header("Idempotency-Key", key);
+            }
+            let (found, answered) = read(request.send().await.unwrap()).await;
+            assert_eq!(found, if key == Some("reused") { 422 } else { status }, "{method} {path}: {answered}");
+            if found == status {
+                assert_eq!((&answered["player"], &answered["balance"]), (&json!("ann"), &json!(100)));
+            }
+            assert_eq!(asked.lock().unwrap().pop(), Some(json!(["ann", key, command])), "{method} {path}");
+        }
+    }
+    assert!(asked.lock().unwrap().is_empty(), "each asks once");
+}
+
+#[tokio::test]
+async fn the_store_and_the_wallet_are_shown() {
+    let app = App::start().await;
+    answer::<StoreItems>(&app, |_| Ok(Vec::new())).await;
+    answer::<GetGarage>(&app, |call| {
+        let (active_car, cars, items) = ("gt".parse().unwrap(), Vec::new(), BTreeMap::new());
+        Ok(Garage { player: call.player, balance: 77, active_car, cars, items })
+    })
+    .await;
+    answer::<GetLedger>(&app, |call| {
+        // Tells what it was asked.
+        let (id, at) = (call.before.unwrap_or(1_000), time::OffsetDateTime::UNIX_EPOCH);
+        let (reason, about) = (call.player.to_string(), None);
+        Ok(vec![LedgerEntry { id, reason, about, amount: call.limit.into(), balance: 0, at }])
+    })
+    .await;
+    assert_eq!(app.get("ann", "/v1/store/items").await, (200, json!({"items": []})));
+    assert_eq!(app.get("ann", "/v1/wallet").await, (200, json!({"balance": 77})));
+    for (query, id, limit) in [("", 1_000, 50), ("?limit=100", 1_000, 100), ("?before=7&limit=1", 7, 1)] {
+        let (status, body) = app.get("ann", &format!("/v1/wallet/ledger{query}")).await;
+        let entry = json!({"id": id, "reason": "ann", "amount": limit, "balance": 0, "at": "1970-01-01T00:00:00Z"});
+        assert_eq!((status, body), (200, json!({"entries": [entry]})), "{query}");
+    }
 }

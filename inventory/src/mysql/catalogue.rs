@@ -1,12 +1,21 @@
-//! What can be owned: cars and items, as the migrations put them.
+//! What can be owned: cars and items.
 
-use std::collections::BTreeMap;
+pub mod apply;
 
-use garage_events::{game::Stats, id::ItemId, id::Slot, svc::StoreCar};
-use sqlx::{FromRow, MySqlPool};
+use std::collections::BTreeSet;
+
+use garage_events::{
+    game::Stats,
+    id::{CarId, ItemId, Slot},
+    svc::{Effect, StoreCar, StoreItem},
+};
+use sqlx::{FromRow, MySqlConnection, MySqlExecutor};
 
 use super::unsigned;
-use crate::{domain::Effect, error::Error};
+use crate::{
+    domain::store::{Ware, resale},
+    error::Error,
+};
 
 #[derive(FromRow)]
 struct CarRow {
@@ -20,54 +29,44 @@ struct CarRow {
     grip: f64,
     drag_m2: f64,
     slot: Option<String>,
+    resale_percent: u8,
 }
 
-/// The cars, the cheapest first.
+/// The cars that are sold, the cheapest first.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn cars(pool: &MySqlPool) -> Result<Vec<StoreCar>, Error> {
+pub async fn cars(database: impl MySqlExecutor<'_>) -> Result<Vec<StoreCar>, Error> {
     let rows: Vec<CarRow> = sqlx::query_as(
-        "SELECT c.id, c.name, c.model, c.texture, c.price, c.power_kw, c.mass_kg, c.grip, c.drag_m2, s.slot
-         FROM cars c LEFT JOIN car_slots s ON s.car = c.id
+        "SELECT c.id, c.name, c.model, c.texture, c.price, c.power_kw, c.mass_kg, c.grip, c.drag_m2, s.slot,
+                store.resale_percent
+         FROM cars c CROSS JOIN store LEFT JOIN car_slots s ON s.car = c.id
+         WHERE NOT c.retired
          ORDER BY c.price, c.id, s.slot",
     )
-    .fetch_all(pool)
+    .fetch_all(database)
     .await?;
     let mut cars: Vec<StoreCar> = Vec::new();
     for row in rows {
         let slot: Option<Slot> = row.slot.map(|slot| slot.parse()).transpose()?;
         match cars.last_mut() {
             Some(car) if car.id.as_str() == row.id => car.slots.extend(slot),
-            _ => cars.push(StoreCar {
-                id: row.id.parse()?,
-                name: row.name,
-                model: row.model,
-                texture: row.texture,
-                price: unsigned(row.price)?,
-                stats: Stats { power_kw: row.power_kw, mass_kg: row.mass_kg, grip: row.grip, drag_m2: row.drag_m2 },
-                slots: slot.into_iter().collect(),
-            }),
+            _ => {
+                let price = unsigned(row.price)?;
+                cars.push(StoreCar {
+                    id: row.id.parse()?,
+                    name: row.name,
+                    model: row.model,
+                    texture: row.texture,
+                    price,
+                    resale: resale(price, row.resale_percent),
+                    stats: Stats { power_kw: row.power_kw, mass_kg: row.mass_kg, grip: row.grip, drag_m2: row.drag_m2 },
+                    slots: slot.into_iter().collect(),
+                });
+            }
         }
     }
     Ok(cars)
-}
-
-/// An item of the catalogue.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoreItem {
-    /// What the player reads.
-    pub name: String,
-    /// The slot it fits.
-    pub slot: Slot,
-    /// Asset path of the 3D model.
-    pub model: String,
-    /// Asset path of the texture.
-    pub texture: String,
-    /// In coins.
-    pub price: u64,
-    /// What it adds to the car.
-    pub effect: Effect,
 }
 
 #[derive(FromRow)]
@@ -82,33 +81,84 @@ struct ItemRow {
     add_mass_kg: f64,
     add_grip: f64,
     add_drag_m2: f64,
+    resale_percent: u8,
 }
 
-/// The items.
+/// The items that are sold, by slot, the cheapest first.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn items(pool: &MySqlPool) -> Result<BTreeMap<ItemId, StoreItem>, Error> {
+pub async fn items(database: impl MySqlExecutor<'_>) -> Result<Vec<StoreItem>, Error> {
     let rows: Vec<ItemRow> = sqlx::query_as(
-        "SELECT id, name, slot, model, texture, price, add_power_kw, add_mass_kg, add_grip, add_drag_m2 FROM items",
+        "SELECT i.id, i.name, i.slot, i.model, i.texture, i.price,
+                i.add_power_kw, i.add_mass_kg, i.add_grip, i.add_drag_m2, store.resale_percent
+         FROM items i CROSS JOIN store
+         WHERE NOT i.retired
+         ORDER BY i.slot, i.price, i.id",
     )
-    .fetch_all(pool)
+    .fetch_all(database)
     .await?;
     let read = |row: ItemRow| {
-        let item = StoreItem {
+        let price = unsigned(row.price)?;
+        Ok(StoreItem {
+            id: row.id.parse()?,
             name: row.name,
             slot: row.slot.parse()?,
             model: row.model,
             texture: row.texture,
-            price: unsigned(row.price)?,
+            price,
+            resale: resale(price, row.resale_percent),
             effect: Effect {
                 power_kw: row.add_power_kw,
                 mass_kg: row.add_mass_kg,
                 grip: row.add_grip,
                 drag_m2: row.add_drag_m2,
             },
-        };
-        Ok((row.id.parse()?, item))
+        })
     };
     rows.into_iter().map(read).collect()
+}
+
+#[derive(FromRow)]
+struct WareRow {
+    price: i64,
+    retired: bool,
+    resale_percent: u8,
+}
+
+impl TryFrom<WareRow> for Ware {
+    type Error = Error;
+
+    fn try_from(row: WareRow) -> Result<Self, Error> {
+        let price = unsigned(row.price)?;
+        Ok(Self { price, resale: resale(price, row.resale_percent), retired: row.retired })
+    }
+}
+
+/// What a car costs; `None` when there never was one of this name.
+pub(super) async fn car(connection: &mut MySqlConnection, car: &CarId) -> Result<Option<Ware>, Error> {
+    let query = "SELECT c.price, c.retired, store.resale_percent FROM cars c CROSS JOIN store WHERE c.id = ?";
+    let row: Option<WareRow> = sqlx::query_as(query).bind(car.as_str()).fetch_optional(connection).await?;
+    row.map(Ware::try_from).transpose()
+}
+
+/// What an item costs; `None` when there never was one of this name.
+pub(super) async fn item(connection: &mut MySqlConnection, item: &ItemId) -> Result<Option<Ware>, Error> {
+    let query = "SELECT i.price, i.retired, store.resale_percent FROM items i CROSS JOIN store WHERE i.id = ?";
+    let row: Option<WareRow> = sqlx::query_as(query).bind(item.as_str()).fetch_optional(connection).await?;
+    row.map(Ware::try_from).transpose()
+}
+
+/// The slots that a car has.
+pub(super) async fn slots(connection: &mut MySqlConnection, car: &CarId) -> Result<BTreeSet<Slot>, Error> {
+    let query = "SELECT slot FROM car_slots WHERE car = ?";
+    let slots: Vec<String> = sqlx::query_scalar(query).bind(car.as_str()).fetch_all(connection).await?;
+    slots.iter().map(|slot| Ok(slot.parse()?)).collect()
+}
+
+/// The slot that an item fits; `None` when there never was one of this name.
+pub(super) async fn fits(connection: &mut MySqlConnection, item: &ItemId) -> Result<Option<Slot>, Error> {
+    let query = "SELECT slot FROM items WHERE id = ?";
+    let slot: Option<String> = sqlx::query_scalar(query).bind(item.as_str()).fetch_optional(connection).await?;
+    Ok(slot.map(|slot| slot.parse()).transpose()?)
 }

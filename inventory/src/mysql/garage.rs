@@ -1,17 +1,16 @@
-//! What players own, drive and bring into a match.
+//! What players own and bring into a match.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use garage_events::{
     game::{Car, Item, Loadout, Stats},
-    id::{CarId, PlayerId},
-    inventory::{CarActivated, Event},
-    svc::{Garage, OwnedCar},
+    id::PlayerId,
+    svc::{Effect, Garage, OwnedCar},
 };
 use sqlx::{FromRow, MySqlConnection, MySqlPool, QueryBuilder};
 
-use super::{lock, outbox, players::introduce, push_list, retrying, unsigned};
-use crate::{domain::Effect, error::Error};
+use super::{players::introduce, push_list, unsigned};
+use crate::{domain::fitted, error::Error};
 
 /// The most players whose loadouts are told at once; see `garage_events::svc::Loadouts`.
 pub const MOST_PLAYERS: usize = 64;
@@ -108,7 +107,7 @@ impl MountedRow {
             grip: self.add_grip.unwrap_or_default(),
             drag_m2: self.add_drag_m2.unwrap_or_default(),
         };
-        loadout.car.stats = effect.on(loadout.car.stats);
+        loadout.car.stats = fitted(loadout.car.stats, effect);
         loadout.items.insert(slot.parse()?, Item { id: item.parse()?, model, texture });
         Ok(())
     }
@@ -128,11 +127,12 @@ pub async fn garage(pool: &MySqlPool, player: &PlayerId) -> Result<Garage, Error
     read_garage(&mut *pool.begin().await?, player).await?.ok_or_else(|| no_active_car(player))
 }
 
-fn no_active_car(player: &PlayerId) -> Error {
+pub(super) fn no_active_car(player: &PlayerId) -> Error {
     Error::Corrupt(format!("{player} has no active car"))
 }
 
-async fn read_garage(connection: &mut MySqlConnection, player: &PlayerId) -> Result<Option<Garage>, Error> {
+/// What a player owns, as this transaction sees it; `None` for one unknown so far.
+pub(super) async fn read_garage(connection: &mut MySqlConnection, player: &PlayerId) -> Result<Option<Garage>, Error> {
     let wallet: Option<(i64, String)> = sqlx::query_as(
         "SELECT w.balance, a.car FROM wallets w JOIN active_cars a ON a.player = w.player WHERE w.player = ?",
     )
@@ -172,34 +172,4 @@ async fn read_garage(connection: &mut MySqlConnection, player: &PlayerId) -> Res
 
     let active_car = active_car.parse()?;
     Ok(Some(Garage { player: player.clone(), balance: unsigned(balance)?, active_car, cars, items }))
-}
-
-/// Makes a car the one that its owner drives. Doing it again changes nothing and tells nobody.
-///
-/// # Errors
-/// [`Error::NotOwned`]; else see [`Error`].
-pub async fn activate(pool: &MySqlPool, player: &PlayerId, car: &CarId) -> Result<Garage, Error> {
-    introduce(pool, &BTreeSet::from([player])).await?;
-    retrying(|| activate_once(pool, player, car)).await
-}
-
-async fn activate_once(pool: &MySqlPool, player: &PlayerId, car: &CarId) -> Result<Garage, Error> {
-    let mut transaction = pool.begin().await?;
-    lock(&mut transaction, [player]).await?;
-    let before = read_garage(&mut transaction, player).await?.ok_or_else(|| no_active_car(player))?;
-    if before.active_car == *car {
-        return Ok(before);
-    }
-    if !before.cars.iter().any(|owned| owned.id == *car) {
-        return Err(Error::NotOwned { player: player.clone(), car: car.clone() });
-    }
-    sqlx::query("UPDATE active_cars SET car = ? WHERE player = ?")
-        .bind(car.as_str())
-        .bind(player.as_str())
-        .execute(&mut *transaction)
-        .await?;
-    let event = Event::CarActivated(CarActivated { car: car.clone() });
-    outbox::put(&mut transaction, None, &[(player, event)]).await?;
-    transaction.commit().await?;
-    Ok(Garage { active_car: car.clone(), ..before })
 }

@@ -55,9 +55,10 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
     }
 
     let mut insert: QueryBuilder<MySql> =
-        QueryBuilder::new("INSERT INTO ledger (player, name, reason, amount, balance) ");
+        QueryBuilder::new("INSERT INTO ledger (player, name, reason, about, amount, balance) ");
     insert.push_values(&entries, |mut row, (player, amount, balance)| {
-        row.push_bind(player.as_str()).push_bind(&name).push_bind("reward").push_bind(amount).push_bind(balance);
+        row.push_bind(player.as_str()).push_bind(&name).push_bind("reward").push_bind(session.to_string());
+        row.push_bind(amount).push_bind(balance);
     });
     insert.build().execute(&mut *transaction).await?;
 

@@ -1,10 +1,18 @@
-use garage_events::inventory::{CarActivated, Event};
+use garage_events::{
+    inventory::{CarActivated, Event},
+    svc::Command,
+};
 use garage_inventory::{
     Error,
-    mysql::{garage, outbox},
+    domain::store::Rejection,
+    mysql::{commands::execute, garage, outbox},
 };
 
 use crate::support::{at_once, player, pool};
+
+fn activate(car: &str) -> Command {
+    Command::Activate { car: car.parse().unwrap() }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owned_car_becomes_the_active_one_and_is_told_once() {
@@ -14,8 +22,8 @@ async fn an_owned_car_becomes_the_active_one_and_is_told_once() {
     garage::garage(&pool, &anna).await.unwrap();
     sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('anna', 'vixen')").execute(&pool).await.unwrap();
     let outcomes = at_once(16, |_| {
-        let (pool, anna, car) = (pool.clone(), anna.clone(), "vixen".parse().unwrap());
-        async move { garage::activate(&pool, &anna, &car).await }
+        let (pool, anna) = (pool.clone(), anna.clone());
+        async move { execute(&pool, &anna, None, &activate("vixen")).await }
     })
     .await;
     for outcome in outcomes {
@@ -35,8 +43,8 @@ async fn a_car_of_somebody_else_is_refused() {
     sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('bert', 'vixen')").execute(&pool).await.unwrap();
     let anna = player("anna");
     for car in ["vixen", "no-such-car"] {
-        let error = garage::activate(&pool, &anna, &car.parse().unwrap()).await.unwrap_err();
-        assert!(matches!(error, Error::NotOwned { .. }), "{error:?}");
+        let error = execute(&pool, &anna, None, &activate(car)).await.unwrap_err();
+        assert!(matches!(error, Error::Rejected(Rejection::CarNotOwned(_))), "{error:?}");
     }
     assert_eq!(garage::garage(&pool, &anna).await.unwrap().active_car.as_str(), "pebble");
     assert!(outbox::oldest(&pool, 10).await.unwrap().is_empty());

@@ -1,8 +1,19 @@
 use std::collections::BTreeSet;
 
-use garage_inventory::mysql::catalogue;
+use garage_events::svc::Command;
+use garage_inventory::{
+    Error,
+    catalogue::{Catalogue, Difference},
+    mysql::{
+        catalogue::{self, apply},
+        garage,
+    },
+};
 
-use crate::support::pool;
+use crate::{
+    commands::{buy_car, buy_item, execute, grant, mount, sell_car},
+    support::{assert_books_balance, at_once, player, pool},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_cars_have_all_that_a_game_needs() {
@@ -27,13 +38,128 @@ async fn twenty_items_each_fit_a_car() {
     let items = catalogue::items(&pool).await.unwrap();
     assert_eq!(items.len(), 20);
     let cars = catalogue::cars(&pool).await.unwrap();
-    for (id, item) in &items {
-        assert!(!item.name.is_empty() && !item.model.is_empty() && !item.texture.is_empty(), "{id}: {item:?}");
-        assert!(item.price > 0, "{id}: {item:?}");
-        assert!(cars.iter().any(|car| car.slots.contains(&item.slot)), "{id} fits no car");
+    for item in &items {
+        assert!(!item.name.is_empty() && !item.model.is_empty() && !item.texture.is_empty(), "{item:?}");
+        assert!(item.price > 0 && item.resale == item.price / 2, "{item:?}");
+        assert!(cars.iter().any(|car| car.slots.contains(&item.slot)), "{item:?} fits no car");
     }
+    assert!(items.is_sorted_by_key(|item| (item.slot.clone(), item.price)));
     let slots: BTreeSet<_> = cars.iter().flat_map(|car| &car.slots).collect();
     for slot in slots {
-        assert!(items.values().any(|item| item.slot == *slot), "there is nothing for {slot}");
+        assert!(items.iter().any(|item| item.slot == *slot), "there is nothing for {slot}");
     }
+}
+
+/// The file that is shipped, as others start from.
+const FILE: &str = include_str!("../../../deploy/local/catalogue.toml");
+
+fn shipped() -> Catalogue {
+    FILE.parse().unwrap()
+}
+
+fn told(differences: &[Difference]) -> Vec<String> {
+    differences.iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_file_is_the_first_catalogue() {
+    let pool = pool().await;
+    let present = apply::present(&pool).await.unwrap();
+    assert_eq!(present, shipped());
+    assert_eq!(present.to_toml().unwrap().parse::<Catalogue>().unwrap(), present);
+    assert_eq!(apply::differences(&pool, &shipped()).await.unwrap(), []);
+    assert_eq!(apply::apply(&pool, &shipped()).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_applied_as_it_was_shown_and_its_reverse_takes_it_back() {
+    let pool = pool().await;
+    let anna = player("anna");
+    grant(&pool, &anna, 100_000).await;
+    for command in [buy_car("magpie"), buy_item("turbo-small"), mount("magpie", "turbo", "turbo-small")] {
+        execute(&pool, &anna, &command).await.unwrap();
+    }
+    let mut next = shipped();
+    next.resale_percent = 10;
+    next.slots.insert("nitro".parse().unwrap());
+    let vixen = next.cars.get_mut(&"vixen".parse().unwrap()).unwrap();
+    (vixen.price, vixen.slots) = (4_000, ["engine", "nitro"].map(|slot| slot.parse().unwrap()).into());
+    let magpie = next.cars.remove(&"magpie".parse().unwrap()).unwrap();
+    next.items.remove(&"turbo-small".parse().unwrap());
+    next.items.get_mut(&"paint-flames".parse().unwrap()).unwrap().effect.mass_kg = 0.5;
+    let mut wren = magpie;
+    wren.id = "wren".parse().unwrap();
+    next.cars.insert(wren.id.clone(), wren);
+
+    let expected = [
+        "~ resale_percent: 50 → 10",
+        "+ slot nitro",
+        "~ car vixen price: 5000 → 4000",
+        "~ car vixen slots: chassis, engine, paint, spoiler, turbo, tyres → engine, nitro",
+        "+ car wren",
+        "- car magpie",
+        "~ item paint-flames mass_kg: 0 → 0.5",
+        "- item turbo-small",
+    ];
+    assert_eq!(told(&apply::differences(&pool, &next).await.unwrap()), expected);
+    assert_eq!(apply::differences(&pool, &shipped()).await.unwrap(), [], "a look changes nothing");
+    assert_eq!(told(&apply::apply(&pool, &next).await.unwrap()), expected);
+    assert_eq!(apply::differences(&pool, &next).await.unwrap(), []);
+
+    // What she owns she keeps, drives, and may sell.
+    execute(&pool, &anna, &Command::Activate { car: "magpie".parse().unwrap() }).await.unwrap();
+    let loadout = garage::loadouts(&pool, std::slice::from_ref(&anna)).await.unwrap().remove(0);
+    assert_eq!(loadout.items[&"turbo".parse().unwrap()].id.as_str(), "turbo-small");
+    execute(&pool, &anna, &buy_car("wren")).await.unwrap();
+    for gone in [buy_car("magpie"), buy_item("turbo-small")] {
+        let error = execute(&pool, &player("bert"), &gone).await.unwrap_err();
+        assert!(matches!(error, Error::Rejected(_)), "{error:?}");
+    }
+    let before = garage::garage(&pool, &anna).await.unwrap().balance;
+    let after = execute(&pool, &anna, &sell_car("wren")).await.unwrap().balance;
+    assert_eq!(after - before, 120, "a tenth");
+
+    let mut back: Vec<_> = told(&apply::apply(&pool, &shipped()).await.unwrap());
+    back.retain(|line| !line.starts_with('~'));
+    assert_eq!(back, ["- slot nitro", "+ car magpie", "- car wren", "+ item turbo-small"]);
+    assert_eq!(apply::present(&pool).await.unwrap(), shipped());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_in_use_stays_and_nothing_of_the_file_is_applied() {
+    let pool = pool().await;
+    garage::garage(&pool, &player("anna")).await.unwrap();
+    let mut next = shipped();
+    next.resale_percent = 10;
+    let pebble = next.cars.get_mut(&"pebble".parse().unwrap()).unwrap();
+    pebble.slots.retain(|slot| slot.as_str() != "paint");
+    next.items.get_mut(&"tyres-street".parse().unwrap()).unwrap().slot = "engine".parse().unwrap();
+    for outcome in [apply::differences(&pool, &next).await, apply::apply(&pool, &next).await] {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("car pebble loses slot paint; mounted there: 1"), "{error}");
+        assert!(error.contains("item tyres-street goes to slot engine; mounted elsewhere: 1"), "{error}");
+    }
+    assert_eq!(apply::present(&pool).await.unwrap(), shipped());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purchases_and_new_catalogues_at_once_leave_the_books_right() {
+    let pool = pool().await;
+    let anna = player("anna");
+    grant(&pool, &anna, 1_000_000).await;
+    at_once(32, |number| {
+        let (pool, anna) = (pool.clone(), anna.clone());
+        async move {
+            if number % 4 == 0 {
+                let mut next = shipped();
+                next.items.get_mut(&"paint-red".parse().unwrap()).unwrap().price = u64::try_from(number).unwrap();
+                apply::apply(&pool, &next).await.unwrap();
+            } else {
+                execute(&pool, &anna, &buy_item("paint-red")).await.unwrap();
+            }
+        }
+    })
+    .await;
+    assert_books_balance(&pool).await;
+    assert_eq!(garage::garage(&pool, &anna).await.unwrap().items[&"paint-red".parse().unwrap()], 25);
 }

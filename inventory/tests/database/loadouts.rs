@@ -1,6 +1,8 @@
+use garage_events::svc::Command;
 use garage_inventory::{
     Error,
-    mysql::{catalogue, garage},
+    domain::fitted,
+    mysql::{catalogue, commands::execute, garage},
 };
 
 use crate::support::{player, pool};
@@ -18,7 +20,7 @@ async fn a_loadout_is_the_active_car_with_what_is_mounted_on_it() {
     ] {
         sqlx::query(statement).execute(&pool).await.unwrap();
     }
-    garage::activate(&pool, &anna, &"magpie".parse().unwrap()).await.unwrap();
+    execute(&pool, &anna, None, &Command::Activate { car: "magpie".parse().unwrap() }).await.unwrap();
 
     let loadouts = garage::loadouts(&pool, std::slice::from_ref(&anna)).await.unwrap();
     let [loadout] = loadouts.as_slice() else { panic!("{loadouts:?}") };
@@ -27,9 +29,9 @@ async fn a_loadout_is_the_active_car_with_what_is_mounted_on_it() {
     let magpie = cars.iter().find(|car| car.id.as_str() == "magpie").unwrap();
     assert_eq!(loadout.car.id, magpie.id);
     assert_eq!((&loadout.car.model, &loadout.car.texture), (&magpie.model, &magpie.texture));
-    let engine = &items[&"engine-sport".parse().unwrap()];
-    let turbo = &items[&"turbo-small".parse().unwrap()];
-    assert_eq!(loadout.car.stats, turbo.effect.on(engine.effect.on(magpie.stats)));
+    let item = |id| items.iter().find(|item| item.id.as_str() == id).unwrap();
+    let (engine, turbo) = (item("engine-sport"), item("turbo-small"));
+    assert_eq!(loadout.car.stats, fitted(fitted(magpie.stats, engine.effect), turbo.effect));
     assert!(loadout.car.stats.power_kw > magpie.stats.power_kw);
     let mounted: Vec<_> = loadout.items.iter().map(|(slot, item)| (slot.as_str(), item.id.as_str())).collect();
     assert_eq!(mounted, [("engine", "engine-sport"), ("turbo", "turbo-small")]);

@@ -5,7 +5,9 @@
 
 mod activation;
 mod catalogue;
+mod commands;
 mod first_sight;
+mod idempotency;
 mod loadouts;
 mod nats;
 mod publishing;

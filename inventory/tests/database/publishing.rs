@@ -11,10 +11,11 @@ use garage_events::{
     jetstream::JetStreamLog,
     log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
     subject::Aggregate,
+    svc::Command,
     world::System,
 };
 use garage_inventory::{
-    mysql::{garage, outbox},
+    mysql::{commands::execute, outbox},
     outbox::{publish, round},
     pay,
 };
@@ -41,7 +42,7 @@ async fn a_players_events_come_in_order_as_they_were_decided() {
     let anna = player("anna");
     win(&pool, 1, &anna).await;
     sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('anna', 'vixen')").execute(&pool).await.unwrap();
-    garage::activate(&pool, &anna, &"vixen".parse().unwrap()).await.unwrap();
+    execute(&pool, &anna, None, &Command::Activate { car: "vixen".parse().unwrap() }).await.unwrap();
     let rows = outbox::oldest(&pool, 10).await.unwrap();
     assert_eq!(rows.len(), 2);
 

@@ -143,6 +143,10 @@ pub(crate) async fn assert_books_balance(pool: &MySqlPool) {
             (SELECT COALESCE(SUM(l.amount), 0) FROM ledger l WHERE l.player = w.player)
          OR w.balance <> (SELECT l.balance FROM ledger l WHERE l.player = w.player ORDER BY l.id DESC LIMIT 1)";
     assert_eq!(count(pool, wrong).await, 0, "wallets that are not the sum of their ledger");
+    let more =
+        "SELECT COUNT(*) FROM (SELECT player, item, COUNT(*) AS mounted FROM mounted_items GROUP BY player, item) m
+         JOIN owned_items o ON o.player = m.player AND o.item = m.item WHERE m.mounted > o.quantity";
+    assert_eq!(count(pool, more).await, 0, "items mounted more often than owned");
 }
 
 /// Runs as many at once as asked, each in a task of its own, and fails with the first that fails.

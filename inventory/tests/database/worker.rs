@@ -11,7 +11,7 @@ use garage_events::{
     player::Ending,
     session::{self, Closed},
     subject::Aggregate,
-    svc::{self, ActivateCar, CallError, GetGarage, Loadouts, StoreCars},
+    svc::{self, CallError, Command, Execute, GetGarage, GetLedger, Loadouts, StoreCars, StoreItems},
     world::System,
 };
 use garage_inventory::{Config, mysql, run};
@@ -107,10 +107,22 @@ async fn requests_rewards_and_events_go_their_way() {
     assert!(loadouts.iter().map(|loadout| &loadout.player).eq([&bert, &anna]));
     assert_eq!(code(svc::call(&client, &Loadouts { players: vec![anna.clone(); 65] }).await), 400);
     let car = garage(&client, &anna).await.unwrap().active_car;
-    let same = svc::call(&client, &ActivateCar { player: anna.clone(), car }).await.unwrap();
+    let execute = async |command, key: Option<&str>| {
+        let key = key.map(|key| key.parse().unwrap());
+        svc::call(&client, &Execute { player: anna.clone(), key, command }).await
+    };
+    let same = execute(Command::Activate { car }, None).await.unwrap();
     assert_eq!(same, garage(&client, &anna).await.unwrap());
-    let not_his = ActivateCar { player: anna.clone(), car: "vixen".parse().unwrap() };
-    assert_eq!(code(svc::call(&client, &not_his).await), 404);
+    assert_eq!(code(execute(Command::Activate { car: "vixen".parse().unwrap() }, None).await), 404);
+    assert_eq!(code(execute(Command::BuyCar { car: "vixen".parse().unwrap() }, None).await), 409);
+    assert_eq!(svc::call(&client, &StoreItems {}).await.unwrap().len(), 20);
+    let tyres = Command::BuyItem { item: "tyres-sport".parse().unwrap() };
+    assert_eq!(execute(tyres.clone(), Some("k")).await.unwrap().balance, 650);
+    assert_eq!(execute(tyres, Some("k")).await.unwrap().balance, 650);
+    assert_eq!(code(execute(Command::BuyItem { item: "paint-red".parse().unwrap() }, Some("k")).await), 422);
+    let ledger = async |limit| svc::call(&client, &GetLedger { player: anna.clone(), before: None, limit }).await;
+    assert_eq!(ledger(100).await.unwrap().len(), 2);
+    assert_eq!((code(ledger(0).await), code(ledger(101).await)), (400, 400));
 
     let log = nats.log().await;
     let session = SessionId::new(Uuid::from_u128(7));
@@ -125,7 +137,7 @@ async fn requests_rewards_and_events_go_their_way() {
     log.append(decision).await.unwrap();
     until("bert is paid", async || garage(&client, &bert).await.unwrap().balance == 1_100).await;
     until("the log tells", async || history(&log, &bert).await.len() == 1).await;
-    assert_eq!(garage(&client, &anna).await.unwrap().balance, 1_010);
+    assert_eq!(garage(&client, &anna).await.unwrap().balance, 660);
 
     worker.shutdown.cancel();
     worker.task.await.unwrap().unwrap();

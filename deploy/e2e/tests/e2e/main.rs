@@ -14,5 +14,6 @@ mod redelivery;
 mod redis;
 mod routes;
 mod secrets;
+mod store;
 mod support;
 mod tickets;

@@ -140,7 +140,8 @@ pub(crate) fn is_over(events: &[Event]) -> bool {
 }
 
 /// What holds in every log, whatever went wrong: no hole and no double, nobody in two matches, each step of a session
-/// once for each attempt, each player paid once for each match that was finished.
+/// once for each attempt, each player paid
+/// once for each match that was finished, and no coin from nowhere.
 pub(crate) fn check(events: &[Event]) {
     let ids: BTreeSet<_> = events.iter().map(|event| event.id).collect();
     assert_eq!(ids.len(), events.len(), "an event is in the log twice");
@@ -155,7 +156,10 @@ pub(crate) fn check(events: &[Event]) {
         match aggregate {
             Aggregate::Player(_) => check_player(aggregate, history),
             Aggregate::Session(_) => check_session(aggregate, history, &aggregates),
-            Aggregate::Inventory(_) => check_paid(aggregate, history, &aggregates),
+            Aggregate::Inventory(_) => {
+                check_paid(aggregate, history, &aggregates);
+                check_balance(aggregate, history);
+            }
         }
     }
 }
@@ -233,5 +237,19 @@ fn check_paid(owner: &Aggregate, history: &[&Event], all: &BTreeMap<&Aggregate, 
         assert!(paid.insert(session), "{owner} was paid twice for {session}");
         let finished = all.get(&Aggregate::Session(session.parse().unwrap())).unwrap();
         assert!(types(finished).contains(&"Finished"), "{owner} was paid for {session}, which was not finished");
+    }
+}
+
+/// Each event must leave in the wallet what the one before it left, and what it brings or takes.
+fn check_balance(owner: &Aggregate, history: &[&Event]) {
+    let mut balance = 1_000;
+    for event in history {
+        balance = match &*event.type_name {
+            "RewardGranted" => balance + event.number("amount"),
+            "CarSold" | "ItemSold" => balance + event.number("price"),
+            "CarPurchased" | "ItemPurchased" => balance - event.number("price"),
+            _ => continue,
+        };
+        assert_eq!(event.number("balance"), balance, "{owner}: {:?}", types(history));
     }
 }

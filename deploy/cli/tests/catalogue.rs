@@ -1,0 +1,81 @@
+//! `garage catalogue`, run as operators run it, on a real MariaDB.
+#![cfg(test)]
+
+use std::{fs, path::Path, process::Output};
+
+use garage_events::game::Secret;
+use garage_inventory::config::MySql;
+use garage_stack::servers::MariaDb;
+use tokio::process::Command;
+
+async fn garage(mariadb: &MariaDb, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_garage"))
+        .arg("catalogue")
+        .args(args)
+        .env("GARAGE_MYSQL_URL", mariadb.url())
+        .env("GARAGE_MYSQL_PASSWORD_FILE", mariadb.password_file())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap()
+}
+
+async fn succeeds(mariadb: &MariaDb, args: &[&str]) -> String {
+    let output = garage(mariadb, args).await;
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn fails(mariadb: &MariaDb, args: &[&str]) -> String {
+    let output = garage(mariadb, args).await;
+    assert!(!output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalogue_is_exported_changed_looked_at_and_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let mariadb = MariaDb::start(folder.path()).await.unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../local/catalogue.toml");
+    let shipped = shipped.to_str().unwrap();
+    let error = fails(&mariadb, &["apply", shipped]).await;
+    assert!(error.contains("garage init"), "{error}");
+
+    let database = MySql {
+        mysql_url: Secret::new(mariadb.url()),
+        mysql_password_file: Some(mariadb.password_file().to_owned()),
+        mysql_pool_size: 4,
+        mysql_acquire_timeout_ms: 30_000,
+    };
+    garage_inventory::migrate(&database.pool().unwrap()).await.unwrap();
+    let text = succeeds(&mariadb, &["apply", shipped]).await;
+    assert_eq!(text.lines().next(), Some("no difference"), "{text}");
+
+    let exported = succeeds(&mariadb, &["export"]).await;
+    let changed =
+        exported.replace("resale_percent = 50", "resale_percent = 40").replace("price = 500\n", "price = 550\n");
+    assert_ne!(changed, exported);
+    let file = folder.path().join("next.toml");
+    let name = file.to_str().unwrap();
+    fs::write(&file, &changed).unwrap();
+    let difference =
+        "~ resale_percent: 50 → 40\n~ car pebble price: 500 → 550\n~ item chassis-stripped price: 500 → 550\n";
+    for _ in 0..2 {
+        let looked_at = succeeds(&mariadb, &["apply", name, "--dry-run"]).await;
+        assert!(looked_at.starts_with(difference) && looked_at.contains("dry run"), "{looked_at}");
+    }
+    let applied = succeeds(&mariadb, &["apply", name]).await;
+    assert!(applied.starts_with(difference) && !applied.contains("dry run"), "{applied}");
+    assert_eq!(succeeds(&mariadb, &["export"]).await, changed);
+
+    fs::write(&file, changed.replace("price = 550\n", "price = -1\n")).unwrap();
+    for args in [vec!["apply", name], vec!["apply", name, "--dry-run"]] {
+        let error = fails(&mariadb, &args).await;
+        for why in [name, "car pebble: price is -1", "item chassis-stripped: price is -1"] {
+            assert!(error.contains(why), "no {why} in: {error}");
+        }
+    }
+    assert_eq!(succeeds(&mariadb, &["export"]).await, changed);
+    let error = fails(&mariadb, &["apply", "no-such-file.toml"]).await;
+    assert!(error.contains("no-such-file.toml"), "{error}");
+}
