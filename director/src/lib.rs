@@ -14,12 +14,13 @@ mod watch;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use garage_events::{
-    game,
-    jetstream::setup::DIRECTOR,
-    world::System,
+use garage_events::{game, jetstream::setup::DIRECTOR, world::System};
+use garage_worker::{
+    Ground, Shutdown,
+    config::{self as flags, secret},
+    reactor,
+    seal::SealKey,
 };
-use garage_worker::{Ground, Shutdown, config::{self as flags, secret}, reactor, seal::SealKey};
 
 pub use config::Config;
 

@@ -1,11 +1,15 @@
 //! The subjects of the log and of what surrounds it. They are built and parsed here only.
 
+mod replay;
+
 use std::{fmt, str::FromStr};
 
 use crate::{
     event::Event,
     id::{Invalid, PlayerId, SessionId},
 };
+
+pub use replay::{Filter, Prefix};
 
 /// The stream of events.
 pub const STREAM: &str = "GARAGE";
@@ -155,6 +159,9 @@ pub enum BadSubject {
     /// It has another shape.
     #[error("{0:?} is not a subject of this kind")]
     Shape(String),
+    /// Its first token is spoken for.
+    #[error("subjects under {0:?} have a meaning in Garage; take another first token, as `lab`")]
+    Taken(String),
     /// An id in it is no id.
     #[error(transparent)]
     Id(#[from] Invalid),

@@ -1,10 +1,16 @@
 //! `garage`: sets Garage up, runs it locally, and shows what the log knows.
 
 mod bench;
+mod completions;
 mod demo;
+mod entry;
 mod init;
 mod local;
+mod progress;
+mod replay;
 mod report;
+mod select;
+mod tail;
 mod timeline;
 mod token;
 
@@ -38,6 +44,12 @@ enum Command {
     Session(timeline::OfSession),
     /// Shows what happened to a player, from the log.
     Player(timeline::OfPlayer),
+    /// Reads the log once more: prints it, writes it to a file, or publishes it.
+    Replay(replay::Replay),
+    /// Follows the log, a line an event, until Ctrl-C.
+    Tail(tail::Tail),
+    /// Makes a shell's completions of this command, to be sourced.
+    Completions(completions::Completions),
 }
 
 fn main() -> ExitCode {
@@ -49,5 +61,8 @@ fn main() -> ExitCode {
         Command::Token(token) => token.run(),
         Command::Session(session) => session.run().await,
         Command::Player(player) => player.run().await,
+        Command::Replay(replay) => replay.run(shutdown).await,
+        Command::Tail(tail) => tail.run(shutdown).await,
+        Command::Completions(completions) => completions.run(<Cli as clap::CommandFactory>::command()),
     })
 }

@@ -1,0 +1,7 @@
+//! The operator's verbs of `garage`, as processes, on real servers.
+#![cfg(test)]
+
+mod replay;
+mod shown;
+mod support;
+mod tail;
