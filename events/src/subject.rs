@@ -33,6 +33,9 @@ pub const ALL_REPORTS: &str = "report.>";
 /// Every timer that is due.
 pub const ALL_DUE: &str = "timer.due.*";
 
+/// Every dead letter.
+pub const ALL_DEAD: &str = "dead.*";
+
 /// The events of one type of every session: `garage.session.*.closed`.
 pub fn sessions(token: &str) -> String {
     format!("garage.session.*.{token}")
@@ -211,9 +214,19 @@ pub fn timer_session(subject: &str) -> Result<SessionId, BadSubject> {
     Ok(id.parse()?)
 }
 
-/// Where a worker's unhandled messages go.
-pub fn dead(worker: &str) -> String {
-    format!("dead.{worker}")
+/// Where the messages go that a consumer's worker gave up.
+pub fn dead(consumer: &str) -> String {
+    format!("dead.{consumer}")
+}
+
+/// The consumer whose worker gave a message up.
+pub fn dead_of(subject: &str) -> Option<&str> {
+    subject.strip_prefix("dead.").filter(|consumer| !consumer.contains('.'))
+}
+
+/// Where a consumer's worker is asked to handle one of its dead letters again.
+pub fn retry(consumer: &str) -> String {
+    format!("retry.{consumer}")
 }
 
 #[cfg(test)]

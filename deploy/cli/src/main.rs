@@ -2,6 +2,7 @@
 
 mod bench;
 mod completions;
+mod dead;
 mod demo;
 mod entry;
 mod init;
@@ -48,6 +49,9 @@ enum Command {
     Replay(replay::Replay),
     /// Follows the log, a line an event, until Ctrl-C.
     Tail(tail::Tail),
+    /// The messages that workers gave up: lists them, and has them handled again.
+    #[command(subcommand)]
+    Dead(dead::Dead),
     /// Makes a shell's completions of this command, to be sourced.
     Completions(completions::Completions),
 }
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Command::Player(player) => player.run().await,
         Command::Replay(replay) => replay.run(shutdown).await,
         Command::Tail(tail) => tail.run(shutdown).await,
+        Command::Dead(dead) => dead.run(shutdown).await,
         Command::Completions(completions) => completions.run(<Cli as clap::CommandFactory>::command()),
     })
 }

@@ -13,7 +13,7 @@ use async_nats::{
 
 use crate::{
     log::ReadError,
-    subject::{self, ALL, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
+    subject::{self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
 };
 
 /// The oldest server that has all that the log needs.
@@ -165,7 +165,7 @@ fn streams(replicas: usize) -> [Config; 5] {
             max_message_size: 64 << 10,
             ..base(REPORTS, &[ALL_REPORTS])
         },
-        Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &["dead.*"]) },
+        Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &[ALL_DEAD]) },
     ]
 }
 

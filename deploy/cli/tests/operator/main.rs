@@ -1,6 +1,7 @@
 //! The operator's verbs of `garage`, as processes, on real servers.
 #![cfg(test)]
 
+mod dead;
 mod replay;
 mod shown;
 mod support;

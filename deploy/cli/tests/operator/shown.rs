@@ -21,7 +21,7 @@ async fn every_shell_completes_every_verb() -> anyhow::Result<()> {
     for shell in ["bash", "zsh", "fish"] {
         let ran = fixture.run(&["completions", shell]).await?;
         assert_eq!(ran.code, Some(0), "{ran:?}");
-        for word in ["replay", "tail", "from-seq"] {
+        for word in ["replay", "tail", "dead", "retry", "from-seq"] {
             assert!(ran.out.contains(word), "{shell} does not complete {word}");
         }
     }

@@ -13,8 +13,7 @@ use garage_events::{
     log::{Append, Decision, Load},
     player::{self, CancelReason, Cancelled, Ending, Queued},
     session,
-    subject::Aggregate,
-    subject::{HISTORY, STREAM},
+    subject::{Aggregate, DEAD, HISTORY, STREAM},
     world::{System, World},
 };
 use garage_stack::servers::{Nats, Role};
@@ -217,7 +216,7 @@ pub(crate) async fn bodies(fixture: &Fixture) -> anyhow::Result<Vec<(String, Vec
 #[tokio::test]
 async fn without_streams_every_verb_says_what_to_do() -> anyhow::Result<()> {
     let fixture = Fixture::bare().await?;
-    for (args, stream) in [(&["replay"][..], HISTORY), (&["tail"], STREAM)] {
+    for (args, stream) in [(&["replay"][..], HISTORY), (&["tail"], STREAM), (&["dead", "list"], DEAD)] {
         let ran = fixture.run(args).await?;
         assert_eq!(ran.code, Some(1));
         assert!(ran.err.contains(stream) && ran.err.contains("garage init"), "{ran:?}");
