@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use garage_events::{
     id::{PlayerId, QueueName, SessionId},
-    projection::{self, Live, LivePlayer, LiveSession},
+    projection::{self, ANEW, Keys, LIVE, Live, LivePlayer, LiveSession},
 };
 use redis::{AsyncCommands, RedisError, Script, aio::ConnectionManager};
 
@@ -33,16 +33,20 @@ impl Redis {
         self.0.clone().set_ex(projection::parked_key(fingerprint), sealed, keep.as_secs().max(1)).await
     }
 
-    /// Applies operations to the projections if they stand at `from`, and moves them to `to`.
+    /// Applies operations to projections if they stand at `from`, and moves them to `to`.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn apply(&self, log: &str, from: u64, to: u64, operations: &str) -> Result<Applied, RedisError> {
+    pub async fn apply(
+        &self,
+        keys: Keys,
+        log: &str,
+        from: u64,
+        to: u64,
+        operations: &str,
+    ) -> Result<Applied, RedisError> {
         let at: i64 = Script::new(include_str!("projector/apply.lua"))
-            .key(projection::WATERMARK)
-            .key(projection::SESSIONS)
-            .key(projection::PLAYERS)
-            .key(projection::QUEUES)
+            .key(&keys)
             .arg(log)
             .arg(from)
             .arg(to)
@@ -52,19 +56,32 @@ impl Redis {
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
-    /// Empties the projections and sets them to the beginning of a log, unless they are of that log already.
+    /// Empties projections and sets them to the beginning of a log, unless they are of that log already.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn reset(&self, log: &str) -> Result<(), RedisError> {
-        Script::new(include_str!("projector/reset.lua"))
-            .key(projection::WATERMARK)
-            .key(projection::SESSIONS)
-            .key(projection::PLAYERS)
-            .key(projection::QUEUES)
-            .arg(log)
-            .invoke_async(&mut self.0.clone())
-            .await
+    pub async fn reset(&self, keys: Keys, log: &str) -> Result<(), RedisError> {
+        Script::new(include_str!("projector/reset.lua")).key(&keys).arg(log).invoke_async(&mut self.0.clone()).await
+    }
+
+    /// Begins to make projections anew, beside the live ones.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn begin_anew(&self, log: &str) -> Result<(), RedisError> {
+        let () = self.0.clone().unlink(&ANEW).await?;
+        self.reset(ANEW, log).await
+    }
+
+    /// Puts the projections that were made anew in the place of the live ones, unless these are further. Tells where
+    /// the live ones stand then.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn switch(&self, log: &str) -> Result<Applied, RedisError> {
+        let script = Script::new(include_str!("projector/switch.lua"));
+        let at: i64 = script.key(&LIVE).key(&ANEW).arg(log).invoke_async(&mut self.0.clone()).await?;
+        Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
     /// Reads the projections, all as of one moment.

@@ -8,6 +8,7 @@ mod entry;
 mod init;
 mod local;
 mod progress;
+mod rebuild;
 mod replay;
 mod report;
 mod select;
@@ -52,6 +53,8 @@ enum Command {
     /// The messages that workers gave up: lists them, and has them handled again.
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
+    Rebuild(rebuild::Rebuild),
     /// Makes a shell's completions of this command, to be sourced.
     Completions(completions::Completions),
 }
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Replay(replay) => replay.run(shutdown).await,
         Command::Tail(tail) => tail.run(shutdown).await,
         Command::Dead(dead) => dead.run(shutdown).await,
+        Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
         Command::Completions(completions) => completions.run(<Cli as clap::CommandFactory>::command()),
     })
 }

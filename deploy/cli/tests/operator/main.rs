@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod dead;
+mod rebuild;
 mod replay;
 mod shown;
 mod support;
