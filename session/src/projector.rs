@@ -2,7 +2,7 @@
 //!
 //! They hold only what the retained log determines, and are applied together with a watermark: the log's identity and
 //! the last sequence applied. When it is missing or foreign (Redis was flushed, the log is another) they are made anew
-//! from the log's beginning; an operator may have them made anew at any time ([`mod@rebuild`]). Several projectors may run: whoever comes second sees the watermark moved and goes on from there.
+//! from the log's beginning; an operator may have them made anew at any time ([`fn@rebuild`]). Several projectors may run: whoever comes second sees the watermark moved and goes on from there.
 
 mod rebuild;
 

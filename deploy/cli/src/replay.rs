@@ -55,7 +55,7 @@ pub(crate) struct Replay {
     /// Replaces the file, if it is there.
     #[arg(long, requires = "out")]
     force: bool,
-    /// Publishes each event to PREFIX.<its subject>, with the headers Garage-Type and Garage-Replay-Seq. If a stream
+    /// Publishes each event to PREFIX.SUBJECT, with the headers Garage-Type and Garage-Replay-Seq. If a stream
     /// takes these subjects, it acknowledges each.
     #[arg(long, value_name = "PREFIX")]
     publish: Option<Prefix>,

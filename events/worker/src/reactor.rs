@@ -5,7 +5,7 @@
 //! places fill, nothing more is fetched.
 //!
 //! A message that cannot be handled becomes a dead letter. An operator may have its handler try it again once the cause
-//! is mended; see [`mod@retry`].
+//! is mended (`retry.rs`).
 
 mod retry;
 

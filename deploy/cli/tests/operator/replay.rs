@@ -6,7 +6,7 @@ use futures::StreamExt;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Fixture, bodies, seqs};
+use crate::support::{DEADLINE, Fixture, bodies, seqs, until};
 
 async fn replayed(fixture: &Fixture, args: &[&str]) -> anyhow::Result<Vec<u64>> {
     Ok(seqs(&fixture.json(&[&["replay", "--json"], args].concat()).await?))
@@ -185,5 +185,13 @@ async fn an_interrupted_replay_says_how_to_go_on() -> anyhow::Result<()> {
     timeout(DEADLINE, listening.next()).await?.context("the first event")?;
     let ran = running.interrupt().await?;
     assert!(ran.code == Some(1) && ran.err.contains("go on with --from-seq 2"), "{ran:?}");
+
+    let files = || std::fs::read_dir(fixture.folder.path()).map(Iterator::count);
+    let before = files()?;
+    let running = fixture.spawn(&[&slow[..], &["--out", "events.jsonl"]].concat())?;
+    until("the file is begun", async || Ok((files()? > before).then_some(()))).await?;
+    let ran = running.interrupt().await?;
+    assert!(ran.code == Some(1) && ran.err.contains("events.jsonl was not written"), "{ran:?}");
+    assert_eq!(files()?, before);
     Ok(())
 }

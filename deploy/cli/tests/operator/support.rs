@@ -123,6 +123,11 @@ impl Running {
         timeout(DEADLINE, self.lines.next_line()).await.context("a line in time")??.context("a line")
     }
 
+    /// Closes its output, as `head` does.
+    pub(crate) fn unread(self) -> Child {
+        self.child
+    }
+
     /// Presses Ctrl-C, and waits for the end.
     pub(crate) async fn interrupt(self) -> anyhow::Result<Ran> {
         let pid = nix::unistd::Pid::from_raw(self.child.id().context("it runs")?.try_into()?);

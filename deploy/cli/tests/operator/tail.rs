@@ -2,8 +2,9 @@
 
 use garage_events::subject::STREAM;
 use serde_json::Value;
+use tokio::time::timeout;
 
-use crate::support::{Fixture, Running, cancel, open, queue, until};
+use crate::support::{DEADLINE, Fixture, Running, cancel, open, queue, until};
 
 async fn seq(tail: &mut Running) -> anyhow::Result<u64> {
     let line: Value = serde_json::from_str(&tail.line().await?)?;
@@ -36,6 +37,25 @@ async fn tail_begins_with_what_is_appended_from_now_on() -> anyhow::Result<()> {
     queue(&log, "carl").await?;
     let line = tail.line().await?;
     assert!(line.contains(" 6  Queued ") && line.contains("garage.player.carl"), "{line}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tail_ends_when_nobody_reads_it_any_more() -> anyhow::Result<()> {
+    let (fixture, _) = Fixture::with_events().await?;
+    let log = fixture.log().await?;
+    let mut tail = fixture.spawn(&["tail", "--since", "5"])?;
+    tail.line().await?;
+    let mut child = tail.unread();
+    let ends = async {
+        loop {
+            queue(&log, "carl").await?;
+            if let Some(status) = child.try_wait()? {
+                return anyhow::Ok(status);
+            }
+        }
+    };
+    assert!(timeout(DEADLINE, ends).await??.success());
     Ok(())
 }
 
