@@ -6,6 +6,7 @@
 mod commit;
 pub mod follow;
 mod link;
+pub mod reader;
 pub mod setup;
 pub mod timer;
 

@@ -4,6 +4,7 @@
 //! - [`event`]: the message; [`player`], [`session`], [`inventory`]: the events and the deciders.
 //! - [`log`]: load, decide, append, as traits; [`jetstream`]: the log on NATS JetStream; [`sim`]: the log in memory,
 //!   for tests, under the same contract.
+//! - [`letter`]: a message that a worker gave up.
 //! - [`game`]: the contract with game servers; [`svc`]: requests between workers.
 //! - [`queue`]: the queues, as configured.
 //! - [`world`]: time and ids.
@@ -13,6 +14,7 @@ pub mod game;
 pub mod id;
 pub mod inventory;
 pub mod jetstream;
+pub mod letter;
 pub mod log;
 pub mod player;
 pub mod presence;

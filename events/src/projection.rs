@@ -19,6 +19,15 @@ pub const PLAYERS: &str = "garage:players";
 /// Hash of the queues: name → players waiting.
 pub const QUEUES: &str = "garage:queues";
 
+/// The keys of one set of projections: its watermark, sessions, players and queues.
+pub type Keys = [&'static str; 4];
+
+/// Those that are read.
+pub const LIVE: Keys = [WATERMARK, SESSIONS, PLAYERS, QUEUES];
+
+/// Those that are made anew beside them; what is found there was left by somebody who did not come to the end.
+pub const ANEW: Keys = ["garage:anew:watermark", "garage:anew:sessions", "garage:anew:players", "garage:anew:queues"];
+
 /// Where a game's sealed private key is parked.
 pub fn parked_key(fingerprint: &str) -> String {
     format!("garage:key:{fingerprint}")

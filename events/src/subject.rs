@@ -1,11 +1,15 @@
 //! The subjects of the log and of what surrounds it. They are built and parsed here only.
 
+mod replay;
+
 use std::{fmt, str::FromStr};
 
 use crate::{
     event::Event,
     id::{Invalid, PlayerId, SessionId},
 };
+
+pub use replay::{Filter, Prefix};
 
 /// The stream of events.
 pub const STREAM: &str = "GARAGE";
@@ -28,6 +32,9 @@ pub const SESSIONS: &str = "garage.session.*.*";
 pub const ALL_REPORTS: &str = "report.>";
 /// Every timer that is due.
 pub const ALL_DUE: &str = "timer.due.*";
+
+/// Every dead letter.
+pub const ALL_DEAD: &str = "dead.*";
 
 /// The events of one type of every session: `garage.session.*.closed`.
 pub fn sessions(token: &str) -> String {
@@ -155,6 +162,9 @@ pub enum BadSubject {
     /// It has another shape.
     #[error("{0:?} is not a subject of this kind")]
     Shape(String),
+    /// Its first token is spoken for.
+    #[error("subjects under {0:?} have a meaning in Garage; take another first token, as `lab`")]
+    Taken(String),
     /// An id in it is no id.
     #[error(transparent)]
     Id(#[from] Invalid),
@@ -204,9 +214,19 @@ pub fn timer_session(subject: &str) -> Result<SessionId, BadSubject> {
     Ok(id.parse()?)
 }
 
-/// Where a worker's unhandled messages go.
-pub fn dead(worker: &str) -> String {
-    format!("dead.{worker}")
+/// Where the messages go that a consumer's worker gave up.
+pub fn dead(consumer: &str) -> String {
+    format!("dead.{consumer}")
+}
+
+/// The consumer whose worker gave a message up.
+pub fn dead_of(subject: &str) -> Option<&str> {
+    subject.strip_prefix("dead.").filter(|consumer| !consumer.contains('.'))
+}
+
+/// Where a consumer's worker is asked to handle one of its dead letters again.
+pub fn retry(consumer: &str) -> String {
+    format!("retry.{consumer}")
 }
 
 #[cfg(test)]

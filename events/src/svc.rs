@@ -12,10 +12,14 @@ use time::OffsetDateTime;
 use crate::{
     game::{Loadout, Stats},
     id::{CarId, ItemId, PlayerId, SessionId, Slot},
+    subject,
 };
 
 /// How long a caller waits for a reply.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an operator waits for a worker to handle a dead letter; it may wait for others in its turn.
+pub const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One kind of request.
 pub trait Call: Serialize + DeserializeOwned + Send {
@@ -296,6 +300,16 @@ pub struct ConnectToken {
 }
 call!(ConnectToken => SignedToken, "svc.session.connect-token");
 
+/// Asks a worker to handle one of its dead letters again, as it handles a delivery. Refused with 404 when it is none of
+/// its own, 409 or 422 with the error when it cannot be handled now or at all, 503 when something it needs is down. Its
+/// subject is [`subject::retry`] of the consumer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Retry {
+    /// Its sequence in the stream of dead letters.
+    pub letter: u64,
+}
+call!(Retry => (), "retry");
+
 /// A connection token.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct SignedToken {
@@ -342,15 +356,27 @@ pub enum CallError {
 /// # Errors
 /// See [`CallError`].
 pub async fn call<C: Call>(client: &Client, call: &C) -> Result<C::Reply, CallError> {
+    call_at(client, C::SUBJECT.into(), call, TIMEOUT).await
+}
+
+/// Has a consumer's worker handle one of its dead letters again; waits at most [`RETRY_TIMEOUT`].
+///
+/// # Errors
+/// See [`CallError`].
+pub async fn retry(client: &Client, consumer: &str, letter: u64) -> Result<(), CallError> {
+    call_at(client, subject::retry(consumer), &Retry { letter }, RETRY_TIMEOUT).await
+}
+
+async fn call_at<C: Call>(client: &Client, at: String, call: &C, within: Duration) -> Result<C::Reply, CallError> {
     let subject = C::SUBJECT;
     let malformed = |source| CallError::Malformed { subject, source };
     let body = serde_json::to_vec(call).map_err(malformed)?;
-    let request = async_nats::Request::new().payload(body.into()).timeout(Some(TIMEOUT));
-    let reply = client.send_request(subject, request).await.map_err(|error| CallError::Unavailable {
+    let request = async_nats::Request::new().payload(body.into()).timeout(Some(within));
+    let reply = client.send_request(at, request).await.map_err(|error| CallError::Unavailable {
         subject,
         reason: match error.kind() {
             RequestErrorKind::NoResponders => "no instance of it is running".into(),
-            RequestErrorKind::TimedOut => format!("no reply within {} s", TIMEOUT.as_secs()),
+            RequestErrorKind::TimedOut => format!("no reply within {} s", within.as_secs()),
             _ => error.to_string(),
         },
     })?;

@@ -2,11 +2,14 @@
 //!
 //! They hold only what the retained log determines, and are applied together with a watermark: the log's identity and
 //! the last sequence applied. When it is missing or foreign (Redis was flushed, the log is another) they are made anew
-//! from the log's beginning. Several projectors may run: whoever comes second sees the watermark moved and goes on from there.
+//! from the log's beginning; an operator may have them made anew at any time ([`fn@rebuild`]). Several projectors may run: whoever comes second sees the watermark moved and goes on from there.
+
+mod rebuild;
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
+use async_nats::jetstream::Context;
 use garage_events::{
     event::{DecodeError, Envelope},
     id::{PlayerId, SessionId},
@@ -15,7 +18,7 @@ use garage_events::{
         follow::{Follow, Message},
     },
     player,
-    projection::{LivePlayer, LiveSession},
+    projection::{LIVE, LivePlayer, LiveSession},
     session::{self, Status},
     subject::{Aggregate, PLAYERS, SESSIONS, STREAM},
 };
@@ -25,6 +28,7 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{sleep, timeout};
 
+pub use self::rebuild::{Rebuilt, rebuild};
 use crate::redis::{Applied, Redis};
 
 /// Events applied in one script; Redis does nothing else meanwhile.
@@ -57,18 +61,11 @@ impl Projector {
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         self.health.down("redis", "not asked yet");
         let project = async {
-            let identity = patiently("the log's identity", || self.identity()).await;
+            let identity = patiently("the log's identity", || identity(self.log.context())).await;
             self.project(&identity).await;
         };
         shutdown.run_until_cancelled(project).await;
         Ok(())
-    }
-
-    /// What tells this log from one that was made later under the same name.
-    async fn identity(&self) -> anyhow::Result<String> {
-        let mut stream = self.log.context().get_stream(STREAM).await.context("cannot read the log's identity")?;
-        let created = stream.info().await.context("cannot read the log's identity")?.created;
-        Ok(created.format(&Rfc3339)?)
     }
 
     async fn project(&self, identity: &str) {
@@ -90,16 +87,15 @@ impl Projector {
     }
 
     fn follow(&self, at: u64) -> Follow {
-        let filters = vec![PLAYERS.into(), SESSIONS.into()];
-        Follow::new(self.log.context().clone(), STREAM, filters, at + 1)
+        Follow::new(self.log.context().clone(), STREAM, filters(), at + 1)
     }
 
     /// Applies operations, for as long as Redis takes, and tells where the projections stand then.
     async fn apply(&self, identity: &str, from: u64, to: u64, operations: &[Operation]) -> u64 {
         let operations = serde_json::to_string(operations).unwrap_or_else(|_| "[]".into());
         loop {
-            let result = match self.redis.apply(identity, from, to, &operations).await {
-                Ok(Applied::Foreign) => self.redis.reset(identity).await.map(|()| 0),
+            let result = match self.redis.apply(LIVE, identity, from, to, &operations).await {
+                Ok(Applied::Foreign) => self.redis.reset(LIVE, identity).await.map(|()| 0),
                 Ok(Applied::At(seq)) => Ok(seq),
                 Err(error) => Err(error),
             };
@@ -116,6 +112,18 @@ impl Projector {
             }
         }
     }
+}
+
+/// What tells this log from one that was made later under the same name.
+async fn identity(context: &Context) -> anyhow::Result<String> {
+    let mut stream = context.get_stream(STREAM).await.context("cannot read the log's identity")?;
+    let created = stream.info().await.context("cannot read the log's identity")?.created;
+    Ok(created.format(&Rfc3339)?)
+}
+
+/// What the projections are made of.
+fn filters() -> Vec<String> {
+    vec![PLAYERS.into(), SESSIONS.into()]
 }
 
 /// What is there, up to a bound; after a while without news, nothing.

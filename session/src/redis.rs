@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use garage_events::{
     id::{PlayerId, QueueName, SessionId},
-    projection::{self, Live, LivePlayer, LiveSession},
+    projection::{self, ANEW, Keys, LIVE, Live, LivePlayer, LiveSession},
 };
 use garage_worker::redis::Redis as Connection;
 use redis::{AsyncCommands, RedisError, Script};
@@ -30,17 +30,21 @@ impl Redis {
         self.0.checked(parked).await
     }
 
-    /// Applies operations to the projections if they stand at `from`, and moves them to `to`.
+    /// Applies operations to projections if they stand at `from`, and moves them to `to`.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn apply(&self, log: &str, from: u64, to: u64, operations: &str) -> Result<Applied, RedisError> {
+    pub async fn apply(
+        &self,
+        keys: Keys,
+        log: &str,
+        from: u64,
+        to: u64,
+        operations: &str,
+    ) -> Result<Applied, RedisError> {
         let mut connection = self.0.connection().await?;
         let applied = Script::new(include_str!("projector/apply.lua"))
-            .key(projection::WATERMARK)
-            .key(projection::SESSIONS)
-            .key(projection::PLAYERS)
-            .key(projection::QUEUES)
+            .key(&keys)
             .arg(log)
             .arg(from)
             .arg(to)
@@ -51,21 +55,37 @@ impl Redis {
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
-    /// Empties the projections and sets them to the beginning of a log, unless they are of that log already.
+    /// Empties projections and sets them to the beginning of a log, unless they are of that log already.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn reset(&self, log: &str) -> Result<(), RedisError> {
+    pub async fn reset(&self, keys: Keys, log: &str) -> Result<(), RedisError> {
         let mut connection = self.0.connection().await?;
-        let reset = Script::new(include_str!("projector/reset.lua"))
-            .key(projection::WATERMARK)
-            .key(projection::SESSIONS)
-            .key(projection::PLAYERS)
-            .key(projection::QUEUES)
-            .arg(log)
-            .invoke_async(&mut connection)
-            .await;
-        self.0.checked(reset).await
+        let script = Script::new(include_str!("projector/reset.lua"));
+        self.0.checked(script.key(&keys).arg(log).invoke_async(&mut connection).await).await
+    }
+
+    /// Begins to make projections anew, beside the live ones.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn begin_anew(&self, log: &str) -> Result<(), RedisError> {
+        let mut connection = self.0.connection().await?;
+        let () = self.0.checked(connection.unlink(&ANEW).await).await?;
+        self.reset(ANEW, log).await
+    }
+
+    /// Puts the projections that were made anew in the place of the live ones, unless these are further. Tells where
+    /// the live ones stand then.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn switch(&self, log: &str) -> Result<Applied, RedisError> {
+        let mut connection = self.0.connection().await?;
+        let script = Script::new(include_str!("projector/switch.lua"));
+        let switched = script.key(&LIVE).key(&ANEW).arg(log).invoke_async(&mut connection).await;
+        let at: i64 = self.0.checked(switched).await?;
+        Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
     /// Reads the projections, all as of one moment.

@@ -49,6 +49,8 @@ impl Up {
         say(format!("export GARAGE_NATS_URL={}", stack.nats.url()));
         say(format!("export GARAGE_NATS_USER={user}"));
         say(format!("export GARAGE_NATS_PASSWORD_FILE={}", password_file.display()));
+        say(format!("export GARAGE_REDIS_URL={}", stack.redis.url()));
+        say(format!("export GARAGE_REDIS_PASSWORD_FILE={}", stack.redis.password_file().display()));
         say("\nCtrl-C ends it.");
         shutdown.cancelled().await;
         say("stopping …");

@@ -2,10 +2,18 @@
 
 mod bench;
 mod catalogue;
+mod completions;
+mod dead;
 mod demo;
+mod entry;
 mod init;
 mod local;
+mod progress;
+mod rebuild;
+mod replay;
 mod report;
+mod select;
+mod tail;
 mod timeline;
 mod token;
 
@@ -42,6 +50,17 @@ enum Command {
     Session(timeline::OfSession),
     /// Shows what happened to a player, from the log.
     Player(timeline::OfPlayer),
+    /// Reads the log once more: prints it, writes it to a file, or publishes it.
+    Replay(replay::Replay),
+    /// Follows the log, a line an event, until Ctrl-C.
+    Tail(tail::Tail),
+    /// The messages that workers gave up: lists them, and has them handled again.
+    #[command(subcommand)]
+    Dead(dead::Dead),
+    /// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
+    Rebuild(rebuild::Rebuild),
+    /// Makes a shell's completions of this command, to be sourced.
+    Completions(completions::Completions),
 }
 
 fn main() -> ExitCode {
@@ -54,5 +73,10 @@ fn main() -> ExitCode {
         Command::Token(token) => token.run(),
         Command::Session(session) => session.run().await,
         Command::Player(player) => player.run().await,
+        Command::Replay(replay) => replay.run(shutdown).await,
+        Command::Tail(tail) => tail.run(shutdown).await,
+        Command::Dead(dead) => dead.run(shutdown).await,
+        Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
+        Command::Completions(completions) => completions.run(<Cli as clap::CommandFactory>::command()),
     })
 }

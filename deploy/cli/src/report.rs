@@ -1,6 +1,9 @@
-//! What a person reads on standard output.
+//! What a person reads.
 
-use std::io::Write;
+use std::{
+    io::{ErrorKind, Write},
+    ops::ControlFlow,
+};
 
 /// Prints a line. A reader who has closed the pipe has read enough.
 pub(crate) fn say(line: impl std::fmt::Display) {
@@ -35,4 +38,18 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     // The ranks of a few thousand values are far from where f64 or u32 lose precision.
     let rank = (f64::from(u32::try_from(last).ok()?) * share).round();
     (0_u32..).zip(sorted).find(|(at, _)| f64::from(*at) >= rank).map(|(_, value)| *value)
+}
+
+/// Prints one of many lines; breaks when nobody reads them any more.
+pub(crate) fn print(line: impl std::fmt::Display) -> std::io::Result<ControlFlow<()>> {
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Tells whoever typed the command something that does not belong to its output.
+pub(crate) fn note(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

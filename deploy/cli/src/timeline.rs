@@ -10,15 +10,20 @@ use garage_events::{
 };
 use garage_worker::config::Nats;
 use serde::Deserialize;
-use time::OffsetDateTime;
 
-use crate::report::{say, table};
+use crate::{
+    entry::Entry,
+    report::{say, table},
+};
 
 /// Shows what happened to a session, from the log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct OfSession {
     /// Its id.
     session: SessionId,
+    /// Prints JSON lines: seq, time, subject, event.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     nats: Nats,
 }
@@ -28,6 +33,9 @@ pub(crate) struct OfSession {
 pub(crate) struct OfPlayer {
     /// His name, as the identity provider has it.
     player: String,
+    /// Prints JSON lines: seq, time, subject, event.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     nats: Nats,
 }
@@ -37,6 +45,9 @@ impl OfSession {
         let log = JetStreamLog::open(self.nats.connect("cli").await?).await?;
         let lines = of_match(&log, self.session).await?;
         anyhow::ensure!(!lines.is_empty(), "the log holds no session {}", self.session);
+        if self.json {
+            return print_json(&lines);
+        }
         print(&lines);
         Ok(())
     }
@@ -48,8 +59,11 @@ impl OfPlayer {
         let player = PlayerId::from_foreign(&self.player)?;
         let mut lines = of(&log, &Aggregate::Player(player.clone())).await?;
         lines.extend(of(&log, &Aggregate::Inventory(player)).await?);
-        lines.sort_by_key(|line| line.seq);
+        lines.sort_by_key(|line| line.entry.seq);
         anyhow::ensure!(!lines.is_empty(), "the log holds no player {}", self.player);
+        if self.json {
+            return print_json(&lines);
+        }
         print(&lines);
         Ok(())
     }
@@ -58,10 +72,7 @@ impl OfPlayer {
 /// An event, as a timeline shows it.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
-    pub(crate) seq: u64,
-    pub(crate) time: OffsetDateTime,
-    pub(crate) subject: String,
-    pub(crate) type_name: String,
+    entry: Entry,
     about: About,
 }
 
@@ -84,7 +95,7 @@ pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Resul
             lines.extend(of(log, &aggregate).await?.into_iter().filter(about));
         }
     }
-    lines.sort_by_key(|line| line.seq);
+    lines.sort_by_key(|line| line.entry.seq);
     Ok(lines)
 }
 
@@ -108,11 +119,8 @@ async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Lin
         from = message.sequence + 1;
         let envelope = Envelope::from_slice(&message.payload).with_context(|| format!("event {}", message.sequence))?;
         lines.push(Line {
-            seq: message.sequence,
-            time: message.time,
-            subject: message.subject.to_string(),
+            entry: Entry::new(message.sequence, message.time, &message.subject, &message.payload)?,
             about: serde_json::from_str(envelope.data.get()).unwrap_or_default(),
-            type_name: envelope.type_name,
         });
     }
     Ok(lines)
@@ -120,17 +128,24 @@ async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Lin
 
 /// Prints a timeline: milliseconds since its first event, type, subject, sequence.
 pub(crate) fn print(lines: &[Line]) {
-    let Some(begin) = lines.first().map(|line| line.time) else { return };
-    let row = |line: &Line| {
-        let since = (line.time - begin).as_seconds_f64() * 1_000.0;
+    let Some(begin) = lines.first().map(|line| line.entry.time) else { return };
+    let row = |Line { entry, .. }: &Line| {
+        let since = (entry.time - begin).as_seconds_f64() * 1_000.0;
         vec![
             format!("{:>9}", format!("+{since:.1}")),
-            line.type_name.clone(),
-            line.seq.to_string(),
-            line.subject.clone(),
+            entry.type_name.clone(),
+            entry.seq.to_string(),
+            entry.subject.clone(),
         ]
     };
     let rows: Vec<_> = lines.iter().map(row).collect();
     say(format!("began {begin}"));
     table(&["ms", "event", "seq", "subject"], &rows);
+}
+
+fn print_json(lines: &[Line]) -> anyhow::Result<()> {
+    for line in lines {
+        say(line.entry.json()?);
+    }
+    Ok(())
 }

@@ -2,23 +2,37 @@
 //! that tests may install.
 #![cfg(test)]
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use async_nats::Client;
 use futures::StreamExt;
 use garage_events::{
     id::SessionId,
-    jetstream::{JetStreamLog, setup},
+    jetstream::{
+        JetStreamLog,
+        setup::{self, SESSION_REPORTS},
+    },
     log::{Append, Decision, Head},
     player::{self, CancelReason, Cancelled},
     session,
-    subject::{self, Aggregate},
+    subject::Aggregate,
     svc::GetSession,
     world::{System, World},
 };
 use garage_stack::servers::{Nats, Role};
-use garage_worker::{Shutdown, service};
+use garage_worker::{
+    Shutdown,
+    reactor::{Failure, react},
+    service,
+};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -64,6 +78,31 @@ impl Fixture {
         anyhow::ensure!(value.get("error").is_none(), "{subject}: {value}");
         Ok(value)
     }
+
+    /// A page of `nats stream view`: a nameless consumer that ends by itself, and one request for messages.
+    async fn page(&self, stream: &str, begin: Value, count: usize) -> anyhow::Result<Vec<Value>> {
+        let mut config = json!({ "ack_policy": "explicit", "replay_policy": "instant",
+            "inactive_threshold": 30_000_000_000_u64 });
+        config.as_object_mut().context("an object")?.extend(begin.as_object().context("an object")?.clone());
+        let config = json!({ "stream_name": stream, "config": config });
+        let made = self.request(&format!("$JS.API.CONSUMER.CREATE.{stream}"), config).await?;
+        let name = field(&made, "/name")?.as_str().context("a name")?;
+        let inbox = self.client.new_inbox();
+        let mut page = self.client.subscribe(inbox.clone()).await?;
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}");
+        let body = json!({ "batch": count, "expires": 20_000_000_000_u64 }).to_string();
+        self.client.publish_with_reply(next, inbox, body.into()).await?;
+        let mut messages = Vec::new();
+        while messages.len() < count {
+            let message = tokio::time::timeout(DEADLINE, page.next()).await?.context("a message")?;
+            messages.push(serde_json::from_slice(&message.payload)?);
+        }
+        Ok(messages)
+    }
+}
+
+fn types(events: &[Value]) -> anyhow::Result<Vec<&Value>> {
+    events.iter().map(|event| field(event, "/type")).collect()
 }
 
 fn field<'a>(value: &'a Value, path: &str) -> anyhow::Result<&'a Value> {
@@ -83,26 +122,64 @@ async fn stream_info() -> anyhow::Result<()> {
 async fn stream_view_of_a_session() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let filter = format!("garage.session.{}.>", fixture.session);
-    // The CLI's pager: a nameless consumer that ends by itself, and one request for a page.
-    let config = json!({ "stream_name": "GARAGE", "config": {
-        "deliver_policy": "all", "ack_policy": "explicit", "replay_policy": "instant",
-        "filter_subject": filter, "inactive_threshold": 30_000_000_000_u64,
-    }});
-    let made = fixture.request("$JS.API.CONSUMER.CREATE.GARAGE", config).await?;
-    let name = field(&made, "/name")?.as_str().context("a name")?;
-    let inbox = fixture.client.new_inbox();
-    let mut page = fixture.client.subscribe(inbox.clone()).await?;
-    let next = format!("$JS.API.CONSUMER.MSG.NEXT.GARAGE.{name}");
-    let body = json!({ "batch": 10, "no_wait": true }).to_string();
-    fixture.client.publish_with_reply(next, inbox, body.into()).await?;
-    let mut types = Vec::new();
-    while types.len() < 2 {
-        let message = tokio::time::timeout(DEADLINE, page.next()).await?.context("a message")?;
-        let event: Value = serde_json::from_slice(&message.payload)?;
-        assert_eq!(field(&event, "/data/session")?, &json!(fixture.session));
-        types.push(field(&event, "/type")?.clone());
+    let page = fixture.page("GARAGE", json!({ "deliver_policy": "all", "filter_subject": filter }), 2).await?;
+    for event in &page {
+        assert_eq!(field(event, "/data/session")?, &json!(fixture.session));
     }
-    assert_eq!(types, ["Matched", "Closed"]);
+    assert_eq!(types(&page)?, ["Matched", "Closed"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn stream_view_of_the_history_from_a_sequence_or_since_a_time() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    // The mirror is there when it is there.
+    let mirrored = async {
+        loop {
+            let info = fixture.request("$JS.API.STREAM.INFO.GARAGE_HISTORY", Value::Null).await?;
+            if field(&info, "/state/last_seq")? == 3 {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, mirrored).await??;
+    let by_seq = json!({ "deliver_policy": "by_start_sequence", "opt_start_seq": 2 });
+    let page = fixture.page("GARAGE_HISTORY", by_seq, 2).await?;
+    assert_eq!(types(&page)?, ["Closed", "Cancelled"]);
+    let hour_ago = System.now() - time::Duration::HOUR;
+    let hour_ago = hour_ago.format(&time::format_description::well_known::Rfc3339)?;
+    let by_time = json!({ "deliver_policy": "by_start_time", "opt_start_time": hour_ago });
+    let page = fixture.page("GARAGE_HISTORY", by_time, 3).await?;
+    assert_eq!(types(&page)?, ["Matched", "Closed", "Cancelled"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn sub_to_what_is_appended_from_now_on() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    // The CLI's ordered consumer, which pushes.
+    let inbox = fixture.client.new_inbox();
+    let mut pushed = fixture.client.subscribe(inbox.clone()).await?;
+    let config = json!({ "stream_name": "GARAGE", "config": {
+        "deliver_policy": "new", "ack_policy": "none", "replay_policy": "instant", "deliver_subject": inbox,
+        "filter_subject": "garage.>", "max_deliver": 1, "mem_storage": true, "num_replicas": 1,
+    }});
+    fixture.request("$JS.API.CONSUMER.CREATE.GARAGE", config).await?;
+    let log = JetStreamLog::open(fixture.client.clone()).await?;
+    let cancelled = Cancelled {
+        ticket: garage_events::id::TicketId::new(System.id()),
+        queue: "ranked".parse()?,
+        reason: CancelReason::Player,
+    };
+    let decision = Decision::new(&System, System.id(), None).change(
+        &System,
+        Aggregate::Player("bert".parse()?),
+        Head::default(),
+        [player::Event::from(cancelled)],
+    );
+    log.append(decision).await?;
+    let message = tokio::time::timeout(DEADLINE, pushed.next()).await?.context("a message")?;
+    assert_eq!(message.subject.as_str(), "garage.player.bert");
     Ok(())
 }
 
@@ -127,13 +204,31 @@ async fn consumer_info() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn stream_view_of_the_dead_letters() -> anyhow::Result<()> {
+async fn dead_letters_are_viewed_retried_and_removed() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let context = async_nats::jetstream::new(fixture.client.clone());
-    context.publish(subject::dead("session"), json!({ "error": "why" }).to_string().into()).await?.await?;
-    let body = json!({ "last_by_subj": "dead.>" });
-    let got = fixture.request("$JS.API.STREAM.MSG.GET.DEAD", body).await?;
-    assert_eq!(field(&got, "/message/subject")?, "dead.session");
+    let calls = Arc::new(AtomicU32::new(0));
+    let called = Arc::clone(&calls);
+    let shutdown = Shutdown::new();
+    let handler = move |_| {
+        let broken = called.fetch_add(1, Ordering::SeqCst) == 0;
+        async move { if broken { Err(Failure::Poison(anyhow::anyhow!("why"))) } else { Ok(()) } }
+    };
+    let reacting = tokio::spawn(react(context.clone(), SESSION_REPORTS, 1, shutdown.clone(), handler));
+    context.publish("report.x.1.ready", "{}".into()).await?.await?;
+
+    let page = fixture.page("DEAD", json!({ "deliver_policy": "all" }), 1).await?;
+    assert_eq!(field(&page[0], "/error")?, "why");
+    let got = fixture.request("$JS.API.STREAM.MSG.GET.DEAD", json!({ "seq": 1 })).await?;
+    assert_eq!(field(&got, "/message/subject")?, "dead.session-reports");
+
+    let reply = fixture.client.request("retry.session-reports", json!({ "letter": 1 }).to_string().into()).await?;
+    assert!(reply.headers.is_none_or(|headers| headers.get("Nats-Service-Error-Code").is_none()));
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+    let removed = fixture.request("$JS.API.STREAM.MSG.DELETE.DEAD", json!({ "seq": 1 })).await?;
+    assert_eq!(field(&removed, "/success")?, true);
+    shutdown.cancel();
+    reacting.await??;
     Ok(())
 }
 
@@ -165,11 +260,17 @@ fn the_readme_shows_no_other_command() -> anyhow::Result<()> {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md"))?;
     let shown: Vec<_> = readme.lines().filter(|line| line.starts_with("nats ")).collect();
     let tested = [
-        "nats stream info GARAGE",
         "nats stream view GARAGE --subject",
         "nats stream get GARAGE --last-for",
-        "nats consumer info GARAGE session",
+        "nats sub --stream GARAGE --new",
+        "nats stream view GARAGE_HISTORY --id",
+        "nats stream view GARAGE_HISTORY --since",
         "nats stream view DEAD",
+        "nats stream get DEAD",
+        "nats request retry.session-reports",
+        "nats stream rmm DEAD",
+        "nats stream info GARAGE",
+        "nats consumer info GARAGE session",
         "nats service ls",
         "nats request svc.session.get",
     ];

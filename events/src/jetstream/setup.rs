@@ -14,7 +14,7 @@ use async_nats::{
 use super::OpenError;
 use crate::{
     presence,
-    subject::{self, ALL, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
+    subject::{self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
 };
 
 /// The oldest server that has all that the log needs.
@@ -187,7 +187,7 @@ fn streams(replicas: usize) -> [Config; 6] {
             allow_rollup: true,
             ..base(presence::STREAM, &[presence::ALL])
         },
-        Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &["dead.*"]) },
+        Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &[ALL_DEAD]) },
     ]
 }
 

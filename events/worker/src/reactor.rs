@@ -3,6 +3,11 @@
 //! A message is acknowledged after its effect is durable, so that it may come more than once: a handler must be
 //! idempotent. A dependency that is down is no failed delivery: the message is held, with progress reported, and as all
 //! places fill, nothing more is fetched.
+//!
+//! A message that cannot be handled becomes a dead letter. An operator may have its handler try it again once the cause
+//! is mended (`retry.rs`).
+
+mod retry;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -12,6 +17,7 @@ use futures::StreamExt;
 use garage_events::{
     event::{DecodeError, Event, Recorded},
     jetstream::setup,
+    letter::Letter,
     log::{AppendError, ReadError},
     reaction, subject,
 };
@@ -123,6 +129,7 @@ where
     R: Future<Output = Result<(), Failure>> + Send,
 {
     let places = Arc::new(Semaphore::new(concurrency));
+    let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
     // What is in flight goes on when this ends.
     let reacting = async {
         loop {
@@ -133,10 +140,10 @@ where
             sleep(AGAIN).await;
         }
     };
-    shutdown.run_until_cancelled(reacting).await;
+    let (_, retried) = tokio::join!(shutdown.run_until_cancelled(reacting), retrying);
     // All places free means that nothing is in flight.
     let _ = places.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
-    Ok(())
+    retried
 }
 
 /// Fetches and begins to react, until fetching fails.
@@ -282,17 +289,20 @@ impl Reaction {
             reason,
             "message given up"
         );
-        let body = serde_json::json!({
-            "error": reason,
-            "consumer": name,
-            "stream": self.consumer.stream,
-            "seq": delivery.seq,
-            "subject": delivery.subject,
-            "body": String::from_utf8_lossy(&delivery.body),
-        });
+        let letter = Letter {
+            error: reason.into(),
+            consumer: name.into(),
+            stream: self.consumer.stream.into(),
+            seq: delivery.seq,
+            time: delivery.time,
+            subject: delivery.subject.clone(),
+            body: String::new(),
+            raw: None,
+        };
+        let letter = letter.with_body(&delivery.body);
         let sent = async {
-            let ack = self.context.publish(subject::dead(name), body.to_string().into()).await?;
-            ack.await
+            let body = serde_json::to_vec(&letter)?;
+            anyhow::Ok(self.context.publish(subject::dead(name), body.into()).await?.await?)
         };
         match sent.await {
             Ok(_) => self.answer(AckKind::Term).await,

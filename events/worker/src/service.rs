@@ -39,7 +39,7 @@ impl From<garage_events::log::ReadError> for Refusal {
 pub struct Service {
     service: Arc<service::Service>,
     client: Client,
-    name: &'static str,
+    name: String,
 }
 
 impl std::fmt::Debug for Service {
@@ -53,10 +53,10 @@ impl Service {
     ///
     /// # Errors
     /// What the client said.
-    pub async fn start(client: &Client, name: &'static str, description: &str) -> anyhow::Result<Self> {
+    pub async fn start(client: &Client, name: &str, description: &str) -> anyhow::Result<Self> {
         let builder = client.service_builder().description(description);
         let service = builder.start(name, env!("CARGO_PKG_VERSION")).await.map_err(anyhow::Error::from_boxed)?;
-        Ok(Self { service: Arc::new(service), client: client.clone(), name })
+        Ok(Self { service: Arc::new(service), client: client.clone(), name: name.into() })
     }
 
     /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. To be spawned as a long task.
@@ -74,9 +74,28 @@ impl Service {
         F: Fn(C) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Result<C::Reply, Refusal>> + Send,
     {
+        self.serve_at(C::SUBJECT.into(), concurrency, shutdown, handler).await
+    }
+
+    /// The same on a subject that the request's own is a part of.
+    ///
+    /// # Errors
+    /// When the endpoint cannot be opened, or is closed by the server.
+    pub async fn serve_at<C, F, R>(
+        &self,
+        subject: String,
+        concurrency: usize,
+        shutdown: Shutdown,
+        handler: F,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<C, F, R>>
+    where
+        C: Call,
+        F: Fn(C) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Result<C::Reply, Refusal>> + Send,
+    {
         let name = C::SUBJECT.rsplit('.').next().unwrap_or(C::SUBJECT);
         let builder = self.service.endpoint_builder().name(name);
-        let mut endpoint = builder.add(C::SUBJECT).await.map_err(anyhow::Error::from_boxed)?;
+        let mut endpoint = builder.add(subject).await.map_err(anyhow::Error::from_boxed)?;
         // The service stops answering `nats service ls` when its last endpoint has ended.
         let (service, client) = (Arc::clone(&self.service), self.client.clone());
         Ok(async move {

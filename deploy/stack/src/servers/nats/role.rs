@@ -74,7 +74,7 @@ impl Role {
     }
 
     /// `None`: everything. A worker's own rows are the events it appends (DESIGN, section 2), its dead letters, and the
-    /// requests it answers.
+    /// requests it answers: also that it handle one of these letters again, which nobody but an operator may ask.
     pub(crate) fn rights(self) -> Option<Rights> {
         Some(match self {
             Self::Admin => return None,
@@ -92,13 +92,15 @@ impl Role {
                     "dead.session-reports",
                     "dead.session-timers",
                 ],
-                &["svc.session.>", "svc.player.>"],
+                &["svc.session.>", "svc.player.>", "retry.session", "retry.session-reports", "retry.session-timers"],
             ),
             Self::Director => worker(
                 &["garage.session.*.pod-scheduled", "garage.session.*.pod-failed", "dead.director"],
-                &["svc.director.>"],
+                &["svc.director.>", "retry.director"],
             ),
-            Self::Inventory => worker(&["garage.inventory.>", "dead.inventory"], &["svc.inventory.>"]),
+            Self::Inventory => {
+                worker(&["garage.inventory.>", "dead.inventory"], &["svc.inventory.>", "retry.inventory"])
+            }
             Self::Game => Rights { publish: vec!["report.>"], subscribe: vec!["_INBOX.game.>"], responds: false },
         })
     }

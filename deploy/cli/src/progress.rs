@@ -1,0 +1,61 @@
+//! How far long work is, for who watches it on a terminal.
+
+use std::{
+    io::{IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+/// Between two looks at it.
+const SHOW: Duration = Duration::from_millis(200);
+
+/// A line on standard error that is written over and over, if that is a terminal.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    watched: bool,
+    began: Instant,
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    /// Progress of work whose results go to standard output, or do not.
+    pub(crate) fn new(prints: bool) -> Self {
+        // Lines and progress on one terminal would be in each other's way.
+        let watched = std::io::stderr().is_terminal() && !(prints && std::io::stdout().is_terminal());
+        Self { watched, began: Instant::now(), shown: None }
+    }
+
+    /// So many events are done, which is `done` of `all` on the way.
+    pub(crate) fn at(&mut self, events: u64, done: u64, all: u64) {
+        let now = Instant::now();
+        if self.watched && self.shown.is_none_or(|shown| now - shown >= SHOW) {
+            self.shown = Some(now);
+            let _ = write!(std::io::stderr(), "\r\x1b[K{}", text(events, done, all, now - self.began));
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown.is_some() {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+fn text(events: u64, done: u64, all: u64, took: Duration) -> String {
+    let percent = u128::from(done.min(all)) * 100 / u128::from(all.max(1));
+    let rate = u128::from(events) * 1_000 / took.as_millis().max(1);
+    format!("{events} events  {percent} %  {rate}/s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_tells_count_share_and_rate() {
+        assert_eq!(text(500, 1, 4, Duration::from_millis(250)), "500 events  25 %  2000/s");
+        assert_eq!(text(0, 0, 0, Duration::ZERO), "0 events  0 %  0/s");
+        assert_eq!(text(9, 9, 8, Duration::from_secs(3)), "9 events  100 %  3/s");
+    }
+}

@@ -1,0 +1,91 @@
+//! `garage tail`: the log as it is written.
+
+use std::{str::FromStr, time::Duration};
+
+use anyhow::Context;
+use garage_events::{
+    jetstream::reader::Reader,
+    subject::STREAM,
+    world::{System, World},
+};
+use garage_worker::{Shutdown, config::Nats};
+
+use crate::{entry::Entry, report::print, select::Select};
+
+/// Follows the log, a line an event, until Ctrl-C.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tail {
+    /// Begins with this sequence, or so long ago: 90s, 15m, 2h. By default with what is appended from now on.
+    #[arg(long, value_name = "SEQ|DURATION")]
+    since: Option<Since>,
+    #[command(flatten)]
+    select: Select,
+    /// Prints JSON lines: seq, time, subject, event.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    nats: Nats,
+}
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Since {
+    Seq(u64),
+    Ago(Duration),
+}
+
+impl FromStr for Since {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "neither a sequence, as 17, nor a duration, as 90s, 15m, 2h or 1d";
+        let unit = match text.chars().last() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3_600,
+            Some('d') => 86_400,
+            _ => return text.parse().map(Self::Seq).or(Err(wrong)),
+        };
+        let number: u32 = text.strip_suffix(char::is_alphabetic).unwrap_or(text).parse().or(Err(wrong))?;
+        Ok(Self::Ago(Duration::from_secs(u64::from(number) * unit)))
+    }
+}
+
+impl Tail {
+    pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let reader = Reader::open(self.nats.connect("cli").await?, STREAM).await?;
+        let from = match self.since {
+            None => reader.bounds().await?.last + 1,
+            Some(Since::Seq(seq)) => seq,
+            Some(Since::Ago(ago)) => reader.since(System.now() - ago).await?,
+        };
+        let mut follow = reader.follow(self.select.filters()?, from);
+        follow.connect().await.map_err(anyhow::Error::from_boxed).context("the log cannot be followed")?;
+        loop {
+            let message = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                message = follow.next() => message,
+            };
+            let entry = Entry::new(message.seq, message.time, &message.subject, &message.body)?;
+            if self.select.takes(&entry) && print(if self.json { entry.json()? } else { entry.line() })?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_sequence_or_a_duration() {
+        assert_eq!("17".parse(), Ok(Since::Seq(17)));
+        assert_eq!("90s".parse(), Ok(Since::Ago(Duration::from_secs(90))));
+        assert_eq!("2h".parse(), Ok(Since::Ago(Duration::from_secs(7_200))));
+        assert_eq!("1d".parse(), Ok(Since::Ago(Duration::from_secs(86_400))));
+        for bad in ["", "s", "-1s", "2 h", "1w", "1.5h", "yesterday"] {
+            assert!(bad.parse::<Since>().is_err(), "{bad}");
+        }
+    }
+}

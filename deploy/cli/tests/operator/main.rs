@@ -1,0 +1,9 @@
+//! The operator's verbs of `garage`, as processes, on real servers.
+#![cfg(test)]
+
+mod dead;
+mod rebuild;
+mod replay;
+mod shown;
+mod support;
+mod tail;

@@ -1,0 +1,260 @@
+//! `garage rebuild`: who reads the projections sees old ones or new ones, never half of either.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use anyhow::Context;
+use futures::future::try_join_all;
+use garage_events::{
+    event::Envelope,
+    jetstream::JetStreamLog,
+    player::{self, Ending},
+    projection::{Live, LivePlayer, LiveSession},
+    session::{self, Status},
+    subject::Aggregate,
+};
+use garage_session::{projector::Projector, redis::Redis};
+use garage_stack::servers::{self, Role};
+use garage_worker::{Health, Shutdown, config};
+use redis::AsyncCommands;
+use tokio::{process::Command, time::timeout};
+
+use crate::support::{DEADLINE, Fixture, cancel, of_session, open, queue, until};
+
+struct Projected {
+    fixture: Fixture,
+    log: JetStreamLog,
+    server: servers::Redis,
+    redis: Redis,
+    shutdown: Shutdown,
+}
+
+impl Projected {
+    /// A log, a Redis, and a projector from one to the other.
+    async fn start() -> anyhow::Result<Self> {
+        let fixture = Fixture::start().await?;
+        let server = servers::Redis::start(fixture.folder.path()).await?;
+        let config = config::Redis {
+            redis_url: garage_events::game::Secret::new(server.url()),
+            redis_password_file: Some(server.password_file().to_owned()),
+        };
+        let redis = Redis::new(garage_worker::redis::Redis::new(&config)?);
+        let log = JetStreamLog::open(fixture.nats.connect(Role::Session).await?).await?;
+        let shutdown = Shutdown::new();
+        tokio::spawn(Projector::new(log.clone(), redis.clone(), Health::default()).run(shutdown.clone()));
+        let log = fixture.log().await?;
+        Ok(Self { fixture, log, server, redis, shutdown })
+    }
+
+    fn garage(&self) -> Command {
+        let mut command = self.fixture.garage(&["rebuild"]);
+        command
+            .env("GARAGE_REDIS_URL", self.server.url())
+            .env("GARAGE_REDIS_PASSWORD_FILE", self.server.password_file());
+        command
+    }
+
+    async fn rebuild(&self) -> anyhow::Result<String> {
+        let output = timeout(DEADLINE, self.garage().output()).await??;
+        assert!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Waits until the projections hold what a fold of the whole log holds.
+    async fn until_right(&self) -> anyhow::Result<()> {
+        let history = History::read(&self.log).await?;
+        until("the projections are right", async || {
+            let live = self.redis.live().await?;
+            Ok((live.seq >= history.last() && live == history.fold(live.seq)).then_some(()))
+        })
+        .await
+    }
+
+    async fn connection(&self) -> anyhow::Result<redis::aio::MultiplexedConnection> {
+        let client = redis::Client::open(self.server.url_with_password())?;
+        Ok(client.get_multiplexed_async_connection().await?)
+    }
+}
+
+impl Drop for Projected {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// The log, to be folded by a fold that owes nothing to the projector's.
+struct History(Vec<(u64, time::OffsetDateTime, Aggregate, Envelope)>);
+
+impl History {
+    async fn read(log: &JetStreamLog) -> anyhow::Result<Self> {
+        let (mut events, mut from) = (Vec::new(), 1);
+        while let Some(message) = log.next(">", from).await? {
+            from = message.sequence + 1;
+            let aggregate = Aggregate::of(&message.subject).context("an aggregate")?;
+            events.push((message.sequence, message.time, aggregate, Envelope::from_slice(&message.payload)?));
+        }
+        Ok(Self(events))
+    }
+
+    fn last(&self) -> u64 {
+        self.0.last().map_or(0, |event| event.0)
+    }
+
+    /// What the projections hold at a sequence.
+    fn fold(&self, seq: u64) -> Live {
+        let mut live = Live { seq, sessions: BTreeMap::new(), players: BTreeMap::new(), queues: BTreeMap::new() };
+        for (_, time, aggregate, envelope) in self.0.iter().take_while(|event| event.0 <= seq) {
+            match aggregate {
+                Aggregate::Player(id) => match envelope.event::<player::Event>().unwrap() {
+                    player::Event::Queued(queued) => {
+                        live.players.insert(id.clone(), LivePlayer::Waiting { queue: queued.queue });
+                    }
+                    _ => drop(live.players.remove(id)),
+                },
+                Aggregate::Session(id) => match envelope.event::<session::Event>().unwrap() {
+                    session::Event::Matched(matched) => {
+                        let session = LiveSession {
+                            status: Status::Matched,
+                            players: matched.players().cloned().collect(),
+                            queue: matched.queue,
+                            region: matched.region,
+                            attempt: 0,
+                            since: *time,
+                        };
+                        live.sessions.insert(*id, session);
+                    }
+                    _ => drop(live.sessions.remove(id)),
+                },
+                Aggregate::Inventory(_) => {}
+            }
+        }
+        for player in live.players.values() {
+            if let LivePlayer::Waiting { queue } = player {
+                *live.queues.entry(queue.clone()).or_default() += 1;
+            }
+        }
+        live
+    }
+}
+
+/// Players come and go, sessions begin and end.
+async fn round(log: &JetStreamLog, number: usize) -> anyhow::Result<()> {
+    let names: Vec<_> = (0..40).map(|one| format!("p-{}", (number * 13 + one) % 60)).collect();
+    try_join_all(names.iter().map(|name| queue(log, name))).await?;
+    let session = open(log, &["anna", "bert"]).await?;
+    try_join_all(names.iter().skip(20).map(|name| cancel(log, name))).await?;
+    if number.is_multiple_of(2) {
+        of_session(log, session, session::Closed { why: Ending::Failed, results: Vec::new() }.into()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_sees_half_of_a_rebuild_while_events_come_in() -> anyhow::Result<()> {
+    let projected = Projected::start().await?;
+    for number in 0..10 {
+        round(&projected.log, number).await?;
+    }
+    projected.until_right().await?;
+    let done = AtomicBool::new(false);
+    let playing = async {
+        let mut number = 10;
+        while !done.load(Ordering::SeqCst) {
+            round(&projected.log, number).await?;
+            number += 1;
+        }
+        anyhow::Ok(())
+    };
+    let reading = async {
+        let mut seen: Vec<Live> = Vec::new();
+        while !done.load(Ordering::SeqCst) {
+            let live = projected.redis.live().await?;
+            if seen.last() != Some(&live) {
+                seen.push(live);
+            }
+        }
+        anyhow::Ok(seen)
+    };
+    let rebuilding = async {
+        let mut told = Vec::new();
+        for _ in 0..5 {
+            told.push(projected.rebuild().await);
+        }
+        done.store(true, Ordering::SeqCst);
+        told.into_iter().collect::<anyhow::Result<Vec<_>>>()
+    };
+    let (played, seen, told) = tokio::join!(playing, reading, rebuilding);
+    played?;
+    assert!(told?.iter().all(|text| text.contains("the projections were replaced at ")));
+    let (seen, history) = (seen?, History::read(&projected.log).await?);
+    assert!(seen.len() > 1, "the readers saw the projections move");
+    for live in &seen {
+        assert_eq!(live, &history.fold(live.seq), "at {}", live.seq);
+    }
+    assert!(seen.is_sorted_by_key(|live| live.seq), "nobody saw them go back");
+    // The projector goes on.
+    round(&projected.log, 0).await?;
+    projected.until_right().await
+}
+
+#[tokio::test]
+async fn a_rebuild_mends_what_is_wrong_and_leaves_nothing_behind() -> anyhow::Result<()> {
+    let projected = Projected::start().await?;
+    round(&projected.log, 1).await?;
+    projected.until_right().await?;
+    let mut redis = projected.connection().await?;
+    let () = redis.hset("garage:queues", "ranked", 999).await?;
+    let () = redis.del("garage:sessions").await?;
+    // What somebody left who was killed.
+    let () = redis.hset("garage:anew:queues", "ranked", 77).await?;
+    let () = redis.hset_multiple("garage:anew:watermark", &[("log", "another"), ("seq", "5")]).await?;
+    let told = projected.rebuild().await?;
+    assert!(told.starts_with("61 events folded"), "{told}");
+    projected.until_right().await?;
+    let left: Vec<String> = redis.keys("garage:anew:*").await?;
+    assert!(left.is_empty(), "{left:?}");
+    // Again, to the same.
+    projected.rebuild().await?;
+    queue(&projected.log, "later").await?;
+    projected.until_right().await
+}
+
+#[tokio::test]
+async fn a_rebuild_makes_the_projections_of_an_empty_redis_and_of_an_empty_log() -> anyhow::Result<()> {
+    let projected = Projected::start().await?;
+    assert!(projected.rebuild().await?.starts_with("0 events folded"));
+    round(&projected.log, 1).await?;
+    projected.until_right().await?;
+    let mut redis = projected.connection().await?;
+    redis::cmd("FLUSHALL").exec_async(&mut redis).await?;
+    projected.rebuild().await?;
+    projected.until_right().await
+}
+
+#[tokio::test]
+async fn a_rebuild_that_is_killed_does_no_harm() -> anyhow::Result<()> {
+    let projected = Projected::start().await?;
+    for number in 0..10 {
+        round(&projected.log, number).await?;
+    }
+    projected.until_right().await?;
+    let mut redis = projected.connection().await?;
+    for _ in 0..5 {
+        let mut killed = projected.garage().spawn()?;
+        // At its beginning, or somewhere behind.
+        let begins = async {
+            while !redis.exists::<_, bool>("garage:anew:watermark").await? && killed.try_wait()?.is_none() {}
+            anyhow::Ok(())
+        };
+        timeout(DEADLINE, begins).await??;
+        killed.kill().await?;
+        projected.until_right().await?;
+    }
+    projected.rebuild().await?;
+    projected.until_right().await?;
+    let left: Vec<String> = redis.keys("garage:anew:*").await?;
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! The projections made anew beside the live ones, and put in their place at once.
+//!
+//! They are folded by the same scripts under other keys, with a watermark of their own. A projector that runs meanwhile
+//! finds the watermark moved after the switch, and goes on from there as it does when another projector was quicker.
+//! Two rebuilds at a time help each other in the same way, until one has switched.
+
+use anyhow::{Context as _, bail};
+use async_nats::{Client, jetstream};
+use garage_events::{
+    jetstream::reader::{Range, Reader},
+    log::ReadError,
+    projection::ANEW,
+    subject::STREAM,
+};
+
+use super::{BATCH, Message, filters, identity, operation};
+use crate::redis::{Applied, Redis};
+
+/// What a rebuild did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// Where in the log the projections stood when they were put in place.
+    pub seq: u64,
+    /// Events that were folded.
+    pub events: u64,
+}
+
+/// Makes the projections anew, and puts them in place. `progress` is told of the events folded, and of the sequence
+/// reached and the one to reach.
+///
+/// # Errors
+/// When NATS or Redis does not answer, or Redis loses what was made; the live projections are as they were then.
+pub async fn rebuild(
+    client: Client,
+    redis: &Redis,
+    mut progress: impl FnMut(u64, u64, u64),
+) -> anyhow::Result<Rebuilt> {
+    let reader = Reader::open(client.clone(), STREAM).await?;
+    let identity = identity(&jetstream::new(client)).await?;
+    redis.begin_anew(&identity).await.context("redis does not answer")?;
+    let (mut at, mut events) = (0, 0);
+    loop {
+        // Up to where the stream is, not only its last event of ours: that one may be too old to be there.
+        let end = reader.bounds().await?.last;
+        let mut range = reader.range(filters(), at + 1, end);
+        while at < end {
+            let batch = gather(&mut range).await?;
+            let to = batch.get(BATCH - 1).map_or(end, |last| last.seq);
+            let operations: Vec<_> = batch.iter().filter_map(operation).collect();
+            let operations = serde_json::to_string(&operations)?;
+            match redis.apply(ANEW, &identity, at, to, &operations).await.context("redis does not answer")? {
+                Applied::At(stands) => {
+                    if stands != to {
+                        range = reader.range(filters(), stands + 1, end);
+                    }
+                    at = stands;
+                }
+                Applied::Foreign => return gone(),
+            }
+            events += batch.len() as u64;
+            progress(events, at, end);
+        }
+        match redis.switch(&identity).await.context("redis does not answer")? {
+            Applied::At(seq) if seq == at => return Ok(Rebuilt { seq, events }),
+            // A projector was quicker by some events: on to where the log is now.
+            Applied::At(_) => {}
+            Applied::Foreign => return gone(),
+        }
+    }
+}
+
+/// What is left of the range, up to a bound.
+async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
+    let mut batch = Vec::new();
+    while batch.len() < BATCH
+        && let Some(message) = range.next().await?
+    {
+        batch.push(message);
+    }
+    Ok(batch)
+}
+
+fn gone() -> anyhow::Result<Rebuilt> {
+    bail!("what was made anew is gone: redis was emptied, or another rebuild came to its end; run it again if need be")
+}

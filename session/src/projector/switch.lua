@@ -1,0 +1,15 @@
+-- Puts the projections that were made anew in the place of the live ones, unless these are further.
+-- Returns where the live ones stand afterwards; -1 when what was made anew is not there, or of another log.
+local log = ARGV[1]
+if redis.call('HGET', KEYS[5], 'log') ~= log then return -1 end
+local anew = tonumber(redis.call('HGET', KEYS[5], 'seq'))
+if redis.call('HGET', KEYS[1], 'log') == log then
+  local at = tonumber(redis.call('HGET', KEYS[1], 'seq'))
+  -- Nobody who reads may see a match undone.
+  if at > anew then return at end
+end
+for i = 1, 4 do
+  redis.call('UNLINK', KEYS[i])
+  if redis.call('EXISTS', KEYS[4 + i]) == 1 then redis.call('RENAME', KEYS[4 + i], KEYS[i]) end
+end
+return anew
