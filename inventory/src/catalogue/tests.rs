@@ -84,8 +84,8 @@ fn a_bad_file_is_refused_with_the_place() {
 fn what_is_there_twice_is_told_where_it_is_again() {
     let (head, rest) = GOOD.split_at(GOOD.find("[[cars]]").unwrap());
     let error = read(&format!("{head}{rest}{rest}")).unwrap_err();
-    assert!(error.contains("line 25: car pebble: there is a car pebble already"), "{error}");
-    assert!(error.contains("line 37: item tyres-street: there is an item tyres-street already"), "{error}");
+    assert!(error.contains("line 24: car pebble: there is a car pebble already"), "{error}");
+    assert!(error.contains("line 36: item tyres-street: there is an item tyres-street already"), "{error}");
 }
 
 #[test]
