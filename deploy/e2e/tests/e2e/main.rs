@@ -6,6 +6,7 @@
 
 mod crashes;
 mod demo;
+mod foreign;
 mod game_servers;
 mod instances;
 mod matches;

@@ -1,0 +1,59 @@
+//! A game and a client that are not ours, in Python, written from the documents.
+
+use std::process::Stdio;
+
+use tokio::{process::Command, time::timeout};
+
+use crate::support::{DEADLINE, Setup, history};
+
+macro_rules! root {
+    ($path:literal) => {
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../", $path)
+    };
+}
+
+const PYTHON: &str = root!("target/venv-foreign/bin/python");
+
+/// Makes the environment that the examples need, or finds it.
+async fn python() {
+    let ready = Command::new(PYTHON).args(["-c", "import nats, jwt, cryptography, websockets"]).output().await;
+    if ready.is_ok_and(|output| output.status.success()) {
+        return;
+    }
+    let venv = root!("target/venv-foreign");
+    let made = Command::new("python3").args(["-m", "venv", "--clear", venv]).output().await.unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let packages = ["nats-py==2.16.0", "websockets==17.4", "PyJWT==2.15.1", "cryptography==50.0.2"];
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    let installed = Command::new(PYTHON).args(install).args(packages).output().await.unwrap();
+    assert!(installed.status.success(), "{installed:?}");
+}
+
+#[tokio::test]
+async fn a_match_is_played_on_a_server_and_by_clients_in_python() {
+    python().await;
+    let script = concat!(
+        "exec ",
+        root!("target/venv-foreign/bin/python"),
+        " ",
+        root!("gameserver/examples/python/server.py"),
+        " --config $config"
+    );
+    let garage = Setup::short().game_server(script).start().await;
+    let play = ["anna", "bert"].map(async |player| {
+        let mut client = Command::new(PYTHON);
+        client.arg(root!("gameserver/examples/python/client.py"));
+        client.args([garage.stack.gateway(), garage.stack.token(player).unwrap()]).stdin(Stdio::null());
+        let output = timeout(DEADLINE, client.kill_on_drop(true).output()).await.unwrap().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    });
+    let said = futures::future::join_all(play).await;
+    for said in &said {
+        assert!(said.ends_with("Released\nfinished\n"), "{said}");
+    }
+    assert_ne!(said[0].contains("place 1"), said[1].contains("place 1"), "{said:?}");
+    let events = garage.settled().await;
+    assert_eq!((history::count(&events, "Finished"), history::count(&events, "PodRequested")), (1, 1));
+    assert_eq!(history::count(&events, "RewardGranted"), 2);
+}
