@@ -102,6 +102,16 @@ impl Hub {
         Seat { frames: receive, end: ended, position, place, player: player.clone(), hub: self.clone() }
     }
 
+    /// Whether a player has a socket here.
+    pub(crate) fn is_here(&self, player: &PlayerId) -> bool {
+        self.state().players.contains_key(player)
+    }
+
+    /// Whether a player's socket here is this one.
+    pub(crate) fn holds(&self, player: &PlayerId, socket: Uuid) -> bool {
+        self.state().players.get(player).is_some_and(|held| held.place.socket == socket)
+    }
+
     /// The entry of a player's socket here is stored, with this revision.
     pub(crate) fn entered(&self, player: &PlayerId, place: &Place, revision: u64) {
         let mut state = self.state();
@@ -119,6 +129,7 @@ impl Hub {
         let mut state = self.state();
         let held = state.players.get_mut(player)?;
         if held.place.socket == socket {
+            held.place.revision.fetch_max(revision, Ordering::AcqRel);
             return Some(held.place.clone());
         }
         match held.place.revision() {

@@ -1,7 +1,7 @@
 //! Which players have a socket, across gateways (see [`garage_events::presence`]): the newest socket of a player closes
 //! the older ones, and who vanishes while he waits is cancelled, unless he returns in time.
 //!
-//! All of it may fail without harm: a player whose socket could not be noted, or whose end nobody saw, waits until his
+//! Where the bucket cannot be written sockets are served as ever: a player whose end could not be noted waits until his
 //! ticket times out.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -9,9 +9,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use async_nats::{
     HeaderMap,
     header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-    jetstream::{Context, context::PublishErrorKind, stream::Stream},
+    jetstream::{
+        Context,
+        context::PublishErrorKind,
+        message::StreamMessage,
+        stream::{LastRawMessageErrorKind, Stream},
+    },
 };
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use garage_events::{
     id::PlayerId,
     jetstream::{
@@ -34,6 +40,7 @@ use uuid::Uuid;
 use crate::{
     commands,
     hub::{Hub, Place},
+    socket::End,
 };
 
 /// How often a gateway says that it lives.
@@ -44,6 +51,12 @@ const SILENT: time::Duration = time::Duration::seconds(10);
 
 /// How long the server has to answer.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long after its grace period the end of a socket is old news.
+const STALE: Duration = Duration::from_secs(60);
+
+/// Players of a dead gateway that are seen to at a time.
+const AT_ONCE: usize = 64;
 
 /// Before something is tried again that the server did not answer.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -77,13 +90,15 @@ struct Entry {
     player: PlayerId,
     seat: Seat,
     revision: u64,
+    /// The stream's timestamp.
+    time: OffsetDateTime,
 }
 
 impl Entry {
     fn of(message: &Message) -> Option<Self> {
         let Some(Key::Player(player)) = Key::of(&message.subject) else { return None };
         let seat = serde_json::from_slice(&message.body).ok()?;
-        Some(Self { player, seat, revision: message.seq })
+        Some(Self { player, seat, revision: message.seq, time: message.time })
     }
 }
 
@@ -96,11 +111,35 @@ impl Presence {
         Ok(Self(Arc::new(Inner { context, bucket, log, hub, gateway, grace, tasks, shutdown })))
     }
 
-    /// A player's socket has ended, by the client's doing: waits for him to return.
-    pub(crate) fn left(&self, player: PlayerId, place: &Place) {
-        let Some(revision) = place.revision() else { return };
-        let (presence, socket) = (self.clone(), place.socket);
-        self.spawn(async move { presence.leave(player, socket, revision).await });
+    /// Notes a player's socket, before its client hears that it is connected: one that the client opens later, here or
+    /// elsewhere, is noted later.
+    pub(crate) async fn enter(&self, player: PlayerId, place: Place) -> Noted {
+        let noted = Noted { presence: self.clone(), player, place, vanished: true };
+        if !self.note(&noted.player, &noted.place).await {
+            // He must not be taken for gone because of an older entry.
+            let (presence, player, place) = (self.clone(), noted.player.clone(), noted.place.clone());
+            self.spawn(async move {
+                while presence.0.hub.holds(&player, place.socket) && !presence.note(&player, &place).await {
+                    sleep(AGAIN).await;
+                }
+            });
+        }
+        noted
+    }
+
+    async fn note(&self, player: &PlayerId, place: &Place) -> bool {
+        let seat = Seat { gateway: self.0.gateway, socket: place.socket, gone: false };
+        match self.put(&Key::Player(player.clone()), &seat, None).await {
+            Ok(revision) => {
+                self.0.hub.entered(player, place, revision);
+                true
+            }
+            Err(NotPut::Moved) => true,
+            Err(NotPut::Failed(reason)) => {
+                tracing::warn!(player.id = %player, reason, "socket not noted yet");
+                false
+            }
+        }
     }
 
     /// Follows the bucket and says that this gateway lives, until `shutdown`.
@@ -145,23 +184,25 @@ impl Presence {
 
     /// A player's entry has changed.
     fn see(&self, message: &Message) {
-        let Some(Entry { player, seat, revision }) = Entry::of(message) else { return };
+        let Some(Entry { player, seat, revision, .. }) = Entry::of(message) else { return };
         let Some(place) = self.0.hub.newest(&player, seat.socket, revision) else { return };
         if seat.gone {
-            // Somebody took this gateway for dead, and it is not.
-            let presence = self.clone();
-            self.spawn(async move { presence.enter(&player, &place).await });
-        }
-    }
-
-    /// Notes a player's socket, before its client hears that it is connected: one that the client opens later, here or
-    /// elsewhere, is noted later.
-    pub(crate) async fn enter(&self, player: &PlayerId, place: &Place) {
-        let seat = Seat { gateway: self.0.gateway, socket: place.socket, gone: false };
-        match self.put(&Key::Player(player.clone()), &seat, None).await {
-            Ok(revision) => self.0.hub.entered(player, place, revision),
-            Err(NotPut::Moved) => {}
-            Err(NotPut::Failed(reason)) => tracing::warn!(player.id = %player, reason, "socket not noted"),
+            // Somebody took this gateway for dead, and it is not. In the place of that entry only: the player may have
+            // a newer socket by now.
+            let (presence, seat) = (self.clone(), Seat { gateway: self.0.gateway, gone: false, ..seat });
+            self.spawn(async move {
+                let key = Key::Player(player.clone());
+                loop {
+                    match presence.put(&key, &seat, Some(revision)).await {
+                        Ok(revision) => return presence.0.hub.entered(&player, &place, revision),
+                        Err(NotPut::Moved) => return,
+                        Err(NotPut::Failed(reason)) => {
+                            tracing::warn!(player.id = %player, reason, "socket not noted again yet");
+                        }
+                    }
+                    sleep(AGAIN).await;
+                }
+            });
         }
     }
 
@@ -181,6 +222,10 @@ impl Presence {
     /// Waits for the grace period, and ends what the player waits for if his entry is still the one of this revision.
     async fn wait_for(&self, player: &PlayerId, revision: u64) {
         sleep(self.0.grace).await;
+        self.end_wait(player, revision).await;
+    }
+
+    async fn end_wait(&self, player: &PlayerId, revision: u64) {
         loop {
             match self.cancel(player, revision).await {
                 Ok(()) => return,
@@ -191,11 +236,10 @@ impl Presence {
     }
 
     async fn cancel(&self, player: &PlayerId, revision: u64) -> anyhow::Result<()> {
-        let key = Key::Player(player.clone()).to_string();
-        let last = timeout(ANSWER, self.0.bucket.get_last_raw_message_by_subject(&key)).await??;
-        if last.sequence != revision {
+        let last = self.last(&Key::Player(player.clone()).to_string()).await?;
+        let Some(last) = last.filter(|last| last.sequence == revision && !self.0.hub.is_here(player)) else {
             return Ok(());
-        }
+        };
         let found = self.0.log.player(player).await?;
         // A wish of after he went needs no socket.
         if let (State::Waiting(wish), Some(queued)) = (&found.state, &found.last)
@@ -224,34 +268,37 @@ impl Presence {
     }
 
     async fn sweep_once(&self, dead: Uuid) -> anyhow::Result<()> {
-        for entry in self.entries().await? {
-            let Entry { player, seat, revision } = entry;
-            if seat.gateway != dead {
-                continue;
-            }
-            let presence = self.clone();
+        // Those who went long since have been seen to.
+        let since = System.now() - self.0.grace - STALE;
+        let left = self.entries().await?.into_iter().filter(|entry| entry.seat.gateway == dead);
+        let left = left.filter(|entry| !entry.seat.gone || entry.time > since);
+        let marked = stream::iter(left.map(async |Entry { player, seat, revision, .. }| {
             if seat.gone {
-                self.spawn(async move { presence.wait_for(&player, revision).await });
-                continue;
+                return Ok(Some((player, revision)));
             }
             match self.put(&Key::Player(player.clone()), &Seat { gone: true, ..seat }, Some(revision)).await {
-                Ok(revision) => self.spawn(async move { presence.wait_for(&player, revision).await }),
-                Err(NotPut::Moved) => {}
-                Err(NotPut::Failed(reason)) => anyhow::bail!(reason),
+                Ok(revision) => Ok(Some((player, revision))),
+                Err(NotPut::Moved) => Ok(None),
+                Err(NotPut::Failed(reason)) => Err(anyhow::anyhow!(reason)),
             }
+        }));
+        let marked: Vec<_> = marked.buffer_unordered(AT_ONCE).try_collect().await?;
+        sleep(self.0.grace).await;
+        let gone = marked.into_iter().flatten();
+        stream::iter(gone.map(async |(player, revision)| self.end_wait(&player, revision).await))
+            .buffer_unordered(AT_ONCE)
+            .collect::<()>()
+            .await;
+        // Only now, so that another gateway goes on should this one end meanwhile. An empty entry: it was seen to.
+        match self.send(&Key::Gateway(dead), Bytes::new(), None).await {
+            Ok(_) | Err(NotPut::Moved) => Ok(()),
+            Err(NotPut::Failed(reason)) => anyhow::bail!(reason),
         }
-        // An empty entry: it has been seen to.
-        let gone = self.send(&Key::Gateway(dead), Bytes::new(), None).await;
-        gone.map(drop).map_err(|error| match error {
-            NotPut::Moved => anyhow::anyhow!("it lives"),
-            NotPut::Failed(reason) => anyhow::anyhow!(reason),
-        })
     }
 
     /// Every player's entry.
     async fn entries(&self) -> anyhow::Result<Vec<Entry>> {
-        let last = timeout(ANSWER, self.0.bucket.get_last_raw_message_by_subject(presence::PLAYERS)).await?;
-        let Ok(last) = last else { return Ok(Vec::new()) };
+        let Some(last) = self.last(presence::PLAYERS).await? else { return Ok(Vec::new()) };
         let mut follow = Follow::new(self.0.context.clone(), presence::STREAM, vec![presence::PLAYERS.into()], 1);
         let mut entries = Vec::new();
         loop {
@@ -260,6 +307,15 @@ impl Presence {
             if message.seq >= last.sequence {
                 return Ok(entries);
             }
+        }
+    }
+
+    /// The last message that a filter selects, told by the bucket's leader.
+    async fn last(&self, filter: &str) -> anyhow::Result<Option<StreamMessage>> {
+        match timeout(ANSWER, self.0.bucket.get_last_raw_message_by_subject(filter)).await? {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -288,6 +344,31 @@ impl Presence {
         self.0.tasks.spawn(async move {
             shutdown.run_until_cancelled(task).await;
         });
+    }
+}
+
+/// A socket that was noted. Whatever becomes of it, its player counts as vanished when this is dropped, unless it was
+/// ended otherwise.
+pub(crate) struct Noted {
+    presence: Presence,
+    player: PlayerId,
+    place: Place,
+    vanished: bool,
+}
+
+impl Noted {
+    /// Notes how the socket ended.
+    pub(crate) fn ended(mut self, end: End) {
+        self.vanished = end.vanished();
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        if let (true, Some(revision)) = (self.vanished, self.place.revision()) {
+            let (presence, player, socket) = (self.presence.clone(), self.player.clone(), self.place.socket);
+            self.presence.spawn(async move { presence.leave(player, socket, revision).await });
+        }
     }
 }
 

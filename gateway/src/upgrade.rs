@@ -55,16 +55,15 @@ pub(crate) async fn handle(
     let since = since(request.uri().query())?;
     let offered = protocols(headers).any(|name| name == PROTOCOL);
 
-    // Before the client hears that it is connected: what happens after that must reach it.
-    let seat = app.hub.register(&player);
-    if let Some(since) = since.filter(|since| *since > seat.position)
+    if let Some(since) = since.filter(|since| *since > app.hub.position())
         && since > app.log.state().await?.last_sequence
     {
         // Of another log, or made up: waiting for the log to get there would swallow events without a sign.
         return Err(Problem::bad_request("since is ahead of the log; begin with 0"));
     }
-    let place = seat.place.clone();
-    app.presence.enter(&player, &place).await;
+    // Before the client hears that it is connected: what happens after that must reach it.
+    let seat = app.hub.register(&player);
+    let noted = app.presence.enter(player.clone(), seat.place.clone()).await;
     let upgrade = hyper::upgrade::on(&mut request);
     let (app, shutdown) = (Arc::clone(app), shutdown.clone());
     tasks.spawn(async move {
@@ -72,10 +71,8 @@ pub(crate) async fn handle(
             Ok(Ok(upgraded)) => {
                 let io = TokioIo::new(upgraded);
                 let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(socket::config())).await;
-                let socket = Socket { stream, seat, player: player.clone(), pace: Pace::default(), shutdown };
-                if socket.run(&app.log, since).await.vanished() {
-                    app.presence.left(player, &place);
-                }
+                let socket = Socket { stream, seat, player, pace: Pace::default(), shutdown };
+                noted.ended(socket.run(&app.log, since).await);
             }
             Ok(Err(error)) => tracing::debug!(%error, "a connection was lost before it became a socket"),
             Err(_) => tracing::debug!("a connection did not become a socket in time"),

@@ -75,15 +75,15 @@ impl Redis {
         self.reset(ANEW, log).await
     }
 
-    /// Puts the projections that were made anew in the place of the live ones, unless these are further. Tells where
-    /// the live ones stand then.
+    /// Puts the projections that were made anew in the place of the live ones, unless these are further; but not
+    /// than the log's `end`, which no projection can be. Tells where the live ones stand then.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn switch(&self, log: &str) -> Result<Applied, RedisError> {
+    pub async fn switch(&self, log: &str, end: u64) -> Result<Applied, RedisError> {
         let mut connection = self.0.connection().await?;
         let script = Script::new(include_str!("projector/switch.lua"));
-        let switched = script.key(&LIVE).key(&ANEW).arg(log).invoke_async(&mut connection).await;
+        let switched = script.key(&LIVE).key(&ANEW).arg(log).arg(end).invoke_async(&mut connection).await;
         let at: i64 = self.0.checked(switched).await?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }

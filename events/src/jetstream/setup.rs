@@ -179,7 +179,8 @@ fn streams(replicas: usize) -> [Config; 6] {
         Config {
             // The shape that NATS's KV clients expect of a bucket.
             max_messages_per_subject: 1,
-            max_age: HOUR * 24,
+            // Longer than a socket lives.
+            max_age: HOUR * 24 * 7,
             max_bytes: 256 << 20,
             discard: DiscardPolicy::New,
             deny_delete: true,

@@ -9,7 +9,7 @@
 
 mod retry;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
 use bytes::Bytes;
@@ -140,7 +140,11 @@ where
             sleep(AGAIN).await;
         }
     };
-    let (_, retried) = tokio::join!(shutdown.run_until_cancelled(reacting), retrying);
+    let mut retrying = pin!(retrying);
+    let retried = tokio::select! {
+        _ = shutdown.run_until_cancelled(reacting) => retrying.await,
+        retried = &mut retrying => retried,
+    };
     // All places free means that nothing is in flight.
     let _ = places.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
     retried

@@ -3,10 +3,12 @@
 use garage_events::{
     player::{CancelReason, Event, State},
     presence,
+    world::{System, World},
 };
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Error;
 
-use crate::support::{App, DEADLINE};
+use crate::support::{App, DEADLINE, token};
 
 /// With another grace period than the default's, which would take a test too long.
 async fn start(grace: u32) -> App {
@@ -82,4 +84,50 @@ async fn the_players_of_a_gateway_that_ended_are_looked_after_by_another() {
     let _bob = app.socket_at(other, "bob", None).await;
     vanished(&app, "ann").await;
     assert!(waits(&app, "bob").await);
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_refused_closes_nothing() {
+    let app = start(15).await;
+    let mut socket = app.socket("ann", None).await;
+    let authorization = format!("Bearer {}", token("ann"));
+    let refused = app.try_socket("?since=99999999", &[("Authorization", &authorization)]).await;
+    assert!(matches!(refused, Err(Error::Http(response)) if response.status() == 400));
+    app.queue("ann", None).await;
+    assert_eq!(socket.event().await["type"], "Queued");
+}
+
+#[tokio::test]
+async fn a_socket_that_was_taken_for_gone_is_noted_again_unless_there_is_a_newer_one() {
+    let app = start(15).await;
+    let bucket = app.log.context().get_key_value(presence::BUCKET).await.unwrap();
+    let look = async |player: &str, socket: uuid::Uuid| {
+        let found = async {
+            loop {
+                let value = bucket.get(format!("player.{player}")).await.unwrap();
+                let seat = value.map(|value| serde_json::from_slice::<presence::Seat>(&value).unwrap());
+                if let Some(seat) = seat.filter(|seat| !seat.gone && (seat.socket == socket || socket.is_nil())) {
+                    return seat;
+                }
+            }
+        };
+        timeout(DEADLINE, found).await.unwrap()
+    };
+    let put = async |player: &str, seat: presence::Seat| {
+        let value = serde_json::to_vec(&seat).unwrap();
+        bucket.put(format!("player.{player}"), value.into()).await.unwrap();
+    };
+    let (mut ann, mut bob) = (app.socket("ann", None).await, app.socket("bob", None).await);
+    // Another gateway, which took this one for dead.
+    let noted = look("ann", uuid::Uuid::nil()).await;
+    put("ann", presence::Seat { gone: true, ..noted }).await;
+    assert_eq!(look("ann", noted.socket).await, noted);
+    // It did so with bob as well, who has come to it meanwhile.
+    let noted = look("bob", uuid::Uuid::nil()).await;
+    let newer = presence::Seat { socket: System.id(), gateway: System.id(), gone: false };
+    tokio::join!(put("bob", presence::Seat { gone: true, ..noted }), put("bob", newer));
+    assert_eq!(bob.closed().await, 4010);
+    assert_eq!(look("bob", newer.socket).await, newer);
+    app.queue("ann", None).await;
+    assert_eq!(ann.event().await["type"], "Queued");
 }

@@ -60,7 +60,7 @@ pub async fn rebuild(
             events += batch.len() as u64;
             progress(events, at, end);
         }
-        match redis.switch(&identity).await.context("redis does not answer")? {
+        match redis.switch(&identity, reader.bounds().await?.last).await.context("redis does not answer")? {
             Applied::At(seq) if seq == at => return Ok(Rebuilt { seq, events }),
             // A projector was quicker by some events: on to where the log is now.
             Applied::At(_) => {}

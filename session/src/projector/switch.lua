@@ -1,4 +1,5 @@
--- Puts the projections that were made anew in the place of the live ones, unless these are further.
+-- Puts the projections that were made anew in the place of the live ones, unless these are further: than the new ones,
+-- and not than the log itself, whose last sequence ARGV[2] is.
 -- Returns where the live ones stand afterwards; -1 when what was made anew is not there, or of another log.
 local log = ARGV[1]
 if redis.call('HGET', KEYS[5], 'log') ~= log then return -1 end
@@ -6,7 +7,7 @@ local anew = tonumber(redis.call('HGET', KEYS[5], 'seq'))
 if redis.call('HGET', KEYS[1], 'log') == log then
   local at = tonumber(redis.call('HGET', KEYS[1], 'seq'))
   -- Nobody who reads may see a match undone.
-  if at > anew then return at end
+  if at > anew and at <= tonumber(ARGV[2]) then return at end
 end
 for i = 1, 4 do
   redis.call('UNLINK', KEYS[i])

@@ -79,7 +79,10 @@ impl Target {
             }
             Self::Stream { prefix, context, acks, name } => {
                 let (subject, body) = (prefix.of(&entry.subject), entry.event.get().to_owned());
-                let ack = context.publish_with_headers(subject, headers(entry), body.into()).await?;
+                let mut headers = headers(entry);
+                // One that is published again, because its acknowledgement was lost, is stored once.
+                headers.insert(async_nats::header::NATS_MESSAGE_ID, format!("{subject}:{}", entry.seq));
+                let ack = context.publish_with_headers(subject, headers, body.into()).await?;
                 acks.push_back((entry.seq, ack));
                 acknowledged(acks, name, UNACKNOWLEDGED).await?;
             }

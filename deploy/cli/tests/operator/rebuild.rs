@@ -11,7 +11,7 @@ use garage_events::{
     event::Envelope,
     jetstream::JetStreamLog,
     player::{self, Ending},
-    projection::{Live, LivePlayer, LiveSession},
+    projection::{Live, LivePlayer, LiveSession, WATERMARK},
     session::{self, Status},
     subject::Aggregate,
 };
@@ -257,4 +257,17 @@ async fn a_rebuild_that_is_killed_does_no_harm() -> anyhow::Result<()> {
     let left: Vec<String> = redis.keys("garage:anew:*").await?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mark_beyond_the_logs_end_is_mended() -> anyhow::Result<()> {
+    let projected = Projected::start().await?;
+    round(&projected.log, 0).await?;
+    projected.until_right().await?;
+    // As after a log that lost its end.
+    let mut connection = projected.connection().await?;
+    redis::cmd("HSET").arg(WATERMARK).arg(&["seq", "999999"]).exec_async(&mut connection).await?;
+    projected.rebuild().await?;
+    round(&projected.log, 1).await?;
+    projected.until_right().await
 }
