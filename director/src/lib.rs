@@ -45,7 +45,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let grace = Duration::from_secs(config.orphan_grace.into());
     ground.spawn("redis watch", redis.watch(ground.health.clone(), shutdown.clone()));
     ground.spawn("watch", watch::run(app.clone(), grace, ground.health.clone(), shutdown.clone()));
-    let reactions = reactor::react(context, DIRECTOR, REACTIONS, shutdown, move |delivery| {
+    let reactions = reactor::react(context, DIRECTOR, REACTIONS, ground.health.clone(), shutdown, move |delivery| {
         let app = app.clone();
         async move { app.on_event(&delivery).await }
     });

@@ -70,7 +70,7 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
         };
         let recorded = delivery.event::<Event>()?;
         match recorded.event {
-            Event::PodRequested(requested) => self.requested(session, recorded.id, requested).await,
+            Event::PodRequested(requested) => self.requested(session, recorded.seq, recorded.id, requested).await,
             Event::Closed(_) => self.closed(session).await,
             event @ (Event::Matched(_)
             | Event::PodScheduled(_)
@@ -85,9 +85,15 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
         }
     }
 
-    async fn requested(&self, session: SessionId, cause: Uuid, requested: PodRequested) -> Result<(), Failure> {
+    async fn requested(
+        &self,
+        session: SessionId,
+        seq: u64,
+        cause: Uuid,
+        requested: PodRequested,
+    ) -> Result<(), Failure> {
         let name = Name { session, attempt: requested.attempt };
-        let state = self.log.session(session).await?.state;
+        let state = self.log.session(session).await?.reaching(seq)?.state;
         if state.present_attempt() != Some(name.attempt) {
             return Ok(self.backend.delete(name).await?);
         }
@@ -178,8 +184,11 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
     /// longer its present attempt is removed.
     async fn rejected(&self, name: Name, rejection: &Rejection) -> Result<(), Failure> {
         // Moot may mean either: scheduled before, or failed since.
-        let present = self.log.session(name.session).await?.state.present_attempt();
-        if present != Some(name.attempt) {
+        let state = self.log.session(name.session).await?.state;
+        if state.last_attempt() < name.attempt {
+            return Err(Failure::Retry(Rejection::Early.into()));
+        }
+        if state.present_attempt() != Some(name.attempt) {
             tracing::info!(session.id = %name.session, pod.name = %name, %rejection, "instance came too late");
             self.backend.delete(name).await?;
         }

@@ -1,13 +1,13 @@
 //! What happens without an event of the log: instances that end by themselves, and those that nobody asks for.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
 use garage_events::{
     log::{Log, Reports},
-    session::{self, Phase},
+    session,
     subject::{Report, ReportKind},
     world::World,
 };
@@ -24,9 +24,10 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often they are compared with the log.
 const SCAN: Duration = Duration::from_secs(5);
 
-/// How long an instance is over before an end that nobody saw counts as a failure: another director on this machine
-/// that started it notes its end within [`LOOK`].
-const UNSEEN: Duration = Duration::from_secs(3);
+/// How long an instance is over before an end counts as a failure that may be none: one that nobody saw, as another
+/// director on this machine that started it notes its end within [`LOOK`]; and one that went well, as its results were
+/// acknowledged before it, and a node that leads the reports no longer may not know of them.
+const DOUBT: Duration = Duration::from_secs(3);
 
 /// Looks after instances until `shutdown`.
 ///
@@ -38,7 +39,7 @@ pub(crate) async fn run<L: Log + Reports, W: World, B: Backend>(
     health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let mut watch = Watch { app, grace, seen: HashMap::new() };
+    let mut watch = Watch { app, grace, seen: HashMap::new(), suspects: HashSet::new() };
     let mut scanned: Option<Instant> = None;
     let mut down = false;
     loop {
@@ -92,6 +93,9 @@ struct Watch<L, W, B> {
     grace: Duration,
     /// Instances that are over: since when this director knows, and whether it has judged them.
     seen: HashMap<Name, Seen>,
+    /// Instances that no open session asked for at the last scan. One read may be that of a node which leads no more;
+    /// by the next scan it has noticed.
+    suspects: HashSet<Name>,
 }
 
 struct Seen {
@@ -108,68 +112,77 @@ impl<L: Log + Reports, W: World, B: Backend> Watch<L, W, B> {
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
             let seen = self.seen.entry(instance.name).or_insert(Seen { since: Instant::now(), judged: false });
-            if seen.judged || (exit.how == How::Unknown && seen.since.elapsed() < UNSEEN) {
+            let doubtful = matches!(exit.how, How::Unknown | How::Code(0));
+            if seen.judged || (doubtful && seen.since.elapsed() < DOUBT) {
                 continue;
             }
             match judge(&self.app, instance.name, exit).await {
-                Ok(()) => seen.judged = true,
+                Ok(judged) => seen.judged = judged,
                 Err(error) => first = first.and(Err(error)),
             }
         }
         first
     }
 
-    async fn orphans(&self, instances: &[Instance]) -> Result<(), Failure> {
+    async fn orphans(&mut self, instances: &[Instance]) -> Result<(), Failure> {
         let now = self.app.world.now();
+        let before = std::mem::take(&mut self.suspects);
         let mut first = Ok(());
         for Instance { name, created, .. } in instances {
             if now - *created < self.grace {
                 continue;
             }
-            if let Err(error) = self.orphan(*name).await {
-                first = first.and(Err(error));
+            match self.orphan(*name, before.contains(name)).await {
+                Ok(false) => {}
+                Ok(true) => drop(self.suspects.insert(*name)),
+                Err(error) => first = first.and(Err(error)),
             }
         }
         first
     }
 
-    /// Removes an instance that no open session asks for.
-    async fn orphan(&self, name: Name) -> Result<(), Failure> {
+    /// Removes an instance that no open session asks for, nor did at the last scan; whether it is to be suspected now.
+    async fn orphan(&self, name: Name, suspected: bool) -> Result<bool, Failure> {
         let session = self.app.log.session(name.session).await?;
-        if session.state.present_attempt() != Some(name.attempt) {
-            self.app.backend.delete(name).await?;
-            metrics::counter!("garage_orphans_removed_total").increment(1);
-            tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
+        let wanted = session.state.present_attempt() == Some(name.attempt);
+        if wanted || !suspected {
+            return Ok(!wanted);
         }
-        Ok(())
+        self.app.backend.delete(name).await?;
+        metrics::counter!("garage_orphans_removed_total").increment(1);
+        tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
+        Ok(false)
     }
 }
 
-/// An instance is over: is its attempt?
+/// An instance is over: is its attempt? False when that cannot be said yet.
 async fn judge<L: Log + Reports, W: World, B: Backend>(
     app: &App<L, W, B>,
     name: Name,
     exit: &Exit,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let state = app.log.session(name.session).await?.state;
+    if state.last_attempt() < name.attempt {
+        // Who answered has not seen it asked for. If nobody ever did, it is an orphan.
+        return Ok(false);
+    }
     if state.present_attempt() != Some(name.attempt) {
-        return Ok(app.backend.delete(name).await?);
+        app.backend.delete(name).await?;
+        return Ok(true);
     }
     if let session::State::Open(open) = &state {
         if app.world.now() >= open.began + app.terms.session {
             // Its session has come to its hard end, at which servers exit by themselves. It is abandoned, not failed,
             // and its own deadline says so.
-            return Ok(());
+            return Ok(true);
         }
         let results = Report { session: name.session, attempt: name.attempt, kind: ReportKind::Finished };
-        if matches!(open.phase, Phase::Running(_)) && app.log.reported(results).await? {
+        if app.log.reported(results).await? {
             // It had done its work, however it ended; session is about to judge the results.
-            return Ok(());
+            return Ok(true);
         }
     }
     let reason = match exit.how {
-        // Its report of the results may still be on its way; if there is none, the session's own deadline says so.
-        How::Code(0) => return Ok(()),
         How::Code(_) | How::Unknown => "exited",
         How::Signal(_) => "killed",
     };
@@ -178,5 +191,6 @@ async fn judge<L: Log + Reports, W: World, B: Backend>(
         Some(line) => format!("{}: {line}", exit.how),
         None => exit.how.to_string(),
     };
-    app.fail(name, reason, message, None).await
+    app.fail(name, reason, message, None).await?;
+    Ok(true)
 }

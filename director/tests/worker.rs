@@ -411,19 +411,26 @@ async fn a_server_that_reported_its_results_has_not_failed_however_it_ended() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_well_is_no_failure() {
-    let mut ground = Ground::new("exit 0").await;
+async fn a_server_that_ends_well_has_failed_unless_it_reported_its_results() {
+    let mut ground = Ground::new("while [ ! -e ../../die ]; do sleep 0.05; done").await;
     ground.start().await;
-    let id = ground.session().await;
-    ground.scheduled(id, 1).await;
-    // Its end is noted in the very look that judges it; one more session shows that the judge went on.
-    until("its end", async || ground.instance(name(id, 1)).join("exit").exists().then_some(())).await;
+    let (reported, silent) = (ground.session().await, ground.session().await);
+    for id in [reported, silent] {
+        ground.scheduled(id, 1).await;
+    }
+    let report = Report { session: reported, attempt: 1, kind: ReportKind::Finished };
+    ground.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
+    fs::write(ground.path("die"), "").unwrap();
+    let failed = ground.failed(silent).await;
+    assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("exited", "exit code 0"));
+    ground.gone(name(silent, 1)).await;
+    // One that ends later is judged later: by then the first has been.
     let other = ground.session().await;
-    ground.scheduled(other, 1).await;
-    until("the other's end", async || ground.instance(name(other, 1)).join("exit").exists().then_some(())).await;
-    assert_eq!(ground.load(id).await.history.len(), 3);
-    ground.decide(id, session::Command::Fail { reason: "test".into() }).await;
-    ground.gone(name(id, 1)).await;
+    ground.failed(other).await;
+    let events = ground.load(reported).await.history;
+    assert!(matches!(events.last().unwrap().event, Event::PodScheduled(_)), "{events:?}");
+    ground.decide(reported, session::Command::Fail { reason: "test".into() }).await;
+    ground.gone(name(reported, 1)).await;
 }
 
 #[tokio::test]

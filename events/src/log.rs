@@ -57,10 +57,29 @@ impl Session {
         Self { state, head, history }
     }
 
+    /// The session, if it was read at least up to an event that is known to be there.
+    ///
+    /// # Errors
+    /// [`Behind`]
+    pub fn reaching(self, known: u64) -> Result<Self, Behind> {
+        if self.head.seq < known { Err(Behind { read: self.head.seq, known }) } else { Ok(self) }
+    }
+
     /// Its last event's id, to be named as the cause of what follows.
     pub fn cause(&self) -> Option<Uuid> {
         self.history.last().map(|last| last.id)
     }
+}
+
+/// A read did not show an event that is known to be there: a node that led until lately, and has not noticed yet that
+/// it leads no more, answers with what it has. Nothing may be acknowledged upon it; the next read will show more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("read up to event {read}, and event {known} is known to be there")]
+pub struct Behind {
+    /// Sequence of the last event read; 0 when none was.
+    pub read: u64,
+    /// Sequence of the event known.
+    pub known: u64,
 }
 
 /// Why the log could not be read.

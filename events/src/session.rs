@@ -314,6 +314,22 @@ impl State {
         }
     }
 
+    /// The last attempt that was asked for; 0 before the first, and where nothing is known of the session.
+    pub fn last_attempt(&self) -> u32 {
+        match self {
+            Self::Open(Open { phase, .. }) => match phase {
+                Phase::Unserved { attempts, .. } => *attempts,
+                Phase::Starting(Starting { attempt, .. })
+                | Phase::Running(Opened { attempt, .. })
+                | Phase::Broken { attempt, .. } => *attempt,
+                // Nothing is asked for any more.
+                Phase::Ending(..) => u32::MAX,
+            },
+            Self::New => 0,
+            Self::Closed(_) => u32::MAX,
+        }
+    }
+
     /// What it began with.
     pub fn matched(&self) -> Option<&Matched> {
         match self {
@@ -417,6 +433,19 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The attempt whose server it tells of.
+    fn attempt(&self) -> Option<u32> {
+        match self {
+            Self::Schedule(PodScheduled { attempt, .. })
+            | Self::FailPod(PodFailed { attempt, .. })
+            | Self::Ready { attempt, .. }
+            | Self::Finish { attempt, .. } => Some(*attempt),
+            Self::Create(_) | Self::RequestPod(_) | Self::Open(_) | Self::Fail { .. } | Self::Deadline { .. } => None,
+        }
+    }
+}
+
 /// Why a command brings no event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
@@ -435,8 +464,8 @@ pub enum Rejection {
         /// The attempt named.
         attempt: u32,
     },
-    /// Something that must come first has not been noted yet; try again later.
-    #[error("an earlier report is still on its way")]
+    /// It speaks of what must come after something that has not been noted yet, as far as was read; try again later.
+    #[error("something that must come first is still on its way")]
     Early,
     /// It is known already, or does not fit the phase.
     #[error("nothing new for this phase")]
@@ -451,6 +480,10 @@ pub enum Rejection {
 /// # Errors
 /// [`Rejection`] when its state does not admit the command.
 pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
+    // There is no server before it was asked for: who read the session has not seen all of it.
+    if command.attempt().is_some_and(|attempt| attempt > state.last_attempt()) {
+        return Err(Rejection::Early);
+    }
     let (open, command) = match (state, command) {
         (State::New, Command::Create(matched)) => return Ok(vec![matched.into()]),
         (State::Open(_) | State::Closed(_), Command::Create(_)) => return Err(Rejection::Exists),

@@ -36,7 +36,13 @@ pub struct Faults {
     pub lost_appends: u32,
     /// Reads that end with [`ReadError::Unavailable`].
     pub lost_reads: u32,
+    /// Reads that are answered by a node that led until lately: without the last events, and perhaps with a part of a
+    /// commit.
+    pub stale_reads: u32,
 }
+
+/// The most messages that a stale read lacks.
+const STALE: u64 = 16;
 
 /// A message of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,8 +117,9 @@ impl<W: World> SimLog<W> {
     /// # Errors
     /// [`ReadError::Unavailable`]
     pub fn last_sequence(&self, filter: &str) -> Result<u64, ReadError> {
-        let state = self.readable()?;
-        Ok(state.messages.iter().rev().find(|message| selects(filter, &message.subject)).map_or(0, |last| last.seq))
+        let (state, end) = self.readable()?;
+        let known = state.messages.iter().rev().skip_while(|message| message.seq > end);
+        Ok(known.into_iter().find(|message| selects(filter, &message.subject)).map_or(0, |last| last.seq))
     }
 
     /// The first message from a sequence on that a filter selects.
@@ -120,7 +127,9 @@ impl<W: World> SimLog<W> {
     /// # Errors
     /// [`ReadError::Unavailable`]
     pub fn next(&self, filter: &str, from: u64) -> Result<Option<Message>, ReadError> {
-        Ok(self.readable()?.from(from).find(|message| selects(filter, &message.subject)).cloned())
+        let (state, end) = self.readable()?;
+        let known = state.from(from).take_while(|message| message.seq <= end);
+        Ok(known.into_iter().find(|message| selects(filter, &message.subject)).cloned())
     }
 
     /// Reads the messages that one of the filters selects, in order, from a sequence on (1 is the beginning).
@@ -129,20 +138,29 @@ impl<W: World> SimLog<W> {
     }
 
     fn history<E: Event>(&self, aggregate: &Aggregate) -> Result<Vec<Recorded<E>>, ReadError> {
-        let state = self.readable()?;
-        state.of(&aggregate.filter()).iter().filter_map(|seq| state.from(*seq).next()).map(decode).collect()
+        let (state, end) = self.readable()?;
+        let known = state.of(&aggregate.filter()).iter().filter(|seq| **seq <= end);
+        known.filter_map(|seq| state.from(*seq).next()).map(decode).collect()
     }
 
     fn last<E: Event>(&self, aggregate: &Aggregate) -> Result<Option<Recorded<E>>, ReadError> {
-        let state = self.readable()?;
-        let last = state.of(&aggregate.filter()).last().and_then(|seq| state.from(*seq).next());
-        last.map(decode).transpose()
+        let (state, end) = self.readable()?;
+        let last = state.of(&aggregate.filter()).iter().rev().find(|seq| **seq <= end);
+        last.and_then(|seq| state.from(*seq).next()).map(decode).transpose()
     }
 
-    fn readable(&self) -> Result<MutexGuard<'_, State>, ReadError> {
+    /// The log, and up to where whoever answers a read knows it.
+    fn readable(&self) -> Result<(MutexGuard<'_, State>, u64), ReadError> {
         let mut state = self.state();
-        let percent = state.faults.lost_reads;
-        if state.hit(percent) { Err(ReadError::Unavailable("the read was lost".into())) } else { Ok(state) }
+        let Faults { lost_reads, stale_reads, .. } = state.faults;
+        if state.hit(lost_reads) {
+            return Err(ReadError::Unavailable("the read was lost".into()));
+        }
+        let mut end = state.end();
+        if state.hit(stale_reads) {
+            end = end.saturating_sub(state.dice.random_range(1..=STALE));
+        }
+        Ok((state, end))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -15,11 +15,8 @@ use crate::{
     subject,
 };
 
-/// How long a caller waits for a reply.
+/// How long a caller waits for a reply, unless the request says otherwise.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long an operator waits for a worker to handle a dead letter; it may wait for others in its turn.
-pub const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One kind of request.
 pub trait Call: Serialize + DeserializeOwned + Send {
@@ -27,6 +24,8 @@ pub trait Call: Serialize + DeserializeOwned + Send {
     const SUBJECT: &'static str;
     /// What comes back.
     type Reply: Serialize + DeserializeOwned + Send;
+    /// How long a caller waits for it; whoever answers has half a second less.
+    const TIMEOUT: Duration = TIMEOUT;
 }
 
 macro_rules! call {
@@ -308,7 +307,12 @@ pub struct Retry {
     /// Its sequence in the stream of dead letters.
     pub letter: u64,
 }
-call!(Retry => (), "retry");
+impl Call for Retry {
+    const SUBJECT: &'static str = "retry";
+    type Reply = ();
+    // It may wait for others in its turn.
+    const TIMEOUT: Duration = Duration::from_secs(30);
+}
 
 /// A connection token.
 #[derive(Clone, Serialize, Deserialize)]
@@ -351,24 +355,24 @@ pub enum CallError {
     },
 }
 
-/// Sends one request and waits for its reply, at most [`TIMEOUT`].
+/// Sends one request and waits for its reply, at most [`Call::TIMEOUT`].
 ///
 /// # Errors
 /// See [`CallError`].
 pub async fn call<C: Call>(client: &Client, call: &C) -> Result<C::Reply, CallError> {
-    call_at(client, C::SUBJECT.into(), call, TIMEOUT).await
+    call_at(client, C::SUBJECT.into(), call).await
 }
 
-/// Has a consumer's worker handle one of its dead letters again; waits at most [`RETRY_TIMEOUT`].
+/// Has a consumer's worker handle one of its dead letters again.
 ///
 /// # Errors
 /// See [`CallError`].
 pub async fn retry(client: &Client, consumer: &str, letter: u64) -> Result<(), CallError> {
-    call_at(client, subject::retry(consumer), &Retry { letter }, RETRY_TIMEOUT).await
+    call_at(client, subject::retry(consumer), &Retry { letter }).await
 }
 
-async fn call_at<C: Call>(client: &Client, at: String, call: &C, within: Duration) -> Result<C::Reply, CallError> {
-    let subject = C::SUBJECT;
+async fn call_at<C: Call>(client: &Client, at: String, call: &C) -> Result<C::Reply, CallError> {
+    let (subject, within) = (C::SUBJECT, C::TIMEOUT);
     let malformed = |source| CallError::Malformed { subject, source };
     let body = serde_json::to_vec(call).map_err(malformed)?;
     let request = async_nats::Request::new().payload(body.into()).timeout(Some(within));

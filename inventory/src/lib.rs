@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use garage_worker::{Ground, Health, Shutdown};
 use sqlx::MySqlPool;
+use tokio::time::timeout;
 
 pub use config::Config;
 pub use error::Error;
@@ -27,6 +28,13 @@ pub use mysql::{SchemaError, migrate, rewards::pay};
 
 /// How often MySQL is looked at for /readyz.
 const WATCH: Duration = Duration::from_secs(2);
+
+/// How long it may take to answer that.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The longest that the database may take for what nobody waits for: the payment of a session's players, a batch of old
+/// keys.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// How often idempotency keys that are old enough are forgotten.
 const FORGET: Duration = Duration::from_secs(600);
@@ -50,7 +58,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let log = ground.open_log().await?;
 
     service::start(&mut ground, &pool, config.concurrency.into()).await?;
-    let rewards = rewards::react(pool.clone(), log.clone(), config.rewards_concurrency.into(), stop.clone());
+    let rewards = {
+        let (health, concurrency) = (ground.health.clone(), config.rewards_concurrency.into());
+        rewards::react(pool.clone(), log.clone(), concurrency, health, stop.clone())
+    };
     ground.spawn("rewards", rewards);
     let publisher = outbox::publish(pool.clone(), log, stop);
     ground.spawn("outbox", async move {
@@ -87,12 +98,13 @@ async fn ready(pool: &MySqlPool, health: &Health, stop: &Shutdown) -> Result<boo
 /// Keeps /readyz right about MySQL, and the gauge of events that wait to be published.
 async fn watch(pool: MySqlPool, health: Health, stop: Shutdown) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        match mysql::outbox::depth(&pool).await {
-            Ok(depth) => {
+        match timeout(ANSWER, mysql::outbox::depth(&pool)).await {
+            Ok(Ok(depth)) => {
                 metrics::gauge!("garage_inventory_outbox_depth").set(depth);
                 health.up("mysql");
             }
-            Err(error) => health.down("mysql", error.to_string()),
+            Ok(Err(error)) => health.down("mysql", error.to_string()),
+            Err(_) => health.down("mysql", "does not answer"),
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -105,10 +117,11 @@ async fn watch(pool: MySqlPool, health: Health, stop: Shutdown) -> anyhow::Resul
 /// Forgets idempotency keys, batch by batch.
 async fn forget(pool: MySqlPool, stop: Shutdown) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        match mysql::idempotency::forget(&pool).await {
-            Ok(mysql::idempotency::BATCH) => continue,
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "old idempotency keys cannot be forgotten, will try again"),
+        match timeout(LIMIT, mysql::idempotency::forget(&pool)).await {
+            Ok(Ok(mysql::idempotency::BATCH)) => continue,
+            Ok(Ok(_)) => {}
+            Err(_) => tracing::warn!("mysql takes too long to forget old idempotency keys, will try again"),
+            Ok(Err(error)) => tracing::warn!(%error, "old idempotency keys cannot be forgotten, will try again"),
         }
         tokio::select! {
             () = stop.cancelled() => {}

@@ -2,24 +2,30 @@
 
 use garage_events::{jetstream::JetStreamLog, session};
 use garage_worker::{
-    Shutdown,
+    Health, Shutdown,
     reactor::{self, Delivery, Failure},
 };
 use sqlx::MySqlPool;
 
-use crate::{error::Error, mysql::rewards::pay};
+use crate::{LIMIT, error::Error, mysql::rewards::pay};
 
 /// Reacts to `garage.session.*.closed` until `shutdown`, to at most `concurrency` at a time.
 ///
 /// # Errors
 /// See [`reactor::react`].
-pub async fn react(pool: MySqlPool, log: JetStreamLog, concurrency: usize, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn react(
+    pool: MySqlPool,
+    log: JetStreamLog,
+    concurrency: usize,
+    health: Health,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
     let consumer = garage_events::jetstream::setup::INVENTORY;
     let handler = move |delivery: Delivery| {
         let pool = pool.clone();
         async move { handle(&pool, &delivery).await }
     };
-    reactor::react(log.context().clone(), consumer, concurrency, shutdown, handler).await
+    reactor::react(log.context().clone(), consumer, concurrency, health, shutdown, handler).await
 }
 
 async fn handle(pool: &MySqlPool, delivery: &Delivery) -> Result<(), Failure> {
@@ -31,7 +37,9 @@ async fn handle(pool: &MySqlPool, delivery: &Delivery) -> Result<(), Failure> {
     let Some(garage_events::subject::Aggregate::Session(session)) = aggregate else {
         return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
     };
-    pay(pool, session, &closed.results).await.map_err(|error| match error {
+    let paid = tokio::time::timeout(LIMIT, pay(pool, session, &closed.results)).await;
+    let paid = paid.map_err(|_| Failure::Unavailable(anyhow::anyhow!("mysql did not answer in time")))?;
+    paid.map_err(|error| match error {
         Error::Unavailable(_) => Failure::Unavailable(error.into()),
         Error::Refused(_) | Error::Corrupt(_) => Failure::Retry(error.into()),
         Error::Rejected(_) | Error::KeyReused | Error::TooMany { .. } => Failure::Poison(error.into()),

@@ -1,8 +1,6 @@
 //! The endpoints that other workers ask.
 
-use std::time::Duration;
-
-use garage_events::svc::{Call, Execute, GetGarage, GetLedger, Loadouts, StoreCars, StoreItems, TIMEOUT};
+use garage_events::svc::{Call, Execute, GetGarage, GetLedger, Loadouts, StoreCars, StoreItems};
 use garage_worker::{
     Ground,
     service::{Refusal, Service},
@@ -14,9 +12,6 @@ use crate::{
     error::Error,
     mysql::{catalogue, commands, garage, ledger},
 };
-
-/// How long a request may take: a little less than its caller waits, so that he hears why.
-const LIMIT: Duration = TIMEOUT.saturating_sub(Duration::from_millis(500));
 
 /// Opens the endpoints and answers, at most `concurrency` requests of each kind at a time.
 ///
@@ -80,16 +75,11 @@ where
     F: Fn(C) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<C::Reply, Error>> + Send + 'static,
 {
-    let limited = move |call| {
+    let answering = move |call| {
         let answer = handler(call);
-        async move {
-            match tokio::time::timeout(LIMIT, answer).await {
-                Ok(answer) => answer.map_err(|error| refusal(name, error)),
-                Err(_) => Err(Refusal::new(503, "mysql takes too long")),
-            }
-        }
+        async move { answer.await.map_err(|error| refusal(name, error)) }
     };
-    let task = service.serve(concurrency, ground.shutdown.clone(), limited).await?;
+    let task = service.serve(concurrency, ground.shutdown.clone(), answering).await?;
     ground.spawn(name, task);
     Ok(())
 }

@@ -37,7 +37,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let (keys, filling) = keys::Pool::start(config.key_pool, seal);
     ground.spawn("keys", filling);
     let limits = config.limits();
-    let context = log.context().clone();
+    let (context, health) = (log.context().clone(), ground.health.clone());
 
     let app = reaction::App {
         log: log.clone(),
@@ -48,7 +48,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let reactor = app.clone();
     ground.spawn(
         "events",
-        reactor::react(context.clone(), SESSION, REACTIONS, shutdown.clone(), move |delivery| {
+        reactor::react(context.clone(), SESSION, REACTIONS, health.clone(), shutdown.clone(), move |delivery| {
             let app = reactor.clone();
             async move { app.on_event(&delivery).await }
         }),
@@ -56,20 +56,27 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let reactor = app.clone();
     ground.spawn(
         "reports",
-        reactor::react(context.clone(), SESSION_REPORTS, REACTIONS, shutdown.clone(), move |delivery| {
-            let app = reactor.clone();
-            async move { app.on_report(&delivery).await }
-        }),
+        reactor::react(
+            context.clone(),
+            SESSION_REPORTS,
+            REACTIONS,
+            health.clone(),
+            shutdown.clone(),
+            move |delivery| {
+                let app = reactor.clone();
+                async move { app.on_report(&delivery).await }
+            },
+        ),
     );
     ground.spawn(
         "timers",
-        reactor::react(context, SESSION_TIMERS, REACTIONS, shutdown.clone(), move |delivery| {
+        reactor::react(context, SESSION_TIMERS, REACTIONS, health.clone(), shutdown.clone(), move |delivery| {
             let app = app.clone();
             async move { app.on_timer(&delivery).await }
         }),
     );
     query::serve(&mut ground, &log, &redis, signer, limits).await?;
-    let projector = projector::Projector::new(log, redis, ground.health.clone());
+    let projector = projector::Projector::new(log, redis, health);
     ground.spawn("projector", projector.run(shutdown));
     tracing::info!("session runs");
     ground.wait().await

@@ -101,8 +101,8 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
             return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
         };
         // Read for the sake of stopping at what this build does not know.
-        delivery.event::<Event>()?;
-        self.advance(session).await
+        let seen = delivery.event::<Event>()?.seq;
+        self.advance(session, seen).await
     }
 
     /// Judges a game server's report.
@@ -142,8 +142,12 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
     /// A server whose report cannot be used has failed: there will be no other.
     async fn fail(&self, session: SessionId, attempt: u32, report: &impl std::fmt::Display) -> Result<(), Failure> {
         let failed = PodFailed { attempt, reason: "bad-report".into(), message: report.to_string() };
-        if let Err(rejection) = decide_session(&self.log, &self.world, session, Command::FailPod(failed), None).await? {
-            tracing::info!(session.id = %session, attempt, %rejection, "bad report of an attempt that is over");
+        match decide_session(&self.log, &self.world, session, Command::FailPod(failed), None).await? {
+            Ok(_) => {}
+            Err(rejection @ Rejection::Early) => return Err(Failure::Retry(rejection.into())),
+            Err(rejection) => {
+                tracing::info!(session.id = %session, attempt, %rejection, "bad report of an attempt that is over");
+            }
         }
         Ok(())
     }
@@ -160,14 +164,15 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
             let types: Vec<_> = events.iter().map(garage_events::event::Event::type_name).collect();
             tracing::info!(session.id = %session, ?types, "deadline passed");
         }
-        // It may have fired for a phase that is over, or before its time.
-        self.advance(session).await
+        // It may have fired for a phase that is over, or before its time; but it was set for a session that is there.
+        self.advance(session, 1).await
     }
 
-    /// Does what a session needs next until it waits, and sets its timer.
-    async fn advance(&self, id: SessionId) -> Result<(), Failure> {
+    /// Does what a session needs next until it waits, and sets its timer. `seen` is an event of it that is known.
+    async fn advance(&self, id: SessionId, mut seen: u64) -> Result<(), Failure> {
         loop {
-            let session = self.log.session(id).await?;
+            let session = self.log.session(id).await?.reaching(seen)?;
+            seen = session.head.seq;
             let open = match &session.state {
                 State::Open(open) => open,
                 State::New | State::Closed(_) => return self.effects.set_timer(id, None).await,

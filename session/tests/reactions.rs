@@ -15,7 +15,7 @@ use garage_events::{
     player::{self, Ending, Queued},
     reaction::decide_session,
     session::{Command, Event, Limits, Matched, Member, PodFailed, PodScheduled, State, Team},
-    sim::SimLog,
+    sim::{Faults, SimLog},
     subject::{Aggregate, Report, ReportKind, timer_due},
     world::{Simulated, World},
 };
@@ -132,12 +132,17 @@ impl Match {
         Delivery { seq: 1, time: self.app.world.now(), subject, body: body.into(), delivered: 1 }
     }
 
-    /// Delivers the session's last event.
-    fn told(&self) -> Result<(), Failure> {
+    /// The session's last event, as it is delivered.
+    fn last(&self) -> Delivery {
         let filter = Aggregate::Session(self.session).filter();
         let last = self.app.log.last_sequence(&filter).unwrap();
         let message = self.app.log.next(&filter, last).unwrap().unwrap();
-        block_on(self.app.on_event(&self.delivery(message.subject.clone(), message.body.clone())))
+        Delivery { seq: last, ..self.delivery(message.subject, message.body) }
+    }
+
+    /// Delivers the session's last event.
+    fn told(&self) -> Result<(), Failure> {
+        block_on(self.app.on_event(&self.last()))
     }
 
     /// Delivers what happens until nothing more does.
@@ -344,6 +349,29 @@ fn a_session_that_waits_for_what_is_down_still_ends_at_its_hard_end() {
     assert!(game.types().ends_with(&["Failed", "Closed"]), "{:?}", game.types());
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));
     assert_eq!(game.app.world.now(), BEGAN + Limits::default().session);
+}
+
+#[test]
+fn nothing_is_acknowledged_upon_a_read_that_lacks_what_is_known() {
+    let game = Match::made();
+    let (matched, stale) = (game.last(), Faults { stale_reads: 100, ..Faults::default() });
+    let retried = |result: Result<(), Failure>| assert!(matches!(result, Err(Failure::Retry(_))), "{result:?}");
+    game.app.log.set_faults(stale, 1);
+    retried(block_on(game.app.on_event(&matched)));
+    retried(block_on(game.app.on_timer(&game.delivery(timer_due(game.session), ""))));
+    game.app.log.set_faults(Faults::default(), 0);
+    game.told().unwrap();
+    let timer = game.app.effects.record().timer;
+    assert!(timer.is_some());
+
+    // Its server was asked for, which who answers has not heard of.
+    game.app.log.set_faults(stale, 1);
+    retried(game.ready(1));
+    retried(game.finished(1));
+    retried(game.reports(1, ReportKind::Ready, "no report"));
+    game.app.log.set_faults(Faults::default(), 0);
+    assert_eq!(game.types(), ["Matched", "PodRequested"]);
+    assert_eq!(game.app.effects.record().timer, timer, "it still has its timer");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use garage_events::{
 };
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{
-    Shutdown,
+    Health, Shutdown,
     reactor::{Failure, react},
     service,
 };
@@ -214,7 +214,8 @@ async fn dead_letters_are_viewed_retried_and_removed() -> anyhow::Result<()> {
         let broken = called.fetch_add(1, Ordering::SeqCst) == 0;
         async move { if broken { Err(Failure::Poison(anyhow::anyhow!("why"))) } else { Ok(()) } }
     };
-    let reacting = tokio::spawn(react(context.clone(), SESSION_REPORTS, 1, shutdown.clone(), handler));
+    let reacting =
+        tokio::spawn(react(context.clone(), SESSION_REPORTS, 1, Health::default(), shutdown.clone(), handler));
     context.publish("report.x.1.ready", "{}".into()).await?.await?;
 
     let page = fixture.page("DEAD", json!({ "deliver_policy": "all" }), 1).await?;

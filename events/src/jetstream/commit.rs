@@ -226,11 +226,12 @@ impl Committer {
     /// Answers the decision that the server named, by the sequence of the message which it did not expect.
     async fn moved(&self, seq: Option<u64>, mut part: Part, parts: &mut Vec<Part>) {
         let Some(seq) = seq else {
-            // It names none where an aggregate has no message any more.
+            // It names none where an aggregate has no message, and one was expected.
             match part.group.as_slice() {
                 [one] => {
-                    let aggregate = one.aggregates().next().cloned();
-                    aggregate.inspect(|aggregate| part.conflict(aggregate));
+                    let expecting = one.decision.changes.iter().find(|change| change.head.seq > 0);
+                    let moved = expecting.or(one.decision.changes.first()).map(|change| change.aggregate.clone());
+                    moved.inspect(|aggregate| part.conflict(aggregate));
                 }
                 _ => part.halve(parts),
             }

@@ -69,6 +69,10 @@ pub(crate) async fn a_head_that_never_was_is_a_conflict(fixture: impl Fixture) {
         assert!(conflicts_over(&outcome, &Aggregate::Player(player.clone())), "{seq}: {outcome:?}");
         let outcome = log.append(made(session, head, [pod_requested(1), pod_failed(1)]).decision).await;
         assert!(conflicts_over(&outcome, &Aggregate::Session(session)), "{seq}: {outcome:?}");
+        // Beside a new session, where nothing is expected, it is the player who is not where he should be.
+        let several = Made::nothing().and(session, Head::default(), [matched(&[])]).and(&player, head, [queued()]);
+        let outcome = log.append(several.decision).await;
+        assert!(conflicts_over(&outcome, &Aggregate::Player(player.clone())), "{seq}: {outcome:?}");
     }
     assert_eq!(log.player(&player).await.unwrap(), Player::default());
     assert_eq!(log.session(session).await.unwrap(), Session::default());

@@ -42,7 +42,7 @@ async fn an_append_that_is_lost_is_not_stored() {
 
 #[tokio::test]
 async fn a_seed_brings_the_same_faults_again() {
-    let some = Faults { lost_answers: 30, lost_appends: 30, lost_reads: 0 };
+    let some = Faults { lost_answers: 30, lost_appends: 30, ..Faults::default() };
     let seen = appends(some, 7).await;
     assert_eq!(appends(some, 7).await, seen);
     assert_ne!(appends(some, 8_000).await, seen);
@@ -58,4 +58,16 @@ async fn a_read_that_is_lost_says_so() {
     assert!(log.player(&new_player()).await.is_err());
     assert!(log.next("garage.>", 1).is_err());
     assert!(log.last_sequence("garage.>").is_err());
+}
+
+#[tokio::test]
+async fn a_read_that_is_stale_lacks_the_last_events_and_an_append_on_it_conflicts() {
+    let log = SimLog::new(Simulated::at(THEN));
+    let player = new_player();
+    log.append(made(&player, Head::default(), [queued()]).decision).await.unwrap();
+    log.set_faults(Faults { stale_reads: 100, ..Faults::default() }, 1);
+    let read = log.player(&player).await.unwrap();
+    assert_eq!((read.head, log.last_sequence("garage.>").unwrap()), (Head::default(), 0));
+    let stale = log.append(made(&player, read.head, [queued()]).decision).await;
+    assert!(matches!(stale, Err(AppendError::Conflict(_))), "{stale:?}");
 }

@@ -30,7 +30,8 @@ impl Health {
         self.entries().insert(dependency, Some(reason.into()));
     }
 
-    fn report(&self) -> (bool, String) {
+    /// Whether all is there, and a line for each of it.
+    pub fn report(&self) -> (bool, String) {
         let entries = self.entries();
         let lines = entries.iter().map(|(name, down)| match down {
             None => format!("{name}: ok\n"),

@@ -18,19 +18,26 @@ use garage_events::{
     event::{DecodeError, Event, Recorded},
     jetstream::setup,
     letter::Letter,
-    log::{AppendError, ReadError},
+    log::{AppendError, Behind, ReadError},
     reaction, subject,
 };
 use time::OffsetDateTime;
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
-use crate::Shutdown;
+use crate::{Health, Shutdown};
 
 /// Deliveries after which a message that still cannot be handled goes to the dead letters.
 const DELIVERIES: i64 = 10;
 
 /// Tries that one delivery gets, when each ends in a conflict or the like.
 const TRIES: u32 = 5;
+
+/// The longest that one try may take, which is several times what its slowest step may: longer, and something that it
+/// awaits will never answer.
+const TRY: Duration = Duration::from_secs(120);
 
 /// How often the server hears that a delivery that is held is not forgotten: twice within [`setup::ACK_WAIT`], and a
 /// second to spare.
@@ -93,6 +100,12 @@ impl From<ReadError> for Failure {
     }
 }
 
+impl From<Behind> for Failure {
+    fn from(error: Behind) -> Self {
+        Self::Retry(error.into())
+    }
+}
+
 impl From<AppendError> for Failure {
     fn from(error: AppendError) -> Self {
         match error {
@@ -112,8 +125,8 @@ impl From<reaction::Error> for Failure {
     }
 }
 
-/// Reacts to a consumer's messages, at most `concurrency` at a time, until `shutdown`; then finishes what it holds. To
-/// be spawned as a long task.
+/// Reacts to a consumer's messages, at most `concurrency` at a time, until `shutdown`; then finishes what it holds.
+/// `health` says whether there are messages to be had of the consumer. To be spawned as a long task.
 ///
 /// # Errors
 /// When the consumer is not there.
@@ -121,6 +134,7 @@ pub async fn react<F, R>(
     context: jetstream::Context,
     consumer: setup::Consumer,
     concurrency: usize,
+    health: Health,
     shutdown: Shutdown,
     handler: F,
 ) -> anyhow::Result<()>
@@ -133,9 +147,10 @@ where
     // What is in flight goes on when this ends.
     let reacting = async {
         loop {
-            let result = fetch(&context, consumer, &places, &shutdown, &handler).await;
+            let result = fetch(&context, consumer, &places, &health, &shutdown, &handler).await;
             if let Err(error) = result {
                 tracing::warn!(consumer = consumer.name, %error, "messages cannot be fetched; trying again");
+                health.down(consumer.name, error.to_string());
             }
             sleep(AGAIN).await;
         }
@@ -155,6 +170,7 @@ async fn fetch<F, R>(
     context: &jetstream::Context,
     consumer: setup::Consumer,
     places: &Arc<Semaphore>,
+    health: &Health,
     shutdown: &Shutdown,
     handler: &F,
 ) -> Result<(), async_nats::Error>
@@ -173,6 +189,7 @@ where
             free.merge(more);
         }
         let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL).messages().await?;
+        health.up(consumer.name);
         while let Some(message) = batch.next().await {
             let message = message?;
             // There are as many places as messages were asked for.
@@ -239,7 +256,8 @@ impl Reaction {
         }
         let mut tries = 0;
         loop {
-            match handler(delivery.clone()).await {
+            let hung = || Failure::Unavailable(anyhow::anyhow!("no answer within {} s", TRY.as_secs()));
+            match timeout(TRY, handler(delivery.clone())).await.unwrap_or_else(|_| Err(hung())) {
                 Ok(()) => {
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
                     return self.answer(AckKind::Ack).await;

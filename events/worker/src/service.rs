@@ -1,6 +1,6 @@
 //! Answering requests, on the NATS service API, so that `nats service ls` lists the workers.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::{
     Client,
@@ -8,9 +8,17 @@ use async_nats::{
 };
 use futures::StreamExt;
 use garage_events::svc::Call;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::Shutdown;
+
+/// Requests of one kind that may wait for a place, for each place there is. What is beyond is refused at once: it would
+/// only be answered when nobody waits for it any more.
+const WAITING: usize = 8;
+
+/// How much sooner than its caller gives up a request is refused, so that he hears why and nothing is carried out for
+/// nobody.
+const SOONER: Duration = Duration::from_millis(500);
 
 /// A request that will not be granted; the code has HTTP's meaning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +67,8 @@ impl Service {
         Ok(Self { service: Arc::new(service), client: client.clone(), name: name.into() })
     }
 
-    /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. To be spawned as a long task.
+    /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. A request that cannot be answered
+    /// while its caller waits, or for which there is no room, is refused with 503. To be spawned as a long task.
     ///
     /// # Errors
     /// When the endpoint cannot be opened, or is closed by the server.
@@ -100,20 +109,29 @@ impl Service {
         let (service, client) = (Arc::clone(&self.service), self.client.clone());
         Ok(async move {
             let _service = service;
-            let places = Arc::new(Semaphore::new(concurrency));
+            let most = concurrency * (1 + WAITING);
+            let (admitted, places) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(concurrency)));
             loop {
                 let request = tokio::select! {
                     () = shutdown.cancelled() => break,
                     request = endpoint.next() => request,
                 };
                 let Some(request) = request else { anyhow::bail!("endpoint {} was closed", C::SUBJECT) };
-                let place = Arc::clone(&places).acquire_owned().await?;
-                let (handler, client) = (handler.clone(), client.clone());
+                let admission = Arc::clone(&admitted).try_acquire_owned();
+                let (handler, client, places) = (handler.clone(), client.clone(), Arc::clone(&places));
                 tokio::spawn(async move {
-                    let answer = match serde_json::from_slice(&request.message.payload) {
-                        Ok(call) => handler(call).await,
-                        Err(error) => Err(Refusal::new(400, format!("request cannot be read: {error}"))),
+                    let answer = async {
+                        if admission.is_err() {
+                            return Err(Refusal::new(503, "too many requests wait already"));
+                        }
+                        let call = serde_json::from_slice(&request.message.payload);
+                        let call =
+                            call.map_err(|error| Refusal::new(400, format!("request cannot be read: {error}")))?;
+                        let _place = places.acquire().await;
+                        handler(call).await
                     };
+                    let answer = timeout(C::TIMEOUT.saturating_sub(SOONER), answer).await;
+                    let answer = answer.unwrap_or_else(|_| Err(Refusal::new(503, "not done in time")));
                     let answer = answer.and_then(|reply| {
                         let reply = serde_json::to_vec(&reply).map_err(|error| Refusal::new(500, error.to_string()))?;
                         let (size, most) = (reply.len(), client.server_info().max_payload);
@@ -128,12 +146,12 @@ impl Service {
                     if let Err(error) = request.respond(answer).await {
                         tracing::warn!(%error, endpoint = C::SUBJECT, "reply cannot be sent");
                     }
-                    drop(place);
+                    drop(admission);
                 });
             }
             // What is being answered still gets its answer.
-            let all = u32::try_from(concurrency).unwrap_or(u32::MAX);
-            let _ = places.acquire_many(all).await;
+            let all = u32::try_from(most).unwrap_or(u32::MAX);
+            let _ = admitted.acquire_many(all).await;
             Ok(())
         })
     }

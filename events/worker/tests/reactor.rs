@@ -18,7 +18,7 @@ use garage_events::{
 };
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{
-    Shutdown,
+    Health, Shutdown,
     reactor::{Delivery, Failure, react},
 };
 use serde_json::Value;
@@ -28,6 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 struct Fixture {
     context: jetstream::Context,
+    health: Health,
     shutdown: Shutdown,
     _nats: Nats,
     _folder: tempfile::TempDir,
@@ -40,7 +41,7 @@ impl Fixture {
         let client = nats.connect(Role::Admin).await?;
         setup::init(client.clone(), 1).await?;
         let context = jetstream::new(client);
-        Ok(Self { context, shutdown: Shutdown::new(), _nats: nats, _folder: folder })
+        Ok(Self { context, health: Health::default(), shutdown: Shutdown::new(), _nats: nats, _folder: folder })
     }
 
     async fn report(&self, body: &'static str) -> anyhow::Result<()> {
@@ -56,12 +57,19 @@ impl Fixture {
         let (seen, deliveries) = mpsc::unbounded_channel();
         let calls = Arc::new(AtomicU32::new(0));
         let handler = Arc::new(handler);
-        let reacting = react(self.context.clone(), SESSION_REPORTS, 4, self.shutdown.clone(), move |delivery| {
-            let call = calls.fetch_add(1, Ordering::SeqCst) + 1;
-            let _ = seen.send(delivery);
-            let result = handler(call);
-            async move { result }
-        });
+        let reacting = react(
+            self.context.clone(),
+            SESSION_REPORTS,
+            4,
+            self.health.clone(),
+            self.shutdown.clone(),
+            move |delivery| {
+                let call = calls.fetch_add(1, Ordering::SeqCst) + 1;
+                let _ = seen.send(delivery);
+                let result = handler(call);
+                async move { result }
+            },
+        );
         (tokio::spawn(reacting), deliveries)
     }
 
@@ -197,4 +205,26 @@ async fn what_is_held_at_the_end_goes_back_for_another_instance() -> anyhow::Res
     let message = batch.next().await.context("it comes again")?.map_err(anyhow::Error::from_boxed)?;
     assert_eq!(message.info().map_err(anyhow::Error::from_boxed)?.delivered, 2);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_consumer_that_brings_nothing_is_told_of() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (_reacting, mut deliveries) = fixture.react(|_| Ok(()));
+    let healthy = async |wanted| {
+        let is = async {
+            while fixture.health.report().0 != wanted {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, is).await.with_context(|| fixture.health.report().1)
+    };
+    fixture.report("{}").await?;
+    next(&mut deliveries).await?;
+    healthy(true).await?;
+    fixture.context.get_stream(subject::REPORTS).await?.delete_consumer(SESSION_REPORTS.name).await?;
+    healthy(false).await?;
+    assert!(fixture.health.report().1.starts_with("session-reports: "), "{}", fixture.health.report().1);
+    setup::make(&fixture.context, SESSION_REPORTS).await?;
+    healthy(true).await
 }

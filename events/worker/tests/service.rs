@@ -1,6 +1,9 @@
 //! Requests, and what becomes of their replies.
 #![cfg(test)]
 
+use std::time::Duration;
+
+use futures::future::join_all;
 use garage_events::svc::{Call, CallError, call};
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{Shutdown, service::Service};
@@ -15,6 +18,7 @@ struct Text {
 impl Call for Text {
     const SUBJECT: &'static str = "svc.test.text";
     type Reply = String;
+    const TIMEOUT: Duration = Duration::from_secs(2);
 }
 
 #[tokio::test]
@@ -28,4 +32,32 @@ async fn a_reply_that_is_too_large_is_refused_and_not_lost() {
     assert_eq!(call(&client, &Text { bytes: 3 }).await.unwrap(), "xxx");
     let refused = call(&client, &Text { bytes: 2 << 20 }).await;
     assert!(matches!(refused, Err(CallError::Refused { code: 413, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_answered_in_time_is_refused_and_carried_out_for_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path(), 1).await.unwrap();
+    let client = nats.connect(Role::Admin).await.unwrap();
+    let service = Service::start(&client, "test", "texts").await.unwrap();
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let serving = service.serve::<Text, _, _>(1, Shutdown::new(), move |Text { bytes }| {
+        let begun = begun.clone();
+        async move {
+            begun.send(bytes).unwrap();
+            std::future::pending().await
+        }
+    });
+    tokio::spawn(serving.await.unwrap());
+    // One has the place, eight wait for it, and there is no room for a tenth.
+    let answers = join_all((0..10).map(|bytes| {
+        let client = client.clone();
+        async move { call(&client, &Text { bytes }).await }
+    }));
+    let mut reasons: Vec<_> = answers.await.into_iter().map(|answer| answer.unwrap_err().to_string()).collect();
+    reasons.sort();
+    let late = "svc.test.text refused with 503: not done in time";
+    assert_eq!(reasons, [&[late; 9][..], &["svc.test.text refused with 503: too many requests wait already"]].concat());
+    assert!(begins.try_recv().is_ok());
+    assert!(begins.try_recv().is_err(), "those that waited were not begun");
 }

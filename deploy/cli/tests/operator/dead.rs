@@ -9,7 +9,7 @@ use garage_events::{
 };
 use garage_stack::servers::Role;
 use garage_worker::{
-    Shutdown,
+    Health, Shutdown,
     reactor::{Delivery, Failure, react},
 };
 use serde_json::Value;
@@ -34,7 +34,7 @@ impl Worker {
         let worker = Self { handler: Arc::new(Mutex::new(handler)), seen: Arc::default(), shutdown: Shutdown::new() };
         let context = jetstream::new(fixture.nats.connect(role).await?);
         let running = worker.clone();
-        tokio::spawn(react(context, consumer, 4, worker.shutdown.clone(), move |delivery| {
+        tokio::spawn(react(context, consumer, 4, Health::default(), worker.shutdown.clone(), move |delivery| {
             let handler = *running.handler.lock().unwrap();
             let result = handler(&delivery);
             running.seen.lock().unwrap().push(delivery);
