@@ -18,7 +18,7 @@ use tokio::{
 pub(crate) struct Patient<S> {
     stream: S,
     limit: Duration,
-    /// While a write waits. On the heap, as a thousand sockets have none.
+    /// While a write waits. On the heap, because most streams have none.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
