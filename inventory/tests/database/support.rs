@@ -14,7 +14,7 @@ use std::{
 use futures::future::join_all;
 use garage_events::{event::Event as _, id::PlayerId, inventory::Event};
 use garage_inventory::mysql;
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, FromRow, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
 use uuid::Uuid;
 
 /// The password of each database's user, who has the database's name.
@@ -138,16 +138,25 @@ pub(crate) struct Waiting {
     pub(crate) event: Event,
 }
 
+#[derive(FromRow)]
+struct Stored {
+    event: Vec<u8>,
+    player: String,
+    correlation: Vec<u8>,
+    event_type: String,
+    version: u32,
+    data: String,
+}
+
 /// All that waits to be published, in order.
 pub(crate) async fn outbox(pool: &MySqlPool) -> Vec<Waiting> {
     let all = "SELECT event, player, correlation, event_type, version, data FROM outbox ORDER BY id";
-    let rows: Vec<(Vec<u8>, String, Vec<u8>, String, u32, String)> = sqlx::query_as(all).fetch_all(pool).await.unwrap();
-    let uuid = |bytes: &[u8]| Uuid::from_slice(bytes).unwrap();
-    let read = rows.iter().map(|(id, player, correlation, type_name, version, data)| Waiting {
-        id: uuid(id),
-        player: player.parse().unwrap(),
-        correlation: uuid(correlation),
-        event: Event::decode(type_name, *version, data).unwrap(),
+    let rows: Vec<Stored> = sqlx::query_as(all).fetch_all(pool).await.unwrap();
+    let read = rows.iter().map(|row| Waiting {
+        id: Uuid::from_slice(&row.event).unwrap(),
+        player: row.player.parse().unwrap(),
+        correlation: Uuid::from_slice(&row.correlation).unwrap(),
+        event: Event::decode(&row.event_type, row.version, &row.data).unwrap(),
     });
     read.collect()
 }
