@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests and the local stack start: nats-server, redis-server and mariadbd.
+# Installs what the tests and the local stack start: nats-server, redis-server and mariadbd; and what the README's match
+# by hand, which is tested too, is played with: curl, openssl and Python's venv.
 #
 #   install.sh           installs what is missing; instant and quiet when nothing is
 #   install.sh --check   installs nothing; fails when something is missing
@@ -34,6 +35,8 @@ has_nats() { [ -x "$NATS" ]; }
 has_redis() { has redis-server; }
 has_mariadb() { has mariadbd && has mariadb-install-db; }
 has_pip() { has python3 && python3 -m pip --version >/dev/null 2>&1; }
+# Debian's python3 has venv and not ensurepip, which venv needs.
+has_venv() { has python3 && python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
 
 check_only=false
 case "${1:-}" in
@@ -49,6 +52,9 @@ esac
 packages=()
 has_redis || packages+=(redis-server)
 has_mariadb || packages+=(mariadb-server)
+has_venv || packages+=(python3-venv)
+has curl || packages+=(curl)
+has openssl || packages+=(openssl)
 
 if $check_only; then
     missing=("${packages[@]}")
@@ -103,7 +109,7 @@ install_packages() {
     local wanted="${packages[*]}" log
     if ! has apt-get; then
         fail "missing: $wanted, and this system has no apt-get" \
-            "install Redis 6.2 or newer, MariaDB server 10.11 or newer and pip for python3 with your system's package manager"
+            "install Redis 6.2 or newer, MariaDB server 10.11 or newer, pip and venv for python3, curl and openssl with your system's package manager"
     fi
     if ! may_be_root; then
         fail "missing: $wanted, and installing them needs root" "sudo apt-get install --no-install-recommends $wanted"
@@ -133,6 +139,9 @@ install_packages() {
     hash -r
     has_redis && has_mariadb || fail "apt-get succeeded, but redis-server, mariadbd or mariadb-install-db is not on the path" \
         "look where '$wanted' put them: dpkg -L redis-server mariadb-server-core"
+    has_venv && has curl && has openssl ||
+        fail "apt-get succeeded, but $(command -v python3 || echo python3) has no venv, or curl or openssl is not on the path" \
+            "let the python3 that comes first on the path be one with venv, and look: dpkg -L python3-venv curl openssl"
 }
 
 install_nats() {

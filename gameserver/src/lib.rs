@@ -3,7 +3,7 @@
 //! - [`config`]: flags, variables, and the game's configuration file.
 //! - [`domain`]: the race itself, pure.
 //! - `game`: gathers the players, runs the race; `seat`: a player's place in it.
-//! - `socket`, `tls`, `token`, `ports`: how players reach it; [`wire`]: what is said then.
+//! - `socket`, `places`, `tls`, `token`, `ports`: how players reach it; [`wire`]: what is said then.
 //! - [`report`]: what Garage is told.
 //! - [`client`]: the other end of [`wire`], for bots and tests.
 //!
@@ -23,6 +23,7 @@ pub mod client;
 pub mod config;
 pub mod domain;
 mod game;
+mod places;
 mod ports;
 pub mod report;
 mod seat;
@@ -113,11 +114,9 @@ fn left(ends_at: OffsetDateTime) -> Duration {
 async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: R) -> Result<Vec<Placing>, Error> {
     let identity = tls::identity(&config.private_key)?;
     let players = config.players.iter().map(|loadout| loadout.player.clone()).collect();
-    let door = socket::Door {
-        tls: TlsAcceptor::from(Arc::clone(&identity.config)),
-        verifier: token::Verifier::new(&config.token_key, config.session, players)?,
-        players: config.players.len(),
-    };
+    let tls = TlsAcceptor::from(Arc::clone(&identity.config));
+    let verifier = token::Verifier::new(&config.token_key, config.session, players)?;
+    let door = socket::Door::new(tls, verifier, config.players.len());
     let listener = ports::tcp(options.bind, options.ports).await?;
     let udp = ports::udp(options.bind, options.ports).await?;
     let ready = Ready {

@@ -1,7 +1,10 @@
 //! Connections: TLS, WebSocket and the token, in that order; then frames in and frames out. What they mean for the race
 //! is decided in [`crate::game`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures::{SinkExt, StreamExt};
 use tokio::{
@@ -23,6 +26,7 @@ use tracing::Instrument;
 
 use crate::{
     domain::race::Throttle,
+    places::Places,
     token::Verifier,
     wire::{FromClient, FromServer, MAX_MESSAGE, close},
 };
@@ -32,9 +36,6 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// How long one frame may take to be handed to the system, and a connection to close.
 const SEND: Duration = Duration::from_secs(3);
-
-/// How many connections there may be at once. Twice the players beyond that, so that all can connect again.
-const MAX_CONNECTIONS: usize = 64;
 
 /// How many frames may wait for a slow reader: three seconds of snapshots. Then the connection ends.
 const QUEUE: usize = 64;
@@ -68,14 +69,23 @@ impl Outgoing {
 
 /// What every connection needs.
 pub(crate) struct Door {
-    pub(crate) tls: TlsAcceptor,
-    pub(crate) verifier: Verifier,
-    pub(crate) players: usize,
+    tls: TlsAcceptor,
+    verifier: Verifier,
+    places: Mutex<Places>,
+}
+
+impl Door {
+    pub(crate) fn new(tls: TlsAcceptor, verifier: Verifier, players: usize) -> Self {
+        Self { tls, verifier, places: Mutex::new(Places::new(players)) }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Lets connections in until `stop`, then waits for those that are there to close, for a bounded time.
 pub(crate) async fn accept(listener: TcpListener, door: Door, events: mpsc::Sender<Event>, stop: CancellationToken) {
-    let limit = MAX_CONNECTIONS.max(2 * door.players);
     let door = Arc::new(door);
     let mut connections = JoinSet::new();
     let mut next = 0;
@@ -84,12 +94,14 @@ pub(crate) async fn accept(listener: TcpListener, door: Door, events: mpsc::Send
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if connections.len() < limit => {
+                Ok((stream, from)) => {
                     next += 1;
                     let connection = serve(stream, next, Arc::clone(&door), events.clone());
-                    connections.spawn(connection.in_current_span());
+                    // Taken before it runs: it must not join before it has entered.
+                    let mut places = door.places();
+                    let task = connections.spawn(connection.in_current_span());
+                    places.enter(next, from.ip(), task);
                 }
-                Ok(_) => tracing::warn!(limit, "connection dropped, there are too many"),
                 Err(error) => {
                     // Mostly that there are no file descriptors left; asking again at once would only burn the CPU.
                     tracing::warn!(%error, "connection not accepted");
@@ -121,6 +133,7 @@ async fn serve(stream: TcpStream, connection: u64, door: Arc<Door>, events: mpsc
         Ok(Err(end)) => return end.tell(socket, connection).await,
         Err(_) => return End::Refused("there was no join in time".to_owned()).tell(socket, connection).await,
     };
+    door.places().join(connection, player);
     let (out, frames) = mpsc::channel(QUEUE);
     // Sending fails only when the game is over; then nobody is there to tell.
     if events.send(Event::Joined { connection, player, out }).await.is_err() {

@@ -1,7 +1,7 @@
 //! REST and WebSocket for game clients. It decides nothing but the player's own commands.
 //!
 //! - [`Config`], [`token`]: what it is told, and who its clients are.
-//! - `server`, `tls`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
+//! - `server`, `tls`, `patience`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
 //! - `ticket` (pure), `commands`: queueing and cancelling; `request`: what a client may send.
 //! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here; `presence`: who is, anywhere.
 
@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod frame;
 mod hub;
+mod patience;
 mod presence;
 mod problem;
 mod request;

@@ -29,13 +29,14 @@ use warp::reply::Response;
 
 use crate::{
     App,
+    patience::Patient,
     problem::Problem,
     routes::{self, Route},
     upgrade,
 };
 
-/// For a client to shake hands, to send a request's head, its body, and for us to answer it. It is twice what one
-/// request to NATS may take.
+/// For a client to shake hands, to send a request's head, its body, for us to answer it, and for the client to take
+/// some of the answer. It is twice what one request to NATS may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// For connections to end once we stop; the ground waits 30 s for all of the worker.
@@ -114,6 +115,7 @@ async fn connection(
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let stream = Patient::new(stream, DEADLINE);
     let Some(tls) = tls else { return http(stream, server, place).await };
     match timeout(DEADLINE, tls.accept(stream)).await {
         Ok(Ok(stream)) => http(stream, server, place).await,

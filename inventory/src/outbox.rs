@@ -10,13 +10,15 @@
 //!
 //! Had another one appended the row before step 1, step 1 would see it as the last event, or, if others followed, step 2
 //! would find it deleted; had it done so after step 1, step 3 would conflict.
+//!
+//! What cannot be published, because the row or its player's history cannot be read, or the log refuses it, holds up
+//! nobody else: its row is held, and with it those of its player behind it, and tried again a minute later.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::{StreamExt, stream};
 use garage_events::{
     event::Recorded,
-    id::PlayerId,
     inventory::Event,
     log::{AppendError, Decision, Head, Log, ReadError},
     subject::Aggregate,
@@ -32,7 +34,7 @@ use crate::{
     mysql::outbox::{self, Row},
 };
 
-/// Rows looked at in a round. Of these the oldest of each player goes.
+/// Rows that go in a round, each of another player.
 const ROUND: u32 = 256;
 
 /// Loads and appends under way at once; the log commits them in groups.
@@ -55,24 +57,26 @@ pub enum PublishError {
     #[error(transparent)]
     Database(#[from] Error),
     /// The log's reading side.
-    #[error("reading the history of {player}: {source}")]
-    Read {
-        /// Whose row is held up.
-        player: PlayerId,
-        /// Why.
-        source: ReadError,
-    },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// The log's writing side.
-    #[error("appending an event of {player}: {source}")]
-    Append {
-        /// Whose row is held up.
-        player: PlayerId,
-        /// Why.
-        source: AppendError,
-    },
+    #[error(transparent)]
+    Append(#[from] AppendError),
     /// Something hangs.
     #[error("a round took longer than {} s", ROUND_LIMIT.as_secs())]
     Overdue,
+}
+
+impl PublishError {
+    /// Whether it is the row's own, or its player's, and trying again at once would meet the same.
+    fn lasts(&self) -> bool {
+        match self {
+            Self::Database(Error::Corrupt(_))
+            | Self::Read(ReadError::Unreadable { .. })
+            | Self::Append(AppendError::Refused(_)) => true,
+            Self::Database(_) | Self::Read(_) | Self::Append(_) | Self::Overdue => false,
+        }
+    }
 }
 
 /// Publishes until told to stop; a round under way is finished first.
@@ -83,6 +87,9 @@ pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
         let pause = match outcome {
             Ok(published) => {
                 failing = false;
+                if let Ok(held) = outbox::held(&pool).await {
+                    metrics::gauge!("garage_inventory_outbox_held").set(held);
+                }
                 if published > 0 {
                     continue;
                 }
@@ -105,29 +112,31 @@ pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
     }
 }
 
-/// Publishes the oldest row of each player among the oldest rows of all, and tells how many went. Nothing when another
-/// instance publishes.
+/// Publishes the oldest row of each player, and tells how many went. Nothing when another instance publishes.
 ///
 /// # Errors
 /// See [`PublishError`]; the rows that are held up by one are tried again in the next round, the others went.
 pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishError> {
-    let rows = oldest_of_each_player(outbox::oldest(pool, ROUND).await?);
-    if rows.is_empty() {
+    let due = outbox::due(pool, ROUND).await?;
+    if due.is_empty() {
         return Ok(0);
     }
     let Some(lease) = outbox::lease(pool).await? else { return Ok(0) };
 
     let mut failure = None;
-    let mut read = Vec::with_capacity(rows.len());
-    let mut reads = stream::iter(rows.into_iter().map(async |row| {
-        let last = log.inventory(&row.player).await;
-        (row, last)
+    let mut held = Vec::new();
+    let mut read = Vec::with_capacity(due.len());
+    let mut reads = stream::iter(due.into_iter().map(async |due| {
+        let row = due.map_err(|(id, error)| (id, PublishError::from(error)))?;
+        let last = log.inventory(&row.player).await.map_err(|error| (row.id, error.into()))?;
+        Ok((row, last))
     }))
     .buffer_unordered(AT_ONCE);
-    while let Some((row, last)) = reads.next().await {
-        match last {
-            Ok(last) => read.push((row, last)),
-            Err(source) => failure = Some(PublishError::Read { player: row.player, source }),
+    while let Some(outcome) = reads.next().await {
+        match outcome {
+            Ok(one) => read.push(one),
+            Err((id, error)) if error.lasts() => held.push((id, error)),
+            Err((_, error)) => failure = Some(error),
         }
     }
     drop(reads);
@@ -137,19 +146,26 @@ pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishEr
     read.retain(|(row, _)| remaining.contains(&row.id));
 
     let mut stored = Vec::with_capacity(read.len());
-    let mut appends =
-        stream::iter(read.into_iter().map(|(row, last)| append(log, row, last))).buffer_unordered(AT_ONCE);
-    while let Some(outcome) = appends.next().await {
+    let mut appends = stream::iter(read.into_iter().map(async |(row, last)| (row.id, append(log, &row, last).await)))
+        .buffer_unordered(AT_ONCE);
+    while let Some((id, outcome)) = appends.next().await {
         match outcome {
-            Ok(id) => stored.push(id),
+            Ok(()) => stored.push(id),
             // Another publisher, or one of before this one's restart, moved it: the next round reads it again.
-            Err(PublishError::Append { source: AppendError::Conflict(_), .. }) => {}
+            Err(PublishError::Append(AppendError::Conflict(_))) => {}
+            Err(error) if error.lasts() => held.push((id, error)),
             Err(error) => failure = Some(error),
         }
     }
     drop(appends);
 
     outbox::delete(pool, &stored).await?;
+    for (id, error) in held {
+        // Said once for each row, not at each try.
+        if outbox::hold(pool, id, &error.to_string()).await? {
+            tracing::error!(outbox.row = id, %error, "an event cannot be published, and holds up its player's");
+        }
+    }
     lease.rollback().await.map_err(Error::from)?;
     metrics::counter!("garage_inventory_events_published_total").increment(stored.len() as u64);
     match failure {
@@ -158,17 +174,11 @@ pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishEr
     }
 }
 
-fn oldest_of_each_player(mut rows: Vec<Row>) -> Vec<Row> {
-    let mut seen = BTreeSet::new();
-    rows.retain(|row| seen.insert(row.player.clone()));
-    rows
-}
-
-/// Appends a row behind the last event of its player, if it isn't that event; tells the row's id.
-async fn append<L: Log>(log: &L, row: Row, last: Option<Recorded<Event>>) -> Result<i64, PublishError> {
+/// Appends a row behind the last event of its player, if it isn't that event.
+async fn append<L: Log>(log: &L, row: &Row, last: Option<Recorded<Event>>) -> Result<(), PublishError> {
     let head = last.as_ref().map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
     if last.is_some_and(|last| last.id == row.event_id) {
-        return Ok(row.id);
+        return Ok(());
     }
     let decision = Decision::new(&Decided(row.decided_at), row.correlation, None).change_with_id(
         row.event_id,
@@ -176,10 +186,8 @@ async fn append<L: Log>(log: &L, row: Row, last: Option<Recorded<Event>>) -> Res
         head,
         &row.event,
     );
-    match log.append(decision).await {
-        Ok(_) => Ok(row.id),
-        Err(source) => Err(PublishError::Append { player: row.player, source }),
-    }
+    log.append(decision).await?;
+    Ok(())
 }
 
 /// The world as it was when a row was written: an event says when it was decided, not when it was published.

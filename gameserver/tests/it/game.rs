@@ -83,6 +83,25 @@ impl Signer {
     }
 }
 
+/// The claims of a good token.
+pub(crate) fn claims(session: SessionId, name: &str) -> ConnectClaims {
+    ConnectClaims {
+        sub: player(name),
+        session,
+        aud: CONNECT_AUDIENCE.to_owned(),
+        exp: in_seconds(60).unix_timestamp().try_into().unwrap(),
+    }
+}
+
+/// Where a game of [`config`] on this host is, from its report.
+pub(crate) fn server(ready: Ready) -> Server {
+    Server {
+        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ready.tcp_port),
+        udp_port: ready.udp_port,
+        fingerprint: RSA.1.clone(),
+    }
+}
+
 /// The configuration of a game of equal cars.
 pub(crate) fn config(players: &[&str], signer: &Signer, nats: &str) -> Config {
     let session = session();
@@ -165,23 +184,13 @@ impl Game {
         let outcome = tokio::spawn(run_with(config.clone(), options, reporter, shutdown.clone()));
         let (subject, payload) = soon(reports.recv()).await.expect("a report");
         assert_eq!(subject, config.ready);
-        let ready: Ready = serde_json::from_slice(&payload).unwrap();
-        let server = Server {
-            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ready.tcp_port),
-            udp_port: ready.udp_port,
-            fingerprint: RSA.1.clone(),
-        };
+        let server = server(serde_json::from_slice(&payload).unwrap());
         Self { server, config, signer, shutdown, reports, outcome }
     }
 
     /// The claims of a good token.
     pub(crate) fn claims(&self, name: &str) -> ConnectClaims {
-        ConnectClaims {
-            sub: player(name),
-            session: self.config.session,
-            aud: CONNECT_AUDIENCE.to_owned(),
-            exp: in_seconds(60).unix_timestamp().try_into().unwrap(),
-        }
+        claims(self.config.session, name)
     }
 
     pub(crate) fn token(&self, name: &str) -> String {

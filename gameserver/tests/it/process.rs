@@ -8,9 +8,17 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use garage_events::game::Config;
+use async_nats::jetstream;
+use garage_events::{
+    game::{Config, Finished, Ready, Secret},
+    jetstream::setup,
+    subject::REPORTS,
+};
+use garage_gameserver::client::{self, Driving};
+use garage_stack::servers::{Nats, Role};
+use serde::de::DeserializeOwned;
 
-use crate::game::{Signer, config, in_seconds};
+use crate::game::{Signer, claims, config, in_seconds, server, soon};
 
 fn command(file: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_garage-gameserver"));
@@ -32,6 +40,18 @@ fn game(change: impl FnOnce(&mut Config)) -> (Config, String) {
     change(&mut config);
     let text = serde_json::to_string(&config).unwrap();
     (config, text)
+}
+
+/// The last report on a subject, as soon as there is one.
+async fn report<T: DeserializeOwned>(reports: &jetstream::stream::Stream, subject: &str) -> T {
+    let stored = async {
+        loop {
+            if let Ok(message) = reports.get_last_raw_message_by_subject(subject).await {
+                return serde_json::from_slice(&message.payload).unwrap();
+            }
+        }
+    };
+    soon(stored).await
 }
 
 fn code(output: &Output) -> Option<i32> {
@@ -88,4 +108,30 @@ fn sigterm_exits_with_1_and_nothing_secret_is_said() {
     for line in config.private_key.expose().lines().filter(|line| !line.starts_with("---")) {
         assert!(!said.contains(line), "a line of the private key is in the log");
     }
+}
+
+#[tokio::test]
+async fn a_game_that_is_played_exits_with_0_once_its_second_report_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path(), 1).await.unwrap();
+    let admin = nats.connect(Role::Admin).await.unwrap();
+    setup::init(admin.clone(), 1).await.unwrap();
+    let reports = jetstream::new(admin).get_stream(REPORTS).await.unwrap();
+    let signer = Signer::new();
+    let mut config = config(&["anna"], &signer, &nats.url());
+    let (user, password) = nats.user(Role::Game);
+    config.nats.user = user.to_owned();
+    config.nats.password = Secret::new(fs::read_to_string(password).unwrap().trim());
+    let file = written(folder.path(), &serde_json::to_string(&config).unwrap(), 0o600);
+    let mut command = command(&file);
+    command.args(["--distance-m", "5"]);
+    let mut game = tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap();
+
+    let ready: Ready = report(&reports, &config.ready).await;
+    let token = signer.sign(&claims(config.session, "anna"));
+    let results = soon(client::drive(&server(ready), &token, Driving::default())).await.unwrap();
+    assert_eq!(soon(game.wait()).await.unwrap().code(), Some(0));
+    // It is there, and not waited for.
+    let finished = reports.get_last_raw_message_by_subject(&config.finished).await.unwrap();
+    assert_eq!(serde_json::from_slice::<Finished>(&finished.payload).unwrap().results, results);
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use futures::{SinkExt, StreamExt};
-use garage_events::game::ConnectClaims;
+use garage_events::game::{ConnectClaims, Secret};
 use garage_gameserver::{
     client::{self, Connection, Driving, Pin, RaceError, Server},
-    wire::{FromServer, close},
+    wire::{FromClient, FromServer, close},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::{ClientConfig, crypto::ring, pki_types::ServerName, version::TLS12};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -160,4 +160,46 @@ async fn garbage_on_the_port_harms_nobody() {
     tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert!(answer.len() < 16, "{answer:?}");
     still_races(&game).await;
+}
+
+/// Connections from this host that say nothing.
+async fn strangers(game: &Game, from: &str, count: usize) -> Vec<TcpStream> {
+    let mut strangers = Vec::new();
+    for _ in 0..count {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        strangers.push(soon(socket.connect(game.server.address)).await.unwrap());
+    }
+    strangers
+}
+
+/// That the server has let go of a connection.
+async fn cut(mut stranger: TcpStream) {
+    use tokio::io::AsyncReadExt;
+    let said = soon(stranger.read(&mut [0])).await;
+    assert!(matches!(said, Ok(0) | Err(_)), "{said:?}");
+}
+
+#[tokio::test]
+async fn strangers_who_say_nothing_keep_no_player_out() {
+    let game = Game::start(&["anna"], options()).await;
+    let _silent = strangers(&game, "127.0.0.1", 64).await;
+    still_races(&game).await;
+}
+
+#[tokio::test]
+async fn a_crowd_of_strangers_drives_out_neither_who_plays_nor_who_comes_from_elsewhere() {
+    let game = Game::start(&["anna", "bert"], long()).await;
+    let (mut bert, _) = game.join("bert").await;
+    // She has connected and not joined yet, and is the oldest of those.
+    let mut anna = soon(client::connect(&game.server)).await.unwrap();
+    let mut crowd = strangers(&game, "127.0.0.2", 80).await;
+    for stranger in crowd.drain(..17) {
+        cut(stranger).await;
+    }
+    let join = FromClient::Join { token: Secret::new(game.token("anna")) };
+    client::send(&mut anna, &join).await.unwrap();
+    let welcome = soon(client::receive(&mut anna)).await;
+    assert!(matches!(welcome, Ok(FromServer::Welcome(_))), "{welcome:?}");
+    while !matches!(soon(client::receive(&mut bert)).await.unwrap(), FromServer::Start) {}
 }

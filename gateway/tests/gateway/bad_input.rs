@@ -47,9 +47,8 @@ fn endpoints() -> Vec<(Method, String)> {
     all.into()
 }
 
-#[tokio::test]
-async fn without_a_valid_token_nothing_is_answered() {
-    let app = App::start().await;
+/// Tokens that look like Ann's, and are not to be trusted.
+fn bad_tokens() -> [String; 5] {
     let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let exp = 4_000_000_000_u64;
     let other = Key::new(&Secret::new("x".repeat(32))).unwrap();
@@ -65,16 +64,20 @@ async fn without_a_valid_token_nothing_is_answered() {
         parts[1] = part(json!({"sub": "bob", "exp": exp}));
         parts.join(".")
     };
-    let bad = [
-        "Bearer".to_owned(),
-        "Bearer ".to_owned(),
-        "Basic YTpi".to_owned(),
-        format!("Bearer {}", sign_token(&other, "ann", Duration::from_secs(600)).unwrap().expose()),
-        format!("Bearer {expired}"),
-        format!("Bearer {}.{}.", part(json!({"alg": "none", "typ": "JWT"})), part(json!({"sub": "ann", "exp": exp}))),
-        format!("Bearer {tampered}"),
-        format!("Bearer {good}x"),
-    ];
+    [
+        sign_token(&other, "ann", Duration::from_secs(600)).unwrap().expose().to_owned(),
+        expired,
+        format!("{}.{}.", part(json!({"alg": "none", "typ": "JWT"})), part(json!({"sub": "ann", "exp": exp}))),
+        tampered,
+        format!("{good}x"),
+    ]
+}
+
+#[tokio::test]
+async fn without_a_valid_token_nothing_is_answered() {
+    let app = App::start().await;
+    let mut bad = vec!["Bearer".to_owned(), "Bearer ".to_owned(), "Basic YTpi".to_owned()];
+    bad.extend(bad_tokens().map(|token| format!("Bearer {token}")));
     for (method, path) in endpoints() {
         let (status, _) = read(app.anonymous(method.clone(), &path).json(&wish()).send().await.unwrap()).await;
         assert_eq!(status, 401, "{method} {path}");
@@ -194,6 +197,16 @@ async fn a_body_that_is_not_wanted_is_refused() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_too_large_is_refused_where_none_is_read_too() {
+    let app = App::start().await;
+    for (method, path) in endpoints() {
+        let request = app.request("ann", method.clone(), &path).body(" ".repeat((16 << 10) + 1));
+        assert_eq!(read(request.send().await.unwrap()).await.0, 413, "{method} {path}");
+    }
+    assert_eq!(app.last().await, 0);
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_refused_without_a_length_too() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let app = App::start().await;
@@ -225,6 +238,11 @@ async fn a_socket_needs_a_handshake_a_token_and_a_sane_since() {
     assert_eq!(status(app.try_socket("", &[]).await), 401);
     assert_eq!(status(app.try_socket("", &[("Authorization", "Bearer x")]).await), 401);
     assert_eq!(status(app.try_socket("", &[("Sec-WebSocket-Protocol", "garage.v1, bearer.x")]).await), 401);
+    for token in bad_tokens() {
+        let (header, offer) = (format!("Bearer {token}"), format!("garage.v1, bearer.{token}"));
+        assert_eq!(status(app.try_socket("", &[("Authorization", &header)]).await), 401, "{token}");
+        assert_eq!(status(app.try_socket("", &[("Sec-WebSocket-Protocol", &offer)]).await), 401, "{token}");
+    }
     for query in ["?since=x", "?since=-1", "?since=", "?from=1", "?since=1&since=2", "?since=18446744073709551616"] {
         assert_eq!(status(app.try_socket(query, &[("Authorization", &bearer)]).await), 400, "{query}");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -46,4 +46,19 @@ async fn a_head_that_is_too_large_is_refused() {
     let app = App::start().await;
     let request = app.anonymous(Method::GET, "/v1/regions").header("X", "x".repeat(32 << 10));
     assert_eq!(request.send().await.unwrap().status().as_u16(), 431);
+}
+
+#[tokio::test]
+async fn a_client_that_asks_on_and_reads_nothing_loses_its_place() {
+    let app = App::start_with(|_| vec!["--max-connections=1".to_owned()]).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    // So that the answers find no room soon.
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut stream = socket.connect(app.address).await.unwrap();
+    let request = format!("GET /v1/regions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", token("ann"));
+    // A write fails when the gateway has let go of the connection.
+    let asks = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
+    timeout(DEADLINE, asks).await.unwrap();
+    let response = app.request("ann", Method::GET, "/v1/regions").send().await.unwrap();
+    assert_eq!(read(response).await.0, 200);
 }

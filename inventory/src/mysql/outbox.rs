@@ -13,6 +13,10 @@ use uuid::Uuid;
 use super::beyond;
 use crate::error::Error;
 
+/// Seconds for which a row that cannot be published is passed over. It is tried again then, by a newer build perhaps;
+/// sooner, rows that never go would take the places of those that do.
+const HOLD_S: u32 = 60;
+
 /// An event on its way to the log.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -91,18 +95,57 @@ impl TryFrom<Stored> for Row {
     }
 }
 
-/// The oldest rows, in order.
+/// The oldest row of each player whose oldest is not held, the oldest of all first; of one that cannot be read, its id
+/// and why.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn oldest(pool: &MySqlPool, most: u32) -> Result<Vec<Row>, Error> {
+pub async fn due(pool: &MySqlPool, most: u32) -> Result<Vec<Result<Row, (i64, Error)>>, Error> {
+    // It goes along the primary key and looks each player's oldest up, so that it ends with the last row it tells.
     let rows: Vec<Stored> = sqlx::query_as(
-        "SELECT id, player, event_type, version, data, event, correlation, decided_ms FROM outbox ORDER BY id LIMIT ?",
+        "SELECT id, player, event_type, version, data, event, correlation, decided_ms FROM outbox o
+         WHERE id = (SELECT MIN(id) FROM outbox WHERE player = o.player)
+           AND (held_until IS NULL OR held_until <= CURRENT_TIMESTAMP(6))
+         ORDER BY id LIMIT ?",
     )
     .bind(most)
     .fetch_all(pool)
     .await?;
-    rows.into_iter().map(Row::try_from).collect()
+    let read = |stored: Stored| {
+        let id = stored.id;
+        Row::try_from(stored).map_err(|error| (id, error))
+    };
+    Ok(rows.into_iter().map(read).collect())
+}
+
+/// Has a row passed over for a while, and all of its player's behind it; tells whether it was not held before.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn hold(pool: &MySqlPool, id: i64, why: &str) -> Result<bool, Error> {
+    let first = sqlx::query("UPDATE outbox SET held_why = ? WHERE id = ? AND held_why IS NULL")
+        .bind(why)
+        .bind(id)
+        .execute(pool)
+        .await?;
+    sqlx::query("UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) + INTERVAL ? SECOND WHERE id = ?")
+        .bind(HOLD_S)
+        .bind(id)
+        .execute(pool)
+        .await?;
+    Ok(first.rows_affected() > 0)
+}
+
+/// How many rows are held, counted as [`depth`] counts.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn held(pool: &MySqlPool) -> Result<f64, Error> {
+    let held: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM (SELECT id FROM outbox WHERE held_until IS NOT NULL LIMIT 1001) held")
+            .fetch_one(pool)
+            .await?;
+    Ok(i32::try_from(held).map(f64::from).unwrap_or(f64::MAX))
 }
 
 /// How many events wait, counted up to 1,000 and 1: a backlog must not make the count of it slow.

@@ -6,11 +6,11 @@ use garage_events::{
 use garage_inventory::{
     Error,
     domain::store::Rejection,
-    mysql::{commands, garage, ledger, outbox},
+    mysql::{commands, garage, ledger},
 };
 use sqlx::MySqlPool;
 
-use crate::support::{assert_books_balance, at_once, count, player, pool};
+use crate::support::{assert_books_balance, at_once, count, outbox, player, pool};
 
 pub(crate) fn buy_car(car: &str) -> Command {
     Command::BuyCar { car: car.parse().unwrap() }
@@ -53,7 +53,7 @@ pub(crate) async fn grant(pool: &MySqlPool, player: &PlayerId, coins: u64) {
 }
 
 async fn told(pool: &MySqlPool) -> Vec<Event> {
-    outbox::oldest(pool, 1_000).await.unwrap().into_iter().map(|row| row.event).collect()
+    outbox(pool).await.into_iter().map(|row| row.event).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,7 +43,7 @@ async fn a_players_events_come_in_order_as_they_were_decided() {
     win(&pool, 1, &anna).await;
     sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('anna', 'vixen')").execute(&pool).await.unwrap();
     execute(&pool, &anna, None, &Command::Activate { car: "vixen".parse().unwrap() }).await.unwrap();
-    let rows = outbox::oldest(&pool, 10).await.unwrap();
+    let rows = crate::support::outbox(&pool).await;
     assert_eq!(rows.len(), 2);
 
     assert_eq!(round(&pool, &log).await.unwrap(), 1, "one event of a player in a round");
@@ -61,7 +61,7 @@ async fn a_players_events_come_in_order_as_they_were_decided() {
             Event::from(CarActivated { car: "vixen".parse().unwrap() })
         ]
     );
-    assert!(history.iter().map(|recorded| recorded.id).eq(rows.iter().map(|row| row.event_id)));
+    assert!(history.iter().map(|recorded| recorded.id).eq(rows.iter().map(|row| row.id)));
     assert!(history.iter().map(|recorded| recorded.n).eq([1, 2]));
     assert_eq!(history[0].correlation, session.uuid());
 }
@@ -85,6 +85,8 @@ enum Fault {
     OvertakenTwiceBeforeRead,
     /// Another publisher does the whole row after this one saw that it is still there.
     OvertakenBeforeAppend,
+    /// The log takes this event never.
+    Refused,
 }
 
 impl Faulty {
@@ -99,7 +101,7 @@ impl Faulty {
 
     /// What another publisher does.
     async fn overtake(&self) {
-        let row = outbox::oldest(&self.pool, 1).await.unwrap().remove(0);
+        let row = outbox::due(&self.pool, 1).await.unwrap().remove(0).unwrap();
         let last = self.log.inventory(&row.player).await.unwrap();
         let head = last.map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
         let aggregate = Aggregate::Inventory(row.player.clone());
@@ -136,6 +138,9 @@ impl Append for Faulty {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
         if self.strikes(Fault::OvertakenBeforeAppend) {
             self.overtake().await;
+        }
+        if self.strikes(Fault::Refused) {
+            return Err(AppendError::Refused("too large".into()));
         }
         let stored = self.log.append(decision).await;
         if self.strikes(Fault::OutcomeLost) {
@@ -211,4 +216,102 @@ async fn one_at_a_time_holds_the_lease() {
     assert!(outbox::lease(&pool).await.unwrap().is_none());
     drop(lease);
     until("the lease is free again", async || outbox::lease(&pool).await.unwrap().is_some()).await;
+}
+
+/// The rows that are held, and why.
+async fn held(pool: &MySqlPool) -> Vec<(String, String)> {
+    let held = "SELECT player, held_why FROM outbox WHERE held_until > CURRENT_TIMESTAMP(6) ORDER BY id";
+    sqlx::query_as(held).fetch_all(pool).await.unwrap()
+}
+
+/// As when the time has passed for which rows are held.
+async fn release(pool: &MySqlPool) {
+    let passed = "UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) WHERE held_until IS NOT NULL";
+    sqlx::query(passed).execute(pool).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_read_holds_up_its_player_alone() {
+    let (pool, nats) = (pool().await, Nats::start().await);
+    let log = nats.log().await;
+    let (anna, bert) = (player("anna"), player("bert"));
+    for session in 1..=2 {
+        win(&pool, session, &bert).await;
+    }
+    win(&pool, 1, &anna).await;
+    let renamed = "UPDATE outbox SET event_type = ? WHERE player = 'bert' ORDER BY id LIMIT 1";
+    sqlx::query(renamed).bind("OfTomorrow").execute(&pool).await.unwrap();
+
+    assert_eq!(round(&pool, &log).await.unwrap(), 1);
+    assert_eq!(history(&log, &anna).await.len(), 1);
+    let [(name, why)] = held(&pool).await.try_into().unwrap();
+    assert!(name == "bert" && why.contains("OfTomorrow"), "{name}: {why}");
+    assert_eq!(outbox::held(&pool).await.unwrap(), 1.0);
+    // What is behind it waits for it.
+    assert_eq!(round(&pool, &log).await.unwrap(), 0);
+    assert!(history(&log, &bert).await.is_empty());
+
+    // It is tried again, in vain, and then by a build that can read it.
+    release(&pool).await;
+    assert_eq!(round(&pool, &log).await.unwrap(), 0);
+    assert_eq!(held(&pool).await.len(), 1);
+    sqlx::query(renamed).bind("RewardGranted").execute(&pool).await.unwrap();
+    release(&pool).await;
+    while round(&pool, &log).await.unwrap() > 0 {}
+    let balances: Vec<_> = history(&log, &bert).await.iter().map(balance).collect();
+    assert_eq!(balances, [1_100, 1_200]);
+    assert_eq!(outbox::held(&pool).await.unwrap(), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_player_whose_history_cannot_be_read_holds_up_nobody_however_much_he_does() {
+    let (pool, nats) = (pool().await, Nats::start().await);
+    let log = nats.log().await;
+    let (anna, bert) = (player("anna"), player("bert"));
+    let subject = format!("{}reward-granted", Aggregate::Inventory(bert.clone()).filter().trim_end_matches('>'));
+    log.context().publish(subject, "no event".into()).await.unwrap().await.unwrap();
+    // More than a round looks at.
+    for session in 1..=260 {
+        win(&pool, session, &bert).await;
+    }
+    win(&pool, 1, &anna).await;
+    assert_eq!(round(&pool, &log).await.unwrap(), 1);
+    assert_eq!(history(&log, &anna).await.len(), 1);
+    let [(name, why)] = held(&pool).await.try_into().unwrap();
+    assert!(name == "bert" && why.contains("message 1 of the log"), "{name}: {why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_players_than_go_in_a_round_that_cannot_be_published_hold_up_nobody() {
+    let (pool, nats) = (pool().await, Nats::start().await);
+    let log = nats.log().await;
+    let placings: Vec<_> =
+        (0..260).map(|number| Placing { player: player(&format!("bad-{number}")), place: 1, time_ms: None }).collect();
+    pay(&pool, SessionId::new(Uuid::from_u128(1)), &placings).await.unwrap();
+    sqlx::query("UPDATE outbox SET version = 99").execute(&pool).await.unwrap();
+    let anna = player("anna");
+    win(&pool, 1, &anna).await;
+    assert_eq!(round(&pool, &log).await.unwrap(), 0, "the round is theirs");
+    assert_eq!(round(&pool, &log).await.unwrap(), 1);
+    assert_eq!(history(&log, &anna).await.len(), 1);
+    assert_eq!(held(&pool).await.len(), 260);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_the_log_refuses_is_held() {
+    let (pool, nats) = (pool().await, Nats::start().await);
+    let log = nats.log().await;
+    let bert = player("bert");
+    for session in 1..=2 {
+        win(&pool, session, &bert).await;
+    }
+    let faulty = Faulty::new(&log, &pool, Fault::Refused);
+    assert_eq!(round(&pool, &faulty).await.unwrap(), 0);
+    let [(name, why)] = held(&pool).await.try_into().unwrap();
+    assert!(name == "bert" && why.contains("too large"), "{name}: {why}");
+    assert_eq!(round(&pool, &faulty).await.unwrap(), 0);
+    release(&pool).await;
+    while round(&pool, &faulty).await.unwrap() > 0 {}
+    let balances: Vec<_> = history(&log, &bert).await.iter().map(balance).collect();
+    assert_eq!(balances, [1_100, 1_200]);
 }

@@ -3,13 +3,10 @@ use garage_events::{
     id::{PlayerId, SessionId},
     inventory::{Event, RewardGranted},
 };
-use garage_inventory::{
-    mysql::{garage, outbox},
-    pay,
-};
+use garage_inventory::{mysql::garage, pay};
 use uuid::Uuid;
 
-use crate::support::{assert_books_balance, at_once, count, player, pool};
+use crate::support::{assert_books_balance, at_once, count, outbox, player, pool};
 
 fn session(number: u128) -> SessionId {
     SessionId::new(Uuid::from_u128(number))
@@ -41,7 +38,7 @@ async fn each_is_paid_by_place_and_told() {
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
     assert_books_balance(&pool).await;
 
-    let mut rows = outbox::oldest(&pool, 10).await.unwrap();
+    let mut rows = outbox(&pool).await;
     rows.sort_by(|a, b| a.player.cmp(&b.player));
     let told: Vec<_> = rows.iter().map(|row| (row.player.as_str(), row.event.clone())).collect();
     let granted =
@@ -101,7 +98,7 @@ async fn many_sessions_of_the_same_players_at_once_all_count() {
     assert_eq!(balances(&pool).await, [4_200, 2_920, 1_960, 1_320]);
     assert_books_balance(&pool).await;
     // A player's rows stand in the order of his transactions: each tells a higher balance than the one before.
-    let rows = outbox::oldest(&pool, 1_000).await.unwrap();
+    let rows = outbox(&pool).await;
     assert_eq!(rows.len(), 128);
     for result in results() {
         let told: Vec<u64> = rows

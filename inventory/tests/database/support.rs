@@ -12,9 +12,10 @@ use std::{
 };
 
 use futures::future::join_all;
-use garage_events::id::PlayerId;
+use garage_events::{event::Event as _, id::PlayerId, inventory::Event};
 use garage_inventory::mysql;
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, FromRow, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
+use uuid::Uuid;
 
 /// The password of each database's user, who has the database's name.
 pub(crate) const PASSWORD: &str = "secret-of-the-tests";
@@ -126,6 +127,38 @@ pub(crate) fn player(name: &str) -> PlayerId {
 /// A number that a statement tells.
 pub(crate) async fn count(pool: &MySqlPool, statement: &'static str) -> i64 {
     sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
+}
+
+/// An event that waits to be published.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) id: Uuid,
+    pub(crate) player: PlayerId,
+    pub(crate) correlation: Uuid,
+    pub(crate) event: Event,
+}
+
+#[derive(FromRow)]
+struct Stored {
+    event: Vec<u8>,
+    player: String,
+    correlation: Vec<u8>,
+    event_type: String,
+    version: u32,
+    data: String,
+}
+
+/// All that waits to be published, in order.
+pub(crate) async fn outbox(pool: &MySqlPool) -> Vec<Waiting> {
+    let all = "SELECT event, player, correlation, event_type, version, data FROM outbox ORDER BY id";
+    let rows: Vec<Stored> = sqlx::query_as(all).fetch_all(pool).await.unwrap();
+    let read = rows.iter().map(|row| Waiting {
+        id: Uuid::from_slice(&row.event).unwrap(),
+        player: row.player.parse().unwrap(),
+        correlation: Uuid::from_slice(&row.correlation).unwrap(),
+        event: Event::decode(&row.event_type, row.version, &row.data).unwrap(),
+    });
+    read.collect()
 }
 
 /// Waits until something is so, which it must be within 20 s.

@@ -1,11 +1,16 @@
 //! Every message may come again at any time.
 
-use garage_events::jetstream::setup::{self, CONSUMERS};
+use futures::future::join_all;
+use garage_events::{
+    id::SessionId,
+    jetstream::setup::{self, CONSUMERS},
+    subject::{self, TIMERS},
+};
 use garage_stack::workers::Worker;
 
 use crate::support::{
     Garage, Setup,
-    history::{self, assert_told, paid},
+    history::{self, Event, assert_told, of_session, paid},
     play,
 };
 
@@ -18,10 +23,15 @@ async fn redeliver(garage: &Garage) {
     }
 }
 
+/// How often the director has said something.
+fn said(garage: &mut Garage, message: &str) -> usize {
+    let logs = garage.stack.instances(Worker::Director).map(|one| std::fs::read_to_string(one.process.log()).unwrap());
+    logs.map(|log| log.matches(&format!("\"{message}\"")).count()).sum()
+}
+
 /// How many game servers the director has started.
 fn started(garage: &mut Garage) -> usize {
-    let logs = garage.stack.instances(Worker::Director).map(|one| std::fs::read_to_string(one.process.log()).unwrap());
-    logs.map(|log| log.matches("\"instance started\"").count()).sum()
+    said(garage, "instance started")
 }
 
 #[tokio::test]
@@ -56,4 +66,69 @@ async fn each_event_that_is_delivered_again_has_one_effect() {
     for (bot, played) in bots.iter().zip(&played) {
         assert_eq!(bot.balance().await.unwrap(), 1_000 + played.earned);
     }
+}
+
+/// A player's first session.
+fn session_of(events: &[Event], player: &str) -> SessionId {
+    let events = history::of_player(events, player);
+    events.iter().find(|event| event.type_name == "Matched").unwrap().text("session").parse().unwrap()
+}
+
+/// What happened to a player's session; of an attempt that failed, why. Where its server was placed is left out: it may
+/// be dead before that is noted.
+fn way<'a>(events: &'a [Event], player: &str) -> Vec<&'a str> {
+    let session = of_session(events, session_of(events, player)).into_iter();
+    let told = session.filter(|event| event.type_name != "PodScheduled");
+    told.map(|event| if event.type_name == "PodFailed" { event.text("reason") } else { &event.type_name }).collect()
+}
+
+#[tokio::test]
+async fn an_attempt_that_fails_fails_once_however_often_it_is_told() {
+    // Of one match the first server dies, of another it is silent until the session's timer fires, of the third all die.
+    let script = "first() { case $config in *-1/config.json) return 0;; esac; return 1; }
+        if grep -q '\"fails-0\"' \"$config\"; then exit 7; fi
+        if grep -q '\"dies-0\"' \"$config\" && first; then exit 7; fi
+        if grep -q '\"hangs-0\"' \"$config\" && first; then hang; fi";
+    let mut garage = Setup::short().game_server(script).start().await;
+    let bots: Vec<_> = ["dies", "hangs"].iter().flat_map(|name| garage.bots(name, 2)).collect();
+    let fails = async |bot| {
+        let bot = garage.bot(bot);
+        let mut line = bot.line().await.unwrap();
+        bot.queue("ranked", 10_000).await.unwrap();
+        while line.next().await.unwrap().type_name != "Released" {}
+        (bot, line.close().await)
+    };
+    let faults = async {
+        for (type_name, count) in
+            [("PodFailed", 1), ("PodFailed", 2), ("Failed", 1), ("Opened", 1), ("PodFailed", 5), ("PodRequested", 7)]
+        {
+            garage.until_event(type_name, count).await;
+            redeliver(&garage).await;
+        }
+    };
+    let failed = join_all(["fails-0", "fails-1"].map(fails));
+    let (played, failed, ()) = tokio::join!(play(&bots), failed, faults);
+
+    let events = garage.settled().await;
+    let goes_on = ["PodRequested", "PodReady", "Opened", "Finished", "Closed"];
+    let expected = |begin: &[&'static str], end: &[&'static str]| [&["Matched"], begin, end].concat();
+    assert_eq!(way(&events, "dies-0"), expected(&["PodRequested", "exited"], &goes_on));
+    assert_eq!(way(&events, "hangs-0"), expected(&["PodRequested", "not-ready"], &goes_on));
+    assert_eq!(way(&events, "fails-0"), expected(&["PodRequested", "exited"].repeat(3), &["Failed", "Closed"]));
+    let told = bots.iter().zip(&played).map(|(bot, played)| (bot, &played.frames, 1));
+    let failed = failed.iter().map(|(bot, frames)| (bot, frames, 0));
+    for (bot, frames, times) in told.chain(failed) {
+        assert_told(&events, &bot.player, frames);
+        assert_eq!(paid(&events, &bot.player).len(), times, "{}", bot.player);
+    }
+    // One that is started while the end of the one before it is noted is seen to be too late, and removed at once.
+    let begun = started(&mut garage);
+    assert!((7..=7 + said(&mut garage, "instance came too late")).contains(&begun), "{begun}");
+
+    // And once more, when all is over, the timer's message too.
+    let timers = garage.jetstream().get_stream(TIMERS).await.unwrap();
+    timers.get_last_raw_message_by_subject(&subject::timer_due(session_of(&events, "hangs-0"))).await.unwrap();
+    redeliver(&garage).await;
+    assert_eq!(garage.settled().await, events);
+    assert_eq!(started(&mut garage), begun);
 }

@@ -10,9 +10,11 @@ use garage_events::{
     svc::{self, ListSessions},
 };
 
+use garage_stack::workers::Worker;
+
 use crate::support::{
     Garage, Setup,
-    history::{self, Event, assert_told, of_session},
+    history::{self, Event, assert_told, of_session, steps},
     play, until,
 };
 
@@ -122,5 +124,43 @@ async fn players_notice_nothing_when_redis_loses_all_in_the_midst_of_their_match
     // None of this needs Redis.
     for bot in &long {
         assert_eq!(bot.me().await.unwrap()["status"], "playing");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_lost_before_its_director_has_fetched_it_costs_one_attempt_and_no_more() {
+    // The time in which the director stands still must not be taken for a server that does not get ready.
+    let mut garage = Setup::short().env("GARAGE_READY_S", "60").start().await;
+    garage.stack.instances(Worker::Director).next().unwrap().process.pause().unwrap();
+    let bots = garage.bots("player", 2);
+    let fault = async {
+        // The key is parked by now, and nobody is there to fetch it.
+        garage.until_event("PodRequested", 1).await;
+        flush(&garage).await;
+        garage.stack.instances(Worker::Director).next().unwrap().process.resume().unwrap();
+    };
+    let (played, ()) = tokio::join!(play(&bots), fault);
+
+    let events = garage.settled().await;
+    let [session] = history::sessions(&events).try_into().unwrap();
+    let session = of_session(&events, session);
+    let expected = [
+        "Matched",
+        "PodRequested",
+        "PodFailed",
+        "PodRequested",
+        "PodScheduled",
+        "PodReady",
+        "Opened",
+        "Finished",
+        "Closed",
+    ];
+    assert_eq!(steps(&session), expected);
+    assert_eq!((session[2].number("attempt"), session[2].text("reason")), (1, "key-lost"));
+    let fingerprint = |event: &Event| event.text("fingerprint").to_owned();
+    assert_ne!(fingerprint(session[1]), fingerprint(session[3]), "the second attempt has a key of its own");
+    for (bot, played) in bots.iter().zip(&played) {
+        assert_told(&events, &bot.player, &played.frames);
+        assert_eq!(history::paid(&events, &bot.player).len(), 1);
     }
 }

@@ -1,8 +1,9 @@
-//! No secret is written where it can be read later.
+//! No secret is written where it can be read later, or where all of the machine can see it.
 
-use std::{fs, path::Path};
+use std::{fmt::Display, fs, path::Path};
 
-use garage_events::subject::STREAM;
+use garage_events::{game::Config, subject::STREAM};
+use garage_stack::workers::Worker;
 
 use crate::support::{Garage, Setup, play};
 
@@ -12,19 +13,23 @@ struct Secrets(Vec<(String, String)>);
 impl Secrets {
     /// Those of the files of a folder. A key in PEM is given away by any line of it.
     fn of(folder: &Path) -> Self {
-        let mut secrets = Vec::new();
+        let mut secrets = Self(Vec::new());
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
-            let name = entry.file_name().into_string().unwrap();
             let content = fs::read_to_string(entry.path()).unwrap();
             // A public key is none.
             if !content.contains("PUBLIC KEY") {
-                let lines = content.lines().filter(|line| !line.starts_with("-----"));
-                secrets.extend(lines.map(|line| (name.clone(), line.trim().to_owned())));
+                secrets.add(entry.file_name().to_str().unwrap(), &content);
             }
         }
-        assert!(secrets.iter().all(|(_, secret)| secret.len() >= 16), "too short to be told from other text");
-        Self(secrets)
+        secrets
+    }
+
+    fn add(&mut self, name: &str, content: &str) {
+        for line in content.lines().map(str::trim).filter(|line| !line.starts_with("-----")) {
+            assert!(line.len() >= 16, "{name}: too short to be told from other text");
+            self.0.push((name.to_owned(), line.to_owned()));
+        }
     }
 
     /// What of them a text holds.
@@ -116,5 +121,59 @@ async fn neither_the_log_nor_what_is_printed_holds_a_secret() {
     for key in keys {
         let parked: Vec<u8> = redis::cmd("GET").arg(&key).query_async(&mut connection).await.unwrap();
         assert_eq!(secrets.find(&String::from_utf8_lossy(&parked)), None, "{key}");
+    }
+}
+
+/// What a process was started with: its arguments, which any user may read, and its environment.
+fn started_with(process: impl Display) -> Vec<String> {
+    let read = |name| fs::read(format!("/proc/{process}/{name}")).unwrap_or_default();
+    let both = [read("cmdline"), read("environ")].concat();
+    String::from_utf8_lossy(&both).split('\0').map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test]
+async fn no_process_is_given_a_secret_in_its_arguments_or_its_environment() {
+    let mut garage = Setup::long().start().await;
+    let bots = garage.bots("player", 2);
+    for bot in &bots {
+        bot.queue("ranked", 0).await.unwrap();
+    }
+    garage.until_event("Opened", 1).await;
+
+    let root = garage.stack.root().to_owned();
+    let mut secrets = Secrets::of(&root.join("secrets"));
+    let [game] = garage.stack.games().try_into().unwrap();
+    let config = fs::read(garage.stack.instances_folder().join(game).join("config.json")).unwrap();
+    let config: Config = serde_json::from_slice(&config).unwrap();
+    let key = config.private_key.expose();
+    assert!(key.contains("PRIVATE KEY"));
+    // A key's last line may be a few characters.
+    let lines: Vec<_> = key.lines().filter(|line| line.len() >= 16).collect();
+    secrets.add("the game's key", &lines.join("\n"));
+
+    let [game_server] = garage.stack.game_servers().try_into().unwrap();
+    let has = |pid: u32, begin: &str| started_with(pid).iter().any(|one| one.starts_with(begin));
+    assert!(has(game_server, "--config"));
+    let mut ours = vec![game_server];
+    for worker in Worker::ALL {
+        ours.extend(garage.stack.instances(worker).map(|instance| instance.process.pid().unwrap()));
+    }
+    assert_eq!(ours.len(), 6);
+    assert!(ours[1..].iter().all(|pid| has(*pid, "GARAGE_NATS_PASSWORD_FILE=")));
+    // The servers of NATS and MariaDB, and whoever else was told of this Garage's folder. Redis writes its title over both.
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let folder = root.to_str().unwrap();
+    let told: Vec<u32> = pids.filter(|pid| started_with(pid).iter().any(|one| one.contains(folder))).collect();
+    for server in ["nats-server", "mariadbd"] {
+        assert!(told.iter().any(|pid| started_with(pid)[0].ends_with(server)), "{server} is looked at");
+    }
+    // Not what all inherit from whoever runs the tests; nor would that be anybody's to read in a failed test's words.
+    let inherited = started_with("self");
+    for pid in ours.into_iter().chain(told) {
+        for given in started_with(pid).iter().filter(|given| !inherited.contains(given)) {
+            let name = given.split('=').next().unwrap();
+            assert_eq!(secrets.find(given), None, "process {pid} was given it in {name:.40}");
+        }
     }
 }
