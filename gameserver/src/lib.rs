@@ -112,10 +112,9 @@ fn left(ends_at: OffsetDateTime) -> Duration {
 /// The whole game. Dropping it anywhere cuts all connections.
 async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: R) -> Result<Vec<Placing>, Error> {
     let identity = tls::identity(&config.private_key)?;
-    let players = config.players.iter().map(|loadout| loadout.player.clone()).collect();
     let door = socket::Door {
         tls: TlsAcceptor::from(Arc::clone(&identity.config)),
-        verifier: token::Verifier::new(&config.token_key, config.session, players)?,
+        verifier: token::Verifier::new(&config)?,
         players: config.players.len(),
     };
     let listener = ports::tcp(options.bind, options.ports).await?;
