@@ -21,10 +21,18 @@ pub struct Config {
     #[arg(long, env = "GARAGE_SEAL_KEY_FILE")]
     pub seal_key_file: PathBuf,
 
+    /// A file with another such key, accepted besides while keys are rotated: the next one, or the former one.
+    #[arg(long, env = "GARAGE_SEAL_KEY_ALSO_FILE")]
+    pub seal_key_also_file: Option<PathBuf>,
+
     /// A file with the Ed25519 public key that game servers verify connection tokens with, SubjectPublicKeyInfo PEM.
     // Not GARAGE_TOKEN_KEY_FILE, which is session's private half: one environment file may serve both.
     #[arg(long, env = "GARAGE_TOKEN_PUBLIC_KEY_FILE")]
     pub token_key_file: PathBuf,
+
+    /// A file with another such key, which game servers accept besides while keys are rotated.
+    #[arg(long, env = "GARAGE_TOKEN_PUBLIC_KEY_ALSO_FILE")]
+    pub token_key_also_file: Option<PathBuf>,
 
     /// URLs of the NATS servers that game servers report to, separated by commas; by default those of the director.
     #[arg(long, env = "GARAGE_GAME_NATS_URL", value_parser = config::unchecked, hide_env_values = true)]

@@ -11,7 +11,7 @@ pub mod reaction;
 pub mod redis;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::{game, jetstream::setup::DIRECTOR, world::System};
@@ -20,8 +20,9 @@ use garage_worker::{
     config::{nats_urls, secret},
     reactor,
     redis::Redis,
-    seal::SealKey,
+    seal::{SealKey, SealKeys},
 };
+use rustls_pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 
 pub use config::Config;
 
@@ -33,7 +34,8 @@ const REACTIONS: usize = 16;
 /// # Errors
 /// When something it needs is wrong or missing at the start, or a long task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    let seal = SealKey::from_file(&config.seal_key_file)?;
+    let also = config.seal_key_also_file.as_deref().map(SealKey::from_file).transpose()?;
+    let seal = SealKeys::new(SealKey::from_file(&config.seal_key_file)?, also);
     let terms = terms(&config)?;
     let backend = process::ProcessBackend::open(&config.process)?;
     let redis = Redis::new(&config.redis)?;
@@ -55,14 +57,11 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
-    let file = &config.token_key_file;
-    let token_key = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    // The private half here would go to every game server.
-    anyhow::ensure!(
-        token_key.contains("BEGIN PUBLIC KEY") && !token_key.contains("PRIVATE KEY"),
-        "{} (--token-key-file) is no public key in PEM",
-        file.display()
-    );
+    let (kid, token_key) = token_key(&config.token_key_file, "token-key-file")?;
+    let mut token_keys = BTreeMap::from([(kid, token_key.clone())]);
+    if let Some(file) = &config.token_key_also_file {
+        token_keys.extend([self::token_key(file, "token-key-also-file")?]);
+    }
     let password = config.game_nats_password_file.as_deref().map(secret).transpose()?;
     let url = match &config.game_nats_url {
         Some(url) => nats_urls(url, "game-nats")?,
@@ -73,5 +72,15 @@ fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
         user: config.game_nats_user.clone(),
         password: password.unwrap_or_else(|| game::Secret::new("")),
     };
-    Ok(reaction::Terms { token_key, nats, session: time::Duration::seconds(config.session_s.into()) })
+    Ok(reaction::Terms { token_key, token_keys, nats, session: time::Duration::seconds(config.session_s.into()) })
+}
+
+/// A key that tokens are verified with, and before it the `kid` by which they name it.
+fn token_key(file: &Path, flag: &str) -> anyhow::Result<(String, String)> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let wrong = || format!("{} (--{flag}) is no public key in PEM", file.display());
+    // The private half here would go to every game server.
+    anyhow::ensure!(!text.contains("PRIVATE KEY"), wrong());
+    let key = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).with_context(wrong)?;
+    Ok((game::fingerprint(&key), text))
 }

@@ -1,6 +1,6 @@
 //! What the log's events bring about: a server is started, or removed.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use garage_events::{
     event::Event as _,
@@ -15,7 +15,7 @@ use garage_events::{
 use garage_worker::{
     reactor::{Delivery, Failure},
     redis::Redis,
-    seal::SealKey,
+    seal::SealKeys,
 };
 use time::Duration;
 use uuid::Uuid;
@@ -36,6 +36,8 @@ impl From<Unavailable> for Failure {
 pub struct Terms {
     /// The key that connection tokens are verified with, SubjectPublicKeyInfo PEM.
     pub token_key: String,
+    /// All such keys, by the `kid` that names them.
+    pub token_keys: BTreeMap<String, String>,
     /// Where and as whom they report.
     pub nats: Nats,
     /// From the match to the hard end.
@@ -54,7 +56,7 @@ pub struct App<L, W, B> {
     /// Where the sealed keys are.
     pub redis: Redis,
     /// What they are opened with.
-    pub seal: SealKey,
+    pub seal: SealKeys,
     /// What all games are told.
     pub terms: Arc<Terms>,
 }
@@ -127,6 +129,7 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
             players: requested.loadouts,
             private_key,
             token_key: self.terms.token_key.clone(),
+            token_keys: self.terms.token_keys.clone(),
             nats: self.terms.nats.clone(),
             ready: report(ReportKind::Ready),
             finished: report(ReportKind::Finished),

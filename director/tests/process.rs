@@ -110,6 +110,7 @@ fn game(attempt: u32) -> Config {
         players: Vec::new(),
         private_key: Secret::new(KEY),
         token_key: "public".into(),
+        token_keys: [].into(),
         nats: Nats { url: "nats://x".into(), user: "game".into(), password: Secret::new("hunter2") },
         ready: format!("report.{session}.{attempt}.ready"),
         finished: format!("report.{session}.{attempt}.finished"),

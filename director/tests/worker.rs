@@ -35,6 +35,19 @@ const FINGERPRINT: &str = "f00d";
 const SEAL: [u8; 32] = [9; 32];
 const WAITS: &str = "sleep 300";
 
+// Made for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`; below each what
+// `openssl pkey -pubin -outform der | sha256sum` says of it.
+const TOKEN: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
+-----END PUBLIC KEY-----
+";
+const KID: &str = "df06efc80b754169fd0e455f437e56eec7fbdb8998abca30df0db060e76dbc88";
+const NEXT_TOKEN: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAuzH97YfhxWzcFuTfdNrkqI8XxEnKWaGb68S7vGXrLY4=
+-----END PUBLIC KEY-----
+";
+const NEXT_KID: &str = "c670294ffaefeb749c91a0a0e866ba18b404743f295cc1d1ed9f5202372ef781";
+
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -54,6 +67,7 @@ struct Ground {
     log: JetStreamLog,
     director: Option<(Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>)>,
     grace: u32,
+    more: Vec<String>,
 }
 
 impl Ground {
@@ -64,13 +78,13 @@ impl Ground {
         fs::write(at("game.sh"), format!("#!/bin/sh\necho start >> {}\n{script}\n", starts.display())).unwrap();
         fs::set_permissions(at("game.sh"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(at("seal"), "09".repeat(32)).unwrap();
-        fs::write(at("token.pem"), "-----BEGIN PUBLIC KEY-----\n").unwrap();
+        fs::write(at("token.pem"), TOKEN).unwrap();
         let nats = Nats::start(folder.path(), 1).await.unwrap();
         let redis = Redis::start(folder.path()).await.unwrap();
         let admin = nats.connect(Role::Admin).await.unwrap();
         setup::init(admin.clone(), 1).await.unwrap();
         let log = JetStreamLog::open(admin).await.unwrap();
-        let ground = Self { folder, nats, redis, log, director: None, grace: 60 };
+        let ground = Self { folder, nats, redis, log, director: None, grace: 60, more: Vec::new() };
         ground.park(FINGERPRINT, "the private key").await;
         ground
     }
@@ -92,7 +106,7 @@ impl Ground {
             ("--orphan-grace", self.grace.to_string()),
         ];
         let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={value}"));
-        let flags = ["director".to_owned()].into_iter().chain(flags);
+        let flags = ["director".to_owned()].into_iter().chain(flags).chain(self.more.clone());
         let config = garage_director::Config::parse_from(flags);
         let shutdown = Shutdown::new();
         self.director = Some((shutdown.clone(), tokio::spawn(garage_director::run(config, shutdown))));
@@ -113,7 +127,11 @@ impl Ground {
     }
 
     async fn park(&self, fingerprint: &str, key: &str) {
-        let sealed = SealKey::new(&SEAL).seal(key.as_bytes(), fingerprint).unwrap();
+        self.park_with(&SEAL, fingerprint, key).await;
+    }
+
+    async fn park_with(&self, seal: &[u8; 32], fingerprint: &str, key: &str) {
+        let sealed = SealKey::new(seal).seal(key.as_bytes(), fingerprint).unwrap();
         let client = redis::Client::open(self.redis.url_with_password()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let () = redis::cmd("SET").arg(parked_key(fingerprint)).arg(sealed).query_async(&mut connection).await.unwrap();
@@ -318,6 +336,50 @@ async fn a_request_removes_the_attempts_below_it() {
 }
 
 #[tokio::test]
+async fn while_keys_are_rotated_either_opens_and_games_are_told_both() {
+    let mut ground = Ground::new(WAITS).await;
+    let next = [8; 32];
+    fs::write(ground.path("next-seal"), "08".repeat(32)).unwrap();
+    fs::write(ground.path("next-token.pem"), NEXT_TOKEN).unwrap();
+    for (flag, file) in [("seal-key-also-file", "next-seal"), ("token-key-also-file", "next-token.pem")] {
+        ground.more.push(format!("--{flag}={}", ground.path(file)));
+    }
+    ground.start().await;
+    for seal in [SEAL, next] {
+        ground.park_with(&seal, FINGERPRINT, "the private key").await;
+        let id = ground.session().await;
+        ground.scheduled(id, 1).await;
+        let config = fs::read(ground.instance(name(id, 1)).join("config.json")).unwrap();
+        let config: game::Config = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config.private_key.expose(), "the private key");
+        assert_eq!(config.token_key, TOKEN);
+        let both = [(KID, TOKEN), (NEXT_KID, NEXT_TOKEN)].map(|(kid, key)| (kid.to_owned(), key.to_owned()));
+        assert_eq!(config.token_keys, both.into());
+    }
+    ground.stop().await;
+    ground.more.clear();
+    ground.start().await;
+    let id = ground.session().await;
+    let failed = ground.failed(id).await;
+    assert!(failed.reason == "key-lost" && failed.message.contains("--seal-key-also-file"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn what_is_no_public_key_is_not_handed_to_game_servers() {
+    let mut ground = Ground::new(WAITS).await;
+    let private = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
+    for text in ["", "key", private, &format!("{TOKEN}{private}"), "-----BEGIN PUBLIC KEY-----\n"] {
+        fs::write(ground.path("wrong.pem"), text).unwrap();
+        ground.more = vec![format!("--token-key-also-file={}", ground.path("wrong.pem"))];
+        ground.start().await;
+        let (_, director) = ground.director.take().unwrap();
+        let ended = tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap();
+        let error = format!("{:#}", ended.unwrap_err());
+        assert!(error.contains("wrong.pem (--token-key-also-file) is no public key") && !error.contains("c2Vj"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_lost_key_fails_the_attempt() {
     let mut ground = Ground::new(WAITS).await;
     ground.start().await;
@@ -455,6 +517,7 @@ async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
             players: Vec::new(),
             private_key: game::Secret::new("key"),
             token_key: String::new(),
+            token_keys: [].into(),
             nats: game::Nats { url: String::new(), user: String::new(), password: game::Secret::new("") },
             ready: String::new(),
             finished: String::new(),

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::id::{CarId, ItemId, PlayerId, SessionId, Slot};
@@ -67,8 +68,13 @@ pub struct Config {
     pub players: Vec<Loadout>,
     /// The game's RSA key, PKCS #8 PEM; the server's certificate is made of it.
     pub private_key: Secret,
-    /// The Ed25519 key that connection tokens are verified with, SubjectPublicKeyInfo PEM.
+    /// The Ed25519 key that connection tokens are verified with, SubjectPublicKeyInfo PEM: one of `token_keys`, for
+    /// servers that know no other.
     pub token_key: String,
+    /// All keys that connection tokens are verified with, PEM, by the `kid` that a token names: the [`fingerprint`] of
+    /// the key. There are two while they are rotated; none when the director does not know of this field yet.
+    #[serde(default)]
+    pub token_keys: BTreeMap<String, String>,
     /// Where and as whom reports are published.
     pub nats: Nats,
     /// The subject of the report [`Ready`].
@@ -135,17 +141,24 @@ pub struct ConnectClaims {
 /// The audience of connection tokens, so that no other token passes for one.
 pub const CONNECT_AUDIENCE: &str = "garage-game";
 
-/// What game clients pin: lower-case hex SHA-256 of the DER SubjectPublicKeyInfo of the game's RSA key, which is also
-/// that of the server's certificate.
+/// Lower-case hex SHA-256 of a public key's DER SubjectPublicKeyInfo. Game clients pin that of the game's RSA key, which
+/// is also that of the server's certificate; connection tokens name the key they are signed with by it.
 pub fn fingerprint(spki_der: &[u8]) -> String {
-    use sha2::Digest;
-    use std::fmt::Write;
-    let mut hex = String::with_capacity(64);
-    for byte in sha2::Sha256::digest(spki_der) {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    hex
+    hex(&Sha256::digest(spki_der))
+}
+
+/// What tells a secret key from another of its kind, and gives nothing of it away: the first 8 bytes of SHA-256 over
+/// `garage <kind> key:` and the key.
+pub fn key_id(kind: &str, key: &[u8]) -> [u8; 8] {
+    let digest: [u8; 32] =
+        Sha256::new().chain_update("garage ").chain_update(kind).chain_update(" key:").chain_update(key).finalize().into();
+    let [id, ..] = digest.as_chunks::<8>().0 else { return [0; 8] };
+    *id
+}
+
+/// Bytes in lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A text that `Debug` does not show.

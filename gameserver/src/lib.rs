@@ -113,10 +113,8 @@ fn left(ends_at: OffsetDateTime) -> Duration {
 /// The whole game. Dropping it anywhere cuts all connections.
 async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: R) -> Result<Vec<Placing>, Error> {
     let identity = tls::identity(&config.private_key)?;
-    let players = config.players.iter().map(|loadout| loadout.player.clone()).collect();
     let tls = TlsAcceptor::from(Arc::clone(&identity.config));
-    let verifier = token::Verifier::new(&config.token_key, config.session, players)?;
-    let door = socket::Door::new(tls, verifier, config.players.len());
+    let door = socket::Door::new(tls, token::Verifier::new(&config)?, config.players.len());
     let listener = ports::tcp(options.bind, options.ports).await?;
     let udp = ports::udp(options.bind, options.ports).await?;
     let ready = Ready {

@@ -1,7 +1,9 @@
 //! Connection tokens: who may come in.
 
+use std::collections::BTreeMap;
+
 use garage_events::{
-    game::{CONNECT_AUDIENCE, ConnectClaims, Secret},
+    game::{CONNECT_AUDIENCE, Config, ConnectClaims, Secret},
     id::{PlayerId, SessionId},
 };
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -29,6 +31,9 @@ pub(crate) enum Refusal {
 
 /// Decides on tokens of one session.
 pub(crate) struct Verifier {
+    /// By `kid`.
+    keys: BTreeMap<String, DecodingKey>,
+    /// For tokens that name none of these.
     key: DecodingKey,
     validation: Validation,
     session: SessionId,
@@ -36,20 +41,26 @@ pub(crate) struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier for a session and its players.
-    pub(crate) fn new(token_key: &str, session: SessionId, players: Vec<PlayerId>) -> Result<Self, BadKey> {
-        let key = DecodingKey::from_ed_pem(token_key.as_bytes()).map_err(BadKey)?;
+    /// A verifier for a game's session and players.
+    pub(crate) fn new(config: &Config) -> Result<Self, BadKey> {
+        let read = |pem: &String| DecodingKey::from_ed_pem(pem.as_bytes()).map_err(BadKey);
+        let keys = config.token_keys.iter().map(|(kid, pem)| Ok((kid.clone(), read(pem)?))).collect::<Result<_, _>>()?;
+        let key = read(&config.token_key)?;
+        let players = config.players.iter().map(|loadout| loadout.player.clone()).collect();
         // The one algorithm: what the token's own header says is never trusted.
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.leeway = LEEWAY_S;
         validation.set_audience(&[CONNECT_AUDIENCE]);
         validation.set_required_spec_claims(&["exp", "aud", "sub"]);
-        Ok(Self { key, validation, session, players })
+        Ok(Self { keys, key, validation, session: config.session, players })
     }
 
     /// The index of the player whom a token admits.
     pub(crate) fn admit(&self, token: &Secret) -> Result<usize, Refusal> {
-        let claims = match jsonwebtoken::decode::<ConnectClaims>(token.expose(), &self.key, &self.validation) {
+        // What it says of its key only chooses among ours.
+        let kid = jsonwebtoken::decode_header(token.expose()).ok().and_then(|header| header.kid);
+        let key = kid.and_then(|kid| self.keys.get(&kid)).unwrap_or(&self.key);
+        let claims = match jsonwebtoken::decode::<ConnectClaims>(token.expose(), key, &self.validation) {
             Ok(token) => token.claims,
             Err(error) if matches!(error.kind(), jsonwebtoken::errors::ErrorKind::ExpiredSignature) => {
                 return Err(Refusal::Expired);

@@ -25,6 +25,10 @@ pub struct Config {
     #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_FILE", value_name = "FILE")]
     pub jwt_key_file: PathBuf,
 
+    /// A file with another such key, accepted besides while keys are rotated: the next one, or the former one.
+    #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_ALSO_FILE", value_name = "FILE")]
+    pub jwt_key_also_file: Option<PathBuf>,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub tls: Tls,

@@ -33,7 +33,7 @@ pub use token::sign_token;
 
 /// What requests are answered with.
 struct App {
-    key: token::Key,
+    keys: token::Keys,
     queues: Queues,
     log: JetStreamLog,
     client: async_nats::Client,
@@ -63,7 +63,7 @@ impl Gateway {
     /// # Errors
     /// When one of these cannot be done.
     pub async fn bind(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
-        let key = token::Key::load(&config.jwt_key_file)?;
+        let keys = token::Keys::load(&config.jwt_key_file, config.jwt_key_also_file.as_deref())?;
         let queues = Queues::load(&config.queues)?;
         let tls = config.tls.acceptor()?;
 
@@ -81,7 +81,7 @@ impl Gateway {
         let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
         let address = listener.local_addr()?;
         tracing::info!(%address, tls = tls.is_some(), "gateway open");
-        let app = Arc::new(App { key, queues, log, client, hub, presence, world: System });
+        let app = Arc::new(App { keys, queues, log, client, hub, presence, world: System });
         let limit = config.max_connections;
         ground.spawn("accept", server::serve(listener, tls, app, limit, shutdown));
         Ok(Self { ground, address })

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     problem::Problem,
-    token::{Key, Refused},
+    token::{Keys, Refused},
 };
 
 /// Ranks beyond this are a client's mistake.
@@ -37,13 +37,13 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TICKETS: Uuid = Uuid::from_u128(0x5d0c_1a7e_8c1f_4b0e_9a53_2f6d_1c4b_77e1);
 
 /// Who sends it.
-pub(crate) fn player(key: &Key, headers: &HeaderMap) -> Result<PlayerId, Refused> {
+pub(crate) fn player(keys: &Keys, headers: &HeaderMap) -> Result<PlayerId, Refused> {
     let header = headers.get(AUTHORIZATION).ok_or(Refused::Missing)?;
     let (scheme, token) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Refused::Invalid)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(Refused::Missing);
     }
-    key.verify(token.trim())
+    keys.verify(token.trim())
 }
 
 /// Reads a JSON body.

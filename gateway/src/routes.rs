@@ -86,7 +86,7 @@ async fn answer(route: &'static str, handler: impl Future<Output = Answer>) -> R
 impl Call {
     /// Who calls. Asked after the method, so that a 405 needs no token.
     fn player(&self) -> Result<PlayerId, Problem> {
-        Ok(request::player(&self.app.key, &self.headers)?)
+        Ok(request::player(&self.app.keys, &self.headers)?)
     }
 
     /// The body, read as JSON.

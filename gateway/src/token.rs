@@ -1,10 +1,13 @@
 //! Who a client is: a bearer token, JWT with HS256, made by the studio's identity provider with a key that the gateway
 //! shares. Its `sub` is the player, whatever text that is; `exp` is required, `nbf` is honoured.
+//!
+//! While that key is rotated there are two. A token may say by its `kid` which it is of: the key's id, 16 hex digits
+//! ([`key_id`] of the kind `jwt`). One that says nothing, or has a name of the provider's own, is tried with both.
 
 use std::{fmt, path::Path, time::Duration};
 
 use garage_events::{
-    game::Secret,
+    game::{Secret, hex, key_id},
     id::PlayerId,
     world::{System, World},
 };
@@ -23,6 +26,7 @@ const MAX_TOKEN: usize = 4 << 10;
 /// Signs and verifies players' tokens. `Debug` does not show it.
 #[derive(Clone)]
 pub struct Key {
+    id: String,
     signing: EncodingKey,
     verifying: DecodingKey,
     validation: Validation,
@@ -99,7 +103,12 @@ impl Key {
         validation.validate_nbf = true;
         // The key is the studio's own; its tokens may name any audience.
         validation.validate_aud = false;
-        Ok(Self { signing: EncodingKey::from_secret(bytes), verifying: DecodingKey::from_secret(bytes), validation })
+        Ok(Self {
+            id: hex(&key_id("jwt", bytes)),
+            signing: EncodingKey::from_secret(bytes),
+            verifying: DecodingKey::from_secret(bytes),
+            validation,
+        })
     }
 
     /// The player that a token names.
@@ -119,6 +128,29 @@ impl Key {
     }
 }
 
+/// The keys that players' tokens are verified with: the one in use and, while it is rotated, another besides.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys(Vec<Key>);
+
+impl Keys {
+    /// Reads them from their files.
+    pub(crate) fn load(key: &Path, also: Option<&Path>) -> Result<Self, Error> {
+        [key].into_iter().chain(also).map(Key::load).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The player that a token of one of them names.
+    pub(crate) fn verify(&self, token: &str) -> Result<PlayerId, Refused> {
+        // What a token says of its key only chooses among ours.
+        let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
+        if let Some(key) = self.0.iter().find(|key| kid.as_ref() == Some(&key.id)) {
+            return key.verify(token);
+        }
+        let tried = self.0.iter().map(|key| key.verify(token));
+        let known = tried.reduce(|one, other| if one == Err(Refused::Invalid) { other } else { one });
+        known.unwrap_or(Err(Refused::Invalid))
+    }
+}
+
 /// Makes a player's token, as an identity provider would: `player` is the foreign name. For tests, bots and
 /// `garage token`.
 ///
@@ -128,7 +160,8 @@ pub fn sign_token(key: &Key, player: &str, ttl: Duration) -> Result<Secret, Erro
     let failed = |error: &dyn fmt::Display| Error::Sign(error.to_string());
     PlayerId::from_foreign(player).map_err(|error| failed(&error))?;
     let exp = (System.now() + ttl).unix_timestamp();
-    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &Claims { sub: player, exp }, &key.signing);
+    let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::HS256) };
+    let token = jsonwebtoken::encode(&header, &Claims { sub: player, exp }, &key.signing);
     token.map(Secret::new).map_err(|error| failed(&error))
 }
 
@@ -159,6 +192,36 @@ mod tests {
     fn a_token_of_another_key_is_not_valid() {
         let token = sign_token(&key("b"), "ann", HOUR).unwrap();
         assert_eq!(key("a").verify(token.expose()), Err(Refused::Invalid));
+    }
+
+    #[test]
+    fn while_keys_are_rotated_a_token_of_either_names_its_player() {
+        let keys = Keys(vec![key("a"), key("b")]);
+        for fill in ["a", "b"] {
+            let named = sign_token(&key(fill), "ann", HOUR).unwrap();
+            assert_eq!(keys.verify(named.expose()).unwrap().as_str(), "ann");
+            let exp = (System.now() + HOUR).unix_timestamp();
+            for kid in [None, Some("the provider's own".to_owned())] {
+                let header = Header { kid, ..Header::new(Algorithm::HS256) };
+                let sign = |claims| jsonwebtoken::encode(&header, &claims, &key(fill).signing).unwrap();
+                assert_eq!(keys.verify(&sign(json!({"sub": "ann", "exp": exp}))).unwrap().as_str(), "ann");
+                let old = sign(json!({"sub": "ann", "exp": exp - 7_200}));
+                assert_eq!(keys.verify(&old), Err(Refused::Expired), "it is known, whichever key it is of");
+            }
+        }
+        let third = sign_token(&key("c"), "ann", HOUR).unwrap();
+        assert_eq!(keys.verify(third.expose()), Err(Refused::Invalid));
+        assert_eq!(keys.verify("x"), Err(Refused::Invalid));
+    }
+
+    #[test]
+    fn a_token_that_names_a_key_is_of_that_key() {
+        let keys = Keys(vec![key("a"), key("b")]);
+        let header = Header { kid: Some(key("b").id), ..Header::new(Algorithm::HS256) };
+        let claims = json!({"sub": "ann", "exp": (System.now() + HOUR).unix_timestamp()});
+        let sign = |fill| jsonwebtoken::encode(&header, &claims, &key(fill).signing).unwrap();
+        assert!(keys.verify(&sign("b")).is_ok());
+        assert_eq!(keys.verify(&sign("a")), Err(Refused::Invalid));
     }
 
     #[test]

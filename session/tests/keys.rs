@@ -12,7 +12,7 @@ use garage_session::{
     keys::{GameKey, Pool},
     token::Signer,
 };
-use garage_worker::seal::SealKey;
+use garage_worker::seal::{SealKey, SealKeys};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use rsa::{
     RsaPrivateKey,
@@ -24,12 +24,14 @@ const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEIGnfR8vz3HgdAhFvKxTn0hDG5A2oZt7gC0ndVpKXw1aM
 -----END PRIVATE KEY-----
 ";
+// What `openssl pkey -pubout -outform der | sha256sum` says of it.
+const KID: &str = "cbd7834e888e501d6b7aa103a6bde5bf1738ee1754b423dcf91980b8431f7ace";
 
 #[test]
 fn a_sealed_key_opens_to_the_private_half_of_the_announced_one() {
     let seal = SealKey::new(&[7; 32]);
     let key = GameKey::generate(&seal).unwrap();
-    let pem = String::from_utf8(seal.open(&key.sealed, &key.fingerprint).unwrap()).unwrap();
+    let pem = String::from_utf8(SealKeys::new(seal, None).open(&key.sealed, &key.fingerprint).unwrap()).unwrap();
     let private = RsaPrivateKey::from_pkcs8_pem(&pem).unwrap();
     let public = private.to_public_key().to_public_key_der().unwrap();
     assert_eq!(fingerprint(public.as_bytes()), key.fingerprint);
@@ -53,6 +55,8 @@ fn a_connection_token_names_player_session_and_audience_and_ends_with_the_sessio
     let ends_at = now + time::Duration::MINUTE;
     let signed = signer.sign(&player, session, now, ends_at).unwrap();
     assert_eq!(signed.expires_at, ends_at);
+    let header = jsonwebtoken::decode_header(signed.token.expose()).unwrap();
+    assert_eq!(header.kid.as_deref(), Some(KID), "it names its key as the director does");
     let public = ed25519_public();
     let mut validation = Validation::new(Algorithm::EdDSA);
     validation.set_audience(&[CONNECT_AUDIENCE]);

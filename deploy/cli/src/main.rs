@@ -1,5 +1,6 @@
 //! `garage`: sets Garage up, runs it locally, and shows what the log knows.
 
+mod backup;
 mod bench;
 mod catalogue;
 mod completions;
@@ -59,6 +60,10 @@ enum Command {
     Dead(dead::Dead),
     /// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
     Rebuild(rebuild::Rebuild),
+    /// Copies all streams to a new folder, while all goes on. The database is not among them: copy it afterwards.
+    Backup(backup::Backup),
+    /// Makes all streams of a backup, on servers that have none.
+    Restore(backup::Restore),
     /// Makes a shell's completions of this command, to be sourced.
     Completions(completions::Completions),
 }
@@ -77,6 +82,8 @@ fn main() -> ExitCode {
         Command::Tail(tail) => tail.run(shutdown).await,
         Command::Dead(dead) => dead.run(shutdown).await,
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
+        Command::Backup(backup) => backup.run(shutdown).await,
+        Command::Restore(restore) => restore.run(shutdown).await,
         Command::Completions(completions) => completions.run(<Cli as clap::CommandFactory>::command()),
     })
 }

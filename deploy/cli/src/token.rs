@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use garage_events::world::{System, World};
+use garage_events::{
+    game::{hex, key_id},
+    world::{System, World},
+};
 use garage_worker::config::secret;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
@@ -24,10 +27,13 @@ pub(crate) struct Token {
 
 impl Token {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let key = EncodingKey::from_secret(secret(&self.jwt_key_file)?.expose().as_bytes());
+        let key = secret(&self.jwt_key_file)?;
+        let key = key.expose().as_bytes();
         let expires = System.now() + time::Duration::seconds(self.valid_s.into());
         let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp() });
-        say(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)?);
+        // So that a gateway knows which of two keys it is of while they are rotated.
+        let header = Header { kid: Some(hex(&key_id("jwt", key))), ..Header::new(Algorithm::HS256) };
+        say(jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(key))?);
         Ok(())
     }
 }

@@ -210,6 +210,12 @@ impl Process {
         self.spawn()
     }
 
+    /// Changes a variable of its environment for the next start; with `None` it is not set.
+    pub fn set_env(&mut self, name: &str, value: Option<OsString>) {
+        self.launch.env.retain(|(there, _)| there != name);
+        self.launch.env.extend(value.map(|value| (name.into(), value)));
+    }
+
     /// Stops its time (SIGSTOP): it keeps its connections and answers nothing. It has stopped when this returns, which
     /// takes some milliseconds and blocks.
     ///

@@ -129,7 +129,13 @@ pub async fn make(context: &Context, consumer: Consumer) -> Result<(), SetupErro
     Ok(())
 }
 
-pub(super) fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
+/// The names of all streams that [`init`] makes.
+pub fn names() -> impl Iterator<Item = String> {
+    streams(1).into_iter().map(|config| config.name)
+}
+
+/// Whether the answer was that there is no such stream.
+pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), jetstream::context::GetStreamErrorKind::JetStream(api)
         if api.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
 }

@@ -1,9 +1,9 @@
 //! Sealing of a game's private key on its way from session to director: AES-256-GCM under a key that only these two
 //! hold. Redis, and whoever reads it, sees the sealed form only.
 //!
-//! The form is `version (1 byte) ‖ nonce (12 bytes) ‖ ciphertext and tag`. The key's fingerprint is associated data:
-//! a sealed key that is moved under another game's name does not open. The version byte is there so that a second key
-//! can be told from the first when keys are rotated.
+//! The form is `version (1 byte) ‖ key's id (8 bytes) ‖ nonce (12 bytes) ‖ ciphertext and tag`, version 2. The id tells
+//! the key in use from its successor while keys are rotated. Version 1 had none; it is tried with each key. The
+//! fingerprint is associated data: a sealed key that is moved under another game's name does not open.
 
 use std::{fmt, fs, path::Path};
 
@@ -13,23 +13,33 @@ use aes_gcm::{
 };
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use garage_events::game::key_id;
 use rand::RngExt;
 
-/// The one version so far.
-const VERSION: u8 = 1;
+/// What is written.
+const VERSION: u8 = 2;
+
+/// What a session of before the ids still writes while an upgrade is under way.
+const WITHOUT_ID: u8 = 1;
+
+/// Bytes of a key's id.
+const ID: usize = 8;
 
 /// 96 bits, the size that AES-GCM is made for (NIST SP 800-38D, 5.2.1.1). Drawn at random, one key may seal 2^32
-/// times (8.3); a game server a millisecond takes 49 days to get there, and then [`VERSION`] is for.
+/// times (8.3); a game server a millisecond takes 49 days to get there, and then the key is rotated.
 const NONCE: usize = 12;
 
-/// The key that seals; 256 bits.
+/// A key that seals; 256 bits.
 #[derive(Clone)]
-pub struct SealKey(Box<Aes256Gcm>);
+pub struct SealKey {
+    id: [u8; ID],
+    cipher: Box<Aes256Gcm>,
+}
 
 impl SealKey {
     /// Wraps a key.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self(Box::new(Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key))))
+        Self { id: key_id("seal", key), cipher: Box::new(Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key))) }
     }
 
     /// Reads a key from a file that holds 32 bytes as base64 or as 64 hex digits: `openssl rand -base64 32`.
@@ -52,33 +62,58 @@ impl SealKey {
     pub fn seal(&self, plaintext: &[u8], fingerprint: &str) -> Result<Vec<u8>, SealError> {
         let nonce: [u8; NONCE] = rand::rng().random();
         let payload = Payload { msg: plaintext, aad: fingerprint.as_bytes() };
-        let ciphertext = self.0.encrypt(&Nonce::from(nonce), payload).map_err(|aes_gcm::Error| SealError::TooLong)?;
-        let mut sealed = Vec::with_capacity(1 + NONCE + ciphertext.len());
+        let ciphertext =
+            self.cipher.encrypt(&Nonce::from(nonce), payload).map_err(|aes_gcm::Error| SealError::TooLong)?;
+        let mut sealed = Vec::with_capacity(1 + ID + NONCE + ciphertext.len());
         sealed.push(VERSION);
+        sealed.extend_from_slice(&self.id);
         sealed.extend_from_slice(&nonce);
         sealed.extend_from_slice(&ciphertext);
         Ok(sealed)
     }
 
-    /// Opens what was sealed under a fingerprint.
-    ///
-    /// # Errors
-    /// [`SealError`]
-    pub fn open(&self, sealed: &[u8], fingerprint: &str) -> Result<Vec<u8>, SealError> {
-        let (version, rest) = sealed.split_first().ok_or(SealError::Truncated)?;
-        if *version != VERSION {
-            return Err(SealError::Version(*version));
-        }
+    fn open(&self, rest: &[u8], fingerprint: &str) -> Result<Vec<u8>, SealError> {
         let (nonce, ciphertext) = rest.split_first_chunk::<NONCE>().ok_or(SealError::Truncated)?;
         let payload = Payload { msg: ciphertext, aad: fingerprint.as_bytes() };
         // The cause is not told: the library's error says nothing, so that it helps nobody who guesses.
-        self.0.decrypt(&Nonce::from(*nonce), payload).map_err(|aes_gcm::Error| SealError::Forged)
+        self.cipher.decrypt(&Nonce::from(*nonce), payload).map_err(|aes_gcm::Error| SealError::Forged)
     }
 }
 
 impl fmt::Debug for SealKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SealKey(…)")
+    }
+}
+
+/// The keys that open: the one in use and, while it is rotated, another besides.
+#[derive(Debug, Clone)]
+pub struct SealKeys(Vec<SealKey>);
+
+impl SealKeys {
+    /// Both.
+    pub fn new(key: SealKey, also: Option<SealKey>) -> Self {
+        Self([key].into_iter().chain(also).collect())
+    }
+
+    /// Opens what one of them sealed under a fingerprint.
+    ///
+    /// # Errors
+    /// [`SealError`]
+    pub fn open(&self, sealed: &[u8], fingerprint: &str) -> Result<Vec<u8>, SealError> {
+        let (version, rest) = sealed.split_first().ok_or(SealError::Truncated)?;
+        match *version {
+            VERSION => {
+                let (id, rest) = rest.split_first_chunk::<ID>().ok_or(SealError::Truncated)?;
+                let key = self.0.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
+                key.open(rest, fingerprint)
+            }
+            WITHOUT_ID => {
+                let opened = self.0.iter().find_map(|key| key.open(rest, fingerprint).ok());
+                opened.ok_or(SealError::Forged)
+            }
+            version => Err(SealError::Version(version)),
+        }
     }
 }
 
@@ -104,6 +139,9 @@ pub enum SealError {
     /// It was sealed in a way that this build does not know.
     #[error("sealed key has version {0}, which this build does not know")]
     Version(u8),
+    /// It was sealed with a key that is not here.
+    #[error("sealed key is of a seal key that is not here; name that key with --seal-key-also-file")]
+    UnknownKey,
     /// It was sealed with another key or under another fingerprint, or was changed since.
     #[error("sealed key does not open: wrong seal key, wrong fingerprint, or changed since")]
     Forged,
@@ -115,55 +153,96 @@ mod tests {
 
     const KEY: [u8; 32] = [7; 32];
 
+    fn key(fill: u8) -> SealKey {
+        SealKey::new(&[fill; 32])
+    }
+
+    fn only(fill: u8) -> SealKeys {
+        SealKeys::new(key(fill), None)
+    }
+
+    /// As version 1 had it.
+    fn without_id(sealed: &[u8]) -> Vec<u8> {
+        [&[WITHOUT_ID], &sealed[1 + ID..]].concat()
+    }
+
     #[test]
     fn what_was_sealed_opens() {
-        let key = SealKey::new(&KEY);
-        let sealed = key.seal(b"secret", "f1").unwrap();
-        assert_eq!(key.open(&sealed, "f1").unwrap(), b"secret");
+        let sealed = key(7).seal(b"secret", "f1").unwrap();
+        assert_eq!(only(7).open(&sealed, "f1").unwrap(), b"secret");
         assert!(!sealed.windows(6).any(|part| part == b"secret"));
-        assert_ne!(sealed, key.seal(b"secret", "f1").unwrap(), "a nonce was used twice");
+        assert_ne!(sealed, key(7).seal(b"secret", "f1").unwrap(), "a nonce was used twice");
     }
 
     #[test]
     fn another_fingerprint_or_key_opens_nothing() {
-        let key = SealKey::new(&KEY);
-        let sealed = key.seal(b"secret", "f1").unwrap();
-        assert_eq!(key.open(&sealed, "f2"), Err(SealError::Forged));
-        assert_eq!(SealKey::new(&[8; 32]).open(&sealed, "f1"), Err(SealError::Forged));
+        let sealed = key(7).seal(b"secret", "f1").unwrap();
+        assert_eq!(only(7).open(&sealed, "f2"), Err(SealError::Forged));
+        assert_eq!(only(8).open(&sealed, "f1"), Err(SealError::UnknownKey));
+        assert_eq!(only(8).open(&without_id(&sealed), "f1"), Err(SealError::Forged));
+    }
+
+    #[test]
+    fn while_keys_are_rotated_both_open() {
+        let keys = SealKeys::new(key(7), Some(key(8)));
+        for fill in [7, 8] {
+            let sealed = key(fill).seal(b"secret", "f1").unwrap();
+            assert_eq!(sealed[0], 2);
+            assert_eq!(keys.open(&sealed, "f1").unwrap(), b"secret");
+            assert_eq!(keys.open(&without_id(&sealed), "f1").unwrap(), b"secret");
+            assert_eq!(keys.open(&sealed, "f2"), Err(SealError::Forged));
+        }
+        assert_eq!(keys.open(&key(9).seal(b"secret", "f1").unwrap(), "f1"), Err(SealError::UnknownKey));
+    }
+
+    #[test]
+    fn the_id_of_one_key_does_not_open_what_another_sealed() {
+        let keys = SealKeys::new(key(7), Some(key(8)));
+        let mut sealed = key(7).seal(b"secret", "f1").unwrap();
+        sealed[1..=ID].copy_from_slice(&key(8).id);
+        assert_eq!(keys.open(&sealed, "f1"), Err(SealError::Forged));
+    }
+
+    #[test]
+    fn an_id_is_no_part_of_its_key() {
+        assert_ne!(key(7).id, key(8).id);
+        assert!(!KEY.starts_with(&key(7).id));
+        assert_ne!(key(7).id, key_id("jwt", &KEY), "the same bytes as another kind of key have another id");
     }
 
     #[test]
     fn a_cut_opens_nothing_wherever_it_is() {
-        let key = SealKey::new(&KEY);
-        let sealed = key.seal(b"secret", "f1").unwrap();
+        let sealed = key(7).seal(b"secret", "f1").unwrap();
         for length in 0..sealed.len() {
-            assert!(key.open(&sealed[..length], "f1").is_err(), "{length}");
+            assert!(only(7).open(&sealed[..length], "f1").is_err(), "{length}");
         }
-        assert_eq!(key.open(&[], "f1"), Err(SealError::Truncated));
+        assert_eq!(only(7).open(&[], "f1"), Err(SealError::Truncated));
     }
 
     #[test]
     fn a_flipped_bit_opens_nothing_wherever_it_is() {
-        let key = SealKey::new(&KEY);
-        let sealed = key.seal(b"secret", "f1").unwrap();
+        let sealed = key(7).seal(b"secret", "f1").unwrap();
         for index in 0..sealed.len() {
-            let mut forged = sealed.clone();
-            forged[index] ^= 1;
-            assert!(key.open(&forged, "f1").is_err(), "{index}");
+            for bit in 0..8 {
+                let mut forged = sealed.clone();
+                forged[index] ^= 1 << bit;
+                assert!(only(7).open(&forged, "f1").is_err(), "{index}");
+            }
         }
         let mut newer = sealed;
-        newer[0] = 2;
-        assert_eq!(key.open(&newer, "f1"), Err(SealError::Version(2)));
+        newer[0] = 3;
+        assert_eq!(only(7).open(&newer, "f1"), Err(SealError::Version(3)));
     }
 
     #[test]
     fn a_key_is_read_from_base64_or_hex_and_from_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
-        let sealed = SealKey::new(&KEY).seal(b"secret", "f1").unwrap();
+        let sealed = key(7).seal(b"secret", "f1").unwrap();
         for text in [format!("{}\n", STANDARD.encode(KEY)), "07".repeat(32)] {
             std::fs::write(&file, text).unwrap();
-            assert_eq!(SealKey::from_file(&file).unwrap().open(&sealed, "f1").unwrap(), b"secret");
+            let read = SealKeys::new(SealKey::from_file(&file).unwrap(), None);
+            assert_eq!(read.open(&sealed, "f1").unwrap(), b"secret");
         }
         for text in ["", "geheim", &"0".repeat(63), &"x".repeat(64), &STANDARD.encode([7; 16])] {
             std::fs::write(&file, text).unwrap();
@@ -174,6 +253,7 @@ mod tests {
 
     #[test]
     fn a_key_is_not_printed() {
-        assert_eq!(format!("{:?}", SealKey::new(&KEY)), "SealKey(…)");
+        let keys = SealKeys::new(key(7), Some(key(8)));
+        assert_eq!(format!("{keys:?}"), "SealKeys([SealKey(…), SealKey(…)])");
     }
 }

@@ -48,7 +48,8 @@ async def play(config):
     async def admit(socket):
         try:
             token = json.loads(await asyncio.wait_for(socket.recv(), 10))["token"]
-            claims = jwt.decode(token, config["token_key"], algorithms=["EdDSA"], audience="garage-game")
+            key = config["token_keys"][jwt.get_unverified_header(token)["kid"]]
+            claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="garage-game")
             admitted = claims["session"] == config["session"] and claims["sub"] in players
         except Exception:
             admitted = False

@@ -76,10 +76,19 @@ impl Signer {
         self.0.verifying_key().to_public_key_pem(LineEnding::LF).unwrap()
     }
 
+    pub(crate) fn kid(&self) -> String {
+        game::fingerprint(self.0.verifying_key().to_public_key_der().unwrap().as_bytes())
+    }
+
     pub(crate) fn sign(&self, claims: &ConnectClaims) -> String {
+        self.sign_as(Some(self.kid()), claims)
+    }
+
+    /// A token that says of its key what it likes.
+    pub(crate) fn sign_as(&self, kid: Option<String>, claims: &ConnectClaims) -> String {
         let pem = self.0.to_pkcs8_pem(LineEnding::LF).unwrap();
         let key = EncodingKey::from_ed_pem(pem.as_bytes()).unwrap();
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), claims, &key).unwrap()
+        jsonwebtoken::encode(&Header { kid, ..Header::new(Algorithm::EdDSA) }, claims, &key).unwrap()
     }
 }
 
@@ -114,6 +123,7 @@ pub(crate) fn config(players: &[&str], signer: &Signer, nats: &str) -> Config {
         players: players.iter().map(loadout).collect(),
         private_key: Secret::new(&RSA.0),
         token_key: signer.public_pem(),
+        token_keys: [(signer.kid(), signer.public_pem())].into(),
         nats: Nats { url: nats.to_owned(), user: "u".to_owned(), password: Secret::new("p") },
         ready: format!("report.{session}.1.ready"),
         finished: format!("report.{session}.1.finished"),

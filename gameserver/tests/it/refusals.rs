@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use futures::{SinkExt, StreamExt};
-use garage_events::game::{ConnectClaims, Secret};
+use garage_events::game::{Config, ConnectClaims, Secret};
 use garage_gameserver::{
     client::{self, Connection, Driving, Pin, RaceError, Server},
     wire::{FromClient, FromServer, close},
@@ -95,6 +95,34 @@ async fn bad_tokens_admit_nobody() {
         let answer = game.knock(&token).await;
         assert!(matches!(answer, Ok(FromServer::Refused { .. })), "{what}: {answer:?}");
     }
+    still_races(&game).await;
+}
+
+#[tokio::test]
+async fn while_keys_are_rotated_a_token_of_either_admits() {
+    let next = Signer::new();
+    let tell = |config: &mut Config| drop(config.token_keys.insert(next.kid(), next.public_pem()));
+    let game = Game::start_with(&["anna"], long(), 0, tell).await;
+    let claims = game.claims("anna");
+    for good in [game.signer.sign(&claims), next.sign(&claims), game.signer.sign_as(None, &claims)] {
+        let answer = game.knock(&good).await;
+        assert!(matches!(answer, Ok(FromServer::Welcome(_))), "{answer:?}");
+    }
+    let third = Signer::new();
+    let bad = [
+        ("of a third key", third.sign(&claims)),
+        ("of a third key, under the name of one", third.sign_as(Some(next.kid()), &claims)),
+        ("of one key, under the other's name", game.signer.sign_as(Some(next.kid()), &claims)),
+    ];
+    for (what, token) in bad {
+        let answer = game.knock(&token).await;
+        assert!(matches!(answer, Ok(FromServer::Refused { .. })), "{what}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_director_that_names_one_key_alone_is_understood() {
+    let game = Game::start_with(&["anna"], options(), 0, |config| config.token_keys.clear()).await;
     still_races(&game).await;
 }
 

@@ -4,6 +4,7 @@
 //! hold at all, is in [`support::history`].
 #![cfg(test)]
 
+mod backup;
 mod crashes;
 mod demo;
 mod foreign;
@@ -13,6 +14,7 @@ mod matches;
 mod operator;
 mod redelivery;
 mod redis;
+mod rotation;
 mod routes;
 mod secrets;
 mod store;

@@ -1,6 +1,7 @@
 //! A Garage for one test.
 
 pub(crate) mod history;
+pub(crate) mod operations;
 mod setup;
 
 use std::{

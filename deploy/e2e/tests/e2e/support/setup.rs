@@ -1,6 +1,10 @@
 //! How a test's Garage is to be.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use garage_events::jetstream::JetStreamLog;
 use garage_stack::{
@@ -9,7 +13,7 @@ use garage_stack::{
 };
 use tokio::sync::Mutex;
 
-use super::{Garage, place};
+use super::{Garage, operations, place};
 
 /// Races of two or three seconds.
 const SHORT: &str = "--distance-m 20 --join-timeout-ms 20000 --race-timeout-ms 15000";
@@ -24,6 +28,7 @@ pub(crate) struct Setup {
     game_arg: &'static str,
     queues: Option<&'static str>,
     game_server: Option<&'static str>,
+    backup: Option<PathBuf>,
 }
 
 impl Setup {
@@ -32,7 +37,7 @@ impl Setup {
         // A pool of 32 keys would keep a core busy for the first seconds of each test.
         let env = vec![("GARAGE_KEY_POOL".into(), "4".into())];
         let options = Options { env, ..Options::default() };
-        Self { options, game_arg: SHORT, queues: None, game_server: None }
+        Self { options, game_arg: SHORT, queues: None, game_server: None, backup: None }
     }
 
     /// The same with races that do not end.
@@ -72,6 +77,12 @@ impl Setup {
         self
     }
 
+    /// On servers to which a backup is restored first.
+    pub(crate) fn restored(mut self, backup: &Path) -> Self {
+        self.backup = Some(backup.to_owned());
+        self
+    }
+
     /// Starts it, as soon as there is a place.
     pub(crate) async fn start(mut self) -> Garage {
         let place = place().await;
@@ -87,6 +98,9 @@ impl Setup {
             let file = folder.path().join("gameserver.sh");
             write_game_server(&file, script, &root);
             self.options.env.push(("GARAGE_GAMESERVER".into(), file.to_str().unwrap().into()));
+        }
+        if let Some(backup) = &self.backup {
+            operations::restore(&root, self.options.nats_nodes, backup).await;
         }
         let stack = Stack::start(&root, self.options).await.unwrap_or_else(|error| panic!("{error}"));
         let admin = stack.nats.connect(Role::Admin).await.unwrap();

@@ -1,0 +1,53 @@
+//! The commands of `deploy/OPERATIONS.md`, run as they are written there.
+
+use std::path::Path;
+
+use garage_stack::{
+    servers::{MariaDb, Nats, Role},
+    workers::binary,
+};
+use tokio::{process::Command, time::timeout};
+
+use super::DEADLINE;
+
+const OPERATIONS: &str = include_str!("../../../../OPERATIONS.md");
+
+/// Runs the shell block after a mark, in a folder; what it printed.
+pub(crate) async fn run(mark: &str, folder: &Path, variables: &[(&str, String)]) -> String {
+    let begin = format!("<!-- {mark} -->\n```sh\n");
+    let (_, rest) = OPERATIONS.split_once(&begin).unwrap_or_else(|| panic!("no block is marked {mark}"));
+    let (block, _) = rest.split_once("```").unwrap();
+    let programs = binary("garage").unwrap().parent().unwrap().display().to_string();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", block]).current_dir(folder).env("PATH", path).kill_on_drop(true);
+    shell.envs(variables.iter().map(|(name, value)| (name, value)));
+    let output = timeout(DEADLINE, shell.output()).await.expect("the block ends").unwrap();
+    assert!(output.status.success(), "{mark}: {}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What an operator's shell knows of the servers, and where the backup is.
+pub(crate) fn variables(nats: &Nats, mariadb: &MariaDb, backup: &Path) -> Vec<(&'static str, String)> {
+    let (user, password_file) = nats.user(Role::Admin);
+    let url = mariadb.url();
+    let (host, port) = url.trim_end_matches("/garage").rsplit_once('@').unwrap().1.split_once(':').unwrap();
+    vec![
+        ("GARAGE_NATS_URL", nats.url()),
+        ("GARAGE_NATS_USER", user.into()),
+        ("GARAGE_NATS_PASSWORD_FILE", password_file.display().to_string()),
+        ("GARAGE_MYSQL_URL", url.clone()),
+        ("GARAGE_MYSQL_PASSWORD_FILE", mariadb.password_file().display().to_string()),
+        ("MYSQL_HOST", host.into()),
+        ("MYSQL_PORT", port.into()),
+        ("NODES", nats.nodes().to_string()),
+        ("BACKUP", backup.display().to_string()),
+    ]
+}
+
+/// Restores a backup to new servers, whose data a Garage in the same folder then has.
+pub(crate) async fn restore(root: &Path, nodes: usize, backup: &Path) {
+    let (mut nats, mut mariadb) = (Nats::start(root, nodes).await.unwrap(), MariaDb::start(root).await.unwrap());
+    run("restore", root, &variables(&nats, &mariadb, backup)).await;
+    tokio::join!(nats.stop(), mariadb.stop());
+}
