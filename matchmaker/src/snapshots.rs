@@ -42,8 +42,8 @@ const EVERY: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(20);
 
 /// How long one may take to be read; and how often that is tried, because the next may replace it meanwhile.
-const READ: Duration = Duration::from_secs(5);
-const READS: usize = 3;
+const READ: Duration = Duration::from_secs(4);
+const READS: usize = 2;
 
 /// Before it is tried again.
 const AGAIN: Duration = Duration::from_millis(250);

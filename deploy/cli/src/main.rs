@@ -9,6 +9,7 @@ mod entry;
 mod init;
 mod local;
 mod progress;
+mod queue;
 mod rebuild;
 mod replay;
 mod report;
@@ -57,6 +58,9 @@ enum Command {
     /// The messages that workers gave up: lists them, and has them handled again.
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Closes and opens queues.
+    #[command(subcommand)]
+    Queue(queue::Queue),
     /// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
     Rebuild(rebuild::Rebuild),
     /// Makes a shell's completions of this command, to be sourced.
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::Replay(replay) => replay.run(shutdown).await,
         Command::Tail(tail) => tail.run(shutdown).await,
         Command::Dead(dead) => dead.run(shutdown).await,
+        Command::Queue(queue) => queue.run().await,
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
         Command::Completions(completions) => completions.run(<Cli as clap::CommandFactory>::command()),
     })

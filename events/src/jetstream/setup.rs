@@ -194,7 +194,8 @@ fn streams(replicas: usize) -> [Config; 9] {
             max_bytes: 256 << 20,
             ..bucket(presence::STREAM, presence::ALL)
         },
-        Config { max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
+        // What nobody has renewed for so long belongs to a queue that there is no more.
+        Config { max_age: HOUR, max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
         Config { max_bytes: 16 << 20, ..bucket(door::STREAM, door::ALL) },
         Config {
             // A snapshot older than the log's beginning is of no use; nor are the pieces that a writer left who was

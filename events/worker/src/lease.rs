@@ -81,7 +81,11 @@ impl Leases {
 }
 
 /// Begins to keep leases; the task that is returned does it until the [`Leases`] are dropped.
-pub fn keep(context: Context, names: Vec<String>, health: Health) -> (Leases, impl Future<Output = anyhow::Result<()>>) {
+pub fn keep(
+    context: Context,
+    names: Vec<String>,
+    health: Health,
+) -> (Leases, impl Future<Output = anyhow::Result<()>>) {
     let (held, seen) = watch::channel(BTreeMap::new());
     let (candidate, competes) = watch::channel(false);
     let end = Shutdown::new();
