@@ -126,7 +126,8 @@ impl Line {
     fn text(&self) -> String {
         let (state, reason) = match &self.door {
             Door::Open => ("open", String::new()),
-            Door::Closed { reason } => ("closed", format!("  {}", reason.escape_debug())),
+            // Another tool may have put it there, with what a terminal would obey.
+            Door::Closed { reason } => ("closed", format!("  {}", reason.replace(char::is_control, " "))),
         };
         let since = self.since.map_or_else(|| "-".into(), when);
         format!("{:<32}  {state:<6}  {since:<24}{reason}", self.queue).trim_end().into()
