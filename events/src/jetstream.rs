@@ -20,6 +20,7 @@ use async_nats::{
 };
 use futures::StreamExt;
 use jetstream_extra::batch_fetch::BatchFetchExt;
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -92,8 +93,17 @@ impl JetStreamLog {
     /// # Errors
     /// [`ReadError::Unavailable`]
     pub async fn state(&self) -> Result<stream::State, ReadError> {
+        Ok(self.identity().await?.1)
+    }
+
+    /// When the log was made, which tells it from any other, and how far it reaches; told by the stream's leader.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]
+    pub async fn identity(&self) -> Result<(OffsetDateTime, stream::State), ReadError> {
         let stream = self.context.get_stream(subject::STREAM).await.map_err(unavailable)?;
-        Ok(stream.cached_info().state.clone())
+        let info = stream.cached_info();
+        Ok((info.created, info.state.clone()))
     }
 
     /// Sequence of the last message that a filter selects, read at the leader; 0 when there is none.

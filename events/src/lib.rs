@@ -6,14 +6,16 @@
 //!   for tests, under the same contract.
 //! - [`letter`]: a message that a worker gave up.
 //! - [`game`]: the contract with game servers; [`svc`]: requests between workers.
-//! - [`queue`]: the queues, as configured.
+//! - [`queue`]: the queues, as configured; [`door`]: whether one is closed; [`lease`]: who matches one.
 //! - [`world`]: time and ids.
 
+pub mod door;
 pub mod event;
 pub mod game;
 pub mod id;
 pub mod inventory;
 pub mod jetstream;
+pub mod lease;
 pub mod letter;
 pub mod log;
 pub mod player;

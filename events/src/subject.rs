@@ -21,6 +21,10 @@ pub const TIMERS: &str = "TIMERS";
 pub const REPORTS: &str = "REPORTS";
 /// The stream of messages that a worker could not handle.
 pub const DEAD: &str = "DEAD";
+/// The object store of what workers need for a quick start.
+pub const SNAPSHOT_BUCKET: &str = "SNAPSHOTS";
+/// The stream that it is made of.
+pub const SNAPSHOTS: &str = "OBJ_SNAPSHOTS";
 
 /// Every event.
 pub const ALL: &str = "garage.>";
@@ -33,8 +37,16 @@ pub const ALL_REPORTS: &str = "report.>";
 /// Every timer that is due.
 pub const ALL_DUE: &str = "timer.due.*";
 
+/// Every snapshot: its pieces, and what is said of it.
+pub const ALL_SNAPSHOTS: [&str; 2] = ["$O.SNAPSHOTS.C.>", "$O.SNAPSHOTS.M.>"];
+
 /// Every dead letter.
 pub const ALL_DEAD: &str = "dead.*";
+
+/// The pieces of one version of a snapshot, by its NUID.
+pub fn snapshot_pieces(nuid: &str) -> String {
+    format!("$O.SNAPSHOTS.C.{nuid}")
+}
 
 /// The events of one type of every session: `garage.session.*.closed`.
 pub fn sessions(token: &str) -> String {

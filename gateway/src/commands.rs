@@ -10,6 +10,7 @@ use garage_events::{
 use uuid::Uuid;
 
 use crate::{
+    door::Doors,
     problem::Problem,
     ticket::{self, Cancelling, Queueing, Ticket},
 };
@@ -18,8 +19,14 @@ use crate::{
 /// between our read and our write, a few milliseconds.
 const TRIES: u32 = 5;
 
-/// Makes a player wait.
-pub(crate) async fn queue(log: &impl Log, world: &impl World, id: &PlayerId, wish: Queued) -> Result<Ticket, Problem> {
+/// Makes a player wait. A queue that is closed takes nobody anew; who has a ticket already has it still.
+pub(crate) async fn queue(
+    log: &impl Log,
+    world: &impl World,
+    doors: &Doors,
+    id: &PlayerId,
+    wish: Queued,
+) -> Result<Ticket, Problem> {
     let mut tries = Tries::default();
     loop {
         let player = log.player(id).await?;
@@ -30,7 +37,10 @@ pub(crate) async fn queue(log: &impl Log, world: &impl World, id: &PlayerId, wis
                 tries.append(log, world, id, &player, event).await?;
                 continue;
             }
-            Ok(Queueing::Append(event)) => event,
+            Ok(Queueing::Append(event)) => {
+                doors.admit(&wish.queue)?;
+                event
+            }
             Err(rejection) => return Err(rejected(&rejection)),
         };
         if let Some(seq) = tries.append(log, world, id, &player, event.clone()).await? {
@@ -174,7 +184,7 @@ mod tests {
                 waiting_since: now,
                 expires_at: now,
             };
-            let problem = queue(&log, &System, &"ann".parse().unwrap(), wish).await.unwrap_err();
+            let problem = queue(&log, &System, &Doors::default(), &"ann".parse().unwrap(), wish).await.unwrap_err();
             assert_eq!((problem.status().as_u16(), log.appends.load(Ordering::Relaxed)), (503, tries));
         }
     }

@@ -22,7 +22,7 @@ use garage_worker::{Health, Shutdown, Stopped, lag, patiently};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::frame::Frame;
+use crate::{frame::Frame, wait::Waits};
 
 /// Frames that may wait for a socket; the channel takes memory as they come. More than one request to the log brings,
 /// which is handed out in one go when the log was out of reach for a while: a socket that is closed for its queue has
@@ -202,6 +202,7 @@ impl Drop for Seat {
 /// [`Stopped`]
 pub(crate) async fn follow(
     hub: Hub,
+    waits: Waits,
     log: JetStreamLog,
     health: Health,
     shutdown: Shutdown,
@@ -218,7 +219,7 @@ pub(crate) async fn follow(
     Ok(async move {
         let hand_out = async {
             tokio::select! {
-                () = hand_out_all(&hub, &mut follow) => {}
+                () = hand_out_all(&hub, &waits, &mut follow) => {}
                 never = lag::watch("log", &log, subject::PLAYERS, || hub.position(), &health) => never,
             }
         };
@@ -227,9 +228,11 @@ pub(crate) async fn follow(
     })
 }
 
-async fn hand_out_all(hub: &Hub, follow: &mut Follow) {
+async fn hand_out_all(hub: &Hub, waits: &Waits, follow: &mut Follow) {
     loop {
-        hub.hand_out(&follow.next().await);
+        let message = follow.next().await;
+        waits.note(&message);
+        hub.hand_out(&message);
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! - [`Config`], [`token`]: what it is told, and who its clients are.
 //! - `server`, `tls`, `patience`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
-//! - `ticket` (pure), `commands`: queueing and cancelling; `request`: what a client may send.
+//! - `ticket` (pure), `commands`: queueing and cancelling; `request`: what a client may send; `door`: which queues take
+//!   nobody; `wait`: how long one waits.
 //! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here; `presence`: who is, anywhere.
 
 mod commands;
 mod config;
+mod door;
 mod frame;
 mod hub;
 mod patience;
@@ -20,6 +22,7 @@ mod ticket;
 mod tls;
 pub mod token;
 mod upgrade;
+mod wait;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -38,6 +41,8 @@ struct App {
     log: JetStreamLog,
     client: async_nats::Client,
     hub: hub::Hub,
+    doors: door::Doors,
+    waits: wait::Waits,
     presence: presence::Presence,
     world: System,
 }
@@ -71,8 +76,14 @@ impl Gateway {
         let log = ground.open_log().await?;
         let client = ground.client.clone();
         let hub = hub::Hub::default();
-        let follow = hub::follow(hub.clone(), log.clone(), ground.health.clone(), shutdown.clone()).await?;
+        let waits = wait::Waits::new(&queues);
+        let follow =
+            hub::follow(hub.clone(), waits.clone(), log.clone(), ground.health.clone(), shutdown.clone()).await?;
         ground.spawn("hub", follow);
+        let doors = door::Doors::new(&queues);
+        let follow =
+            door::follow(doors.clone(), log.context().clone(), ground.health.clone(), shutdown.clone()).await?;
+        ground.spawn("doors", follow);
         let grace = Duration::from_secs(config.grace.into());
         let presence = presence::Presence::open(log.clone(), hub.clone(), grace, shutdown.clone()).await?;
         ground.spawn("presence", presence.clone().run());
@@ -81,7 +92,7 @@ impl Gateway {
         let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
         let address = listener.local_addr()?;
         tracing::info!(%address, tls = tls.is_some(), "gateway open");
-        let app = Arc::new(App { keys, queues, log, client, hub, presence, world: System });
+        let app = Arc::new(App { keys, queues, log, client, hub, doors, waits, presence, world: System });
         let limit = config.max_connections;
         ground.spawn("accept", server::serve(listener, tls, app, limit, shutdown));
         Ok(Self { ground, address })

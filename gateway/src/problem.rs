@@ -2,7 +2,7 @@
 //! ends, and not told.
 
 use garage_events::{
-    id::{SessionId, TicketId},
+    id::{QueueName, SessionId, TicketId},
     log::{AppendError, ReadError},
     svc::CallError,
 };
@@ -17,6 +17,9 @@ use crate::token::Refused;
 
 /// What clients are asked to wait before they try again, in seconds. NATS elects a new leader in a few.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+
+/// The same of a queue that an operator has closed, who seldom does so for seconds.
+const CLOSED_RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 
 /// A request that is not granted.
 #[derive(Debug)]
@@ -60,6 +63,14 @@ impl Problem {
 
     pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).header(header::RETRY_AFTER, RETRY_AFTER)
+    }
+
+    pub(crate) fn queue_closed(queue: &QueueName, reason: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("queue {queue} is closed: {reason}"))
+            .kind("/problems/queue-closed", "Queue closed")
+            .member("queue", queue.as_str())
+            .member("reason", reason)
+            .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
     }
 
     pub(crate) fn waiting(ticket: TicketId) -> Self {

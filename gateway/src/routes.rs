@@ -120,7 +120,7 @@ async fn tickets(call: Call) -> Answer {
     let Call { app, headers, .. } = call;
     let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.world.id()));
     let wish = wish.queued(&app.queues, ticket, app.world.now())?;
-    let ticket = commands::queue(&app.log, &app.world, &player, wish).await?;
+    let ticket = commands::queue(&app.log, &app.world, &app.doors, &player, wish).await?;
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // A UUID is always a header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {
@@ -134,7 +134,8 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
         Method::GET => {
             let player = call.app.log.player(&call.player()?).await?;
             let ticket = Ticket::latest(&player).filter(|ticket| ticket.ticket == id);
-            ok(StatusCode::OK, &ticket.ok_or_else(commands::unknown)?)
+            let ticket = ticket.ok_or_else(commands::unknown)?;
+            ok(StatusCode::OK, &ticket.estimated(|queue| call.app.waits.estimate(queue)))
         }
         Method::DELETE => {
             let player = call.player()?;

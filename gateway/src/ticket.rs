@@ -33,8 +33,9 @@ pub(crate) enum End {
     Abandoned,
 }
 
-/// A ticket as its player sees it. Fields that the last event of the player does not tell are absent; while he waits it
-/// is the same, byte for byte, whenever it is asked for.
+/// A ticket as its player sees it. Fields that the last event of the player does not tell are absent. While he waits the
+/// answer to the wish to queue is the same, byte for byte, however often it is repeated: that is why only who asks for the
+/// ticket itself is told an estimate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Ticket {
     pub(crate) ticket: TicketId,
@@ -49,6 +50,8 @@ pub(crate) struct Ticket {
     pub(crate) waiting_since: Option<OffsetDateTime>,
     #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub(crate) expires_at: Option<OffsetDateTime>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) estimated_wait_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<End>,
     /// The sequence of the player's last event: what a socket is opened with to miss nothing after it.
@@ -66,6 +69,7 @@ impl Ticket {
             address: None,
             waiting_since: None,
             expires_at: None,
+            estimated_wait_ms: None,
             ended: None,
             seq,
         };
@@ -108,6 +112,14 @@ impl Ticket {
                 ..blank(data.ticket, Status::Ended)
             },
         }
+    }
+
+    /// With how long one waits in its queue, if somebody still waits with it.
+    pub(crate) fn estimated(mut self, estimate: impl FnOnce(&QueueName) -> Option<u64>) -> Self {
+        if self.status == Status::Waiting {
+            self.estimated_wait_ms = self.queue.as_ref().and_then(estimate);
+        }
+        self
     }
 
     /// A player's latest ticket.

@@ -16,17 +16,21 @@ use garage_events::{
         JetStreamLog,
         follow::{Follow, Message},
     },
-    log::{Append, AppendError, Decision, Head, Load},
+    log::{Append, AppendError, Decision, Head, Load, ReadError},
     player,
     queue::Queues,
     session::{self, Matched},
     subject::{Aggregate, PLAYERS, STREAM},
     world::World,
 };
-use garage_worker::{Health, Shutdown, lag};
+use garage_worker::{Health, Shutdown, lag, patiently};
 use tokio::time::{sleep, timeout};
 
-use crate::domain::{Entry, Pool, Proposal, propose, rule};
+use crate::{
+    domain::{Entry, Pool, Proposal, propose, rule, snapshot},
+    lead::Lead,
+    snapshots::{self, Writer},
+};
 
 /// Matches, and expired tickets, of one cycle; several commits' worth. More waits for the next cycle, which sees more.
 const CYCLE: usize = 500;
@@ -37,22 +41,23 @@ const FOLD: usize = 2_000;
 /// The longest that a cycle waits for news.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Matches players of every queue.
+/// Matches players of the queues that it leads; of the others it knows who waits, so that it may lead them at once.
 #[derive(Debug)]
-pub struct Matchmaker<W> {
+pub struct Matchmaker<W, L> {
     log: JetStreamLog,
     world: W,
     queues: Queues,
+    lead: L,
     health: Health,
     pool: Pool,
     /// Where the pool stands, for who watches it.
     folded: Arc<AtomicU64>,
 }
 
-impl<W: World> Matchmaker<W> {
+impl<W: World, L: Lead> Matchmaker<W, L> {
     /// A matchmaker that knows nobody yet.
-    pub fn new(log: JetStreamLog, world: W, queues: Queues, health: Health) -> Self {
-        Self { log, world, queues, health, pool: Pool::default(), folded: Arc::default() }
+    pub fn new(log: JetStreamLog, world: W, queues: Queues, lead: L, health: Health) -> Self {
+        Self { log, world, queues, lead, health, pool: Pool::default(), folded: Arc::default() }
     }
 
     /// Matches until `shutdown`.
@@ -61,36 +66,62 @@ impl<W: World> Matchmaker<W> {
     /// When an event of the log cannot be read: deciding without it could be wrong.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         self.health.down("pool", "reading the log");
-        let mut follow = Follow::new(self.log.context().clone(), STREAM, vec![PLAYERS.into()], 1);
-        let end = loop {
-            match self.log.last_sequence(PLAYERS).await {
-                Ok(end) => break end,
-                Err(error) => tracing::warn!(%error, "matching waits for the log"),
-            }
-            tokio::select! { () = shutdown.cancelled() => return Ok(()), () = sleep(IDLE) => {} }
-        };
-        while self.pool.seq() < end {
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                message = follow.next() => self.fold(&message)?,
-            }
-        }
+        let Some(begun) = shutdown.run_until_cancelled(self.begin()).await else { return Ok(()) };
+        let (mut follow, mut writer) = begun?;
         self.health.up("pool");
-        tracing::info!(event.seq = end, "pool is up to date; matching begins");
+        tracing::info!(event.seq = self.pool.seq(), "pool is up to date; matching begins");
+        self.lead.compete();
         let (log, health, folded) = (self.log.clone(), self.health.clone(), Arc::clone(&self.folded));
         tokio::select! {
-            result = self.match_until(&shutdown, follow) => result,
+            result = self.match_until(&shutdown, &mut follow, &mut writer) => result?,
             never = lag::watch("pool", &log, PLAYERS, || folded.load(Ordering::Relaxed), &health) => never,
         }
+        let writes = self.writes();
+        let Self { lead, pool, .. } = self;
+        // Another may go on while the snapshot is written.
+        drop(lead);
+        if writes {
+            writer.finish(&pool).await;
+        }
+        Ok(())
     }
 
-    async fn match_until(&mut self, shutdown: &Shutdown, mut follow: Follow) -> anyhow::Result<()> {
+    /// Brings the pool up to date, from the last snapshot or from the log's beginning.
+    async fn begin(&mut self) -> anyhow::Result<(Follow, Writer)> {
+        let look = || async {
+            let (created, state) = self.log.identity().await?;
+            let log = snapshot::Log { created, first: state.first_sequence, last: state.last_sequence };
+            Ok::<_, ReadError>((log, self.log.last_sequence(PLAYERS).await?))
+        };
+        let (log, end) = patiently("the log", look).await;
+        let context = self.log.context().clone();
+        self.pool = snapshots::restore(&context, log).await;
+        self.folded.store(self.pool.seq(), Ordering::Relaxed);
+        let writer = Writer::new(context.clone(), log, self.pool.seq());
+        let mut follow = Follow::new(context, STREAM, vec![PLAYERS.into()], self.pool.seq() + 1);
+        while self.pool.seq() < end {
+            let message = follow.next().await;
+            self.fold(&message)?;
+        }
+        Ok((follow, writer))
+    }
+
+    async fn match_until(
+        &mut self,
+        shutdown: &Shutdown,
+        follow: &mut Follow,
+        writer: &mut Writer,
+    ) -> anyhow::Result<()> {
         while !shutdown.is_cancelled() {
             let made = self.cycle().await;
+            if self.writes() {
+                writer.offer(&self.pool);
+            }
             let mut patience = if made { Duration::ZERO } else { self.patience() };
             for _ in 0..FOLD {
                 let message = tokio::select! {
                     () = shutdown.cancelled() => break,
+                    () = self.lead.changed() => break,
                     message = timeout(patience, follow.next()) => message,
                 };
                 let Ok(message) = message else { break };
@@ -99,6 +130,17 @@ impl<W: World> Matchmaker<W> {
             }
         }
         Ok(())
+    }
+
+    /// Whether this instance is the one that writes snapshots: it leads the first of the queues.
+    fn writes(&self) -> bool {
+        self.queues.queues.keys().next().is_some_and(|queue| self.lead.leads(queue))
+    }
+
+    /// The queues whose tickets it ends: those that it leads, and those that nobody can lead because their file no longer
+    /// has them.
+    fn ended_here(&self) -> impl Iterator<Item = &QueueName> {
+        self.pool.queues().filter(|queue| self.queues.get(queue).is_none() || self.lead.leads(queue))
     }
 
     fn fold(&mut self, message: &Message) -> anyhow::Result<()> {
@@ -112,21 +154,26 @@ impl<W: World> Matchmaker<W> {
     }
 
     fn patience(&self) -> Duration {
-        let until = self.pool.next_expiry().map(|at| at - self.world.now());
+        let expiries = self.ended_here().filter_map(|queue| self.pool.next_expiry(queue));
+        let until = expiries.min().map(|at| at - self.world.now());
         until.map_or(IDLE, |until| Duration::try_from(until).unwrap_or_default().min(IDLE))
     }
 
     /// Makes what matches can be made, and ends what tickets have expired. Tells whether there was anything to do.
     async fn cycle(&mut self) -> bool {
         let now = self.world.now();
-        let expired: Vec<Entry> = self.pool.expired(now).take(CYCLE).cloned().collect();
+        let expired = self.ended_here().flat_map(|queue| self.pool.expired(queue, now));
+        let expired: Vec<Entry> = expired.take(CYCLE).cloned().collect();
         let timeouts = expired.iter().map(|entry| self.time_out(entry, now));
         let mut proposals = Vec::new();
         for (name, queue) in &self.queues.queues {
-            let live = self.pool.waiting(name).filter(|entry| entry.queued.expires_at > now);
-            let found = propose(queue, live, CYCLE);
             metrics::gauge!("garage_queue_depth", "queue" => name.to_string())
                 .set(f64::from(u32::try_from(self.pool.depth(name)).unwrap_or(u32::MAX)));
+            if !self.lead.leads(name) {
+                continue;
+            }
+            let live = self.pool.waiting(name).filter(|entry| entry.queued.expires_at > now);
+            let found = propose(queue, live, CYCLE);
             proposals.extend(found.into_iter().map(|proposal| (name, proposal)));
         }
         let matches = proposals.iter().map(|(name, proposal)| self.make(name, proposal, now));

@@ -2,6 +2,7 @@
 
 pub mod pool;
 pub mod rule;
+pub mod snapshot;
 
 pub use pool::{Entry, Pool};
 pub use rule::{Proposal, propose};

@@ -1,13 +1,16 @@
 //! Matchmaker: matches waiting players by rank and latency.
 //!
-//! - [`domain`]: who waits (a fold of the log), and the rule that makes matches; pure.
-//! - [`app`]: fold, decide, commit, and fold the outcome.
+//! - [`domain`]: who waits (a fold of the log), its form as a snapshot, and the rule that makes matches; pure.
+//! - [`app`]: fold, decide, commit, and fold the outcome; [`lead`]: of several instances, which decides.
+//! - [`snapshots`]: the fold, kept in NATS, so that a restart need not read the whole log.
 
 pub mod app;
 pub mod config;
 pub mod domain;
+pub mod lead;
+pub mod snapshots;
 
-use garage_events::{queue::Queues, world::System};
+use garage_events::{lease, queue::Queues, world::System};
 use garage_worker::{Ground, Shutdown};
 
 pub use config::Config;
@@ -20,7 +23,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut ground = Ground::start("matchmaker", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
-    let matchmaker = app::Matchmaker::new(log, System, queues, ground.health.clone());
+    let names = queues.queues.keys().map(lease::matchmaker).collect();
+    let (leases, keeping) = garage_worker::lease::keep(log.context().clone(), names, ground.health.clone());
+    ground.spawn("leases", keeping);
+    let matchmaker = app::Matchmaker::new(log, System, queues, leases, ground.health.clone());
     ground.spawn("matching", matchmaker.run(shutdown));
     ground.wait().await
 }

@@ -1,4 +1,4 @@
-//! Two matchmakers that both believe to be the one: nobody is in two matches, whatever else happens.
+//! Two matchmakers that both believe that they lead: nobody is in two matches, whatever else happens.
 #![cfg(test)]
 
 use std::{
@@ -11,20 +11,46 @@ use clap::Parser;
 use futures::future::try_join_all;
 use garage_events::{
     event::{Event, Recorded},
-    id::{PlayerId, SessionId, TicketId},
+    id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, follow::Follow, setup},
     log::{Append, AppendError, Decision, Load},
     player::{self, CancelReason, Queued},
+    queue::Queues,
     session,
     subject::{ALL, Aggregate, STREAM},
     world::{System, World},
 };
-use garage_matchmaker::Config;
+use garage_matchmaker::{Config, app::Matchmaker, lead::Lead};
 use garage_stack::servers::{Nats, Role};
-use garage_worker::Shutdown;
+use garage_worker::{Ground, Shutdown};
 use tokio::task::JoinSet;
 
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Leads whatever others do, as one that was stopped for a while and does not know it.
+struct Always;
+
+impl Lead for Always {
+    fn compete(&self) {}
+
+    fn leads(&self, _: &QueueName) -> bool {
+        true
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
+}
+
+/// A matchmaker as `garage_matchmaker::run` is one, but for its leases.
+async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let queues = Queues::load(&config.queues)?;
+    let mut ground = Ground::start("matchmaker", &config.worker, shutdown.clone()).await?;
+    let log = ground.open_log().await?;
+    let matchmaker = Matchmaker::new(log, System, queues, Always, ground.health.clone());
+    ground.spawn("matching", matchmaker.run(shutdown));
+    ground.wait().await
+}
 
 /// A log, and two matchmakers on it.
 struct Rivals {
@@ -58,7 +84,7 @@ impl Rivals {
                 "--queues",
                 &queues.display().to_string(),
             ])?;
-            running.spawn(garage_matchmaker::run(config, shutdown.clone()));
+            running.spawn(run(config, shutdown.clone()));
         }
         Ok(Self { log, shutdown, running, _nats: nats, _folder: folder })
     }

@@ -10,6 +10,7 @@ mod entry;
 mod init;
 mod local;
 mod progress;
+mod queue;
 mod rebuild;
 mod replay;
 mod report;
@@ -58,6 +59,9 @@ enum Command {
     /// The messages that workers gave up: lists them, and has them handled again.
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Closes and opens queues.
+    #[command(subcommand)]
+    Queue(queue::Queue),
     /// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
     Rebuild(rebuild::Rebuild),
     /// Copies all streams to a new folder, while all goes on. The database is not among them: copy it afterwards.
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
         Command::Replay(replay) => replay.run(shutdown).await,
         Command::Tail(tail) => tail.run(shutdown).await,
         Command::Dead(dead) => dead.run(shutdown).await,
+        Command::Queue(queue) => queue.run().await,
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
         Command::Backup(backup) => backup.run(shutdown).await,
         Command::Restore(restore) => restore.run(shutdown).await,

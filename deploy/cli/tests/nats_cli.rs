@@ -15,6 +15,7 @@ use anyhow::Context;
 use async_nats::Client;
 use futures::StreamExt;
 use garage_events::{
+    door::{self, Door},
     id::SessionId,
     jetstream::{
         JetStreamLog,
@@ -255,6 +256,18 @@ async fn service_ls_and_a_request() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn kv_get_of_a_queue() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let context = async_nats::jetstream::new(fixture.client.clone());
+    let closed = Door::Closed { reason: "season's end".into() };
+    let subject = door::subject(&"ranked".parse()?);
+    context.publish(subject, serde_json::to_vec(&closed)?.into()).await?.await?;
+    let entry = fixture.client.request("$JS.API.DIRECT.GET.KV_QUEUES.$KV.QUEUES.ranked", "".into()).await?;
+    assert_eq!(serde_json::from_slice::<Door>(&entry.payload)?, closed);
+    Ok(())
+}
+
 /// Every command of the README's block has its test above.
 #[test]
 fn the_readme_shows_no_other_command() -> anyhow::Result<()> {
@@ -270,6 +283,7 @@ fn the_readme_shows_no_other_command() -> anyhow::Result<()> {
         "nats stream get DEAD",
         "nats request retry.session-reports",
         "nats stream rmm DEAD",
+        "nats kv get QUEUES",
         "nats stream info GARAGE",
         "nats consumer info GARAGE session",
         "nats service ls",

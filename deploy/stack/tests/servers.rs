@@ -161,7 +161,10 @@ async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
         (Role::Game, "report.s1.1.ready"),
         (Role::Gateway, "garage.player.p1"),
         (Role::Gateway, "svc.inventory.cars"),
+        (Role::Gateway, "$KV.PRESENCE.player.p1"),
         (Role::Matchmaker, "garage.session.s1.matched"),
+        (Role::Matchmaker, "$KV.LEASES.matchmaker.ranked"),
+        (Role::Matchmaker, "$O.SNAPSHOTS.C.x"),
         (Role::Session, "garage.session.s1.closed"),
         (Role::Session, "timer.set.s1"),
         (Role::Director, "garage.session.s1.pod-failed"),
@@ -178,6 +181,11 @@ async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
         (Role::Gateway, "garage.session.x.closed"),
         (Role::Gateway, "$JS.API.STREAM.PURGE.GARAGE"),
         (Role::Gateway, "dead.session"),
+        (Role::Gateway, "$KV.QUEUES.ranked"),
+        (Role::Matchmaker, "$KV.QUEUES.ranked"),
+        (Role::Matchmaker, "$KV.PRESENCE.player.p1"),
+        (Role::Matchmaker, "$JS.API.STREAM.PURGE.GARAGE"),
+        (Role::Session, "$KV.LEASES.matchmaker.ranked"),
         (Role::Matchmaker, "garage.session.s1.closed"),
         (Role::Matchmaker, "timer.set.s1"),
         (Role::Session, "$JS.API.STREAM.DELETE.GARAGE"),
@@ -198,14 +206,14 @@ async fn roles_do_their_work_with_their_rights() {
     let context = log_stream(&admin, 1).await;
     let reports = stream::Config { name: "REPORTS".into(), subjects: vec!["report.>".into()], ..Default::default() };
     context.create_stream(reports).await.unwrap();
-    let bucket = jetstream::kv::Config { bucket: "leases".into(), ..Default::default() };
+    let bucket = jetstream::kv::Config { bucket: "LEASES".into(), ..Default::default() };
     context.create_key_value(bucket).await.unwrap();
 
     // A game server's report is acknowledged to its own inbox prefix.
     let game = jetstream::new(nats.connect(Role::Game).await.unwrap());
     assert_eq!(publish(&game, "report.s1.1.ready").await, Some(1));
 
-    // A worker appends, reads, consumes and holds a lease.
+    // A worker appends, reads and consumes.
     let session = jetstream::new(nats.connect(Role::Session).await.unwrap());
     assert_eq!(publish(&session, "garage.session.s1.opened").await, Some(1));
     let log = session.get_stream("GARAGE").await.unwrap();
@@ -216,8 +224,10 @@ async fn roles_do_their_work_with_their_rights() {
     let mut messages = consumer.fetch().max_messages(1).messages().await.unwrap();
     let message = futures::StreamExt::next(&mut messages).await.unwrap().unwrap();
     message.double_ack().await.unwrap();
-    let leases = session.get_key_value("leases").await.unwrap();
-    leases.create("q1", "me".into()).await.unwrap();
+    // Another holds a lease.
+    let matchmaker = jetstream::new(nats.connect(Role::Matchmaker).await.unwrap());
+    let leases = matchmaker.get_key_value("LEASES").await.unwrap();
+    leases.create("matchmaker.ranked", "me".into()).await.unwrap();
 
     // A request from one worker is answered by another.
     let inventory = nats.connect(Role::Inventory).await.unwrap();

@@ -13,8 +13,11 @@ use async_nats::{
 
 use super::OpenError;
 use crate::{
-    presence,
-    subject::{self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, DEAD, HISTORY, REPORTS, SESSIONS, STREAM, TIMERS},
+    door, lease, presence,
+    subject::{
+        self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS, STREAM,
+        TIMERS,
+    },
 };
 
 /// The oldest server that has all that the log needs.
@@ -140,13 +143,22 @@ pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
         if api.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
 }
 
-fn streams(replicas: usize) -> [Config; 6] {
+fn streams(replicas: usize) -> [Config; 9] {
     let base = |name: &str, subjects: &[&str]| Config {
         name: name.into(),
         subjects: subjects.iter().map(ToString::to_string).collect(),
         storage: StorageType::File,
         num_replicas: replicas,
         ..Default::default()
+    };
+    // The shape that NATS's KV clients expect of a bucket.
+    let bucket = |name: &str, subjects: &str| Config {
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        deny_delete: true,
+        allow_direct: true,
+        allow_rollup: true,
+        ..base(name, &[subjects])
     };
     [
         Config {
@@ -183,16 +195,22 @@ fn streams(replicas: usize) -> [Config; 6] {
             ..base(REPORTS, &[ALL_REPORTS])
         },
         Config {
-            // The shape that NATS's KV clients expect of a bucket.
-            max_messages_per_subject: 1,
             // Longer than a socket lives.
             max_age: HOUR * 24 * 7,
             max_bytes: 256 << 20,
-            discard: DiscardPolicy::New,
-            deny_delete: true,
-            allow_direct: true,
+            ..bucket(presence::STREAM, presence::ALL)
+        },
+        // What nobody has renewed for so long belongs to a queue that there is no more.
+        Config { max_age: HOUR, max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
+        Config { max_bytes: 16 << 20, ..bucket(door::STREAM, door::ALL) },
+        Config {
+            // A snapshot older than the log's beginning is of no use; nor are the pieces that a writer left who was
+            // killed, and which must not keep out what comes after them.
+            max_age: LOG_AGE,
+            max_bytes: 1 << 30,
             allow_rollup: true,
-            ..base(presence::STREAM, &[presence::ALL])
+            allow_direct: true,
+            ..base(SNAPSHOTS, &ALL_SNAPSHOTS)
         },
         Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &[ALL_DEAD]) },
     ]

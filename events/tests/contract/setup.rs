@@ -8,9 +8,12 @@ use async_nats::jetstream::{
 };
 use futures::StreamExt;
 use garage_events::{
+    door,
     jetstream::{JetStreamLog, OpenError, setup},
+    lease,
     log::{Append, AppendError, Head, Load},
-    subject::{ALL, DEAD, HISTORY, REPORTS, STREAM, TIMERS},
+    presence,
+    subject::{ALL, DEAD, HISTORY, REPORTS, SNAPSHOTS, STREAM, TIMERS},
 };
 use serde_json::json;
 
@@ -20,6 +23,10 @@ use crate::{
     samples::{given_up, made, matched, new_session, pod_requested},
     servers::Own,
 };
+
+/// All that is made.
+const STREAMS: [&str; 9] =
+    [STREAM, HISTORY, TIMERS, REPORTS, DEAD, SNAPSHOTS, presence::STREAM, lease::STREAM, door::STREAM];
 
 async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
     let own = Own::start(nodes).await;
@@ -37,7 +44,7 @@ async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
 
     let look = async || {
         let mut seen = Vec::new();
-        for name in [STREAM, HISTORY, TIMERS, REPORTS, DEAD] {
+        for name in STREAMS {
             let mut stream = context.get_stream(name).await.unwrap();
             let info = stream.info().await.unwrap();
             assert_eq!(info.config.num_replicas, nodes, "{name}");
@@ -131,7 +138,7 @@ async fn a_log_of_one_node_says_what_to_do_before_it_becomes_one_of_three() {
         context.delete_stream(HISTORY).await.unwrap();
         setup::init(client.clone(), 3).await.unwrap();
         setup::init(client, 3).await.unwrap();
-        for name in [STREAM, HISTORY, TIMERS, REPORTS, DEAD] {
+        for name in STREAMS {
             assert_eq!(context.get_stream(name).await.unwrap().cached_info().config.num_replicas, 3, "{name}");
         }
     })

@@ -15,32 +15,44 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::Semaphore};
 
-/// What the worker depends on, and whether each is there.
+/// What the worker depends on, and whether each is there; and what else its operators are told.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Option<String>>>>);
+pub struct Health(Arc<Mutex<Entries>>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    dependencies: BTreeMap<&'static str, Option<String>>,
+    notes: BTreeMap<String, String>,
+}
 
 impl Health {
     /// Notes that a dependency is there.
     pub fn up(&self, dependency: &'static str) {
-        self.entries().insert(dependency, None);
+        self.entries().dependencies.insert(dependency, None);
     }
 
     /// Notes that a dependency is not there, and why.
     pub fn down(&self, dependency: &'static str, reason: impl Into<String>) {
-        self.entries().insert(dependency, Some(reason.into()));
+        self.entries().dependencies.insert(dependency, Some(reason.into()));
+    }
+
+    /// Says something that the worker is ready with or without.
+    pub fn note(&self, about: impl Into<String>, text: impl Into<String>) {
+        self.entries().notes.insert(about.into(), text.into());
     }
 
     /// Whether all is there, and a line for each of it.
     pub fn report(&self) -> (bool, String) {
         let entries = self.entries();
-        let lines = entries.iter().map(|(name, down)| match down {
+        let dependencies = entries.dependencies.iter().map(|(name, down)| match down {
             None => format!("{name}: ok\n"),
             Some(reason) => format!("{name}: {reason}\n"),
         });
-        (entries.values().all(Option::is_none), lines.collect())
+        let notes = entries.notes.iter().map(|(about, text)| format!("{about}: {text}\n"));
+        (entries.dependencies.values().all(Option::is_none), dependencies.chain(notes).collect())
     }
 
-    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Option<String>>> {
+    fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
         // Each change is one insert: a panic of another holder leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -3,7 +3,7 @@
 //! - [`main`]: tracing, configuration, exit code; what a worker's `main.rs` calls.
 //! - [`Ground`]: the connection to NATS, the admin port, long tasks and their clean end.
 //! - [`redis`]: the connection to Redis.
-//! - [`lag`]: whether a reader of the log keeps up with it.
+//! - [`lag`]: whether a reader of the log keeps up with it; [`lease`]: which of several instances does something.
 //! - [`seal`]: a game's private key on its way from session to director.
 //! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
 
@@ -11,6 +11,7 @@ mod admin;
 pub mod config;
 mod ground;
 pub mod lag;
+pub mod lease;
 mod process;
 pub mod reactor;
 pub mod redis;

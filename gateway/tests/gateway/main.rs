@@ -5,6 +5,7 @@ mod bad_input;
 mod faults;
 mod limits;
 mod presence;
+mod queues;
 mod services;
 mod sockets;
 mod support;

@@ -1,6 +1,9 @@
 //! The players who wait, folded from the log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use garage_events::{
     id::{PlayerId, QueueName},
@@ -20,52 +23,76 @@ pub struct Entry {
     pub queued: Queued,
 }
 
-/// The players who wait, by queue, the oldest ticket first.
-#[derive(Debug, Default)]
+impl Entry {
+    fn of(player: &PlayerId, head: Head, state: State) -> Option<Arc<Self>> {
+        match state {
+            State::Waiting(queued) => Some(Arc::new(Self { player: player.clone(), head, queued })),
+            State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
+        }
+    }
+}
+
+/// The players who wait, by queue, the oldest ticket first: a fold of the log up to a sequence, and beside it what is
+/// known of single players beyond that.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pool {
-    queues: BTreeMap<QueueName, BTreeMap<u64, Entry>>,
+    /// The fold, and nothing else: by queue and sequence.
+    queues: BTreeMap<QueueName, BTreeMap<u64, Arc<Entry>>>,
+    /// Where in the fold a player is.
     places: HashMap<PlayerId, (QueueName, u64)>,
-    /// Players about whom more is known than the fold has come to: his last event, learnt from a commit's outcome.
-    ahead: HashMap<PlayerId, u64>,
+    /// Those of whom more is known than the fold has come to, from a commit's outcome; it hides what the fold has.
+    ahead: HashMap<PlayerId, Known>,
     seq: u64,
 }
 
+/// A player's last event, and his entry if he waits.
+#[derive(Debug, Clone, PartialEq)]
+struct Known {
+    seq: u64,
+    entry: Option<Arc<Entry>>,
+}
+
 impl Pool {
+    /// A fold that has come to a sequence, of which the entries are still to be inserted.
+    pub(super) fn at(seq: u64) -> Self {
+        Self { seq, ..Self::default() }
+    }
+
     /// Folds the next event of the log.
     pub fn fold(&mut self, player: &PlayerId, head: Head, event: &Event) {
         self.seq = self.seq.max(head.seq);
-        if let Some(known) = self.ahead.get(player) {
-            if head.seq < *known {
-                return;
-            }
+        if self.ahead.get(player).is_some_and(|known| known.seq <= head.seq) {
             self.ahead.remove(player);
         }
-        self.place(player, head, State::evolve(event));
+        self.remove(player);
+        if let Some(entry) = Entry::of(player, head, State::evolve(event)) {
+            self.insert(entry);
+        }
     }
 
     /// Takes over what was read, or committed, ahead of the fold.
     pub fn learn(&mut self, player: &PlayerId, found: Player) {
-        if found.head.seq > self.seq {
-            self.ahead.insert(player.clone(), found.head.seq);
+        let seq = found.head.seq;
+        if seq > self.seq {
+            self.ahead.insert(player.clone(), Known { seq, entry: Entry::of(player, found.head, found.state) });
+        } else if self.places.get(player).is_some_and(|(_, at)| *at != seq) {
+            // The fold has seen all that there is of him, and more: the log has forgotten him since.
+            self.remove(player);
         }
-        self.place(player, found.head, found.state);
     }
 
     /// Notes that a player waits no more, by an event of this sequence.
     pub fn gone(&mut self, player: &PlayerId, seq: u64) {
         if seq > self.seq {
-            self.ahead.insert(player.clone(), seq);
+            self.ahead.insert(player.clone(), Known { seq, entry: None });
         }
-        self.remove(player);
     }
 
-    fn place(&mut self, player: &PlayerId, head: Head, state: State) {
-        self.remove(player);
-        if let State::Waiting(queued) = state {
-            self.places.insert(player.clone(), (queued.queue.clone(), head.seq));
-            let queue = self.queues.entry(queued.queue.clone()).or_default();
-            queue.insert(head.seq, Entry { player: player.clone(), head, queued });
-        }
+    /// Makes an entry a part of the fold.
+    pub(super) fn insert(&mut self, entry: Arc<Entry>) {
+        let (queue, seq) = (entry.queued.queue.clone(), entry.head.seq);
+        self.places.insert(entry.player.clone(), (queue.clone(), seq));
+        self.queues.entry(queue).or_default().insert(seq, entry);
     }
 
     fn remove(&mut self, player: &PlayerId) {
@@ -73,6 +100,9 @@ impl Pool {
             && let Some(entries) = self.queues.get_mut(&queue)
         {
             entries.remove(&seq);
+            if entries.is_empty() {
+                self.queues.remove(&queue);
+            }
         }
     }
 
@@ -81,24 +111,43 @@ impl Pool {
         self.seq
     }
 
+    /// Those who wait as far as the fold has come, whatever is known beyond it. Cheap: entries are shared.
+    pub fn folded(&self) -> Vec<Arc<Entry>> {
+        self.queues.values().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// The queues in which somebody may wait.
+    pub fn queues(&self) -> impl Iterator<Item = &QueueName> {
+        self.queues.keys()
+    }
+
     /// Those who wait in a queue, the oldest ticket first.
     pub fn waiting(&self, queue: &QueueName) -> impl Iterator<Item = &Entry> {
-        self.queues.get(queue).into_iter().flat_map(BTreeMap::values)
+        let folded = self.queues.get(queue).into_iter().flat_map(BTreeMap::values);
+        let folded = folded.filter(|entry| !self.ahead.contains_key(&entry.player));
+        let learnt = self.ahead.values().filter_map(|known| known.entry.as_ref());
+        let mut learnt: Vec<_> = learnt.filter(|entry| entry.queued.queue == *queue).collect();
+        // All of them are younger than whatever is folded.
+        learnt.sort_unstable_by_key(|entry| entry.head.seq);
+        folded.chain(learnt).map(Arc::as_ref)
     }
 
     /// How many wait in a queue.
     pub fn depth(&self, queue: &QueueName) -> usize {
-        self.queues.get(queue).map_or(0, BTreeMap::len)
+        let folded = self.queues.get(queue).map_or(0, BTreeMap::len);
+        let hidden = self.ahead.keys().filter(|player| self.places.get(player).is_some_and(|(at, _)| at == queue));
+        let learnt = self.ahead.values().filter_map(|known| known.entry.as_ref());
+        folded - hidden.count() + learnt.filter(|entry| entry.queued.queue == *queue).count()
     }
 
-    /// Those whose tickets have expired, in whatever queue.
-    pub fn expired(&self, now: OffsetDateTime) -> impl Iterator<Item = &Entry> {
-        self.queues.values().flat_map(BTreeMap::values).filter(move |entry| entry.queued.expires_at <= now)
+    /// Those of a queue whose tickets have expired.
+    pub fn expired(&self, queue: &QueueName, now: OffsetDateTime) -> impl Iterator<Item = &Entry> {
+        self.waiting(queue).filter(move |entry| entry.queued.expires_at <= now)
     }
 
-    /// When the next ticket expires.
-    pub fn next_expiry(&self) -> Option<OffsetDateTime> {
-        self.queues.values().flat_map(BTreeMap::values).map(|entry| entry.queued.expires_at).min()
+    /// When the next ticket of a queue expires.
+    pub fn next_expiry(&self, queue: &QueueName) -> Option<OffsetDateTime> {
+        self.waiting(queue).map(|entry| entry.queued.expires_at).min()
     }
 }
 
@@ -166,9 +215,48 @@ mod tests {
     #[test]
     fn a_ticket_expires_at_its_time() {
         let mut pool = Pool::default();
+        let ranked = "ranked".parse().unwrap();
         fold(&mut pool, "a", 1, &queued(1));
-        assert_eq!(pool.next_expiry(), Some(datetime!(2026-01-01 00:02 UTC)));
-        assert_eq!(pool.expired(datetime!(2026-01-01 00:01 UTC)).count(), 0);
-        assert_eq!(pool.expired(datetime!(2026-01-01 00:02 UTC)).count(), 1);
+        assert_eq!(pool.next_expiry(&ranked), Some(datetime!(2026-01-01 00:02 UTC)));
+        assert_eq!(pool.expired(&ranked, datetime!(2026-01-01 00:01 UTC)).count(), 0);
+        assert_eq!(pool.expired(&ranked, datetime!(2026-01-01 00:02 UTC)).count(), 1);
+    }
+
+    /// A player as the log tells of him.
+    fn found(seq: u64, event: &Event) -> Player {
+        Player { state: State::evolve(event), head: Head { seq, n: seq }, last: None }
+    }
+
+    #[test]
+    fn what_a_commit_taught_is_no_part_of_the_fold() {
+        let mut pool = Pool::default();
+        for (seq, player) in [(1, "a"), (2, "b"), (3, "c")] {
+            fold(&mut pool, player, seq, &queued(seq.into()));
+        }
+        let fold_alone = pool.clone();
+        pool.gone(&"a".parse().unwrap(), 7);
+        pool.learn(&"b".parse().unwrap(), found(9, &queued(9)));
+        pool.learn(&"d".parse().unwrap(), found(8, &queued(8)));
+        assert_eq!(names(&pool), ["c", "d", "b"]);
+        assert_eq!(pool.depth(&"ranked".parse().unwrap()), 3);
+        assert_eq!(pool.folded(), fold_alone.folded());
+        // When the fold has come there, nothing is left beside it.
+        for (seq, player, event) in [(7, "a", cancelled(1)), (8, "d", queued(8)), (9, "b", queued(9))] {
+            fold(&mut pool, player, seq, &event);
+        }
+        assert_eq!(names(&pool), ["c", "d", "b"]);
+        let mut folded = Pool::at(9);
+        pool.folded().into_iter().for_each(|entry| folded.insert(entry));
+        assert_eq!(folded, pool);
+    }
+
+    #[test]
+    fn whom_the_log_has_forgotten_the_pool_forgets() {
+        let mut pool = Pool::default();
+        fold(&mut pool, "a", 1, &queued(1));
+        fold(&mut pool, "b", 2, &queued(2));
+        pool.learn(&"b".parse().unwrap(), found(2, &queued(2)));
+        pool.learn(&"a".parse().unwrap(), Player::default());
+        assert_eq!(names(&pool), ["b"]);
     }
 }

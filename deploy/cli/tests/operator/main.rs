@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod dead;
+mod queue;
 mod rebuild;
 mod replay;
 mod shown;

@@ -10,6 +10,7 @@ use async_nats::Client;
 use garage_events::{
     id::{PlayerId, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
+    lease,
     log::{Append, Decision, Load},
     player::{self, CancelReason, Cancelled, Ending, Queued},
     session,
@@ -221,7 +222,12 @@ pub(crate) async fn bodies(fixture: &Fixture) -> anyhow::Result<Vec<(String, Vec
 #[tokio::test]
 async fn without_streams_every_verb_says_what_to_do() -> anyhow::Result<()> {
     let fixture = Fixture::bare().await?;
-    for (args, stream) in [(&["replay"][..], HISTORY), (&["tail"], STREAM), (&["dead", "list"], DEAD)] {
+    for (args, stream) in [
+        (&["replay"][..], HISTORY),
+        (&["tail"], STREAM),
+        (&["dead", "list"], DEAD),
+        (&["queue", "list"], lease::STREAM),
+    ] {
         let ran = fixture.run(args).await?;
         assert_eq!(ran.code, Some(1));
         assert!(ran.err.contains(stream) && ran.err.contains("garage init"), "{ran:?}");

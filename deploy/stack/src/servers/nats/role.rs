@@ -29,7 +29,8 @@ pub(crate) struct Rights {
 }
 
 /// What every worker may publish: reading the log and its buckets, consuming, asking the others.
-/// No worker may make, change, purge or delete a stream, or a message of one.
+/// No worker may make, change, purge or delete a stream, or a message of one; but the matchmaker what is left of its
+/// older snapshots.
 const EVERY_WORKER_PUBLISHES: &[&str] = &[
     "$JS.API.INFO",
     "$JS.API.STREAM.INFO.*",
@@ -38,7 +39,6 @@ const EVERY_WORKER_PUBLISHES: &[&str] = &[
     "$JS.API.CONSUMER.>",
     "$JS.ACK.>",
     "$JS.FC.>",
-    "$KV.>",
     "$SRV.>",
     "svc.>",
     "_INBOX.>",
@@ -78,10 +78,19 @@ impl Role {
     pub(crate) fn rights(self) -> Option<Rights> {
         Some(match self {
             Self::Admin => return None,
-            Self::Gateway => worker(&["garage.player.*", "dead.gateway"], &["svc.gateway.>"]),
-            Self::Matchmaker => {
-                worker(&["garage.player.*", "garage.session.*.matched", "dead.matchmaker"], &["svc.matchmaker.>"])
-            }
+            // Which queues are closed is for operators to say: it reads that bucket only.
+            Self::Gateway => worker(&["garage.player.*", "$KV.PRESENCE.>", "dead.gateway"], &["svc.gateway.>"]),
+            Self::Matchmaker => worker(
+                &[
+                    "garage.player.*",
+                    "garage.session.*.matched",
+                    "$KV.LEASES.matchmaker.*",
+                    "$O.SNAPSHOTS.>",
+                    "$JS.API.STREAM.PURGE.OBJ_SNAPSHOTS",
+                    "dead.matchmaker",
+                ],
+                &["svc.matchmaker.>"],
+            ),
             Self::Session => worker(
                 // One dead letter box for each of its consumers.
                 &[

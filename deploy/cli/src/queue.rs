@@ -1,0 +1,229 @@
+//! `garage queue`: which queues take players.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream::{
+    self, Context,
+    message::StreamMessage,
+    stream::{LastRawMessageErrorKind, Stream},
+};
+use futures::TryStreamExt;
+use garage_events::{
+    door::{self, Door},
+    id::QueueName,
+    lease,
+};
+use garage_worker::config::Nats;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use crate::{
+    entry::when,
+    report::{note, print, say},
+};
+
+/// Closes and opens queues.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Queue {
+    /// Closes a queue: nobody may queue there any more, until it is opened. Who waits already goes on being matched.
+    Close(Close),
+    /// Opens a queue that was closed.
+    Open(Open),
+    /// Lists the queues: whether each is open, since when, and why it is closed.
+    List(List),
+}
+
+/// Closes a queue: nobody may queue there any more, until it is opened. Who waits already goes on being matched.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Close {
+    /// Its name.
+    name: QueueName,
+    /// Why. Players who want to queue are told.
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: String,
+    #[command(flatten)]
+    nats: Nats,
+}
+
+/// Opens a queue that was closed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Open {
+    /// Its name.
+    name: QueueName,
+    #[command(flatten)]
+    nats: Nats,
+}
+
+/// Lists the queues: those that a matchmaker has matched in the last hour, and those that were ever closed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// Prints JSON lines: queue, state (open or closed), since, reason.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    nats: Nats,
+}
+
+/// A queue. Its fields are those of a JSON line, and stay.
+#[derive(Debug, Serialize)]
+struct Line {
+    queue: QueueName,
+    #[serde(flatten)]
+    door: Door,
+    /// By the stream's clock; none where it was never closed.
+    #[serde(with = "time::serde::rfc3339::option")]
+    since: Option<OffsetDateTime>,
+}
+
+/// What is known of the queues.
+struct Known {
+    context: Context,
+    /// Those that have a matchmaker, or had one an hour ago: the command does not know the file.
+    matched: Vec<QueueName>,
+    /// Those that were ever closed, and since when they are as they are.
+    doors: BTreeMap<QueueName, (Door, OffsetDateTime)>,
+}
+
+impl Queue {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Close(Close { name, reason, nats }) => {
+                let known = Known::read(&nats).await?;
+                known.check(&name)?;
+                known.put(&name, &Door::Closed { reason }).await?;
+                say(format!("queue {name} is closed; who waits there is still matched"));
+            }
+            Self::Open(Open { name, nats }) => {
+                let known = Known::read(&nats).await?;
+                known.check(&name)?;
+                known.put(&name, &Door::Open).await?;
+                say(format!("queue {name} is open"));
+            }
+            Self::List(list) => list.run().await?,
+        }
+        Ok(())
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let lines = Known::read(&self.nats).await?.lines();
+        if lines.is_empty() && !self.json {
+            say("no queue is known: no matchmaker has run in the last hour");
+        }
+        for line in lines {
+            let line = if self.json { serde_json::to_string(&line)? } else { line.text() };
+            if print(line)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    fn text(&self) -> String {
+        let (state, reason) = match &self.door {
+            Door::Open => ("open", String::new()),
+            // Another tool may have put it there, with what a terminal would obey.
+            Door::Closed { reason } => ("closed", format!("  {}", reason.replace(char::is_control, " "))),
+        };
+        let since = self.since.map_or_else(|| "-".into(), when);
+        format!("{:<32}  {state:<6}  {since:<24}{reason}", self.queue).trim_end().into()
+    }
+}
+
+impl Known {
+    async fn read(nats: &Nats) -> anyhow::Result<Self> {
+        let context = jetstream::new(nats.connect("cli").await?);
+        let bucket = async |name: &str| {
+            let opened = context.get_stream(name).await;
+            opened.with_context(|| format!("stream {name} cannot be opened; run `garage init`"))
+        };
+        let leases = entries(&bucket(lease::STREAM).await?, lease::MATCHMAKERS).await?;
+        let matched = leases.iter().filter_map(|entry| lease::queue_of(&entry.subject)).collect();
+        let mut doors = BTreeMap::new();
+        for entry in entries(&bucket(door::STREAM).await?, door::ALL).await? {
+            // One that was deleted with a KV client has no body.
+            if let (Some(queue), false) = (door::queue_of(&entry.subject), entry.payload.is_empty()) {
+                let door = serde_json::from_slice(&entry.payload);
+                let door = door.with_context(|| format!("what is said of queue {queue} cannot be read"))?;
+                doors.insert(queue, (door, entry.time));
+            }
+        }
+        Ok(Self { context, matched, doors })
+    }
+
+    fn lines(self) -> Vec<Line> {
+        let open = self.matched.into_iter().map(|queue| (queue, None));
+        let mut lines: BTreeMap<_, _> = open.collect();
+        lines.extend(self.doors.into_iter().map(|(queue, door)| (queue, Some(door))));
+        let line = |(queue, door): (_, Option<_>)| match door {
+            Some((door, since)) => Line { queue, door, since: Some(since) },
+            None => Line { queue, door: Door::Open, since: None },
+        };
+        lines.into_iter().map(line).collect()
+    }
+
+    /// Refuses a name that is no queue's, as far as that can be told.
+    fn check(&self, name: &QueueName) -> anyhow::Result<()> {
+        if self.matched.is_empty() {
+            note(format!(
+                "no matchmaker has run in the last hour, so that it is not known whether there is a queue {name}"
+            ));
+            return Ok(());
+        }
+        let names: Vec<_> = self.matched.iter().map(QueueName::as_str).collect();
+        ensure!(
+            self.matched.contains(name) || self.doors.contains_key(name),
+            "no matchmaker has a queue {name}; they have: {}",
+            names.join(", ")
+        );
+        Ok(())
+    }
+
+    async fn put(&self, queue: &QueueName, door: &Door) -> anyhow::Result<()> {
+        let body = serde_json::to_vec(door)?;
+        let stored = async { self.context.publish(door::subject(queue), body.into()).await?.await };
+        stored.await.context("not stored")?;
+        Ok(())
+    }
+}
+
+/// The present entries of a bucket.
+async fn entries(bucket: &Stream, filter: &str) -> anyhow::Result<Vec<StreamMessage>> {
+    let subjects: Vec<_> = bucket.info_with_subjects(filter).await?.try_collect().await?;
+    let mut entries = Vec::new();
+    for (subject, _) in subjects {
+        match bucket.get_last_raw_message_by_subject(&subject).await {
+            Ok(entry) => entries.push(entry),
+            // Removed meanwhile.
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(entries)
+}
+
+/// A reason that players can be told.
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.chars().count() > door::MAX_REASON || text.chars().any(char::is_control) {
+        return Err(format!("a line of 1 to {} characters", door::MAX_REASON));
+    }
+    Ok(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_a_line() {
+        assert_eq!(reason(" season's end ").unwrap(), "season's end");
+        for bad in ["", "  ", "two\nlines", &"x".repeat(door::MAX_REASON + 1)] {
+            reason(bad).unwrap_err();
+        }
+    }
+}
