@@ -1,11 +1,13 @@
 //! Who a client is: a bearer token, JWT with HS256, made by the studio's identity provider with a key that the gateway
-//! shares. Its `sub` is the player, whatever text that is; `exp` is required, `nbf` is honoured.
+//! shares. Its `sub` is the player, whatever text that is; `exp` is required, `nbf` is honoured. It may say the player's
+//! `rank`, a whole number; with one that is none of Garage's ranks the token is not valid, for whatever it is shown.
 
 use std::{fmt, path::Path, time::Duration};
 
 use garage_events::{
     game::Secret,
     id::PlayerId,
+    player::RANKS,
     world::{System, World},
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
@@ -62,16 +64,28 @@ pub enum Refused {
     Invalid,
 }
 
+/// What a valid token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Who shows it.
+    pub player: PlayerId,
+    /// How good he is, if the identity provider knows.
+    pub rank: Option<i32>,
+}
+
 #[derive(Serialize)]
 struct Claims<'a> {
     sub: &'a str,
     exp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<i32>,
 }
 
 /// `exp` is judged before this is read.
 #[derive(Deserialize)]
 struct Subject {
     sub: String,
+    rank: Option<i32>,
 }
 
 impl Key {
@@ -102,11 +116,11 @@ impl Key {
         Ok(Self { signing: EncodingKey::from_secret(bytes), verifying: DecodingKey::from_secret(bytes), validation })
     }
 
-    /// The player that a token names.
+    /// What a token says.
     ///
     /// # Errors
     /// [`Refused`]
-    pub fn verify(&self, token: &str) -> Result<PlayerId, Refused> {
+    pub fn verify(&self, token: &str) -> Result<Identity, Refused> {
         if token.len() > MAX_TOKEN {
             return Err(Refused::Invalid);
         }
@@ -115,7 +129,10 @@ impl Key {
             ErrorKind::ExpiredSignature => Refused::Expired,
             _ => Refused::Invalid,
         })?;
-        PlayerId::from_foreign(&claims.claims.sub).ok().ok_or(Refused::Invalid)
+        let Subject { sub, rank } = claims.claims;
+        let player = PlayerId::from_foreign(&sub).ok().ok_or(Refused::Invalid)?;
+        let known = rank.is_none_or(|rank| RANKS.contains(&rank));
+        if known { Ok(Identity { player, rank }) } else { Err(Refused::Invalid) }
     }
 }
 
@@ -124,11 +141,11 @@ impl Key {
 ///
 /// # Errors
 /// [`Error::Sign`], also when the name makes no player.
-pub fn sign_token(key: &Key, player: &str, ttl: Duration) -> Result<Secret, Error> {
+pub fn sign_token(key: &Key, player: &str, rank: Option<i32>, ttl: Duration) -> Result<Secret, Error> {
     let failed = |error: &dyn fmt::Display| Error::Sign(error.to_string());
     PlayerId::from_foreign(player).map_err(|error| failed(&error))?;
     let exp = (System.now() + ttl).unix_timestamp();
-    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &Claims { sub: player, exp }, &key.signing);
+    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &Claims { sub: player, exp, rank }, &key.signing);
     token.map(Secret::new).map_err(|error| failed(&error))
 }
 
@@ -151,13 +168,16 @@ mod tests {
 
     #[test]
     fn a_token_names_its_player() {
-        let token = sign_token(&key("a"), "ann@example.org", HOUR).unwrap();
-        assert_eq!(key("a").verify(token.expose()).unwrap().to_foreign(), "ann@example.org");
+        for rank in [None, Some(1_200), Some(-100_000), Some(100_000)] {
+            let token = sign_token(&key("a"), "ann@example.org", rank, HOUR).unwrap();
+            let identity = key("a").verify(token.expose()).unwrap();
+            assert_eq!((&*identity.player.to_foreign(), identity.rank), ("ann@example.org", rank));
+        }
     }
 
     #[test]
     fn a_token_of_another_key_is_not_valid() {
-        let token = sign_token(&key("b"), "ann", HOUR).unwrap();
+        let token = sign_token(&key("b"), "ann", None, HOUR).unwrap();
         assert_eq!(key("a").verify(token.expose()), Err(Refused::Invalid));
     }
 
@@ -174,6 +194,11 @@ mod tests {
             (json!({"sub": "a".repeat(129), "exp": exp}), Algorithm::HS256, Refused::Invalid),
             (json!({"sub": "ann", "exp": exp, "nbf": exp}), Algorithm::HS256, Refused::Invalid),
             (json!({"sub": "ann", "exp": exp}), Algorithm::HS512, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": 100_001}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": -100_001}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": 1.5}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": "1200"}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": past, "rank": "1200"}), Algorithm::HS256, Refused::Expired),
         ] {
             assert_eq!(key("a").verify(&signed(&claims, algorithm)), Err(why), "{claims} {algorithm:?}");
         }

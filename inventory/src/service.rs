@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use garage_events::svc::{Call, Execute, GetGarage, GetLedger, Loadouts, StoreCars, StoreItems, TIMEOUT};
+use garage_events::svc::{Call, Execute, GetGarage, GetLedger, GetProfile, Loadouts, StoreCars, StoreItems, TIMEOUT};
 use garage_worker::{
     Ground,
     service::{Refusal, Service},
@@ -12,7 +12,7 @@ use sqlx::MySqlPool;
 use crate::{
     domain::store::Rejection,
     error::Error,
-    mysql::{catalogue, commands, garage, ledger},
+    mysql::{catalogue, commands, garage, ledger, ratings},
 };
 
 /// How long a request may take: a little less than its caller waits, so that he hears why.
@@ -23,7 +23,7 @@ const LIMIT: Duration = TIMEOUT.saturating_sub(Duration::from_millis(500));
 /// # Errors
 /// When the service cannot be announced.
 pub async fn start(ground: &mut Ground, pool: &MySqlPool, concurrency: usize) -> anyhow::Result<()> {
-    let service = Service::start(&ground.client, "inventory", "cars, items, wallets").await?;
+    let service = Service::start(&ground.client, "inventory", "cars, items, wallets, ratings").await?;
 
     let database = pool.clone();
     serve(ground, &service, "loadouts", concurrency, move |call: Loadouts| {
@@ -57,6 +57,13 @@ pub async fn start(ground: &mut Ground, pool: &MySqlPool, concurrency: usize) ->
     serve(ground, &service, "execute", concurrency, move |call: Execute| {
         let pool = database.clone();
         async move { commands::execute(&pool, &call.player, call.key.as_ref(), &call.command).await }
+    })
+    .await?;
+
+    let database = pool.clone();
+    serve(ground, &service, "profile", concurrency, move |call: GetProfile| {
+        let pool = database.clone();
+        async move { ratings::profile(&pool, &call.player).await }
     })
     .await?;
 

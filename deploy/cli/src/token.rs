@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use garage_events::world::{System, World};
+use garage_events::{
+    player::RANKS,
+    world::{System, World},
+};
 use garage_worker::config::secret;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
@@ -14,6 +17,10 @@ use crate::report::say;
 pub(crate) struct Token {
     /// The player's name, as the identity provider has it.
     player: String,
+    /// The player's rank, which he then queues with; without it, that is his rating.
+    #[arg(long, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i32).range(i64::from(*RANKS.start())..=i64::from(*RANKS.end())))]
+    rank: Option<i32>,
     /// The file with the gateway's HS256 key.
     #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_FILE")]
     jwt_key_file: PathBuf,
@@ -26,7 +33,7 @@ impl Token {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let key = EncodingKey::from_secret(secret(&self.jwt_key_file)?.expose().as_bytes());
         let expires = System.now() + time::Duration::seconds(self.valid_s.into());
-        let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp() });
+        let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp(), "rank": self.rank });
         say(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)?);
         Ok(())
     }

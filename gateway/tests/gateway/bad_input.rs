@@ -43,6 +43,7 @@ fn endpoints() -> Vec<(Method, String)> {
         (Method::DELETE, "/v1/garage/cars/gt/slots/spoiler".into()),
         (Method::GET, "/v1/wallet".into()),
         (Method::GET, "/v1/wallet/ledger".into()),
+        (Method::GET, "/v1/profile".into()),
     ];
     all.into()
 }
@@ -54,11 +55,12 @@ async fn without_a_valid_token_nothing_is_answered() {
     let exp = 4_000_000_000_u64;
     let other = Key::new(&Secret::new("x".repeat(32))).unwrap();
     // Beyond the leeway for clocks that differ.
-    let expired = {
-        let claims = json!({"sub": "ann", "exp": 1_000_000_000});
+    let signed = |claims| {
         let key = jsonwebtoken::EncodingKey::from_secret(crate::support::KEY.as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
     };
+    let expired = signed(json!({"sub": "ann", "exp": 1_000_000_000}));
+    let wrong_rank = |rank| format!("Bearer {}", signed(json!({"sub": "ann", "exp": exp, "rank": rank})));
     let good = token("ann");
     let tampered = {
         let mut parts: Vec<_> = good.split('.').map(ToOwned::to_owned).collect();
@@ -69,11 +71,13 @@ async fn without_a_valid_token_nothing_is_answered() {
         "Bearer".to_owned(),
         "Bearer ".to_owned(),
         "Basic YTpi".to_owned(),
-        format!("Bearer {}", sign_token(&other, "ann", Duration::from_secs(600)).unwrap().expose()),
+        format!("Bearer {}", sign_token(&other, "ann", None, Duration::from_secs(600)).unwrap().expose()),
         format!("Bearer {expired}"),
         format!("Bearer {}.{}.", part(json!({"alg": "none", "typ": "JWT"})), part(json!({"sub": "ann", "exp": exp}))),
         format!("Bearer {tampered}"),
         format!("Bearer {good}x"),
+        wrong_rank(json!(100_001)),
+        wrong_rank(json!("1200")),
     ];
     for (method, path) in endpoints() {
         let (status, _) = read(app.anonymous(method.clone(), &path).json(&wish()).send().await.unwrap()).await;
@@ -143,12 +147,14 @@ async fn a_body_that_is_not_wanted_is_refused() {
         assert_eq!(status, 415, "{path}");
     }
     for wrong in [
-        json!({"queue": "casual", "rank": 1, "latencies": {"eu": 1}}),
-        json!({"queue": "ranked", "rank": 100_001, "latencies": {"eu": 1}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {"mars": 1}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 10_001}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}, "player": "bob"}),
+        json!({"queue": "casual", "latencies": {"eu": 1}}),
+        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}}),
+        json!({"queue": "open", "rank": 100_001, "latencies": {"eu": 1}}),
+        json!({"queue": "open", "rank": "1", "latencies": {"eu": 1}}),
+        json!({"queue": "ranked", "latencies": {}}),
+        json!({"queue": "ranked", "latencies": {"mars": 1}}),
+        json!({"queue": "ranked", "latencies": {"eu": 10_001}}),
+        json!({"queue": "ranked", "latencies": {"eu": 1}, "player": "bob"}),
     ] {
         let (status, body) = read(app.request("ann", Method::POST, TICKETS).json(&wrong).send().await.unwrap()).await;
         assert_eq!(status, 422, "{wrong}: {body}");
