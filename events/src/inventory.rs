@@ -24,7 +24,9 @@ events! {
         ItemUnmounted = "item-unmounted",
         /// He chose the car he drives.
         CarActivated = "car-activated",
-        /// He was paid for a match.
+        /// A match moved his rating.
+        RatingChanged = "rating-changed",
+        /// He was paid for a match. Where it moved his rating too, that is told right before.
         RewardGranted = "reward-granted",
     }
 }
@@ -100,6 +102,17 @@ pub struct ItemUnmounted {
 pub struct CarActivated {
     /// Which.
     pub car: CarId,
+}
+
+/// See [`Event::RatingChanged`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RatingChanged {
+    /// The match.
+    pub session: SessionId,
+    /// His rating now.
+    pub rating: f64,
+    /// What it was.
+    pub before: f64,
 }
 
 /// See [`Event::RewardGranted`].

@@ -3,7 +3,7 @@
 //! Every event carries the whole of his matchmaking state, so that his last message is the player and nothing older
 //! need be read.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -31,6 +31,9 @@ events! {
     }
 }
 
+/// The ranks that there are. Beyond them is somebody's mistake.
+pub const RANKS: RangeInclusive<i32> = -100_000..=100_000;
+
 /// See [`Event::Queued`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Queued {
@@ -38,7 +41,7 @@ pub struct Queued {
     pub ticket: TicketId,
     /// Where he waits.
     pub queue: QueueName,
-    /// His skill; players of near ranks are matched.
+    /// His skill, one of [`RANKS`]; players of near ranks are matched.
     pub rank: i32,
     /// Round-trip time to each region, in milliseconds.
     pub latencies: BTreeMap<Region, u32>,

@@ -6,6 +6,7 @@
 //! players = 2
 //! rank_band = 200
 //! timeout_s = 120
+//! client_rank = false
 //! [queues.ranked.regions]
 //! eu = 120
 //! us = 120
@@ -48,6 +49,9 @@ pub struct Queue {
     pub rank_band: u32,
     /// How long a ticket waits before it times out, in seconds.
     pub timeout_s: u64,
+    /// Whether a player's client may say his rank. Who does chooses whom he meets; his rating moves all the same.
+    #[serde(default)]
+    pub client_rank: bool,
     /// Where its matches may be played: the round-trip time, in milliseconds, up to which a region serves a player.
     pub regions: BTreeMap<Region, u32>,
 }
@@ -162,6 +166,7 @@ mod tests {
         let queues = load(GOOD).unwrap();
         let queue = queues.get(&"ranked".parse().unwrap()).unwrap();
         assert_eq!((queue.players, queue.rank_band, queue.timeout()), (2, 200, Duration::minutes(2)));
+        assert!(!queue.client_rank, "a client is believed where the file says so, and nowhere else");
         assert_eq!(queues.regions(), BTreeSet::from([&"eu".parse().unwrap()]));
     }
 
@@ -190,7 +195,10 @@ mod tests {
     #[test]
     fn the_local_file_is_good() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/local/queues.toml");
-        assert!(Queues::load(&path).unwrap().get(&"ranked".parse().unwrap()).is_some());
+        let queues = Queues::load(&path).unwrap();
+        for (name, client_rank) in [("ranked", false), ("casual", true)] {
+            assert_eq!(queues.get(&name.parse().unwrap()).unwrap().client_rank, client_rank, "{name}");
+        }
     }
 
     fn any_name<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T> {
@@ -202,9 +210,10 @@ mod tests {
             players in MIN_PLAYERS..=MAX_PLAYERS,
             rank_band in 1..=u32::MAX,
             timeout_s in 1..=MAX_TIMEOUT_S,
+            client_rank in any::<bool>(),
             regions in prop::collection::btree_map(any_name::<Region>().boxed(), 1..=u32::MAX, 1..4),
         ) -> Queue {
-            Queue { players, rank_band, timeout_s, regions }
+            Queue { players, rank_band, timeout_s, client_rank, regions }
         }
     }
 

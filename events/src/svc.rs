@@ -213,6 +213,29 @@ impl<'de> Deserialize<'de> for IdempotencyKey {
     }
 }
 
+/// Asks inventory how good a player is. One unknown so far is as good as any who begins.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetProfile {
+    /// Who.
+    pub player: PlayerId,
+}
+call!(GetProfile => Profile, "svc.inventory.profile");
+
+/// How good a player is, by the results of his matches (Glicko-2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// Who.
+    pub player: PlayerId,
+    /// What he queues with: his rating as a whole number, one of [`crate::player::RANKS`].
+    pub rank: i32,
+    /// 1,500 to begin with.
+    pub rating: f64,
+    /// How uncertain the rating is: 19 in 20 of those rated so are within twice this of it.
+    pub deviation: f64,
+    /// Matches that moved it.
+    pub matches: u32,
+}
+
 /// Asks inventory for entries of a player's ledger, the newest first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GetLedger {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use garage_events::{
     id::{CarId, ItemId, PlayerId, QueueName, Region, TicketId},
-    player::Queued,
+    player::{Queued, RANKS},
     queue::Queues,
     svc::{GetLedger, IdempotencyKey},
 };
@@ -14,16 +14,14 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderName},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use crate::{
     problem::Problem,
-    token::{Keys, Refused},
+    token::{Identity, Keys, Refused},
 };
 
-/// Ranks beyond this are a client's mistake.
-const RANK: std::ops::RangeInclusive<i32> = -100_000..=100_000;
 /// Regions in one request.
 const MAX_REGIONS: usize = 32;
 /// The longest round-trip time taken, in milliseconds.
@@ -37,7 +35,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TICKETS: Uuid = Uuid::from_u128(0x5d0c_1a7e_8c1f_4b0e_9a53_2f6d_1c4b_77e1);
 
 /// Who sends it.
-pub(crate) fn player(keys: &Keys, headers: &HeaderMap) -> Result<PlayerId, Refused> {
+pub(crate) fn identity(keys: &Keys, headers: &HeaderMap) -> Result<Identity, Refused> {
     let header = headers.get(AUTHORIZATION).ok_or(Refused::Missing)?;
     let (scheme, token) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Refused::Invalid)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
@@ -124,20 +122,24 @@ pub(crate) struct OneItem {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Wish {
     queue: QueueName,
-    rank: i32,
+    /// His rank, where the queue lets his client say it.
+    pub(crate) rank: Option<i32>,
     latencies: BTreeMap<Region, u32>,
 }
 
 impl Wish {
-    /// Checks it against the queues; what it makes of the player is one who waits from now on.
-    pub(crate) fn queued(self, queues: &Queues, ticket: TicketId, now: OffsetDateTime) -> Result<Queued, Problem> {
+    /// Checks it against the queues; tells how long it may wait.
+    pub(crate) fn check(&self, queues: &Queues) -> Result<Duration, Problem> {
         let wrong = |detail: String| Err(Problem::unprocessable(detail));
         let Self { queue: name, rank, latencies } = self;
-        let Some(queue) = queues.get(&name) else {
+        let Some(queue) = queues.get(name) else {
             return wrong(format!("there is no queue {name}; there are: {}", list(queues.queues.keys())));
         };
-        if !RANK.contains(&rank) {
-            return wrong(format!("rank must be within {} to {}", RANK.start(), RANK.end()));
+        if rank.is_some() && !queue.client_rank {
+            return wrong(format!("queue {name} takes no rank from a client; leave it out"));
+        }
+        if rank.is_some_and(|rank| !RANKS.contains(&rank)) {
+            return wrong(format!("rank must be within {} to {}", RANKS.start(), RANKS.end()));
         }
         if !(1..=MAX_REGIONS).contains(&latencies.len()) {
             return wrong(format!("latencies must name 1 to {MAX_REGIONS} regions"));
@@ -152,8 +154,14 @@ impl Wish {
         if !latencies.keys().any(|region| queue.regions.contains_key(region)) {
             return wrong(format!("queue {name} plays in: {}; latencies must name one", list(queue.regions.keys())));
         }
-        let (attributes, waiting_since, expires_at) = (BTreeMap::new(), now, now + queue.timeout());
-        Ok(Queued { ticket, queue: name, rank, latencies, attributes, waiting_since, expires_at })
+        Ok(queue.timeout())
+    }
+
+    /// What it makes of a player of a rank: one who waits from now on.
+    pub(crate) fn queued(self, rank: i32, ticket: TicketId, now: OffsetDateTime, timeout: Duration) -> Queued {
+        let Self { queue, latencies, .. } = self;
+        let (attributes, waiting_since, expires_at) = (BTreeMap::new(), now, now + timeout);
+        Queued { ticket, queue, rank, latencies, attributes, waiting_since, expires_at }
     }
 }
 
@@ -173,6 +181,7 @@ mod tests {
             players: 2,
             rank_band: 200,
             timeout_s: 120,
+            client_rank: region == "eu",
             regions: BTreeMap::from([(region.parse().unwrap(), 120)]),
         };
         let queues = [("ranked", "eu"), ("quick", "us")];
@@ -182,7 +191,9 @@ mod tests {
     fn wish(body: &Value) -> Result<Queued, Problem> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json; charset=utf-8".parse().unwrap())]);
         let wish: Wish = json(&headers, &body.to_string().into())?;
-        wish.queued(&queues(), TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH)
+        let timeout = wish.check(&queues())?;
+        let rank = wish.rank.unwrap_or(7);
+        Ok(wish.queued(rank, TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH, timeout))
     }
 
     fn refusal(result: Result<impl std::fmt::Debug, Problem>) -> (u16, String) {
@@ -195,6 +206,13 @@ mod tests {
         for rank in [-100_000, 0, 100_000] {
             let queued = wish(&json!({"queue": "ranked", "rank": rank, "latencies": {"eu": 0, "us": 10_000}})).unwrap();
             assert_eq!((queued.rank, queued.expires_at.unix_timestamp()), (rank, 120));
+        }
+        for body in [
+            json!({"queue": "ranked", "latencies": {"eu": 1}}),
+            json!({"queue": "ranked", "rank": null, "latencies": {"eu": 1}}),
+            json!({"queue": "quick", "latencies": {"us": 1}}),
+        ] {
+            assert_eq!(wish(&body).unwrap().rank, 7, "{body}: it is somebody else's to say");
         }
     }
 
@@ -214,7 +232,7 @@ mod tests {
             (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 10_001}}), 422, "10000 ms"),
             (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": -1}}), 422, "invalid value"),
             (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}, "vip": true}), 422, "unknown field `vip`"),
-            (json!({"queue": "ranked", "latencies": {"eu": 1}}), 422, "missing field `rank`"),
+            (json!({"queue": "quick", "rank": 1, "latencies": {"us": 1}}), 422, "takes no rank"),
         ] {
             let (found, problem) = refusal(wish(&body));
             assert!(found == status && problem.contains(why), "{body}: {problem}");

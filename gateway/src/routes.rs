@@ -12,7 +12,7 @@ use garage_events::{
     log::Load,
     player::CancelReason,
     session::View,
-    svc::{self, ConnectToken, GetSession},
+    svc::{self, ConnectToken, GetProfile, GetSession},
     world::World,
 };
 use hyper::{
@@ -29,6 +29,7 @@ use crate::{
     problem::Problem,
     request::{self, Wish},
     ticket::{Me, Ticket},
+    token::Identity,
 };
 
 /// The route that made a response, for metrics; a path itself would be a label without bound.
@@ -86,7 +87,7 @@ async fn answer(route: &'static str, handler: impl Future<Output = Answer>) -> R
 impl Call {
     /// Who calls. Asked after the method, so that a 405 needs no token.
     fn player(&self) -> Result<PlayerId, Problem> {
-        Ok(request::player(&self.app.keys, &self.headers)?)
+        Ok(request::identity(&self.app.keys, &self.headers)?.player)
     }
 
     /// The body, read as JSON.
@@ -115,11 +116,16 @@ fn ok(status: StatusCode, body: &impl Serialize) -> Answer {
 
 async fn tickets(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
-    let player = call.player()?;
+    let Identity { player, rank: claimed } = request::identity(&call.app.keys, &call.headers)?;
     let wish: Wish = call.body()?;
     let Call { app, headers, .. } = call;
     let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.world.id()));
-    let wish = wish.queued(&app.queues, ticket, app.world.now())?;
+    let timeout = wish.check(&app.queues)?;
+    let rank = match wish.rank.or(claimed) {
+        Some(rank) => rank,
+        None => svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank,
+    };
+    let wish = wish.queued(rank, ticket, app.world.now(), timeout);
     let ticket = commands::queue(&app.log, &app.world, &app.doors, &player, wish).await?;
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // A UUID is always a header value.

@@ -1,5 +1,6 @@
 //! Who a client is: a bearer token, JWT with HS256, made by the studio's identity provider with a key that the gateway
-//! shares. Its `sub` is the player, whatever text that is; `exp` is required, `nbf` is honoured.
+//! shares. Its `sub` is the player, whatever text that is; `exp` is required, `nbf` is honoured. It may say the player's
+//! `rank`, a whole number; with one that is none of Garage's ranks the token is not valid, for whatever it is shown.
 //!
 //! While that key is rotated there are two. A token may say by its `kid` which it is of: the key's id, 16 hex digits
 //! ([`key_id`] of the kind `jwt`). One that says nothing, or has a name of the provider's own, is tried with both.
@@ -9,6 +10,7 @@ use std::{fmt, path::Path, time::Duration};
 use garage_events::{
     game::{Secret, hex, key_id},
     id::PlayerId,
+    player::RANKS,
     world::{System, World},
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
@@ -66,16 +68,28 @@ pub enum Refused {
     Invalid,
 }
 
+/// What a valid token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Who shows it.
+    pub player: PlayerId,
+    /// How good he is, if the identity provider knows.
+    pub rank: Option<i32>,
+}
+
 #[derive(Serialize)]
 struct Claims<'a> {
     sub: &'a str,
     exp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<i32>,
 }
 
 /// `exp` is judged before this is read.
 #[derive(Deserialize)]
 struct Subject {
     sub: String,
+    rank: Option<i32>,
 }
 
 impl Key {
@@ -111,11 +125,11 @@ impl Key {
         })
     }
 
-    /// The player that a token names.
+    /// What a token says.
     ///
     /// # Errors
     /// [`Refused`]
-    pub fn verify(&self, token: &str) -> Result<PlayerId, Refused> {
+    pub fn verify(&self, token: &str) -> Result<Identity, Refused> {
         if token.len() > MAX_TOKEN {
             return Err(Refused::Invalid);
         }
@@ -124,7 +138,10 @@ impl Key {
             ErrorKind::ExpiredSignature => Refused::Expired,
             _ => Refused::Invalid,
         })?;
-        PlayerId::from_foreign(&claims.claims.sub).ok().ok_or(Refused::Invalid)
+        let Subject { sub, rank } = claims.claims;
+        let player = PlayerId::from_foreign(&sub).ok().ok_or(Refused::Invalid)?;
+        let known = rank.is_none_or(|rank| RANKS.contains(&rank));
+        if known { Ok(Identity { player, rank }) } else { Err(Refused::Invalid) }
     }
 }
 
@@ -138,8 +155,8 @@ impl Keys {
         [key].into_iter().chain(also).map(Key::load).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The player that a token of one of them names.
-    pub(crate) fn verify(&self, token: &str) -> Result<PlayerId, Refused> {
+    /// What a token of one of them says.
+    pub(crate) fn verify(&self, token: &str) -> Result<Identity, Refused> {
         // What a token says of its key only chooses among ours.
         let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
         if let Some(key) = self.0.iter().find(|key| kid.as_ref() == Some(&key.id)) {
@@ -156,12 +173,12 @@ impl Keys {
 ///
 /// # Errors
 /// [`Error::Sign`], also when the name makes no player.
-pub fn sign_token(key: &Key, player: &str, ttl: Duration) -> Result<Secret, Error> {
+pub fn sign_token(key: &Key, player: &str, rank: Option<i32>, ttl: Duration) -> Result<Secret, Error> {
     let failed = |error: &dyn fmt::Display| Error::Sign(error.to_string());
     PlayerId::from_foreign(player).map_err(|error| failed(&error))?;
     let exp = (System.now() + ttl).unix_timestamp();
     let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::HS256) };
-    let token = jsonwebtoken::encode(&header, &Claims { sub: player, exp }, &key.signing);
+    let token = jsonwebtoken::encode(&header, &Claims { sub: player, exp, rank }, &key.signing);
     token.map(Secret::new).map_err(|error| failed(&error))
 }
 
@@ -184,13 +201,16 @@ mod tests {
 
     #[test]
     fn a_token_names_its_player() {
-        let token = sign_token(&key("a"), "ann@example.org", HOUR).unwrap();
-        assert_eq!(key("a").verify(token.expose()).unwrap().to_foreign(), "ann@example.org");
+        for rank in [None, Some(1_200), Some(-100_000), Some(100_000)] {
+            let token = sign_token(&key("a"), "ann@example.org", rank, HOUR).unwrap();
+            let identity = key("a").verify(token.expose()).unwrap();
+            assert_eq!((&*identity.player.to_foreign(), identity.rank), ("ann@example.org", rank));
+        }
     }
 
     #[test]
     fn a_token_of_another_key_is_not_valid() {
-        let token = sign_token(&key("b"), "ann", HOUR).unwrap();
+        let token = sign_token(&key("b"), "ann", None, HOUR).unwrap();
         assert_eq!(key("a").verify(token.expose()), Err(Refused::Invalid));
     }
 
@@ -237,6 +257,11 @@ mod tests {
             (json!({"sub": "a".repeat(129), "exp": exp}), Algorithm::HS256, Refused::Invalid),
             (json!({"sub": "ann", "exp": exp, "nbf": exp}), Algorithm::HS256, Refused::Invalid),
             (json!({"sub": "ann", "exp": exp}), Algorithm::HS512, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": 100_001}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": -100_001}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": 1.5}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": exp, "rank": "1200"}), Algorithm::HS256, Refused::Invalid),
+            (json!({"sub": "ann", "exp": past, "rank": "1200"}), Algorithm::HS256, Refused::Expired),
         ] {
             assert_eq!(key("a").verify(&signed(&claims, algorithm)), Err(why), "{claims} {algorithm:?}");
         }

@@ -94,10 +94,10 @@ pub(crate) async fn handle(
 
 fn player(app: &App, headers: &HeaderMap) -> Result<PlayerId, Refused> {
     if headers.contains_key(AUTHORIZATION) {
-        return request::player(&app.keys, headers);
+        return Ok(request::identity(&app.keys, headers)?.player);
     }
     let token = protocols(headers).find_map(|name| name.strip_prefix(BEARER)).ok_or(Refused::Missing)?;
-    app.keys.verify(token)
+    Ok(app.keys.verify(token)?.player)
 }
 
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {

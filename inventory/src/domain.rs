@@ -1,5 +1,6 @@
 //! The rules of the inventory, without IO.
 
+pub mod rating;
 pub mod store;
 
 use garage_events::{

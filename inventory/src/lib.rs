@@ -1,9 +1,9 @@
-//! Cars, items, wallets and rewards, kept in MySQL.
+//! Cars, items, wallets, rewards and ratings, kept in MySQL.
 //!
-//! - [`domain`]: what a place earns, what an item adds, what a player may do with his belongings; pure.
+//! - [`domain`]: what a place earns, how it moves a rating, what an item adds, what a player may do with his belongings; pure.
 //! - [`catalogue`]: what is sold, as an operator's file says it.
 //! - [`mysql`]: the database, the one store of truth beside the log, and for this worker alone.
-//! - [`service`]: what other workers ask; [`rewards`]: what a closed session pays.
+//! - [`service`]: what other workers ask; [`rewards`]: what a closed session brings.
 //! - [`outbox`]: what the database decided, told to the log.
 //! - [`config`]: flags and variables; [`error`]: what can go wrong, by what the caller must do.
 

@@ -10,6 +10,7 @@ pub mod idempotency;
 pub mod ledger;
 pub mod outbox;
 pub mod players;
+pub mod ratings;
 pub mod rewards;
 
 use std::{collections::BTreeMap, fmt::Display, sync::LazyLock, time::Duration};

@@ -1,4 +1,4 @@
-//! Pays when a session closes.
+//! Pays and rates when a session closes.
 
 use garage_events::{jetstream::JetStreamLog, session};
 use garage_worker::{

@@ -1,6 +1,6 @@
 //! The endpoints that other workers ask.
 
-use garage_events::svc::{Call, Execute, GetGarage, GetLedger, Loadouts, StoreCars, StoreItems};
+use garage_events::svc::{Call, Execute, GetGarage, GetLedger, GetProfile, Loadouts, StoreCars, StoreItems};
 use garage_worker::{
     Ground,
     service::{Refusal, Service},
@@ -10,7 +10,7 @@ use sqlx::MySqlPool;
 use crate::{
     domain::store::Rejection,
     error::Error,
-    mysql::{catalogue, commands, garage, ledger},
+    mysql::{catalogue, commands, garage, ledger, ratings},
 };
 
 /// Opens the endpoints and answers, at most `concurrency` requests of each kind at a time.
@@ -18,7 +18,7 @@ use crate::{
 /// # Errors
 /// When the service cannot be announced.
 pub async fn start(ground: &mut Ground, pool: &MySqlPool, concurrency: usize) -> anyhow::Result<()> {
-    let service = Service::start(&ground.client, "inventory", "cars, items, wallets").await?;
+    let service = Service::start(&ground.client, "inventory", "cars, items, wallets, ratings").await?;
 
     let database = pool.clone();
     serve(ground, &service, "loadouts", concurrency, move |call: Loadouts| {
@@ -52,6 +52,13 @@ pub async fn start(ground: &mut Ground, pool: &MySqlPool, concurrency: usize) ->
     serve(ground, &service, "execute", concurrency, move |call: Execute| {
         let pool = database.clone();
         async move { commands::execute(&pool, &call.player, call.key.as_ref(), &call.command).await }
+    })
+    .await?;
+
+    let database = pool.clone();
+    serve(ground, &service, "profile", concurrency, move |call: GetProfile| {
+        let pool = database.clone();
+        async move { ratings::profile(&pool, &call.player).await }
     })
     .await?;
 

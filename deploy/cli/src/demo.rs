@@ -87,9 +87,11 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
     let mut playing = FuturesUnordered::new();
     for number in 0..players {
         let name = format!("bot-{number}");
-        let bot = Bot::new(http.clone(), &stack.gateway(), &name, &stack.token(&name)?).with_patience(PATIENCE);
-        // Neighbours in rank, so that each finds an opponent.
-        playing.push(async move { bot.play("ranked", i32::try_from(number / 2 * 200).unwrap_or(0)).await });
+        // Neighbours in rank, so that each finds an opponent; there are ranks for 500 such pairs apart.
+        let rank = i32::try_from(number / 2 % 500 * 200)?;
+        let token = stack.token(&name, Some(rank))?;
+        let bot = Bot::new(http.clone(), &stack.gateway(), &name, &token).with_patience(PATIENCE);
+        playing.push(async move { bot.play("ranked").await });
     }
     let mut played: Vec<Played> = Vec::new();
     let mut failed: Vec<BotError> = Vec::new();

@@ -16,7 +16,7 @@ pub(crate) struct Up {
     /// Where its data, secrets and logs are kept; what is there from last time is used again.
     #[arg(long, env = "GARAGE_ROOT", default_value = "target/garage")]
     root: PathBuf,
-    /// The queues file; by default one queue `ranked` of two players.
+    /// The queues file; by default the queues `ranked` and `casual`, of two players.
     #[arg(long, env = "GARAGE_QUEUES")]
     queues: Option<PathBuf>,
     /// Nodes of NATS.

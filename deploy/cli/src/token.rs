@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use garage_events::{
     game::{hex, key_id},
+    player::RANKS,
     world::{System, World},
 };
 use garage_worker::config::secret;
@@ -17,6 +18,10 @@ use crate::report::say;
 pub(crate) struct Token {
     /// The player's name, as the identity provider has it.
     player: String,
+    /// The player's rank, which he then queues with; without it, that is his rating.
+    #[arg(long, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i32).range(i64::from(*RANKS.start())..=i64::from(*RANKS.end())))]
+    rank: Option<i32>,
     /// The file with the gateway's HS256 key.
     #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_FILE")]
     jwt_key_file: PathBuf,
@@ -30,7 +35,7 @@ impl Token {
         let key = secret(&self.jwt_key_file)?;
         let key = key.expose().as_bytes();
         let expires = System.now() + time::Duration::seconds(self.valid_s.into());
-        let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp() });
+        let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp(), "rank": self.rank });
         // So that a gateway knows which of two keys it is of while they are rotated.
         let header = Header { kid: Some(hex(&key_id("jwt", key))), ..Header::new(Algorithm::HS256) };
         say(jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(key))?);

@@ -218,9 +218,9 @@ impl Bot {
     ///
     /// # Errors
     /// [`Problem`]
-    pub async fn queue(&self, queue: &str, rank: i32) -> Result<Ticket, Problem> {
+    pub async fn queue(&self, queue: &str) -> Result<Ticket, Problem> {
         let latencies = BTreeMap::from([("eu", 20)]);
-        let body = json!({ "queue": queue, "rank": rank, "latencies": latencies });
+        let body = json!({ "queue": queue, "latencies": latencies });
         let key = format!("{:032x}", rand::random::<u128>());
         let path = "/v1/matchmaking/tickets";
         self.command(Method::POST, path, Some(body), &key).await
@@ -280,10 +280,10 @@ impl Bot {
     ///
     /// # Errors
     /// [`BotError`]
-    pub async fn play(&self, queue: &str, rank: i32) -> Result<Played, BotError> {
+    pub async fn play(&self, queue: &str) -> Result<Played, BotError> {
         let before = self.balance().await?;
         let mut line = self.line().await?;
-        self.queue(queue, rank).await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
+        self.queue(queue).await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
         let frame = line.until("PlayerMatched").await?;
         let unread = |error| self.error("PlayerMatched", format!("its data cannot be read: {error}"));
         let Address { session, at } = serde_json::from_value(frame.data).map_err(unread)?;

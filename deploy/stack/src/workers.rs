@@ -72,7 +72,7 @@ pub struct Options {
     pub cuttable: bool,
     /// Instances of each worker.
     pub instances: usize,
-    /// The queues file; by default one queue `ranked` of two players.
+    /// The queues file; by default the queues `ranked` and `casual`, of two players.
     pub queues: Option<PathBuf>,
     /// Variables for the workers, as `GARAGE_READY_S`.
     pub env: Vec<(String, String)>,
@@ -280,13 +280,14 @@ impl Stack {
         self.root.join("games")
     }
 
-    /// A player's token, as the studio's identity provider would make it, valid for an hour.
+    /// A player's token, as the studio's identity provider would make it, valid for an hour. Without a rank, the player
+    /// is as good as his results.
     ///
     /// # Errors
     /// When it cannot be signed.
-    pub fn token(&self, player: &str) -> Result<String> {
+    pub fn token(&self, player: &str, rank: Option<i32>) -> Result<String> {
         let expires = System.now() + time::Duration::HOUR;
-        let claims = json!({ "sub": player, "exp": expires.unix_timestamp() });
+        let claims = json!({ "sub": player, "exp": expires.unix_timestamp(), "rank": rank });
         let key = EncodingKey::from_secret(self.jwt_key.as_bytes());
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(Error::other("sign a token"))
     }

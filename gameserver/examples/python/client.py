@@ -46,7 +46,7 @@ async def race(address, admission):
 
 async def main():
     me = call("GET", "/v1/players/me")["player"]
-    ticket = call("POST", "/v1/matchmaking/tickets", {"queue": "ranked", "rank": 1200, "latencies": {"eu": 20}})
+    ticket = call("POST", "/v1/matchmaking/tickets", {"queue": "ranked", "latencies": {"eu": 20}})
     events = f"{gateway.replace('http', 'ws', 1)}/v1/ws?since={ticket['seq'] - 1}"
     async with websockets.connect(events, subprotocols=["garage.v1", f"bearer.{token}"]) as socket:
         address = await until(socket, "PlayerMatched")

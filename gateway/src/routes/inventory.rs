@@ -1,8 +1,8 @@
-//! The store, the garage and the wallet. Inventory decides; each request asks it once.
+//! The store, the garage, the wallet and the profile. Inventory decides; each request asks it once.
 
 use garage_events::{
     id::{CarId, ItemId, Slot},
-    svc::{self, Command, Execute, GetGarage, GetLedger, StoreCars, StoreItems},
+    svc::{self, Command, Execute, GetGarage, GetLedger, GetProfile, StoreCars, StoreItems},
 };
 use hyper::{Method, StatusCode};
 use serde_json::json;
@@ -41,7 +41,9 @@ pub(super) fn all(call: &BoxedFilter<(Call,)>) -> BoxedFilter<(Response,)> {
         .and(call())
         .then(async |query: String, call| answer("/v1/wallet/ledger", ledger(&query, call)).await);
 
-    let store = cars.or(items).unify().or(wallet).unify().or(ledger).unify().boxed();
+    let profile = path!("v1" / "profile").and(call()).then(|call| answer("/v1/profile", profile(call)));
+
+    let store = cars.or(items).unify().or(wallet).unify().or(ledger).unify().or(profile).unify().boxed();
     let cars = active_car.or(bought_cars).unify().or(owned_car).unify().or(slot).unify().boxed();
     let items = bought_items.or(owned_item).unify().boxed();
     store.or(garage).unify().or(cars).unify().or(items).unify().boxed()
@@ -80,6 +82,12 @@ async fn ledger(query: &str, call: Call) -> Answer {
     let (before, limit) = request::page(query)?;
     let entries = svc::call(&call.app.client, &GetLedger { player, before, limit }).await?;
     ok(StatusCode::OK, &json!({ "entries": entries }))
+}
+
+async fn profile(call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    let player = call.player()?;
+    ok(StatusCode::OK, &svc::call(&call.app.client, &GetProfile { player }).await?)
 }
 
 async fn active_car(call: Call) -> Answer {

@@ -43,21 +43,23 @@ fn endpoints() -> Vec<(Method, String)> {
         (Method::DELETE, "/v1/garage/cars/gt/slots/spoiler".into()),
         (Method::GET, "/v1/wallet".into()),
         (Method::GET, "/v1/wallet/ledger".into()),
+        (Method::GET, "/v1/profile".into()),
     ];
     all.into()
 }
 
 /// Tokens that look like Ann's, and are not to be trusted.
-fn bad_tokens() -> [String; 5] {
+fn bad_tokens() -> [String; 7] {
     let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let exp = 4_000_000_000_u64;
     let other = Key::new(&Secret::new("x".repeat(32))).unwrap();
     // Beyond the leeway for clocks that differ.
-    let expired = {
-        let claims = json!({"sub": "ann", "exp": 1_000_000_000});
+    let signed = |claims| {
         let key = jsonwebtoken::EncodingKey::from_secret(crate::support::KEY.as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
     };
+    let expired = signed(json!({"sub": "ann", "exp": 1_000_000_000}));
+    let wrong_rank = |rank| signed(json!({"sub": "ann", "exp": exp, "rank": rank}));
     let good = token("ann");
     let tampered = {
         let mut parts: Vec<_> = good.split('.').map(ToOwned::to_owned).collect();
@@ -65,11 +67,13 @@ fn bad_tokens() -> [String; 5] {
         parts.join(".")
     };
     [
-        sign_token(&other, "ann", Duration::from_secs(600)).unwrap().expose().to_owned(),
+        sign_token(&other, "ann", None, Duration::from_secs(600)).unwrap().expose().to_owned(),
         expired,
         format!("{}.{}.", part(json!({"alg": "none", "typ": "JWT"})), part(json!({"sub": "ann", "exp": exp}))),
         tampered,
         format!("{good}x"),
+        wrong_rank(json!(100_001)),
+        wrong_rank(json!("1200")),
     ]
 }
 
@@ -146,12 +150,14 @@ async fn a_body_that_is_not_wanted_is_refused() {
         assert_eq!(status, 415, "{path}");
     }
     for wrong in [
-        json!({"queue": "casual", "rank": 1, "latencies": {"eu": 1}}),
-        json!({"queue": "ranked", "rank": 100_001, "latencies": {"eu": 1}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {"mars": 1}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 10_001}}),
-        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}, "player": "bob"}),
+        json!({"queue": "casual", "latencies": {"eu": 1}}),
+        json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}}),
+        json!({"queue": "open", "rank": 100_001, "latencies": {"eu": 1}}),
+        json!({"queue": "open", "rank": "1", "latencies": {"eu": 1}}),
+        json!({"queue": "ranked", "latencies": {}}),
+        json!({"queue": "ranked", "latencies": {"mars": 1}}),
+        json!({"queue": "ranked", "latencies": {"eu": 10_001}}),
+        json!({"queue": "ranked", "latencies": {"eu": 1}, "player": "bob"}),
     ] {
         let (status, body) = read(app.request("ann", Method::POST, TICKETS).json(&wrong).send().await.unwrap()).await;
         assert_eq!(status, 422, "{wrong}: {body}");

@@ -10,8 +10,8 @@ use garage_events::{
     id::SessionId,
     session::{Status, View},
     svc::{
-        Call, Command, ConnectToken, Execute, Garage, GetGarage, GetLedger, GetSession, LedgerEntry, SignedToken,
-        StoreCars, StoreItems,
+        Call, Command, ConnectToken, Execute, Garage, GetGarage, GetLedger, GetProfile, GetSession, LedgerEntry,
+        Profile, SignedToken, StoreCars, StoreItems,
     },
     world::{System, World},
 };
@@ -19,7 +19,7 @@ use garage_worker::service::{Refusal, Service};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{App, address, read};
+use crate::support::{App, TICKETS, address, read, token_of};
 
 /// Answers one kind of request for as long as the test runs.
 async fn answer<C: Call + 'static>(
@@ -211,4 +211,49 @@ async fn the_store_and_the_wallet_are_shown() {
         let entry = json!({"id": id, "reason": "ann", "amount": limit, "balance": 0, "at": "1970-01-01T00:00:00Z"});
         assert_eq!((status, body), (200, json!({"entries": [entry]})), "{query}");
     }
+}
+
+#[tokio::test]
+async fn a_rank_comes_from_the_token_or_the_profile_and_from_the_client_where_the_queue_lets_it() {
+    let app = App::start().await;
+    let queue = async |player: &str, claim: Option<i32>, body: Value| {
+        let request = app.anonymous(Method::POST, TICKETS).bearer_auth(token_of(player, claim)).json(&body);
+        let response = request.send().await.unwrap();
+        let retry_after = response.headers().get("retry-after").cloned();
+        let (status, body) = read(response).await;
+        let rank = match app.player(player).await.state {
+            garage_events::player::State::Waiting(queued) => Some(queued.rank),
+            _ => None,
+        };
+        (status, rank, retry_after.is_some(), body["detail"].as_str().unwrap_or_default().to_owned())
+    };
+    let ranked = || json!({"queue": "ranked", "latencies": {"eu": 20}});
+    let open = |rank: Option<i32>| json!({"queue": "open", "rank": rank, "latencies": {"eu": 20}});
+
+    // While inventory is down, who needs it is asked to come back; nobody else notices.
+    let (status, rank, retry, _) = queue("ann", None, ranked()).await;
+    assert_eq!((status, rank, retry), (503, None, true));
+    assert_eq!(queue("bob", Some(-7), ranked()).await.1, Some(-7));
+    assert_eq!(queue("carl", Some(-7), open(Some(8))).await.1, Some(8));
+    assert_eq!(queue("dora", None, open(Some(9))).await.1, Some(9));
+    assert_eq!(queue("emil", Some(-7), open(None)).await.1, Some(-7));
+
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asking = Arc::clone(&asked);
+    answer::<GetProfile>(&app, move |GetProfile { player }| {
+        asking.lock().unwrap().push(player.to_string());
+        Ok(Profile { player, rank: 1_662, rating: 1_662.2, deviation: 290.3, matches: 1 })
+    })
+    .await;
+    assert_eq!(queue("ann", None, ranked()).await.1, Some(1_662));
+    assert_eq!(queue("fred", None, open(None)).await.1, Some(1_662));
+    let (status, rank, _, detail) =
+        queue("gina", None, json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 20}})).await;
+    assert_eq!((status, rank), (422, None));
+    assert!(detail.contains("takes no rank"), "{detail}");
+    assert_eq!(*asked.lock().unwrap(), ["ann", "fred"], "who is asked about needs it");
+
+    let (status, profile) = app.get("ann", "/v1/profile").await;
+    let expected = json!({"player": "ann", "rank": 1_662, "rating": 1_662.2, "deviation": 290.3, "matches": 1});
+    assert_eq!((status, profile), (200, expected));
 }

@@ -45,8 +45,13 @@ pub(crate) fn key() -> Key {
     Key::new(&Secret::new(KEY)).unwrap()
 }
 
+/// A player's token, which says that his rank is 100.
 pub(crate) fn token(player: &str) -> String {
-    sign_token(&key(), player, Duration::from_secs(600)).unwrap().expose().to_owned()
+    token_of(player, Some(100))
+}
+
+pub(crate) fn token_of(player: &str, rank: Option<i32>) -> String {
+    sign_token(&key(), player, rank, Duration::from_secs(600)).unwrap().expose().to_owned()
 }
 
 impl App {
@@ -69,7 +74,8 @@ impl App {
             path.display().to_string()
         };
         let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\n\
-            [queues.ranked.regions]\neu = 120\nus = 120\n";
+            [queues.ranked.regions]\neu = 120\nus = 120\n\
+            [queues.open]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nclient_rank = true\nregions.eu = 120\n";
         let (user, password) = nats.user(Role::Gateway);
         let mut args = vec![
             "garage-gateway".to_owned(),
@@ -216,7 +222,7 @@ impl Socket {
 pub(crate) const TICKETS: &str = "/v1/matchmaking/tickets";
 
 pub(crate) fn wish() -> Value {
-    json!({"queue": "ranked", "rank": 100, "latencies": {"eu": 20}})
+    json!({"queue": "ranked", "latencies": {"eu": 20}})
 }
 
 pub(crate) async fn read(response: Response) -> (u16, Value) {

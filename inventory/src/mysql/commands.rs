@@ -128,8 +128,8 @@ async fn write(connection: &mut MySqlConnection, player: &PlayerId, event: &Even
         Event::CarActivated(activated) => {
             sqlx::query("UPDATE active_cars SET car = ? WHERE player = ?").bind(activated.car.as_str()).bind(id)
         }
-        // No command leads to it: `rewards` pays all players of a session at once.
-        Event::RewardGranted(_) => return Ok(()),
+        // No command leads to them: `rewards` settles with all players of a session at once.
+        Event::RatingChanged(_) | Event::RewardGranted(_) => return Ok(()),
     };
     query.execute(connection).await?;
     Ok(())

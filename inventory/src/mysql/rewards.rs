@@ -1,19 +1,19 @@
-//! Coins for matches, once per session and player.
+//! What a match brings: coins and ratings, once per session and player.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use garage_events::{
     game::Placing,
     id::{PlayerId, SessionId},
-    inventory::{Event, RewardGranted},
+    inventory::{Event, RatingChanged, RewardGranted},
 };
 use sqlx::{MySql, MySqlPool, QueryBuilder};
 
-use super::{beyond, lock, outbox, players::introduce, push_list, retrying, signed};
+use super::{beyond, lock, outbox, players::introduce, push_list, ratings, retrying, signed};
 use crate::{domain, error::Error};
 
-/// Pays the players of a session for their places: all in one transaction, each once however often it is asked. Who
-/// has been paid already is left out; a player unknown so far gets his starter first.
+/// Pays the players of a session for their places, and moves their ratings: all in one transaction, each once however
+/// often it is asked. Who has been paid already is left out; a player unknown so far gets his starter first.
 ///
 /// # Errors
 /// See [`Error`]. After one, nobody was paid by this call.
@@ -41,13 +41,22 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
     let paid: Vec<String> = query.build_query_scalar().fetch_all(&mut *transaction).await?;
     let paid: BTreeSet<&str> = paid.iter().map(String::as_str).collect();
 
+    let before = ratings::read(&mut transaction, placings.keys().copied()).await?;
+    let placed = placings.iter().filter_map(|(&player, &placing)| Some((player, (placing, *before.get(player)?))));
+    let mut rated = domain::rating::rate(&placed.collect());
+    rated.retain(|player, _| !paid.contains(player.as_str()));
+
     let mut entries = Vec::new();
     let mut events = Vec::new();
     for (&player, placing) in placings.iter().filter(|(player, _)| !paid.contains(player.as_str())) {
-        let before = *balances.get(player).ok_or_else(|| Error::Corrupt(format!("{player} has no wallet")))?;
+        let owned = *balances.get(player).ok_or_else(|| Error::Corrupt(format!("{player} has no wallet")))?;
         let amount = domain::reward(placing);
-        let balance = before.checked_add(amount).ok_or_else(|| beyond(before))?;
+        let balance = owned.checked_add(amount).ok_or_else(|| beyond(owned))?;
         entries.push((player, signed(amount)?, signed(balance)?));
+        if let (Some(before), Some(after)) = (before.get(player), rated.get(player)) {
+            let changed = RatingChanged { session, rating: after.rating, before: before.rating };
+            events.push((player, Event::from(changed)));
+        }
         events.push((player, Event::from(RewardGranted { session, place: placing.place, amount, balance })));
     }
     if entries.is_empty() {
@@ -70,6 +79,7 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
     push_list(&mut update, entries.iter().map(|(player, ..)| *player));
     update.build().execute(&mut *transaction).await?;
 
+    ratings::write(&mut transaction, &rated).await?;
     outbox::put(&mut transaction, Some(session), &events).await?;
     transaction.commit().await?;
     metrics::counter!("garage_inventory_rewards_total").increment(entries.len() as u64);

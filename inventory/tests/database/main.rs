@@ -11,6 +11,7 @@ mod idempotency;
 mod loadouts;
 mod nats;
 mod publishing;
+mod ratings;
 mod rewards;
 mod schema;
 mod support;

@@ -40,7 +40,8 @@ async fn each_is_paid_by_place_and_told() {
 
     let mut rows = outbox(&pool).await;
     rows.sort_by(|a, b| a.player.cmp(&b.player));
-    let told: Vec<_> = rows.iter().map(|row| (row.player.as_str(), row.event.clone())).collect();
+    let paid = rows.iter().filter(|row| matches!(row.event, Event::RewardGranted(_)));
+    let told: Vec<_> = paid.map(|row| (row.player.as_str(), row.event.clone())).collect();
     let granted =
         |place, amount| Event::from(RewardGranted { session: session(1), place, amount, balance: 1_000 + amount });
     assert_eq!(
@@ -57,7 +58,7 @@ async fn a_redelivered_reward_pays_once() {
         pay(&pool, session(1), &results()).await.unwrap();
     }
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
-    assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 4);
+    assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 8);
     pay(&pool, session(2), &results()).await.unwrap();
     assert_eq!(balances(&pool).await, [1_200, 1_120, 1_060, 1_020]);
     assert_books_balance(&pool).await;
@@ -80,7 +81,7 @@ async fn sixteen_at_once_pay_once() {
     }
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger WHERE reason = 'reward'").await, 4);
-    assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 4);
+    assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 8);
     assert_books_balance(&pool).await;
 }
 
@@ -99,14 +100,14 @@ async fn many_sessions_of_the_same_players_at_once_all_count() {
     assert_books_balance(&pool).await;
     // A player's rows stand in the order of his transactions: each tells a higher balance than the one before.
     let rows = outbox(&pool).await;
-    assert_eq!(rows.len(), 128);
+    assert_eq!(rows.len(), 256);
     for result in results() {
         let told: Vec<u64> = rows
             .iter()
             .filter(|row| row.player == result.player)
-            .map(|row| match &row.event {
-                Event::RewardGranted(granted) => granted.balance,
-                other => panic!("{other:?}"),
+            .filter_map(|row| match &row.event {
+                Event::RewardGranted(granted) => Some(granted.balance),
+                _ => None,
             })
             .collect();
         assert!(told.is_sorted(), "{told:?}");

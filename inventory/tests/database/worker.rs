@@ -11,7 +11,7 @@ use garage_events::{
     player::Ending,
     session::{self, Closed},
     subject::Aggregate,
-    svc::{self, CallError, Command, Execute, GetGarage, GetLedger, Loadouts, StoreCars, StoreItems},
+    svc::{self, CallError, Command, Execute, GetGarage, GetLedger, GetProfile, Loadouts, StoreCars, StoreItems},
     world::System,
 };
 use garage_inventory::{Config, mysql, run};
@@ -136,7 +136,9 @@ async fn requests_rewards_and_events_go_their_way() {
     );
     log.append(decision).await.unwrap();
     until("bert is paid", async || garage(&client, &bert).await.unwrap().balance == 1_100).await;
-    until("the log tells", async || history(&log, &bert).await.len() == 1).await;
+    until("the log tells", async || history(&log, &bert).await.len() == 2).await;
+    let rank = async |player: &PlayerId| svc::call(&client, &GetProfile { player: player.clone() }).await.unwrap().rank;
+    assert!(rank(&bert).await > 1_500 && rank(&anna).await < 1_500 && rank(&player("carl")).await == 1_500);
     assert_eq!(garage(&client, &anna).await.unwrap().balance, 660);
 
     worker.shutdown.cancel();

@@ -88,7 +88,7 @@ mod tests {
 
     fn queue(players: usize) -> Queue {
         let regions = [("eu", 100), ("us", 100)].map(|(name, ceiling)| (name.parse().unwrap(), ceiling));
-        Queue { players, rank_band: 200, timeout_s: 120, regions: regions.into() }
+        Queue { players, rank_band: 200, timeout_s: 120, client_rank: false, regions: regions.into() }
     }
 
     fn entry(seq: u64, rank: i32, eu: u32, us: u32) -> Entry {

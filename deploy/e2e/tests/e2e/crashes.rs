@@ -95,7 +95,7 @@ async fn an_end_that_nobody_saw_is_noticed() {
     let mut garage = Setup::short().env("GARAGE_ATTEMPTS", "1").game_server(script).start().await;
     let bots = garage.bots("player", 2);
     for bot in &bots {
-        bot.queue("ranked", 0).await.unwrap();
+        bot.queue("ranked").await.unwrap();
     }
     garage.until_event("PodScheduled", 1).await;
     for director in garage.stack.instances(Worker::Director) {

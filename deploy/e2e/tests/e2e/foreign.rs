@@ -43,7 +43,7 @@ async fn a_match_is_played_on_a_server_and_by_clients_in_python() {
     let play = ["anna", "bert"].map(async |player| {
         let mut client = Command::new(PYTHON);
         client.arg(root!("gameserver/examples/python/client.py"));
-        client.args([garage.stack.gateway(), garage.stack.token(player).unwrap()]).stdin(Stdio::null());
+        client.args([garage.stack.gateway(), garage.stack.token(player, None).unwrap()]).stdin(Stdio::null());
         let output = timeout(DEADLINE, client.kill_on_drop(true).output()).await.unwrap().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()

@@ -22,7 +22,7 @@ async fn queued(garage: &Garage) -> Vec<(Bot, Line)> {
     let mut players = Vec::new();
     for bot in garage.bots("player", 2) {
         let line = bot.line().await.unwrap();
-        bot.queue("ranked", 0).await.unwrap();
+        bot.queue("ranked").await.unwrap();
         players.push((bot, line));
     }
     players
@@ -41,7 +41,7 @@ async fn let_go(garage: &Garage, players: Vec<(Bot, Line)>, why: &str) -> Vec<Ev
         assert_eq!(released.data["why"], why);
         balances.push(bot.balance().await.unwrap());
         assert_told(&garage.events().await, &bot.player, line.frames());
-        let ticket = bot.queue("ranked", 0).await.unwrap();
+        let ticket = bot.queue("ranked").await.unwrap();
         bot.cancel(&ticket).await.unwrap();
         line.close().await;
     }

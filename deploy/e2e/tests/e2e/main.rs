@@ -13,6 +13,7 @@ mod instances;
 mod matches;
 mod operator;
 mod queues;
+mod ratings;
 mod redelivery;
 mod redis;
 mod rotation;

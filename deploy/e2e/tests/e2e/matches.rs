@@ -38,7 +38,7 @@ async fn two_players_queue_are_matched_race_and_are_paid() {
         assert_told(&events, name, &played.frames);
         assert_eq!(paid(&events, name).len(), 1);
     }
-    assert_eq!(events.len(), 7 + 2 * (4 + 1));
+    assert_eq!(events.len(), 7 + 2 * (4 + 2));
     let players: Vec<_> = names.iter().flat_map(|name| of_player(&events, name)).collect();
     assert_eq!(players.len(), 8);
     assert_eq!(history::sessions(&events), [session]);

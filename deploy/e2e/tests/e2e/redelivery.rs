@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// Makes every durable consumer anew, so that everything that the streams hold is delivered again.
-async fn redeliver(garage: &Garage) {
+pub(crate) async fn redeliver(garage: &Garage) {
     let jetstream = garage.jetstream();
     for consumer in CONSUMERS {
         jetstream.delete_consumer_from_stream(consumer.name, consumer.stream).await.unwrap();

@@ -81,12 +81,10 @@ async fn players_notice_nothing_when_redis_loses_all_in_the_midst_of_their_match
         real --join-timeout-ms 600000; fi";
     let mut garage = Setup::short().game_server(script).start().await;
     // A session that lives and players who wait, so that there is something to be made again.
-    let long = garage.bots("long", 2);
-    for bot in &long {
-        bot.queue("ranked", 10_000).await.unwrap();
-    }
-    for (number, bot) in (0..).zip(garage.bots("alone", 3)) {
-        bot.queue("ranked", 20_000 + number * 200).await.unwrap();
+    let long = ["long-0", "long-1"].map(|name| garage.ranked(name, 10_000));
+    let alone = (0..3).map(|number| garage.ranked(&format!("alone-{number}"), 20_000 + number * 200));
+    for bot in long.iter().cloned().chain(alone) {
+        bot.queue("ranked").await.unwrap();
     }
     garage.until_event("Opened", 1).await;
 

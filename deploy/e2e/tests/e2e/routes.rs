@@ -24,15 +24,15 @@ const REST: Duration = Duration::from_millis(20);
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_route_cut_for_a_second_loses_no_frame() {
     let mut garage = Setup::short().three_nodes().start().await;
-    let bots = garage.bots("player", 4);
+    // Each alone in his band of ranks.
+    let bots: Vec<_> = (0..4).map(|number| garage.ranked(&format!("player-{number}"), number * 200)).collect();
     let mut lines = join_all(bots.iter().map(async |bot| bot.line().await.unwrap())).await;
 
     let stop = AtomicBool::new(false);
-    // Each alone in his band of ranks.
-    let restless = (0..).zip(&bots).map(async |(number, bot)| {
+    let restless = bots.iter().map(async |bot| {
         let mut rounds = 0;
         while !stop.load(Ordering::Relaxed) {
-            let ticket = bot.queue("ranked", number * 200).await.unwrap();
+            let ticket = bot.queue("ranked").await.unwrap();
             tokio::time::sleep(REST).await;
             bot.cancel(&ticket).await.unwrap();
             tokio::time::sleep(REST).await;

@@ -96,7 +96,7 @@ async fn neither_the_log_nor_what_is_printed_holds_a_secret() {
     let garage = Setup::short().env("RUST_LOG", "debug").game_server(script).start().await;
     play(&garage.bots("player", 4)).await;
     let waits = garage.bot("waits");
-    waits.queue("ranked", 0).await.unwrap();
+    waits.queue("ranked").await.unwrap();
     garage.settled().await;
 
     let secrets = Secrets::of(&garage.stack.root().join("secrets"));

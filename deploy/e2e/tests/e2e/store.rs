@@ -76,7 +76,8 @@ async fn what_is_bought_and_mounted_is_raced_with() {
     assert_eq!(ledger["entries"][0]["about"], *played[0].session);
     let told = events.iter().filter(|event| event.subject.starts_with("garage.inventory.player-0."));
     let types = history::types(&told.collect::<Vec<_>>());
-    assert_eq!(types, ["ItemPurchased", "ItemUnmounted", "ItemMounted", "ItemSold", "RewardGranted"]);
+    let expected = ["ItemPurchased", "ItemUnmounted", "ItemMounted", "ItemSold", "RatingChanged", "RewardGranted"];
+    assert_eq!(types, expected);
 }
 
 #[tokio::test]

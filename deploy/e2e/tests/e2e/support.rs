@@ -53,10 +53,13 @@ pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T
     }
 }
 
-/// Lets players play: each with his neighbour.
+/// Lets players play.
 pub(crate) async fn play(bots: &[Bot]) -> Vec<Played> {
-    let playing = (0_i32..).zip(bots).map(async |(number, bot)| bot.play("ranked", number / 2 * 200).await);
-    join_all(playing).await.into_iter().map(|played| played.unwrap_or_else(|error| panic!("{error}"))).collect()
+    join_all(bots.iter().map(async |bot| bot.play("ranked").await))
+        .await
+        .into_iter()
+        .map(|played| played.unwrap_or_else(|error| panic!("{error}")))
+        .collect()
 }
 
 /// A running Garage. A test that fails is shown its log, and the ends of the logs of its processes.
@@ -80,12 +83,23 @@ impl Garage {
 
     /// A player at a gateway.
     pub(crate) fn bot_at(&self, name: &str, gateway: &str) -> Bot {
-        Bot::new(self.http.clone(), gateway, name, &self.stack.token(name).unwrap()).with_patience(DEADLINE)
+        self.player(name, Some(0), gateway)
     }
 
-    /// Players `<prefix>-0`, `<prefix>-1` and so on.
+    /// A player of a rank, at the first gateway; without one, he is as good as his results.
+    pub(crate) fn ranked(&self, name: &str, rank: impl Into<Option<i32>>) -> Bot {
+        self.player(name, rank.into(), &self.stack.gateway())
+    }
+
+    fn player(&self, name: &str, rank: Option<i32>, gateway: &str) -> Bot {
+        let token = self.stack.token(name, rank).unwrap();
+        Bot::new(self.http.clone(), gateway, name, &token).with_patience(DEADLINE)
+    }
+
+    /// Players `<prefix>-0`, `<prefix>-1` and so on, each of his neighbour's rank.
     pub(crate) fn bots(&self, prefix: &str, count: usize) -> Vec<Bot> {
-        (0..count).map(|number| self.bot(&format!("{prefix}-{number}"))).collect()
+        let ranks = (0..).map(|number| number / 2 * 200);
+        (0..count).zip(ranks).map(|(number, rank)| self.ranked(&format!("{prefix}-{number}"), rank)).collect()
     }
 
     /// The log as it is now.

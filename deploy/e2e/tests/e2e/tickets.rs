@@ -11,7 +11,7 @@ async fn a_player_who_cancels_while_he_waits_may_queue_again() {
     let bot = garage.bot("anna");
     let mut line = bot.line().await.unwrap();
 
-    let first = bot.queue("ranked", 0).await.unwrap();
+    let first = bot.queue("ranked").await.unwrap();
     assert_eq!(bot.me().await.unwrap()["status"], "waiting");
     bot.cancel(&first).await.unwrap();
     let cancelled = line.until("Cancelled").await.unwrap();
@@ -21,14 +21,14 @@ async fn a_player_who_cancels_while_he_waits_may_queue_again() {
     );
     assert_eq!(bot.me().await.unwrap()["status"], "idle");
 
-    let second = bot.queue("ranked", 0).await.unwrap();
+    let second = bot.queue("ranked").await.unwrap();
     assert_ne!(first, second);
     // Who does not wait with a ticket cannot be taken out of a match by it.
     bot.cancel(&first).await.unwrap_err();
     let queued = line.until("Queued").await.unwrap();
     assert_eq!(queued.data["ticket"], second.ticket);
     assert_eq!(bot.me().await.unwrap()["status"], "waiting");
-    let again = bot.queue("ranked", 0).await.unwrap_err();
+    let again = bot.queue("ranked").await.unwrap_err();
     assert_eq!((again.status.as_u16(), again.body["ticket"].as_str()), (409, Some(&*second.ticket)));
     assert_told(&garage.settled().await, "anna", line.frames());
 }
@@ -41,7 +41,7 @@ async fn a_player_whose_ticket_times_out_is_told_and_may_queue_again() {
     let mut line = bot.line().await.unwrap();
 
     for _ in 0..2 {
-        let ticket = bot.queue("brief", 0).await.unwrap();
+        let ticket = bot.queue("brief").await.unwrap();
         let timed_out = line.until("TimedOut").await.unwrap();
         assert_eq!(timed_out.data["ticket"], ticket.ticket);
         assert!(timed_out.data["waited_ms"].as_u64().unwrap() >= 1_000);

@@ -141,7 +141,7 @@ pub(crate) fn is_over(events: &[Event]) -> bool {
 
 /// What holds in every log, whatever went wrong: no hole and no double, nobody in two matches, each step of a session
 /// once for each attempt, each player paid
-/// once for each match that was finished, and no coin from nowhere.
+/// once for each match that was finished, no coin from nowhere, and each rating moved by a match from where it was.
 pub(crate) fn check(events: &[Event]) {
     let ids: BTreeSet<_> = events.iter().map(|event| event.id).collect();
     assert_eq!(ids.len(), events.len(), "an event is in the log twice");
@@ -159,6 +159,7 @@ pub(crate) fn check(events: &[Event]) {
             Aggregate::Inventory(_) => {
                 check_paid(aggregate, history, &aggregates);
                 check_balance(aggregate, history);
+                check_ratings(aggregate, history);
             }
         }
     }
@@ -251,5 +252,16 @@ fn check_balance(owner: &Aggregate, history: &[&Event]) {
             _ => continue,
         };
         assert_eq!(event.number("balance"), balance, "{owner}: {:?}", types(history));
+    }
+}
+
+/// Each match moves a rating once, right before it pays, from where the last one left it.
+fn check_ratings(owner: &Aggregate, history: &[&Event]) {
+    let mut rating = serde_json::json!(1_500.0);
+    for (at, event) in history.iter().enumerate().filter(|(_, event)| event.type_name == "RatingChanged") {
+        let paid = history.get(at + 1).map(|next| (&*next.type_name, next.text("session")));
+        assert_eq!(paid, Some(("RewardGranted", event.text("session"))), "{owner}: {:?}", types(history));
+        assert_eq!(event.data["before"], rating, "{owner}: {:?}", types(history));
+        rating = event.data["rating"].clone();
     }
 }
