@@ -174,9 +174,8 @@ mod tests {
     #[test]
     fn the_waiters_of_a_queue_stand_together_the_longest_waiting_first() {
         let at = |millis: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::milliseconds(millis);
-        let place = |queue: &str, millis, player: &str| {
-            waiter(&queue.parse().unwrap(), at(millis), &player.parse().unwrap())
-        };
+        let place =
+            |queue: &str, millis, player: &str| waiter(&queue.parse().unwrap(), at(millis), &player.parse().unwrap());
         let (first, second) = (place("ranked", 999, "z=40"), place("ranked", 1_000, "a"));
         let others = ["ranked-2", "ranke", "ranked2", "duo"].map(|queue| place(queue, 0, "a"));
         assert!(first < second);

@@ -54,7 +54,10 @@ impl Redis {
             timelines: found(&touched.sessions, found_timelines)?,
             minutes: found(&touched.minutes, found_minutes)?,
             kept,
-            queues: depths.into_iter().map(|(name, depth)| Ok((name.parse()?, depth))).collect::<anyhow::Result<_>>()?,
+            queues: depths
+                .into_iter()
+                .map(|(name, depth)| Ok((name.parse()?, depth)))
+                .collect::<anyhow::Result<_>>()?,
         })
     }
 

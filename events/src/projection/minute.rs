@@ -71,10 +71,9 @@ impl Minute {
             sum.players += reached.players;
             sum.took.add(&reached.took);
         }
-        for (sums, counts) in [
-            (&mut self.servers_failed, &other.servers_failed),
-            (&mut self.sessions_failed, &other.sessions_failed),
-        ] {
+        for (sums, counts) in
+            [(&mut self.servers_failed, &other.servers_failed), (&mut self.sessions_failed, &other.sessions_failed)]
+        {
             for (reason, count) in counts {
                 *sums.entry(reason.clone()).or_default() += count;
             }

@@ -11,6 +11,7 @@ mod game_servers;
 mod instances;
 mod matches;
 mod operator;
+mod ops;
 mod redelivery;
 mod redis;
 mod routes;
