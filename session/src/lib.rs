@@ -2,11 +2,12 @@
 //!
 //! - [`reaction`]: what the session's events, reports and deadlines bring about.
 //! - [`keys`]: RSA keys, made ahead; [`token`]: connection tokens.
-//! - [`query`]: answers to requests; [`projector`]: the projections in Redis.
+//! - [`query`]: answers to requests; [`projector`]: the projections in Redis; [`letters`]: what is dead, beside them.
 //! - [`redis`]: parked keys and projections.
 
 pub mod config;
 pub mod keys;
+pub mod letters;
 pub mod projector;
 pub mod query;
 pub mod reaction;
@@ -76,6 +77,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         }),
     );
     query::serve(&mut ground, &log, &redis, signer, limits).await?;
+    ground.spawn("letters", letters::watch(ground.client.clone(), redis.clone(), shutdown.clone()));
     let projector = projector::Projector::new(log, redis, health);
     ground.spawn("projector", projector.run(shutdown));
     tracing::info!("session runs");

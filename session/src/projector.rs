@@ -1,9 +1,10 @@
-//! The projections in Redis: live sessions, players, queue depths.
+//! The projections in Redis: live sessions, players, queues, the last hour's counts and timelines.
 //!
 //! They hold only what the retained log determines, and are applied together with a watermark: the log's identity and
 //! the last sequence applied. When it is missing or foreign (Redis was flushed, the log is another) they are made anew
 //! from the log's beginning; an operator may have them made anew at any time ([`fn@rebuild`]). Several projectors may run: whoever comes second sees the watermark moved and goes on from there.
 
+pub mod fold;
 mod rebuild;
 
 use std::time::Duration;
@@ -11,25 +12,20 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use garage_events::{
-    event::{DecodeError, Envelope},
-    id::{PlayerId, SessionId},
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
     },
-    player,
-    projection::{LIVE, LivePlayer, LiveSession},
-    session::{self, Status},
-    subject::{Aggregate, PLAYERS, SESSIONS, STREAM},
+    projection::{FORM, Keys, LIVE},
+    subject::{PLAYERS, SESSIONS, STREAM},
 };
 use garage_worker::{Health, Shutdown, patiently};
-use serde::Serialize;
-use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{sleep, timeout};
 
+use self::fold::{Seen, Touched, fold};
 pub use self::rebuild::{Rebuilt, rebuild};
-use crate::redis::{Applied, Redis};
+use crate::redis::{Advance, Applied, Redis};
 
 /// Events applied in one script; Redis does nothing else meanwhile.
 const BATCH: usize = 500;
@@ -70,13 +66,16 @@ impl Projector {
 
     async fn project(&self, identity: &str) {
         // Asking with an impossible `from` applies nothing, and tells where the projections stand.
-        let mut at = self.apply(identity, u64::MAX >> 12, 0, &[]).await;
+        let nowhere = u64::MAX >> 12;
+        let mut at = self.apply(identity, nowhere, &[], None).await;
         let mut follow = self.follow(at);
         loop {
             let batch = gather(&mut follow).await;
-            let to = batch.last().map_or(at, |message| message.seq);
-            let operations: Vec<_> = batch.iter().filter_map(operation).collect();
-            let stands = self.apply(identity, at, to, &operations).await;
+            let (to, behind) = match batch.last() {
+                Some(last) => (last.seq, Some(last.pending)),
+                None => (at, self.nothing_behind(at).await),
+            };
+            let stands = self.apply(identity, at, &batch, behind).await;
             if stands != to {
                 tracing::info!(from = stands, "the projections were moved by another, or are made anew");
                 follow = self.follow(stands);
@@ -90,12 +89,20 @@ impl Projector {
         Follow::new(self.log.context().clone(), STREAM, filters(), at + 1)
     }
 
-    /// Applies operations, for as long as Redis takes, and tells where the projections stand then.
-    async fn apply(&self, identity: &str, from: u64, to: u64, operations: &[Operation]) -> u64 {
-        let operations = serde_json::to_string(operations).unwrap_or_else(|_| "[]".into());
+    /// That nothing comes may be because there is nothing, or because it does not get here: 0 if the log says that there
+    /// is nothing behind a sequence, and else nothing that could be told.
+    async fn nothing_behind(&self, at: u64) -> Option<u64> {
+        let ends = async { tokio::try_join!(self.log.last_sequence(PLAYERS), self.log.last_sequence(SESSIONS)) };
+        let (players, sessions) = timeout(IDLE, ends).await.ok()?.ok()?;
+        (players.max(sessions) <= at).then_some(0)
+    }
+
+    /// Applies a batch, for as long as Redis takes, and tells where the projections stand then.
+    async fn apply(&self, identity: &str, from: u64, batch: &[Message], behind: Option<u64>) -> u64 {
         loop {
-            let result = match self.redis.apply(LIVE, identity, from, to, &operations).await {
-                Ok(Applied::Foreign) => self.redis.reset(LIVE, identity).await.map(|()| 0),
+            let to = batch.last().map_or(from, |last| last.seq);
+            let result = match apply(&self.redis, &LIVE, identity, from, to, batch, behind).await {
+                Ok(Applied::Foreign) => self.redis.reset(&LIVE, identity).await.map(|()| 0).map_err(Into::into),
                 Ok(Applied::At(seq)) => Ok(seq),
                 Err(error) => Err(error),
             };
@@ -105,8 +112,9 @@ impl Projector {
                     return seq;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "projections wait for redis");
-                    self.health.down("redis", error.to_string());
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "projections wait for redis");
+                    self.health.down("redis", error);
                     sleep(IDLE).await;
                 }
             }
@@ -114,11 +122,31 @@ impl Projector {
     }
 }
 
-/// What tells this log from one that was made later under the same name.
+/// Folds a batch into a set of projections, if it stands at `from`.
+async fn apply(
+    redis: &Redis,
+    keys: &Keys,
+    identity: &str,
+    from: u64,
+    to: u64,
+    batch: &[Message],
+    behind: Option<u64>,
+) -> anyhow::Result<Applied> {
+    let events: Vec<_> = batch.iter().filter_map(Seen::of).collect();
+    let time = batch.last().map(|last| last.time);
+    let mut advance = Advance { from, to, time, behind, ..Advance::default() };
+    if !events.is_empty() {
+        let present = redis.present(keys, &Touched::by(&events)).await?;
+        advance.changes = fold(events, present);
+    }
+    redis.apply(keys, identity, &advance).await
+}
+
+/// What tells this log from one that was made later under the same name, and these projections from another build's.
 async fn identity(context: &Context) -> anyhow::Result<String> {
     let mut stream = context.get_stream(STREAM).await.context("cannot read the log's identity")?;
     let created = stream.info().await.context("cannot read the log's identity")?.created;
-    Ok(created.format(&Rfc3339)?)
+    Ok(format!("{FORM} {}", created.format(&Rfc3339)?))
 }
 
 /// What the projections are made of.
@@ -140,73 +168,4 @@ async fn gather(follow: &mut Follow) -> Vec<Message> {
         }
     }
     batch
-}
-
-/// A change of the projections.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Operation {
-    Player {
-        player: PlayerId,
-        /// JSON of a [`LivePlayer`]; none takes him out.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        state: Option<String>,
-    },
-    Session {
-        session: SessionId,
-        /// Fields of a [`LiveSession`] to set; none takes it out.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        patch: Option<Value>,
-    },
-}
-
-fn operation(message: &Message) -> Option<Operation> {
-    let read = || -> Result<Option<Operation>, DecodeError> {
-        let envelope = Envelope::from_slice(&message.body)?;
-        Ok(match Aggregate::of(&message.subject) {
-            Some(Aggregate::Player(player)) => Some(of_player(player, &envelope.event()?)),
-            Some(Aggregate::Session(session)) => of_session(session, message, &envelope.event()?),
-            Some(Aggregate::Inventory(_)) | None => None,
-        })
-    };
-    read().unwrap_or_else(|error| {
-        metrics::counter!("garage_projection_skipped_total").increment(1);
-        tracing::warn!(event.seq = message.seq, %error, "event skipped by the projections");
-        None
-    })
-}
-
-fn of_player(player: PlayerId, event: &player::Event) -> Operation {
-    let state = match player::State::evolve(event) {
-        player::State::Waiting(queued) => Some(LivePlayer::Waiting { queue: queued.queue }),
-        player::State::Matched(player::Matched { session, .. })
-        | player::State::Playing(player::PlayerMatched { session, .. }) => Some(LivePlayer::InSession { session }),
-        player::State::New | player::State::Idle { .. } => None,
-    };
-    Operation::Player { player, state: state.and_then(|state| serde_json::to_string(&state).ok()) }
-}
-
-fn of_session(session: SessionId, message: &Message, event: &session::Event) -> Option<Operation> {
-    let patch = match event {
-        session::Event::Matched(matched) => serde_json::to_value(LiveSession {
-            status: Status::Matched,
-            queue: matched.queue.clone(),
-            region: matched.region.clone(),
-            players: matched.players().cloned().collect(),
-            attempt: 0,
-            since: message.time,
-        })
-        .ok(),
-        session::Event::PodRequested(requested) => {
-            Some(json!({ "status": Status::Starting, "attempt": requested.attempt }))
-        }
-        session::Event::Opened(_) => Some(json!({ "status": Status::Open })),
-        session::Event::Closed(_) => None,
-        session::Event::PodScheduled(_)
-        | session::Event::PodFailed(_)
-        | session::Event::PodReady(_)
-        | session::Event::Failed(_)
-        | session::Event::Finished(_) => return None,
-    };
-    Some(Operation::Session { session, patch })
 }

@@ -1,14 +1,18 @@
 //! Redis: parked keys and projections.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use garage_events::{
     id::{PlayerId, QueueName, SessionId},
-    projection::{self, ANEW, Keys, LIVE, Live, LivePlayer, LiveSession},
+    projection::{self, ANEW, CLOSED_KEPT, Keys, LETTERS, LIVE, Letters, Live, LivePlayer, LiveSession, millis},
 };
 use garage_worker::redis::Redis as Connection;
 use redis::{AsyncCommands, RedisError, Script};
+use serde::{Serialize, de::DeserializeOwned};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::projector::fold::{Changes, Present, Touched};
 
 /// What session asks of Redis. Clones share a connection.
 #[derive(Debug, Clone)]
@@ -30,39 +34,74 @@ impl Redis {
         self.0.checked(parked).await
     }
 
-    /// Applies operations to projections if they stand at `from`, and moves them to `to`.
+    /// Reads what events touch of a set of projections. It is of where [`apply`](Self::apply) finds them, or is not
+    /// written upon.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or holds what cannot be read.
+    pub async fn present(&self, keys: &Keys, touched: &Touched) -> anyhow::Result<Present> {
+        let [_, _, players, queues, _, minutes, timelines, _] = keys;
+        let mut connection = self.0.connection().await.context("redis does not answer")?;
+        let mut pipe = redis::pipe();
+        pipe.hgetall(queues).hkeys(minutes);
+        many(&mut pipe, players, &touched.players);
+        many(&mut pipe, timelines, &touched.sessions);
+        many(&mut pipe, minutes, &touched.minutes);
+        let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("redis does not answer")?;
+        let (depths, kept, found_players, found_timelines, found_minutes): (Vec<(String, u64)>, _, _, _, _) = read;
+        Ok(Present {
+            players: found(&touched.players, found_players)?,
+            timelines: found(&touched.sessions, found_timelines)?,
+            minutes: found(&touched.minutes, found_minutes)?,
+            kept,
+            queues: depths
+                .into_iter()
+                .map(|(name, depth)| Ok((name.parse()?, depth)))
+                .collect::<anyhow::Result<_>>()?,
+        })
+    }
+
+    /// Writes changes to a set of projections if it stands at `from`, and moves it to `to`.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn apply(
-        &self,
-        keys: Keys,
-        log: &str,
-        from: u64,
-        to: u64,
-        operations: &str,
-    ) -> Result<Applied, RedisError> {
-        let mut connection = self.0.connection().await?;
+    pub async fn apply(&self, keys: &Keys, log: &str, advance: &Advance) -> anyhow::Result<Applied> {
+        let Advance { from, to, time, behind, changes } = advance;
+        let mut connection = self.0.connection().await.context("redis does not answer")?;
         let applied = Script::new(include_str!("projector/apply.lua"))
-            .key(&keys)
+            .key(keys)
             .arg(log)
             .arg(from)
             .arg(to)
-            .arg(operations)
+            .arg(time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default())
+            .arg(behind.map(|behind| behind.to_string()).unwrap_or_default())
+            .arg(commands(changes)?)
+            .arg(changes.horizon.map(|minute| (minute * 60_000).to_string()).unwrap_or_default())
+            .arg(CLOSED_KEPT)
             .invoke_async(&mut connection)
             .await;
-        let at: i64 = self.0.checked(applied).await?;
+        let at: i64 = self.0.checked(applied).await.context("redis does not answer")?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
+    }
+
+    /// Notes what the stream of dead letters holds.
+    ///
+    /// # Errors
+    /// When Redis does not confirm it.
+    pub async fn note_letters(&self, letters: &Letters) -> anyhow::Result<()> {
+        let letters = serde_json::to_string(letters)?;
+        let mut connection = self.0.connection().await?;
+        Ok(self.0.checked(connection.set(LETTERS, letters).await).await?)
     }
 
     /// Empties projections and sets them to the beginning of a log, unless they are of that log already.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn reset(&self, keys: Keys, log: &str) -> Result<(), RedisError> {
+    pub async fn reset(&self, keys: &Keys, log: &str) -> Result<(), RedisError> {
         let mut connection = self.0.connection().await?;
         let script = Script::new(include_str!("projector/reset.lua"));
-        self.0.checked(script.key(&keys).arg(log).invoke_async(&mut connection).await).await
+        self.0.checked(script.key(keys).arg(log).invoke_async(&mut connection).await).await
     }
 
     /// Begins to make projections anew, beside the live ones.
@@ -72,7 +111,7 @@ impl Redis {
     pub async fn begin_anew(&self, log: &str) -> Result<(), RedisError> {
         let mut connection = self.0.connection().await?;
         let () = self.0.checked(connection.unlink(&ANEW).await).await?;
-        self.reset(ANEW, log).await
+        self.reset(&ANEW, log).await
     }
 
     /// Puts the projections that were made anew in the place of the live ones, unless these are further; but not
@@ -117,6 +156,73 @@ impl Redis {
         }
         Ok(live)
     }
+}
+
+/// A step of a set of projections from one sequence to another.
+#[derive(Debug, Default)]
+pub struct Advance {
+    /// Where it must stand.
+    pub from: u64,
+    /// Where it will.
+    pub to: u64,
+    /// The stream's timestamp of the last event, if there was one.
+    pub time: Option<OffsetDateTime>,
+    /// Messages that are still to come, if that is known.
+    pub behind: Option<u64>,
+    /// What is to be written.
+    pub changes: Changes,
+}
+
+/// Asks for many fields of a hash. Redis refuses to be asked for none; no field has an empty name.
+fn many(pipe: &mut redis::Pipeline, key: &str, fields: impl IntoIterator<Item = impl ToString>) {
+    let fields: Vec<_> = fields.into_iter().map(|field| field.to_string()).collect();
+    pipe.cmd("HMGET").arg(key).arg(if fields.is_empty() { vec![String::new()] } else { fields });
+}
+
+/// What was there of the fields asked for.
+fn found<'a, K: Clone + Ord + 'a, V: DeserializeOwned>(
+    asked: impl IntoIterator<Item = &'a K>,
+    found: Vec<Option<String>>,
+) -> anyhow::Result<BTreeMap<K, V>> {
+    let pairs = asked.into_iter().zip(found).filter_map(|(field, value)| Some((field, value?)));
+    let read = |(field, value): (&K, String)| Ok((field.clone(), serde_json::from_str(&value)?));
+    pairs.map(read).collect::<anyhow::Result<_>>().context("the projections cannot be read; run `garage rebuild`")
+}
+
+/// The commands that write changes, as the script takes them: each with the place of its key and its arguments.
+fn commands(changes: &Changes) -> serde_json::Result<String> {
+    let Changes { players, queues, waits, sessions, timelines, closed, minutes, horizon: _ } = changes;
+    let (waiting, gone): (Vec<_>, Vec<_>) = waits.iter().partition(|(_, waits)| **waits);
+    let waiting = waiting.into_iter().flat_map(|(waiter, _)| ["0".into(), waiter.clone()]);
+    let closed = closed.iter().flat_map(|(id, time)| [millis(*time).to_string(), id.to_string()]);
+    let mut commands: Vec<(&str, usize, Vec<String>)> = Vec::new();
+    hash(&mut commands, 2, sessions)?;
+    hash(&mut commands, 3, players)?;
+    hash(&mut commands, 4, queues)?;
+    commands.push(("ZREM", 5, gone.into_iter().map(|(waiter, _)| waiter.clone()).collect()));
+    commands.push(("ZADD", 5, waiting.collect()));
+    hash(&mut commands, 6, minutes)?;
+    hash(&mut commands, 7, timelines)?;
+    commands.push(("ZADD", 8, closed.collect()));
+    commands.retain(|(_, _, arguments)| !arguments.is_empty());
+    serde_json::to_string(&commands)
+}
+
+/// The commands that set the fields of a hash that have a value, and delete those that have none.
+fn hash<'a, K: ToString + 'a, V: Serialize + 'a>(
+    commands: &mut Vec<(&str, usize, Vec<String>)>,
+    key: usize,
+    fields: impl IntoIterator<Item = (&'a K, &'a Option<V>)>,
+) -> serde_json::Result<()> {
+    let (mut set, mut deleted) = (Vec::new(), Vec::new());
+    for (field, value) in fields {
+        match value {
+            Some(value) => set.extend([field.to_string(), serde_json::to_string(value)?]),
+            None => deleted.push(field.to_string()),
+        }
+    }
+    commands.extend([("HSET", key, set), ("HDEL", key, deleted)]);
+    Ok(())
 }
 
 /// Where the projections stand.

@@ -61,7 +61,7 @@ impl Demo {
             stack = starting => stack?,
             () = shutdown.cancelled() => anyhow::bail!("interrupted while starting"),
         };
-        say(format!("up after {:.1} s", began.elapsed().as_secs_f64()));
+        say(format!("up after {:.1} s; what goes on is at {}", began.elapsed().as_secs_f64(), stack.ops()));
         let result = tokio::select! {
             result = play(&stack, self.players) => result,
             () = shutdown.cancelled() => {

@@ -51,7 +51,8 @@ impl Up {
         say(format!("export GARAGE_NATS_PASSWORD_FILE={}", password_file.display()));
         say(format!("export GARAGE_REDIS_URL={}", stack.redis.url()));
         say(format!("export GARAGE_REDIS_PASSWORD_FILE={}", stack.redis.password_file().display()));
-        say("\nCtrl-C ends it.");
+        say(format!("\nWhat goes on: {}", stack.ops()));
+        say("Ctrl-C ends it.");
         shutdown.cancelled().await;
         say("stopping …");
         stack.stop().await;

@@ -200,6 +200,8 @@ impl Stack {
         match worker {
             Worker::Gateway => {
                 launch = launch
+                    .env("GARAGE_REDIS_URL", self.redis.reader_url())
+                    .env("GARAGE_REDIS_PASSWORD_FILE", self.redis.reader_password_file())
                     .env("GARAGE_GATEWAY_LISTEN", &listen)
                     .env("GARAGE_QUEUES", self.root.join("queues.toml"))
                     .env("GARAGE_GATEWAY_JWT_KEY_FILE", secrets.join("jwt.key"));
@@ -266,6 +268,13 @@ impl Stack {
     #[must_use]
     pub fn gateways(&self) -> Vec<String> {
         self.workers.iter().filter_map(|instance| instance.listen.as_ref()).map(|at| format!("http://{at}")).collect()
+    }
+
+    /// The operators' page, at the first gateway.
+    #[must_use]
+    pub fn ops(&self) -> String {
+        let gateway = self.workers.iter().find(|instance| instance.worker == Worker::Gateway);
+        gateway.map(|gateway| format!("http://{}/ops", gateway.admin)).unwrap_or_default()
     }
 
     /// Where everything is kept.

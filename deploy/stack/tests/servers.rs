@@ -11,6 +11,7 @@ use async_nats::{
     Client, Event, RequestErrorKind,
     jetstream::{self, stream},
 };
+use garage_events::projection::{SESSIONS, parked_key};
 use garage_stack::{
     process::{DEADLINE, Launch},
     proxy::Proxy,
@@ -284,6 +285,21 @@ async fn a_cluster_survives_the_cut_of_a_node_and_heals() {
     let pids: Vec<u32> = (0..3).map(|index| nats.node(index).unwrap().process().pid().unwrap()).collect();
     drop(nats);
     assert_eq!(processes_of(root.path(), &pids), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_gateways_redis_user_reads_the_projections_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let redis = Redis::start(root.path()).await.unwrap();
+    let password = std::fs::read_to_string(redis.reader_password_file()).unwrap();
+    let url = redis.reader_url().replace('@', &format!(":{password}@"));
+    let mut reader = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let read: Vec<(String, String)> = redis::cmd("HGETALL").arg(SESSIONS).query_async(&mut reader).await.unwrap();
+    assert!(read.is_empty());
+    for refused in [&["HSET", SESSIONS, "a", "b"][..], &["GET", &parked_key("a")], &["FLUSHALL"], &["KEYS", "*"]] {
+        let error = redis::cmd(refused[0]).arg(&refused[1..]).exec_async(&mut reader).await.unwrap_err();
+        assert_eq!(error.code(), Some("NOPERM"), "{refused:?}: {error}");
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The admin port: /livez, /readyz, /metrics.
+//! The admin port: /livez, /readyz, /metrics, and pages of the worker's own.
 
 use std::{
     collections::BTreeMap,
@@ -9,8 +9,11 @@ use std::{
 };
 
 use anyhow::Context;
+use futures::future::BoxFuture;
 use http_body_util::Full;
-use hyper::{Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Bytes, body::Incoming, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::Semaphore};
@@ -58,7 +61,14 @@ impl Health {
     }
 }
 
-/// Connections at a time; probes and one scraper need few.
+/// Pages of a worker's own, beside those that every worker has. They are there before the worker is: while it waits for
+/// what it needs, they are what people look at.
+pub trait Pages: Send + Sync {
+    /// The answer to a GET of a path; none where there is no such page.
+    fn get(&self, path: String) -> BoxFuture<'_, Option<Response<Full<Bytes>>>>;
+}
+
+/// Connections at a time; probes, one scraper and some people need few.
 const CONNECTIONS: usize = 32;
 
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -67,7 +77,12 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-pub(crate) async fn serve(listener: TcpListener, health: Health, metrics: PrometheusHandle) -> anyhow::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    health: Health,
+    metrics: PrometheusHandle,
+    pages: Option<Arc<dyn Pages>>,
+) -> anyhow::Result<()> {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let place = Arc::clone(&places).acquire_owned().await?;
@@ -80,11 +95,19 @@ pub(crate) async fn serve(listener: TcpListener, health: Health, metrics: Promet
                 continue;
             }
         };
-        let (health, metrics) = (health.clone(), metrics.clone());
+        let (health, metrics, pages) = (health.clone(), metrics.clone(), pages.clone());
         tokio::spawn(async move {
             let answer = service_fn(|request: Request<Incoming>| {
-                let response = respond(request.uri().path(), &health, &metrics);
-                async move { Ok::<_, Infallible>(response) }
+                let own = pages.clone().filter(|_| request.method() == Method::GET);
+                let path = request.uri().path().to_owned();
+                let response = respond(&path, &health, &metrics);
+                async move {
+                    let own = match (own, &response) {
+                        (Some(pages), None) => pages.get(path).await,
+                        _ => None,
+                    };
+                    Ok::<_, Infallible>(response.or(own).unwrap_or_else(none_such))
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -97,7 +120,7 @@ pub(crate) async fn serve(listener: TcpListener, health: Health, metrics: Promet
     }
 }
 
-fn respond(path: &str, health: &Health, metrics: &PrometheusHandle) -> Response<Full<Bytes>> {
+fn respond(path: &str, health: &Health, metrics: &PrometheusHandle) -> Option<Response<Full<Bytes>>> {
     let (status, body) = match path {
         "/livez" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match health.report() {
@@ -105,8 +128,16 @@ fn respond(path: &str, health: &Health, metrics: &PrometheusHandle) -> Response<
             (false, report) => (StatusCode::SERVICE_UNAVAILABLE, report),
         },
         "/metrics" => (StatusCode::OK, metrics.render()),
-        _ => (StatusCode::NOT_FOUND, "try /livez, /readyz or /metrics\n".to_owned()),
+        _ => return None,
     };
+    Some(text(status, body))
+}
+
+fn none_such() -> Response<Full<Bytes>> {
+    text(StatusCode::NOT_FOUND, "try /livez, /readyz or /metrics\n".to_owned())
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response

@@ -1,13 +1,17 @@
 //! A worker's connection, admin port and long tasks.
 
-use std::{future::Future, sync::OnceLock, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context;
 use garage_events::jetstream::{JetStreamLog, OpenError};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::task::JoinSet;
 
-use crate::{Health, Shutdown, admin, config};
+use crate::{Health, Pages, Shutdown, admin, config};
 
 /// How long a worker may take to finish what is in flight once it is told to stop.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -36,13 +40,26 @@ impl Ground {
     /// # Errors
     /// When the configuration is wrong or the port cannot be opened; [`Stopped`].
     pub async fn start(name: &'static str, config: &config::Worker, shutdown: Shutdown) -> anyhow::Result<Self> {
+        Self::start_with(name, config, None, shutdown).await
+    }
+
+    /// As [`start`](Self::start), with pages of the worker's own on the admin port.
+    ///
+    /// # Errors
+    /// Those of [`start`](Self::start).
+    pub async fn start_with(
+        name: &'static str,
+        config: &config::Worker,
+        pages: Option<Arc<dyn Pages>>,
+        shutdown: Shutdown,
+    ) -> anyhow::Result<Self> {
         let metrics = recorder()?;
         let listener = admin::bind(config.admin).await?;
         let health = Health::default();
         // Until all is set up; see `wait`.
         health.down("worker", "starting");
         let mut tasks = JoinSet::new();
-        let admin = admin::serve(listener, health.clone(), metrics);
+        let admin = admin::serve(listener, health.clone(), metrics, pages);
         tasks.spawn(async { ("admin", admin.await) });
         let urls = config.nats.urls()?;
         // Read once before, so that a file that is not there is no reason to wait.

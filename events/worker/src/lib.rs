@@ -18,7 +18,7 @@ pub mod redis;
 pub mod seal;
 pub mod service;
 
-pub use admin::Health;
+pub use admin::{Health, Pages};
 pub use ground::{Ground, Stopped, patiently};
 pub use process::{command, init_tracing, main, shutdown_signal};
 pub use tokio_util::sync::CancellationToken as Shutdown;

@@ -1,37 +1,30 @@
--- Applies operations to the projections, together with the watermark, or not at all.
+-- Writes changes to the projections, together with the watermark, or nothing.
 -- Returns where the projections stand afterwards; -1 when they are of another log.
-local mark, sessions, players, queues = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local log, from, to = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local mark, timelines, closed = KEYS[1], KEYS[7], KEYS[8]
+local log, from, to, time, behind = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 if redis.call('HGET', mark, 'log') ~= log then return -1 end
 local at = tonumber(redis.call('HGET', mark, 'seq'))
 -- Another projector was here: the caller goes on from where that one left it.
 if at ~= from then return at end
 
-local function count(state, by)
-  if not state then return end
-  local player = cjson.decode(state)
-  if player.status ~= 'waiting' then return end
-  if redis.call('HINCRBY', queues, player.queue, by) <= 0 then redis.call('HDEL', queues, player.queue) end
+-- Each is a command, the place of its key, and its arguments.
+for _, change in ipairs(cjson.decode(ARGV[6])) do
+  redis.call(change[1], KEYS[change[2]], unpack(change[3]))
 end
 
-for _, op in ipairs(cjson.decode(ARGV[4])) do
-  if op.player then
-    count(redis.call('HGET', players, op.player), -1)
-    if op.state then
-      redis.call('HSET', players, op.player, op.state)
-      count(op.state, 1)
-    else
-      redis.call('HDEL', players, op.player)
-    end
-  elseif op.patch then
-    local present = redis.call('HGET', sessions, op.session)
-    local session = present and cjson.decode(present) or {}
-    for field, value in pairs(op.patch) do session[field] = value end
-    -- A session whose beginning the log no longer has is not shown.
-    if session.queue then redis.call('HSET', sessions, op.session, cjson.encode(session)) end
-  else
-    redis.call('HDEL', sessions, op.session)
-  end
+local function forget(sessions)
+  if #sessions == 0 then return end
+  redis.call('ZREM', closed, unpack(sessions))
+  redis.call('HDEL', timelines, unpack(sessions))
 end
+-- Closed sessions are looked back on for so long, and no more than so many.
+if ARGV[7] ~= '' then forget(redis.call('ZRANGEBYSCORE', closed, '-inf', '(' .. ARGV[7])) end
+forget(redis.call('ZRANGE', closed, 0, -1 - tonumber(ARGV[8])))
+
 redis.call('HSET', mark, 'seq', ARGV[3])
+if time ~= '' then redis.call('HSET', mark, 'time', time) end
+if behind ~= '' then
+  local now = redis.call('TIME')
+  redis.call('HSET', mark, 'behind', behind, 'seen', now[1] .. string.format('%03d', math.floor(now[2] / 1000)))
+end
 return to

@@ -13,7 +13,7 @@ use garage_events::{
     subject::STREAM,
 };
 
-use super::{BATCH, Message, filters, identity, operation};
+use super::{BATCH, Message, apply, filters, identity};
 use crate::redis::{Applied, Redis};
 
 /// What a rebuild did.
@@ -46,9 +46,8 @@ pub async fn rebuild(
         while at < end {
             let batch = gather(&mut range).await?;
             let to = batch.get(BATCH - 1).map_or(end, |last| last.seq);
-            let operations: Vec<_> = batch.iter().filter_map(operation).collect();
-            let operations = serde_json::to_string(&operations)?;
-            match redis.apply(ANEW, &identity, at, to, &operations).await.context("redis does not answer")? {
+            let behind = batch.last().map(|last| last.pending);
+            match apply(redis, &ANEW, &identity, at, to, &batch, behind).await? {
                 Applied::At(stands) => {
                     if stands != to {
                         range = reader.range(filters(), stands + 1, end);

@@ -11,7 +11,7 @@ use garage_events::{
     event::Envelope,
     jetstream::JetStreamLog,
     player::{self, Ending},
-    projection::{Live, LivePlayer, LiveSession, WATERMARK},
+    projection::{CLOSED, CLOSED_KEPT, LIVE, Live, LivePlayer, LiveSession, TIMELINES, WAITS, WATERMARK},
     session::{self, Status},
     subject::Aggregate,
 };
@@ -19,6 +19,7 @@ use garage_session::{projector::Projector, redis::Redis};
 use garage_stack::servers::{self, Role};
 use garage_worker::{Health, Shutdown, config};
 use redis::AsyncCommands;
+use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
 use crate::support::{DEADLINE, Fixture, cancel, of_session, open, queue, until};
@@ -72,6 +73,28 @@ impl Projected {
         .await
     }
 
+    /// All that the projections hold, and where they stand.
+    async fn held(&self) -> anyhow::Result<BTreeMap<String, Value>> {
+        let mut connection = self.connection().await?;
+        let mut held = BTreeMap::new();
+        for key in LIVE {
+            if key == CLOSED {
+                let closed: Vec<(String, u64)> = connection.zrange_withscores(key, 0, -1).await?;
+                held.insert(key.into(), json!(closed));
+            } else if key == WAITS {
+                let waits: Vec<String> = connection.zrange(key, 0, -1).await?;
+                held.insert(key.into(), json!(waits));
+            } else {
+                let mut fields: BTreeMap<String, String> = connection.hgetall(key).await?;
+                // When a projector was here is not of the log.
+                fields.retain(|field, _| !["seen", "behind"].contains(&field.as_str()));
+                let read = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
+                held.insert(key.into(), fields.into_iter().map(|(field, text)| (field, read(text))).collect());
+            }
+        }
+        Ok(held)
+    }
+
     async fn connection(&self) -> anyhow::Result<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.server.url_with_password())?;
         Ok(client.get_multiplexed_async_connection().await?)
@@ -109,7 +132,8 @@ impl History {
             match aggregate {
                 Aggregate::Player(id) => match envelope.event::<player::Event>().unwrap() {
                     player::Event::Queued(queued) => {
-                        live.players.insert(id.clone(), LivePlayer::Waiting { queue: queued.queue });
+                        let (queue, since) = (queued.queue, queued.waiting_since);
+                        live.players.insert(id.clone(), LivePlayer::Waiting { queue, since });
                     }
                     _ => drop(live.players.remove(id)),
                 },
@@ -117,6 +141,7 @@ impl History {
                     session::Event::Matched(matched) => {
                         let session = LiveSession {
                             status: Status::Matched,
+                            server: None,
                             players: matched.players().cloned().collect(),
                             queue: matched.queue,
                             region: matched.region,
@@ -131,7 +156,7 @@ impl History {
             }
         }
         for player in live.players.values() {
-            if let LivePlayer::Waiting { queue } = player {
+            if let LivePlayer::Waiting { queue, .. } = player {
                 *live.queues.entry(queue.clone()).or_default() += 1;
             }
         }
@@ -270,4 +295,30 @@ async fn a_mark_beyond_the_logs_end_is_mended() -> anyhow::Result<()> {
     projected.rebuild().await?;
     round(&projected.log, 1).await?;
     projected.until_right().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_comes_to_all_that_was_there_and_no_more_than_so_many_closed_sessions_are_kept() -> anyhow::Result<()>
+{
+    let projected = Projected::start().await?;
+    for number in 0..3 {
+        round(&projected.log, number).await?;
+    }
+    let closed = || session::Event::from(session::Closed { why: Ending::Failed, results: Vec::new() });
+    let close = async |_| {
+        let id = open(&projected.log, &["anna", "bert"]).await?;
+        of_session(&projected.log, id, closed()).await
+    };
+    try_join_all((0..CLOSED_KEPT).map(close)).await?;
+    projected.until_right().await?;
+    let held = projected.held().await?;
+    // Of the rounds' three sessions two were closed, before all others; the third lives.
+    assert_eq!(held[CLOSED].as_array().map(Vec::len), Some(CLOSED_KEPT));
+    assert_eq!(held[TIMELINES].as_object().map(serde_json::Map::len), Some(CLOSED_KEPT + 1));
+    assert!(held.values().all(|of_key| !of_key.as_object().is_some_and(serde_json::Map::is_empty)), "{held:?}");
+    projected.rebuild().await?;
+    assert_eq!(projected.held().await?, held);
+    projected.rebuild().await?;
+    assert_eq!(projected.held().await?, held);
+    Ok(())
 }

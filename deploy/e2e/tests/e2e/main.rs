@@ -12,6 +12,7 @@ mod game_servers;
 mod instances;
 mod matches;
 mod operator;
+mod ops;
 mod queues;
 mod ratings;
 mod redelivery;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use garage_events::{
     id::PlayerId,
-    projection::{Live, LivePlayer, LiveSession},
+    projection::{Live, LivePlayer, LiveSession, Server},
     session,
     subject::Aggregate,
     svc::{self, ListSessions},
 };
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use garage_stack::workers::Worker;
 
@@ -32,11 +33,14 @@ fn fold(events: &[Event]) -> Live {
     }
     for (player, event) in last {
         let state = match &*event.type_name {
-            "Queued" => LivePlayer::Waiting { queue: event.text("queue").parse().unwrap() },
+            "Queued" => LivePlayer::Waiting {
+                queue: event.text("queue").parse().unwrap(),
+                since: OffsetDateTime::parse(event.text("waiting_since"), &Rfc3339).unwrap(),
+            },
             "Matched" | "PlayerMatched" => LivePlayer::InSession { session: event.text("session").parse().unwrap() },
             _ => continue,
         };
-        if let LivePlayer::Waiting { queue } = &state {
+        if let LivePlayer::Waiting { queue, .. } = &state {
             *live.queues.entry(queue.clone()).or_default() += 1;
         }
         live.players.insert(player.clone(), state);
@@ -57,6 +61,8 @@ fn fold(events: &[Event]) -> Live {
                     (false, 0) => session::Status::Matched,
                     (false, _) => session::Status::Starting,
                 },
+                // Whoever lives while this is asked races.
+                server: has("Opened").then_some(Server::Running),
                 players: matched.players().cloned().collect(),
                 queue: matched.queue,
                 region: matched.region,

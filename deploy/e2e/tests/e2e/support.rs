@@ -1,5 +1,6 @@
 //! A Garage for one test.
 
+pub(crate) mod browser;
 pub(crate) mod history;
 pub(crate) mod operations;
 mod setup;

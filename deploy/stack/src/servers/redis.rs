@@ -3,6 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use garage_events::projection::{LETTERS, LIVE};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -22,7 +23,11 @@ pub struct Redis {
     port: u16,
     password: String,
     password_file: PathBuf,
+    reader_file: PathBuf,
 }
+
+/// The user who may read the projections, and nothing else: parked keys are none of his business.
+const READER: &str = "gateway";
 
 impl Redis {
     /// Starts one in `<root>/redis` and waits until it answers.
@@ -45,13 +50,15 @@ impl Redis {
         let folder = root.join("redis");
         let password_file = root.join("secrets/redis.password");
         let password = secret::load_or_create(&password_file)?;
+        let reader_file = root.join("secrets/redis.gateway.password");
+        let reader = secret::load_or_create(&reader_file)?;
         let [port] = ports::reserve()?;
         let config = folder.join("redis.conf");
-        secret::write_private(&config, &configuration(port, &password))?;
+        secret::write_private(&config, &configuration(port, &password, &reader))?;
         // Its present directory is the folder, so that no path in the configuration needs quotes.
         let process =
             Launch::new("redis", program, folder.join("log")).arg(&config).arg("--dir").arg(&folder).spawn()?;
-        let mut redis = Self { process, port, password, password_file };
+        let mut redis = Self { process, port, password, password_file, reader_file };
         redis.wait().await?;
         Ok(redis)
     }
@@ -81,6 +88,18 @@ impl Redis {
     #[must_use]
     pub fn password_file(&self) -> &Path {
         &self.password_file
+    }
+
+    /// The same for the user who may only read the projections.
+    #[must_use]
+    pub fn reader_url(&self) -> String {
+        format!("redis://{READER}@{}", self.address())
+    }
+
+    /// The file that holds his password.
+    #[must_use]
+    pub fn reader_password_file(&self) -> &Path {
+        &self.reader_file
     }
 
     /// Kills it and starts it on the same port; it holds nothing then.
@@ -125,11 +144,13 @@ impl Redis {
     }
 }
 
-fn configuration(port: u16, password: &str) -> String {
+fn configuration(port: u16, password: &str, reader: &str) -> String {
+    let keys = LIVE.iter().chain([&LETTERS]).map(|key| format!("~{key}")).collect::<Vec<_>>().join(" ");
     format!(
         "bind 127.0.0.1\n\
          port {port}\n\
          requirepass {password}\n\
+         user {READER} on >{reader} {keys} -@all +@read +@connection +@transaction +time -@dangerous\n\
          daemonize no\n\
          save \"\"\n\
          appendonly no\n"

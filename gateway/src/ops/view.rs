@@ -1,0 +1,387 @@
+//! What the page is told. Pure.
+
+use std::collections::BTreeMap;
+
+use garage_events::{
+    id::{PlayerId, QueueName, SessionId},
+    player::Ending,
+    projection::{
+        Buried, Entry, Flow, Histogram, LiveSession, MINUTES, Minute, Server, Step, Timeline, millis, minute_of,
+    },
+    session::Status,
+};
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::read::{Mark, Shot};
+
+/// Living sessions that are listed.
+const LISTED: usize = 100;
+
+/// What goes on.
+#[derive(Debug, Serialize)]
+pub(super) struct View {
+    mark: MarkView,
+    window_minutes: i64,
+    queues: Vec<QueueView>,
+    funnel: Vec<StepView>,
+    /// Players who left their queue without a match.
+    lost: Lost,
+    servers: BTreeMap<Server, u64>,
+    sessions: u64,
+    playing: u64,
+    /// The newest of them.
+    live: Vec<SessionView>,
+    closed: Vec<SessionView>,
+    failures: Failures,
+    letters: Option<LettersView>,
+}
+
+#[derive(Debug, Serialize)]
+struct MarkView {
+    seq: u64,
+    behind: Option<u64>,
+    /// Since the last event.
+    event_age_ms: Option<u64>,
+    /// Since the projector was last here.
+    seen_age_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct QueueView {
+    name: QueueName,
+    depth: u64,
+    oldest_ms: Option<u64>,
+    queued_per_minute: f64,
+    matched_per_minute: f64,
+    /// By minute, the oldest first.
+    queued: Vec<u64>,
+    matched: Vec<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct StepView {
+    step: &'static str,
+    players: u64,
+    /// None for the steps of players.
+    sessions: Option<u64>,
+    p50_ms: Option<u64>,
+    p99_ms: Option<u64>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Lost {
+    cancelled: u64,
+    timed_out: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct SessionView {
+    id: SessionId,
+    queue: QueueName,
+    region: String,
+    /// As the identity provider names them.
+    players: Vec<String>,
+    status: Status,
+    server: Option<Server>,
+    attempt: u32,
+    /// Since it began; of a closed one, since it was closed.
+    age_ms: u64,
+    ended: Option<Ending>,
+    /// From its beginning to its end.
+    took_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Failures {
+    servers: BTreeMap<String, u64>,
+    sessions: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct LettersView {
+    counts: BTreeMap<String, u64>,
+    latest: Vec<LetterView>,
+    /// Since somebody looked.
+    looked_age_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct LetterView {
+    letter: u64,
+    consumer: String,
+    subject: String,
+    error: String,
+    age_ms: u64,
+}
+
+/// What happened to a session.
+#[derive(Debug, Serialize)]
+pub(super) struct Story {
+    session: SessionView,
+    events: Vec<EventView>,
+}
+
+#[derive(Debug, Serialize)]
+struct EventView {
+    /// Since the session was matched.
+    since_ms: u64,
+    #[serde(rename = "type")]
+    type_name: String,
+    attempt: Option<u32>,
+    seq: u64,
+    detail: Option<String>,
+}
+
+impl View {
+    /// The view of a moment. Queues are shown though nobody waits there: those given, and those where something happened.
+    pub(super) fn of(shot: &Shot, queues: &[QueueName]) -> Self {
+        let now = shot.now;
+        let present = minute_of(now);
+        let window: BTreeMap<i64, &Minute> =
+            shot.minutes.iter().filter(|(at, _)| **at > present - MINUTES).map(|(at, minute)| (*at, minute)).collect();
+        let mut sum = Minute::default();
+        for minute in window.values() {
+            sum.add(minute);
+        }
+        let mut names: Vec<_> = queues.iter().chain(shot.queues.keys()).chain(sum.queues.keys()).cloned().collect();
+        names.sort();
+        names.dedup();
+        let mut servers: BTreeMap<_, _> =
+            [Server::Requested, Server::Scheduled, Server::Ready, Server::Running].map(|server| (server, 0)).into();
+        for server in shot.sessions.values().filter_map(|session| session.server) {
+            *servers.entry(server).or_default() += 1;
+        }
+        let mut live: Vec<_> = shot.sessions.iter().collect();
+        live.sort_by_key(|(id, session)| (std::cmp::Reverse(session.since), **id));
+        let flows = sum.queues.values().fold(Flow::default(), |mut all, flow| {
+            all.add(flow);
+            all
+        });
+        Self {
+            mark: MarkView::of(&shot.mark, now),
+            window_minutes: MINUTES,
+            queues: names.into_iter().map(|name| QueueView::of(name, shot, &window)).collect(),
+            funnel: funnel(&flows, &sum),
+            lost: Lost { cancelled: flows.cancelled, timed_out: flows.timed_out },
+            servers,
+            sessions: live.len() as u64,
+            playing: live.iter().map(|(_, session)| session.players.len() as u64).sum(),
+            live: live.into_iter().take(LISTED).map(|(id, session)| SessionView::of(*id, session, now)).collect(),
+            closed: shot.closed.iter().map(|(id, timeline)| SessionView::closed(*id, timeline, now)).collect(),
+            failures: Failures { servers: sum.servers_failed, sessions: sum.sessions_failed },
+            letters: shot.letters.as_ref().map(|letters| LettersView {
+                counts: letters.counts.clone(),
+                latest: letters.latest.iter().map(|buried| LetterView::of(buried, now)).collect(),
+                looked_age_ms: letters.looked.map(|looked| age_ms(looked, now)),
+            }),
+        }
+    }
+}
+
+impl MarkView {
+    fn of(mark: &Mark, now: OffsetDateTime) -> Self {
+        Self {
+            seq: mark.seq,
+            behind: mark.behind,
+            event_age_ms: mark.time.map(|time| age_ms(time, now)),
+            seen_age_ms: mark.seen.map(|seen| age_ms(seen, now)),
+        }
+    }
+}
+
+impl QueueView {
+    fn of(name: QueueName, shot: &Shot, window: &BTreeMap<i64, &Minute>) -> Self {
+        let present = minute_of(shot.now);
+        let nothing = Flow::default();
+        let flow = |at: i64| window.get(&at).and_then(|minute| minute.queues.get(&name)).unwrap_or(&nothing);
+        let by_minute = |count: fn(&Flow) -> u64| (present - MINUTES + 1..=present).map(|at| count(flow(at))).collect();
+        // The present minute has just begun, or is nearly over: with the one before it, it is always enough to tell by.
+        let seconds = 60 + shot.now.unix_timestamp().rem_euclid(60);
+        let per_minute = |count: fn(&Flow) -> u64| {
+            let counted = u32::try_from(count(flow(present)) + count(flow(present - 1))).unwrap_or(u32::MAX);
+            f64::from(counted) * 60.0 / f64::from(i32::try_from(seconds).unwrap_or(60))
+        };
+        Self {
+            depth: shot.queues.get(&name).copied().unwrap_or_default(),
+            oldest_ms: shot.oldest.get(&name).map(|since| age_ms(*since, shot.now)),
+            queued_per_minute: per_minute(|flow| flow.queued),
+            matched_per_minute: per_minute(|flow| flow.matched),
+            queued: by_minute(|flow| flow.queued),
+            matched: by_minute(|flow| flow.matched),
+            name,
+        }
+    }
+}
+
+/// From the queue to the end, as many players as came so far.
+fn funnel(flows: &Flow, sum: &Minute) -> Vec<StepView> {
+    let step = |step, players, sessions, took: &Histogram| StepView {
+        step,
+        players,
+        sessions,
+        p50_ms: took.percentile_ms(50),
+        p99_ms: took.percentile_ms(99),
+    };
+    let mut steps = vec![step("queued", flows.queued, None, &Histogram::default())];
+    for one in Step::ALL {
+        let reached = sum.steps.get(&one).cloned().unwrap_or_default();
+        let name = match one {
+            // As many players as the sessions have; how long is what they waited.
+            Step::Matched => {
+                steps.push(step("matched", flows.matched, Some(reached.sessions), &flows.waited));
+                continue;
+            }
+            Step::PodRequested => "pod-requested",
+            Step::PodScheduled => "pod-scheduled",
+            Step::PodReady => "pod-ready",
+            Step::Opened => "opened",
+            Step::Finished => "finished",
+            Step::Closed => "closed",
+        };
+        steps.push(step(name, reached.players, Some(reached.sessions), &reached.took));
+    }
+    steps
+}
+
+impl SessionView {
+    fn of(id: SessionId, session: &LiveSession, now: OffsetDateTime) -> Self {
+        Self {
+            id,
+            queue: session.queue.clone(),
+            region: session.region.to_string(),
+            players: session.players.iter().map(PlayerId::to_foreign).collect(),
+            status: session.status,
+            server: session.server,
+            attempt: session.attempt,
+            age_ms: age_ms(session.since, now),
+            ended: None,
+            took_ms: None,
+        }
+    }
+
+    fn closed(id: SessionId, timeline: &Timeline, now: OffsetDateTime) -> Self {
+        let end = timeline.events.last().map_or(timeline.session.since, |entry| entry.time);
+        Self {
+            age_ms: age_ms(end, now),
+            ended: timeline.ended,
+            took_ms: timeline.ended.map(|_| age_ms(timeline.session.since, end)),
+            ..Self::of(id, &timeline.session, now)
+        }
+    }
+}
+
+impl LetterView {
+    fn of(buried: &Buried, now: OffsetDateTime) -> Self {
+        let Buried { letter, consumer, subject, error, .. } = buried.clone();
+        Self { letter, consumer, subject, error, age_ms: age_ms(buried.buried, now) }
+    }
+}
+
+impl Story {
+    /// The story of a session. It is told by the session's own time, so that nobody's clock is asked.
+    pub(super) fn of(id: SessionId, timeline: &Timeline) -> Self {
+        let began = timeline.session.since;
+        let end = timeline.events.last().map_or(began, |entry| entry.time);
+        let event = |Entry { seq, time, type_name, attempt, detail }: &Entry| EventView {
+            since_ms: age_ms(began, *time),
+            type_name: type_name.clone(),
+            attempt: *attempt,
+            seq: *seq,
+            detail: detail.clone(),
+        };
+        Self { session: SessionView::closed(id, timeline, end), events: timeline.events.iter().map(event).collect() }
+    }
+}
+
+/// Milliseconds since a time; none where two clocks disagree.
+fn age_ms(since: OffsetDateTime, now: OffsetDateTime) -> u64 {
+    u64::try_from(millis(now) - millis(since)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json, to_value};
+
+    use super::*;
+
+    /// Half a minute into a minute.
+    fn now() -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(1_800_000_030)
+    }
+
+    fn shot() -> Shot {
+        Shot {
+            now: now(),
+            mark: Mark::default(),
+            queues: BTreeMap::new(),
+            oldest: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            minutes: BTreeMap::new(),
+            closed: Vec::new(),
+            letters: None,
+        }
+    }
+
+    fn view(shot: &Shot) -> Value {
+        to_value(View::of(shot, &["ranked".parse().unwrap()])).unwrap()
+    }
+
+    fn queued(queue: &str, queued: u64) -> Minute {
+        Minute { queues: [(queue.parse().unwrap(), Flow { queued, ..Flow::default() })].into(), ..Minute::default() }
+    }
+
+    fn session(number: i64) -> (SessionId, LiveSession) {
+        let session = LiveSession {
+            status: Status::Starting,
+            server: (number % 2 == 0).then_some(Server::Ready),
+            queue: "ranked".parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            players: vec![PlayerId::from_foreign("anna@example.com").unwrap()],
+            attempt: 1,
+            since: now() - time::Duration::seconds(number),
+        };
+        (format!("0198c5a0-7b1e-7c3d-8000-{number:012}").parse().unwrap(), session)
+    }
+
+    #[test]
+    fn before_anything_happened_the_queues_are_there_and_empty() {
+        let view = view(&shot());
+        assert_eq!(view["queues"][0]["name"], "ranked");
+        assert_eq!((&view["queues"][0]["depth"], &view["queues"][0]["oldest_ms"]), (&json!(0), &Value::Null));
+        assert_eq!(view["servers"], json!({ "requested": 0, "scheduled": 0, "ready": 0, "running": 0 }));
+        assert_eq!(view["funnel"].as_array().map(Vec::len), Some(8));
+        assert_eq!(view["mark"], json!({ "seq": 0, "behind": null, "event_age_ms": null, "seen_age_ms": null }));
+    }
+
+    #[test]
+    fn a_rate_is_of_the_present_minute_and_the_one_before() {
+        let present = minute_of(now());
+        let minutes =
+            [(present, queued("ranked", 20)), (present - 1, queued("ranked", 10)), (present - 2, queued("ranked", 99))];
+        let view = view(&Shot { minutes: minutes.into(), ..shot() });
+        assert_eq!(view["queues"][0]["queued_per_minute"], 20.0);
+        let by_minute = view["queues"][0]["queued"].as_array().unwrap();
+        assert_eq!((by_minute.len(), &by_minute[57..]), (60, &[json!(99), json!(10), json!(20)][..]));
+    }
+
+    #[test]
+    fn a_log_that_stands_still_leaves_the_hour() {
+        let old = minute_of(now()) - MINUTES;
+        let view = view(&Shot { minutes: [(old, queued("duo", 5)), (old + 1, queued("ranked", 7))].into(), ..shot() });
+        assert_eq!(view["funnel"][0]["players"], 7);
+        assert_eq!(view["queues"].as_array().map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn the_newest_sessions_are_listed_and_all_are_counted() {
+        let view = view(&Shot { sessions: (0..150).map(session).collect(), ..shot() });
+        assert_eq!(
+            (&view["sessions"], &view["playing"], &view["servers"]["ready"]),
+            (&json!(150), &json!(150), &json!(75))
+        );
+        let live = view["live"].as_array().unwrap();
+        assert_eq!((live.len(), &live[0]["age_ms"], &live[99]["age_ms"]), (100, &json!(0), &json!(99_000)));
+        assert_eq!(live[0]["players"], json!(["anna@example.com"]));
+    }
+}
