@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod outbox;
 pub mod players;
 pub mod rewards;
+pub mod size;
 
 use std::{collections::BTreeMap, fmt::Display, sync::LazyLock, time::Duration};
 

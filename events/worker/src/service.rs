@@ -101,12 +101,21 @@ impl Service {
         Ok(async move {
             let _service = service;
             let places = Arc::new(Semaphore::new(concurrency));
+            let mut stopping = false;
             loop {
                 let request = tokio::select! {
-                    () = shutdown.cancelled() => break,
+                    () = shutdown.cancelled(), if !stopping => {
+                        // No further ones; what has come already is answered.
+                        stopping = true;
+                        endpoint.stop().await?;
+                        continue;
+                    }
                     request = endpoint.next() => request,
                 };
-                let Some(request) = request else { anyhow::bail!("endpoint {} was closed", C::SUBJECT) };
+                let Some(request) = request else {
+                    anyhow::ensure!(stopping, "endpoint {} was closed", C::SUBJECT);
+                    break;
+                };
                 let place = Arc::clone(&places).acquire_owned().await?;
                 let (handler, client) = (handler.clone(), client.clone());
                 tokio::spawn(async move {
