@@ -24,7 +24,7 @@ use garage_events::{
         JetStreamLog,
         follow::{Follow, Message},
     },
-    log::Load,
+    log::{Load, ReadError},
     player::{CancelReason, State},
     presence::{self, Key, Seat},
     world::{System, World},
@@ -229,6 +229,11 @@ impl Presence {
         loop {
             match self.cancel(player, revision).await {
                 Ok(()) => return,
+                // Asking again would change nothing. His ticket times out.
+                Err(error) if matches!(error.downcast_ref(), Some(ReadError::Unreadable { .. })) => {
+                    tracing::error!(player.id = %player, "a vanished player is not cancelled: {error:#}");
+                    return;
+                }
                 Err(error) => tracing::warn!(player.id = %player, "a vanished player is not cancelled yet: {error:#}"),
             }
             sleep(AGAIN).await;

@@ -2,6 +2,7 @@
 //! ends, and not told.
 
 use garage_events::{
+    event::DecodeError,
     id::{QueueName, SessionId, TicketId},
     log::{AppendError, ReadError},
     svc::CallError,
@@ -150,7 +151,12 @@ impl From<ReadError> for Problem {
                 tracing::warn!(%error, "request refused for now");
                 Self::unavailable("the matchmaking log does not answer; try again")
             }
-            ReadError::Unreadable { .. } => {
+            ReadError::Unreadable { source: DecodeError::Unknown { .. }, .. } => {
+                // Another gateway may be of that build already.
+                tracing::error!(%error, "request refused for now");
+                Self::unavailable("this is being upgraded; try again")
+            }
+            ReadError::Unreadable { source: DecodeError::Corrupt(_), .. } => {
                 tracing::error!(%error, "request failed");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong here")
             }

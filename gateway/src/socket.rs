@@ -37,7 +37,7 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        self, Message,
         protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
     },
 };
@@ -214,7 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wrote = tokio::select! {
-                () = self.shutdown.cancelled() => Err(GOING_AWAY),
+                () = self.shutdown.cancelled() => Err(self.last_words(written).await),
                 why = &mut self.seat.end => Err(why.map_or(GOING_AWAY, End::from)),
                 Some(frame) = self.seat.frames.recv() => {
                     if frame.seq <= written {
@@ -242,6 +242,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             if let Err(end) = wrote {
                 return end;
             }
+        }
+    }
+
+    /// Writes what was handed out before this gateway was told to stop, as far as the client takes it: that much less
+    /// is to be read from the log again when it comes back. Not after a write that was interrupted: what was to be
+    /// written then would be skipped for good.
+    async fn last_words(&mut self, written: u64) -> End {
+        let words = async {
+            while let Ok(frame) = self.seat.frames.try_recv() {
+                if frame.seq > written {
+                    self.stream.send(Message::Text(frame.text)).await?;
+                    metrics::counter!("garage_gateway_frames_total").increment(1);
+                }
+            }
+            Ok::<_, tungstenite::Error>(())
+        };
+        match timeout(self.pace.close, words).await {
+            Ok(Ok(())) => GOING_AWAY,
+            Ok(Err(_)) => End::Gone,
+            Err(_) => TOO_SLOW,
         }
     }
 

@@ -12,6 +12,7 @@ pub mod outbox;
 pub mod players;
 pub mod ratings;
 pub mod rewards;
+pub mod size;
 
 use std::{collections::BTreeMap, fmt::Display, sync::LazyLock, time::Duration};
 

@@ -1,5 +1,6 @@
 //! A player by public interfaces only: REST, the WebSocket, and the game server that he is told of.
 
+mod gateways;
 mod line;
 mod socket;
 
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::{client::IntoClientRequest, http::HeaderValue};
 
+use self::gateways::Gateways;
 pub use self::{
     line::Line,
     socket::{Frame, Socket},
@@ -29,7 +31,7 @@ pub struct Bot {
     /// His name.
     pub player: String,
     http: Client,
-    gateway: String,
+    gateways: Gateways,
     token: String,
     patience: Duration,
 }
@@ -64,6 +66,8 @@ pub struct Played {
     pub earned: u64,
     /// Every event that he was told of, from queueing to his release.
     pub frames: Vec<Frame>,
+    /// How often his socket broke, and was opened again.
+    pub breaks: u32,
 }
 
 /// An answer that is no success.
@@ -117,7 +121,7 @@ impl Bot {
         Self {
             player: player.into(),
             http,
-            gateway: gateway.trim_end_matches('/').into(),
+            gateways: Gateways::new(&[gateway]),
             token: token.into(),
             patience: PATIENCE,
         }
@@ -127,6 +131,13 @@ impl Bot {
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Knows several gateways. He begins at the first, and goes on to the next when one does not answer him.
+    #[must_use]
+    pub fn with_gateways(mut self, gateways: &[impl AsRef<str>]) -> Self {
+        self.gateways = Gateways::new(gateways);
         self
     }
 
@@ -192,20 +203,20 @@ impl Bot {
             status: StatusCode::from_u16(599).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
             body: Value::String(format!("{:#}", anyhow::Error::from(error))),
         };
-        let mut request = self
-            .http
-            .request(method, format!("{}{path}", self.gateway))
-            .bearer_auth(&self.token)
-            .timeout(self.patience);
+        let gateway = self.gateways.present();
+        let mut request =
+            self.http.request(method, format!("{gateway}{path}")).bearer_auth(&self.token).timeout(self.patience);
         if let Some(body) = body {
             request = request.json(&body);
         }
         if let Some(key) = key {
             request = request.header("idempotency-key", key);
         }
-        let response = request.send().await.map_err(silent)?;
-        let status = response.status();
-        let bytes = response.bytes().await.map_err(silent)?;
+        let answer = async {
+            let response = request.send().await?;
+            Ok((response.status(), response.bytes().await?))
+        };
+        let (status, bytes) = answer.await.map_err(silent).inspect_err(|_| self.gateways.leave(&gateway))?;
         let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if !status.is_success() {
             return Err(Problem { status, body: value });
@@ -260,8 +271,12 @@ impl Bot {
     /// # Errors
     /// [`BotError`]
     pub async fn socket(&self, since: Option<u64>) -> Result<Socket, BotError> {
-        let fail = |what: String| self.error("opening his socket", what);
-        let base = self.gateway.replacen("http", "ws", 1);
+        let gateway = self.gateways.present();
+        let fail = |what: String| {
+            self.gateways.leave(&gateway);
+            self.error("opening his socket", what)
+        };
+        let base = gateway.replacen("http", "ws", 1);
         let url = match since {
             Some(since) => format!("{base}/v1/ws?since={since}"),
             None => format!("{base}/v1/ws"),
@@ -273,7 +288,8 @@ impl Bot {
         let connected = timeout(self.patience, tokio_tungstenite::connect_async(request)).await;
         let (stream, _) =
             connected.map_err(|_elapsed| fail("no answer".into()))?.map_err(|error| fail(error.to_string()))?;
-        Ok(Socket { stream, last: "connecting".into(), player: self.player.clone(), patience: self.patience })
+        let (player, patience) = (self.player.clone(), self.patience);
+        Ok(Socket { stream, gateway, last: "connecting".into(), player, patience })
     }
 
     /// The whole way: queue, match, race, be paid.
@@ -300,7 +316,7 @@ impl Bot {
         let place = place.map(|placing| placing.place);
         let place = place.ok_or_else(|| self.error("Released", "the results do not name him".into()))?;
         let earned = self.paid(before).await?;
-        Ok(Played { session, place, earned, frames: line.close().await })
+        Ok(Played { session, place, earned, breaks: line.breaks(), frames: line.close().await })
     }
 
     /// Asks for what it takes to connect to a game server: its key, which must be the one announced, and a token.

@@ -9,7 +9,7 @@
 
 mod retry;
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
 use bytes::Bytes;
@@ -43,8 +43,9 @@ const TRY: Duration = Duration::from_secs(120);
 /// second to spare.
 const PROGRESS: Duration = Duration::from_secs(2);
 
-/// How long one request for messages stands. When the server that holds it dies, nothing comes until it is over.
-const PULL: Duration = Duration::from_secs(2);
+/// How long one request for messages stands. When the server that holds it dies, nothing comes until it is over; and a
+/// worker that is told to stop waits for its end.
+const PULL: Duration = Duration::from_millis(500);
 
 /// Between two attempts to fetch, when one has failed.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -71,9 +72,10 @@ impl Delivery {
     /// Reads it as an event of the log.
     ///
     /// # Errors
-    /// [`Failure::Poison`]
+    /// [`Failure::Newer`], [`Failure::Poison`]
     pub fn event<E: Event>(&self) -> Result<Recorded<E>, Failure> {
-        Recorded::decode(self.seq, self.time, &self.body).map_err(|error: DecodeError| Failure::Poison(error.into()))
+        let recorded = Recorded::decode(self.seq, self.time, &self.body);
+        recorded.map_err(|source| ReadError::Unreadable { seq: self.seq, source }.into())
     }
 }
 
@@ -86,6 +88,10 @@ pub enum Failure {
     /// It may do next time.
     #[error("{0:#}")]
     Retry(anyhow::Error),
+    /// It takes a newer build, which may be running beside this one, or about to. It is offered again for some minutes,
+    /// more and more seldom, before it is put aside.
+    #[error("{0:#}")]
+    Newer(anyhow::Error),
     /// It never will.
     #[error("{0:#}")]
     Poison(anyhow::Error),
@@ -95,7 +101,8 @@ impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Unavailable(_) => Self::Unavailable(error.into()),
-            ReadError::Unreadable { .. } => Self::Poison(error.into()),
+            ReadError::Unreadable { source: DecodeError::Unknown { .. }, .. } => Self::Newer(error.into()),
+            ReadError::Unreadable { source: DecodeError::Corrupt(_), .. } => Self::Poison(error.into()),
         }
     }
 }
@@ -146,26 +153,25 @@ where
     let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
     // What is in flight goes on when this ends.
     let reacting = async {
-        loop {
-            let result = fetch(&context, consumer, &places, &health, &shutdown, &handler).await;
-            if let Err(error) = result {
+        while !shutdown.is_cancelled() {
+            if let Err(error) = fetch(&context, consumer, &places, &health, &shutdown, &handler).await {
                 tracing::warn!(consumer = consumer.name, %error, "messages cannot be fetched; trying again");
                 health.down(consumer.name, error.to_string());
+                shutdown.run_until_cancelled(sleep(AGAIN)).await;
             }
-            sleep(AGAIN).await;
         }
+        Ok(())
     };
-    let mut retrying = pin!(retrying);
-    let retried = tokio::select! {
-        _ = shutdown.run_until_cancelled(reacting) => retrying.await,
-        retried = &mut retrying => retried,
-    };
+    let ended = tokio::try_join!(retrying, reacting);
     // All places free means that nothing is in flight.
     let _ = places.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
-    retried
+    ended.map(drop)
 }
 
-/// Fetches and begins to react, until fetching fails.
+/// Fetches and begins to react, until `shutdown` or until fetching fails.
+///
+/// A request that the server has is waited for to its end: what it sends us until then is in nobody else's hands, and
+/// would come to another instance only when its ack_wait is over.
 async fn fetch<F, R>(
     context: &jetstream::Context,
     consumer: setup::Consumer,
@@ -179,11 +185,13 @@ where
     R: Future<Output = Result<(), Failure>> + Send,
 {
     let stream = context.get_stream_no_info(consumer.stream).await?;
-    let pull: PullConsumer = stream.get_consumer(consumer.name).await?;
+    let Some(pull) = shutdown.run_until_cancelled(stream.get_consumer(consumer.name)).await else { return Ok(()) };
+    let pull: PullConsumer = pull?;
     loop {
         // No more than there are places for: what is fetched is begun at once. A message that waited in a buffer here
         // would run out of its ack_wait, and while a dependency is down, of its deliveries.
-        let mut free = Arc::clone(places).acquire_owned().await?;
+        let place = shutdown.run_until_cancelled(Arc::clone(places).acquire_owned()).await;
+        let Some(mut free) = place.filter(|_| !shutdown.is_cancelled()).transpose()? else { return Ok(()) };
         let more = u32::try_from(places.available_permits()).unwrap_or(u32::MAX);
         if let Ok(more) = Arc::clone(places).try_acquire_many_owned(more) {
             free.merge(more);
@@ -202,6 +210,11 @@ where
             });
         }
     }
+}
+
+/// Has a delivery come again, after 1 to 32 s: all [`DELIVERIES`] take three minutes.
+fn later(delivery: &Delivery) -> AckKind {
+    AckKind::Nak(Some(Duration::from_millis(500 << delivery.delivered.clamp(0, 6))))
 }
 
 struct Reaction {
@@ -263,6 +276,14 @@ impl Reaction {
                     return self.answer(AckKind::Ack).await;
                 }
                 Err(Failure::Poison(error)) => return self.bury(&delivery, &format!("{error:#}")).await,
+                Err(Failure::Newer(error)) => {
+                    if delivery.delivered > DELIVERIES {
+                        return self.bury(&delivery, &format!("{error:#}")).await;
+                    }
+                    metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "newer").increment(1);
+                    tracing::error!(consumer = name, event.seq = delivery.seq, "left to a newer build: {error:#}");
+                    return self.answer(later(&delivery)).await;
+                }
                 Err(Failure::Unavailable(error)) => {
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "held").increment(1);
                     tracing::warn!(consumer = name, event.seq = delivery.seq, "waiting for a dependency: {error:#}");
@@ -284,8 +305,7 @@ impl Reaction {
                             event.seq = delivery.seq,
                             "tried in vain; again later: {error:#}"
                         );
-                        let delay = Duration::from_millis(500 << delivery.delivered.clamp(0, 6));
-                        return self.answer(AckKind::Nak(Some(delay))).await;
+                        return self.answer(later(&delivery)).await;
                     }
                     sleep(Duration::from_millis(5 << tries)).await;
                 }

@@ -111,12 +111,21 @@ impl Service {
             let _service = service;
             let most = concurrency * (1 + WAITING);
             let (admitted, places) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(concurrency)));
+            let mut stopping = false;
             loop {
                 let request = tokio::select! {
-                    () = shutdown.cancelled() => break,
+                    () = shutdown.cancelled(), if !stopping => {
+                        // No further ones; what has come already is answered.
+                        stopping = true;
+                        endpoint.stop().await?;
+                        continue;
+                    }
                     request = endpoint.next() => request,
                 };
-                let Some(request) = request else { anyhow::bail!("endpoint {} was closed", C::SUBJECT) };
+                let Some(request) = request else {
+                    anyhow::ensure!(stopping, "endpoint {} was closed", C::SUBJECT);
+                    break;
+                };
                 let admission = Arc::clone(&admitted).try_acquire_owned();
                 let (handler, client, places) = (handler.clone(), client.clone(), Arc::clone(&places));
                 tokio::spawn(async move {

@@ -161,6 +161,26 @@ async fn a_message_that_cannot_be_handled_is_put_aside_with_its_error() -> anyho
 }
 
 #[tokio::test]
+async fn a_message_of_a_newer_build_is_left_to_it() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (old, mut deliveries) = fixture.react(|_| Err(Failure::Newer(anyhow::anyhow!("event type Paused v1"))));
+    fixture.report("{}").await?;
+    assert_eq!(next(&mut deliveries).await?.delivered, 1);
+    // It is offered again, and not at once: the old one may have it any number of times before the new one is there.
+    assert_eq!(next(&mut deliveries).await?.delivered, 2);
+    fixture.shutdown.cancel();
+    old.await??;
+    assert_eq!(fixture.dead_letter().await?, None);
+
+    let fixture = Fixture { shutdown: Shutdown::new(), ..fixture };
+    let (_new, mut deliveries) = fixture.react(|_| Ok(()));
+    assert!(next(&mut deliveries).await?.delivered >= 3);
+    fixture.settled().await?;
+    assert_eq!(fixture.dead_letter().await?, None);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_message_that_came_too_often_is_put_aside() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     fixture.report("{}").await?;

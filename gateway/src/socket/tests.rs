@@ -184,6 +184,23 @@ async fn a_client_that_answers_pings_stays() {
 }
 
 #[tokio::test]
+async fn what_was_handed_out_before_the_stop_is_written_before_the_close() {
+    // Whether the socket sees the stop or its frames first is chance: each order, many times.
+    for _ in 0..50 {
+        let hub = Hub::default();
+        let (mut client, shutdown) = open(&hub, log(&[], |_, _| {}), None, Pace::default(), 4096).await;
+        hub.hand_out(&message(1, body(1)));
+        assert_eq!(seqs(&mut client, 1).await, [1]);
+        for seq in 2..=5 {
+            hub.hand_out(&message(seq, body(seq)));
+        }
+        shutdown.cancel();
+        assert_eq!(seqs(&mut client, 4).await, [2, 3, 4, 5]);
+        assert_eq!(closed(&mut client).await, 1001);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_talks_too_much_is_cut() {
     let (mut client, _shutdown) = open(&Hub::default(), log(&[], |_, _| {}), None, Pace::default(), 1 << 20).await;
     client.send(Message::text("a".repeat(1 << 10))).await.unwrap();

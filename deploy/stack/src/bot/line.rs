@@ -68,7 +68,9 @@ impl Line {
                 Err(error) if begin.elapsed() >= self.bot.patience => return Err(self.error(error.what)),
                 Err(_) => {
                     self.breaks += 1;
-                    self.socket = None;
+                    if let Some(broken) = self.socket.take() {
+                        self.bot.gateways.leave(&broken.gateway);
+                    }
                 }
             }
         };

@@ -28,6 +28,7 @@ pub struct Frame {
 #[derive(Debug)]
 pub struct Socket {
     pub(super) stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub(super) gateway: String,
     pub(super) last: String,
     pub(super) player: String,
     pub(super) patience: Duration,

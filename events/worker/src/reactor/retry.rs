@@ -51,7 +51,7 @@ where
                 let code = match failure {
                     Failure::Unavailable(_) => 503,
                     Failure::Retry(_) => 409,
-                    Failure::Poison(_) => 422,
+                    Failure::Newer(_) | Failure::Poison(_) => 422,
                 };
                 Refusal::new(code, failure.to_string())
             })

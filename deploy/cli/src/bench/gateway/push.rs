@@ -1,0 +1,153 @@
+//! From an append to the frame at the player's client.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::Context;
+use async_nats::{Client, Subscriber};
+use futures::{StreamExt, future::try_join_all};
+use garage_events::{
+    id::{PlayerId, TicketId},
+    jetstream::JetStreamLog,
+    log::{Append, Decision, Head},
+    player::{self, Queued},
+    subject::Aggregate,
+    world::{System, World},
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::{clients::Remote, length};
+use crate::bench::sample::Latencies;
+
+/// A subject outside of all streams.
+const ALONE: &str = "bench.alone";
+
+/// Latencies of one measurement.
+#[derive(Debug, Default)]
+pub(super) struct Pushed {
+    /// From the append to the frame.
+    pub(super) frame: Latencies,
+    /// From the append until the log has it.
+    pub(super) stored: Latencies,
+    /// From publishing to a subscriber, without a log and a gateway.
+    pub(super) limit: Latencies,
+}
+
+/// Pushes events to players that are connected.
+pub(super) struct Pushing<'a> {
+    log: JetStreamLog,
+    /// Publishes for the limit.
+    publisher: Client,
+    subscriber: Subscriber,
+    players: Vec<(PlayerId, Head)>,
+    clients: &'a mut Remote,
+}
+
+impl<'a> Pushing<'a> {
+    pub(super) async fn new(nats: &[Client; 2], players: &[String], clients: &'a mut Remote) -> anyhow::Result<Self> {
+        let [publisher, other] = nats;
+        let subscriber = other.subscribe(ALONE).await?;
+        other.flush().await?;
+        let players = players.iter().map(|name| anyhow::Ok((PlayerId::from_foreign(name)?, Head::default())));
+        Ok(Self {
+            log: JetStreamLog::open(other.clone()).await?,
+            publisher: publisher.clone(),
+            subscriber,
+            players: players.collect::<anyhow::Result<_>>()?,
+            clients,
+        })
+    }
+
+    /// So many events a second, one player after another.
+    pub(super) async fn steady(&mut self, rate: u32, seconds: u32) -> anyhow::Result<Pushed> {
+        let due: Vec<Duration> = length(rate, seconds).collect();
+        self.push(&due).await
+    }
+
+    /// One event to everybody at once.
+    pub(super) async fn burst(&mut self) -> anyhow::Result<Pushed> {
+        let due = vec![Duration::ZERO; self.players.len()];
+        self.push(&due).await
+    }
+
+    async fn push(&mut self, due: &[Duration]) -> anyhow::Result<Pushed> {
+        let limit = self.limit(due).await?;
+        let Self { log, players, clients, .. } = self;
+        let count = players.len();
+        let (log, began) = (&*log, Instant::now());
+        // A player's next event expects his last: he has his turn again when all others had theirs.
+        let mut appends = Vec::new();
+        for (at, (player, head)) in players.iter_mut().enumerate() {
+            let due: Vec<Duration> = due.iter().copied().skip(at).step_by(count).collect();
+            appends.push(async move {
+                let mut sent = Vec::new();
+                for due in due {
+                    sleep_until(began + due).await;
+                    let (at, from) = (System.now().unix_timestamp_nanos(), Instant::now());
+                    let sequences = log.append(queued(player, *head)?).await?;
+                    let seq = *sequences.first().context("an append without a sequence")?;
+                    *head = Head { seq, n: head.n + 1 };
+                    sent.push((seq, at, from.elapsed()));
+                }
+                anyhow::Ok(sent)
+            });
+        }
+        let receiving = async {
+            let mut came = HashMap::new();
+            while came.len() < due.len() {
+                let (seq, at) = clients.frame().await.with_context(|| format!("{} of {} frames", came.len(), due.len()))?;
+                anyhow::ensure!(came.insert(seq, at).is_none(), "event {seq} came twice");
+            }
+            Ok(came)
+        };
+        let (sent, came) = tokio::try_join!(try_join_all(appends), receiving)?;
+        let mut pushed = Pushed { limit, ..Pushed::default() };
+        for (seq, at, stored) in sent.into_iter().flatten() {
+            let came = came.get(&seq).with_context(|| format!("event {seq} did not come"))?;
+            pushed.frame.add(Duration::from_nanos(u64::try_from(came - at).unwrap_or(0)));
+            pushed.stored.add(stored);
+        }
+        Ok(pushed)
+    }
+
+    /// What NATS takes for as many messages of that size at the same times.
+    async fn limit(&mut self, due: &[Duration]) -> anyhow::Result<Latencies> {
+        let began = Instant::now();
+        let publishing = async {
+            for due in due {
+                sleep_until(began + *due).await;
+                let mut body = System.now().unix_timestamp_nanos().to_le_bytes().to_vec();
+                body.resize(400, b' ');
+                self.publisher.publish(ALONE, body.into()).await?;
+            }
+            self.publisher.flush().await?;
+            anyhow::Ok(())
+        };
+        let receiving = async {
+            let mut latencies = Latencies::default();
+            for _ in due {
+                let message = self.subscriber.next().await.context("the subscription ended")?;
+                let sent = message.payload.first_chunk().map(|bytes| i128::from_le_bytes(*bytes)).unwrap_or_default();
+                let took = System.now().unix_timestamp_nanos() - sent;
+                latencies.add(Duration::from_nanos(u64::try_from(took).unwrap_or(0)));
+            }
+            anyhow::Ok(latencies)
+        };
+        let ((), latencies) = tokio::try_join!(publishing, receiving)?;
+        Ok(latencies)
+    }
+}
+
+fn queued(player: &PlayerId, head: Head) -> anyhow::Result<Decision> {
+    let (world, now) = (System, System.now());
+    let queued = Queued {
+        ticket: TicketId::new(world.id()),
+        queue: "ranked".parse()?,
+        rank: 1_000,
+        latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
+        attributes: [].into(),
+        waiting_since: now,
+        expires_at: now + time::Duration::HOUR,
+    };
+    let event = player::Event::from(queued);
+    Ok(Decision::new(&world, world.id(), None).change(&world, Aggregate::Player(player.clone()), head, [event]))
+}

@@ -1,0 +1,109 @@
+//! `garage bench log`: what the disk lets the log commit.
+
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, future::try_join_all, stream::FuturesUnordered};
+use garage_events::{
+    id::{PlayerId, TicketId},
+    jetstream::{JetStreamLog, setup},
+    log::{Append, Decision, Head},
+    player::{self, Queued},
+    subject::Aggregate,
+    world::{System, World},
+};
+use garage_stack::servers::{Nats, Role};
+
+use crate::report::{say, table};
+
+/// Commits per second of the log.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Log {
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Nodes of NATS.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    nats_nodes: u8,
+}
+
+impl Log {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let folder = tempfile::Builder::new().prefix("garage-bench-").tempdir()?;
+        let nats = Nats::start(folder.path(), self.nats_nodes.into()).await?;
+        setup::init(nats.connect(Role::Admin).await?, self.nats_nodes.into()).await?;
+        let time = Duration::from_secs(self.seconds);
+        let fsyncs = fsyncs(folder.path(), time)?;
+        let row = |name: String, rate: f64| vec![name, format!("{rate:.0}"), format!("{:.1}", rate / fsyncs)];
+        let mut rows = vec![row("fsync of 600 bytes, this disk".into(), fsyncs)];
+        // A committer of its own for each decision that waits: nothing to be grouped.
+        for waiting in [1, 16, 256] {
+            let mut logs = Vec::new();
+            for _ in 0..waiting {
+                logs.push(JetStreamLog::open(nats.connect(Role::Admin).await?).await?);
+            }
+            let rates = try_join_all(logs.iter().map(|log| commits(log, 1, time))).await?;
+            rows.push(row(format!("decisions, {waiting} waiting, each committed alone"), rates.iter().sum()));
+        }
+        let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
+        for waiting in [16, 256, 2_048] {
+            let rate = commits(&log, waiting, time).await?;
+            rows.push(row(format!("decisions, {waiting} waiting, group commit"), rate));
+        }
+        say(format!("{} node(s) of NATS, fsync always; a decision is two events of two players", self.nats_nodes));
+        table(&["", "per second", "per fsync"], &rows);
+        Ok(())
+    }
+}
+
+/// What the disk does by itself.
+fn fsyncs(folder: &std::path::Path, time: Duration) -> anyhow::Result<f64> {
+    use std::io::Write;
+    let mut file = std::fs::File::create(folder.join("fsync"))?;
+    let began = Instant::now();
+    let mut count = 0_u32;
+    while began.elapsed() < time {
+        file.write_all(&[0; 600])?;
+        file.sync_data()?;
+        count += 1;
+    }
+    Ok(f64::from(count) / began.elapsed().as_secs_f64())
+}
+
+/// Decisions per second with so many waiting at a time, each of one event of two new players.
+async fn commits(log: &JetStreamLog, waiting: usize, time: Duration) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let mut flying = FuturesUnordered::new();
+    let mut count = 0_u32;
+    while began.elapsed() < time {
+        while flying.len() < waiting {
+            flying.push(log.append(decision()?));
+        }
+        if let Some(stored) = flying.next().await {
+            stored?;
+            count += 1;
+        }
+    }
+    let rate = f64::from(count) / began.elapsed().as_secs_f64();
+    while flying.next().await.is_some() {}
+    Ok(rate)
+}
+
+fn decision() -> anyhow::Result<Decision> {
+    let world = System;
+    let mut decision = Decision::new(&world, world.id(), None);
+    for _ in 0..2 {
+        let player: PlayerId = PlayerId::from_foreign(&world.id().to_string())?;
+        let now = world.now();
+        let queued = Queued {
+            ticket: TicketId::new(world.id()),
+            queue: "ranked".parse()?,
+            rank: 1_000,
+            latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
+            attributes: [].into(),
+            waiting_since: now,
+            expires_at: now + time::Duration::MINUTE,
+        };
+        decision = decision.change(&world, Aggregate::Player(player), Head::default(), [player::Event::from(queued)]);
+    }
+    Ok(decision)
+}

@@ -1,0 +1,84 @@
+//! Measurements: latencies, and what a process takes of the machine.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::report::percentile;
+
+/// Latencies of one kind.
+#[derive(Debug, Default)]
+pub(super) struct Latencies(Vec<f64>);
+
+impl Latencies {
+    pub(super) fn add(&mut self, took: Duration) {
+        self.0.push(took.as_secs_f64() * 1_000.0);
+    }
+
+    /// A row of a table: the name, how many there are, median and 99th percentile in milliseconds, and how many times
+    /// that of the limit the latter is.
+    pub(super) fn row(&self, name: &str, limit: Option<&Self>) -> Vec<String> {
+        let ratio = limit.and_then(|limit| Some(self.at(0.99)? / limit.at(0.99)?));
+        let show = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+        vec![
+            name.into(),
+            self.0.len().to_string(),
+            show(self.at(0.5)),
+            show(self.at(0.99)),
+            ratio.map_or_else(String::new, |ratio| format!("{ratio:.1}")),
+        ]
+    }
+
+    fn at(&self, share: f64) -> Option<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        percentile(&sorted, share)
+    }
+}
+
+impl Extend<Duration> for Latencies {
+    fn extend<I: IntoIterator<Item = Duration>>(&mut self, took: I) {
+        took.into_iter().for_each(|took| self.add(took));
+    }
+}
+
+impl FromIterator<Duration> for Latencies {
+    fn from_iter<I: IntoIterator<Item = Duration>>(took: I) -> Self {
+        let mut latencies = Self::default();
+        latencies.extend(took);
+        latencies
+    }
+}
+
+/// The headings of [`Latencies::row`].
+pub(super) const HEADINGS: [&str; 5] = ["", "count", "p50 ms", "p99 ms", "p99 / limit"];
+
+/// Memory of a process, in KiB: what is its own, and its share of what it has in common with others.
+///
+/// # Errors
+/// When there is no such process, or it is somebody else's.
+pub(super) fn memory_kib(pid: u32) -> anyhow::Result<u64> {
+    let file = format!("/proc/{pid}/smaps_rollup");
+    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+    let pss = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse().ok());
+    pss.with_context(|| format!("{file} has no Pss"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_tells_percentiles_and_how_far_they_are_from_the_limit() {
+        let millis = |range: std::ops::RangeInclusive<u64>| range.map(Duration::from_millis).collect::<Latencies>();
+        let limit = millis(1..=11);
+        assert_eq!(limit.row("limit", None), ["limit", "11", "6.00", "11.00", ""]);
+        assert_eq!(millis(22..=22).row("ours", Some(&limit)), ["ours", "1", "22.00", "22.00", "2.0"]);
+        assert_eq!(Latencies::default().row("none", Some(&limit)), ["none", "0", "-", "-", ""]);
+    }
+
+    #[test]
+    fn this_process_takes_memory() {
+        assert!(memory_kib(std::process::id()).unwrap() > 100);
+    }
+}
