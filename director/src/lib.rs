@@ -34,11 +34,8 @@ const REACTIONS: usize = 16;
 /// # Errors
 /// When something it needs is wrong or missing at the start, or a long task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    let also = config.seal_key_also_file.as_deref().map(SealKey::from_file).transpose()?;
-    let seal = SealKeys::new(SealKey::from_file(&config.seal_key_file)?, also);
-    let terms = terms(&config)?;
+    let (seal, terms, redis) = read(&config)?;
     let backend = process::ProcessBackend::open(&config.process)?;
-    let redis = Redis::new(&config.redis)?;
     let mut ground = Ground::start("director", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
     let context = log.context().clone();
@@ -54,6 +51,25 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     ground.spawn("events", reactions);
     tracing::info!("director runs");
     ground.wait().await
+}
+
+impl Config {
+    /// Checks what can be checked before anything connects, or is made.
+    ///
+    /// # Errors
+    /// What the worker would refuse to start for.
+    pub fn check(&self) -> anyhow::Result<()> {
+        read(self)?;
+        process::program(&self.process)?;
+        self.worker.check()
+    }
+}
+
+/// Reads the keys and what games are told, and says where Redis is.
+fn read(config: &Config) -> anyhow::Result<(SealKeys, reaction::Terms, Redis)> {
+    let also = config.seal_key_also_file.as_deref().map(SealKey::from_file).transpose()?;
+    let seal = SealKeys::new(SealKey::from_file(&config.seal_key_file)?, also);
+    Ok((seal, terms(config)?, Redis::new(&config.redis)?))
 }
 
 fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {

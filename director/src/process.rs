@@ -65,19 +65,22 @@ struct Inner {
     children: Mutex<HashMap<Name, Child>>,
 }
 
+/// The game server's program, which must be there.
+pub(crate) fn program(config: &config::Process) -> anyhow::Result<PathBuf> {
+    let program = match &config.gameserver {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?.with_file_name("garage-gameserver"),
+    };
+    program.canonicalize().with_context(|| format!("there is no game server {} (--gameserver)", program.display()))
+}
+
 impl ProcessBackend {
     /// Opens the folder of instances.
     ///
     /// # Errors
     /// When there is no such program, or the folder cannot be made.
     pub fn open(config: &config::Process) -> anyhow::Result<Self> {
-        let program = match &config.gameserver {
-            Some(program) => program.clone(),
-            None => std::env::current_exe()?.with_file_name("garage-gameserver"),
-        };
-        let program = program
-            .canonicalize()
-            .with_context(|| format!("there is no game server {} (--gameserver)", program.display()))?;
+        let program = program(config)?;
         let root = folder::root(&config.instances)
             .with_context(|| format!("cannot make {} (--instances)", config.instances.display()))?;
         let node = match &config.node {

@@ -3,7 +3,14 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser};
-use garage_worker::config::{Redis, Worker};
+use garage_events::queue::Queues;
+use garage_worker::{
+    config::{self, Worker},
+    redis::Redis,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::token::Keys;
 
 /// Serves game clients: REST and WebSocket.
 #[derive(Debug, Clone, Parser)]
@@ -16,7 +23,7 @@ pub struct Config {
     // Of Redis only /ops is made; players are served without it.
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
-    pub redis: Redis,
+    pub redis: config::Redis,
 
     /// Where game clients are served; port 0 takes a free one and logs it.
     #[arg(long, env = "GARAGE_GATEWAY_LISTEN", default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
@@ -50,6 +57,23 @@ pub struct Config {
     #[arg(long, env = "GARAGE_GATEWAY_MAX_CONNECTIONS", default_value_t = 20_000, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
+}
+
+impl Config {
+    /// Checks what can be checked before anything connects.
+    ///
+    /// # Errors
+    /// What the worker would refuse to start for.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.read()?;
+        self.worker.check()
+    }
+
+    /// Reads the files, and says where Redis is.
+    pub(crate) fn read(&self) -> anyhow::Result<(Keys, Queues, Option<TlsAcceptor>, Redis)> {
+        let keys = Keys::load(&self.jwt_key_file, self.jwt_key_also_file.as_deref())?;
+        Ok((keys, Queues::load(&self.queues)?, self.tls.acceptor()?, Redis::new(&self.redis)?))
+    }
 }
 
 /// The certificate shown to game clients. Without one the gateway speaks plain HTTP, for local use or behind a proxy

@@ -29,7 +29,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::{jetstream::JetStreamLog, queue::Queues, world::System};
-use garage_worker::{Ground, Pages, Shutdown, redis::Redis};
+use garage_worker::{Ground, Pages, Shutdown};
 use tokio::net::TcpListener;
 
 pub use config::Config;
@@ -69,11 +69,9 @@ impl Gateway {
     /// # Errors
     /// When one of these cannot be done.
     pub async fn bind(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
-        let keys = token::Keys::load(&config.jwt_key_file, config.jwt_key_also_file.as_deref())?;
-        let queues = Queues::load(&config.queues)?;
-        let tls = config.tls.acceptor()?;
+        let (keys, queues, tls, redis) = config.read()?;
 
-        let ops = ops::Ops::new(Redis::new(&config.redis)?, queues.names().cloned())?;
+        let ops = ops::Ops::new(redis, queues.names().cloned())?;
         let pages: Option<Arc<dyn Pages>> = Some(Arc::new(ops));
         let mut ground = Ground::start_with("gateway", &config.worker, pages, shutdown.clone()).await?;
         let log = ground.open_log().await?;

@@ -54,6 +54,8 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .map(move |method, headers, body| Call { app: Arc::clone(&app), method, headers, body });
     let call = call.boxed();
 
+    let description =
+        path!("openapi.json").and(call.clone()).then(|call| answer("/openapi.json", description(call)));
     let tickets = path!("v1" / "matchmaking" / "tickets")
         .and(call.clone())
         .then(|call| answer("/v1/matchmaking/tickets", tickets(call)));
@@ -75,7 +77,8 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
 
     let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(me).unify().boxed();
     let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
-    matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(none).unify().boxed()
+    let all = matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(description).unify();
+    all.or(none).unify().boxed()
 }
 
 async fn answer(route: &'static str, handler: impl Future<Output = Answer>) -> Response {
@@ -111,6 +114,17 @@ fn ok(status: StatusCode, body: &impl Serialize) -> Answer {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // It is one player's, and changes any time.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// What this interface is, for machines; the tests hold the code to it. It is no secret, and the same for all.
+async fn description(call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    let mut response = Response::new(include_str!("../openapi.json").into());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // It changes with a deployment only.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
     Ok(response)
 }
 

@@ -30,6 +30,17 @@ pub struct Config {
     pub rewards_concurrency: u16,
 }
 
+impl Config {
+    /// Checks what can be checked before anything connects.
+    ///
+    /// # Errors
+    /// What the worker would refuse to start for.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.mysql.options()?;
+        self.worker.check()
+    }
+}
+
 /// Where the database is. `garage init` takes the same.
 #[derive(Debug, Clone, Args)]
 pub struct MySql {
@@ -63,10 +74,7 @@ impl MySql {
     /// # Errors
     /// When the URL is none or holds a password, or the password's file cannot be read.
     pub fn pool(&self) -> anyhow::Result<MySqlPool> {
-        let mut options = self.options()?;
-        if let Some(file) = &self.mysql_password_file {
-            options = options.password(garage_worker::config::secret(file)?.expose());
-        }
+        let options = self.options()?;
         tracing::info!(
             mysql.host = options.get_host(),
             mysql.port = options.get_port(),
@@ -85,7 +93,10 @@ impl MySql {
         ensure!(!user.is_empty(), "the MySQL URL (--mysql-url) names no user");
         let options: MySqlConnectOptions = url.parse().context("the MySQL URL (--mysql-url) cannot be read")?;
         ensure!(options.get_database().is_some(), "the MySQL URL (--mysql-url) names no database");
-        Ok(options)
+        Ok(match &self.mysql_password_file {
+            Some(file) => options.password(garage_worker::config::secret(file)?.expose()),
+            None => options,
+        })
     }
 }
 

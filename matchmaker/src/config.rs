@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use garage_events::queue::Queues;
 use garage_worker::config;
 
 /// Matchmaker: matches waiting players by rank and latency.
@@ -15,4 +16,15 @@ pub struct Config {
     /// The file that describes the queues.
     #[arg(long, env = "GARAGE_QUEUES")]
     pub queues: PathBuf,
+}
+
+impl Config {
+    /// Checks what can be checked before anything connects.
+    ///
+    /// # Errors
+    /// What the worker would refuse to start for.
+    pub fn check(&self) -> anyhow::Result<()> {
+        Queues::load(&self.queues)?;
+        self.worker.check()
+    }
 }

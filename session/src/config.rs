@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use garage_events::session::Limits;
-use garage_worker::config;
+use garage_worker::{config, redis::Redis, seal::SealKey};
+
+use crate::token::Signer;
 
 /// Session: drives each session from match to close.
 #[derive(Debug, Clone, clap::Parser)]
@@ -43,6 +45,22 @@ pub struct Config {
 }
 
 impl Config {
+    /// Checks what can be checked before anything connects.
+    ///
+    /// # Errors
+    /// What the worker would refuse to start for.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.read()?;
+        self.worker.check()
+    }
+
+    /// Reads the keys, and says where Redis is.
+    pub(crate) fn read(&self) -> anyhow::Result<(SealKey, Signer, Redis)> {
+        let seal = SealKey::from_file(&self.seal_key_file)?;
+        let signer = Signer::from_pem(&config::secret(&self.token_key_file)?)?;
+        Ok((seal, signer, Redis::new(&self.redis)?))
+    }
+
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             attempts: self.attempts,

@@ -18,7 +18,7 @@ use garage_events::{
     jetstream::setup::{SESSION, SESSION_REPORTS, SESSION_TIMERS},
     world::System,
 };
-use garage_worker::{Ground, Shutdown, config::secret, reactor, seal::SealKey};
+use garage_worker::{Ground, Shutdown, reactor};
 
 pub use config::Config;
 
@@ -30,9 +30,8 @@ const REACTIONS: usize = 64;
 /// # Errors
 /// When something it needs is wrong or missing at the start, or a long task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    let seal = SealKey::from_file(&config.seal_key_file)?;
-    let signer = token::Signer::from_pem(&secret(&config.token_key_file)?)?;
-    let redis = redis::Redis::new(garage_worker::redis::Redis::new(&config.redis)?);
+    let (seal, signer, redis) = config.read()?;
+    let redis = redis::Redis::new(redis);
     let mut ground = Ground::start("session", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
     let (keys, filling) = keys::Pool::start(config.key_pool, seal);

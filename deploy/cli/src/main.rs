@@ -4,6 +4,7 @@ mod backup;
 mod bench;
 mod catalogue;
 mod completions;
+mod config;
 mod dead;
 mod demo;
 mod entry;
@@ -68,6 +69,9 @@ enum Command {
     Backup(backup::Backup),
     /// Makes all streams of a backup, on servers that have none.
     Restore(backup::Restore),
+    /// Shows how a worker is configured, and checks it; or all that can be configured.
+    #[command(subcommand)]
+    Config(config::Config),
     /// Makes a shell's completions of this command, to be sourced.
     Completions(completions::Completions),
 }
@@ -89,6 +93,7 @@ fn main() -> ExitCode {
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
         Command::Backup(backup) => backup.run(shutdown).await,
         Command::Restore(restore) => restore.run(shutdown).await,
+        Command::Config(config) => config.run(),
         Command::Completions(completions) => completions.run(<Cli as clap::CommandFactory>::command()),
     })
 }

@@ -62,6 +62,17 @@ pub struct Worker {
     pub admin: SocketAddr,
 }
 
+impl Worker {
+    /// Checks what can be checked before anything connects.
+    ///
+    /// # Errors
+    /// When a URL is wrong, or the password's file cannot be read.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.nats.urls()?;
+        self.nats.options("check").map(drop)
+    }
+}
+
 /// Reads a secret from a file, without the line's end.
 ///
 /// # Errors

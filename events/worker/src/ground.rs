@@ -61,9 +61,9 @@ impl Ground {
         let mut tasks = JoinSet::new();
         let admin = admin::serve(listener, health.clone(), metrics, pages);
         tasks.spawn(async { ("admin", admin.await) });
+        // Before, so that a file that is not there is no reason to wait.
+        config.check()?;
         let urls = config.nats.urls()?;
-        // Read once before, so that a file that is not there is no reason to wait.
-        config.nats.options(name)?;
         let connecting = patiently("nats", || async {
             let connected = config.nats.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
             connected.inspect_err(|error| health.down("nats", error.to_string())).map_err(anyhow::Error::from)

@@ -208,3 +208,15 @@ async fn a_client_that_talks_too_much_is_cut() {
     let ended = async { while let Some(Ok(_)) = client.next().await {} };
     timeout(DEADLINE, ended).await.unwrap();
 }
+
+#[test]
+fn the_reasons_to_close_are_those_that_are_described() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../events/asyncapi.json");
+    let described: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let codes = [TOO_SLOW, SILENT, REPLACED, GOING_AWAY, TRY_AGAIN].map(|end| match end {
+        End::Close(code, reason) => (code.to_string(), reason.into()),
+        End::Gone => unreachable!(),
+    });
+    let codes = serde_json::Value::Object(codes.into_iter().collect());
+    assert_eq!(described["channels"]["socket"]["x-close-codes"], codes);
+}

@@ -2,6 +2,10 @@
 #![cfg(test)]
 
 mod bad_input;
+mod contract;
+mod described;
+#[path = "../../../events/tests/asyncapi/document.rs"]
+mod document;
 mod faults;
 mod limits;
 mod presence;

@@ -15,7 +15,8 @@ use garage_events::{
 use garage_gateway::{Config, Gateway, sign_token, token::Key};
 use garage_stack::servers::{Nats, Role};
 use garage_worker::Shutdown;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
@@ -23,6 +24,8 @@ use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{Error, Message, client::IntoClientRequest, http},
 };
+
+use crate::contract::{self, Said};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -98,12 +101,13 @@ impl App {
     }
 
     /// A request without a token.
-    pub(crate) fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("http://{}{path}", self.address))
+    pub(crate) fn anonymous(&self, method: Method, path: &str) -> Request {
+        let inner = self.http.request(method.clone(), format!("http://{}{path}", self.address));
+        Request { method, path: path.to_owned(), inner }
     }
 
-    pub(crate) fn request(&self, player: &str, method: Method, path: &str) -> RequestBuilder {
-        self.anonymous(method, path).bearer_auth(token(player))
+    pub(crate) fn request(&self, player: &str, method: Method, path: &str) -> Request {
+        self.anonymous(method, path).header("Authorization", format!("Bearer {}", token(player)))
     }
 
     pub(crate) async fn get(&self, player: &str, path: &str) -> (u16, Value) {
@@ -167,6 +171,39 @@ impl App {
     }
 }
 
+/// A request, whose response is held to the description of the interface.
+pub(crate) struct Request {
+    method: Method,
+    path: String,
+    inner: RequestBuilder,
+}
+
+impl Request {
+    pub(crate) fn header(self, name: &str, value: impl AsRef<str>) -> Self {
+        Self { inner: self.inner.header(name, value.as_ref()), ..self }
+    }
+
+    pub(crate) fn body(self, body: impl Into<Body>) -> Self {
+        Self { inner: self.inner.body(body), ..self }
+    }
+
+    pub(crate) fn json(self, body: &impl Serialize) -> Self {
+        Self { inner: self.inner.json(body), ..self }
+    }
+
+    pub(crate) async fn send(self) -> reqwest::Result<Response> {
+        let Self { method, path, inner } = self;
+        let response = inner.send().await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await?;
+        let faults = contract::faults(&method, &path, &Said { status, headers: &headers, body: Some(&body) });
+        assert!(faults.is_empty(), "{method} {path}: {status} {body:?} is not as openapi.json says: {faults:#?}");
+        let mut read = http::Response::new(body);
+        (*read.status_mut(), *read.headers_mut()) = (status, headers);
+        Ok(read.into())
+    }
+}
+
 async fn connect(
     gateway: SocketAddr,
     query: &str,
@@ -176,7 +213,16 @@ async fn connect(
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
     }
-    let (stream, response) = timeout(DEADLINE, connect_async(request)).await.unwrap()?;
+    let connected = timeout(DEADLINE, connect_async(request)).await.unwrap();
+    let (status, headers) = match &connected {
+        Ok((_, response)) => (response.status(), response.headers()),
+        Err(Error::Http(response)) => (response.status(), response.headers()),
+        Err(error) => panic!("{error}"),
+    };
+    // Of a refusal's body there may not be all.
+    let faults = contract::faults(&Method::GET, "/v1/ws", &Said { status, headers, body: None });
+    assert!(faults.is_empty(), "{status} {headers:?} is not as openapi.json says: {faults:#?}");
+    let (stream, response) = connected?;
     Ok((Socket(stream), response))
 }
 
@@ -193,7 +239,12 @@ impl Socket {
     pub(crate) async fn event(&mut self) -> Value {
         loop {
             match timeout(DEADLINE, self.0.next()).await.unwrap().unwrap().unwrap() {
-                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Text(text) => {
+                    let frame = serde_json::from_str(&text).unwrap();
+                    let faults = contract::frame_faults(&frame);
+                    assert!(faults.is_empty(), "{frame} is not as asyncapi.json says: {faults:#?}");
+                    return frame;
+                }
                 Message::Ping(_) => {}
                 other => panic!("{other:?}"),
             }

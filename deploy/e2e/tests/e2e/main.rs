@@ -7,6 +7,7 @@
 mod backup;
 mod crashes;
 mod demo;
+mod described;
 mod foreign;
 mod game_servers;
 mod instances;

@@ -1,0 +1,105 @@
+//! `events/asyncapi.json` says what the log holds: each sample of an event is as it describes, and each event of the code
+//! has its place in it. What sockets say is held to it by the gateway's tests.
+#![cfg(test)]
+
+mod document;
+
+use std::{collections::BTreeSet, fs, path::Path, sync::LazyLock};
+
+use garage_events::{
+    event::{self, Envelope, Event},
+    inventory, player, session,
+    subject::Aggregate,
+};
+use serde_json::{Value, json};
+
+use crate::document::Document;
+
+static ASYNCAPI: LazyLock<Document> = LazyLock::new(|| Document::read("events/asyncapi.json"));
+
+/// Every sample, and the aggregate in its file's name.
+fn samples() -> Vec<(String, Value)> {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")).unwrap();
+    let files = files.map(|entry| entry.unwrap().path());
+    let sample = |file: std::path::PathBuf| {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        let body = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        (name.split('.').next().unwrap().to_owned(), body)
+    };
+    files.map(sample).collect()
+}
+
+fn faults(aggregate: &str, body: &Value) -> Vec<String> {
+    let message = &ASYNCAPI.at("/channels")[aggregate]["messages"][body["type"].as_str().unwrap()];
+    assert!(message.is_object(), "the channel {aggregate} has no message {}", body["type"]);
+    ASYNCAPI.faults(&ASYNCAPI.follow(message)["payload"], body)
+}
+
+#[test]
+fn every_sample_is_as_described() {
+    for (aggregate, body) in samples() {
+        assert_eq!(faults(&aggregate, &body), Vec::<String>::new(), "{aggregate} {body}");
+    }
+}
+
+#[test]
+fn a_message_that_is_not_as_described_is_found_out() {
+    for (aggregate, body) in samples() {
+        let changes: [fn(&mut Value); 5] = [
+            |body| body["data"]["more"] = json!(1),
+            |body| body["more"] = json!(1),
+            |body| body["v"] = json!(2),
+            |body| drop(body.as_object_mut().unwrap().remove("cause")),
+            |body| {
+                let data = body["data"].as_object_mut().unwrap();
+                assert!(data.remove("player").or_else(|| data.remove("session")).is_some());
+            },
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut changed = body.clone();
+            change(&mut changed);
+            assert!(!faults(&aggregate, &changed).is_empty(), "{number}: {changed}");
+        }
+    }
+}
+
+/// Holds a channel to the code: its messages, their subjects, and the types that subjects name.
+fn assert_channel<E: Event>(name: &str, aggregate: fn(&str) -> Aggregate) {
+    let channel = &ASYNCAPI.at("/channels")[name];
+    let messages: BTreeSet<_> = channel["messages"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(messages, E::TYPES.iter().copied().collect(), "the messages of the channel {name}");
+    let mut tokens = BTreeSet::new();
+    for (_, body) in samples().into_iter().filter(|(of, _)| of == name) {
+        let event: E = Envelope::from_slice(body.to_string().as_bytes()).unwrap().event().unwrap();
+        let field = if name == "session" { "session" } else { "player" };
+        let id = body["data"][field].as_str().unwrap();
+        let address = channel["address"].as_str().unwrap();
+        let address = address.replace(&format!("{{{field}}}"), id).replace("{event}", event.token());
+        assert_eq!(aggregate(id).subject(&event), address);
+        assert_eq!(ASYNCAPI.follow(&channel["messages"][event.type_name()])["name"], event.type_name());
+        tokens.insert(event.token());
+    }
+    if let Some(described) = channel["parameters"]["event"]["enum"].as_array() {
+        assert_eq!(described.iter().map(|token| token.as_str().unwrap()).collect::<BTreeSet<_>>(), tokens);
+    }
+}
+
+#[test]
+fn every_event_of_the_code_has_its_message_and_subject() {
+    assert_channel::<player::Event>("player", |id| Aggregate::Player(id.parse().unwrap()));
+    assert_channel::<session::Event>("session", |id| Aggregate::Session(id.parse().unwrap()));
+    assert_channel::<inventory::Event>("inventory", |id| Aggregate::Inventory(id.parse().unwrap()));
+    let channels: BTreeSet<_> = ASYNCAPI.at("/channels").as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(channels, ["inventory", "player", "session", "socket"].into());
+    assert!(ASYNCAPI.at("/components/schemas/Headers/properties").get(event::TYPE_HEADER).is_some());
+}
+
+#[test]
+fn a_socket_has_a_frame_for_each_event_of_a_player() {
+    let frames = ASYNCAPI.at("/channels/socket/messages").as_object().unwrap();
+    let expected = player::Event::TYPES.iter().copied().chain(["resync"]);
+    assert_eq!(frames.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected.collect());
+    for (name, frame) in frames {
+        assert_eq!(ASYNCAPI.follow(frame)["name"], **name);
+    }
+}
