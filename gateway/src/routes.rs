@@ -54,8 +54,7 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .map(move |method, headers, body| Call { app: Arc::clone(&app), method, headers, body });
     let call = call.boxed();
 
-    let description =
-        path!("openapi.json").and(call.clone()).then(|call| answer("/openapi.json", description(call)));
+    let description = path!("openapi.json").and(call.clone()).then(|call| answer("/openapi.json", description(call)));
     let tickets = path!("v1" / "matchmaking" / "tickets")
         .and(call.clone())
         .then(|call| answer("/v1/matchmaking/tickets", tickets(call)));

@@ -128,7 +128,8 @@ fn a_frame_that_is_not_as_described_is_found_out() {
 
 #[test]
 fn what_both_descriptions_name_is_the_same_in_both() {
-    let schemas = |document: &'static crate::document::Document| document.at("/components/schemas").as_object().unwrap();
+    let schemas =
+        |document: &'static crate::document::Document| document.at("/components/schemas").as_object().unwrap();
     let both: Vec<_> = schemas(&OPENAPI).iter().filter(|(name, _)| schemas(&ASYNCAPI).contains_key(*name)).collect();
     assert!(both.iter().any(|(name, _)| *name == "Me"));
     for (name, schema) in both {

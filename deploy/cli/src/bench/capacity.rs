@@ -56,12 +56,18 @@ impl Capacity {
         for (name, after) in &after.0 {
             let grown = after - before.0.get(name).copied().unwrap_or_default();
             if grown != 0.0 {
-                rows.push(vec![name.clone(), format!("{after:.0}"), format!("{:.0}", grown * 1_000.0 / f64::from(self.matches))]);
+                rows.push(vec![
+                    name.clone(),
+                    format!("{after:.0}"),
+                    format!("{:.0}", grown * 1_000.0 / f64::from(self.matches)),
+                ]);
             }
         }
         say(format!("\n{} matches of two new players each, {rate:.1} a second", self.matches));
         table(&["", "after them", "per 1,000 matches"], &rows);
-        say("\nThe log forgets after 12 h, its history after 72 h, Redis a player or session when he or it is through.");
+        say(
+            "\nThe log forgets after 12 h, its history after 72 h, Redis a player or session when he or it is through.",
+        );
         Ok(())
     }
 }
@@ -69,10 +75,10 @@ impl Capacity {
 async fn play(stack: &Stack, http: &reqwest::Client, name: &str) -> anyhow::Result<()> {
     let bot = |side: &str| {
         let player = format!("bot-{name}-{side}");
-        anyhow::Ok(Bot::new(http.clone(), &stack.gateway(), &player, &stack.token(&player)?))
+        anyhow::Ok(Bot::new(http.clone(), &stack.gateway(), &player, &stack.token(&player, Some(0))?))
     };
     let (left, right) = (bot("left")?, bot("right")?);
-    try_join(left.play("ranked", 0), right.play("ranked", 0)).await?;
+    try_join(left.play("ranked"), right.play("ranked")).await?;
     Ok(())
 }
 

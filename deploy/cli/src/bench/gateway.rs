@@ -59,12 +59,12 @@ impl Gateway {
         let pid = pid.context("the gateway has gone")?;
         let url = stack.gateway();
         // What the first requests bring about is no socket's.
-        rest::warm_up(&url, &stack.token("first")?).await?;
+        rest::warm_up(&url, &stack.token("first", Some(0))?).await?;
         let before = memory_kib(pid)?;
 
         say(format!("opening {} sockets …", self.sockets));
         let players: Vec<String> = (0..self.sockets).map(|number| format!("socket-{number}")).collect();
-        let tokens = players.iter().map(|player| stack.token(player)).collect::<Result<Vec<_>, _>>()?;
+        let tokens = players.iter().map(|player| stack.token(player, Some(0))).collect::<Result<Vec<_>, _>>()?;
         let mut clients = clients::start(&url, &tokens).await?;
         let after = memory_kib(pid)?;
         let each = f64::from(u32::try_from(after.saturating_sub(before))?) / f64::from(self.sockets);
@@ -80,10 +80,15 @@ impl Gateway {
         say(format!("{} requests/s …", self.rate));
         let load = rest::Load { rate: self.rate, seconds: self.seconds };
         let echo = load.echo(clients.echo()).await?;
-        let tokens: Vec<String> = (0..rest::PLAYERS).map(|number| stack.token(&format!("rest-{number}"))).collect::<Result<_, _>>()?;
+        let tokens: Vec<String> = (0..rest::PLAYERS)
+            .map(|number| stack.token(&format!("rest-{number}"), Some(0)))
+            .collect::<Result<_, _>>()?;
         let rest = load.gateway(&url, &tokens).await?;
 
-        say(format!("\none gateway with {} sockets; latencies as its clients, in another process, see them", self.sockets));
+        say(format!(
+            "\none gateway with {} sockets; latencies as its clients, in another process, see them",
+            self.sockets
+        ));
         let mut rows = Vec::new();
         for (name, pushed) in [(format!("at {}/s", self.events), steady), ("to all at once".into(), burst)] {
             rows.push(pushed.limit.row(&format!("NATS alone, publish → subscriber, {name} (limit)"), None));
@@ -95,7 +100,10 @@ impl Gateway {
             rows.push(latencies.row(name, Some(&echo)));
         }
         table(&HEADINGS, &rows);
-        say(format!("\n{each:.1} KiB a socket when idle, {:.1} KiB after the events", f64::from(u32::try_from(busy.saturating_sub(before))?) / f64::from(self.sockets)));
+        say(format!(
+            "\n{each:.1} KiB a socket when idle, {:.1} KiB after the events",
+            f64::from(u32::try_from(busy.saturating_sub(before))?) / f64::from(self.sockets)
+        ));
         Ok(())
     }
 

@@ -44,7 +44,11 @@ impl Show {
         let settings = settings(worker, &line)?;
         let error = (worker.check)(&line).err().map(|error| format!("{error:#}"));
         let shown = Shown { worker: worker.name, settings, error };
-        if self.json { say(serde_json::to_string(&shown)?) } else { shown.print() }
+        if self.json {
+            say(serde_json::to_string(&shown)?)
+        } else {
+            shown.print()
+        }
         match shown.error {
             Some(error) => Err(anyhow!("garage-{} would refuse: {error}", worker.name)),
             None => Ok(()),

@@ -71,9 +71,10 @@ async fn requests_that_are_made_up_find_nothing_that_the_description_does_not_sa
     let (examples, seed) = (asked("SCHEMATHESIS_EXAMPLES", EXAMPLES), asked("SCHEMATHESIS_SEED", 1));
     // Where nothing is asked but who asks, there is little to make up.
     let operations = description["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap());
-    let made_up = operations.filter(|(_, operation)| operation["parameters"].is_array() || operation["requestBody"].is_object());
+    let made_up =
+        operations.filter(|(_, operation)| operation["parameters"].is_array() || operation["requestBody"].is_object());
     let each = examples.div_ceil(made_up.count());
-    let token = garage.stack.token("player-0").unwrap();
+    let token = garage.stack.token("player-0", None).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = format!(
         r#"

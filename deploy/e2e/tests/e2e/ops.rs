@@ -4,7 +4,6 @@ use std::fs;
 
 use futures::future::join;
 use garage_events::id::SessionId;
-use serde_json::Value;
 
 use crate::support::{
     Garage, Setup,
@@ -64,8 +63,8 @@ async fn operators_see_what_goes_on_whatever_of_it_is_down() {
     assert_eq!(browser.text("#live .empty").await, "No session is live.");
     assert_eq!(browser.text("#letters .empty").await, "No message was given up.");
 
-    let alone = garage.bot("alone");
-    alone.queue("ranked", 20_000).await.unwrap();
+    let alone = garage.ranked("alone", 20_000);
+    alone.queue("ranked").await.unwrap();
     let waits = until_row(&browser, "queues", |row| row[0] == "ranked" && row[1] == "1").await;
     assert!(waits[2].ends_with('s') || waits[2] == "now", "{waits:?}");
     assert_ne!(waits[3], "0", "queued a minute");
@@ -103,8 +102,8 @@ async fn operators_see_what_goes_on_whatever_of_it_is_down() {
     browser.until("#banner", |text| text.contains("Redis does not answer")).await;
     let ready = reqwest::get(garage.stack.ops().replace("/ops", "/readyz")).await.unwrap();
     assert_eq!(ready.status(), 200);
-    let other = garage.bot("other");
-    let ticket = other.queue("ranked", 40_000).await.unwrap();
+    let other = garage.ranked("other", 40_000);
+    let ticket = other.queue("ranked").await.unwrap();
     other.cancel(&ticket).await.unwrap();
     // What is made anew is the same, what happened meanwhile included.
     garage.stack.redis.restart_empty().await.unwrap();
@@ -136,7 +135,7 @@ async fn what_failed_is_told_by_reason_and_what_was_given_up_without_its_body() 
     let garage = Setup::short().game_server("echo no engine; exit 7").start().await;
     let browser = page(&garage).await;
     for bot in garage.bots("player", 2) {
-        bot.queue("ranked", 0).await.unwrap();
+        bot.queue("ranked").await.unwrap();
     }
     until_row(&browser, "failures", |row| row[..] == ["session", "exited", "1"]).await;
     until_row(&browser, "failures", |row| row[..] == ["game server", "exited", "3"]).await;
@@ -170,8 +169,9 @@ async fn a_picture_of_the_page_in_the_midst_of_a_hundred_players() {
     let browser = page(&garage).await;
     browser.resize(1280, 900).await;
     garage.jetstream().publish("report.x.1.ready", "{}".into()).await.unwrap().await.unwrap();
-    for (number, bot) in (0..).zip(garage.bots("waiting", 3)) {
-        bot.queue("ranked", 100_000 + number * 1_000).await.unwrap();
+    for number in 0..3 {
+        let bot = garage.ranked(&format!("waiting-{number}"), 50_000 + number * 1_000);
+        bot.queue("ranked").await.unwrap();
     }
     let bots = garage.bots("bot", 100);
     let seen = async {

@@ -67,7 +67,7 @@ async fn a_matchmaker_that_is_killed_while_players_queue_is_replaced_and_matches
 async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
     let mut garage = Setup::short().start().await;
     let waiting = garage.bot("anna");
-    let ticket = waiting.queue("ranked", 0).await.unwrap();
+    let ticket = waiting.queue("ranked").await.unwrap();
 
     let (success, text) = garage.cli(&["queue", "close", "ranked", "--reason", "season's end"]).await;
     assert!(success, "{text}");
@@ -106,7 +106,7 @@ async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
     let (success, text) = garage.cli(&["queue", "open", "ranked"]).await;
     assert!(success, "{text}");
     // A bot asks again for as long as he is told to come back later.
-    garage.bot("carl").queue("ranked", 0).await.unwrap();
+    garage.bot("carl").queue("ranked").await.unwrap();
     for name in ["anna", "carl"] {
         let matched = |events: &[Event]| types(&of_player(events, name)).contains(&"Matched").then_some(());
         garage.until_log(&format!("{name} is matched"), matched).await;

@@ -90,11 +90,13 @@ async fn an_attempt_that_fails_fails_once_however_often_it_is_told() {
         if grep -q '\"dies-0\"' \"$config\" && first; then exit 7; fi
         if grep -q '\"hangs-0\"' \"$config\" && first; then hang; fi";
     let mut garage = Setup::short().game_server(script).start().await;
-    let bots: Vec<_> = ["dies", "hangs"].iter().flat_map(|name| garage.bots(name, 2)).collect();
+    let bots: Vec<_> = [("dies-0", 0), ("dies-1", 0), ("hangs-0", 200), ("hangs-1", 200)]
+        .map(|(name, rank)| garage.ranked(name, rank))
+        .into();
     let fails = async |bot| {
-        let bot = garage.bot(bot);
+        let bot = garage.ranked(bot, 10_000);
         let mut line = bot.line().await.unwrap();
-        bot.queue("ranked", 10_000).await.unwrap();
+        bot.queue("ranked").await.unwrap();
         while line.next().await.unwrap().type_name != "Released" {}
         (bot, line.close().await)
     };

@@ -81,7 +81,7 @@ async fn nobody_notices_that_every_worker_is_restarted_at_50_new_players_a_secon
             // Until all restarts are done, and the last match is full.
             _ = arrivals.tick(), if restarted.is_none() || arrived % PLAYERS > 0 => {
                 let bot = bots[arrived].clone();
-                playing.push(tokio::spawn(async move { (bot.play("ranked", 0).await, bot.player) }));
+                playing.push(tokio::spawn(async move { (bot.play("ranked").await, bot.player) }));
                 arrived += 1;
             }
             Some(result) = playing.next() => match result.unwrap() {

@@ -107,14 +107,14 @@ async fn all_keys_are_rotated_and_no_player_notices() {
     // What the former keys make is refused now.
     assert_eq!(before[0].me().await.unwrap_err().status, 401);
     roll(&mut garage, Worker::Session, &[("GARAGE_TOKEN_KEY_FILE", Some("token.pem"))]).await;
-    let (one, other) = tokio::join!(after[0].play("ranked", 0), after[1].play("ranked", 0));
+    let (one, other) = tokio::join!(after[0].play("ranked"), after[1].play("ranked"));
     for refused in [one, other] {
         assert!(refused.as_ref().is_err_and(|error| error.what.contains("token is not valid")), "{refused:?}");
     }
     let former = [("GARAGE_TOKEN_KEY_FILE", Some("token.next.pem")), ("GARAGE_SEAL_KEY_FILE", Some("seal.key"))];
     roll(&mut garage, Worker::Session, &former).await;
     for bot in &after[2..] {
-        bot.queue("ranked", 5_000).await.unwrap();
+        bot.queue("ranked").await.unwrap();
     }
     let lost = garage
         .until_log("a key that does not open", |events| {
@@ -142,14 +142,15 @@ async fn the_ids_of_keys_are_those_that_openssl_tells() {
     roll(&mut garage, Worker::Director, &[("GARAGE_TOKEN_PUBLIC_KEY_ALSO_FILE", Some("token.next.pub.pem"))]).await;
     roll(&mut garage, Worker::Gateway, &[("GARAGE_GATEWAY_JWT_KEY_ALSO_FILE", Some("jwt.next"))]).await;
     let mut line = next.line().await.unwrap();
-    next.queue("ranked", 0).await.unwrap();
-    garage.bot("bert").queue("ranked", 0).await.unwrap();
+    next.queue("ranked").await.unwrap();
+    garage.bot("bert").queue("ranked").await.unwrap();
     let told = line.until("PlayerMatched").await.unwrap().data;
     let session = told["session"].as_str().unwrap().to_owned();
     let (_, token) = next.admission(&session, &serde_json::from_value(told).unwrap()).await.unwrap();
     assert_eq!(kid(&token), of_tokens);
     let config = until("the game's configuration", async || {
-        let config = std::fs::read(garage.stack.instances_folder().join(garage.stack.games().first()?).join("config.json"));
+        let config =
+            std::fs::read(garage.stack.instances_folder().join(garage.stack.games().first()?).join("config.json"));
         serde_json::from_slice::<serde_json::Value>(&config.ok()?).ok()
     })
     .await;

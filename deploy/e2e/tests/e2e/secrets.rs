@@ -136,7 +136,7 @@ async fn no_process_is_given_a_secret_in_its_arguments_or_its_environment() {
     let mut garage = Setup::long().start().await;
     let bots = garage.bots("player", 2);
     for bot in &bots {
-        bot.queue("ranked", 0).await.unwrap();
+        bot.queue("ranked").await.unwrap();
     }
     garage.until_event("Opened", 1).await;
 

@@ -80,7 +80,7 @@ async fn what_is_new_in_an_event_that_is_known_is_ignored() {
     let anna = Aggregate::Player("anna".parse().unwrap());
     let seq = garage.append(&anna, Tomorrows { type_name: "Queued", v: 1, data: queued }).await;
     let bert = garage.bot("bert");
-    bert.queue("ranked", 0).await.unwrap();
+    bert.queue("ranked").await.unwrap();
     garage.until_event("Opened", 1).await;
     let mut line = garage.bot("anna").socket(Some(0)).await.unwrap();
     let frame = line.next().await.unwrap();
@@ -91,7 +91,7 @@ async fn what_is_new_in_an_event_that_is_known_is_ignored() {
 async fn a_session_that_a_newer_build_has_gone_on_with_is_left_to_it() {
     let mut garage = Setup::long().start().await;
     for name in ["anna", "bert"] {
-        garage.bot(name).queue("ranked", 0).await.unwrap();
+        garage.bot(name).queue("ranked").await.unwrap();
     }
     garage.until_event("Opened", 1).await;
     garage.drained().await;
@@ -117,7 +117,7 @@ async fn a_session_that_a_newer_build_has_gone_on_with_is_left_to_it() {
 
     // Nobody else is held up by it.
     for name in ["carl", "dora"] {
-        garage.bot(name).queue("ranked", 0).await.unwrap();
+        garage.bot(name).queue("ranked").await.unwrap();
     }
     garage.until_event("Opened", 2).await;
     assert_eq!(garage.letters().await, 0);
@@ -150,8 +150,10 @@ async fn a_player_of_whom_a_newer_build_has_written_is_left_to_it() {
     let matchmaker = garage.stack.instances(Worker::Matchmaker).next().unwrap();
     let ended = until("the matchmaker ends", async || matchmaker.process.try_wait().unwrap()).await;
     assert!(!ended.success(), "{ended}");
-    garage.until_said(Worker::Matchmaker, &[&format!("event {first}:"), &format!("event type Promoted v1 {CURE}")]).await;
+    garage
+        .until_said(Worker::Matchmaker, &[&format!("event {first}:"), &format!("event type Promoted v1 {CURE}")])
+        .await;
     // The others' commands are taken meanwhile, for the one that comes.
-    garage.bot("bert").queue("ranked", 0).await.unwrap();
+    garage.bot("bert").queue("ranked").await.unwrap();
     assert_eq!(garage.letters().await, 0);
 }

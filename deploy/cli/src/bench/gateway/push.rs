@@ -94,7 +94,8 @@ impl<'a> Pushing<'a> {
         let receiving = async {
             let mut came = HashMap::new();
             while came.len() < due.len() {
-                let (seq, at) = clients.frame().await.with_context(|| format!("{} of {} frames", came.len(), due.len()))?;
+                let (seq, at) =
+                    clients.frame().await.with_context(|| format!("{} of {} frames", came.len(), due.len()))?;
                 anyhow::ensure!(came.insert(seq, at).is_none(), "event {seq} came twice");
             }
             Ok(came)

@@ -80,7 +80,11 @@ impl Load {
     }
 
     /// The mix, to a gateway.
-    pub(super) async fn gateway(self, gateway: &str, tokens: &[String]) -> anyhow::Result<Vec<(&'static str, Latencies)>> {
+    pub(super) async fn gateway(
+        self,
+        gateway: &str,
+        tokens: &[String],
+    ) -> anyhow::Result<Vec<(&'static str, Latencies)>> {
         let (client, mut asking) = (client()?, JoinSet::new());
         let began = Instant::now();
         for (number, due) in (0_u32..).zip(length(self.rate, self.seconds)) {
