@@ -375,7 +375,10 @@ async fn what_is_no_public_key_is_not_handed_to_game_servers() {
         let (_, director) = ground.director.take().unwrap();
         let ended = tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap();
         let error = format!("{:#}", ended.unwrap_err());
-        assert!(error.contains("wrong.pem (--token-key-also-file) is no public key") && !error.contains("c2Vj"), "{error}");
+        assert!(
+            error.contains("wrong.pem (--token-key-also-file) is no public key") && !error.contains("c2Vj"),
+            "{error}"
+        );
     }
 }
 

@@ -150,10 +150,15 @@ pub fn fingerprint(spki_der: &[u8]) -> String {
 /// What tells a secret key from another of its kind, and gives nothing of it away: the first 8 bytes of SHA-256 over
 /// `garage <kind> key:` and the key.
 pub fn key_id(kind: &str, key: &[u8]) -> [u8; 8] {
-    let digest: [u8; 32] =
-        Sha256::new().chain_update("garage ").chain_update(kind).chain_update(" key:").chain_update(key).finalize().into();
-    let [id, ..] = digest.as_chunks::<8>().0 else { return [0; 8] };
-    *id
+    let digest: [u8; 32] = Sha256::new()
+        .chain_update("garage ")
+        .chain_update(kind)
+        .chain_update(" key:")
+        .chain_update(key)
+        .finalize()
+        .into();
+    let [a, b, c, d, e, f, g, h, ..] = digest;
+    [a, b, c, d, e, f, g, h]
 }
 
 /// Bytes in lower-case hex.

@@ -44,7 +44,8 @@ impl Verifier {
     /// A verifier for a game's session and players.
     pub(crate) fn new(config: &Config) -> Result<Self, BadKey> {
         let read = |pem: &String| DecodingKey::from_ed_pem(pem.as_bytes()).map_err(BadKey);
-        let keys = config.token_keys.iter().map(|(kid, pem)| Ok((kid.clone(), read(pem)?))).collect::<Result<_, _>>()?;
+        let keys =
+            config.token_keys.iter().map(|(kid, pem)| Ok((kid.clone(), read(pem)?))).collect::<Result<_, _>>()?;
         let key = read(&config.token_key)?;
         let players = config.players.iter().map(|loadout| loadout.player.clone()).collect();
         // The one algorithm: what the token's own header says is never trusted.

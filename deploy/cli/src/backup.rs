@@ -10,10 +10,7 @@ mod snapshot;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use async_nats::{
-    Client,
-    jetstream,
-};
+use async_nats::{Client, jetstream};
 use garage_events::{
     jetstream::setup,
     subject::HISTORY,

@@ -49,7 +49,7 @@ impl Snapshot {
         format!("{} messages, {} to {}", number("messages"), number("first_seq"), number("last_seq"))
     }
 
-    /// Writes a stream to a new file. Its consumers' positions are left out: see the module above.
+    /// Writes a stream to a new file, without its consumers.
     pub(crate) async fn take(client: &Client, stream: &str, path: &Path) -> anyhow::Result<Self> {
         let mut file = File::create_new(path).await.with_context(|| format!("cannot make {}", path.display()))?;
         let connects = client.statistics().connects.load(Ordering::Relaxed);
@@ -81,7 +81,8 @@ impl Snapshot {
         let again = client.statistics().connects.load(Ordering::Relaxed) > connects;
         ensure!(!again, "the connection to nats was lost meanwhile; run it again");
         file.sync_all().await.with_context(|| format!("cannot write {}", path.display()))?;
-        let mut part = |field| begun.get_mut(field).map(Value::take).with_context(|| format!("no {field} in the answer"));
+        let mut part =
+            |field| begun.get_mut(field).map(Value::take).with_context(|| format!("no {field} in the answer"));
         Ok(Self { config: part("config")?, state: part("state")?, bytes, sha256: hex(&hash.finalize()) })
     }
 
@@ -106,7 +107,8 @@ impl Snapshot {
         let begun = api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), wish, ANSWER).await?;
         let to = begun.get("deliver_subject").and_then(Value::as_str).context("the server does not say where to")?;
         self.read(path, async |chunk| {
-            let answer = client.send_request(to.to_owned(), Request::new().payload(chunk).timeout(Some(ANSWER))).await?;
+            let answer =
+                client.send_request(to.to_owned(), Request::new().payload(chunk).timeout(Some(ANSWER))).await?;
             // Empty as long as all is well.
             if !answer.payload.is_empty() {
                 refusal(&serde_json::from_slice(&answer.payload)?)?;

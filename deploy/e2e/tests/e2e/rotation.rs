@@ -149,7 +149,8 @@ async fn the_ids_of_keys_are_those_that_openssl_tells() {
     let (_, token) = next.admission(&session, &serde_json::from_value(told).unwrap()).await.unwrap();
     assert_eq!(kid(&token), of_tokens);
     let config = until("the game's configuration", async || {
-        let config = std::fs::read(garage.stack.instances_folder().join(garage.stack.games().first()?).join("config.json"));
+        let config =
+            std::fs::read(garage.stack.instances_folder().join(garage.stack.games().first()?).join("config.json"));
         serde_json::from_slice::<serde_json::Value>(&config.ok()?).ok()
     })
     .await;
