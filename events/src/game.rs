@@ -157,8 +157,8 @@ pub fn key_id(kind: &str, key: &[u8]) -> [u8; 8] {
         .chain_update(key)
         .finalize()
         .into();
-    let [id, ..] = digest.as_chunks::<8>().0 else { return [0; 8] };
-    *id
+    let [a, b, c, d, e, f, g, h, ..] = digest;
+    [a, b, c, d, e, f, g, h]
 }
 
 /// Bytes in lower-case hex.

@@ -1,15 +1,17 @@
 //! What `garage init` makes: streams and consumers. It may be run again at any time, and upgrades what it finds.
 
-use std::{fmt::Write, time::Duration};
+use std::{error::Error, fmt::Write, time::Duration};
 
 use async_nats::{
     Client,
     jetstream::{
         self, Context,
         consumer::{AckPolicy, DeliverPolicy, pull},
-        stream::{Config, DiscardPolicy, Info, PersistenceMode, Source, StorageType},
+        context::{CreateStreamError, CreateStreamErrorKind},
+        stream::{Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, Info, PersistenceMode, Source, StorageType},
     },
 };
+use tokio::time::error::Elapsed;
 
 use super::OpenError;
 use crate::{
@@ -32,6 +34,9 @@ const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 /// How long the log may become; the server sets so much of its disk aside. Full, it refuses commands instead of
 /// forgetting its beginning.
 const LOG_BYTES: i64 = 8 << 30;
+
+/// How often the server is asked that does not answer, 5 s each time.
+const TRIES: u32 = 6;
 
 /// How long a worker has to answer for a delivery, or to say that it is still at it. It is also how long everything
 /// stands still that a worker held when it was killed: half of what a game server has to get ready (10 s), so that a
@@ -92,33 +97,61 @@ pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
     check_server(&client)?;
     let context = jetstream::new(client);
     for config in streams(replicas) {
-        let name = config.name.clone();
-        let mut what = format!("stream {name}");
-        if config.max_bytes > 0 {
-            // Too little disk is the likeliest reason, and the server does not say how much it wants.
-            let _ = write!(what, " (the server's disk must have {} MiB to set aside)", config.max_bytes >> 20);
-        }
-        let failed = |source: async_nats::Error| SetupError::Make { what: what.clone(), source };
-        match context.get_stream(&name).await {
-            Ok(found) => {
-                // How a stream is written cannot be changed once it is there.
-                let persist_mode = found.cached_info().config.persist_mode;
-                if persist_mode == Some(PersistenceMode::Async) && replicas > 1 {
-                    return Err(SetupError::OneNode { stream: name });
-                }
-                let config = Config { persist_mode, ..config };
-                context.update_stream(&config).await.map(drop).map_err(|error| failed(error.into()))?;
-            }
-            Err(error) if is_missing(&error) => {
-                context.create_stream(config).await.map(drop).map_err(|error| failed(error.into()))?;
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
+        patiently(async || make_stream(&context, &config).await).await?;
     }
     for consumer in CONSUMERS {
-        make(&context, consumer).await?;
+        patiently(async || make(&context, consumer).await).await?;
     }
     Ok(())
+}
+
+/// Asks again where there is no answer: in a cluster that has just started nobody answers for a stream until its leader
+/// is elected.
+async fn patiently(mut make: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
+    let mut left = TRIES;
+    loop {
+        left -= 1;
+        match make().await {
+            Err(SetupError::Make { source, .. }) if left > 0 && is_silence(&*source) => {}
+            made => return made,
+        }
+    }
+}
+
+fn is_silence(error: &(dyn Error + 'static)) -> bool {
+    let silent = |error: &(dyn Error + 'static)| {
+        let of_stream = error.downcast_ref().map(CreateStreamError::kind);
+        let of_consumer = error.downcast_ref().map(ConsumerError::kind);
+        error.is::<Elapsed>()
+            || of_stream == Some(CreateStreamErrorKind::TimedOut)
+            || of_consumer == Some(ConsumerErrorKind::TimedOut)
+    };
+    std::iter::successors(Some(error), |&error| error.source()).any(silent)
+}
+
+async fn make_stream(context: &Context, config: &Config) -> Result<(), SetupError> {
+    let name = &config.name;
+    let mut what = format!("stream {name}");
+    if config.max_bytes > 0 {
+        // Too little disk is the likeliest reason, and the server does not say how much it wants.
+        let _ = write!(what, " (the server's disk must have {} MiB to set aside)", config.max_bytes >> 20);
+    }
+    let failed = |source: async_nats::Error| SetupError::Make { what: what.clone(), source };
+    match context.get_stream(name).await {
+        Ok(found) => {
+            // How a stream is written cannot be changed once it is there.
+            let persist_mode = found.cached_info().config.persist_mode;
+            if persist_mode == Some(PersistenceMode::Async) && config.num_replicas > 1 {
+                return Err(SetupError::OneNode { stream: name.clone() });
+            }
+            let config = Config { persist_mode, ..config.clone() };
+            context.update_stream(&config).await.map(drop).map_err(|error| failed(error.into()))
+        }
+        Err(error) if is_missing(&error) => {
+            context.create_stream(config.clone()).await.map(drop).map_err(|error| failed(error.into()))
+        }
+        Err(error) => Err(failed(error.into())),
+    }
 }
 
 /// Makes one consumer, or brings it up to date.
@@ -272,4 +305,20 @@ pub enum SetupError {
         /// What the server said.
         source: async_nats::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_told_from_a_refusal() {
+        let silent: [async_nats::Error; 2] = [
+            CreateStreamError::new(CreateStreamErrorKind::TimedOut).into(),
+            ConsumerError::new(ConsumerErrorKind::TimedOut).into(),
+        ];
+        assert!(silent.iter().all(|error| is_silence(&**error)));
+        let refused: async_nats::Error = CreateStreamError::new(CreateStreamErrorKind::JetStreamUnavailable).into();
+        assert!(!is_silence(&*refused));
+    }
 }

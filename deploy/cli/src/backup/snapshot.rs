@@ -49,7 +49,7 @@ impl Snapshot {
         format!("{} messages, {} to {}", number("messages"), number("first_seq"), number("last_seq"))
     }
 
-    /// Writes a stream to a new file. Its consumers' positions are left out: see the module above.
+    /// Writes a stream to a new file, without its consumers.
     pub(crate) async fn take(client: &Client, stream: &str, path: &Path) -> anyhow::Result<Self> {
         let mut file = File::create_new(path).await.with_context(|| format!("cannot make {}", path.display()))?;
         let connects = client.statistics().connects.load(Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! The operator's verbs of `garage`, as processes, on real servers.
 #![cfg(test)]
 
+mod backup;
 mod dead;
 mod queue;
 mod rebuild;
