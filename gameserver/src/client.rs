@@ -194,9 +194,10 @@ async fn play(server: &Server, token: &str, driving: Driving) -> Result<Vec<Plac
                     By::WebSocket => send(&mut connection, &FromClient::Input { throttle: driving.throttle }).await?,
                     By::Datagram => {}
                 },
-                // A snapshot that comes this way says that the server has heard no datagram.
+                // A snapshot that comes this way says that the server has heard no datagram. If it takes this no more,
+                // its last words are still to be read.
                 FromServer::Snapshot(_) => {
-                    send(&mut connection, &FromClient::Input { throttle: driving.throttle }).await?;
+                    let _ = send(&mut connection, &FromClient::Input { throttle: driving.throttle }).await;
                 }
                 FromServer::Result { results } => {
                     // The result counts, however the connection ends.

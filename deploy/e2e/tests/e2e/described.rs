@@ -61,9 +61,8 @@ async fn requests_that_are_made_up_find_nothing_that_the_description_does_not_sa
     // So that the player has a match to ask for.
     let session = play(&bots).await.swap_remove(0).session;
     let description: Value = bots[0].ask(Method::GET, "/openapi.json", None).await.unwrap();
-    let ids = |path: &str, list: &str| async {
-        let (path, list) = (path.to_owned(), list.to_owned());
-        let things: Value = bots[0].ask(Method::GET, &path, None).await.unwrap();
+    let ids = async |path: &str, list: &str| {
+        let things: Value = bots[0].ask(Method::GET, path, None).await.unwrap();
         let ids = things[list].as_array().unwrap().iter().map(|thing| thing["id"].clone());
         ids.collect::<Value>()
     };

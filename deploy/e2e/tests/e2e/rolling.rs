@@ -3,7 +3,10 @@
 use std::{env, pin::pin, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use garage_stack::workers::Worker;
+use garage_stack::{
+    bot::{Bot, Played},
+    workers::Worker,
+};
 use tokio::time::{Instant, interval};
 
 use crate::support::{
@@ -48,7 +51,43 @@ async fn restart_all(garage: &mut Garage) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// Restarts all again and again until that time is over, from the first match's end on; tells how long it took.
+async fn restart_for(garage: &mut Garage, at_least: Duration) -> Duration {
+    garage.until_event("Closed", 1).await;
+    let began = Instant::now();
+    loop {
+        restart_all(garage).await;
+        if began.elapsed() >= at_least {
+            return began.elapsed();
+        }
+    }
+}
+
+/// Lets players come at [`RATE`] and play, until the restarts are done and the last match is full.
+async fn play_through<T>(bots: &[Bot], restarts: impl Future<Output = T>) -> (Vec<(String, Played)>, T) {
+    let mut restarts = pin!(restarts);
+    let mut restarted = None;
+    let mut arrivals = interval(Duration::from_secs(1) / u32::try_from(RATE).unwrap());
+    let (mut arrived, mut playing, mut played) = (0, FuturesUnordered::new(), Vec::new());
+    loop {
+        tokio::select! {
+            done = &mut restarts, if restarted.is_none() => restarted = Some(done),
+            _ = arrivals.tick(), if restarted.is_none() || arrived % PLAYERS > 0 => {
+                let bot = &bots[arrived];
+                playing.push(async move { (bot.player.clone(), bot.play("ranked").await) });
+                arrived += 1;
+            }
+            Some((player, result)) = playing.next() => {
+                played.push((player, result.unwrap_or_else(|error| panic!("{error}"))));
+            }
+            else => break,
+        }
+    }
+    assert_eq!(played.len(), arrived);
+    (played, restarted.unwrap())
+}
+
+#[tokio::test]
 async fn nobody_notices_that_every_worker_is_restarted_at_50_new_players_a_second() {
     // A machine that is busy besides must not cost an attempt.
     let setup = Setup::short().instances(2).queues(QUEUES).env("GARAGE_READY_S", "60");
@@ -61,44 +100,15 @@ async fn nobody_notices_that_every_worker_is_restarted_at_50_new_players_a_secon
     let seconds = usize::try_from((at_least() + BOUND).as_secs()).unwrap();
     let bots: Vec<_> = (0..RATE * seconds).map(bot).collect();
 
-    let began = Instant::now();
-    let mut restarts = pin!(async {
-        garage.until_event("Closed", 1).await;
-        loop {
-            restart_all(&mut garage).await;
-            if began.elapsed() >= at_least() {
-                break;
-            }
-        }
-        began.elapsed()
-    });
-    let mut restarted = None;
-    let mut arrivals = interval(Duration::from_secs(1) / u32::try_from(RATE).unwrap());
-    let (mut arrived, mut playing, mut played) = (0, FuturesUnordered::new(), Vec::new());
-    loop {
-        tokio::select! {
-            took = &mut restarts, if restarted.is_none() => restarted = Some(took),
-            // Until all restarts are done, and the last match is full.
-            _ = arrivals.tick(), if restarted.is_none() || arrived % PLAYERS > 0 => {
-                let bot = bots[arrived].clone();
-                playing.push(tokio::spawn(async move { (bot.play("ranked").await, bot.player) }));
-                arrived += 1;
-            }
-            Some(result) = playing.next() => match result.unwrap() {
-                (Ok(one), player) => played.push((player, one)),
-                (Err(error), _) => panic!("{error}"),
-            },
-            else => break,
-        }
-    }
+    let (played, restarted) = play_through(&bots, restart_for(&mut garage, at_least())).await;
 
+    let arrived = played.len();
     let breaks: u32 = played.iter().map(|(_, played)| played.breaks).sum();
-    eprintln!("{arrived} players, restarts for {restarted:?}, {breaks} sockets broken");
+    eprintln!("{arrived} players; restarts, one after another, for {restarted:?}; {breaks} sockets broken");
     let events = garage.settled().await;
     assert_eq!(history::count(&events, "Finished"), arrived / PLAYERS);
     assert_eq!(history::count(&events, "PodRequested"), arrived / PLAYERS, "no second attempt");
     assert_eq!(history::count(&events, "PodFailed"), 0);
-    assert_eq!(played.len(), arrived);
     assert!(breaks > 0, "no socket was open when its gateway went");
     for (player, played) in &played {
         let told: Vec<_> = played.frames.iter().map(|frame| &*frame.type_name).collect();

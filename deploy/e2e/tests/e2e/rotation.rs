@@ -41,7 +41,7 @@ async fn play_while(bots: &[Bot], change: impl Future<Output = ()>) {
 /// A player whose token `garage token` makes with a key.
 async fn bot_of_key(garage: &Garage, name: &str, key: &str) -> Bot {
     let key = garage.stack.root().join("secrets").join(key).display().to_string();
-    let (made, token) = garage.cli(&["token", name, "--jwt-key-file", &key]).await;
+    let (made, token) = garage.cli(&["token", name, "--rank", "0", "--jwt-key-file", &key]).await;
     assert!(made, "{token}");
     Bot::new(Client::new(), &garage.stack.gateway(), name, token.trim()).with_patience(DEADLINE)
 }
