@@ -4,15 +4,11 @@ use garage_events::{
     inventory::{Event, RatingChanged},
     svc::Profile,
 };
-use garage_inventory::{
-    domain::rating::Rating,
-    mysql::{outbox, ratings::profile},
-    pay,
-};
+use garage_inventory::{domain::rating::Rating, mysql::ratings::profile, pay};
 use sqlx::MySqlPool;
 use uuid::Uuid;
 
-use crate::support::{at_once, count, player, pool};
+use crate::support::{at_once, count, outbox, player, pool};
 
 fn session(number: usize) -> SessionId {
     SessionId::new(Uuid::from_u128(number as u128))
@@ -34,7 +30,7 @@ async fn profiles(pool: &MySqlPool, players: &[&str]) -> Vec<Profile> {
 
 /// What the outbox tells of a player's ratings.
 async fn told(pool: &MySqlPool, name: &str) -> Vec<RatingChanged> {
-    let rows = outbox::oldest(pool, 1_000).await.unwrap();
+    let rows = outbox(pool).await;
     let of_him = rows.into_iter().filter(|row| row.player == player(name));
     let changed = of_him.filter_map(|row| match row.event {
         Event::RatingChanged(changed) => Some(changed),
