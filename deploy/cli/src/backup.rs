@@ -2,8 +2,8 @@
 //!
 //! A backup holds messages, not how far their readers had got. After a restore every reaction runs again over what the log
 //! holds, finds done what is done, and does what is not: so that it does not matter that the streams, and the database,
-//! are copied one after the other while all goes on. The history is copied first: a mirror that was ahead of its log would
-//! miss what the log appends next.
+//! are copied one after the other while all goes on. What is made of the log is copied before it: a history or a fold that
+//! was ahead of its log would miss what the log appends next.
 
 mod snapshot;
 
@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use async_nats::{Client, jetstream};
 use garage_events::{
     jetstream::setup,
-    subject::HISTORY,
+    subject::{HISTORY, SNAPSHOTS},
     world::{System, World},
 };
 use garage_worker::{Shutdown, config::Nats};
@@ -68,7 +68,7 @@ impl Backup {
         fs::DirBuilder::new().mode(0o700).create(folder).await.with_context(unmade)?;
         let mut manifest = Manifest { begun: System.now(), streams: Vec::new() };
         let mut names: Vec<_> = setup::names().collect();
-        names.sort_by_key(|name| name != HISTORY);
+        names.sort_by_key(|name| ![HISTORY, SNAPSHOTS].contains(&name.as_str()));
         for name in names {
             let taken = Snapshot::take(&client, &name, &file(folder, &name)).await;
             let taken = taken.with_context(|| format!("stream {name} is not copied"))?;
