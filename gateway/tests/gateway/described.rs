@@ -90,7 +90,9 @@ fn a_response_that_is_not_as_described_is_found_out() {
         let problem = status >= 400;
         let kind = if problem { "application/problem+json" } else { "application/json" };
         let mut headers = HeaderMap::from_iter([("content-type".parse().unwrap(), HeaderValue::from_static(kind))]);
-        headers.extend(more.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))));
+        for (name, value) in more {
+            headers.insert(*name, HeaderValue::from_static(value));
+        }
         let (status, body) = (StatusCode::from_u16(status).unwrap(), body.to_string());
         move |method: Method, path: &str| {
             faults(&method, path, &Said { status, headers: &headers, body: Some(body.as_bytes()) }).is_empty()

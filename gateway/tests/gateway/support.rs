@@ -107,7 +107,7 @@ impl App {
     }
 
     pub(crate) fn request(&self, player: &str, method: Method, path: &str) -> Request {
-        self.anonymous(method, path).header("Authorization", format!("Bearer {}", token(player)))
+        self.anonymous(method, path).bearer_auth(token(player))
     }
 
     pub(crate) async fn get(&self, player: &str, path: &str) -> (u16, Value) {
@@ -181,6 +181,10 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) fn header(self, name: &str, value: impl AsRef<str>) -> Self {
         Self { inner: self.inner.header(name, value.as_ref()), ..self }
+    }
+
+    pub(crate) fn bearer_auth(self, token: String) -> Self {
+        self.header("Authorization", format!("Bearer {token}"))
     }
 
     pub(crate) fn body(self, body: impl Into<Body>) -> Self {

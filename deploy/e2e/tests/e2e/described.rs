@@ -107,7 +107,7 @@ enabled = false
 cars = {{ values = {cars} }}
 items = {{ values = {items} }}
 ids = {{ values = ["{session}"] }}
-queues = {{ values = ["ranked"] }}
+queues = {{ values = ["casual", "ranked"] }}
 slots = {{ values = ["engine", "tyres", "paint"] }}
 
 # Half of what is named is there.
