@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use reqwest::{
     Method, StatusCode,
-    header::{HeaderMap, HeaderValue},
+    header::{HeaderMap, HeaderName, HeaderValue},
 };
 use serde_json::{Value, json};
 
@@ -90,7 +90,9 @@ fn a_response_that_is_not_as_described_is_found_out() {
         let problem = status >= 400;
         let kind = if problem { "application/problem+json" } else { "application/json" };
         let mut headers = HeaderMap::from_iter([("content-type".parse().unwrap(), HeaderValue::from_static(kind))]);
-        headers.extend(more.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))));
+        headers.extend(
+            more.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_static(value))),
+        );
         let (status, body) = (StatusCode::from_u16(status).unwrap(), body.to_string());
         move |method: Method, path: &str| {
             faults(&method, path, &Said { status, headers: &headers, body: Some(body.as_bytes()) }).is_empty()
