@@ -218,18 +218,18 @@ mod tests {
     fn while_keys_are_rotated_a_token_of_either_names_its_player() {
         let keys = Keys(vec![key("a"), key("b")]);
         for fill in ["a", "b"] {
-            let named = sign_token(&key(fill), "ann", HOUR).unwrap();
-            assert_eq!(keys.verify(named.expose()).unwrap().as_str(), "ann");
+            let named = sign_token(&key(fill), "ann", None, HOUR).unwrap();
+            assert_eq!(keys.verify(named.expose()).unwrap().player.as_str(), "ann");
             let exp = (System.now() + HOUR).unix_timestamp();
             for kid in [None, Some("the provider's own".to_owned())] {
                 let header = Header { kid, ..Header::new(Algorithm::HS256) };
                 let sign = |claims| jsonwebtoken::encode(&header, &claims, &key(fill).signing).unwrap();
-                assert_eq!(keys.verify(&sign(json!({"sub": "ann", "exp": exp}))).unwrap().as_str(), "ann");
+                assert_eq!(keys.verify(&sign(json!({"sub": "ann", "exp": exp}))).unwrap().player.as_str(), "ann");
                 let old = sign(json!({"sub": "ann", "exp": exp - 7_200}));
                 assert_eq!(keys.verify(&old), Err(Refused::Expired), "it is known, whichever key it is of");
             }
         }
-        let third = sign_token(&key("c"), "ann", HOUR).unwrap();
+        let third = sign_token(&key("c"), "ann", None, HOUR).unwrap();
         assert_eq!(keys.verify(third.expose()), Err(Refused::Invalid));
         assert_eq!(keys.verify("x"), Err(Refused::Invalid));
     }

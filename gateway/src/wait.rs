@@ -70,7 +70,13 @@ mod tests {
     const NOW: OffsetDateTime = time::macros::datetime!(2026-01-01 12:00 UTC);
 
     fn waits() -> Waits {
-        let queue = garage_events::queue::Queue { players: 2, rank_band: 1, timeout_s: 1, regions: BTreeMap::new() };
+        let queue = garage_events::queue::Queue {
+            players: 2,
+            rank_band: 1,
+            timeout_s: 1,
+            client_rank: false,
+            regions: BTreeMap::new(),
+        };
         Waits::new(&Queues { queues: [("ranked".parse().unwrap(), queue)].into() })
     }
 

@@ -27,6 +27,9 @@ use crate::{entry::when, report::say};
 /// Written last: a folder without it is no backup.
 const MANIFEST: &str = "backup.json";
 
+/// What is made of the log: copied before it, and restored after it.
+const OF_THE_LOG: [&str; 2] = [HISTORY, SNAPSHOTS];
+
 /// Copies all streams to a new folder, while all goes on. The database is not among them: copy it afterwards.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Backup {
@@ -68,7 +71,7 @@ impl Backup {
         fs::DirBuilder::new().mode(0o700).create(folder).await.with_context(unmade)?;
         let mut manifest = Manifest { begun: System.now(), streams: Vec::new() };
         let mut names: Vec<_> = setup::names().collect();
-        names.sort_by_key(|name| ![HISTORY, SNAPSHOTS].contains(&name.as_str()));
+        names.sort_by_key(|name| !OF_THE_LOG.contains(&name.as_str()));
         for name in names {
             let taken = Snapshot::take(&client, &name, &file(folder, &name)).await;
             let taken = taken.with_context(|| format!("stream {name} is not copied"))?;
@@ -99,8 +102,7 @@ impl Restore {
         let manifest = manifest.with_context(|| format!("{} is no backup, or not a whole one", folder.display()))?;
         let mut manifest: Manifest = serde_json::from_slice(&manifest)
             .with_context(|| format!("{MANIFEST} of {} cannot be read", folder.display()))?;
-        // The log before what mirrors it.
-        manifest.streams.sort_by_key(|stream| stream.name().is_ok_and(|name| name == HISTORY));
+        manifest.streams.sort_by_key(|stream| stream.name().is_ok_and(|name| OF_THE_LOG.contains(&name)));
         let client = self.nats.connect("cli").await?;
         // All that can be wrong is looked for before anything is made.
         for stream in &manifest.streams {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use reqwest::{
     Method, StatusCode,
-    header::{HeaderMap, HeaderValue},
+    header::{HeaderMap, HeaderName, HeaderValue},
 };
 use serde_json::{Value, json};
 

@@ -217,7 +217,10 @@ async fn the_store_and_the_wallet_are_shown() {
 async fn a_rank_comes_from_the_token_or_the_profile_and_from_the_client_where_the_queue_lets_it() {
     let app = App::start().await;
     let queue = async |player: &str, claim: Option<i32>, body: Value| {
-        let request = app.anonymous(Method::POST, TICKETS).bearer_auth(token_of(player, claim)).json(&body);
+        let request = app
+            .anonymous(Method::POST, TICKETS)
+            .header("authorization", format!("Bearer {}", token_of(player, claim)))
+            .json(&body);
         let response = request.send().await.unwrap();
         let retry_after = response.headers().get("retry-after").cloned();
         let (status, body) = read(response).await;
