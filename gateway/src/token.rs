@@ -249,6 +249,8 @@ mod tests {
         let exp = (System.now() + HOUR).unix_timestamp();
         let past = exp - 7_200;
         assert!(key("a").verify(&signed(&json!({"sub": "ann", "exp": exp, "aud": "x"}), Algorithm::HS256)).is_ok());
+        let unknown = signed(&json!({"sub": "ann", "exp": exp, "rank": null}), Algorithm::HS256);
+        assert_eq!(key("a").verify(&unknown).unwrap().rank, None);
         for (claims, algorithm, why) in [
             (json!({"sub": "ann", "exp": past}), Algorithm::HS256, Refused::Expired),
             (json!({"sub": "ann"}), Algorithm::HS256, Refused::Invalid),

@@ -225,7 +225,8 @@ impl Bot {
             .map_err(|error| Problem { status, body: Value::String(format!("unexpected body: {error}")) })
     }
 
-    /// Queues in `ranked`, or another queue; asks again where there is no answer, for the same ticket.
+    /// Queues in `ranked`, or another queue, with the rank that his token says, or else his rating; asks again where there
+    /// is no answer, for the same ticket.
     ///
     /// # Errors
     /// [`Problem`]
