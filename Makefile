@@ -2,7 +2,8 @@
 
 PLAYERS ?= 100
 # Not `cargo run`: with one package's features only, it would build the dependencies once more.
-GARAGE = $(or $(CARGO_TARGET_DIR),target)/debug/garage
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+GARAGE = $(TARGET)/debug/garage
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint install
@@ -20,9 +21,11 @@ test: ## Runs all tests, on real servers.
 	cargo build --workspace
 	cargo test --workspace
 
-bench: install ## Measures the log, beside the disk's own fsync rate in the same run.
-	cargo build --workspace
-	$(GARAGE) bench log
+bench: install ## Measures the log and a gateway, each beside the machine's own limit in the same run.
+	@# As it is deployed: a debug build would measure the compiler's haste.
+	cargo build --release --workspace
+	$(TARGET)/release/garage bench log
+	$(TARGET)/release/garage bench gateway
 
 lint: ## Formatting, clippy and documentation; every warning is an error.
 	cargo fmt --all --check

@@ -38,7 +38,7 @@ const ENOUGH: u64 = 10_000;
 /// Between two of them, however much happens.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// How long one may take to be written. The server syncs each piece, of which 100,000 tickets are some 500.
+/// How long one may take to be written. The server syncs each piece, of which 100,000 tickets are some 200.
 const WRITE: Duration = Duration::from_secs(20);
 
 /// How long one may take to be read; and how often that is tried, because the next may replace it meanwhile.

@@ -38,7 +38,7 @@ impl Lead for Always {
     }
 
     async fn changed(&mut self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

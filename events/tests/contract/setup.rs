@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     self,
+    consumer::{AckPolicy, pull},
     stream::{Config, DiscardPolicy, Republish, StorageType},
 };
 use futures::StreamExt;
@@ -72,6 +73,19 @@ async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
     // What somebody changed is put right.
     let wrong = Config { max_age: Duration::from_secs(600), ..stream.cached_info().config.clone() };
     context.update_stream(wrong).await.unwrap();
+    setup::init(client.clone(), nodes).await.unwrap();
+    assert_eq!(look().await, before);
+
+    // So is what an older build made: a consumer that selected less, and keeps its place.
+    let older = pull::Config {
+        durable_name: Some(setup::DIRECTOR.name.into()),
+        filter_subjects: vec!["garage.session.*.closed".into()],
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_secs(30),
+        ..Default::default()
+    };
+    stream.create_consumer(older).await.unwrap();
+    assert_ne!(look().await, before);
     setup::init(client, nodes).await.unwrap();
     assert_eq!(look().await, before);
 }

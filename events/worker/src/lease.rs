@@ -75,7 +75,7 @@ impl Leases {
     pub async fn changed(&mut self) {
         if self.held.changed().await.is_err() {
             // Nobody keeps them any more, and nothing will change.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

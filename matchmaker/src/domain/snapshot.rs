@@ -142,7 +142,7 @@ mod tests {
     fn queued(seq: u64) -> Queued {
         Queued {
             ticket: TicketId::new(Uuid::from_u128(seq.into())),
-            queue: if seq % 3 == 0 { "casual" } else { "ranked" }.parse().unwrap(),
+            queue: if seq.is_multiple_of(3) { "casual" } else { "ranked" }.parse().unwrap(),
             rank: -5,
             latencies: [("eu".parse().unwrap(), 20)].into(),
             attributes: [("note".into(), "two\nlines".into())].into(),
