@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use crate::{
     event::{Recorded, events},
@@ -12,8 +12,12 @@ use crate::{
     player::{Address, Ending},
 };
 
-pub use self::view::{Status, View};
+pub use self::{
+    limits::Limits,
+    view::{Status, View},
+};
 
+mod limits;
 mod view;
 
 events! {
@@ -169,24 +173,6 @@ pub struct Closed {
     /// How each player did; empty unless it was finished.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub results: Vec<Placing>,
-}
-
-/// How long the phases may take, and how often a server is tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Attempts at a game server.
-    pub attempts: u32,
-    /// From pod-requested to pod-ready.
-    pub ready: Duration,
-    /// From matched to the hard end.
-    pub session: Duration,
-}
-
-impl Default for Limits {
-    /// The defaults of the process backend; see the table in ARCHITECTURE.md.
-    fn default() -> Self {
-        Self { attempts: 3, ready: Duration::seconds(10), session: Duration::minutes(15) }
-    }
 }
 
 /// Where a session stands.

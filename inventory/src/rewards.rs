@@ -37,8 +37,9 @@ async fn handle(pool: &MySqlPool, delivery: &Delivery) -> Result<(), Failure> {
     let Some(garage_events::subject::Aggregate::Session(session)) = aggregate else {
         return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
     };
-    let paid = tokio::time::timeout(LIMIT, pay(pool, session, &closed.results)).await;
-    let paid = paid.map_err(|_| Failure::Unavailable(anyhow::anyhow!("mysql did not answer in time")))?;
+    let Ok(paid) = tokio::time::timeout(LIMIT, pay(pool, session, &closed.results)).await else {
+        return Err(Failure::Unavailable(anyhow::anyhow!("mysql did not answer in time")));
+    };
     paid.map_err(|error| match error {
         Error::Unavailable(_) => Failure::Unavailable(error.into()),
         Error::Refused(_) | Error::Corrupt(_) => Failure::Retry(error.into()),

@@ -1,8 +1,8 @@
 //! Leases: of several instances of a worker, one at a time does a thing (see [`garage_events::lease`]).
 //!
 //! The holder renews his entry by compare-and-set. Another instance takes it over, by compare-and-set too, once it has
-//! seen the same revision for [`LENGTH`] by its own monotonic clock. The holder stops believing that he holds it
-//! [`MARGIN`] before that: he counts from before he sent his last renewal, the others from after it was stored. So two
+//! seen the same revision for `LENGTH` by its own monotonic clock. The holder stops believing that he holds it
+//! `MARGIN` before that: he counts from before he sent his last renewal, the others from after it was stored. So two
 //! believe it at the same time only where a process or a clock was stopped, and then for as long as that.
 
 use std::{

@@ -10,10 +10,10 @@ const HEAD: &str = "# Configuration
 
 <!-- Written by `garage config reference`, from the code; a test holds it to that. -->
 
-Each setting is a flag and a variable; the flag goes before the variable, and the variable before the default. Where there
-is no default and it is not optional, the worker does not start without it. A secret is always in a file, whose path is
-the setting. `garage config WORKER` shows what a worker would be told, and whether it would take it. How much is logged
-says `RUST_LOG` (`info`).
+Each setting is a flag and a variable; the flag goes before the variable, and the variable before the default. Without
+one that is needed the worker does not start. A secret is always in a file, and the setting is the file's path.
+`garage config WORKER` shows what a worker would be told, and whether it would take it. `RUST_LOG` says how much is
+logged (`info`).
 ";
 
 /// The page.
@@ -24,7 +24,7 @@ pub(super) fn of(workers: &[Worker]) -> String {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
         // Writing to a String cannot fail.
         let _ = write!(page, "\n## garage-{}\n\n{about}.\n\n", worker.name);
-        page.push_str("| flag | variable | default | |\n|---|---|---|---|\n");
+        page.push_str("| flag | variable | default | meaning |\n|---|---|---|---|\n");
         for arg in command.get_arguments() {
             let _ = writeln!(page, "{}", row(arg));
         }
