@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use reqwest::{
     Method, StatusCode,
-    header::{HeaderMap, HeaderName, HeaderValue},
+    header::{HeaderMap, HeaderValue},
 };
 use serde_json::{Value, json};
 

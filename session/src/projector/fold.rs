@@ -33,7 +33,6 @@ pub struct Seen {
 /// What happened, and to whom.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the aggregates are those of the log")]
-#[expect(clippy::large_enum_variant, reason = "they are folded at once")]
 pub enum What {
     Player(PlayerId, player::Event),
     Session(SessionId, session::Event),
