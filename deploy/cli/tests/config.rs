@@ -138,7 +138,8 @@ fn every_worker_is_checked_as_it_checks_itself() {
         ("GARAGE_GAMESERVER", game.to_str().unwrap()),
         ("GARAGE_INSTANCES", instances.to_str().unwrap()),
     ];
-    let workers: [(&str, &[(&str, &str)], &str, &str); 4] = [
+    type Variables<'a> = &'a [(&'a str, &'a str)];
+    let workers: [(&str, Variables<'_>, &str, &str); 4] = [
         ("matchmaker", &[("GARAGE_QUEUES", &queues)], "GARAGE_QUEUES", "queues"),
         ("session", &session, "GARAGE_TOKEN_KEY_FILE", "Ed25519"),
         ("director", &director, "GARAGE_GAMESERVER", "game server"),

@@ -1,4 +1,4 @@
-use time::macros::datetime;
+use time::{Duration, macros::datetime};
 use uuid::Uuid;
 
 use super::*;

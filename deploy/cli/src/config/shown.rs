@@ -45,9 +45,9 @@ impl Show {
         let error = (worker.check)(&line).err().map(|error| format!("{error:#}"));
         let shown = Shown { worker: worker.name, settings, error };
         if self.json {
-            say(serde_json::to_string(&shown)?)
+            say(serde_json::to_string(&shown)?);
         } else {
-            shown.print()
+            shown.print();
         }
         match shown.error {
             Some(error) => Err(anyhow!("garage-{} would refuse: {error}", worker.name)),
