@@ -5,7 +5,7 @@ use garage_stack::workers::{Options, Stack};
 
 use crate::support::{
     Setup,
-    history::{self, Event, of_player, of_session, paid},
+    history::{self, Event, of_belongings, of_player, of_session},
     play,
 };
 
@@ -48,7 +48,7 @@ async fn the_command_shows_what_the_log_has() {
 
     let (success, text) = garage.cli(&["player", names[0]]).await;
     assert!(success, "{text}");
-    let expected = of_player(&events, names[0]).into_iter().chain(paid(&events, names[0]));
+    let expected = of_player(&events, names[0]).into_iter().chain(of_belongings(&events, names[0]));
     assert_eq!(rows(&text), rows_of(expected));
 
     for session in &sessions {
@@ -58,7 +58,7 @@ async fn the_command_shows_what_the_log_has() {
         let mut expected: Vec<&Event> = of_session(&events, *session);
         for name in names {
             expected.extend(&of_player(&events, name)[4 * round..4 * round + 4]);
-            expected.push(paid(&events, name)[round]);
+            expected.extend(of_belongings(&events, name).filter(|event| event.text("session") == session.to_string()));
         }
         assert_eq!(rows(&text), rows_of(expected), "{text}");
     }

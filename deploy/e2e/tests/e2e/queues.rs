@@ -71,9 +71,9 @@ async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
 
     let (success, text) = garage.cli(&["queue", "close", "ranked", "--reason", "season's end"]).await;
     assert!(success, "{text}");
-    let wish = json!({"queue": "ranked", "rank": 5_000, "latencies": {"eu": 20}});
+    let wish = json!({"queue": "ranked", "latencies": {"eu": 20}});
     let ask = async |name: &str| {
-        let bot = garage.bot(name);
+        let bot = garage.ranked(name, 5_000);
         bot.ask::<Value>(reqwest::Method::POST, "/v1/matchmaking/tickets", Some(wish.clone())).await
     };
     let refused = until("the gateway has heard of it", async || match ask("bert").await {

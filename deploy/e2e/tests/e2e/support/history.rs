@@ -68,10 +68,15 @@ pub(crate) fn of_player<'a>(events: &'a [Event], name: &str) -> Vec<&'a Event> {
     events.iter().filter(|event| event.aggregate == id).collect()
 }
 
+/// What happened to a player's belongings, from his name.
+pub(crate) fn of_belongings<'a>(events: &'a [Event], name: &str) -> impl Iterator<Item = &'a Event> {
+    let id = Aggregate::Inventory(PlayerId::from_foreign(name).unwrap());
+    events.iter().filter(move |event| event.aggregate == id)
+}
+
 /// What a player was paid, from his name.
 pub(crate) fn paid<'a>(events: &'a [Event], name: &str) -> Vec<&'a Event> {
-    let id = Aggregate::Inventory(PlayerId::from_foreign(name).unwrap());
-    events.iter().filter(|event| event.aggregate == id && event.type_name == "RewardGranted").collect()
+    of_belongings(events, name).filter(|event| event.type_name == "RewardGranted").collect()
 }
 
 /// A session.
