@@ -274,6 +274,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Sends, for as long as the client takes it.
     async fn send(&mut self, message: Message) -> Result<(), End> {
         tokio::select! {
+            // What the client takes at once is not interrupted: it would be lost with the last words after it.
+            biased;
             sent = timeout(self.pace.write, self.stream.send(message)) => match sent {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err(End::Gone),
