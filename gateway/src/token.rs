@@ -15,6 +15,7 @@ use garage_events::{
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The shortest key: as long as what HS256 makes of it (RFC 7518, section 3.2).
 const MIN_KEY: usize = 32;
@@ -85,11 +86,11 @@ struct Claims<'a> {
     rank: Option<i32>,
 }
 
-/// `exp` is judged before this is read.
+/// Whatever a token says of the rank: it is read before `exp` is judged, and who has an old token is to hear of that.
 #[derive(Deserialize)]
 struct Subject {
     sub: String,
-    rank: Option<i32>,
+    rank: Option<Value>,
 }
 
 impl Key {
@@ -140,6 +141,7 @@ impl Key {
         })?;
         let Subject { sub, rank } = claims.claims;
         let player = PlayerId::from_foreign(&sub).ok().ok_or(Refused::Invalid)?;
+        let rank = rank.map(i32::deserialize).transpose().ok().ok_or(Refused::Invalid)?;
         let known = rank.is_none_or(|rank| RANKS.contains(&rank));
         if known { Ok(Identity { player, rank }) } else { Err(Refused::Invalid) }
     }
