@@ -88,8 +88,9 @@ async fn requests_that_are_made_up_find_nothing_that_the_description_does_not_sa
     let config = format!(
         r#"
 seed = {seed}
-workers = 4
 continue-on-failure = true
+# With more, Python 3.11 fails now and then: its parser of code counts its depth for all threads together.
+workers = 1
 # They are about how quickly requests are made up.
 suppress-health-check = ["all"]
 cache = {{ enabled = false }}
