@@ -135,7 +135,7 @@ impl Player<'_> {
     }
 
     async fn queue(&self) -> anyhow::Result<String> {
-        let wish = json!({"queue": "ranked", "rank": 1_000, "latencies": {"eu": 20, "us": 90}});
+        let wish = json!({"queue": "ranked", "latencies": {"eu": 20, "us": 90}});
         let request = self.client.post(format!("{}/v1/matchmaking/tickets", self.gateway)).json(&wish);
         let ticket: Ticket = serde_json::from_slice(&answered(request.bearer_auth(self.token)).await?)?;
         Ok(ticket.ticket)
