@@ -6,8 +6,10 @@
 use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
 use async_nats::{Client, RequestErrorKind};
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, de, de::DeserializeOwned};
 use time::OffsetDateTime;
+use tokio::time::sleep;
 
 use crate::{
     game::{Loadout, Stats},
@@ -26,7 +28,17 @@ pub trait Call: Serialize + DeserializeOwned + Send {
     type Reply: Serialize + DeserializeOwned + Send;
     /// How long a caller waits for it; whoever answers has half a second less.
     const TIMEOUT: Duration = TIMEOUT;
+
+    /// Whether it may be carried out twice. Then it is sent again when no reply has come for two seconds: a request is
+    /// lost with a worker that is killed, and may be with one that is told to stop while it is on its way there.
+    fn may_repeat(&self) -> bool {
+        true
+    }
 }
+
+/// How long the first reply may take before a request is sent again. Longer than a busy worker takes: it is not to be
+/// asked everything twice.
+const AGAIN: Duration = Duration::from_secs(2);
 
 macro_rules! call {
     ($call:ty => $reply:ty, $subject:literal) => {
@@ -129,7 +141,14 @@ pub struct Execute {
     /// What he wants.
     pub command: Command,
 }
-call!(Execute => Garage, "svc.inventory.execute");
+impl Call for Execute {
+    const SUBJECT: &'static str = "svc.inventory.execute";
+    type Reply = Garage;
+
+    fn may_repeat(&self) -> bool {
+        self.key.is_some()
+    }
+}
 
 /// What a player may do with his belongings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -335,6 +354,10 @@ impl Call for Retry {
     type Reply = ();
     // It may wait for others in its turn.
     const TIMEOUT: Duration = Duration::from_secs(30);
+
+    fn may_repeat(&self) -> bool {
+        false
+    }
 }
 
 /// A connection token.
@@ -397,9 +420,21 @@ pub async fn retry(client: &Client, consumer: &str, letter: u64) -> Result<(), C
 async fn call_at<C: Call>(client: &Client, at: String, call: &C) -> Result<C::Reply, CallError> {
     let (subject, within) = (C::SUBJECT, C::TIMEOUT);
     let malformed = |source| CallError::Malformed { subject, source };
-    let body = serde_json::to_vec(call).map_err(malformed)?;
-    let request = async_nats::Request::new().payload(body.into()).timeout(Some(within));
-    let reply = client.send_request(at, request).await.map_err(|error| CallError::Unavailable {
+    let body = Bytes::from(serde_json::to_vec(call).map_err(malformed)?);
+    let send = |within| {
+        let request = async_nats::Request::new().payload(body.clone()).timeout(Some(within));
+        client.send_request(at.clone(), request)
+    };
+    let again = async {
+        sleep(AGAIN).await;
+        send(within.saturating_sub(AGAIN)).await
+    };
+    // Whichever is quicker: the first may be answered yet.
+    let reply = tokio::select! {
+        reply = send(within) => reply,
+        reply = again, if call.may_repeat() => reply,
+    };
+    let reply = reply.map_err(|error| CallError::Unavailable {
         subject,
         reason: match error.kind() {
             RequestErrorKind::NoResponders => "no instance of it is running".into(),

@@ -168,7 +168,9 @@ impl Process {
     /// When it is not running.
     pub fn terminate(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        self.signal(Signal::SIGCONT)
+        // It may have ended in the meantime.
+        let _ = self.signal(Signal::SIGCONT);
+        Ok(())
     }
 
     /// Ends it in order and waits until it is gone, at most [`GRACE`]; then it is killed. Nothing happens if it is gone.

@@ -289,7 +289,8 @@ impl Reaction {
                     tracing::warn!(consumer = name, event.seq = delivery.seq, "waiting for a dependency: {error:#}");
                     let wait = Duration::from_millis(200 << tries.min(4));
                     tokio::select! {
-                        () = self.shutdown.cancelled() => return self.answer(AckKind::Nak(None)).await,
+                        // When our own last request for messages is over: it would bring this one back to us.
+                        () = self.shutdown.cancelled() => return self.answer(AckKind::Nak(Some(PULL))).await,
                         () = sleep(wait) => tries += 1,
                     }
                 }

@@ -129,6 +129,7 @@ impl Service {
                 let admission = Arc::clone(&admitted).try_acquire_owned();
                 let (handler, client, places) = (handler.clone(), client.clone(), Arc::clone(&places));
                 tokio::spawn(async move {
+                    let late = || Refusal::new(503, "not done in time");
                     let answer = async {
                         if admission.is_err() {
                             return Err(Refusal::new(503, "too many requests wait already"));
@@ -136,11 +137,13 @@ impl Service {
                         let call = serde_json::from_slice(&request.message.payload);
                         let call =
                             call.map_err(|error| Refusal::new(400, format!("request cannot be read: {error}")))?;
-                        let _place = places.acquire().await;
+                        // One whose turn comes in its last moment is not begun.
+                        let turn = timeout(C::TIMEOUT.saturating_sub(2 * SOONER), places.acquire()).await;
+                        let _place = turn.map_err(|_| late())?;
                         handler(call).await
                     };
                     let answer = timeout(C::TIMEOUT.saturating_sub(SOONER), answer).await;
-                    let answer = answer.unwrap_or_else(|_| Err(Refusal::new(503, "not done in time")));
+                    let answer = answer.unwrap_or_else(|_| Err(late()));
                     let answer = answer.and_then(|reply| {
                         let reply = serde_json::to_vec(&reply).map_err(|error| Refusal::new(500, error.to_string()))?;
                         let (size, most) = (reply.len(), client.server_info().max_payload);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all};
 use garage_events::svc::{Call, CallError, call};
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{Shutdown, service::Service};
@@ -19,6 +19,46 @@ impl Call for Text {
     const SUBJECT: &'static str = "svc.test.text";
     type Reply = String;
     const TIMEOUT: Duration = Duration::from_secs(2);
+
+    fn may_repeat(&self) -> bool {
+        false
+    }
+}
+
+/// Asks for nothing, once or until it is answered.
+#[derive(Debug, Serialize, Deserialize)]
+struct Word {
+    repeat: bool,
+}
+
+impl Call for Word {
+    const SUBJECT: &'static str = "svc.test.word";
+    type Reply = ();
+    const TIMEOUT: Duration = Duration::from_secs(3);
+
+    fn may_repeat(&self) -> bool {
+        self.repeat
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_lost_is_sent_again_if_it_may_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path(), 1).await.unwrap();
+    let client = nats.connect(Role::Admin).await.unwrap();
+    for repeat in [false, true] {
+        let mut requests = client.subscribe(Word::SUBJECT).await.unwrap();
+        client.flush().await.unwrap();
+        let answering = async {
+            let _lost = requests.next().await.unwrap();
+            let again = requests.next().await.unwrap();
+            client.publish(again.reply.unwrap(), "null".into()).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let word = Word { repeat };
+        let reply = tokio::select! { reply = call(&client, &word) => reply, () = answering => unreachable!() };
+        assert_eq!(reply.is_ok(), repeat, "{reply:?}");
+    }
 }
 
 #[tokio::test]
