@@ -1,6 +1,7 @@
 //! Fold, decide, commit, fold the outcome, and decide again.
 
 use std::{
+    slice,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -186,7 +187,8 @@ impl<W: World, L: Lead> Matchmaker<W, L> {
                 self.pool.gone(&player, seq);
             }
             for (player, found) in outcome.learnt {
-                self.pool.learn(&player, found);
+                // What a lagging server says of him is no news: it is asked again later.
+                failed |= !self.pool.learn(&player, found, now);
             }
         }
         if failed {
@@ -256,7 +258,7 @@ impl<W: World, L: Lead> Matchmaker<W, L> {
                 let gone = sequences.into_iter().map(|seq| (entry.player.clone(), seq)).collect();
                 Outcome { gone, ..Outcome::default() }
             }
-            Err(error) => self.recover(error, std::slice::from_ref(entry)).await,
+            Err(error) => self.recover(error, slice::from_ref(entry)).await,
         }
     }
 
@@ -266,8 +268,11 @@ impl<W: World, L: Lead> Matchmaker<W, L> {
                 metrics::counter!("garage_conflicts_total").increment(1);
                 tracing::debug!(%aggregate, "match not made");
                 let moved = |entry: &&Entry| aggregate == Aggregate::Player(entry.player.clone());
-                let moved: Vec<Entry> = entries.iter().filter(moved).cloned().collect();
-                self.reread(&moved).await
+                match entries.iter().find(moved) {
+                    Some(moved) => self.reread(slice::from_ref(moved)).await,
+                    // Whoever it was, with all that is known unchanged the next try would fare the same.
+                    None => self.reread(entries).await,
+                }
             }
             error @ (AppendError::Unavailable(_) | AppendError::Refused(_)) => {
                 tracing::warn!(%error, "match not made; its players are read again");

@@ -23,7 +23,9 @@ use garage_events::{
 use garage_matchmaker::{Config, app::Matchmaker, lead::Lead};
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{Ground, Shutdown};
-use tokio::task::JoinSet;
+use time::OffsetDateTime;
+use tokio::{task::JoinSet, time::sleep};
+use uuid::Uuid;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -42,12 +44,28 @@ impl Lead for Always {
     }
 }
 
+/// The system's clock, and ids that tell whose they are: the last byte is the matchmaker's number.
+#[derive(Clone, Copy)]
+struct Signed(u8);
+
+impl World for Signed {
+    fn now(&self) -> OffsetDateTime {
+        System.now()
+    }
+
+    fn id(&self) -> Uuid {
+        let mut bytes = System.id().into_bytes();
+        bytes[15] = self.0;
+        Uuid::from_bytes(bytes)
+    }
+}
+
 /// A matchmaker as `garage_matchmaker::run` is one, but for its leases.
-async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+async fn run(number: u8, config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut ground = Ground::start("matchmaker", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
-    let matchmaker = Matchmaker::new(log, System, queues, Always, ground.health.clone());
+    let matchmaker = Matchmaker::new(log, Signed(number), queues, Always, ground.health.clone());
     ground.spawn("matching", matchmaker.run(shutdown));
     ground.wait().await
 }
@@ -72,7 +90,7 @@ impl Rivals {
         let (user, password) = nats.user(Role::Matchmaker);
         let shutdown = Shutdown::new();
         let mut running = JoinSet::new();
-        for _ in 0..2 {
+        for number in 0..2 {
             let config = Config::try_parse_from([
                 "matchmaker",
                 "--nats-url",
@@ -84,7 +102,7 @@ impl Rivals {
                 "--queues",
                 &queues.display().to_string(),
             ])?;
-            running.spawn(run(config, shutdown.clone()));
+            running.spawn(run(number, config, shutdown.clone()));
         }
         Ok(Self { log, shutdown, running, _nats: nats, _folder: folder })
     }
@@ -206,28 +224,44 @@ async fn a_thousand_players_and_nobody_in_two_matches(nodes: usize) -> anyhow::R
     let fates = rivals.fates(1_000).await?;
     fates.check()?;
     assert_eq!(fates.sessions.len(), 500);
+    let makers: BTreeSet<u8> = fates.sessions.keys().map(|session| session.uuid().into_bytes()[15]).collect();
+    assert_eq!(makers, [0, 1].into(), "both were at work");
     rivals.stop().await
 }
 
 async fn a_cancel_that_races_a_match_ends_one_way(nodes: usize) -> anyhow::Result<()> {
+    const PLAYERS: u32 = 200;
     let rivals = Rivals::start(nodes).await?;
-    let players = try_join_all((0..200).map(async |number| {
-        let (player, ticket) = rivals.queue(number).await?;
-        // Every other one wants out at once, while the matchmakers are at work.
-        let cancelled = number % 2 == 0 && rivals.cancel(&player, ticket).await?;
-        anyhow::Ok((player, ticket, cancelled))
-    }))
-    .await?;
-    // Who is left over by then leaves too, so that each has a fate.
-    let ends = try_join_all(players.iter().map(async |(player, ticket, cancelled)| {
-        let waits = !cancelled && rivals.cancel(player, *ticket).await?;
-        anyhow::Ok((player, *cancelled || waits))
-    }))
-    .await?;
-    let fates = rivals.fates(200).await?;
+    let (mut cancels, mut queued) = (BTreeMap::new(), 0);
+    // Every other one wants out at some moment while the matchmakers are at work, in each round later, until some were
+    // in time and some too late.
+    for within in (0..).map(|round| Duration::from_millis(1 << round)) {
+        let players = try_join_all((queued..queued + PLAYERS).map(async |number| {
+            let (player, ticket) = rivals.queue(number).await?;
+            if number % 2 > 0 {
+                return anyhow::Ok((player, ticket, None));
+            }
+            sleep(within * (number - queued) / PLAYERS).await;
+            let cancelled = rivals.cancel(&player, ticket).await?;
+            Ok((player, ticket, Some(cancelled)))
+        }))
+        .await?;
+        queued += PLAYERS;
+        let outcomes: BTreeSet<bool> = players.iter().filter_map(|(_, _, cancelled)| *cancelled).collect();
+        // Who is left over by then leaves too, so that each has a fate.
+        let ends = try_join_all(players.into_iter().map(async |(player, ticket, cancelled)| {
+            let cancelled = cancelled == Some(true) || rivals.cancel(&player, ticket).await?;
+            anyhow::Ok((player, cancelled))
+        }));
+        cancels.extend(ends.await?);
+        if outcomes.len() == 2 {
+            break;
+        }
+    }
+    let fates = rivals.fates(cancels.len()).await?;
     fates.check()?;
-    for (player, cancelled) in ends {
-        let last = fates.players[player].last().map(Event::type_name);
+    for (player, cancelled) in cancels {
+        let last = fates.players[&player].last().map(Event::type_name);
         assert_eq!(last, Some(if cancelled { "Cancelled" } else { "Matched" }), "{player} was told otherwise");
     }
     rivals.stop().await

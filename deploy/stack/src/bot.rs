@@ -164,7 +164,7 @@ impl Bot {
         path: &str,
         body: Option<Value>,
     ) -> Result<T, Problem> {
-        self.again(async || self.ask(method.clone(), path, body.clone()).await).await
+        self.again(|| self.ask(method.clone(), path, body.clone())).await
     }
 
     /// Asks the gateway for something that is to be done once, under an idempotency key; asks again where there is no
@@ -179,10 +179,14 @@ impl Bot {
         body: Option<Value>,
         key: &str,
     ) -> Result<T, Problem> {
-        self.again(async || self.send(method.clone(), path, body.clone(), Some(key)).await).await
+        self.again(|| self.send(method.clone(), path, body.clone(), Some(key))).await
     }
 
-    async fn again<T>(&self, ask: impl AsyncFn() -> Result<T, Problem>) -> Result<T, Problem> {
+    // Not an `AsyncFn`: of its future it could not be told that a task of its own may hold it.
+    async fn again<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Problem>
+    where
+        F: Future<Output = Result<T, Problem>>,
+    {
         let begin = Instant::now();
         loop {
             match ask().await {

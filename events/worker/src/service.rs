@@ -139,7 +139,7 @@ impl Service {
                             call.map_err(|error| Refusal::new(400, format!("request cannot be read: {error}")))?;
                         // One whose turn comes in its last moment is not begun.
                         let turn = timeout(C::TIMEOUT.saturating_sub(2 * SOONER), places.acquire()).await;
-                        let _place = turn.map_err(|_| late())?;
+                        let Ok(_place) = turn else { return Err(late()) };
                         handler(call).await
                     };
                     let answer = timeout(C::TIMEOUT.saturating_sub(SOONER), answer).await;

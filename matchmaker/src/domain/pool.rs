@@ -70,15 +70,32 @@ impl Pool {
         }
     }
 
-    /// Takes over what was read, or committed, ahead of the fold.
-    pub fn learn(&mut self, player: &PlayerId, found: Player) {
+    /// Takes over what was read of a player, unless more is known of him already: a server of the log may lag behind the
+    /// others for a while. Tells whether it was taken over.
+    pub fn learn(&mut self, player: &PlayerId, found: Player, now: OffsetDateTime) -> bool {
         let seq = found.head.seq;
+        if self.ahead.get(player).is_some_and(|known| seq < known.seq) {
+            return false;
+        }
+        if let Some(entry) = self.folded_entry(player)
+            && seq < entry.head.seq
+        {
+            // No server lags for as long as a ticket lasts: the log has forgotten him since.
+            let forgotten = entry.queued.expires_at <= now;
+            if forgotten {
+                self.remove(player);
+            }
+            return forgotten;
+        }
         if seq > self.seq {
             self.ahead.insert(player.clone(), Known { seq, entry: Entry::of(player, found.head, found.state) });
-        } else if self.places.get(player).is_some_and(|(_, at)| *at != seq) {
-            // The fold has seen all that there is of him, and more: the log has forgotten him since.
-            self.remove(player);
         }
+        true
+    }
+
+    fn folded_entry(&self, player: &PlayerId) -> Option<&Entry> {
+        let (queue, seq) = self.places.get(player)?;
+        self.queues.get(queue)?.get(seq).map(Arc::as_ref)
     }
 
     /// Notes that a player waits no more, by an event of this sequence.
@@ -161,6 +178,10 @@ mod tests {
 
     use super::*;
 
+    /// Times before and after the tickets' expiry.
+    const WAITING: OffsetDateTime = datetime!(2026-01-01 00:01 UTC);
+    const EXPIRED: OffsetDateTime = datetime!(2026-01-01 00:02 UTC);
+
     fn queued(ticket: u128) -> Event {
         Queued {
             ticket: TicketId::new(uuid::Uuid::from_u128(ticket)),
@@ -169,7 +190,7 @@ mod tests {
             latencies: BTreeMap::new(),
             attributes: BTreeMap::new(),
             waiting_since: datetime!(2026-01-01 00:00 UTC),
-            expires_at: datetime!(2026-01-01 00:02 UTC),
+            expires_at: EXPIRED,
         }
         .into()
     }
@@ -217,9 +238,9 @@ mod tests {
         let mut pool = Pool::default();
         let ranked = "ranked".parse().unwrap();
         fold(&mut pool, "a", 1, &queued(1));
-        assert_eq!(pool.next_expiry(&ranked), Some(datetime!(2026-01-01 00:02 UTC)));
-        assert_eq!(pool.expired(&ranked, datetime!(2026-01-01 00:01 UTC)).count(), 0);
-        assert_eq!(pool.expired(&ranked, datetime!(2026-01-01 00:02 UTC)).count(), 1);
+        assert_eq!(pool.next_expiry(&ranked), Some(EXPIRED));
+        assert_eq!(pool.expired(&ranked, WAITING).count(), 0);
+        assert_eq!(pool.expired(&ranked, EXPIRED).count(), 1);
     }
 
     /// A player as the log tells of him.
@@ -235,8 +256,8 @@ mod tests {
         }
         let fold_alone = pool.clone();
         pool.gone(&"a".parse().unwrap(), 7);
-        pool.learn(&"b".parse().unwrap(), found(9, &queued(9)));
-        pool.learn(&"d".parse().unwrap(), found(8, &queued(8)));
+        assert!(pool.learn(&"b".parse().unwrap(), found(9, &queued(9)), WAITING));
+        assert!(pool.learn(&"d".parse().unwrap(), found(8, &queued(8)), WAITING));
         assert_eq!(names(&pool), ["c", "d", "b"]);
         assert_eq!(pool.depth(&"ranked".parse().unwrap()), 3);
         assert_eq!(pool.folded(), fold_alone.folded());
@@ -251,12 +272,25 @@ mod tests {
     }
 
     #[test]
-    fn whom_the_log_has_forgotten_the_pool_forgets() {
+    fn what_a_lagging_server_tells_changes_nothing() {
+        let mut pool = Pool::default();
+        fold(&mut pool, "a", 3, &queued(1));
+        fold(&mut pool, "b", 4, &queued(2));
+        pool.gone(&"b".parse().unwrap(), 9);
+        let before = pool.clone();
+        assert!(!pool.learn(&"a".parse().unwrap(), Player::default(), WAITING));
+        assert!(!pool.learn(&"a".parse().unwrap(), found(2, &cancelled(7)), WAITING));
+        assert!(!pool.learn(&"b".parse().unwrap(), found(4, &queued(2)), WAITING));
+        assert_eq!(pool, before);
+    }
+
+    #[test]
+    fn whom_the_log_has_forgotten_the_pool_forgets_when_his_ticket_has_expired() {
         let mut pool = Pool::default();
         fold(&mut pool, "a", 1, &queued(1));
         fold(&mut pool, "b", 2, &queued(2));
-        pool.learn(&"b".parse().unwrap(), found(2, &queued(2)));
-        pool.learn(&"a".parse().unwrap(), Player::default());
+        assert!(pool.learn(&"b".parse().unwrap(), found(2, &queued(2)), EXPIRED));
+        assert!(pool.learn(&"a".parse().unwrap(), Player::default(), EXPIRED));
         assert_eq!(names(&pool), ["b"]);
     }
 }

@@ -2,12 +2,14 @@
 
 use std::{env, pin::pin, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
 use garage_stack::{
     bot::{Bot, Played},
     workers::Worker,
 };
-use tokio::time::{Instant, interval};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval},
+};
 
 use crate::support::{
     Garage, Setup,
@@ -68,16 +70,17 @@ async fn play_through<T>(bots: &[Bot], restarts: impl Future<Output = T>) -> (Ve
     let mut restarts = pin!(restarts);
     let mut restarted = None;
     let mut arrivals = interval(Duration::from_secs(1) / u32::try_from(RATE).unwrap());
-    let (mut arrived, mut playing, mut played) = (0, FuturesUnordered::new(), Vec::new());
+    let (mut arrived, mut playing, mut played) = (0, JoinSet::new(), Vec::new());
     loop {
         tokio::select! {
             done = &mut restarts, if restarted.is_none() => restarted = Some(done),
             _ = arrivals.tick(), if restarted.is_none() || arrived % PLAYERS > 0 => {
-                let bot = &bots[arrived];
-                playing.push(async move { (bot.player.clone(), bot.play("ranked").await) });
+                let bot = bots[arrived].clone();
+                playing.spawn(async move { (bot.player.clone(), bot.play("ranked").await) });
                 arrived += 1;
             }
-            Some((player, result)) = playing.next() => {
+            Some(done) = playing.join_next() => {
+                let (player, result) = done.unwrap();
                 played.push((player, result.unwrap_or_else(|error| panic!("{error}"))));
             }
             else => break,
