@@ -3,6 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,16 +28,25 @@ use garage_matchmaker::{Config, app::Matchmaker, lead::Lead};
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{Ground, Shutdown};
 use time::OffsetDateTime;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use uuid::Uuid;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Leads whatever others do, as one that was stopped for a while and does not know it.
-struct Always;
+struct Always {
+    /// Gets a permit when its pool is up to date.
+    ready: Arc<Semaphore>,
+}
 
 impl Lead for Always {
-    fn compete(&self) {}
+    fn compete(&self) {
+        self.ready.add_permits(1);
+    }
 
     fn leads(&self, _: &QueueName) -> bool {
         true
@@ -44,28 +57,27 @@ impl Lead for Always {
     }
 }
 
-/// The system's clock, and ids that tell whose they are: the last byte is the matchmaker's number.
-#[derive(Clone, Copy)]
-struct Signed(u8);
+/// The system's clock and ids, which are counted: who takes one decides on something.
+#[derive(Clone, Default)]
+struct Counted(Arc<AtomicUsize>);
 
-impl World for Signed {
+impl World for Counted {
     fn now(&self) -> OffsetDateTime {
         System.now()
     }
 
     fn id(&self) -> Uuid {
-        let mut bytes = System.id().into_bytes();
-        bytes[15] = self.0;
-        Uuid::from_bytes(bytes)
+        self.0.fetch_add(1, Ordering::Relaxed);
+        System.id()
     }
 }
 
 /// A matchmaker as `garage_matchmaker::run` is one, but for its leases.
-async fn run(number: u8, config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+async fn run(world: Counted, config: Config, ready: Arc<Semaphore>, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut ground = Ground::start("matchmaker", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
-    let matchmaker = Matchmaker::new(log, Signed(number), queues, Always, ground.health.clone());
+    let matchmaker = Matchmaker::new(log, world, queues, Always { ready }, ground.health.clone());
     ground.spawn("matching", matchmaker.run(shutdown));
     ground.wait().await
 }
@@ -73,6 +85,7 @@ async fn run(number: u8, config: Config, shutdown: Shutdown) -> anyhow::Result<(
 /// A log, and two matchmakers on it.
 struct Rivals {
     log: JetStreamLog,
+    worlds: [Counted; 2],
     shutdown: Shutdown,
     running: JoinSet<anyhow::Result<()>>,
     _nats: Nats,
@@ -89,8 +102,10 @@ impl Rivals {
         std::fs::write(&queues, garage_stack::workers::QUEUES)?;
         let (user, password) = nats.user(Role::Matchmaker);
         let shutdown = Shutdown::new();
+        let ready = Arc::new(Semaphore::new(0));
         let mut running = JoinSet::new();
-        for number in 0..2 {
+        let worlds = <[Counted; 2]>::default();
+        for world in &worlds {
             let config = Config::try_parse_from([
                 "matchmaker",
                 "--nats-url",
@@ -102,9 +117,11 @@ impl Rivals {
                 "--queues",
                 &queues.display().to_string(),
             ])?;
-            running.spawn(run(number, config, shutdown.clone()));
+            running.spawn(run(world.clone(), config, Arc::clone(&ready), shutdown.clone()));
         }
-        Ok(Self { log, shutdown, running, _nats: nats, _folder: folder })
+        let _both =
+            timeout(DEADLINE, ready.acquire_many(2)).await.context("the matchmakers are not ready in time")??;
+        Ok(Self { log, worlds, shutdown, running, _nats: nats, _folder: folder })
     }
 
     async fn queue(&self, number: u32) -> anyhow::Result<(PlayerId, TicketId)> {
@@ -177,7 +194,7 @@ impl Rivals {
             }
             Ok(())
         };
-        let read = tokio::time::timeout(DEADLINE, all).await;
+        let read = timeout(DEADLINE, all).await;
         read.with_context(|| format!("{} of {players} fates known in time", fates.decided.len()))??;
         Ok(fates)
     }
@@ -220,12 +237,15 @@ impl Fates {
 
 async fn a_thousand_players_and_nobody_in_two_matches(nodes: usize) -> anyhow::Result<()> {
     let rivals = Rivals::start(nodes).await?;
-    try_join_all((0..1_000).map(|number| rivals.queue(number))).await?;
+    // A few at a time: all at once, and the first to see them would match them all in one go.
+    for first in (0..1_000).step_by(20) {
+        try_join_all((first..first + 20).map(|number| rivals.queue(number))).await?;
+    }
     let fates = rivals.fates(1_000).await?;
     fates.check()?;
     assert_eq!(fates.sessions.len(), 500);
-    let makers: BTreeSet<u8> = fates.sessions.keys().map(|session| session.uuid().into_bytes()[15]).collect();
-    assert_eq!(makers, [0, 1].into(), "both were at work");
+    let decided = rivals.worlds.each_ref().map(|world| world.0.load(Ordering::Relaxed));
+    assert!(decided.iter().all(|ids| *ids > 0), "both were at work: {decided:?}");
     rivals.stop().await
 }
 

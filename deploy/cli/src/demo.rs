@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::Context;
-use futures::{StreamExt, stream::FuturesUnordered};
 use garage_events::{
     event::Envelope,
     id::{PlayerId, SessionId},
@@ -20,6 +19,7 @@ use garage_stack::{
 };
 use garage_worker::Shutdown;
 use time::OffsetDateTime;
+use tokio::task::JoinSet;
 
 use crate::{
     report::{percentile, say, table},
@@ -84,20 +84,20 @@ impl Demo {
 async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
     say(format!("{players} players queue …"));
     let http = reqwest::Client::new();
-    let mut playing = FuturesUnordered::new();
+    let mut playing = JoinSet::new();
     for number in 0..players {
         let name = format!("bot-{number}");
         // Neighbours in rank, so that each finds an opponent; there are ranks for 500 such pairs apart.
         let rank = i32::try_from(number / 2 % 500 * 200)?;
         let token = stack.token(&name, Some(rank))?;
         let bot = Bot::new(http.clone(), &stack.gateway(), &name, &token).with_patience(PATIENCE);
-        playing.push(async move { bot.play("ranked").await });
+        playing.spawn(async move { bot.play("ranked").await });
     }
     let mut played: Vec<Played> = Vec::new();
     let mut failed: Vec<BotError> = Vec::new();
     let mut shown = Instant::now();
-    while let Some(result) = playing.next().await {
-        match result {
+    while let Some(done) = playing.join_next().await {
+        match done? {
             Ok(one) => played.push(one),
             Err(error) => {
                 if failed.len() < SHOWN {
