@@ -5,6 +5,11 @@ mod gateway;
 mod log;
 mod sample;
 
+use garage_events::{
+    id::TicketId,
+    player::{self, Queued},
+    world::{System, World},
+};
 use garage_worker::Shutdown;
 
 use crate::report::say;
@@ -41,4 +46,19 @@ impl Bench {
             () = shutdown.cancelled() => anyhow::bail!("interrupted"),
         }
     }
+}
+
+/// An event like most.
+fn queued() -> anyhow::Result<player::Event> {
+    let now = System.now();
+    let queued = Queued {
+        ticket: TicketId::new(System.id()),
+        queue: "ranked".parse()?,
+        rank: 1_000,
+        latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
+        attributes: [].into(),
+        waiting_since: now,
+        expires_at: now + time::Duration::HOUR,
+    };
+    Ok(queued.into())
 }

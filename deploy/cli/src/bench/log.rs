@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, future::try_join_all, stream::FuturesUnordered};
 use garage_events::{
-    id::{PlayerId, TicketId},
+    id::PlayerId,
     jetstream::{JetStreamLog, setup},
     log::{Append, Decision, Head},
-    player::{self, Queued},
     subject::Aggregate,
     world::{System, World},
 };
 use garage_stack::servers::{Nats, Role};
 
+use super::queued;
 use crate::report::{say, table};
 
 /// Commits per second of the log.
@@ -93,17 +93,7 @@ fn decision() -> anyhow::Result<Decision> {
     let mut decision = Decision::new(&world, world.id(), None);
     for _ in 0..2 {
         let player: PlayerId = PlayerId::from_foreign(&world.id().to_string())?;
-        let now = world.now();
-        let queued = Queued {
-            ticket: TicketId::new(world.id()),
-            queue: "ranked".parse()?,
-            rank: 1_000,
-            latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
-            attributes: [].into(),
-            waiting_since: now,
-            expires_at: now + time::Duration::MINUTE,
-        };
-        decision = decision.change(&world, Aggregate::Player(player), Head::default(), [player::Event::from(queued)]);
+        decision = decision.change(&world, Aggregate::Player(player), Head::default(), [queued()?]);
     }
     Ok(decision)
 }

@@ -1,6 +1,6 @@
 //! The operators' page, as an operator's browser shows it.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use futures::future::join;
 use garage_events::id::SessionId;
@@ -158,7 +158,7 @@ async fn what_failed_is_told_by_reason_and_what_was_given_up_without_its_body() 
 }
 
 /// Makes the picture in the README anew:
-/// `cargo build --workspace && cargo test -p garage-e2e --test e2e -- --ignored picture`
+/// `cargo build --workspace && cargo test --workspace --test e2e -- --ignored picture`
 #[tokio::test]
 #[ignore = "makes deploy/dashboards/ops.png anew"]
 async fn a_picture_of_the_page_in_the_midst_of_a_hundred_players() {
@@ -189,6 +189,8 @@ async fn a_picture_of_the_page_in_the_midst_of_a_hundred_players() {
     };
     let (_, picture) = join(play(&bots), seen).await;
     assert!(picture.len() < 300_000, "{} bytes", picture.len());
-    fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/../dashboards/ops.png"), picture).unwrap();
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../dashboards"));
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("ops.png"), picture).unwrap();
     assert_ne!(rows(&browser, "closed").await, Vec::<Vec<String>>::new());
 }

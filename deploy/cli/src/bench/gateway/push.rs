@@ -6,17 +6,16 @@ use anyhow::Context;
 use async_nats::{Client, Subscriber};
 use futures::{StreamExt, future::try_join_all};
 use garage_events::{
-    id::{PlayerId, TicketId},
+    id::PlayerId,
     jetstream::JetStreamLog,
     log::{Append, Decision, Head},
-    player::{self, Queued},
     subject::Aggregate,
     world::{System, World},
 };
 use tokio::time::{Instant, sleep_until};
 
 use super::{clients::Remote, length};
-use crate::bench::sample::Latencies;
+use crate::bench::{queued, sample::Latencies};
 
 /// A subject outside of all streams.
 const ALONE: &str = "bench.alone";
@@ -83,7 +82,7 @@ impl<'a> Pushing<'a> {
                 for due in due {
                     sleep_until(began + due).await;
                     let (at, from) = (System.now().unix_timestamp_nanos(), Instant::now());
-                    let sequences = log.append(queued(player, *head)?).await?;
+                    let sequences = log.append(decision(player, *head)?).await?;
                     let seq = *sequences.first().context("an append without a sequence")?;
                     *head = Head { seq, n: head.n + 1 };
                     sent.push((seq, at, from.elapsed()));
@@ -138,17 +137,7 @@ impl<'a> Pushing<'a> {
     }
 }
 
-fn queued(player: &PlayerId, head: Head) -> anyhow::Result<Decision> {
-    let (world, now) = (System, System.now());
-    let queued = Queued {
-        ticket: TicketId::new(world.id()),
-        queue: "ranked".parse()?,
-        rank: 1_000,
-        latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
-        attributes: [].into(),
-        waiting_since: now,
-        expires_at: now + time::Duration::HOUR,
-    };
-    let event = player::Event::from(queued);
-    Ok(Decision::new(&world, world.id(), None).change(&world, Aggregate::Player(player.clone()), head, [event]))
+fn decision(player: &PlayerId, head: Head) -> anyhow::Result<Decision> {
+    let change = Decision::new(&System, System.id(), None);
+    Ok(change.change(&System, Aggregate::Player(player.clone()), head, [queued()?]))
 }
