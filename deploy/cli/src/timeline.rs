@@ -10,6 +10,7 @@ use garage_events::{
 };
 use garage_worker::config::Nats;
 use serde::Deserialize;
+use time::format_description::well_known::Rfc3339;
 
 use crate::{
     entry::Entry,
@@ -129,18 +130,21 @@ async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Lin
 /// Prints a timeline: milliseconds since its first event, type, subject, sequence.
 pub(crate) fn print(lines: &[Line]) {
     let Some(begin) = lines.first().map(|line| line.entry.time) else { return };
+    // Text to the left, numbers to the right.
+    let widest = |len: fn(&Entry) -> usize| lines.iter().map(|line| len(&line.entry)).max().unwrap_or_default();
+    let (event, subject) = (widest(|entry| entry.type_name.len()), widest(|entry| entry.subject.len()));
     let row = |Line { entry, .. }: &Line| {
         let since = (entry.time - begin).as_seconds_f64() * 1_000.0;
         vec![
             format!("{:>9}", format!("+{since:.1}")),
-            entry.type_name.clone(),
+            format!("{:<event$}", entry.type_name),
             entry.seq.to_string(),
-            entry.subject.clone(),
+            format!("{:<subject$}", entry.subject),
         ]
     };
     let rows: Vec<_> = lines.iter().map(row).collect();
-    say(format!("began {begin}"));
-    table(&["ms", "event", "seq", "subject"], &rows);
+    say(format!("began {}", begin.format(&Rfc3339).unwrap_or_default()));
+    table(&["       ms", &format!("{:<event$}", "event"), "seq", &format!("{:<subject$}", "subject")], &rows);
 }
 
 fn print_json(lines: &[Line]) -> anyhow::Result<()> {
