@@ -1,12 +1,15 @@
 # Each target installs what it lacks first; on a fresh machine with Rust and python3 there is no other set-up.
 
 PLAYERS ?= 100
+FOR ?= 600
+SEED ?= 1
+NODES ?= 1
 # Not `cargo run`: with one package's features only, it would build the dependencies once more.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 GARAGE = $(TARGET)/debug/garage
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint install
+.PHONY: help demo test chaos bench lint install
 
 help: ## This list.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -20,6 +23,12 @@ test: ## Runs all tests, on real servers.
 	@# The binaries first: end-to-end tests run those of the workers.
 	cargo build --workspace
 	cargo test --workspace
+
+chaos: ## Lets everything fail for FOR=600 seconds, by the seed SEED=1, on NODES=1 of NATS (or 3), while players play.
+	@deploy/local/install.sh --tests
+	cargo build --workspace
+	GARAGE_CHAOS_FOR=$(FOR) GARAGE_CHAOS_SEED=$(SEED) GARAGE_CHAOS_NODES=$(NODES) \
+		cargo test --workspace --test e2e -- --nocapture chaos
 
 bench: install ## Measures the log and a gateway, each beside the machine's own limit in the same run.
 	@# As it is deployed: a debug build would measure the compiler's haste.

@@ -258,6 +258,11 @@ impl Stack {
         self.workers.iter_mut().filter(move |instance| instance.worker == worker)
     }
 
+    /// The processes of all workers.
+    pub fn all_instances(&mut self) -> impl Iterator<Item = &mut Instance> {
+        self.workers.iter_mut()
+    }
+
     /// Base URL of a gateway, as `http://127.0.0.1:12345`.
     #[must_use]
     pub fn gateway(&self) -> String {

@@ -5,6 +5,7 @@
 #![cfg(test)]
 
 mod backup;
+mod chaos;
 mod crashes;
 mod demo;
 mod described;

@@ -103,6 +103,11 @@ impl Line {
         }
     }
 
+    /// Breaks off, without a word; it is opened again for the next event.
+    pub fn hang_up(&mut self) {
+        self.socket = None;
+    }
+
     /// Closes it; what he was told comes back.
     pub async fn close(self) -> Vec<Frame> {
         if let Some(socket) = self.socket {

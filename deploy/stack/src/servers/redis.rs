@@ -1,4 +1,5 @@
 use std::{
+    fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -16,15 +17,19 @@ use crate::{
     secret,
 };
 
-/// A redis-server that keeps nothing: what it holds is gone with its process, as Garage must stand it.
+/// A redis-server that keeps nothing by itself: what it holds is gone with its process, as Garage must stand it.
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
+    folder: PathBuf,
     port: u16,
     password: String,
     password_file: PathBuf,
     reader_file: PathBuf,
 }
+
+/// Where it writes what it holds, when a client asks for it: its default.
+const COPY: &str = "dump.rdb";
 
 /// The user who may read the projections, and nothing else: parked keys are none of his business.
 const READER: &str = "gateway";
@@ -58,7 +63,7 @@ impl Redis {
         // Its present directory is the folder, so that no path in the configuration needs quotes.
         let process =
             Launch::new("redis", program, folder.join("log")).arg(&config).arg("--dir").arg(&folder).spawn()?;
-        let mut redis = Self { process, port, password, password_file, reader_file };
+        let mut redis = Self { process, folder, port, password, password_file, reader_file };
         redis.wait().await?;
         Ok(redis)
     }
@@ -107,6 +112,20 @@ impl Redis {
     /// # Errors
     /// When it does not answer in time.
     pub async fn restart_empty(&mut self) -> Result<()> {
+        self.kill();
+        match fs::remove_file(self.folder.join(COPY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("remove the copy of Redis")(error));
+            }
+            _ => self.restart().await,
+        }
+    }
+
+    /// Kills it and starts it on the same port; it holds what it held when a client last had it `SAVE`.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub async fn restart(&mut self) -> Result<()> {
         self.process.restart()?;
         self.wait().await
     }
