@@ -189,7 +189,7 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
         // Moot may mean either: scheduled before, or failed since.
         let state = self.log.session(name.session).await?.state;
         if state.last_attempt() < name.attempt {
-            return Err(Failure::Retry(Rejection::Early.into()));
+            return Err(Failure::Retry(Rejection::Unasked.into()));
         }
         if state.present_attempt() != Some(name.attempt) {
             tracing::info!(session.id = %name.session, pod.name = %name, %rejection, "instance came too late");

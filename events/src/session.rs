@@ -450,7 +450,11 @@ pub enum Rejection {
         /// The attempt named.
         attempt: u32,
     },
-    /// It speaks of what must come after something that has not been noted yet, as far as was read; try again later.
+    /// It speaks of a server that was never asked for, as far as was read: who read the session may not have seen all of
+    /// it.
+    #[error("no such server was asked for, as far as is known")]
+    Unasked,
+    /// It speaks of what must come after something that has not been noted yet; try again later.
     #[error("something that must come first is still on its way")]
     Early,
     /// It is known already, or does not fit the phase.
@@ -466,9 +470,8 @@ pub enum Rejection {
 /// # Errors
 /// [`Rejection`] when its state does not admit the command.
 pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
-    // There is no server before it was asked for: who read the session has not seen all of it.
     if command.attempt().is_some_and(|attempt| attempt > state.last_attempt()) {
-        return Err(Rejection::Early);
+        return Err(Rejection::Unasked);
     }
     let (open, command) = match (state, command) {
         (State::New, Command::Create(matched)) => return Ok(vec![matched.into()]),

@@ -3,19 +3,23 @@
 //! A request and its reply are JSON. A refusal comes in the headers that the service API defines
 //! (`Nats-Service-Error-Code`, `Nats-Service-Error`), with HTTP's meaning of the code.
 
-use std::{collections::BTreeMap, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, pin::pin, str::FromStr, time::Duration};
 
 use async_nats::{Client, RequestErrorKind};
 use bytes::Bytes;
+use futures::future::select;
 use serde::{Deserialize, Deserializer, Serialize, de, de::DeserializeOwned};
 use time::OffsetDateTime;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use crate::{
     game::{Loadout, Stats},
     id::{CarId, ItemId, PlayerId, SessionId, Slot},
     subject,
 };
+
+/// The header of a refusal.
+const ERROR_CODE: &str = "Nats-Service-Error-Code";
 
 /// How long a caller waits for a reply, unless the request says otherwise.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -425,14 +429,16 @@ async fn call_at<C: Call>(client: &Client, at: String, call: &C) -> Result<C::Re
         let request = async_nats::Request::new().payload(body.clone()).timeout(Some(within));
         client.send_request(at.clone(), request)
     };
-    let again = async {
-        sleep(AGAIN).await;
-        send(within.saturating_sub(AGAIN)).await
-    };
-    // Whichever is quicker: the first may be answered yet.
-    let reply = tokio::select! {
-        reply = send(within) => reply,
-        reply = again, if call.may_repeat() => reply,
+    let mut first = pin!(send(within));
+    let reply = match timeout(AGAIN, &mut first).await {
+        Ok(reply) => reply,
+        Err(_) if call.may_repeat() => {
+            let second = pin!(send(within.saturating_sub(AGAIN)));
+            // Whichever is quicker; but that one was turned away says nothing of what becomes of the other.
+            let (reply, other) = select(first, second).await.factor_first();
+            if answered(&reply) { reply } else { Some(other.await).filter(answered).unwrap_or(reply) }
+        }
+        Err(_) => first.await,
     };
     let reply = reply.map_err(|error| CallError::Unavailable {
         subject,
@@ -443,7 +449,7 @@ async fn call_at<C: Call>(client: &Client, at: String, call: &C) -> Result<C::Re
         },
     })?;
     let header = |name| reply.headers.as_ref().and_then(|headers| headers.get(name));
-    if let Some(code) = header("Nats-Service-Error-Code") {
+    if let Some(code) = header(ERROR_CODE) {
         return Err(CallError::Refused {
             subject,
             code: code.as_str().parse().unwrap_or(500),
@@ -451,6 +457,12 @@ async fn call_at<C: Call>(client: &Client, at: String, call: &C) -> Result<C::Re
         });
     }
     serde_json::from_slice(&reply.payload).map_err(malformed)
+}
+
+/// Whether a service has done what it was asked for, or has said why not.
+fn answered<E>(reply: &Result<async_nats::Message, E>) -> bool {
+    let code = |reply: &async_nats::Message| Some(reply.headers.as_ref()?.get(ERROR_CODE)?.to_string());
+    reply.as_ref().is_ok_and(|reply| code(reply).as_deref() != Some("503"))
 }
 
 #[cfg(test)]

@@ -19,15 +19,18 @@ use crate::{
 /// between our read and our write, a few milliseconds.
 const TRIES: u32 = 5;
 
-/// Makes a player wait. A queue that is closed takes nobody anew; who has a ticket already has it still.
+/// Makes a player wait. A queue that is closed takes nobody anew; who has a ticket already has it still. His rank is asked
+/// for only if he is to wait: who may give it may be down, and a ticket that is there does not depend on that.
 pub(crate) async fn queue(
     log: &impl Log,
     world: &impl World,
     doors: &Doors,
     id: &PlayerId,
-    wish: Queued,
+    mut wish: Queued,
+    rank: impl Future<Output = Result<i32, Problem>>,
 ) -> Result<Ticket, Problem> {
     let mut tries = Tries::default();
+    let mut rank = Some(rank);
     loop {
         let player = log.player(id).await?;
         let event = match ticket::queue(&player, &wish, world.now()) {
@@ -37,9 +40,12 @@ pub(crate) async fn queue(
                 tries.append(log, world, id, &player, event).await?;
                 continue;
             }
-            Ok(Queueing::Append(event)) => {
+            Ok(Queueing::Append) => {
                 doors.admit(&wish.queue)?;
-                event
+                if let Some(rank) = rank.take() {
+                    wish.rank = rank.await?;
+                }
+                Event::from(wish.clone())
             }
             Err(rejection) => return Err(rejected(&rejection)),
         };
@@ -184,7 +190,8 @@ mod tests {
                 waiting_since: now,
                 expires_at: now,
             };
-            let problem = queue(&log, &System, &Doors::default(), &"ann".parse().unwrap(), wish).await.unwrap_err();
+            let (doors, ann, rank) = (Doors::default(), "ann".parse().unwrap(), async { Ok(1) });
+            let problem = queue(&log, &System, &doors, &ann, wish, rank).await.unwrap_err();
             assert_eq!((problem.status().as_u16(), log.appends.load(Ordering::Relaxed)), (503, tries));
         }
     }

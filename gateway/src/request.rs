@@ -157,9 +157,10 @@ impl Wish {
         Ok(queue.timeout())
     }
 
-    /// What it makes of a player of a rank: one who waits from now on.
-    pub(crate) fn queued(self, rank: i32, ticket: TicketId, now: OffsetDateTime, timeout: Duration) -> Queued {
+    /// What it makes of a player: one who waits from now on. Of what rank is still to be said.
+    pub(crate) fn queued(self, ticket: TicketId, now: OffsetDateTime, timeout: Duration) -> Queued {
         let Self { queue, latencies, .. } = self;
+        let rank = 0;
         let (attributes, waiting_since, expires_at) = (BTreeMap::new(), now, now + timeout);
         Queued { ticket, queue, rank, latencies, attributes, waiting_since, expires_at }
     }
@@ -192,8 +193,9 @@ mod tests {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json; charset=utf-8".parse().unwrap())]);
         let wish: Wish = json(&headers, &body.to_string().into())?;
         let timeout = wish.check(&queues())?;
-        let rank = wish.rank.unwrap_or(7);
-        Ok(wish.queued(rank, TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH, timeout))
+        let rank = wish.rank;
+        let queued = wish.queued(TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH, timeout);
+        Ok(Queued { rank: rank.unwrap_or(7), ..queued })
     }
 
     fn refusal(result: Result<impl std::fmt::Debug, Problem>) -> (u16, String) {

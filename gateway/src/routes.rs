@@ -134,12 +134,15 @@ async fn tickets(call: Call) -> Answer {
     let Call { app, headers, .. } = call;
     let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.world.id()));
     let timeout = wish.check(&app.queues)?;
-    let rank = match wish.rank.or(claimed) {
-        Some(rank) => rank,
-        None => svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank,
+    let rank = wish.rank.or(claimed);
+    let rank = async {
+        match rank {
+            Some(rank) => Ok(rank),
+            None => Ok(svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank),
+        }
     };
-    let wish = wish.queued(rank, ticket, app.world.now(), timeout);
-    let ticket = commands::queue(&app.log, &app.world, &app.doors, &player, wish).await?;
+    let wish = wish.queued(ticket, app.world.now(), timeout);
+    let ticket = commands::queue(&app.log, &app.world, &app.doors, &player, wish, rank).await?;
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // A UUID is always a header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {

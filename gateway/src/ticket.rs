@@ -177,8 +177,8 @@ pub(crate) enum Queueing {
     /// This event first: an older ticket is past its expiry. A decision holds one event of a player, so that the wish
     /// is decided on again after it.
     First(Event),
-    /// This event.
-    Append(Event),
+    /// The wish, which is an event.
+    Append,
 }
 
 /// Decides on the wish to queue.
@@ -190,7 +190,7 @@ pub(crate) fn queue(player: &Player, wish: &Queued, now: OffsetDateTime) -> Resu
         State::Waiting(Queued { ticket, expires_at, .. }) if *expires_at <= now => {
             player::decide(&player.state, Command::TimeOut { ticket: *ticket, now }).map(Queueing::First)
         }
-        state => player::decide(state, Command::Queue(wish.clone())).map(Queueing::Append),
+        state => player::decide(state, Command::Queue(wish.clone())).map(|_wish| Queueing::Append),
     }
 }
 

@@ -62,6 +62,14 @@ pub fn pool(options: MySqlConnectOptions, size: u32, acquire_timeout: Duration) 
                 Ok(())
             })
         })
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                // Who is dropped while he waits for the answer to BEGIN leaves a transaction behind that sqlx does not
+                // know of: whoever has the connection next would read what was, and commit nothing.
+                connection.execute("ROLLBACK").await?;
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options)
 }
 

@@ -25,6 +25,10 @@ use crate::{
     redis::Redis,
 };
 
+/// How long a server of the log may answer without knowing that another leads: NATS has it step down when it has not
+/// heard from the others for ten seconds.
+const LAG: time::Duration = time::Duration::seconds(15);
+
 /// What reactions do besides appending.
 pub trait Effects: Clone + Send + Sync + 'static {
     /// Asks what the players bring.
@@ -123,15 +127,18 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
         let command = match command {
             Ok(command) => command,
             Err(error) => {
-                self.fail(session, attempt, &error).await?;
+                self.fail(delivery, session, attempt, &error).await?;
                 return Err(poison(error.into()));
             }
         };
         match decide_session(&self.log, &self.world, session, command, None).await? {
             Ok(_) => {}
             Err(rejection @ Rejection::Early) => return Err(Failure::Retry(rejection.into())),
+            Err(rejection @ Rejection::Unasked) if self.is_fresh(delivery) => {
+                return Err(Failure::Retry(rejection.into()));
+            }
             Err(rejection @ Rejection::BadResults) => {
-                self.fail(session, attempt, &rejection).await?;
+                self.fail(delivery, session, attempt, &rejection).await?;
                 return Err(Failure::Poison(rejection.into()));
             }
             Err(rejection) => tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report left alone"),
@@ -139,12 +146,26 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
         Ok(())
     }
 
+    /// Whether what a report speaks of may be in the log although it was read without. Later the report is somebody's
+    /// invention: it is not kept, as enough of them would leave the real ones no room.
+    fn is_fresh(&self, report: &Delivery) -> bool {
+        self.world.now() - report.time < LAG
+    }
+
     /// A server whose report cannot be used has failed: there will be no other.
-    async fn fail(&self, session: SessionId, attempt: u32, report: &impl std::fmt::Display) -> Result<(), Failure> {
+    async fn fail(
+        &self,
+        delivery: &Delivery,
+        session: SessionId,
+        attempt: u32,
+        report: &impl std::fmt::Display,
+    ) -> Result<(), Failure> {
         let failed = PodFailed { attempt, reason: "bad-report".into(), message: report.to_string() };
         match decide_session(&self.log, &self.world, session, Command::FailPod(failed), None).await? {
             Ok(_) => {}
-            Err(rejection @ Rejection::Early) => return Err(Failure::Retry(rejection.into())),
+            Err(rejection @ Rejection::Unasked) if self.is_fresh(delivery) => {
+                return Err(Failure::Retry(rejection.into()));
+            }
             Err(rejection) => {
                 tracing::info!(session.id = %session, attempt, %rejection, "bad report of an attempt that is over");
             }

@@ -375,6 +375,22 @@ fn nothing_is_acknowledged_upon_a_read_that_lacks_what_is_known() {
 }
 
 #[test]
+fn what_nobody_asked_for_is_waited_for_no_longer_than_a_read_may_lag() {
+    let game = Match::made();
+    game.told().unwrap();
+    let unknown = Report { session: SessionId::new(Uuid::from_u128(7)), attempt: 1, kind: ReportKind::Ready };
+    let later = Report { session: game.session, attempt: 2, kind: ReportKind::Finished };
+    for (report, body) in [(unknown, r#"{"tcp_port":1,"udp_port":2}"#), (later, r#"{"results":[]}"#)] {
+        let delivery = game.delivery(report.to_string(), body);
+        let early = block_on(game.app.on_report(&delivery));
+        assert!(matches!(early, Err(Failure::Retry(_))), "{early:?}");
+        game.app.world.advance(Duration::seconds(20));
+        block_on(game.app.on_report(&delivery)).unwrap();
+    }
+    assert_eq!(game.types(), ["Matched", "PodRequested"]);
+}
+
+#[test]
 fn rubbish_is_put_aside_and_changes_nothing() {
     let game = Match::made();
     game.told().unwrap();

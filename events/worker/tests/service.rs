@@ -62,6 +62,29 @@ async fn a_request_that_is_lost_is_sent_again_if_it_may_be() {
 }
 
 #[tokio::test]
+async fn that_a_repeat_was_turned_away_hides_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path(), 1).await.unwrap();
+    let client = nats.connect(Role::Admin).await.unwrap();
+    let mut requests = client.subscribe(Word::SUBJECT).await.unwrap();
+    client.flush().await.unwrap();
+    let answering = async {
+        let first = requests.next().await.unwrap();
+        let again = requests.next().await.unwrap();
+        let mut busy = async_nats::HeaderMap::new();
+        busy.insert("Nats-Service-Error-Code", "503");
+        client.publish_with_headers(again.reply.unwrap(), busy, "".into()).await.unwrap();
+        client.flush().await.unwrap();
+        client.publish(first.reply.unwrap(), "null".into()).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        reply = call(&client, &Word { repeat: true }) => reply.unwrap(),
+        () = answering => unreachable!(),
+    }
+}
+
+#[tokio::test]
 async fn a_reply_that_is_too_large_is_refused_and_not_lost() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path(), 1).await.unwrap();

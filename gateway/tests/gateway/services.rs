@@ -240,6 +240,8 @@ async fn a_rank_comes_from_the_token_or_the_profile_and_from_the_client_where_th
     assert_eq!(queue("carl", Some(-7), open(Some(8))).await.1, Some(8));
     assert_eq!(queue("dora", None, open(Some(9))).await.1, Some(9));
     assert_eq!(queue("emil", Some(-7), open(None)).await.1, Some(-7));
+    let (status, .., detail) = queue("emil", None, ranked()).await;
+    assert_eq!(status, 409, "who waits already does, whatever is down: {detail}");
 
     let asked = Arc::new(Mutex::new(Vec::new()));
     let asking = Arc::clone(&asked);

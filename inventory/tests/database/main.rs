@@ -6,6 +6,7 @@
 mod activation;
 mod catalogue;
 mod commands;
+mod connections;
 mod first_sight;
 mod idempotency;
 mod loadouts;

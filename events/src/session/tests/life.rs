@@ -61,8 +61,8 @@ fn every_phase_answers_every_command() {
     let end = "Failed+Closed";
     let table = [
         //          create    request         schedule        fail-pod     ready       open       finish             fail      hard end
-        (new,      ["Matched", "Unknown",      "Early",        "Early",     "Early",    "Unknown", "Early",           "Unknown", "Unknown"]),
-        (matched_, ["Exists",  "PodRequested", "Early",        "Early",     "Early",    "Moot",    "Early",           end,       end]),
+        (new,      ["Matched", "Unknown",      "Unasked",      "Unasked",   "Unasked",  "Unknown", "Unasked",         "Unknown", "Unknown"]),
+        (matched_, ["Exists",  "PodRequested", "Unasked",      "Unasked",   "Unasked",  "Moot",    "Unasked",         end,       end]),
         (starting, ["Exists",  "Moot",         "PodScheduled", "PodFailed", "PodReady", "Moot",    "Early",           end,       end]),
         (placed,   ["Exists",  "Moot",         "Moot",         "PodFailed", "PodReady", "Moot",    "Early",           end,       end]),
         (reported, ["Exists",  "Moot",         "PodScheduled", "PodFailed", "Moot",     "Moot",    "Early",           end,       end]),
@@ -122,12 +122,12 @@ fn what_speaks_of_another_attempt_is_stale() {
 }
 
 #[test]
-fn what_a_server_says_that_was_not_asked_for_as_far_as_is_known_is_early() {
+fn what_a_server_says_that_nobody_asked_for_is_told_from_what_is_early() {
     let second = given([matched(), requested(1), failed_pod(1), requested(2), scheduled(2)]);
     let retrying = given([matched(), requested(1), failed_pod(1)]);
     for (given, attempt) in [(given([]), 1), (given([matched()]), 1), (retrying, 2), (second, 3)] {
         for command in [schedule(attempt), fail_pod(attempt), ready(attempt), finish(attempt, &["ann", "bob"])] {
-            given.when(command).refused(Rejection::Early);
+            given.when(command).refused(Rejection::Unasked);
         }
     }
 }
@@ -154,7 +154,7 @@ fn a_server_that_dies_with_players_in_it_is_not_followed_by_another() {
 fn results_that_a_server_reported_before_it_died_count() {
     let broken = given([matched(), requested(1), scheduled(1), was_ready(1), opened(1), failed_pod(1)]);
     broken.when(finish(1, &["ann", "bob"])).then([finished(1), closed(Ending::Finished)]);
-    broken.when(finish(2, &["ann", "bob"])).refused(Rejection::Early);
+    broken.when(finish(2, &["ann", "bob"])).refused(Rejection::Unasked);
     broken.when(finish(1, &["ann"])).refused(Rejection::BadResults);
 }
 
