@@ -1,6 +1,6 @@
 //! What the log's events bring about: a server is started, or removed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use garage_events::{
     event::Event as _,
@@ -12,18 +12,11 @@ use garage_events::{
     subject::{Aggregate, Report, ReportKind},
     world::World,
 };
-use garage_worker::{
-    reactor::{Delivery, Failure},
-    redis::Redis,
-    seal::SealKeys,
-};
+use garage_worker::reactor::{Delivery, Failure};
 use time::Duration;
 use uuid::Uuid;
 
-use crate::{
-    backend::{Backend, CreateError, Name, Placed, Unavailable},
-    redis,
-};
+use crate::backend::{Backend, CreateError, Name, Placed, Unavailable};
 
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
@@ -44,24 +37,31 @@ pub struct Terms {
     pub session: Duration,
 }
 
+/// Has the games' private keys, which session parked.
+pub trait Keys: Clone + Send + Sync + 'static {
+    /// The private key that is parked under a fingerprint, PKCS #8 PEM.
+    ///
+    /// # Errors
+    /// [`CreateError::Refused`] when it is lost: it is not there, or does not open.
+    fn private_key(&self, fingerprint: &str) -> impl Future<Output = Result<Secret, CreateError>> + Send;
+}
+
 /// What reactions work with.
 #[derive(Debug, Clone)]
-pub struct App<L, W, B> {
+pub struct App<L, W, B, K> {
     /// The log.
     pub log: L,
     /// Time and ids.
     pub world: W,
     /// What runs game servers.
     pub backend: B,
-    /// Where the sealed keys are.
-    pub redis: Redis,
-    /// What they are opened with.
-    pub seal: SealKeys,
+    /// Where the games' keys are.
+    pub keys: K,
     /// What all games are told.
     pub terms: Arc<Terms>,
 }
 
-impl<L: Log, W: World, B: Backend> App<L, W, B> {
+impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
     /// Reacts to an event of the consumer `director`.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
         if let Some(placed) = self.backend.find(name).await? {
             return Ok(placed);
         }
-        let private_key = self.private_key(&requested.fingerprint).await?;
+        let private_key = self.keys.private_key(&requested.fingerprint).await?;
         let report = |kind| Report { session: name.session, attempt: name.attempt, kind }.to_string();
         let config = Config {
             session: name.session,
@@ -138,18 +138,6 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
         let placed = self.backend.create(&config).await?;
         metrics::counter!("garage_instances_created_total").increment(1);
         Ok(placed)
-    }
-
-    async fn private_key(&self, fingerprint: &str) -> Result<Secret, CreateError> {
-        let lost = |message: String| CreateError::Refused { reason: "key-lost", message };
-        let parked = redis::parked(&self.redis, fingerprint).await;
-        let sealed =
-            parked.map_err(|error| Unavailable(anyhow::Error::new(error).context("cannot ask for the key")))?;
-        let sealed = sealed.ok_or_else(|| lost("the game's key is not in Redis".into()))?;
-        let key = self.seal.open(&sealed, fingerprint).map_err(|error| lost(error.to_string()))?;
-        let key = String::from_utf8(key)
-            .map_err(|error| lost(format!("the game's key is no text: {}", error.utf8_error())))?;
-        Ok(Secret::new(key))
     }
 
     async fn scheduled(&self, name: Name, cause: Uuid, placed: Placed) -> Result<(), Failure> {
