@@ -1,6 +1,6 @@
 //! Director: owns game server instances; starts, finds again, and removes them.
 //!
-//! - [`reaction`]: what the log's events bring about; `watch`: what happens without one.
+//! - [`reaction`]: what the log's events bring about; [`watch`]: what happens without one.
 //! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine.
 //! - [`redis`]: the games' sealed keys.
 
@@ -9,7 +9,7 @@ pub mod config;
 pub mod process;
 pub mod reaction;
 pub mod redis;
-mod watch;
+pub mod watch;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
@@ -40,7 +40,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let log = ground.open_log().await?;
     let context = log.context().clone();
 
-    let app = reaction::App { log, world: System, backend, redis: redis.clone(), seal, terms: Arc::new(terms) };
+    let keys = redis::Parked { redis: redis.clone(), seal };
+    let app = reaction::App { log, world: System, backend, keys, terms: Arc::new(terms) };
     let grace = Duration::from_secs(config.orphan_grace.into());
     ground.spawn("redis watch", redis.watch(ground.health.clone(), shutdown.clone()));
     ground.spawn("watch", watch::run(app.clone(), grace, ground.health.clone(), shutdown.clone()));

@@ -1,6 +1,6 @@
 //! What the log's events bring about: a server is started, or removed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use garage_events::{
     event::Event as _,
@@ -12,18 +12,11 @@ use garage_events::{
     subject::{Aggregate, Report, ReportKind},
     world::World,
 };
-use garage_worker::{
-    reactor::{Delivery, Failure},
-    redis::Redis,
-    seal::SealKeys,
-};
+use garage_worker::reactor::{Delivery, Failure};
 use time::Duration;
 use uuid::Uuid;
 
-use crate::{
-    backend::{Backend, CreateError, Name, Placed, Unavailable},
-    redis,
-};
+use crate::backend::{Backend, CreateError, Name, Placed, Unavailable};
 
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
@@ -44,24 +37,31 @@ pub struct Terms {
     pub session: Duration,
 }
 
+/// Has the games' private keys, which session parked.
+pub trait Keys: Clone + Send + Sync + 'static {
+    /// The private key that is parked under a fingerprint, PKCS #8 PEM.
+    ///
+    /// # Errors
+    /// [`CreateError::Refused`] when it is lost: it is not there, or does not open.
+    fn private_key(&self, fingerprint: &str) -> impl Future<Output = Result<Secret, CreateError>> + Send;
+}
+
 /// What reactions work with.
 #[derive(Debug, Clone)]
-pub struct App<L, W, B> {
+pub struct App<L, W, B, K> {
     /// The log.
     pub log: L,
     /// Time and ids.
     pub world: W,
     /// What runs game servers.
     pub backend: B,
-    /// Where the sealed keys are.
-    pub redis: Redis,
-    /// What they are opened with.
-    pub seal: SealKeys,
+    /// Where the games' keys are.
+    pub keys: K,
     /// What all games are told.
     pub terms: Arc<Terms>,
 }
 
-impl<L: Log, W: World, B: Backend> App<L, W, B> {
+impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
     /// Reacts to an event of the consumer `director`.
     ///
     /// # Errors
@@ -112,6 +112,11 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
                 metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
                 self.fail(name, reason, message, Some(cause)).await
             }
+            Err(CreateError::Over) => {
+                // Since the session was read it may have been played to its end by it, and its results be on their way.
+                tracing::info!(session.id = %session, pod.name = %name, "instance is over; its end is judged elsewhere");
+                Ok(())
+            }
             Err(CreateError::Unavailable(error)) => Err(error.into()),
         }
     }
@@ -121,7 +126,7 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
         if let Some(placed) = self.backend.find(name).await? {
             return Ok(placed);
         }
-        let private_key = self.private_key(&requested.fingerprint).await?;
+        let private_key = self.keys.private_key(&requested.fingerprint).await?;
         let report = |kind| Report { session: name.session, attempt: name.attempt, kind }.to_string();
         let config = Config {
             session: name.session,
@@ -138,18 +143,6 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
         let placed = self.backend.create(&config).await?;
         metrics::counter!("garage_instances_created_total").increment(1);
         Ok(placed)
-    }
-
-    async fn private_key(&self, fingerprint: &str) -> Result<Secret, CreateError> {
-        let lost = |message: String| CreateError::Refused { reason: "key-lost", message };
-        let parked = redis::parked(&self.redis, fingerprint).await;
-        let sealed =
-            parked.map_err(|error| Unavailable(anyhow::Error::new(error).context("cannot ask for the key")))?;
-        let sealed = sealed.ok_or_else(|| lost("the game's key is not in Redis".into()))?;
-        let key = self.seal.open(&sealed, fingerprint).map_err(|error| lost(error.to_string()))?;
-        let key = String::from_utf8(key)
-            .map_err(|error| lost(format!("the game's key is no text: {}", error.utf8_error())))?;
-        Ok(Secret::new(key))
     }
 
     async fn scheduled(&self, name: Name, cause: Uuid, placed: Placed) -> Result<(), Failure> {
@@ -209,5 +202,96 @@ impl<L: Log, W: World, B: Backend> App<L, W, B> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use garage_events::{
+        game::{self, Loadout},
+        id::TicketId,
+        log::{Append, Decision, Head, Load},
+        session::{Matched, Member, Team},
+        sim::SimLog,
+        world::Simulated,
+    };
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::backend::Instance;
+
+    /// Has one instance, which is over.
+    #[derive(Clone)]
+    struct Over;
+
+    impl Backend for Over {
+        async fn create(&self, _: &game::Config) -> Result<Placed, CreateError> {
+            Err(CreateError::Over)
+        }
+
+        async fn find(&self, _: Name) -> Result<Option<Placed>, Unavailable> {
+            Ok(None)
+        }
+
+        async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
+            Ok(Vec::new())
+        }
+
+        async fn delete(&self, name: Name) -> Result<(), Unavailable> {
+            panic!("{name} is removed before its end is judged");
+        }
+    }
+
+    #[derive(Clone)]
+    struct There;
+
+    impl Keys for There {
+        async fn private_key(&self, _: &str) -> Result<Secret, CreateError> {
+            Ok(Secret::new("private"))
+        }
+    }
+
+    #[test]
+    fn a_request_that_comes_again_when_its_server_is_over_does_not_say_that_it_failed() {
+        let world = Simulated::at(datetime!(2026-01-01 00:00 UTC));
+        let log = SimLog::new(world.clone());
+        let session = SessionId::new(world.id());
+        let member = Member { player: "anna".parse().unwrap(), ticket: TicketId::new(world.id()), rank: 0 };
+        let matched = Matched {
+            queue: "ranked".parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            teams: vec![Team { name: "1".into(), players: vec![member] }],
+            rules: "test".into(),
+            pool_seq: 0,
+            clock: world.now(),
+        };
+        let requested = PodRequested {
+            attempt: 1,
+            region: "eu".parse().unwrap(),
+            loadouts: Vec::<Loadout>::new(),
+            public_key: "public".into(),
+            fingerprint: "f00d".into(),
+        };
+        let events = [Event::from(matched), requested.into()];
+        let decision = Decision::new(&world, session.uuid(), None);
+        let decision = decision.change(&world, Aggregate::Session(session), Head::default(), events);
+        block_on(log.append(decision)).unwrap();
+
+        let nats = Nats { url: String::new(), user: String::new(), password: Secret::new("") };
+        let terms = Terms { token_key: String::new(), token_keys: BTreeMap::new(), nats, session: Duration::MINUTE };
+        let app = App { log: log.clone(), world, backend: Over, keys: There, terms: Arc::new(terms) };
+        let message = log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
+        let delivery = Delivery {
+            seq: message.seq,
+            time: message.time,
+            subject: message.subject,
+            body: message.body,
+            delivered: 2,
+        };
+        block_on(app.on_event(&delivery)).unwrap();
+        let history = block_on(log.session(session)).unwrap().history;
+        let types: Vec<_> = history.iter().map(|recorded| recorded.event.type_name()).collect();
+        assert_eq!(types, ["Matched", "PodRequested"]);
     }
 }

@@ -15,14 +15,14 @@ use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
     backend::{Backend, Exit, How, Instance, Name, State},
-    reaction::App,
+    reaction::{App, Keys},
 };
 
 /// How often instances are looked at: as long as a dead server may go unnoticed.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// How often they are compared with the log.
-const SCAN: Duration = Duration::from_secs(5);
+pub const SCAN: Duration = Duration::from_secs(5);
 
 /// How long an instance is over before an end counts as a failure that may be none: one that nobody saw, as another
 /// director on this machine that started it notes its end within [`LOOK`]; and one that went well, as its results were
@@ -33,26 +33,22 @@ const DOUBT: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// None; a look that fails is repeated.
-pub(crate) async fn run<L: Log + Reports, W: World, B: Backend>(
-    app: App<L, W, B>,
+pub(crate) async fn run<L: Log + Reports, W: World, B: Backend, K: Keys>(
+    app: App<L, W, B, K>,
     grace: Duration,
     health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let mut watch = Watch { app, grace, seen: HashMap::new(), suspects: HashSet::new() };
-    let mut scanned: Option<Instant> = None;
+    let backend = app.backend.clone();
+    let mut watch = Watch::new(app, grace);
     let mut down = false;
     loop {
         let mut pause = LOOK;
-        match watch.app.backend.list().await {
+        match backend.list().await {
             Ok(instances) => {
                 health.up("backend");
                 gauge(&instances);
-                let mut result = watch.exits(&instances).await;
-                if result.is_ok() && scanned.is_none_or(|at| at.elapsed() >= SCAN) {
-                    result = watch.orphans(&instances).await;
-                    scanned = Some(Instant::now());
-                }
+                let result = watch.look(&instances, Instant::now()).await;
                 if let Err(error) = &result {
                     pause = Duration::from_secs(1);
                     // Once for each time that something is down, not once a second.
@@ -88,9 +84,14 @@ fn gauge(instances: &[Instance]) {
     metrics::gauge!("garage_instances", "state" => "exited").set(count(|state| matches!(state, State::Exited(_))));
 }
 
-struct Watch<L, W, B> {
-    app: App<L, W, B>,
+/// What one director knows of the instances from looking at them.
+#[derive(Debug)]
+pub struct Watch<L, W, B, K> {
+    app: App<L, W, B, K>,
+    /// How old an instance must be to be taken for an orphan.
     grace: Duration,
+    /// When they were last compared with the log.
+    scanned: Option<Instant>,
     /// Instances that are over: since when this director knows, and whether it has judged them.
     seen: HashMap<Name, Seen>,
     /// Instances that no open session asked for at the last scan. One read may be that of a node which leads no more;
@@ -98,22 +99,41 @@ struct Watch<L, W, B> {
     suspects: HashSet<Name>,
 }
 
+#[derive(Debug)]
 struct Seen {
     since: Instant,
     judged: bool,
 }
 
-impl<L: Log + Reports, W: World, B: Backend> Watch<L, W, B> {
-    async fn exits(&mut self, instances: &[Instance]) -> Result<(), Failure> {
+impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
+    /// Nothing is known yet.
+    pub fn new(app: App<L, W, B, K>, grace: Duration) -> Self {
+        Self { app, grace, scanned: None, seen: HashMap::new(), suspects: HashSet::new() }
+    }
+
+    /// Looks at all instances: judges those that are over, and every [`SCAN`] removes those that nobody asks for.
+    ///
+    /// # Errors
+    /// The first [`Failure`]; the others were looked at all the same, and the next look tries it again.
+    pub async fn look(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
+        self.exits(instances, now).await?;
+        if self.scanned.is_none_or(|at| now - at >= SCAN) {
+            self.scanned = Some(now);
+            self.orphans(instances).await?;
+        }
+        Ok(())
+    }
+
+    async fn exits(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
         let over = |name: &Name| instances.iter().any(|one| one.name == *name && matches!(one.state, State::Exited(_)));
         self.seen.retain(|name, _| over(name));
         // One that cannot be judged must not keep the others from it.
         let mut first = Ok(());
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
-            let seen = self.seen.entry(instance.name).or_insert(Seen { since: Instant::now(), judged: false });
+            let seen = self.seen.entry(instance.name).or_insert(Seen { since: now, judged: false });
             let doubtful = matches!(exit.how, How::Unknown | How::Code(0));
-            if seen.judged || (doubtful && seen.since.elapsed() < DOUBT) {
+            if seen.judged || (doubtful && now - seen.since < DOUBT) {
                 continue;
             }
             match judge(&self.app, instance.name, exit).await {
@@ -156,8 +176,8 @@ impl<L: Log + Reports, W: World, B: Backend> Watch<L, W, B> {
 }
 
 /// An instance is over: is its attempt? False when that cannot be said yet.
-async fn judge<L: Log + Reports, W: World, B: Backend>(
-    app: &App<L, W, B>,
+async fn judge<L: Log + Reports, W: World, B: Backend, K: Keys>(
+    app: &App<L, W, B, K>,
     name: Name,
     exit: &Exit,
 ) -> Result<bool, Failure> {

@@ -19,7 +19,7 @@ use crate::{
     inventory,
     log::{
         Append, AppendError, Decision, Head, Load, Player, ReadError, Session,
-        encode::{Encoded, take},
+        encode::{Change, Encoded, take},
     },
     player,
     subject::Aggregate,
@@ -39,6 +39,12 @@ pub struct Faults {
     /// Reads that are answered by a node that led until lately: without the last events, and perhaps with a part of a
     /// commit.
     pub stale_reads: u32,
+    /// What such a node knows at least: the sequence up to which it led.
+    pub led_until: u64,
+    /// Refusals that do not say which aggregate has moved, so that the conflict may name another of the decision.
+    pub unnamed_conflicts: u32,
+    /// Ordered reads whose next message comes later than it could, perhaps in the midst of a commit.
+    pub late_messages: u32,
 }
 
 /// The most messages that a stale read lacks.
@@ -132,6 +138,11 @@ impl<W: World> SimLog<W> {
         Ok(known.into_iter().find(|message| selects(filter, &message.subject)).cloned())
     }
 
+    /// All messages that a filter selects, whatever the faults: for who judges what happened.
+    pub fn messages(&self, filter: &str) -> Vec<Message> {
+        self.state().messages.iter().filter(|message| selects(filter, &message.subject)).cloned().collect()
+    }
+
     /// Reads the messages that one of the filters selects, in order, from a sequence on (1 is the beginning).
     pub fn follow(&self, filters: Vec<String>, from: u64) -> Follow {
         Follow { state: Arc::clone(&self.state), end: self.end.subscribe(), filters, next: from.max(1) }
@@ -158,7 +169,8 @@ impl<W: World> SimLog<W> {
         }
         let mut end = state.end();
         if state.hit(stale_reads) {
-            end = end.saturating_sub(state.dice.random_range(1..=STALE));
+            let known = state.faults.led_until.min(end);
+            end = end.saturating_sub(state.dice.random_range(1..=STALE)).max(known);
         }
         Ok((state, end))
     }
@@ -195,6 +207,15 @@ impl State {
         self.aggregates.get(aggregate).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// The last sequence of an aggregate, as the server sees it within a commit: of the commit's own messages it knows
+    /// those that share a subject, but not those that share no more than a filter. So it accepts two decisions on one
+    /// session in a commit, and both are stored; who commits has to keep them apart.
+    fn head(&self, change: &Change, before: u64) -> u64 {
+        let mut known = self.of(&change.filter).iter().rev();
+        let literal = matches!(change.aggregate, Aggregate::Player(_));
+        known.find(|seq| literal || **seq <= before).copied().unwrap_or_default()
+    }
+
     fn hit(&mut self, percent: u32) -> bool {
         percent > 0 && self.dice.random_range(0..100) < percent
     }
@@ -202,21 +223,22 @@ impl State {
     /// One commit: the decisions of which an aggregate has moved go back, the others are stored.
     fn commit(&mut self, group: Vec<Submission>, now: OffsetDateTime) {
         self.commits += 1;
+        let before = self.end();
         for Submission { decision, reply } in group {
             // Who no longer waits for the answer has gone; the events stay.
-            let _ = reply.send(self.store(&decision, now));
+            let _ = reply.send(self.store(&decision, before, now));
         }
     }
 
-    fn store(&mut self, decision: &Encoded, now: OffsetDateTime) -> Result<Vec<u64>, AppendError> {
+    /// Stores a decision, which shares a commit with all that is stored after `before`.
+    fn store(&mut self, decision: &Encoded, before: u64, now: OffsetDateTime) -> Result<Vec<u64>, AppendError> {
         let lost = || AppendError::Unavailable("the answer was lost".into());
         if self.hit(self.faults.lost_appends) {
             return Err(lost());
         }
-        for change in &decision.changes {
-            if self.of(&change.filter).last().copied().unwrap_or_default() != change.head.seq {
-                return Err(AppendError::Conflict(change.aggregate.clone()));
-            }
+        if let Some(moved) = decision.changes.iter().find(|change| self.head(change, before) != change.head.seq) {
+            let named = if self.hit(self.faults.unnamed_conflicts) { decision.suspect() } else { None };
+            return Err(AppendError::Conflict(named.unwrap_or(&moved.aggregate).clone()));
         }
         let first = self.end() + 1;
         for ((change, message), seq) in decision.messages().zip(first..) {
@@ -297,6 +319,10 @@ impl Follow {
     pub async fn next(&mut self) -> Message {
         loop {
             self.end.mark_unchanged();
+            if self.late() {
+                tokio::task::yield_now().await;
+                continue;
+            }
             if let Some(message) = self.stored() {
                 return message;
             }
@@ -307,11 +333,48 @@ impl Follow {
         }
     }
 
+    fn late(&self) -> bool {
+        let mut state = lock(&self.state);
+        let late = state.faults.late_messages;
+        state.hit(late)
+    }
+
     fn stored(&mut self) -> Option<Message> {
         let state = lock(&self.state);
         let wanted = |message: &&Message| self.filters.iter().any(|filter| selects(filter, &message.subject));
         let message = state.from(self.next).find(wanted).cloned();
         self.next = message.as_ref().map_or(state.end(), |message| message.seq) + 1;
         message
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::{session, world::Simulated};
+
+    /// Stores two decisions on one aggregate as if nobody had kept them out of one commit; how many are stored.
+    fn together<E: crate::event::Event>(aggregate: &Aggregate, event: &E) -> usize {
+        let world = Simulated::at(datetime!(2026-01-01 00:00 UTC));
+        let log = SimLog::new(world.clone());
+        let submission = || {
+            let decision = Decision::new(&world, world.id(), None);
+            let decision = decision.change(&world, aggregate.clone(), Head::default(), [event.clone()]);
+            Submission { decision: Encoded::new(decision).unwrap(), reply: oneshot::channel().0 }
+        };
+        log.state().commit(vec![submission(), submission()], world.now());
+        log.state().messages.len()
+    }
+
+    #[test]
+    fn two_decisions_in_one_commit_pass_unless_they_share_a_subject_as_on_the_server() {
+        let session = Aggregate::Session(SessionId::new(uuid::Uuid::nil()));
+        assert_eq!(together(&session, &session::Event::from(session::Failed { reason: "x".into() })), 2);
+        let player = Aggregate::Player("anna".parse().unwrap());
+        let (ticket, session) = (crate::id::TicketId::new(uuid::Uuid::nil()), SessionId::new(uuid::Uuid::nil()));
+        let released = player::Released { ticket, session, why: player::Ending::Failed };
+        assert_eq!(together(&player, &player::Event::from(released)), 1);
     }
 }

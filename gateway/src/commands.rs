@@ -21,7 +21,10 @@ const TRIES: u32 = 5;
 
 /// Makes a player wait. A queue that is closed takes nobody anew; who has a ticket already has it still. His rank is asked
 /// for only if he is to wait: who may give it may be down, and a ticket that is there does not depend on that.
-pub(crate) async fn queue(
+///
+/// # Errors
+/// [`Problem`], which is the client's when he waits already, or is in a match.
+pub async fn queue(
     log: &impl Log,
     world: &impl World,
     doors: &Doors,
@@ -57,7 +60,10 @@ pub(crate) async fn queue(
 }
 
 /// Makes a player no longer wait with a ticket.
-pub(crate) async fn cancel(
+///
+/// # Errors
+/// [`Problem`], which is the client's when it is too late, or he has another ticket.
+pub async fn cancel(
     log: &impl Log,
     world: &impl World,
     id: &PlayerId,

@@ -25,7 +25,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// The queues that are closed. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Doors {
+pub struct Doors {
     /// Those there are: no other is kept.
     queues: Arc<BTreeSet<QueueName>>,
     /// The closed ones, and why.
@@ -34,7 +34,7 @@ pub(crate) struct Doors {
 
 impl Doors {
     /// Of these queues; all are open.
-    pub(crate) fn new(queues: &Queues) -> Self {
+    pub fn new(queues: &Queues) -> Self {
         Self { queues: Arc::new(queues.queues.keys().cloned().collect()), closed: Arc::default() }
     }
 

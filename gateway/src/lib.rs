@@ -2,11 +2,11 @@
 //!
 //! - [`Config`], [`token`]: what it is told, and who its clients are.
 //! - `server`, `tls`, `patience`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
-//! - `ticket` (pure), `commands`: queueing and cancelling; `request`: what a client may send; `door`: which queues take
+//! - `ticket` (pure), [`commands`]: queueing and cancelling; `request`: what a client may send; `door`: which queues take
 //!   nobody; `wait`: how long one waits; `ops`: the operators' page, on the admin port.
 //! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here; `presence`: who is, anywhere.
 
-mod commands;
+pub mod commands;
 mod config;
 mod door;
 mod frame;
@@ -33,6 +33,9 @@ use garage_worker::{Ground, Pages, Shutdown};
 use tokio::net::TcpListener;
 
 pub use config::Config;
+pub use door::Doors;
+pub use problem::Problem;
+pub use ticket::Ticket;
 pub use token::sign_token;
 
 /// What requests are answered with.

@@ -24,7 +24,7 @@ const CLOSED_RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 
 /// A request that is not granted.
 #[derive(Debug)]
-pub(crate) struct Problem {
+pub struct Problem {
     status: StatusCode,
     /// A relative URI that names the kind; `about:blank` when the status says all.
     kind: &'static str,
@@ -93,7 +93,7 @@ impl Problem {
     }
 
     /// Whether it is the request that is wrong, and not something here.
-    pub(crate) fn is_clients(&self) -> bool {
+    pub fn is_clients(&self) -> bool {
         self.status.is_client_error()
     }
 

@@ -37,7 +37,7 @@ pub(crate) enum End {
 /// answer to the wish to queue is the same, byte for byte, however often it is repeated: that is why only who asks for the
 /// ticket itself is told an estimate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Ticket {
+pub struct Ticket {
     pub(crate) ticket: TicketId,
     pub(crate) status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,13 +1,15 @@
 //! Matchmaker: matches waiting players by rank and latency.
 //!
 //! - [`domain`]: who waits (a fold of the log), its form as a snapshot, and the rule that makes matches; pure.
-//! - [`app`]: fold, decide, commit, and fold the outcome; [`lead`]: of several instances, which decides.
+//! - [`app`]: fold, decide, commit, and fold the outcome; [`matching`]: the decisions of it, on any log; [`lead`]: of
+//!   several instances, which decides.
 //! - [`snapshots`]: the fold, kept in NATS, so that a restart need not read the whole log.
 
 pub mod app;
 pub mod config;
 pub mod domain;
 pub mod lead;
+pub mod matching;
 pub mod snapshots;
 
 use garage_events::{lease, queue::Queues, world::System};

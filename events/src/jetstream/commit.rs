@@ -229,8 +229,7 @@ impl Committer {
             // It names none where an aggregate has no message, and one was expected.
             match part.group.as_slice() {
                 [one] => {
-                    let expecting = one.decision.changes.iter().find(|change| change.head.seq > 0);
-                    let moved = expecting.or(one.decision.changes.first()).map(|change| change.aggregate.clone());
+                    let moved = one.decision.suspect().cloned();
                     moved.inspect(|aggregate| part.conflict(aggregate));
                 }
                 _ => part.halve(parts),

@@ -99,6 +99,13 @@ impl Encoded {
         self.changes.iter().map(|change| &change.aggregate)
     }
 
+    /// The aggregate to name where the log refuses the decision without saying which has moved: one of which something
+    /// was expected, as it names none where an aggregate has no message.
+    pub(crate) fn suspect(&self) -> Option<&Aggregate> {
+        let expecting = self.changes.iter().find(|change| change.head.seq > 0);
+        expecting.or(self.changes.first()).map(|change| &change.aggregate)
+    }
+
     /// Its messages in their order, each with its aggregate's change.
     pub(crate) fn messages(&self) -> impl Iterator<Item = (&Change, &Message)> {
         self.changes.iter().flat_map(|change| change.messages.iter().map(move |message| (change, message)))

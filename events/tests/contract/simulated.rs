@@ -1,12 +1,15 @@
 //! The faults of the log in memory are those of the real one: what is answered is true, what is not may be so or so.
 
+use std::{pin::pin, task::Poll};
+
 use garage_events::{
     log::{Append, AppendError, Head, Load},
     sim::{Faults, SimLog},
+    subject::Aggregate,
     world::Simulated,
 };
 
-use crate::samples::{THEN, made, new_player, queued};
+use crate::samples::{Made, THEN, cancelled, made, matched, new_player, new_session, queued};
 
 /// Of a hundred appends under the faults, which were answered and which are stored.
 async fn appends(faults: Faults, seed: u64) -> Vec<(bool, bool)> {
@@ -70,4 +73,56 @@ async fn a_read_that_is_stale_lacks_the_last_events_and_an_append_on_it_conflict
     assert_eq!((read.head, log.last_sequence("garage.>").unwrap()), (Head::default(), 0));
     let stale = log.append(made(&player, read.head, [queued()]).decision).await;
     assert!(matches!(stale, Err(AppendError::Conflict(_))), "{stale:?}");
+}
+
+#[tokio::test]
+async fn a_read_that_is_stale_has_all_up_to_where_its_node_led() {
+    let log = SimLog::new(Simulated::at(THEN));
+    let (early, late) = (new_player(), new_player());
+    let led_until = log.append(made(&early, Head::default(), [queued()]).decision).await.unwrap()[0];
+    log.append(made(&late, Head::default(), [queued()]).decision).await.unwrap();
+    log.set_faults(Faults { stale_reads: 100, led_until, ..Faults::default() }, 1);
+    for _ in 0..100 {
+        assert_eq!(log.player(&early).await.unwrap().head.n, 1);
+        assert_eq!(log.player(&late).await.unwrap().head.n, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_conflict_that_names_no_aggregate_is_ascribed_to_one_of_which_something_was_expected() {
+    let log = SimLog::new(Simulated::at(THEN));
+    let (still, moved, session) = (new_player(), new_player(), new_session());
+    let mut heads = Vec::new();
+    for player in [&still, &moved] {
+        log.append(made(player, Head::default(), [queued()]).decision).await.unwrap();
+        heads.push(log.player(player).await.unwrap().head);
+    }
+    log.append(made(&moved, heads[1], [cancelled()]).decision).await.unwrap();
+    let decision = Made::nothing()
+        .and(session, Head::default(), [matched(&[])])
+        .and(&still, heads[0], [cancelled()])
+        .and(&moved, heads[1], [cancelled()]);
+    for (unnamed_conflicts, named) in [(0, &moved), (100, &still)] {
+        log.set_faults(Faults { unnamed_conflicts, ..Faults::default() }, 1);
+        let outcome = log.append(decision.decision.clone()).await;
+        assert!(matches!(&outcome, Err(AppendError::Conflict(Aggregate::Player(who))) if who == named), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_late_comes_and_others_may_act_before_it() {
+    let log = SimLog::new(Simulated::at(THEN));
+    let player = new_player();
+    log.append(made(&player, Head::default(), [queued()]).decision).await.unwrap();
+    log.set_faults(Faults { late_messages: 50, ..Faults::default() }, 1);
+    let mut late = 0;
+    for _ in 0..100 {
+        let mut follow = log.follow(vec!["garage.>".into()], 1);
+        let mut next = pin!(follow.next());
+        let first = futures::poll!(&mut next);
+        late += usize::from(first.is_pending());
+        let message = if let Poll::Ready(message) = first { message } else { next.await };
+        assert_eq!(message.seq, 1);
+    }
+    assert!((1..100).contains(&late), "{late} of 100 were late");
 }

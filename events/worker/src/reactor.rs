@@ -97,6 +97,33 @@ pub enum Failure {
     Poison(anyhow::Error),
 }
 
+/// What a reactor does with a delivery whose handler has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It keeps it, and tries again after this time.
+    Hold(Duration),
+    /// It gives it back: it comes again after this time, to any instance.
+    Return(Duration),
+    /// It puts it aside, with the dead letters.
+    Bury,
+}
+
+impl Failure {
+    /// What follows when this is how a try ended, the `tries`-th of a delivery that is its message's `delivered`-th.
+    pub fn then(&self, delivered: i64, tries: u32) -> Then {
+        // After 1 to 32 s: all [`DELIVERIES`] take three minutes.
+        let again_later = Then::Return(Duration::from_millis(500 << delivered.clamp(0, 6)));
+        match self {
+            Self::Poison(_) => Then::Bury,
+            Self::Unavailable(_) => Then::Hold(Duration::from_millis(100 << tries.clamp(1, 5))),
+            Self::Newer(_) | Self::Retry(_) if delivered > DELIVERIES => Then::Bury,
+            Self::Newer(_) => again_later,
+            Self::Retry(_) if tries >= TRIES => again_later,
+            Self::Retry(_) => Then::Hold(Duration::from_millis(5 << tries)),
+        }
+    }
+}
+
 impl From<ReadError> for Failure {
     fn from(error: ReadError) -> Self {
         match error {
@@ -127,6 +154,7 @@ impl From<reaction::Error> for Failure {
     fn from(error: reaction::Error) -> Self {
         match error {
             reaction::Error::Read(error) => error.into(),
+            reaction::Error::Behind(error) => error.into(),
             reaction::Error::Append(error) => error.into(),
         }
     }
@@ -212,11 +240,6 @@ where
     }
 }
 
-/// Has a delivery come again, after 1 to 32 s: all [`DELIVERIES`] take three minutes.
-fn later(delivery: &Delivery) -> AckKind {
-    AckKind::Nak(Some(Duration::from_millis(500 << delivery.delivered.clamp(0, 6))))
-}
-
 struct Reaction {
     context: jetstream::Context,
     consumer: setup::Consumer,
@@ -270,48 +293,50 @@ impl Reaction {
         let mut tries = 0;
         loop {
             let hung = || Failure::Unavailable(anyhow::anyhow!("no answer within {} s", TRY.as_secs()));
-            match timeout(TRY, handler(delivery.clone())).await.unwrap_or_else(|_| Err(hung())) {
+            let failure = match timeout(TRY, handler(delivery.clone())).await.unwrap_or_else(|_| Err(hung())) {
                 Ok(()) => {
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
                     return self.answer(AckKind::Ack).await;
                 }
-                Err(Failure::Poison(error)) => return self.bury(&delivery, &format!("{error:#}")).await,
-                Err(Failure::Newer(error)) => {
-                    if delivery.delivered > DELIVERIES {
-                        return self.bury(&delivery, &format!("{error:#}")).await;
+                Err(failure) => failure,
+            };
+            tries += 1;
+            let then = failure.then(delivery.delivered, tries);
+            self.note(&delivery, &failure, then);
+            match then {
+                Then::Bury => return self.bury(&delivery, &failure.to_string()).await,
+                Then::Return(pause) => return self.answer(AckKind::Nak(Some(pause))).await,
+                Then::Hold(pause) => tokio::select! {
+                    // When our own last request for messages is over: it would bring this one back to us.
+                    () = self.shutdown.cancelled(), if matches!(failure, Failure::Unavailable(_)) => {
+                        return self.answer(AckKind::Nak(Some(PULL))).await;
                     }
-                    metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "newer").increment(1);
-                    tracing::error!(consumer = name, event.seq = delivery.seq, "left to a newer build: {error:#}");
-                    return self.answer(later(&delivery)).await;
-                }
-                Err(Failure::Unavailable(error)) => {
-                    metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "held").increment(1);
-                    tracing::warn!(consumer = name, event.seq = delivery.seq, "waiting for a dependency: {error:#}");
-                    let wait = Duration::from_millis(200 << tries.min(4));
-                    tokio::select! {
-                        // When our own last request for messages is over: it would bring this one back to us.
-                        () = self.shutdown.cancelled() => return self.answer(AckKind::Nak(Some(PULL))).await,
-                        () = sleep(wait) => tries += 1,
-                    }
-                }
-                Err(Failure::Retry(error)) => {
-                    metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "retry").increment(1);
-                    tries += 1;
-                    if delivery.delivered > DELIVERIES {
-                        return self.bury(&delivery, &format!("{error:#}")).await;
-                    }
-                    if tries >= TRIES {
-                        tracing::warn!(
-                            consumer = name,
-                            event.seq = delivery.seq,
-                            "tried in vain; again later: {error:#}"
-                        );
-                        return self.answer(later(&delivery)).await;
-                    }
-                    sleep(Duration::from_millis(5 << tries)).await;
-                }
+                    () = sleep(pause) => {}
+                },
             }
         }
+    }
+
+    fn note(&self, delivery: &Delivery, failure: &Failure, then: Then) {
+        let (name, seq) = (self.consumer.name, delivery.seq);
+        let outcome = match (failure, then) {
+            // That is said where it is buried.
+            (Failure::Poison(_), _) | (_, Then::Bury) => return,
+            (Failure::Unavailable(error), _) => {
+                tracing::warn!(consumer = name, event.seq = seq, "waiting for a dependency: {error:#}");
+                "held"
+            }
+            (Failure::Newer(error), _) => {
+                tracing::error!(consumer = name, event.seq = seq, "left to a newer build: {error:#}");
+                "newer"
+            }
+            (Failure::Retry(error), Then::Return(_)) => {
+                tracing::warn!(consumer = name, event.seq = seq, "tried in vain; again later: {error:#}");
+                "retry"
+            }
+            (Failure::Retry(_), Then::Hold(_)) => "retry",
+        };
+        metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => outcome).increment(1);
     }
 
     async fn answer(&self, kind: AckKind) {
@@ -354,5 +379,30 @@ impl Reaction {
                 self.answer(AckKind::Nak(Some(UNBURIED))).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_tried_here_then_elsewhere_and_put_aside_in_the_end() {
+        let millis = Duration::from_millis;
+        let error = || anyhow::anyhow!("in vain");
+        let retry = Failure::Retry(error());
+        let tries = [1, 4, 5].map(|tries| retry.then(1, tries));
+        assert_eq!(tries, [Then::Hold(millis(10)), Then::Hold(millis(80)), Then::Return(millis(1_000))]);
+        assert_eq!(retry.then(DELIVERIES, TRIES), Then::Return(millis(32_000)));
+        assert_eq!(retry.then(DELIVERIES + 1, 1), Then::Bury);
+
+        let newer = Failure::Newer(error());
+        assert_eq!((newer.then(1, 1), newer.then(DELIVERIES + 1, 1)), (Then::Return(millis(1_000)), Then::Bury));
+        assert_eq!(Failure::Poison(error()).then(1, 1), Then::Bury);
+
+        // However long it takes, and however often its worker was killed meanwhile.
+        let down = Failure::Unavailable(error());
+        let tries = [1, 2, 100].map(|tries| down.then(2 * DELIVERIES, tries));
+        assert_eq!(tries, [Then::Hold(millis(200)), Then::Hold(millis(400)), Then::Hold(millis(3_200))]);
     }
 }
