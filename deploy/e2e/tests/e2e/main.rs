@@ -25,4 +25,5 @@ mod secrets;
 mod store;
 mod support;
 mod tickets;
+mod verify;
 mod versions;
