@@ -99,9 +99,9 @@ impl Verify {
         let text = format!("{}; {}", told(&summary), if violations == 0 { "all holds" } else { "not all holds" });
         // Of JSON, standard output holds nothing but lines.
         if self.json {
-            note(text)
+            note(text);
         } else {
-            say(text)
+            say(text);
         }
         ensure!(violations == 0, "{violations} violations");
         Ok(())

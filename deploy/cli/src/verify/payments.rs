@@ -16,7 +16,7 @@ use super::{
 /// What is owed and what was paid.
 #[derive(Debug, Default)]
 pub(crate) struct Payments {
-    /// The results of each session that was finished.
+    /// The results of each session that was finished, until all of it is paid.
     owed: HashMap<SessionId, (u64, Vec<Placing>)>,
     /// Where each player was paid for each session.
     paid: HashMap<(SessionId, PlayerId), u64>,
@@ -48,18 +48,24 @@ impl Payments {
             Entry::Vacant(first) => drop(first.insert(seq)),
         }
         match (self.owed.get(&reward.session), standing) {
-            (Some((finished, results)), _) => match results.iter().find(|placing| placing.player == *player) {
-                Some(placing) if placing.place == reward.place => {}
-                Some(placing) => {
-                    let what = format!("paid for place {} and came in at {}", reward.place, placing.place);
-                    wrong([*finished, seq], what);
+            (Some((finished, results)), _) => {
+                match results.iter().find(|placing| placing.player == *player) {
+                    Some(placing) if placing.place == reward.place => {}
+                    Some(placing) => {
+                        let what = format!("paid for place {} and came in at {}", reward.place, placing.place);
+                        wrong([*finished, seq], what);
+                    }
+                    None => wrong([*finished, seq], "paid for a match that owes him nothing".into()),
                 }
-                None => wrong([*finished, seq], "paid for a match in which he was not".into()),
-            },
+                let is_paid = |placing: &Placing| self.paid.contains_key(&(reward.session, placing.player.clone()));
+                if results.iter().all(is_paid) {
+                    self.owed.remove(&reward.session);
+                }
+            }
             // What came of it may be older than the log.
             (None, Some(Standing::Unknown)) => {}
             (None, Some(Standing::Open(_, last) | Standing::Closed { seq: last, .. })) => {
-                wrong([*last, seq], "paid for a match that was not finished".into());
+                wrong([*last, seq], "paid for a match that owes him nothing".into());
             }
             (None, None) => wrong([0, seq], "paid for a match that there never was".into()),
         }

@@ -21,12 +21,21 @@ pub(crate) struct Players {
 
 #[derive(Debug, Default)]
 struct Player {
-    /// Where he stands; unknown when his last event could not be read.
-    state: Option<State>,
+    stands: Stands,
     /// His last event.
     seq: u64,
     /// His last ticket that ended, and where.
     ended: Option<(TicketId, u64)>,
+}
+
+/// Where a player stands. Most are idle, and take little room.
+#[derive(Debug, Default)]
+enum Stands {
+    /// His last event could not be read, or is older than the log.
+    #[default]
+    Unknown,
+    Idle(TicketId),
+    Otherwise(Box<State>),
 }
 
 impl Players {
@@ -37,8 +46,8 @@ impl Players {
 
     /// Judges an event of a player.
     pub(crate) fn judge(&mut self, id: &PlayerId, seq: u64, event: &Event, found: &mut Vec<Violation>) {
-        let player =
-            self.all.entry(id.clone()).or_insert_with(|| Player { state: Some(State::New), ..Player::default() });
+        let new = || Player { stands: State::New.into(), ..Player::default() };
+        let player = self.all.entry(id.clone()).or_insert_with(new);
         self.tickets += u64::from(matches!(event, Event::Queued(_)));
         if let Err(violation) = player.judge(seq, event) {
             found.push(violation.player(id));
@@ -46,7 +55,7 @@ impl Players {
         if let Some(ticket) = ends(event) {
             player.ended = Some((ticket, seq));
         }
-        (player.state, player.seq) = (Some(State::evolve(event)), seq);
+        (player.stands, player.seq) = (State::evolve(event).into(), seq);
     }
 
     /// How many there are.
@@ -56,14 +65,32 @@ impl Players {
 
     /// Those who wait for a match, each with the event that says so.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (&PlayerId, u64)> {
-        let waits = |player: &&Player| matches!(player.state, Some(State::Waiting(_)));
-        self.all.iter().filter(move |(_, player)| waits(player)).map(|(id, player)| (id, player.seq))
+        let waits =
+            |stands: &Stands| matches!(stands, Stands::Otherwise(state) if matches!(**state, State::Waiting(_)));
+        self.all.iter().filter(move |(_, player)| waits(&player.stands)).map(|(id, player)| (id, player.seq))
+    }
+}
+
+impl From<State> for Stands {
+    fn from(state: State) -> Self {
+        match state {
+            State::Idle { ticket } => Self::Idle(ticket),
+            state => Self::Otherwise(Box::new(state)),
+        }
     }
 }
 
 impl Player {
     fn judge(&self, seq: u64, event: &Event) -> Result<(), Violation> {
-        let Some(state) = &self.state else { return Ok(()) };
+        let idle;
+        let state = match &self.stands {
+            Stands::Unknown => return Ok(()),
+            Stands::Idle(ticket) => {
+                idle = State::Idle { ticket: *ticket };
+                &idle
+            }
+            Stands::Otherwise(state) => state,
+        };
         let name = event.type_name();
         if let Some((ticket, before)) = self.ended {
             if ends(event) == Some(ticket) {

@@ -1,6 +1,6 @@
 //! `garage verify` on what players and workers wrote, and on what was forged into it.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use async_nats::HeaderMap;
 use garage_events::{
@@ -15,8 +15,8 @@ use crate::support::{
     play, until,
 };
 
-/// The arguments that have all looked at that can be.
-fn everything(garage: &Garage) -> Vec<String> {
+/// The arguments that have all looked at that can be, with the game servers in this folder.
+fn everything(garage: &Garage, instances: &Path) -> Vec<String> {
     let stack = &garage.stack;
     let mut args = vec!["verify".into(), "--redis".into(), "--mysql".into()];
     let mut with = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
@@ -24,7 +24,7 @@ fn everything(garage: &Garage) -> Vec<String> {
     with("--redis-password-file", stack.redis.password_file().display().to_string());
     with("--mysql-url", stack.mariadb.url());
     with("--mysql-password-file", stack.mariadb.password_file().display().to_string());
-    with("--instances", stack.instances_folder().display().to_string());
+    with("--instances", instances.display().to_string());
     for entry in fs::read_dir(stack.root().join("secrets")).unwrap() {
         let path = entry.unwrap().path();
         if !fs::read_to_string(&path).unwrap().contains("PUBLIC KEY") {
@@ -56,7 +56,7 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
     let bots = garage.bots("player", 4);
     let gives_up = garage.bot("gives-up");
     gives_up.cancel(&gives_up.queue("ranked").await.unwrap()).await.unwrap();
-    let args = everything(&garage);
+    let args = everything(&garage, &garage.stack.instances_folder());
 
     // While they play.
     let playing = async {
@@ -98,10 +98,11 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
 
     let session = history::sessions(&events)[0];
     let closed = history::of_session(&events, session).last().unwrap().seq;
-    let left = garage.stack.instances_folder().join(format!("game-{session}-1"));
-    fs::create_dir(&left).unwrap();
-    assert_eq!(violations(&garage, &args).await, [json!(["instance", null, session, [closed]])]);
-    fs::remove_dir(&left).unwrap();
+    // In another folder, where no director looks.
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join(format!("game-{session}-1"))).unwrap();
+    let found = violations(&garage, &everything(&garage, folder.path())).await;
+    assert_eq!(found, [json!(["instance", null, session, [closed]])]);
 
     // A payment that an operator repeats: it expects what is there, and counts on.
     let reward = paid(&events, "player-0")[0];
