@@ -9,6 +9,7 @@ mod link;
 pub mod reader;
 pub mod setup;
 pub mod timer;
+pub mod written;
 
 use async_nats::{
     Client,

@@ -127,7 +127,14 @@ mod tests {
 
     fn message(queue: &str, body: &str) -> Message {
         let subject = format!("$KV.QUEUES.{queue}");
-        Message { seq: 1, time: OffsetDateTime::UNIX_EPOCH, subject, body: body.to_owned().into(), pending: 0 }
+        Message {
+            seq: 1,
+            time: OffsetDateTime::UNIX_EPOCH,
+            subject,
+            body: body.to_owned().into(),
+            headers: None,
+            pending: 0,
+        }
     }
 
     #[test]

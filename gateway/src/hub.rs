@@ -244,7 +244,14 @@ mod tests {
 
     fn message(seq: u64, player: &str) -> Message {
         let body = r#"{"n":1,"type":"Queued","data":{}}"#.into();
-        Message { seq, time: OffsetDateTime::UNIX_EPOCH, subject: format!("garage.player.{player}"), body, pending: 0 }
+        Message {
+            seq,
+            time: OffsetDateTime::UNIX_EPOCH,
+            subject: format!("garage.player.{player}"),
+            body,
+            headers: None,
+            pending: 0,
+        }
     }
 
     fn player(name: &str) -> PlayerId {

@@ -86,7 +86,7 @@ mod tests {
         let id = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
         let data = json!({"ticket": id, "queue": queue, "session": id, "team": "1", "waiting_since": since});
         let body = json!({"n": 2, "type": type_name, "data": data}).to_string().into();
-        Message { seq: 1, time: NOW, subject: "garage.player.ann".into(), body, pending: 0 }
+        Message { seq: 1, time: NOW, subject: "garage.player.ann".into(), body, headers: None, pending: 0 }
     }
 
     #[test]

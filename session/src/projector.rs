@@ -6,6 +6,7 @@
 
 pub mod fold;
 mod rebuild;
+mod whole;
 
 use std::time::Duration;
 
@@ -24,7 +25,10 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::{sleep, timeout};
 
 use self::fold::{Seen, Touched, fold};
-pub use self::rebuild::{Rebuilt, rebuild};
+pub use self::{
+    rebuild::{Rebuilt, rebuild},
+    whole::{Held, Whole},
+};
 use crate::redis::{Advance, Applied, Redis};
 
 /// Events applied in one script; Redis does nothing else meanwhile.
@@ -143,14 +147,17 @@ async fn apply(
 }
 
 /// What tells this log from one that was made later under the same name, and these projections from another build's.
-async fn identity(context: &Context) -> anyhow::Result<String> {
+///
+/// # Errors
+/// When the log does not answer.
+pub async fn identity(context: &Context) -> anyhow::Result<String> {
     let mut stream = context.get_stream(STREAM).await.context("cannot read the log's identity")?;
     let created = stream.info().await.context("cannot read the log's identity")?.created;
     Ok(format!("{FORM} {}", created.format(&Rfc3339)?))
 }
 
 /// What the projections are made of.
-fn filters() -> Vec<String> {
+pub fn filters() -> Vec<String> {
     vec![PLAYERS.into(), SESSIONS.into()]
 }
 

@@ -12,7 +12,10 @@ use redis::{AsyncCommands, RedisError, Script};
 use serde::{Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::projector::fold::{Changes, Present, Touched};
+use crate::projector::{
+    Held,
+    fold::{Changes, Present, Touched},
+};
 
 /// What session asks of Redis. Clones share a connection.
 #[derive(Debug, Clone)]
@@ -156,6 +159,66 @@ impl Redis {
         }
         Ok(live)
     }
+
+    /// Copies the live projections, all as of one moment.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn copy(&self) -> anyhow::Result<Copied> {
+        let [mark, hashes @ ..] = [
+            projection::WATERMARK,
+            projection::SESSIONS,
+            projection::PLAYERS,
+            projection::QUEUES,
+            projection::COUNTS,
+            projection::TIMELINES,
+        ];
+        let sets = [projection::WAITS, projection::CLOSED];
+        let mut pipe = redis::pipe();
+        pipe.atomic().hget(mark, "log").hget(mark, "seq");
+        for key in hashes {
+            pipe.hgetall(key);
+        }
+        for key in sets {
+            pipe.zrange_withscores(key, 0, -1);
+        }
+        let mut connection = self.0.connection().await.context("redis does not answer")?;
+        type Hash = BTreeMap<String, String>;
+        type Set = BTreeMap<String, u64>;
+        let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("redis does not answer")?;
+        let (log, seq, sessions, players, queues, counts, timelines, waits, closed): (
+            _,
+            Option<u64>,
+            Hash,
+            Hash,
+            Hash,
+            Hash,
+            Hash,
+            Set,
+            Set,
+        ) = read;
+        let mut held = Held::new();
+        for (key, fields) in hashes.into_iter().zip([sessions, players, queues, counts, timelines]) {
+            // What is no JSON is not what it should be, and comes out as the text that it is.
+            let read = |text: String| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
+            held.insert(key, fields.into_iter().map(|(field, text)| (field, read(text))).collect());
+        }
+        for (key, members) in sets.into_iter().zip([waits, closed]) {
+            held.insert(key, members.into_iter().map(|(member, score)| (member, score.into())).collect());
+        }
+        Ok(Copied { log, seq: seq.unwrap_or(0), held })
+    }
+}
+
+/// The live projections as they were at one moment.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Copied {
+    /// The identity of the log that they are of; none when there are no projections.
+    pub log: Option<String>,
+    /// The last sequence applied.
+    pub seq: u64,
+    /// What they hold.
+    pub held: Held,
 }
 
 /// A step of a set of projections from one sequence to another.

@@ -19,6 +19,7 @@ mod select;
 mod tail;
 mod timeline;
 mod token;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -65,6 +66,8 @@ enum Command {
     Queue(queue::Queue),
     /// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
     Rebuild(rebuild::Rebuild),
+    /// Reads the whole log and says what in it cannot be: a player in two matches, one paid twice, a message lost.
+    Verify(verify::Verify),
     /// Copies all streams to a new folder, while all goes on. The database is not among them: copy it afterwards.
     Backup(backup::Backup),
     /// Makes all streams of a backup, on servers that have none.
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Dead(dead) => dead.run(shutdown).await,
         Command::Queue(queue) => queue.run().await,
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
+        Command::Verify(verify) => verify.run(shutdown).await,
         Command::Backup(backup) => backup.run(shutdown).await,
         Command::Restore(restore) => restore.run(shutdown).await,
         Command::Config(config) => config.run(),

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::link::Link;
+use super::{link::Link, written::EXPECTED_FILTER};
 use crate::{
     event::{Envelope, TYPE_HEADER},
     log::{
@@ -378,7 +378,7 @@ fn outbound(change: &Change, message: &Message) -> OutboundMessage {
     let mut headers = HeaderMap::new();
     headers.insert(TYPE_HEADER, message.type_name);
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, change.head.seq.to_string().as_str());
-    headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", change.filter.as_ref());
+    headers.insert(EXPECTED_FILTER, change.filter.as_ref());
     OutboundMessage { subject: message.subject.as_str().into(), payload: message.body.clone(), headers: Some(headers) }
 }
 

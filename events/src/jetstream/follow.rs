@@ -1,8 +1,11 @@
 //! Reading the log in its order, from a sequence on, for as long as one likes.
 
-use async_nats::jetstream::{
-    Context, Message as Delivered,
-    consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        Context, Message as Delivered,
+        consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+    },
 };
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture};
@@ -36,6 +39,8 @@ pub struct Message {
     pub time: OffsetDateTime,
     /// Its subject.
     pub subject: String,
+    /// Its headers; what a commit writes there is read by [`super::written::Written`].
+    pub headers: Option<HeaderMap>,
     /// Its body.
     pub body: Bytes,
     /// How many further messages the filter selects at present.
@@ -181,6 +186,7 @@ impl Reading {
             );
         }
         let (seq, time, pending) = (info.stream_sequence, info.published, info.pending);
-        Ok(Message { seq, time, pending, subject: message.subject.to_string(), body: message.payload.clone() })
+        let async_nats::Message { subject, headers, payload: body, .. } = message.message;
+        Ok(Message { seq, time, pending, subject: subject.to_string(), headers, body })
     }
 }

@@ -42,7 +42,14 @@ fn body(seq: u64) -> Bytes {
 }
 
 fn message(seq: u64, body: Bytes) -> follow::Message {
-    follow::Message { seq, time: OffsetDateTime::UNIX_EPOCH, subject: "garage.player.ann".into(), body, pending: 0 }
+    follow::Message {
+        seq,
+        time: OffsetDateTime::UNIX_EPOCH,
+        subject: "garage.player.ann".into(),
+        body,
+        headers: None,
+        pending: 0,
+    }
 }
 
 fn log(events: &[u64], hook: impl Fn(&Log, u64) + Send + Sync + 'static) -> Log {

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod activation;
+mod books;
 mod catalogue;
 mod commands;
 mod connections;

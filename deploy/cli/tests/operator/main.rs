@@ -9,3 +9,4 @@ mod replay;
 mod shown;
 mod support;
 mod tail;
+mod verify;

@@ -63,6 +63,17 @@ impl Projected {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// What `garage verify` says of the projections.
+    async fn verified(&self) -> anyhow::Result<Vec<Value>> {
+        let (url, password_file) = (self.server.url(), self.server.password_file().display().to_string());
+        let args = ["verify", "--json", "--redis", "--redis-url", &url, "--redis-password-file", &password_file];
+        let ran = self.fixture.run(&args).await?;
+        let mut lines: Vec<Value> = ran.out.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        // The sessions of these tests have no players of their own, which is for others to judge.
+        lines.retain(|line| line["rule"] == "projected");
+        Ok(lines)
+    }
+
     /// Waits until the projections hold what a fold of the whole log holds.
     async fn until_right(&self) -> anyhow::Result<()> {
         let history = History::read(&self.log).await?;
@@ -232,12 +243,17 @@ async fn a_rebuild_mends_what_is_wrong_and_leaves_nothing_behind() -> anyhow::Re
     let mut redis = projected.connection().await?;
     let () = redis.hset("garage:queues", "ranked", 999).await?;
     let () = redis.del("garage:sessions").await?;
+    let wrong = projected.verified().await?;
+    let said = |what: &str| wrong.iter().any(|line| line["what"].as_str().is_some_and(|said| said.starts_with(what)));
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    assert!(said("garage:queues ranked is 999 and the log makes it 20") && said("garage:sessions "), "{wrong:?}");
     // What somebody left who was killed.
     let () = redis.hset("garage:anew:queues", "ranked", 77).await?;
     let () = redis.hset_multiple("garage:anew:watermark", &[("log", "another"), ("seq", "5")]).await?;
     let told = projected.rebuild().await?;
     assert!(told.starts_with("61 events folded"), "{told}");
     projected.until_right().await?;
+    assert_eq!(projected.verified().await?, [] as [Value; 0]);
     let left: Vec<String> = redis.keys("garage:anew:*").await?;
     assert!(left.is_empty(), "{left:?}");
     // Again, to the same.
@@ -292,6 +308,8 @@ async fn a_mark_beyond_the_logs_end_is_mended() -> anyhow::Result<()> {
     // As after a log that lost its end.
     let mut connection = projected.connection().await?;
     redis::cmd("HSET").arg(WATERMARK).arg(&["seq", "999999"]).exec_async(&mut connection).await?;
+    let wrong = projected.verified().await?;
+    assert!(wrong[0]["what"].as_str().is_some_and(|what| what.contains("beyond the log's end")), "{wrong:?}");
     projected.rebuild().await?;
     round(&projected.log, 1).await?;
     projected.until_right().await
@@ -311,6 +329,7 @@ async fn a_rebuild_comes_to_all_that_was_there_and_no_more_than_so_many_closed_s
     };
     try_join_all((0..CLOSED_KEPT).map(close)).await?;
     projected.until_right().await?;
+    assert_eq!(projected.verified().await?, [] as [Value; 0]);
     let held = projected.held().await?;
     // Of the rounds' three sessions two were closed, before all others; the third lives.
     assert_eq!(held[CLOSED].as_array().map(Vec::len), Some(CLOSED_KEPT));

@@ -225,6 +225,7 @@ async fn without_streams_every_verb_says_what_to_do() -> anyhow::Result<()> {
     for (args, stream) in [
         (&["replay"][..], HISTORY),
         (&["tail"], STREAM),
+        (&["verify"], STREAM),
         (&["dead", "list"], DEAD),
         (&["queue", "list"], lease::STREAM),
     ] {

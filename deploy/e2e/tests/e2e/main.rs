@@ -26,4 +26,5 @@ mod secrets;
 mod store;
 mod support;
 mod tickets;
+mod verify;
 mod versions;

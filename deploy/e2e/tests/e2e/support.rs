@@ -140,6 +140,8 @@ impl Garage {
         self.drained().await;
         let events = self.events().await;
         history::check(&events);
+        let (holds, text) = self.cli(&["verify"]).await;
+        assert!(holds, "{text}");
         let dead = self.jetstream().get_stream(DEAD).await.unwrap().cached_info().state.messages;
         assert_eq!(dead, 0, "messages that a worker gave up");
         events

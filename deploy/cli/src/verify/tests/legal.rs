@@ -1,0 +1,193 @@
+//! Histories that the deciders make themselves, on the simulated log.
+
+use std::collections::HashMap;
+
+use async_nats::HeaderMap;
+use futures::executor::block_on;
+use garage_events::{
+    event::Envelope,
+    game::{self, Placing},
+    id::{PlayerId, SessionId},
+    jetstream::follow::Message,
+    log::{Append, Decision, Head, Load},
+    player::{self, CancelReason},
+    reaction::decide_session,
+    session::{Command, Event, Limits, Next, PodFailed, State},
+    sim::SimLog,
+    subject::{ALL, Aggregate},
+    world::{Simulated, World},
+};
+use time::Duration;
+
+use super::{
+    super::checker::End,
+    story::{self, BEGAN, Story},
+};
+
+/// A world in which players come, play and go.
+struct Played {
+    world: Simulated,
+    log: SimLog<Simulated>,
+    sessions: u128,
+}
+
+impl Played {
+    fn new() -> Self {
+        let world = Simulated::at(BEGAN);
+        Self { log: SimLog::new(world.clone()), world, sessions: 0 }
+    }
+
+    /// What a player decides, and stores.
+    fn player(&self, name: &str, command: player::Command) {
+        let id: PlayerId = name.parse().unwrap();
+        let found = block_on(self.log.player(&id)).unwrap();
+        let event = player::decide(&found.state, command).unwrap();
+        let decision = Decision::new(&self.world, story::id(1), None);
+        let decision = decision.change(&self.world, Aggregate::Player(id), found.head, [event]);
+        block_on(self.log.append(decision)).unwrap();
+    }
+
+    fn queue(&self, name: &str, number: u128) {
+        let now = self.world.now();
+        let queued = player::Queued { waiting_since: now, expires_at: now + Duration::MINUTE, ..story::queued(number) };
+        self.player(name, player::Command::Queue(queued));
+    }
+
+    /// Two players queue and are matched.
+    fn matched(&mut self, players: [(&str, u128); 2]) -> SessionId {
+        for (name, number) in players {
+            self.queue(name, number);
+        }
+        self.sessions += 1;
+        let session = story::session(self.sessions);
+        let matched = Event::from(story::matched(&players));
+        let mut decision = Decision::new(&self.world, session.uuid(), None).change(
+            &self.world,
+            Aggregate::Session(session),
+            Head::default(),
+            [matched],
+        );
+        for (name, number) in players {
+            let id: PlayerId = name.parse().unwrap();
+            let found = block_on(self.log.player(&id)).unwrap();
+            let command = player::Command::Match { ticket: story::ticket(number), session, team: name.into() };
+            let event = player::decide(&found.state, command).unwrap();
+            decision = decision.change(&self.world, Aggregate::Player(id), found.head, [event]);
+        }
+        block_on(self.log.append(decision)).unwrap();
+        session
+    }
+
+    fn session(&self, id: SessionId, command: Command) {
+        self.world.advance(Duration::MILLISECOND);
+        block_on(decide_session(&self.log, &self.world, id, command, None)).unwrap().unwrap();
+    }
+
+    fn served(&self, id: SessionId, attempt: u32) {
+        self.session(id, Command::RequestPod(story::requested(attempt)));
+        self.session(id, Command::Schedule(story::scheduled(attempt)));
+    }
+
+    fn opens(&self, id: SessionId, attempt: u32) {
+        let report = game::Ready { tcp_port: 1, udp_port: 2 };
+        self.session(id, Command::Ready { attempt, report });
+        let State::Open(open) = block_on(self.log.session(id)).unwrap().state else { panic!("it is open") };
+        let Next::Open(opened) = open.next(&Limits::default()) else { panic!("it is ready") };
+        self.session(id, Command::Open(opened));
+    }
+
+    fn finish(&self, id: SessionId, attempt: u32, results: Vec<Placing>) {
+        self.session(id, Command::Finish { attempt, report: game::Finished { results } });
+    }
+
+    fn deadline(&self, id: SessionId) {
+        self.session(id, Command::Deadline { now: self.world.now(), limits: Limits::default() });
+    }
+
+    /// The log, as JetStream has it.
+    fn story(&self) -> Story {
+        let (mut story, mut heads, mut from) = (Story::default(), HashMap::new(), 1);
+        let mut all = Vec::new();
+        while let Some(message) = self.log.next(ALL, from).unwrap() {
+            from = message.seq + 1;
+            all.push(message);
+        }
+        for commit in all.chunk_by(|one, next| one.commit == next.commit) {
+            let before: HashMap<Aggregate, u64> = heads.clone();
+            for (message, number) in commit.iter().zip(1..) {
+                let aggregate = Aggregate::of(&message.subject).unwrap();
+                let expected = before.get(&aggregate).copied().unwrap_or_default();
+                let mut headers = HeaderMap::new();
+                let type_name = Envelope::from_slice(&message.body).unwrap().type_name;
+                headers.insert("Garage-Type", type_name.as_str());
+                headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string().as_str());
+                headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", aggregate.filter().as_str());
+                if commit.len() > 1 {
+                    headers.insert("Nats-Batch-Id", message.commit.to_string().as_str());
+                    headers.insert("Nats-Batch-Sequence", number.to_string().as_str());
+                }
+                if commit.len() > 1 && number == commit.len() {
+                    headers.insert("Nats-Batch-Commit", "1");
+                }
+                heads.insert(aggregate, message.seq);
+                let (time, subject, body) = (message.time, message.subject.clone(), message.body.clone());
+                story.messages.push(Message {
+                    seq: message.seq,
+                    time,
+                    subject,
+                    headers: Some(headers),
+                    body,
+                    pending: 0,
+                });
+            }
+        }
+        story
+    }
+}
+
+#[test]
+fn what_the_deciders_decide_holds() {
+    let mut played = Played::new();
+    // One gives up, one is not matched in time.
+    played.queue("cleo", 10);
+    played.player("cleo", player::Command::Cancel { ticket: story::ticket(10), reason: CancelReason::Disconnected });
+    played.queue("cleo", 11);
+    played.world.advance(Duration::MINUTE + Duration::microseconds(1_234));
+    played.player("cleo", player::Command::TimeOut { ticket: story::ticket(11), now: played.world.now() });
+
+    // A match whose first server fails, and which is played.
+    let first = played.matched([("anna", 1), ("bert", 2)]);
+    played.served(first, 1);
+    let failed = PodFailed { attempt: 1, reason: "exited".into(), message: "exit code 1".into() };
+    played.session(first, Command::FailPod(failed));
+    played.served(first, 2);
+    played.opens(first, 2);
+    played.finish(first, 2, vec![story::placing("bert", 1), story::placing("anna", 2)]);
+
+    // One whose servers are never ready.
+    let second = played.matched([("anna", 3), ("bert", 4)]);
+    for attempt in 1..=3 {
+        played.served(second, attempt);
+        played.world.advance(Limits::default().ready);
+        played.deadline(second);
+    }
+    played.session(second, Command::Fail { reason: "not-ready".into() });
+
+    // One that never ends by itself, and one whose server dies after it reported.
+    let third = played.matched([("anna", 5), ("bert", 6)]);
+    played.served(third, 1);
+    played.opens(third, 1);
+    played.world.advance(Limits::default().session);
+    played.deadline(third);
+    let fourth = played.matched([("anna", 7), ("cleo", 8)]);
+    played.served(fourth, 1);
+    played.opens(fourth, 1);
+    let failed = PodFailed { attempt: 1, reason: "exited".into(), message: "exit code 1".into() };
+    played.session(fourth, Command::FailPod(failed));
+    played.finish(fourth, 1, vec![story::placing("cleo", 1), story::placing("anna", 2)]);
+
+    let (found, summary) = played.story().check(End::Open);
+    assert_eq!(found, []);
+    // Whoever played has not been paid.
+    assert_eq!((summary.players, summary.sessions, summary.tickets, summary.open), (3, 4, 10, 4));
+}

@@ -1,0 +1,128 @@
+//! `garage verify` on what players and workers wrote, and on what was forged into it.
+
+use std::{fs, path::Path};
+
+use async_nats::HeaderMap;
+use garage_events::{
+    jetstream::written::{BATCH, BATCH_COMMIT, BATCH_NUMBER},
+    subject::STREAM,
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Garage, Setup,
+    history::{self, paid},
+    play, until,
+};
+
+/// The arguments that have all looked at that can be, with the game servers in this folder.
+fn everything(garage: &Garage, instances: &Path) -> Vec<String> {
+    let stack = &garage.stack;
+    let mut args = vec!["verify".into(), "--redis".into(), "--mysql".into()];
+    let mut with = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+    with("--redis-url", stack.redis.url());
+    with("--redis-password-file", stack.redis.password_file().display().to_string());
+    with("--mysql-url", stack.mariadb.url());
+    with("--mysql-password-file", stack.mariadb.password_file().display().to_string());
+    with("--instances", instances.display().to_string());
+    for entry in fs::read_dir(stack.root().join("secrets")).unwrap() {
+        let path = entry.unwrap().path();
+        if !fs::read_to_string(&path).unwrap().contains("PUBLIC KEY") {
+            with("--secret-file", path.display().to_string());
+        }
+    }
+    args
+}
+
+async fn verify(garage: &Garage, args: &[String]) -> (bool, String) {
+    garage.cli(&args.iter().map(String::as_str).collect::<Vec<_>>()).await
+}
+
+/// What does not hold, once all should be over: rule, player, session and messages.
+async fn violations(garage: &Garage, args: &[String]) -> Vec<Value> {
+    let (holds, text) = verify(garage, &[args, &["--settled".into(), "--json".into()]].concat()).await;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let found: Vec<_> =
+        lines.map(|line| json!([line["rule"], line["player"], line["session"], line["seqs"]])).collect();
+    assert_eq!(holds, found.is_empty(), "{text}");
+    found
+}
+
+#[tokio::test]
+async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_found() {
+    // The first server of each match dies.
+    let script = "case $config in *-1/config.json) exit 1;; esac";
+    let garage = Setup::short().instances(2).game_server(script).start().await;
+    let bots = garage.bots("player", 4);
+    let gives_up = garage.bot("gives-up");
+    gives_up.cancel(&gives_up.queue("ranked").await.unwrap()).await.unwrap();
+    let args = everything(&garage, &garage.stack.instances_folder());
+
+    // While they play.
+    let playing = async {
+        play(&bots).await;
+        play(&bots).await;
+    };
+    let watching = async {
+        loop {
+            let (holds, text) = verify(&garage, &args).await;
+            assert!(holds, "{text}");
+        }
+    };
+    tokio::select! {
+        () = playing => {}
+        () = watching => {}
+    }
+
+    // Once they have.
+    let events = garage.settled().await;
+    let settled = [&args[..], &["--settled".into()]].concat();
+    let text = until("the projections have all", async || {
+        let (holds, text) = verify(&garage, &settled).await;
+        assert!(holds || text.contains("the projections have not applied"), "{text}");
+        holds.then_some(text)
+    })
+    .await;
+    let expected = format!("{} events: 5 players, 4 sessions, 9 tickets, 8 paid; all holds", events.len());
+    assert!(text.contains(&expected), "{text}");
+    assert_eq!(violations(&garage, &args).await, [] as [Value; 0]);
+
+    // A projection that is wrong, and a server that nobody removed.
+    let client = redis::Client::open(garage.stack.redis.url_with_password()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let seq: u64 = redis::cmd("HGET").arg("garage:watermark").arg("seq").query_async(&mut connection).await.unwrap();
+    let wrong = json!({ "status": "waiting", "queue": "ranked", "since": "2026-01-01T00:00:00Z" }).to_string();
+    redis::cmd("HSET").arg("garage:players").arg("player-0").arg(wrong).exec_async(&mut connection).await.unwrap();
+    assert_eq!(violations(&garage, &args).await, [json!(["projected", "player-0", null, [seq]])]);
+    redis::cmd("HDEL").arg("garage:players").arg("player-0").exec_async(&mut connection).await.unwrap();
+
+    let session = history::sessions(&events)[0];
+    let closed = history::of_session(&events, session).last().unwrap().seq;
+    // In another folder, where no director looks.
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join(format!("game-{session}-1"))).unwrap();
+    let found = violations(&garage, &everything(&garage, folder.path())).await;
+    assert_eq!(found, [json!(["instance", null, session, [closed]])]);
+
+    // A payment that an operator repeats: it expects what is there, and counts on.
+    let reward = paid(&events, "player-0")[0];
+    let last = history::of_belongings(&events, "player-0").last().unwrap();
+    let jetstream = garage.jetstream();
+    let message = jetstream.get_stream(STREAM).await.unwrap().get_raw_message(reward.seq).await.unwrap();
+    let mut body: Value = serde_json::from_slice(&message.payload).unwrap();
+    body["n"] = json!(last.n + 1);
+    let mut headers = HeaderMap::new();
+    for (name, values) in message.headers.iter() {
+        let name: &str = name.as_ref();
+        if ![BATCH, BATCH_NUMBER, BATCH_COMMIT].contains(&name) {
+            headers.insert(name, values[0].clone());
+        }
+    }
+    headers.insert("Nats-Expected-Last-Subject-Sequence", last.seq.to_string().as_str());
+    let forged = jetstream.publish_with_headers(message.subject, headers, body.to_string().into());
+    let forged = forged.await.unwrap().await.unwrap().sequence;
+    let expected = json!(["paid", "player-0", reward.text("session"), [reward.seq, forged]]);
+    assert_eq!(violations(&garage, &args).await, [expected]);
+    let (holds, text) = verify(&garage, &settled).await;
+    assert!(!holds && text.contains("player player-0") && text.contains(reward.text("session")), "{text}");
+}
