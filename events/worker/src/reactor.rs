@@ -154,6 +154,7 @@ impl From<reaction::Error> for Failure {
     fn from(error: reaction::Error) -> Self {
         match error {
             reaction::Error::Read(error) => error.into(),
+            reaction::Error::Behind(error) => error.into(),
             reaction::Error::Append(error) => error.into(),
         }
     }
