@@ -119,6 +119,9 @@ pub enum CreateError {
         /// For a person; without secrets.
         message: String,
     },
+    /// It ran once and is over. Whether it failed is for who looks after instances to judge.
+    #[error("it ran once and is over")]
+    Over,
     /// Trying again later may help.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -127,7 +130,7 @@ pub enum CreateError {
 /// Runs game servers. Clones are one backend. Instances live by themselves: they survive the director, and any
 /// director finds them again.
 pub trait Backend: Clone + Send + Sync + 'static {
-    /// Starts an instance. One that runs already is a success; one that ran and is over is refused.
+    /// Starts an instance. One that runs already is a success; one that ran and is over is not started again.
     fn create(&self, config: &game::Config) -> impl Future<Output = Result<Placed, CreateError>> + Send;
 
     /// Where an instance runs, if it does.

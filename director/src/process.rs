@@ -147,9 +147,7 @@ impl Inner {
             return Ok(self.placed(name));
         }
         if folder.started() {
-            let Exit { how, last_line } = exit_of(&folder);
-            let message = format!("{how}: {}", last_line.unwrap_or_default());
-            return Err(CreateError::Refused { reason: "exited", message });
+            return Err(CreateError::Over);
         }
         folder.write_config(config).map_err(failed)?;
         let log = folder.open_log().map_err(failed)?;

@@ -112,6 +112,11 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
                 metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
                 self.fail(name, reason, message, Some(cause)).await
             }
+            Err(CreateError::Over) => {
+                // Since the session was read it may have been played to its end by it, and its results be on their way.
+                tracing::info!(session.id = %session, pod.name = %name, "instance is over; its end is judged elsewhere");
+                Ok(())
+            }
             Err(CreateError::Unavailable(error)) => Err(error.into()),
         }
     }
@@ -197,5 +202,96 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use garage_events::{
+        game::{self, Loadout},
+        id::TicketId,
+        log::{Append, Decision, Head, Load},
+        session::{Matched, Member, Team},
+        sim::SimLog,
+        world::Simulated,
+    };
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::backend::Instance;
+
+    /// Has one instance, which is over.
+    #[derive(Clone)]
+    struct Over;
+
+    impl Backend for Over {
+        async fn create(&self, _: &game::Config) -> Result<Placed, CreateError> {
+            Err(CreateError::Over)
+        }
+
+        async fn find(&self, _: Name) -> Result<Option<Placed>, Unavailable> {
+            Ok(None)
+        }
+
+        async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
+            Ok(Vec::new())
+        }
+
+        async fn delete(&self, name: Name) -> Result<(), Unavailable> {
+            panic!("{name} is removed before its end is judged");
+        }
+    }
+
+    #[derive(Clone)]
+    struct There;
+
+    impl Keys for There {
+        async fn private_key(&self, _: &str) -> Result<Secret, CreateError> {
+            Ok(Secret::new("private"))
+        }
+    }
+
+    #[test]
+    fn a_request_that_comes_again_when_its_server_is_over_does_not_say_that_it_failed() {
+        let world = Simulated::at(datetime!(2026-01-01 00:00 UTC));
+        let log = SimLog::new(world.clone());
+        let session = SessionId::new(world.id());
+        let member = Member { player: "anna".parse().unwrap(), ticket: TicketId::new(world.id()), rank: 0 };
+        let matched = Matched {
+            queue: "ranked".parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            teams: vec![Team { name: "1".into(), players: vec![member] }],
+            rules: "test".into(),
+            pool_seq: 0,
+            clock: world.now(),
+        };
+        let requested = PodRequested {
+            attempt: 1,
+            region: "eu".parse().unwrap(),
+            loadouts: Vec::<Loadout>::new(),
+            public_key: "public".into(),
+            fingerprint: "f00d".into(),
+        };
+        let events = [Event::from(matched), requested.into()];
+        let decision = Decision::new(&world, session.uuid(), None);
+        let decision = decision.change(&world, Aggregate::Session(session), Head::default(), events);
+        block_on(log.append(decision)).unwrap();
+
+        let nats = Nats { url: String::new(), user: String::new(), password: Secret::new("") };
+        let terms = Terms { token_key: String::new(), token_keys: BTreeMap::new(), nats, session: Duration::MINUTE };
+        let app = App { log: log.clone(), world, backend: Over, keys: There, terms: Arc::new(terms) };
+        let message = log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
+        let delivery = Delivery {
+            seq: message.seq,
+            time: message.time,
+            subject: message.subject,
+            body: message.body,
+            delivered: 2,
+        };
+        block_on(app.on_event(&delivery)).unwrap();
+        let history = block_on(log.session(session)).unwrap().history;
+        let types: Vec<_> = history.iter().map(|recorded| recorded.event.type_name()).collect();
+        assert_eq!(types, ["Matched", "PodRequested"]);
     }
 }
