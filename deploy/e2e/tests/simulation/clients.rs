@@ -1,0 +1,168 @@
+//! Players, who queue at a gateway, sometimes cancel, and otherwise wait for what the log brings them.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use garage_events::{
+    id::{PlayerId, TicketId},
+    player::{CancelReason, Queued, State},
+    subject::Aggregate,
+    world::World,
+};
+use garage_gateway::{Doors, Problem, commands};
+use rand::RngExt;
+use uuid::Uuid;
+
+use crate::{
+    history,
+    net::Clock,
+    stage::{Process, Stage},
+    workers::{Shared, at_gateway, queues},
+};
+
+/// How often a client asks again that has no answer.
+const TRIES: u32 = 6;
+
+/// What a client was told, which must be true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// The ticket is there.
+    Queued(TicketId),
+    /// The ticket is ended, without a match.
+    Cancelled(TicketId),
+}
+
+/// All clients.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    shared: Shared,
+    /// The gateways, each with its clock.
+    gateways: Arc<Vec<(Process, Clock)>>,
+    doors: Doors,
+    told: Arc<Mutex<Vec<Told>>>,
+    busy: Arc<Mutex<u32>>,
+}
+
+impl Clients {
+    /// Employs the gateways, and sends the players there.
+    pub(crate) fn start(shared: &Shared) -> Self {
+        let stage = &shared.stage;
+        let gateways = Arc::new(Mutex::new(Vec::new()));
+        for _ in 0..2 {
+            let gateways = Arc::clone(&gateways);
+            let clock = shared.clock();
+            // A gateway does nothing by itself.
+            stage.employ(move |process| {
+                let mut gateways = gateways.lock().unwrap();
+                if !gateways.iter().any(|(there, _)| *there == process) {
+                    gateways.push((process, clock.clone()));
+                }
+            });
+        }
+        let gateways = Arc::new(gateways.lock().unwrap().clone());
+        let doors = Doors::new(&queues(stage.plan.match_of));
+        let players = stage.plan.players;
+        let busy = Arc::new(Mutex::new(players));
+        let clients = Self { shared: shared.clone(), gateways, doors, told: Arc::default(), busy };
+        for number in 0..players {
+            stage.spawn(Process::Outside, clients.clone().play(number));
+        }
+        clients
+    }
+
+    pub(crate) fn are_done(&self) -> bool {
+        *self.busy.lock().unwrap() == 0
+    }
+
+    pub(crate) fn told(&self) -> Vec<Told> {
+        self.told.lock().unwrap().clone()
+    }
+
+    fn stage(&self) -> &Stage {
+        &self.shared.stage
+    }
+
+    async fn play(self, number: u32) {
+        let player: PlayerId = format!("p{number}").parse().unwrap();
+        for round in 1..=self.stage().plan.rounds {
+            self.pause(8_000).await;
+            // As of an idempotency key: whatever is repeated, it is this ticket.
+            let ticket = TicketId::new(Uuid::from_u64_pair(number.into(), round.into()));
+            if self.queue(&player, number, ticket).await {
+                if self.stage().draw(|dice| dice.random_range(0..100)) < self.stage().plan.cancels {
+                    self.pause(12_000).await;
+                    self.cancel(&player, ticket).await;
+                }
+                self.ends(&player, ticket).await;
+            }
+        }
+        *self.busy.lock().unwrap() -= 1;
+    }
+
+    async fn pause(&self, most_ms: u64) {
+        let millis = self.stage().draw(|dice| dice.random_range(0..most_ms));
+        self.stage().sleep(Duration::from_millis(millis)).await;
+    }
+
+    fn gateway(&self) -> (Process, Clock) {
+        self.gateways[self.stage().draw(|dice| dice.random_range(0..self.gateways.len()))].clone()
+    }
+
+    /// Queues; whether there is a ticket.
+    async fn queue(&self, player: &PlayerId, number: u32, ticket: TicketId) -> bool {
+        for _ in 0..TRIES {
+            let (gateway, clock) = self.gateway();
+            let (net, doors, player) = (self.shared.net.clone(), self.doors.clone(), player.clone());
+            let command = async move {
+                let now = clock.now();
+                let wish = Queued {
+                    ticket,
+                    queue: "ranked".parse().unwrap(),
+                    // Now and then somebody whom nobody fits.
+                    rank: if number == 7 { 5_000 } else { 10 },
+                    latencies: [("eu".parse().unwrap(), 20)].into(),
+                    attributes: [].into(),
+                    waiting_since: now,
+                    expires_at: now + time::Duration::seconds(30),
+                };
+                commands::queue(&net, &clock, &doors, &player, wish).await.map(drop)
+            };
+            match at_gateway(self.stage(), gateway, command).await {
+                Some(Ok(())) => {
+                    self.told.lock().unwrap().push(Told::Queued(ticket));
+                    return true;
+                }
+                Some(Err(problem)) if problem.is_clients() => return false,
+                Some(Err(_)) | None => self.pause(2_000).await,
+            }
+        }
+        false
+    }
+
+    async fn cancel(&self, player: &PlayerId, ticket: TicketId) {
+        for _ in 0..TRIES {
+            let (gateway, clock) = self.gateway();
+            let (net, player) = (self.shared.net.clone(), player.clone());
+            let command = async move { commands::cancel(&net, &clock, &player, ticket, CancelReason::Player).await };
+            match at_gateway::<Result<(), Problem>>(self.stage(), gateway, command).await {
+                Some(Ok(())) => return self.told.lock().unwrap().push(Told::Cancelled(ticket)),
+                Some(Err(problem)) if problem.is_clients() => return,
+                Some(Err(_)) | None => self.pause(2_000).await,
+            }
+        }
+    }
+
+    /// Waits for the end of a ticket.
+    async fn ends(&self, player: &PlayerId, ticket: TicketId) {
+        let mut follow = self.shared.net.log.follow(vec![Aggregate::Player(player.clone()).filter()], 1);
+        loop {
+            let message = follow.next().await;
+            let event = history::decode(&message).expect("an event").event;
+            if State::evolve(&event) == (State::Idle { ticket }) {
+                return;
+            }
+        }
+    }
+}
