@@ -17,10 +17,10 @@ use garage_director::{
 };
 use garage_events::{
     game::{self, Car, Loadout, Ready, Stats},
-    id::SessionId,
+    id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
     log::{Append, Decision, Load, Session},
-    player::Address,
+    player::{self, Address},
     projection::parked_key,
     reaction::decide_session,
     session::{self, Event, Matched, Member, Opened, Phase, PodFailed, PodRequested, State, Team},
@@ -146,17 +146,14 @@ impl Ground {
     /// A session that asks for its first server.
     async fn session(&self) -> SessionId {
         let id = SessionId::new(System.id());
+        let player: PlayerId = format!("p{}", System.id().simple()).parse().unwrap();
+        let (ticket, team) = (TicketId::new(System.id()), "red".to_owned());
+        let queue: QueueName = "ranked".parse().unwrap();
+        let joined = player::Matched { ticket, queue, session: id, team: team.clone(), waiting_since: System.now() };
         let matched = Matched {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
-            teams: vec![Team {
-                name: "red".into(),
-                players: vec![Member {
-                    player: "p1".parse().unwrap(),
-                    ticket: garage_events::id::TicketId::new(System.id()),
-                    rank: 1,
-                }],
-            }],
+            teams: vec![Team { name: team, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
             rules: "v1".into(),
             pool_seq: 1,
             clock: System.now(),
@@ -164,6 +161,8 @@ impl Ground {
         let events = [Event::from(matched), requested(1).into()];
         let decision = Decision::new(&System, id.uuid(), None);
         let decision = decision.change(&System, Aggregate::Session(id), Default::default(), events);
+        let joined = [player::Event::from(joined)];
+        let decision = decision.change(&System, Aggregate::Player(player), Default::default(), joined);
         self.log.append(decision).await.unwrap();
         id
     }

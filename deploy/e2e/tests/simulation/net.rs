@@ -44,6 +44,9 @@ impl World for Clock {
     }
 }
 
+/// When a report was stored, and its sequence.
+type Stored = (OffsetDateTime, u64);
+
 /// The streams and their consumers.
 #[derive(Clone)]
 pub(crate) struct Net {
@@ -53,8 +56,8 @@ pub(crate) struct Net {
     pub(crate) director: Consumer,
     pub(crate) reports: Consumer,
     pub(crate) timers: Consumer,
-    /// When each report was stored last, and where; the stream keeps two of a subject.
-    reported: Arc<Mutex<BTreeMap<String, Vec<(OffsetDateTime, u64)>>>>,
+    /// By subject; the stream keeps two of each.
+    reported: Arc<Mutex<BTreeMap<String, Vec<Stored>>>>,
     /// When each session's timer fires.
     set: Arc<Mutex<BTreeMap<SessionId, OffsetDateTime>>>,
     /// Up to when the node led that answers stale reads.
