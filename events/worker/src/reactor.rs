@@ -4,16 +4,21 @@
 //! idempotent. A dependency that is down is no failed delivery: the message is held, with progress reported, and as all
 //! places fill, nothing more is fetched.
 //!
-//! A message that cannot be handled becomes a dead letter. An operator may have its handler try it again once the cause
-//! is mended (`retry.rs`).
+//! A message that cannot be handled becomes a dead letter. How often it was delivered says little of that: in an outage
+//! it may come any number of times. So each instance counts the deliveries whose tries were all in vain (`vain.rs`). An
+//! operator may have its handler try it again once the cause is mended (`retry.rs`).
+//!
+//! A consumer that has stopped is made again (`watchdog.rs`).
 
 mod retry;
+mod vain;
+mod watchdog;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use garage_events::{
     event::{DecodeError, Event, Recorded},
     jetstream::setup,
@@ -23,14 +28,20 @@ use garage_events::{
 };
 use time::OffsetDateTime;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 
+use self::{vain::Vain, watchdog::Watchdog};
 use crate::{Health, Shutdown};
 
-/// Deliveries after which a message that still cannot be handled goes to the dead letters.
-const DELIVERIES: i64 = 10;
+/// Deliveries in vain after which a message that still cannot be handled goes to the dead letters.
+const DELIVERIES: u32 = 10;
+
+/// Deliveries after which a message is taken for one that the process dies of each time, so that it cannot even be tried
+/// once more for its error. A connection that comes and goes brings about one in five seconds, and this is a quarter of
+/// an hour of them.
+const DEADLY: i64 = 180;
 
 /// Tries that one delivery gets, when each ends in a conflict or the like.
 const TRIES: u32 = 5;
@@ -136,7 +147,7 @@ impl From<reaction::Error> for Failure {
 /// `health` says whether there are messages to be had of the consumer. To be spawned as a long task.
 ///
 /// # Errors
-/// When the consumer is not there.
+/// When nobody can ask for dead letters to be handled again.
 pub async fn react<F, R>(
     context: jetstream::Context,
     consumer: setup::Consumer,
@@ -149,15 +160,19 @@ where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,
 {
-    let places = Arc::new(Semaphore::new(concurrency));
     let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
+    let places = Arc::new(Semaphore::new(concurrency));
+    let mut watchdog = Watchdog::new(context.clone(), consumer);
+    let reactor =
+        Reactor { context, consumer, places: Arc::clone(&places), vain: Vain::default(), health, shutdown, handler };
     // What is in flight goes on when this ends.
     let reacting = async {
-        while !shutdown.is_cancelled() {
-            if let Err(error) = fetch(&context, consumer, &places, &health, &shutdown, &handler).await {
+        while !reactor.shutdown.is_cancelled() {
+            if let Err(error) = reactor.fetch(&mut watchdog).await {
                 tracing::warn!(consumer = consumer.name, %error, "messages cannot be fetched; trying again");
-                health.down(consumer.name, error.to_string());
-                shutdown.run_until_cancelled(sleep(AGAIN)).await;
+                reactor.health.down(consumer.name, error.to_string());
+                watchdog.mend(&reactor.shutdown).await;
+                reactor.shutdown.run_until_cancelled(sleep(AGAIN)).await;
             }
         }
         Ok(())
@@ -168,59 +183,99 @@ where
     ended.map(drop)
 }
 
-/// Fetches and begins to react, until `shutdown` or until fetching fails.
-///
-/// A request that the server has is waited for to its end: what it sends us until then is in nobody else's hands, and
-/// would come to another instance only when its ack_wait is over.
-async fn fetch<F, R>(
-    context: &jetstream::Context,
+/// One instance's part in a consumer.
+struct Reactor<F> {
+    context: jetstream::Context,
     consumer: setup::Consumer,
-    places: &Arc<Semaphore>,
-    health: &Health,
-    shutdown: &Shutdown,
-    handler: &F,
-) -> Result<(), async_nats::Error>
+    places: Arc<Semaphore>,
+    vain: Vain,
+    health: Health,
+    shutdown: Shutdown,
+    handler: F,
+}
+
+impl<F, R> Reactor<F>
 where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,
 {
-    let stream = context.get_stream_no_info(consumer.stream).await?;
-    let Some(pull) = shutdown.run_until_cancelled(stream.get_consumer(consumer.name)).await else { return Ok(()) };
-    let pull: PullConsumer = pull?;
-    loop {
-        // No more than there are places for: what is fetched is begun at once. A message that waited in a buffer here
-        // would run out of its ack_wait, and while a dependency is down, of its deliveries.
-        let place = shutdown.run_until_cancelled(Arc::clone(places).acquire_owned()).await;
-        let Some(mut free) = place.filter(|_| !shutdown.is_cancelled()).transpose()? else { return Ok(()) };
-        let more = u32::try_from(places.available_permits()).unwrap_or(u32::MAX);
-        if let Ok(more) = Arc::clone(places).try_acquire_many_owned(more) {
-            free.merge(more);
+    /// Fetches and begins to react, until `shutdown` or until fetching fails.
+    ///
+    /// A request that the server has is waited for to its end: what it sends us until then is in nobody else's hands,
+    /// and would come to another instance only when its ack_wait is over.
+    async fn fetch(&self, watchdog: &mut Watchdog) -> Result<(), async_nats::Error> {
+        let (name, shutdown) = (self.consumer.name, &self.shutdown);
+        let stream = self.context.get_stream_no_info(self.consumer.stream).await?;
+        let Some(pull) = shutdown.run_until_cancelled(stream.get_consumer(name)).await else { return Ok(()) };
+        let pull: PullConsumer = pull?;
+        loop {
+            // No more than there are places for: what is fetched is begun at once. A message that waited in a buffer
+            // here would run out of its ack_wait.
+            let place = shutdown.run_until_cancelled(Arc::clone(&self.places).acquire_owned()).await;
+            let Some(mut free) = place.filter(|_| !shutdown.is_cancelled()).transpose()? else { return Ok(()) };
+            let more = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
+            if let Ok(more) = Arc::clone(&self.places).try_acquire_many_owned(more) {
+                free.merge(more);
+            }
+            let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL).messages().await?;
+            let mut brought = false;
+            while let Some(message) = batch.next().await {
+                let message = message?;
+                brought = true;
+                // There are as many places as messages were asked for.
+                let Some(place) = free.split(1) else { break };
+                self.begin(message, place);
+            }
+            drop(free);
+            let looking = shutdown.run_until_cancelled(watchdog.after_request(brought));
+            let Some(looked) = looking.await else { return Ok(()) };
+            looked?;
+            if watchdog.works() {
+                self.health.up(name);
+            }
         }
-        let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL).messages().await?;
-        health.up(consumer.name);
-        while let Some(message) = batch.next().await {
-            let message = message?;
-            // There are as many places as messages were asked for.
-            let Some(place) = free.split(1) else { break };
-            let reaction = Reaction { context: context.clone(), consumer, message, shutdown: shutdown.clone() };
-            let handler = handler.clone();
-            tokio::spawn(async move {
-                reaction.run(handler).await;
-                drop(place);
-            });
-        }
+    }
+
+    fn begin(&self, message: jetstream::Message, place: OwnedSemaphorePermit) {
+        let reaction = Reaction {
+            context: self.context.clone(),
+            consumer: self.consumer,
+            message,
+            vain: self.vain.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        let handler = self.handler.clone();
+        tokio::spawn(async move {
+            reaction.run(handler).await;
+            drop(place);
+        });
     }
 }
 
-/// Has a delivery come again, after 1 to 32 s: all [`DELIVERIES`] take three minutes.
-fn later(delivery: &Delivery) -> AckKind {
-    AckKind::Nak(Some(Duration::from_millis(500 << delivery.delivered.clamp(0, 6))))
+/// Has a message come again after so many deliveries in vain, in 1 to 32 s: all [`DELIVERIES`] take three minutes.
+fn later(vain: u32) -> AckKind {
+    AckKind::Nak(Some(Duration::from_millis(500 << vain.min(6))))
+}
+
+/// Tries once. A handler that panics has failed as any other: the next message may fare better.
+async fn attempt<F, R>(handler: &F, delivery: &Delivery) -> Result<(), Failure>
+where
+    F: Fn(Delivery) -> R,
+    R: Future<Output = Result<(), Failure>>,
+{
+    let handled = AssertUnwindSafe(async { handler(delivery.clone()).await }).catch_unwind();
+    match timeout(TRY, handled).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => Err(Failure::Retry(anyhow::anyhow!("the handler panicked; the log of this process says where"))),
+        Err(_) => Err(Failure::Unavailable(anyhow::anyhow!("no answer within {} s", TRY.as_secs()))),
+    }
 }
 
 struct Reaction {
     context: jetstream::Context,
     consumer: setup::Consumer,
     message: jetstream::Message,
+    vain: Vain,
     shutdown: Shutdown,
 }
 
@@ -262,27 +317,26 @@ impl Reaction {
                 return;
             }
         };
-        // Twice the bound: the process dies of it each time, so that it cannot even be tried once more for its error.
-        if delivery.delivered > 2 * DELIVERIES {
+        if delivery.delivered > DEADLY {
             let reason = format!("delivered {} times and never acknowledged", delivery.delivered);
             return self.bury(&delivery, &reason).await;
         }
         let mut tries = 0;
         loop {
-            let hung = || Failure::Unavailable(anyhow::anyhow!("no answer within {} s", TRY.as_secs()));
-            match timeout(TRY, handler(delivery.clone())).await.unwrap_or_else(|_| Err(hung())) {
+            match attempt(&handler, &delivery).await {
                 Ok(()) => {
+                    self.vain.forget(delivery.seq);
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
                     return self.answer(AckKind::Ack).await;
                 }
                 Err(Failure::Poison(error)) => return self.bury(&delivery, &format!("{error:#}")).await,
                 Err(Failure::Newer(error)) => {
-                    if delivery.delivered > DELIVERIES {
+                    if self.vain.so_far(delivery.seq) >= DELIVERIES {
                         return self.bury(&delivery, &format!("{error:#}")).await;
                     }
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "newer").increment(1);
                     tracing::error!(consumer = name, event.seq = delivery.seq, "left to a newer build: {error:#}");
-                    return self.answer(later(&delivery)).await;
+                    return self.answer(later(self.vain.count(delivery.seq))).await;
                 }
                 Err(Failure::Unavailable(error)) => {
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "held").increment(1);
@@ -297,7 +351,7 @@ impl Reaction {
                 Err(Failure::Retry(error)) => {
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "retry").increment(1);
                     tries += 1;
-                    if delivery.delivered > DELIVERIES {
+                    if self.vain.so_far(delivery.seq) >= DELIVERIES {
                         return self.bury(&delivery, &format!("{error:#}")).await;
                     }
                     if tries >= TRIES {
@@ -306,7 +360,7 @@ impl Reaction {
                             event.seq = delivery.seq,
                             "tried in vain; again later: {error:#}"
                         );
-                        return self.answer(later(&delivery)).await;
+                        return self.answer(later(self.vain.count(delivery.seq))).await;
                     }
                     sleep(Duration::from_millis(5 << tries)).await;
                 }
@@ -348,7 +402,10 @@ impl Reaction {
             anyhow::Ok(self.context.publish(subject::dead(name), body.into()).await?.await?)
         };
         match sent.await {
-            Ok(_) => self.answer(AckKind::Term).await,
+            Ok(_) => {
+                self.vain.forget(delivery.seq);
+                self.answer(AckKind::Term).await;
+            }
             Err(error) => {
                 tracing::warn!(consumer = name, %error, "dead letter not stored; the message will come again");
                 self.answer(AckKind::Nak(Some(UNBURIED))).await;
