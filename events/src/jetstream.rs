@@ -170,6 +170,19 @@ pub(crate) async fn next(stream: &Stream<()>, filter: &str, from: u64) -> Result
     found(stream.get_first_raw_message_by_subject(filter, from).await)
 }
 
+/// Whether a stream has a message that one of the filters selects, from a sequence on; its leader answers.
+///
+/// # Errors
+/// [`ReadError::Unavailable`]
+pub async fn any(stream: &Stream<()>, filters: &[String], from: u64) -> Result<bool, ReadError> {
+    for filter in filters {
+        if next(stream, filter, from).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Sorts "there is none" from "could not ask".
 fn found(result: Result<StreamMessage, RawMessageError>) -> Result<Option<StreamMessage>, ReadError> {
     match result {

@@ -14,7 +14,7 @@ use garage_worker::{Pages, redis::Redis};
 use http_body_util::Full;
 use hyper::{
     Response, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS},
+    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -136,5 +136,23 @@ fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Ful
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, crate::problem::RETRY_AFTER);
+    }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_redis_cannot_tell_now_is_to_be_asked_for_again() {
+        let (status, body) = unavailable(&anyhow::anyhow!("redis does not answer"));
+        let answer = response(status, "application/json", body);
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers()[RETRY_AFTER], "2");
+        let (status, body) = json(&1);
+        assert!(!response(status, "application/json", body).headers().contains_key(RETRY_AFTER));
+    }
 }

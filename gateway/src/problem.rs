@@ -17,7 +17,7 @@ use warp::reply::Response;
 use crate::token::Refused;
 
 /// What clients are asked to wait before they try again, in seconds. NATS elects a new leader in a few.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+pub(crate) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
 /// The same of a queue that an operator has closed, who seldom does so for seconds.
 const CLOSED_RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");

@@ -29,7 +29,7 @@ pub use mysql::{SchemaError, migrate, rewards::pay};
 /// How often MySQL is looked at for /readyz.
 const WATCH: Duration = Duration::from_secs(2);
 
-/// How long it may take to answer that.
+/// How long it may take to answer that, and about its schema.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The longest that the database may take for what nobody waits for: the payment of a session's players, a batch of old
@@ -77,16 +77,20 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
 /// Waits for the database to answer, and checks its schema; false when told to stop before it did.
 async fn ready(pool: &MySqlPool, health: &Health, stop: &Shutdown) -> Result<bool, SchemaError> {
     loop {
-        match mysql::check_schema(pool).await {
-            Ok(()) => {
+        match timeout(ANSWER, mysql::check_schema(pool)).await {
+            Ok(Ok(())) => {
                 health.up("mysql");
                 return Ok(true);
             }
-            Err(SchemaError::Database(error @ Error::Unavailable(_))) => {
+            Ok(Err(SchemaError::Database(error @ Error::Unavailable(_)))) => {
                 tracing::warn!(%error, "waiting for mysql");
                 health.down("mysql", "does not answer");
             }
-            Err(error) => return Err(error),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                tracing::warn!("waiting for mysql, which takes the connection and does not answer");
+                health.down("mysql", "does not answer");
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(false),

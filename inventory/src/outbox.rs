@@ -83,13 +83,15 @@ impl PublishError {
 pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
     let mut failing = false;
     while !stop.is_cancelled() {
-        let outcome = tokio::time::timeout(ROUND_LIMIT, round(&pool, &log)).await.unwrap_or(Err(PublishError::Overdue));
+        let round = async {
+            let published = round(&pool, &log).await?;
+            metrics::gauge!("garage_inventory_outbox_held").set(outbox::held(&pool).await?);
+            Ok(published)
+        };
+        let outcome = tokio::time::timeout(ROUND_LIMIT, round).await.unwrap_or(Err(PublishError::Overdue));
         let pause = match outcome {
             Ok(published) => {
                 failing = false;
-                if let Ok(held) = outbox::held(&pool).await {
-                    metrics::gauge!("garage_inventory_outbox_held").set(held);
-                }
                 if published > 0 {
                     continue;
                 }

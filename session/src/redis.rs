@@ -236,6 +236,10 @@ pub struct Advance {
     pub changes: Changes,
 }
 
+/// Arguments of one command of the script: an even number, so that what belongs together stays so, and far fewer than
+/// Lua can take from a table at once (8,000).
+const ARGUMENTS: usize = 2_000;
+
 /// Asks for many fields of a hash. Redis refuses to be asked for none; no field has an empty name.
 fn many(pipe: &mut redis::Pipeline, key: &str, fields: impl IntoIterator<Item = impl ToString>) {
     let fields: Vec<_> = fields.into_iter().map(|field| field.to_string()).collect();
@@ -267,8 +271,10 @@ fn commands(changes: &Changes) -> serde_json::Result<String> {
     hash(&mut commands, 6, minutes)?;
     hash(&mut commands, 7, timelines)?;
     commands.push(("ZADD", 8, closed.collect()));
-    commands.retain(|(_, _, arguments)| !arguments.is_empty());
-    serde_json::to_string(&commands)
+    let parts = commands
+        .iter()
+        .flat_map(|(name, key, arguments)| arguments.chunks(ARGUMENTS).map(move |part| (name, key, part)));
+    serde_json::to_string(&parts.collect::<Vec<_>>())
 }
 
 /// The commands that set the fields of a hash that have a value, and delete those that have none.

@@ -3,6 +3,7 @@
 mod capacity;
 mod gateway;
 mod log;
+mod recovery;
 mod sample;
 
 use garage_events::{
@@ -23,6 +24,8 @@ pub(crate) enum Bench {
     Gateway(gateway::Gateway),
     /// What matches leave behind: bytes of the log, memory of NATS and Redis, rows of MySQL.
     Capacity(capacity::Capacity),
+    /// How quickly a matchmaker matches again after a restart, and projections are rebuilt, with a long log.
+    Recovery(recovery::Recovery),
     /// The other side of `gateway`, which starts it: clients in a process of their own.
     #[command(hide = true)]
     GatewayClients(gateway::Clients),
@@ -38,6 +41,7 @@ impl Bench {
                 Self::Log(bench) => bench.run().await,
                 Self::Gateway(bench) => bench.run().await,
                 Self::Capacity(bench) => bench.run().await,
+                Self::Recovery(bench) => bench.run().await,
                 Self::GatewayClients(clients) => clients.run().await,
             }
         };

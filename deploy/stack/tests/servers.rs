@@ -171,6 +171,9 @@ async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
         (Role::Director, "garage.session.s1.pod-failed"),
         (Role::Inventory, "garage.inventory.p1.car-purchased"),
         (Role::Inventory, "dead.inventory"),
+        // Its own consumers, should they stop.
+        (Role::Session, "$JS.API.CONSUMER.CREATE.REPORTS.session-reports"),
+        (Role::Director, "$JS.API.CONSUMER.DELETE.GARAGE.director"),
     ];
     for (role, subject) in allowed {
         assert!(may_publish(&nats, role, subject).await, "{role:?} may not publish {subject}");
@@ -193,6 +196,10 @@ async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
         (Role::Director, "garage.session.s1.closed"),
         (Role::Director, "garage.player.p1"),
         (Role::Inventory, "garage.player.p1"),
+        (Role::Inventory, "$JS.API.CONSUMER.DELETE.GARAGE.session"),
+        (Role::Director, "$JS.API.CONSUMER.CREATE.GARAGE.session"),
+        (Role::Gateway, "$JS.API.CONSUMER.PAUSE.GARAGE.session"),
+        (Role::Gateway, "$JS.API.CONSUMER.DURABLE.CREATE.GARAGE.session"),
     ];
     for (role, subject) in forbidden {
         assert!(!may_publish(&nats, role, subject).await, "{role:?} may publish {subject}");
@@ -225,6 +232,12 @@ async fn roles_do_their_work_with_their_rights() {
     let mut messages = consumer.fetch().max_messages(1).messages().await.unwrap();
     let message = futures::StreamExt::next(&mut messages).await.unwrap().unwrap();
     message.double_ack().await.unwrap();
+    // It may not hide a durable consumer behind a subject without a name.
+    let hidden =
+        serde_json::json!({"stream_name": "GARAGE", "config": {"durable_name": "director", "ack_policy": "explicit"}});
+    let answer: jetstream::response::Response<jetstream::consumer::Info> =
+        session.request("CONSUMER.CREATE.GARAGE", &hidden).await.unwrap();
+    assert!(matches!(answer, jetstream::response::Response::Err { .. }), "{answer:?}");
     // Another holds a lease.
     let matchmaker = jetstream::new(nats.connect(Role::Matchmaker).await.unwrap());
     let leases = matchmaker.get_key_value("LEASES").await.unwrap();

@@ -1,10 +1,16 @@
 //! Reading the log in its order, from a sequence on, for as long as one likes.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use async_nats::{
     HeaderMap,
     jetstream::{
         Context, Message as Delivered,
         consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull},
+        stream::Stream,
     },
 };
 use bytes::Bytes;
@@ -12,11 +18,16 @@ use futures::{StreamExt, future::BoxFuture};
 use time::OffsetDateTime;
 use tokio::time::{Duration, sleep};
 
-use super::link::Link;
+use super::{any, link::Link};
 
 /// How often the server says that it is still there when there is nothing to read; after two that are missing the
 /// consumer is made again.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Between two looks whether the stream has what does not come; and after how many in a row that found so the consumer
+/// is made again. It may say all the while that it is there.
+const LOOK: Duration = Duration::from_secs(2);
+const LOOKS: u32 = 2;
 
 /// When the server forgets the consumer of a reader that is gone.
 const FORGET: Duration = Duration::from_secs(30);
@@ -73,6 +84,10 @@ struct Reading {
     connection: u64,
     /// Messages that it brought; the server numbers them.
     count: u64,
+    /// The sequence after that of the last one, for `silence`.
+    next: Arc<AtomicU64>,
+    /// Ends when the consumer brings nothing although there is something.
+    silence: BoxFuture<'static, ()>,
 }
 
 impl std::fmt::Debug for Follow {
@@ -123,6 +138,11 @@ impl Follow {
                     Some(message) => message.map_err(async_nats::Error::from),
                     None => Err("the consumer has ended".into()),
                 },
+                () = &mut reading.silence => {
+                    metrics::counter!("garage_readers_silent_total", "stream" => self.stream).increment(1);
+                    tracing::warn!(filters = ?self.filters, next = self.next, "the consumer brings nothing of what there is");
+                    Err("the consumer has silently stopped".into())
+                }
             };
             match delivered.and_then(|message| reading.place(message)) {
                 Ok(message) => {
@@ -157,6 +177,7 @@ fn make(
     Source::Making(Box::pin(async move {
         sleep(after).await;
         let connection = link.connections();
+        let selected = filter_subjects.clone();
         let stream = context.get_stream_no_info(stream).await?;
         let config = pull::Config {
             filter_subjects,
@@ -171,8 +192,24 @@ fn make(
         };
         let consumer = stream.create_consumer(config).await?;
         let messages = consumer.stream().max_messages_per_batch(AHEAD).heartbeat(HEARTBEAT).messages().await?;
-        Ok(Reading { messages, connection, count: 0 })
+        let next = Arc::new(AtomicU64::new(start_sequence));
+        let silence = Box::pin(silence(stream, selected, Arc::clone(&next)));
+        Ok(Reading { messages, connection, count: 0, next, silence })
     }))
+}
+
+/// Waits until the stream, look after look, has a message from `next` on, and the same one.
+async fn silence(stream: Stream<()>, filters: Vec<String>, next: Arc<AtomicU64>) {
+    let mut looks = 0;
+    let mut before = next.load(Ordering::Relaxed);
+    while looks < LOOKS {
+        sleep(LOOK).await;
+        let at = next.load(Ordering::Relaxed);
+        // A stream that does not answer is no fault of the consumer's.
+        let still = at == before && any(&stream, &filters, at).await.unwrap_or(false);
+        looks = if still { looks + 1 } else { 0 };
+        before = at;
+    }
 }
 
 impl Reading {
@@ -186,6 +223,7 @@ impl Reading {
             );
         }
         let (seq, time, pending) = (info.stream_sequence, info.published, info.pending);
+        self.next.store(seq + 1, Ordering::Relaxed);
         let async_nats::Message { subject, headers, payload: body, .. } = message.message;
         Ok(Message { seq, time, pending, subject: subject.to_string(), headers, body })
     }

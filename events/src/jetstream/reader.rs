@@ -117,7 +117,7 @@ impl Range {
     /// [`ReadError::Unavailable`]
     pub async fn next(&mut self) -> Result<Option<Message>, ReadError> {
         loop {
-            if !self.ahead && !self.look().await? {
+            if !self.ahead && !selects(&self.reader, &self.filters, self.at, self.to).await? {
                 return Ok(None);
             }
             self.ahead = true;
@@ -130,15 +130,15 @@ impl Range {
             return Ok((message.seq <= self.to).then_some(message));
         }
     }
+}
 
-    /// Whether the filters select anything up to the end.
-    async fn look(&self) -> Result<bool, ReadError> {
-        for filter in &self.filters {
-            let message = next(&self.reader.stream, filter, self.at).await?;
-            if self.at <= self.to && message.is_some_and(|message| message.sequence <= self.to) {
-                return Ok(true);
-            }
+/// Whether the filters select anything from a sequence to another.
+async fn selects(reader: &Reader, filters: &[String], from: u64, to: u64) -> Result<bool, ReadError> {
+    for filter in filters {
+        let message = next(&reader.stream, filter, from).await?;
+        if from <= to && message.is_some_and(|message| message.sequence <= to) {
+            return Ok(true);
         }
-        Ok(false)
     }
+    Ok(false)
 }

@@ -5,10 +5,13 @@ use std::{error::Error, fmt::Write, time::Duration};
 use async_nats::{
     Client,
     jetstream::{
-        self, Context,
+        self, Context, ErrorCode,
         consumer::{AckPolicy, DeliverPolicy, pull},
         context::{CreateStreamError, CreateStreamErrorKind},
-        stream::{Config, ConsumerError, ConsumerErrorKind, DiscardPolicy, Info, PersistenceMode, Source, StorageType},
+        stream::{
+            Config, ConsumerCreateStrictErrorKind, ConsumerError, ConsumerErrorKind, DiscardPolicy, Info,
+            PersistenceMode, Source, StorageType,
+        },
     },
 };
 use tokio::time::error::Elapsed;
@@ -69,17 +72,21 @@ pub const INVENTORY: Consumer = Consumer { stream: STREAM, name: "inventory", to
 pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];
 
 impl Consumer {
-    fn config(&self) -> pull::Config {
-        let filter_subjects = match (self.stream, self.tokens) {
+    /// The subjects that it selects, which do not overlap.
+    pub fn filters(&self) -> Vec<String> {
+        match (self.stream, self.tokens) {
             (TIMERS, _) => vec![ALL_DUE.into()],
             (REPORTS, _) => vec![ALL_REPORTS.into()],
             (_, []) => vec![SESSIONS.into()],
             (_, tokens) => tokens.iter().map(|token| subject::sessions(token)).collect(),
-        };
+        }
+    }
+
+    fn config(&self, deliver_policy: DeliverPolicy) -> pull::Config {
         pull::Config {
             durable_name: Some(self.name.into()),
-            filter_subjects,
-            deliver_policy: DeliverPolicy::All,
+            filter_subjects: self.filters(),
+            deliver_policy,
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             // Without max_deliver: a message past it would vanish without a word. The worker looks at the count.
@@ -154,15 +161,48 @@ async fn make_stream(context: &Context, config: &Config) -> Result<(), SetupErro
     }
 }
 
-/// Makes one consumer, or brings it up to date.
+/// Makes one consumer, which begins at its stream's beginning, or brings it up to date.
 ///
 /// # Errors
 /// [`SetupError::Make`]
 pub async fn make(context: &Context, consumer: Consumer) -> Result<(), SetupError> {
-    let failed = |source| SetupError::Make { what: format!("consumer {}", consumer.name), source };
-    let stream = context.get_stream_no_info(consumer.stream).await.map_err(|error| failed(error.into()))?;
-    stream.create_consumer(consumer.config()).await.map_err(|error| failed(error.into()))?;
-    Ok(())
+    let making = async {
+        let stream = context.get_stream_no_info(consumer.stream).await?;
+        let Err(error) = stream.create_consumer(consumer.config(DeliverPolicy::All)).await else { return Ok(()) };
+        // Where it begins cannot be changed; one that its worker made again begins in the middle.
+        match stream.consumer_info(consumer.name).await {
+            Ok(found) if found.config.deliver_policy != DeliverPolicy::All => {
+                stream.create_consumer(consumer.config(found.config.deliver_policy)).await?;
+                Ok(())
+            }
+            _ => Err(error.into()),
+        }
+    };
+    making.await.map_err(|source| failed(consumer, source))
+}
+
+/// Makes one consumer that is gone; it goes on after a sequence of its stream. One that is there is left as it is:
+/// another instance was quicker, perhaps with another sequence.
+///
+/// # Errors
+/// [`SetupError::Make`]
+pub async fn make_after(context: &Context, consumer: Consumer, after: u64) -> Result<(), SetupError> {
+    let begin = match after {
+        0 => DeliverPolicy::All,
+        after => DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+    };
+    let making = async {
+        let stream = context.get_stream_no_info(consumer.stream).await?;
+        match stream.create_consumer_strict(consumer.config(begin)).await {
+            Err(error) if error.kind() != ConsumerCreateStrictErrorKind::AlreadyExists => Err(error.into()),
+            _ => Ok(()),
+        }
+    };
+    making.await.map_err(|source| failed(consumer, source))
+}
+
+fn failed(consumer: Consumer, source: async_nats::Error) -> SetupError {
+    SetupError::Make { what: format!("consumer {}", consumer.name), source }
 }
 
 /// The names of all streams that [`init`] makes.
@@ -173,7 +213,7 @@ pub fn names() -> impl Iterator<Item = String> {
 /// Whether the answer was that there is no such stream.
 pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), jetstream::context::GetStreamErrorKind::JetStream(api)
-        if api.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+        if api.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 fn streams(replicas: usize) -> [Config; 9] {

@@ -12,9 +12,10 @@ use futures::{
     future::{join_all, try_join_all},
 };
 use garage_events::{
-    jetstream::JetStreamLog,
+    jetstream::{JetStreamLog, setup::CONSUMERS},
     log::{Append, AppendError, Head},
     subject::{ALL, STREAM},
+    world::{System, World},
 };
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -323,4 +324,34 @@ async fn a_reader_misses_nothing_and_repeats_nothing_when_routes_and_connections
         reading.iter().for_each(JoinHandle::abort);
     })
     .await;
+}
+
+/// A consumer that is paused says that it is there, and brings nothing.
+async fn a_reader_whose_consumer_has_silently_stopped_goes_on(nodes: usize) {
+    let own = Own::start(nodes).await;
+    let log = own.access.log(0).await;
+    let (player, mut head) = (new_player(), Head::default());
+    let mut follow = log.follow(vec![of_player(&player)], 1);
+    for n in 1..=2 {
+        let (seq, id) = append(&log, made(&player, head, [queued()])).await.unwrap()[0];
+        let (seen, _, envelope) = soon("the event", Follow::next(&mut follow)).await;
+        assert_eq!((seen, envelope.id), (seq, id));
+        head = Head { seq, n };
+        let stream = log.context().get_stream(STREAM).await.unwrap();
+        for name in stream.consumer_names().try_collect::<Vec<_>>().await.unwrap() {
+            if CONSUMERS.iter().all(|durable| durable.name != name) {
+                stream.pause_consumer(&name, System.now() + time::Duration::HOUR).await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_node_a_reader_whose_consumer_has_silently_stopped_goes_on() {
+    within(a_reader_whose_consumer_has_silently_stopped_goes_on(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_three_nodes_a_reader_whose_consumer_has_silently_stopped_goes_on() {
+    within(a_reader_whose_consumer_has_silently_stopped_goes_on(3)).await;
 }

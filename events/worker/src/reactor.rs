@@ -4,16 +4,21 @@
 //! idempotent. A dependency that is down is no failed delivery: the message is held, with progress reported, and as all
 //! places fill, nothing more is fetched.
 //!
-//! A message that cannot be handled becomes a dead letter. An operator may have its handler try it again once the cause
-//! is mended (`retry.rs`).
+//! A message that cannot be handled becomes a dead letter. How often it was delivered says little of that: in an outage
+//! it may come any number of times. So each instance counts the deliveries whose tries were all in vain (`vain.rs`). An
+//! operator may have its handler try it again once the cause is mended (`retry.rs`).
+//!
+//! A consumer that has stopped is made again (`watchdog.rs`).
 
 mod retry;
+mod vain;
+mod watchdog;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use garage_events::{
     event::{DecodeError, Event, Recorded},
     jetstream::setup,
@@ -23,14 +28,20 @@ use garage_events::{
 };
 use time::OffsetDateTime;
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 
+use self::{vain::Vain, watchdog::Watchdog};
 use crate::{Health, Shutdown};
 
-/// Deliveries after which a message that still cannot be handled goes to the dead letters.
-const DELIVERIES: i64 = 10;
+/// Deliveries in vain after which a message that still cannot be handled goes to the dead letters.
+const DELIVERIES: u32 = 10;
+
+/// Deliveries after which a message is taken for one that the process dies of each time, so that it cannot even be tried
+/// once more for its error. A connection that comes and goes brings about one in five seconds, and this is a quarter of
+/// an hour of them.
+const DEADLY: i64 = 180;
 
 /// Tries that one delivery gets, when each ends in a conflict or the like.
 const TRIES: u32 = 5;
@@ -109,14 +120,15 @@ pub enum Then {
 }
 
 impl Failure {
-    /// What follows when this is how a try ended, the `tries`-th of a delivery that is its message's `delivered`-th.
-    pub fn then(&self, delivered: i64, tries: u32) -> Then {
+    /// What follows when this is how a try ended, the `tries`-th of a delivery of a message of which so many deliveries were
+    /// in vain before.
+    pub fn then(&self, vain: u32, tries: u32) -> Then {
         // After 1 to 32 s: all [`DELIVERIES`] take three minutes.
-        let again_later = Then::Return(Duration::from_millis(500 << delivered.clamp(0, 6)));
+        let again_later = Then::Return(Duration::from_millis(1_000 << vain.min(5)));
         match self {
             Self::Poison(_) => Then::Bury,
             Self::Unavailable(_) => Then::Hold(Duration::from_millis(100 << tries.clamp(1, 5))),
-            Self::Newer(_) | Self::Retry(_) if delivered > DELIVERIES => Then::Bury,
+            Self::Newer(_) | Self::Retry(_) if vain >= DELIVERIES => Then::Bury,
             Self::Newer(_) => again_later,
             Self::Retry(_) if tries >= TRIES => again_later,
             Self::Retry(_) => Then::Hold(Duration::from_millis(5 << tries)),
@@ -164,7 +176,7 @@ impl From<reaction::Error> for Failure {
 /// `health` says whether there are messages to be had of the consumer. To be spawned as a long task.
 ///
 /// # Errors
-/// When the consumer is not there.
+/// When nobody can ask for dead letters to be handled again.
 pub async fn react<F, R>(
     context: jetstream::Context,
     consumer: setup::Consumer,
@@ -177,15 +189,19 @@ where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,
 {
-    let places = Arc::new(Semaphore::new(concurrency));
     let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
+    let places = Arc::new(Semaphore::new(concurrency));
+    let mut watchdog = Watchdog::new(context.clone(), consumer);
+    let reactor =
+        Reactor { context, consumer, places: Arc::clone(&places), vain: Vain::default(), health, shutdown, handler };
     // What is in flight goes on when this ends.
     let reacting = async {
-        while !shutdown.is_cancelled() {
-            if let Err(error) = fetch(&context, consumer, &places, &health, &shutdown, &handler).await {
+        while !reactor.shutdown.is_cancelled() {
+            if let Err(error) = reactor.fetch(&mut watchdog).await {
                 tracing::warn!(consumer = consumer.name, %error, "messages cannot be fetched; trying again");
-                health.down(consumer.name, error.to_string());
-                shutdown.run_until_cancelled(sleep(AGAIN)).await;
+                reactor.health.down(consumer.name, error.to_string());
+                watchdog.mend(&reactor.shutdown).await;
+                reactor.shutdown.run_until_cancelled(sleep(AGAIN)).await;
             }
         }
         Ok(())
@@ -196,47 +212,86 @@ where
     ended.map(drop)
 }
 
-/// Fetches and begins to react, until `shutdown` or until fetching fails.
-///
-/// A request that the server has is waited for to its end: what it sends us until then is in nobody else's hands, and
-/// would come to another instance only when its ack_wait is over.
-async fn fetch<F, R>(
-    context: &jetstream::Context,
+/// One instance's part in a consumer.
+struct Reactor<F> {
+    context: jetstream::Context,
     consumer: setup::Consumer,
-    places: &Arc<Semaphore>,
-    health: &Health,
-    shutdown: &Shutdown,
-    handler: &F,
-) -> Result<(), async_nats::Error>
+    places: Arc<Semaphore>,
+    vain: Vain,
+    health: Health,
+    shutdown: Shutdown,
+    handler: F,
+}
+
+impl<F, R> Reactor<F>
 where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,
 {
-    let stream = context.get_stream_no_info(consumer.stream).await?;
-    let Some(pull) = shutdown.run_until_cancelled(stream.get_consumer(consumer.name)).await else { return Ok(()) };
-    let pull: PullConsumer = pull?;
-    loop {
-        // No more than there are places for: what is fetched is begun at once. A message that waited in a buffer here
-        // would run out of its ack_wait, and while a dependency is down, of its deliveries.
-        let place = shutdown.run_until_cancelled(Arc::clone(places).acquire_owned()).await;
-        let Some(mut free) = place.filter(|_| !shutdown.is_cancelled()).transpose()? else { return Ok(()) };
-        let more = u32::try_from(places.available_permits()).unwrap_or(u32::MAX);
-        if let Ok(more) = Arc::clone(places).try_acquire_many_owned(more) {
-            free.merge(more);
+    /// Fetches and begins to react, until `shutdown` or until fetching fails.
+    ///
+    /// A request that the server has is waited for to its end: what it sends us until then is in nobody else's hands,
+    /// and would come to another instance only when its ack_wait is over.
+    async fn fetch(&self, watchdog: &mut Watchdog) -> Result<(), async_nats::Error> {
+        let (name, shutdown) = (self.consumer.name, &self.shutdown);
+        let stream = self.context.get_stream_no_info(self.consumer.stream).await?;
+        let Some(pull) = shutdown.run_until_cancelled(stream.get_consumer(name)).await else { return Ok(()) };
+        let pull: PullConsumer = pull?;
+        loop {
+            // No more than there are places for: what is fetched is begun at once. A message that waited in a buffer
+            // here would run out of its ack_wait.
+            let place = shutdown.run_until_cancelled(Arc::clone(&self.places).acquire_owned()).await;
+            let Some(mut free) = place.filter(|_| !shutdown.is_cancelled()).transpose()? else { return Ok(()) };
+            let more = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
+            if let Ok(more) = Arc::clone(&self.places).try_acquire_many_owned(more) {
+                free.merge(more);
+            }
+            let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL).messages().await?;
+            let mut brought = false;
+            while let Some(message) = batch.next().await {
+                let message = message?;
+                brought = true;
+                // There are as many places as messages were asked for.
+                let Some(place) = free.split(1) else { break };
+                self.begin(message, place);
+            }
+            drop(free);
+            let looking = shutdown.run_until_cancelled(watchdog.after_request(brought));
+            let Some(looked) = looking.await else { return Ok(()) };
+            looked?;
+            if watchdog.works() {
+                self.health.up(name);
+            }
         }
-        let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL).messages().await?;
-        health.up(consumer.name);
-        while let Some(message) = batch.next().await {
-            let message = message?;
-            // There are as many places as messages were asked for.
-            let Some(place) = free.split(1) else { break };
-            let reaction = Reaction { context: context.clone(), consumer, message, shutdown: shutdown.clone() };
-            let handler = handler.clone();
-            tokio::spawn(async move {
-                reaction.run(handler).await;
-                drop(place);
-            });
-        }
+    }
+
+    fn begin(&self, message: jetstream::Message, place: OwnedSemaphorePermit) {
+        let reaction = Reaction {
+            context: self.context.clone(),
+            consumer: self.consumer,
+            message,
+            vain: self.vain.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        let handler = self.handler.clone();
+        tokio::spawn(async move {
+            reaction.run(handler).await;
+            drop(place);
+        });
+    }
+}
+
+/// Tries once. A handler that panics has failed as any other: the next message may fare better.
+async fn attempt<F, R>(handler: &F, delivery: &Delivery) -> Result<(), Failure>
+where
+    F: Fn(Delivery) -> R,
+    R: Future<Output = Result<(), Failure>>,
+{
+    let handled = AssertUnwindSafe(async { handler(delivery.clone()).await }).catch_unwind();
+    match timeout(TRY, handled).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => Err(Failure::Retry(anyhow::anyhow!("the handler panicked; the log of this process says where"))),
+        Err(_) => Err(Failure::Unavailable(anyhow::anyhow!("no answer within {} s", TRY.as_secs()))),
     }
 }
 
@@ -244,6 +299,7 @@ struct Reaction {
     context: jetstream::Context,
     consumer: setup::Consumer,
     message: jetstream::Message,
+    vain: Vain,
     shutdown: Shutdown,
 }
 
@@ -285,27 +341,29 @@ impl Reaction {
                 return;
             }
         };
-        // Twice the bound: the process dies of it each time, so that it cannot even be tried once more for its error.
-        if delivery.delivered > 2 * DELIVERIES {
+        if delivery.delivered > DEADLY {
             let reason = format!("delivered {} times and never acknowledged", delivery.delivered);
             return self.bury(&delivery, &reason).await;
         }
         let mut tries = 0;
         loop {
-            let hung = || Failure::Unavailable(anyhow::anyhow!("no answer within {} s", TRY.as_secs()));
-            let failure = match timeout(TRY, handler(delivery.clone())).await.unwrap_or_else(|_| Err(hung())) {
+            let failure = match attempt(&handler, &delivery).await {
                 Ok(()) => {
+                    self.vain.forget(delivery.seq);
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
                     return self.answer(AckKind::Ack).await;
                 }
                 Err(failure) => failure,
             };
             tries += 1;
-            let then = failure.then(delivery.delivered, tries);
+            let then = failure.then(self.vain.so_far(delivery.seq), tries);
             self.note(&delivery, &failure, then);
             match then {
                 Then::Bury => return self.bury(&delivery, &failure.to_string()).await,
-                Then::Return(pause) => return self.answer(AckKind::Nak(Some(pause))).await,
+                Then::Return(pause) => {
+                    self.vain.count(delivery.seq);
+                    return self.answer(AckKind::Nak(Some(pause))).await;
+                }
                 Then::Hold(pause) => tokio::select! {
                     // When our own last request for messages is over: it would bring this one back to us.
                     () = self.shutdown.cancelled(), if matches!(failure, Failure::Unavailable(_)) => {
@@ -373,7 +431,10 @@ impl Reaction {
             anyhow::Ok(self.context.publish(subject::dead(name), body.into()).await?.await?)
         };
         match sent.await {
-            Ok(_) => self.answer(AckKind::Term).await,
+            Ok(_) => {
+                self.vain.forget(delivery.seq);
+                self.answer(AckKind::Term).await;
+            }
             Err(error) => {
                 tracing::warn!(consumer = name, %error, "dead letter not stored; the message will come again");
                 self.answer(AckKind::Nak(Some(UNBURIED))).await;
@@ -391,14 +452,14 @@ mod tests {
         let millis = Duration::from_millis;
         let error = || anyhow::anyhow!("in vain");
         let retry = Failure::Retry(error());
-        let tries = [1, 4, 5].map(|tries| retry.then(1, tries));
+        let tries = [1, 4, 5].map(|tries| retry.then(0, tries));
         assert_eq!(tries, [Then::Hold(millis(10)), Then::Hold(millis(80)), Then::Return(millis(1_000))]);
-        assert_eq!(retry.then(DELIVERIES, TRIES), Then::Return(millis(32_000)));
-        assert_eq!(retry.then(DELIVERIES + 1, 1), Then::Bury);
+        assert_eq!(retry.then(DELIVERIES - 1, TRIES), Then::Return(millis(32_000)));
+        assert_eq!(retry.then(DELIVERIES, 1), Then::Bury);
 
         let newer = Failure::Newer(error());
-        assert_eq!((newer.then(1, 1), newer.then(DELIVERIES + 1, 1)), (Then::Return(millis(1_000)), Then::Bury));
-        assert_eq!(Failure::Poison(error()).then(1, 1), Then::Bury);
+        assert_eq!((newer.then(0, 1), newer.then(DELIVERIES, 1)), (Then::Return(millis(1_000)), Then::Bury));
+        assert_eq!(Failure::Poison(error()).then(0, 1), Then::Bury);
 
         // However long it takes, and however often its worker was killed meanwhile.
         let down = Failure::Unavailable(error());

@@ -12,9 +12,14 @@ use garage_events::{
     projection::ANEW,
     subject::STREAM,
 };
+use tokio::sync::mpsc;
 
-use super::{BATCH, Message, apply, filters, identity};
+use super::{Message, apply, concerns, filters, identity};
 use crate::redis::{Applied, Redis};
+
+/// Events applied in one script. The more there are, the more of a session are written at once; and Redis does nothing
+/// else meanwhile, for some tens of milliseconds.
+const ANEW_BATCH: usize = 10_000;
 
 /// What a rebuild did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,15 +47,16 @@ pub async fn rebuild(
     loop {
         // Up to where the stream is, not only its last event of ours: that one may be too old to be there.
         let end = reader.bounds().await?.last;
-        let mut range = reader.range(filters(), at + 1, end);
+        let mut batches = read(reader.range(filters(), at + 1, end));
         while at < end {
-            let batch = gather(&mut range).await?;
-            let to = batch.get(BATCH - 1).map_or(end, |last| last.seq);
+            // Without a batch nothing is left.
+            let batch = batches.recv().await.transpose()?.unwrap_or_default();
+            let to = batch.get(ANEW_BATCH - 1).map_or(end, |last| last.seq);
             let behind = batch.last().map(|last| last.pending);
             match apply(redis, &ANEW, &identity, at, to, &batch, behind).await? {
                 Applied::At(stands) => {
                     if stands != to {
-                        range = reader.range(filters(), stands + 1, end);
+                        batches = read(reader.range(filters(), stands + 1, end));
                     }
                     at = stands;
                 }
@@ -68,13 +74,31 @@ pub async fn rebuild(
     }
 }
 
+/// Reads a range, a batch ahead of who takes them.
+fn read(mut range: Range) -> mpsc::Receiver<Result<Vec<Message>, ReadError>> {
+    let (give, batches) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let batch = gather(&mut range).await;
+            let last = batch.as_ref().map_or(true, |batch| batch.len() < ANEW_BATCH);
+            // Who takes no more has found others to be quicker, or has ended.
+            if give.send(batch).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    batches
+}
+
 /// What is left of the range, up to a bound.
 async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
-    let mut batch = Vec::new();
-    while batch.len() < BATCH
+    let mut batch = Vec::with_capacity(ANEW_BATCH);
+    while batch.len() < ANEW_BATCH
         && let Some(message) = range.next().await?
     {
-        batch.push(message);
+        if concerns(&message) {
+            batch.push(message);
+        }
     }
     Ok(batch)
 }

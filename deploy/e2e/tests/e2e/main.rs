@@ -15,6 +15,7 @@ mod instances;
 mod matches;
 mod operator;
 mod ops;
+mod outages;
 mod queues;
 mod ratings;
 mod redelivery;

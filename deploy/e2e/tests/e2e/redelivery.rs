@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use garage_events::{
     id::SessionId,
-    jetstream::setup::{self, CONSUMERS},
+    jetstream::setup::CONSUMERS,
     subject::{self, TIMERS},
 };
 use garage_stack::workers::Worker;
@@ -14,13 +14,40 @@ use crate::support::{
     play,
 };
 
-/// Makes every durable consumer anew, so that everything that the streams hold is delivered again.
+/// Sets every durable consumer back, so that everything that the streams hold is delivered again.
 pub(crate) async fn redeliver(garage: &Garage) {
     let jetstream = garage.jetstream();
     for consumer in CONSUMERS {
-        jetstream.delete_consumer_from_stream(consumer.name, consumer.stream).await.unwrap();
-        setup::make(&jetstream, consumer).await.unwrap();
+        let stream = jetstream.get_stream_no_info(consumer.stream).await.unwrap();
+        stream.reset_consumer(consumer.name, Some(1)).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn matches_go_on_when_their_consumers_are_deleted() {
+    let mut garage = Setup::short().start().await;
+    let bots = garage.bots("player", 8);
+    let jetstream = garage.jetstream();
+    let faults = async {
+        for (type_name, count) in [("Matched", 1), ("PodRequested", 2), ("Opened", 1), ("Finished", 2), ("Closed", 3)] {
+            garage.until_event(type_name, count).await;
+            for consumer in CONSUMERS {
+                // Of the last time it may not be there again yet.
+                let _ = jetstream.delete_consumer_from_stream(consumer.name, consumer.stream).await;
+            }
+        }
+    };
+    let (played, ()) = tokio::join!(play(&bots), faults);
+
+    let events = garage.settled().await;
+    for (bot, played) in bots.iter().zip(&played) {
+        assert_told(&events, &bot.player, &played.frames);
+        assert_eq!(paid(&events, &bot.player).len(), 1);
+    }
+    for once in ["PodRequested", "PodScheduled", "PodReady", "Opened", "Finished", "Closed"] {
+        assert_eq!(history::count(&events, once), 4, "{once}");
+    }
+    assert_eq!(started(&mut garage), 4);
 }
 
 /// How often the director has said something.

@@ -112,13 +112,15 @@ impl Consumer {
         R: Future<Output = Result<(), Failure>>,
     {
         let seq = delivery.seq;
+        // The real one counts in each instance: none of them gives up sooner than this.
+        let vain = u32::try_from(delivery.delivered - 1).unwrap();
         let mut tries = 0;
         loop {
             let Err(failure) = handler(delivery.clone()).await else {
                 return self.answer(move |consumer| drop(consumer.state().left.remove(&seq)));
             };
             tries += 1;
-            match failure.then(delivery.delivered, tries) {
+            match failure.then(vain, tries) {
                 Then::Hold(pause) => self.stage.sleep(pause).await,
                 Then::Return(pause) => return self.answer(move |consumer| consumer.put_off(seq, pause)),
                 Then::Bury => {

@@ -28,7 +28,7 @@ pub(super) async fn serve<F, R>(
     consumer: setup::Consumer,
     shutdown: Shutdown,
     handler: F,
-) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send>
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<F, R>>
 where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,

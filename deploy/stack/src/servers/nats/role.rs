@@ -30,13 +30,16 @@ pub(crate) struct Rights {
 
 /// What every worker may publish: reading the log and its buckets, consuming, asking the others.
 /// No worker may make, change, purge or delete a stream, or a message of one; but the matchmaker what is left of its
-/// older snapshots.
+/// older snapshots. Nor a durable consumer but its own, of which the name is in the subject: without a name there, the
+/// server takes none that is durable.
 const EVERY_WORKER_PUBLISHES: &[&str] = &[
     "$JS.API.INFO",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.STREAM.MSG.GET.*",
     "$JS.API.DIRECT.GET.>",
-    "$JS.API.CONSUMER.>",
+    "$JS.API.CONSUMER.CREATE.*",
+    "$JS.API.CONSUMER.INFO.*.*",
+    "$JS.API.CONSUMER.MSG.NEXT.*.*",
     "$JS.ACK.>",
     "$JS.FC.>",
     "$SRV.>",
@@ -100,16 +103,25 @@ impl Role {
                     "dead.session",
                     "dead.session-reports",
                     "dead.session-timers",
+                    "$JS.API.CONSUMER.*.GARAGE.session",
+                    "$JS.API.CONSUMER.*.REPORTS.session-reports",
+                    "$JS.API.CONSUMER.*.TIMERS.session-timers",
                 ],
                 &["svc.session.>", "svc.player.>", "retry.session", "retry.session-reports", "retry.session-timers"],
             ),
             Self::Director => worker(
-                &["garage.session.*.pod-scheduled", "garage.session.*.pod-failed", "dead.director"],
+                &[
+                    "garage.session.*.pod-scheduled",
+                    "garage.session.*.pod-failed",
+                    "dead.director",
+                    "$JS.API.CONSUMER.*.GARAGE.director",
+                ],
                 &["svc.director.>", "retry.director"],
             ),
-            Self::Inventory => {
-                worker(&["garage.inventory.>", "dead.inventory"], &["svc.inventory.>", "retry.inventory"])
-            }
+            Self::Inventory => worker(
+                &["garage.inventory.>", "dead.inventory", "$JS.API.CONSUMER.*.GARAGE.inventory"],
+                &["svc.inventory.>", "retry.inventory"],
+            ),
             Self::Game => Rights { publish: vec!["report.>"], subscribe: vec!["_INBOX.game.>"], responds: false },
         })
     }

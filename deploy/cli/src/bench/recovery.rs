@@ -1,0 +1,208 @@
+//! `garage bench recovery`: how quickly what is derived from the log is there again.
+
+mod history;
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use async_nats::jetstream;
+use garage_events::{
+    game::Secret,
+    jetstream::{JetStreamLog, reader::Reader, setup},
+    player::RANKS,
+    subject::{self, ALL, HISTORY, STREAM},
+};
+use garage_session::{projector::rebuild, redis::Redis};
+use garage_stack::{
+    process::{Launch, Process},
+    servers::{self, Nats, Role},
+    workers::binary,
+};
+use garage_worker::config;
+use tokio::time::timeout;
+
+use self::history::Pairs;
+use crate::{
+    progress::Progress,
+    report::{note, say, table},
+};
+
+/// A queue in which only players of one rank are matched, so that many may wait.
+const QUEUES: &str =
+    "[queues.ranked]\nplayers = 2\nrank_band = 1\ntimeout_s = 3600\n[queues.ranked.regions]\neu = 120\n";
+
+/// Restarts of each kind that are measured.
+const RESTARTS: i32 = 3;
+
+/// Matches between the last snapshot of a matchmaker and its death: half a minute of a busy Garage.
+const SINCE: u32 = 2_000;
+
+/// How long anything may take.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// How quickly a matchmaker matches again after a restart, and projections are rebuilt, with a long log.
+///
+/// Making the log takes the most of it: with the defaults some minutes on two cores, and 4 GiB of disk in the folder
+/// for temporary files. `--events 200000 --tickets 10000` is a quick try.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Recovery {
+    /// Events that the log holds, of matches of two.
+    #[arg(long, default_value_t = 5_000_000, value_parser = clap::value_parser!(u32).range(1_000..=50_000_000))]
+    events: u32,
+    /// Players who wait all the while; they are those who played the matches.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    tickets: u32,
+}
+
+impl Recovery {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let folder = tempfile::Builder::new().prefix("garage-bench-").tempdir()?;
+        let nats = Nats::start(folder.path(), 1).await?;
+        let client = nats.connect(Role::Admin).await?;
+        setup::init(client.clone(), 1).await?;
+        // It would take as much disk again, and has no part in this.
+        jetstream::new(client.clone()).delete_stream(HISTORY).await?;
+        let log = JetStreamLog::open(client.clone()).await?;
+        let events = self.make(&log).await?;
+
+        let read = read(client.clone()).await?;
+        let redis = servers::Redis::start(folder.path()).await?;
+        let rebuilt = rebuilt(client, &redis).await?;
+        say(format!("a log of {events} events, {} players waiting", self.tickets));
+        let row = |name: &str, rate: f64| vec![name.into(), format!("{rate:.0}"), format!("{:.2}", rate / read)];
+        let rows = [row("the log read, and nothing done with it (limit)", read), row("projections rebuilt", rebuilt)];
+        table(&["", "events/s", "of the limit"], &rows);
+
+        let mut matchmaker = Matchmaker::new(folder.path(), &nats, log)?;
+        let rows = matchmaker.restarts().await?;
+        say("");
+        table(&["a matchmaker's start, to the first match", "best s", "worst s"], &rows);
+        Ok(())
+    }
+
+    /// Makes the log; how many events it holds.
+    async fn make(&self, log: &JetStreamLog) -> anyhow::Result<u64> {
+        let count = self.tickets / 2;
+        let matches = self.events.saturating_sub(self.tickets).div_ceil(history::MATCH * count).max(1);
+        let pairs = Pairs { name: "player", count, first_rank: *RANKS.start(), matches };
+        note(format!("making a log of {} events …", pairs.events()));
+        let (mut progress, mut done) = (Progress::new(true), 0);
+        history::play(log, pairs, |events| {
+            done += u64::from(events);
+            progress.at(done, done, pairs.events());
+        })
+        .await?;
+        Ok(log.state().await?.messages)
+    }
+}
+
+/// Events per second, read and dropped.
+async fn read(client: async_nats::Client) -> anyhow::Result<f64> {
+    note("reading it …");
+    let reader = Reader::open(client, STREAM).await?;
+    let end = reader.bounds().await?.last;
+    let (began, mut count) = (Instant::now(), 0);
+    let mut range = reader.range(vec![ALL.into()], 1, end);
+    let mut progress = Progress::new(true);
+    while let Some(message) = range.next().await? {
+        count += 1;
+        progress.at(count, message.seq, end);
+    }
+    Ok(per_second(count, began.elapsed()))
+}
+
+/// Events per second of a rebuild of the projections.
+async fn rebuilt(client: async_nats::Client, redis: &servers::Redis) -> anyhow::Result<f64> {
+    note("rebuilding the projections …");
+    let config = config::Redis {
+        redis_url: Secret::new(redis.url()),
+        redis_password_file: Some(redis.password_file().to_owned()),
+    };
+    let redis = Redis::new(garage_worker::redis::Redis::new(&config)?);
+    let (began, mut progress) = (Instant::now(), Progress::new(true));
+    let rebuilt = rebuild(client, &redis, |events, at, end| progress.at(events, at, end)).await?;
+    Ok(per_second(rebuilt.events, began.elapsed()))
+}
+
+fn per_second(events: u64, took: Duration) -> f64 {
+    f64::from(u32::try_from(events).unwrap_or(u32::MAX)) / took.as_secs_f64()
+}
+
+/// A matchmaker, as a process of its own.
+struct Matchmaker {
+    process: Process,
+    log: JetStreamLog,
+    /// Pairs of mates so far.
+    mates: u32,
+}
+
+impl Matchmaker {
+    /// One that is ended at once: its first start is measured like any other.
+    fn new(root: &Path, nats: &Nats, log: JetStreamLog) -> anyhow::Result<Self> {
+        let queues = root.join("queues.toml");
+        fs::write(&queues, QUEUES)?;
+        let (user, password_file) = nats.user(Role::Matchmaker);
+        let mut process = Launch::new("matchmaker", binary("garage-matchmaker")?, root.join("logs/matchmaker.log"))
+            .env("GARAGE_NATS_URL", nats.url())
+            .env("GARAGE_NATS_USER", user)
+            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_QUEUES", queues)
+            .spawn()?;
+        process.kill();
+        Ok(Self { process, log, mates: 0 })
+    }
+
+    async fn restarts(&mut self) -> anyhow::Result<Vec<Vec<String>>> {
+        note("starting a matchmaker without a snapshot …");
+        let whole = self.first_match().await?;
+        let (mut stopped, mut killed) = (Vec::new(), Vec::new());
+        for restart in 1..=RESTARTS {
+            note(format!("restarting it, {restart} of {RESTARTS} …"));
+            // At its end it writes a snapshot.
+            self.process.stop().await;
+            stopped.push(self.first_match().await?);
+            self.process.stop().await;
+            self.first_match().await?;
+            self.process.kill();
+            history::play(&self.log, since(restart, &format!("since-{restart}")), |_| {}).await?;
+            killed.push(self.first_match().await?);
+        }
+        Ok(vec![
+            row("without a snapshot", &[whole]),
+            row("after it was told to stop", &stopped),
+            row(&format!("killed, and {} events since its snapshot", since(1, "").events()), &killed),
+        ])
+    }
+
+    /// Starts it with two in the queue who fit each other: how long until they are matched.
+    async fn first_match(&mut self) -> anyhow::Result<Duration> {
+        self.mates += 1;
+        history::mates(&self.log, &format!("mates-{}", self.mates)).await?;
+        let matched = subject::sessions("matched");
+        let from = self.log.state().await?.last_sequence + 1;
+        let began = Instant::now();
+        self.process.restart()?;
+        let first = async {
+            while self.log.next(&matched, from).await?.is_none() {
+                anyhow::ensure!(self.process.is_running(), "the matchmaker has ended:\n{}", self.process.log_tail());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(began.elapsed())
+        };
+        timeout(DEADLINE, first).await.context("nobody was matched")?
+    }
+}
+
+/// Who play between a matchmaker's snapshot and its death: of ranks that nobody is of who waits.
+fn since(restart: i32, name: &str) -> Pairs<'_> {
+    Pairs { name, count: SINCE, first_rank: restart * 10_000, matches: 1 }
+}
+
+fn row(name: &str, took: &[Duration]) -> Vec<String> {
+    let seconds = |took: Option<&Duration>| took.map_or_else(String::new, |took| format!("{:.2}", took.as_secs_f64()));
+    vec![name.into(), seconds(took.iter().min()), seconds(took.iter().max())]
+}
