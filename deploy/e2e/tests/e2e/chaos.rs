@@ -9,7 +9,10 @@ use garage_stack::proxy::Proxy;
 use tokio::time::{Instant, timeout};
 
 use self::{crowd::Crowd, faults::Faults};
-use crate::support::{Garage, Setup, history::assert_told};
+use crate::{
+    support::{Garage, Setup, history::assert_told},
+    verify,
+};
 
 /// Matches of four: a match costs a process and a key, a player next to nothing. Whoever finds no opponents gives up.
 const QUEUES: &str =
@@ -78,6 +81,7 @@ async fn nothing_is_lost_whatever_fails() {
     let settled = timeout(SETTLING, settling).await;
     let (players, events) = settled.unwrap_or_else(|_| panic!("seed {seed}: not settled within {SETTLING:?}"));
     eprintln!("settled after {:.1} s; {} events", mended.elapsed().as_secs_f64(), events.len());
+    eprint!("{}", verify::holds(&garage).await);
 
     for player in &players.0 {
         assert!(player.lost.is_none(), "seed {seed}: {} was not served: {:?}", player.name, player.lost);

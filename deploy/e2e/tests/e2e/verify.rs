@@ -38,6 +38,18 @@ async fn verify(garage: &Garage, args: &[String]) -> (bool, String) {
     garage.cli(&args.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
+/// Holds everything against everything once nothing is under way, as soon as the projections have all; tells how much it
+/// was.
+pub(crate) async fn holds(garage: &Garage) -> String {
+    let args = [everything(garage, &garage.stack.instances_folder()), vec!["--settled".into()]].concat();
+    until("the projections have all", async || {
+        let (holds, text) = verify(garage, &args).await;
+        assert!(holds || text.contains("the projections have not applied"), "{text}");
+        holds.then_some(text)
+    })
+    .await
+}
+
 /// What does not hold, once all should be over: rule, player, session and messages.
 async fn violations(garage: &Garage, args: &[String]) -> Vec<Value> {
     let (holds, text) = verify(garage, &[args, &["--settled".into(), "--json".into()]].concat()).await;
@@ -76,13 +88,7 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
 
     // Once they have.
     let events = garage.settled().await;
-    let settled = [&args[..], &["--settled".into()]].concat();
-    let text = until("the projections have all", async || {
-        let (holds, text) = verify(&garage, &settled).await;
-        assert!(holds || text.contains("the projections have not applied"), "{text}");
-        holds.then_some(text)
-    })
-    .await;
+    let text = holds(&garage).await;
     let expected = format!("{} events: 5 players, 4 sessions, 9 tickets, 8 paid; all holds", events.len());
     assert!(text.contains(&expected), "{text}");
     assert_eq!(violations(&garage, &args).await, [] as [Value; 0]);
@@ -123,6 +129,6 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
     let forged = forged.await.unwrap().await.unwrap().sequence;
     let expected = json!(["paid", "player-0", reward.text("session"), [reward.seq, forged]]);
     assert_eq!(violations(&garage, &args).await, [expected]);
-    let (holds, text) = verify(&garage, &settled).await;
+    let (holds, text) = verify(&garage, &args).await;
     assert!(!holds && text.contains("player player-0") && text.contains(reward.text("session")), "{text}");
 }
