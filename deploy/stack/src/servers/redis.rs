@@ -114,9 +114,7 @@ impl Redis {
     pub async fn restart_empty(&mut self) -> Result<()> {
         self.kill();
         match fs::remove_file(self.folder.join(COPY)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("remove the copy of Redis")(error));
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the copy of Redis")(error)),
             _ => self.restart().await,
         }
     }
