@@ -5,7 +5,7 @@
 //! handles a delivery. Whoever asked removes the letter when the answer says that its effect is durable; should that
 //! answer be lost, the letter is there to be retried, which is idempotent as every reaction is.
 
-use std::{future::Future, time::Duration};
+use std::future::Future;
 
 use async_nats::{Client, jetstream};
 use garage_events::{
@@ -16,7 +16,7 @@ use garage_events::{
 };
 use tokio::time::sleep;
 
-use super::{Delivery, Failure, TRIES};
+use super::{Delivery, Failure, Then};
 use crate::{
     Shutdown,
     service::{Refusal, Service},
@@ -80,7 +80,10 @@ where
     let mut tries = 1;
     loop {
         match handler(delivery.clone()).await {
-            Err(Failure::Retry(_)) if tries < TRIES => sleep(Duration::from_millis(5 << tries)).await,
+            Err(failure @ Failure::Retry(_)) => match failure.then(0, tries) {
+                Then::Hold(pause) => sleep(pause).await,
+                Then::Return(_) | Then::Bury => return Err(failure),
+            },
             outcome => return outcome,
         }
         tries += 1;

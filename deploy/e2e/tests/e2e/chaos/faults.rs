@@ -27,6 +27,9 @@ use tokio::{
 
 use crate::support::Garage;
 
+/// How long it may take until what was mended is well, while other things fail.
+const RECOVERING: Duration = Duration::from_secs(120);
+
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -94,7 +97,7 @@ impl Kind {
         let games = ["PodScheduled", "Opened", "Finished"].map(|event| (Self::GameKilled(event), 3));
         let mut all: Vec<_> = workers.chain(games).collect();
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Killed(part), 2)));
-        all.extend([Part::Redis, Part::MariaDb].map(|part| (Self::Stopped(part), 1)));
+        all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Stopped(part), 1)));
         all.push((Self::Aged, 2));
         if nodes > 1 {
             all.extend([(Self::RoutesCut, 2), (Self::RoutesSlowed, 1)]);
@@ -261,12 +264,10 @@ impl Faults {
         };
         let urls = garage.stack.all_instances().filter(concerned).map(|at| format!("http://{}/readyz", at.admin));
         let urls: Vec<_> = urls.collect();
-        self.recovering.spawn(async move {
-            let began = Instant::now();
+        self.watch(kind, async move {
             for url in urls {
                 ready(&url).await;
             }
-            (kind, began.elapsed())
         });
     }
 
@@ -291,12 +292,20 @@ impl Faults {
         if kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).is_err() {
             return;
         }
-        self.recovering.spawn(async move {
-            let began = Instant::now();
+        self.watch(Kind::GameKilled(at), async move {
             // Another attempt, or the end of it.
             let subject = format!("garage.session.{session}.>");
             next(jetstream, &subject, message.seq + 1, &["PodFailed", "Closed"]).await;
-            (Kind::GameKilled(at), began.elapsed())
+        });
+    }
+
+    /// Takes note of how long it takes until all is well.
+    fn watch(&mut self, kind: Kind, well: impl Future<Output = ()> + Send + 'static) {
+        self.recovering.spawn(async move {
+            let began = Instant::now();
+            let recovered = timeout(RECOVERING, well).await;
+            assert!(recovered.is_ok(), "{kind}: not well within {RECOVERING:?}");
+            (kind, began.elapsed())
         });
     }
 }

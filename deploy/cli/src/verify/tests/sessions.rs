@@ -1,0 +1,220 @@
+//! Sessions and their players, and what a decider decides.
+
+use super::*;
+
+#[test]
+fn a_player_is_in_one_live_session() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1), ("bert", 2)]);
+    story.matched(2, &[("anna", 3), ("cleo", 4)]);
+    let [violation] = of_rule(&story, Rule::OneSession).try_into().unwrap();
+    assert_is(&violation, Rule::OneSession, Some("anna"), Some(2), &[3, 8]);
+    // His decider would not have had it either.
+    assert!(of_rule(&story, Rule::Decided).iter().all(|one| one.player == Some("anna".parse().unwrap())));
+}
+
+#[test]
+fn after_one_session_there_may_be_another() {
+    let mut story = Story::played(1);
+    story.matched(2, &[("anna", 3), ("bert", 4)]);
+    assert_eq!(story.check(End::Open).0, []);
+}
+
+#[test]
+fn a_session_is_matched_with_all_its_players() {
+    let mut story = Story::default();
+    story.queue("anna", 1);
+    story.queue("bert", 2);
+    let matched = story::matched(&[("anna", 1), ("bert", 2)]);
+    story.commit(vec![
+        (story::of_session(1), vec![story::Said::session(matched)]),
+        (story::of_player("anna"), vec![story::Said::player(story::is_matched(1, 1, "anna"))]),
+    ]);
+    assert_is(&only(&story), Rule::Matched, Some("bert"), Some(1), &[3]);
+}
+
+#[test]
+fn a_player_is_matched_with_the_ticket_and_team_that_the_session_names() {
+    for wrong in [story::is_matched(1, 1, "bert"), story::is_matched(2, 1, "anna")] {
+        let mut story = Story::default();
+        story.queue("anna", 1);
+        let matched = story::matched(&[("anna", 1)]);
+        story.commit(vec![
+            (story::of_session(1), vec![story::Said::session(matched)]),
+            (story::of_player("anna"), vec![story::Said::player(wrong)]),
+        ]);
+        let [violation] = of_rule(&story, Rule::Matched).try_into().unwrap();
+        assert_is(&violation, Rule::Matched, Some("anna"), Some(1), &[2]);
+    }
+}
+
+#[test]
+fn nobody_is_matched_without_his_session() {
+    let mut story = Story::default();
+    story.queue("anna", 1);
+    story.player("anna", story::is_matched(1, 1, "anna"));
+    assert_is(&only(&story), Rule::Matched, Some("anna"), Some(1), &[2]);
+}
+
+#[test]
+fn all_players_of_an_opened_session_are_told_where_it_is() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1), ("bert", 2)]);
+    story.served(1, 1);
+    story.commit(vec![
+        (story::of_session(1), vec![story::Said::session(story::opened(1))]),
+        (story::of_player("bert"), vec![story::Said::player(story::told(1, 2))]),
+    ]);
+    assert_is(&only(&story), Rule::Told, Some("anna"), Some(1), &[9]);
+}
+
+#[test]
+fn nobody_else_is_told_where_a_session_is() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1), ("bert", 2)]);
+    story.queue("cleo", 3);
+    story.served(1, 1);
+    story.commit(vec![
+        (story::of_session(1), vec![story::Said::session(story::opened(1))]),
+        (story::of_player("anna"), vec![story::Said::player(story::told(1, 1))]),
+        (story::of_player("bert"), vec![story::Said::player(story::told(1, 2))]),
+        (story::of_player("cleo"), vec![story::Said::player(story::told(1, 3))]),
+    ]);
+    let [violation] = of_rule(&story, Rule::Told).try_into().unwrap();
+    assert_is(&violation, Rule::Told, Some("cleo"), Some(1), &[13]);
+}
+
+#[test]
+fn a_player_is_told_by_his_session_alone() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1), ("bert", 2)]);
+    story.served(1, 1);
+    story.player("anna", story::told(1, 1));
+    assert_is(&only(&story), Rule::Told, Some("anna"), Some(1), &[9]);
+}
+
+#[test]
+fn all_are_told_the_address_of_the_server_that_reported() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1)]);
+    story.served(1, 1);
+    let elsewhere = player::Address { tcp_port: 9, ..address() };
+    let opened = session::Opened { attempt: 1, address: elsewhere.clone() };
+    let told = player::PlayerMatched { address: elsewhere, ..story::told(1, 1) };
+    story.commit(vec![
+        (story::of_session(1), vec![story::Said::session(opened)]),
+        (story::of_player("anna"), vec![story::Said::player(told)]),
+    ]);
+    assert_is(&only(&story), Rule::Decided, None, Some(1), &[6, 7]);
+}
+
+#[test]
+fn all_are_released_when_their_session_closes_and_for_its_reason() {
+    let closing = |released: &[(&str, u128, Ending)]| {
+        let mut story = Story::default();
+        story.matched(1, &[("anna", 1), ("bert", 2)]);
+        let failed = Failed { reason: "no-attempts".into() };
+        let closed = Closed { why: Ending::Failed, results: vec![] };
+        let mut changes =
+            vec![(story::of_session(1), vec![story::Said::session(failed), story::Said::session(closed)])];
+        for (name, number, why) in released {
+            let released = Released { ticket: ticket(*number), session: session(1), why: *why };
+            changes.push((story::of_player(name), vec![story::Said::player(released)]));
+        }
+        story.commit(changes);
+        story
+    };
+    let all = [("anna", 1, Ending::Failed), ("bert", 2, Ending::Failed)];
+    assert_eq!(closing(&all).check(End::Settled).0, []);
+    assert_is(&only(&closing(&all[..1])), Rule::Told, Some("bert"), Some(1), &[7]);
+    let wrong = [all[0], ("bert", 2, Ending::Abandoned)];
+    assert_is(&only(&closing(&wrong)), Rule::Told, Some("bert"), Some(1), &[7]);
+}
+
+#[test]
+fn nobody_is_released_while_his_session_lives() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1), ("bert", 2)]);
+    story.player("anna", Released { ticket: ticket(1), session: session(1), why: Ending::Failed });
+    assert_is(&only(&story), Rule::Told, Some("anna"), Some(1), &[6]);
+}
+
+#[test]
+fn a_session_does_only_what_its_decider_decides() {
+    let step = |event: session::Event| {
+        let mut story = Story::default();
+        story.matched(1, &[("anna", 1), ("bert", 2)]);
+        story.session(1, event);
+        story
+    };
+    assert_eq!(step(story::requested(1).into()).check(End::Open).0, []);
+    let all_wrong: [session::Event; 7] = [
+        story::requested(2).into(),
+        story::scheduled(1).into(),
+        story::ready(1).into(),
+        PodFailed { attempt: 1, reason: "gone".into(), message: String::new() }.into(),
+        story::matched(&[("anna", 1)]).into(),
+        Failed { reason: "alone".into() }.into(),
+        Finished { attempt: 1, results: vec![] }.into(),
+    ];
+    for wrong in all_wrong {
+        let story = step(wrong);
+        let [violation] = of_rule(&story, Rule::Decided).try_into().unwrap();
+        assert_is(&violation, Rule::Decided, None, Some(1), &[3, 6]);
+    }
+}
+
+#[test]
+fn nothing_happens_to_a_session_that_is_closed() {
+    let mut story = Story::played(1);
+    story.session(1, story::requested(2));
+    assert_is(&only(&story), Rule::Decided, None, Some(1), &[13, 18]);
+}
+
+#[test]
+fn a_session_without_a_beginning_is_none() {
+    let mut story = Story::default();
+    story.session(1, story::requested(1));
+    let violation = only(&story);
+    assert_is(&violation, Rule::Decided, None, Some(1), &[1]);
+    assert!(violation.what.contains("does not exist"), "{violation}");
+}
+
+#[test]
+fn results_are_of_the_players_of_the_match() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1)]);
+    story.served(1, 1);
+    story.opens(1, &[("anna", 1)]);
+    story.ends(1, vec![placing("cleo", 1)], &[("anna", 1)]);
+    let violation = only(&story);
+    assert_is(&violation, Rule::Decided, None, Some(1), &[7, 9]);
+    assert!(violation.what.contains("results do not name"), "{violation}");
+}
+
+#[test]
+fn a_session_that_is_given_up_at_its_hard_end_holds() {
+    let mut story = Story::default();
+    story.matched(1, &[("anna", 1)]);
+    let failed = Failed { reason: "hard-end".into() };
+    let closed = Closed { why: Ending::Abandoned, results: vec![] };
+    let released = Released { ticket: ticket(1), session: session(1), why: Ending::Abandoned };
+    story.commit(vec![
+        (story::of_session(1), vec![story::Said::session(failed), story::Said::session(closed)]),
+        (story::of_player("anna"), vec![story::Said::player(released)]),
+    ]);
+    assert_eq!(story.check(End::Settled).0, []);
+}
+
+#[test]
+fn a_players_event_says_what_his_state_was() {
+    let mut story = Story::default();
+    story.queue("anna", 1);
+    let waiting_since = story::BEGAN + time::Duration::SECOND;
+    let later = player::Matched { waiting_since, ..story::is_matched(1, 1, "anna") };
+    story.commit(vec![
+        (story::of_session(1), vec![story::Said::session(story::matched(&[("anna", 1)]))]),
+        (story::of_player("anna"), vec![story::Said::player(later)]),
+    ]);
+    assert_is(&only(&story), Rule::Decided, Some("anna"), None, &[1, 3]);
+}
