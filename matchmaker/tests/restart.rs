@@ -3,6 +3,7 @@
 
 use std::{
     pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Context as Waker, Poll},
     time::Duration,
 };
@@ -89,10 +90,17 @@ impl Fixture {
     async fn run_once(&self) -> anyhow::Result<()> {
         let entry = garage_events::lease::subject("matchmaker.ranked");
         let bucket = self.context.get_stream(garage_events::lease::STREAM).await?;
-        let before = bucket.cached_info().state.last_sequence;
+        let revision = async || bucket.get_last_raw_message_by_subject(&entry).await.map_or(0, |last| last.sequence);
+        let (before, taken) = (revision().await, AtomicU64::new(0));
         self.run_until("it leads", async || {
-            // It takes the lease once its pool is up to date, and renews it.
-            Ok(bucket.get_last_raw_message_by_subject(&entry).await.is_ok_and(|last| last.sequence > before + 1))
+            let now = revision().await;
+            // It takes the lease once its pool is up to date, and knows that it has it when it renews it.
+            match taken.load(Ordering::Relaxed) {
+                0 if now > before => taken.store(now, Ordering::Relaxed),
+                0 => {}
+                taken => return Ok(now > taken),
+            }
+            Ok(false)
         })
         .await
     }
