@@ -31,7 +31,10 @@ use std::{
 };
 
 use anyhow::Context;
-use garage_events::game;
+use garage_events::{
+    crash::{self, Point},
+    game,
+};
 use time::OffsetDateTime;
 
 use self::folder::{Folder, Held};
@@ -42,7 +45,7 @@ use crate::{
 
 /// What a game server inherits of the director's environment. Not the rest: it is not the game's business where the
 /// director's secrets are.
-const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "RUST_LOG", "RUST_BACKTRACE"];
+const INHERITED: [&str; 7] = ["PATH", "HOME", "LANG", "TZ", "RUST_LOG", "RUST_BACKTRACE", crash::FOLDER];
 /// And all that begin so.
 const INHERITED_PREFIX: &str = "GARAGE_GAMESERVER_";
 
@@ -154,7 +157,7 @@ impl Inner {
         let mut command = self.command(&folder);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         folder.mark_started().map_err(failed)?;
-        match command.spawn() {
+        match crash::effect_blocking(Point::InstanceStarted, || command.spawn()) {
             Ok(mut child) => {
                 self.wait_visible(name, &mut child);
                 drop(lock);
@@ -245,7 +248,7 @@ impl Inner {
     fn delete(&self, name: Name) -> io::Result<()> {
         let folder = Folder::of(&self.root, name);
         let lock = folder.hold()?;
-        proc::end(&self.root, name)?;
+        crash::effect_blocking(Point::InstanceEnded, || proc::end(&self.root, name))?;
         let child = self.children().remove(&name);
         if let Some(mut child) = child {
             child.wait()?;

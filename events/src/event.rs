@@ -5,6 +5,8 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::crash;
+
 /// The header that repeats an event's type, so that readers can skip by it without parsing.
 pub const TYPE_HEADER: &str = "Garage-Type";
 
@@ -18,6 +20,9 @@ pub trait Event: Sized + Clone + Send + Sync + 'static {
 
     /// The type as subjects name it: `pod-ready`.
     fn token(&self) -> &'static str;
+
+    /// Where a process that appends it can be made to die: the point of the decisions that it leads, or is a part of.
+    fn point(&self) -> crash::Point;
 
     /// The version of the data's schema that this build writes.
     fn version(&self) -> u32 {
@@ -129,7 +134,7 @@ pub(crate) fn decode_data<T: DeserializeOwned>(data: &str) -> Result<T, DecodeEr
 
 /// Declares an aggregate's events: an enum over structs of the same names, with the token of each in subjects.
 macro_rules! events {
-    ($(#[$doc:meta])* $aggregate:literal { $($(#[$event_doc:meta])* $name:ident = $token:literal),* $(,)? }) => {
+    ($(#[$doc:meta])* $aggregate:literal { $($(#[$event_doc:meta])* $name:ident = $token:literal at $point:ident),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq)]
         pub enum Event {
@@ -145,6 +150,10 @@ macro_rules! events {
 
             fn token(&self) -> &'static str {
                 match self { $(Self::$name(_) => $token),* }
+            }
+
+            fn point(&self) -> $crate::crash::Point {
+                match self { $(Self::$name(_) => $crate::crash::Point::$point),* }
             }
 
             fn data(&self) -> serde_json::Result<serde_json::Value> {

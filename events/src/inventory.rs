@@ -11,23 +11,23 @@ events! {
     /// What happens to a player's belongings.
     "inventory" {
         /// He bought a car.
-        CarPurchased = "car-purchased",
+        CarPurchased = "car-purchased" at Published,
         /// He sold a car.
-        CarSold = "car-sold",
+        CarSold = "car-sold" at Published,
         /// He bought an item.
-        ItemPurchased = "item-purchased",
+        ItemPurchased = "item-purchased" at Published,
         /// He sold an item.
-        ItemSold = "item-sold",
+        ItemSold = "item-sold" at Published,
         /// He mounted an item on a car. The slot was empty.
-        ItemMounted = "item-mounted",
+        ItemMounted = "item-mounted" at Published,
         /// He took an item off a car, to put another in its place, to sell the car, or to have it off.
-        ItemUnmounted = "item-unmounted",
+        ItemUnmounted = "item-unmounted" at Published,
         /// He chose the car he drives.
-        CarActivated = "car-activated",
+        CarActivated = "car-activated" at Published,
         /// A match moved his rating.
-        RatingChanged = "rating-changed",
+        RatingChanged = "rating-changed" at Published,
         /// He was paid for a match. Where it moved his rating too, that is told right before.
-        RewardGranted = "reward-granted",
+        RewardGranted = "reward-granted" at Published,
     }
 }
 

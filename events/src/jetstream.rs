@@ -15,9 +15,12 @@ use async_nats::{
     Client,
     jetstream::{
         self, Context,
-        message::StreamMessage,
+        context::PublishError,
+        message::{PublishMessage, StreamMessage},
+        publish::PublishAck,
         stream::{self, LastRawMessageErrorKind, RawMessageError, Stream},
     },
+    subject::ToSubject,
 };
 use futures::StreamExt;
 use jetstream_extra::batch_fetch::BatchFetchExt;
@@ -25,6 +28,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    crash::{self, Point},
     event::{Event, Recorded},
     id::{PlayerId, SessionId},
     inventory,
@@ -197,6 +201,20 @@ fn found(result: Result<StreamMessage, RawMessageError>) -> Result<Option<Stream
     }
 }
 
+/// Publishes a message, and waits until it is stored.
+///
+/// # Errors
+/// What the server said.
+pub async fn publish(
+    context: &Context,
+    point: Point,
+    subject: impl ToSubject,
+    message: PublishMessage,
+) -> Result<PublishAck, PublishError> {
+    let stored = async { context.send_publish(subject, message).await?.await };
+    crash::effect(point, stored).await
+}
+
 fn unavailable(error: impl std::fmt::Display) -> ReadError {
     ReadError::Unavailable(error.to_string())
 }
@@ -240,10 +258,14 @@ impl Append for JetStreamLog {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
         let (reply, outcome) = oneshot::channel();
         let submission = commit::Submission::encode(decision, reply)?;
+        let point = submission.point();
         let stopped = || AppendError::Unavailable("the committer has stopped".into());
-        if self.submit.send(submission).await.is_err() {
-            return Err(stopped());
-        }
-        outcome.await.unwrap_or_else(|_| Err(stopped()))
+        let appended = async {
+            if self.submit.send(submission).await.is_err() {
+                return Err(stopped());
+            }
+            outcome.await.unwrap_or_else(|_| Err(stopped()))
+        };
+        crash::effect(point, appended).await
     }
 }

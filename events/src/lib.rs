@@ -7,8 +7,9 @@
 //! - [`letter`]: a message that a worker gave up.
 //! - [`game`]: the contract with game servers; [`svc`]: requests between workers.
 //! - [`queue`]: the queues, as configured; [`door`]: whether one is closed; [`lease`]: who matches one.
-//! - [`world`]: time and ids.
+//! - [`world`]: time and ids; [`crash`]: where a process can be made to die.
 
+pub mod crash;
 pub mod door;
 pub mod event;
 pub mod game;

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
+    crash::Point,
     event::{DecodeError, Event, Recorded},
     id::{PlayerId, SessionId},
     inventory, player, session,
@@ -170,6 +171,7 @@ pub(crate) struct Pending {
     pub(crate) id: Uuid,
     pub(crate) type_name: &'static str,
     pub(crate) token: &'static str,
+    pub(crate) point: Point,
     pub(crate) version: u32,
     pub(crate) data: Result<serde_json::Value, String>,
 }
@@ -201,6 +203,11 @@ impl Decision {
         self
     }
 
+    /// Where a process that appends it can be made to die; one that is empty is refused.
+    pub(crate) fn point(&self) -> Option<Point> {
+        Some(self.changes.first()?.events.first()?.point)
+    }
+
     /// How many messages it is.
     pub fn len(&self) -> usize {
         self.changes.iter().map(|change| change.events.len()).sum()
@@ -220,6 +227,13 @@ impl Decision {
 impl Pending {
     fn new<E: Event>(id: Uuid, event: &E) -> Self {
         let data = event.data().map_err(|error| error.to_string());
-        Self { id, type_name: event.type_name(), token: event.token(), version: event.version(), data }
+        Self {
+            id,
+            type_name: event.type_name(),
+            token: event.token(),
+            point: event.point(),
+            version: event.version(),
+            data,
+        }
     }
 }

@@ -17,17 +17,17 @@ events! {
     /// What happens to a player.
     "player" {
         /// He waits for a match.
-        Queued = "queued",
+        Queued = "queued" at Queued,
         /// He no longer wants one.
-        Cancelled = "cancelled",
+        Cancelled = "cancelled" at Cancelled,
         /// None was found in time.
-        TimedOut = "timed-out",
+        TimedOut = "timed-out" at TimedOut,
         /// One was found; its server is being started.
-        Matched = "matched",
+        Matched = "matched" at Matched,
         /// The server waits for him.
-        PlayerMatched = "player-matched",
+        PlayerMatched = "player-matched" at Opened,
         /// The match is over for him; he may queue again.
-        Released = "released",
+        Released = "released" at Finished,
     }
 }
 

@@ -24,23 +24,23 @@ events! {
     /// What happens to a session.
     "session" {
         /// Players were matched.
-        Matched = "matched",
+        Matched = "matched" at Matched,
         /// A game server is asked for.
-        PodRequested = "pod-requested",
+        PodRequested = "pod-requested" at PodRequested,
         /// It was started on a node.
-        PodScheduled = "pod-scheduled",
+        PodScheduled = "pod-scheduled" at PodScheduled,
         /// It could not be started, or died.
-        PodFailed = "pod-failed",
+        PodFailed = "pod-failed" at PodFailed,
         /// It reported that it listens.
-        PodReady = "pod-ready",
+        PodReady = "pod-ready" at PodReady,
         /// The players are told where it is.
-        Opened = "opened",
+        Opened = "opened" at Opened,
         /// There will be no game.
-        Failed = "failed",
+        Failed = "failed" at Failed,
         /// The game server reported the results.
-        Finished = "finished",
+        Finished = "finished" at Finished,
         /// All is over; nothing follows.
-        Closed = "closed",
+        Closed = "closed" at Finished,
     }
 }
 

@@ -13,7 +13,10 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::future::{FusedFuture, FutureExt};
-use garage_events::game::{Config, Finished, Placing, Ready};
+use garage_events::{
+    crash::Point,
+    game::{Config, Finished, Placing, Ready},
+};
 use time::OffsetDateTime;
 use tokio::{sync::mpsc, time::sleep};
 use tokio_rustls::TlsAcceptor;
@@ -124,7 +127,7 @@ async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: 
     tracing::info!(ready.tcp_port, ready.udp_port, fingerprint = identity.fingerprint, "listening");
 
     let report = serde_json::to_vec(&ready).map_err(Error::Report)?;
-    let mut ready = pin!(report::until_acknowledged(&reporter, &config.ready, report).fuse());
+    let mut ready = pin!(report::until_acknowledged(&reporter, Point::ReadyReported, &config.ready, report).fuse());
     let (events, heard) = mpsc::channel(EVENTS);
     let stop = CancellationToken::new();
     let game = game::Game::new(config.session, config.players, &options);
@@ -136,7 +139,7 @@ async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: 
             ready.as_mut().await;
         }
         let report = serde_json::to_vec(&Finished { results: results.clone() }).map_err(Error::Report)?;
-        report::until_acknowledged(&reporter, &config.finished, report).await;
+        report::until_acknowledged(&reporter, Point::FinishedReported, &config.finished, report).await;
         Ok(results)
     };
     let (results, ()) = tokio::join!(play, socket::accept(listener, door, events, stop.clone()));

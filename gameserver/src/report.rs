@@ -7,7 +7,10 @@ use async_nats::{
     connection::State,
     jetstream::{self, Context},
 };
-use garage_events::game::Nats;
+use garage_events::{
+    crash::{self, Point},
+    game::Nats,
+};
 use tokio::{
     sync::OnceCell,
     time::{sleep, timeout},
@@ -114,10 +117,10 @@ impl Reporter for OverNats {
 }
 
 /// Publishes a report again and again until it is acknowledged. Whoever calls sets the deadline.
-pub(crate) async fn until_acknowledged<R: Reporter>(reporter: &R, subject: &str, payload: Vec<u8>) {
+pub(crate) async fn until_acknowledged<R: Reporter>(reporter: &R, point: Point, subject: &str, payload: Vec<u8>) {
     let (mut pause, longest) = BACKOFF;
     loop {
-        match reporter.publish(subject, payload.clone()).await {
+        match crash::effect(point, reporter.publish(subject, payload.clone())).await {
             Ok(()) => {
                 tracing::info!(report.subject = subject, "report acknowledged");
                 return;

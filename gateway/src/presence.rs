@@ -6,23 +6,21 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use async_nats::{
-    HeaderMap,
-    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-    jetstream::{
-        Context,
-        context::PublishErrorKind,
-        message::StreamMessage,
-        stream::{LastRawMessageErrorKind, Stream},
-    },
+use async_nats::jetstream::{
+    Context,
+    context::PublishErrorKind,
+    message::{PublishMessage, StreamMessage},
+    stream::{LastRawMessageErrorKind, Stream},
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use garage_events::{
+    crash::Point,
     id::PlayerId,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
+        publish,
     },
     log::{Load, ReadError},
     player::{CancelReason, State},
@@ -330,11 +328,11 @@ impl Presence {
     }
 
     async fn send(&self, key: &Key, value: Bytes, expected: Option<u64>) -> Result<u64, NotPut> {
-        let mut headers = HeaderMap::new();
+        let mut message = PublishMessage::build().payload(value);
         if let Some(expected) = expected {
-            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string().as_str());
+            message = message.expected_last_subject_sequence(expected);
         }
-        let sent = async { self.0.context.publish_with_headers(key.to_string(), headers, value).await?.await };
+        let sent = publish(&self.0.context, Point::PresenceNoted, key.to_string(), message);
         match timeout(ANSWER, sent).await {
             Ok(Ok(ack)) => Ok(ack.sequence),
             Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(NotPut::Moved),

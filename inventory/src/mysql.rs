@@ -17,9 +17,12 @@ pub mod size;
 
 use std::{collections::BTreeMap, fmt::Display, sync::LazyLock, time::Duration};
 
-use garage_events::id::PlayerId;
+use garage_events::{
+    crash::{self, Point},
+    id::PlayerId,
+};
 use sqlx::{
-    Executor, MySql, MySqlConnection, MySqlPool, QueryBuilder,
+    Executor, MySql, MySqlConnection, MySqlPool, QueryBuilder, Transaction,
     migrate::{MigrateError, Migrator},
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
 };
@@ -162,6 +165,11 @@ async fn retrying<T, F: Future<Output = Result<T, Error>>>(mut transaction: impl
         }
     }
     transaction().await
+}
+
+/// Makes a transaction's changes last.
+async fn commit(point: Point, transaction: Transaction<'_, MySql>) -> Result<(), Error> {
+    Ok(crash::effect(point, transaction.commit()).await?)
 }
 
 /// Takes the locks of players, and tells the balance of each that is known.

@@ -14,6 +14,7 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{Context, object_store::InfoErrorKind};
 use base64::{Engine, engine::general_purpose::URL_SAFE};
 use garage_events::{
+    crash::{self, Point},
     jetstream::follow::Follow,
     subject::{SNAPSHOT_BUCKET, SNAPSHOTS, snapshot_pieces},
 };
@@ -101,7 +102,8 @@ async fn read(context: &Context) -> anyhow::Result<Option<Vec<u8>>> {
 /// What the server said.
 pub async fn write(context: &Context, bytes: Vec<u8>) -> anyhow::Result<()> {
     let store = context.get_object_store(SNAPSHOT_BUCKET).await?;
-    store.put(NAME, &mut Cursor::new(bytes)).await?;
+    let mut bytes = Cursor::new(bytes);
+    crash::effect(Point::SnapshotWritten, store.put(NAME, &mut bytes)).await?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use garage_events::{
+    crash::Point,
     id::{PlayerId, QueueName, SessionId},
     projection::{self, ANEW, CLOSED_KEPT, Keys, LETTERS, LIVE, Letters, Live, LivePlayer, LiveSession, millis},
 };
@@ -32,9 +33,8 @@ impl Redis {
     /// # Errors
     /// When Redis does not confirm it.
     pub async fn park(&self, fingerprint: &str, sealed: &[u8], keep: Duration) -> Result<(), RedisError> {
-        let mut connection = self.0.connection().await?;
-        let parked = connection.set_ex(projection::parked_key(fingerprint), sealed, keep.as_secs().max(1)).await;
-        self.0.checked(parked).await
+        let (key, keep) = (projection::parked_key(fingerprint), keep.as_secs().max(1));
+        self.0.change(Point::KeyParked, async |connection| connection.set_ex(key, sealed, keep).await).await
     }
 
     /// Reads what events touch of a set of projections. It is of where [`apply`](Self::apply) finds them, or is not
@@ -70,8 +70,9 @@ impl Redis {
     /// When Redis does not answer.
     pub async fn apply(&self, keys: &Keys, log: &str, advance: &Advance) -> anyhow::Result<Applied> {
         let Advance { from, to, time, behind, changes } = advance;
-        let mut connection = self.0.connection().await.context("redis does not answer")?;
-        let applied = Script::new(include_str!("projector/apply.lua"))
+        let script = Script::new(include_str!("projector/apply.lua"));
+        let mut script = script.prepare_invoke();
+        script
             .key(keys)
             .arg(log)
             .arg(from)
@@ -80,10 +81,9 @@ impl Redis {
             .arg(behind.map(|behind| behind.to_string()).unwrap_or_default())
             .arg(commands(changes)?)
             .arg(changes.horizon.map(|minute| (minute * 60_000).to_string()).unwrap_or_default())
-            .arg(CLOSED_KEPT)
-            .invoke_async(&mut connection)
-            .await;
-        let at: i64 = self.0.checked(applied).await.context("redis does not answer")?;
+            .arg(CLOSED_KEPT);
+        let applied = self.0.change(Point::Projected, async |connection| script.invoke_async(connection).await).await;
+        let at: i64 = applied.context("redis does not answer")?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
@@ -93,8 +93,7 @@ impl Redis {
     /// When Redis does not confirm it.
     pub async fn note_letters(&self, letters: &Letters) -> anyhow::Result<()> {
         let letters = serde_json::to_string(letters)?;
-        let mut connection = self.0.connection().await?;
-        Ok(self.0.checked(connection.set(LETTERS, letters).await).await?)
+        Ok(self.0.change(Point::LettersNoted, async |connection| connection.set(LETTERS, letters).await).await?)
     }
 
     /// Empties projections and sets them to the beginning of a log, unless they are of that log already.
@@ -102,9 +101,10 @@ impl Redis {
     /// # Errors
     /// When Redis does not answer.
     pub async fn reset(&self, keys: &Keys, log: &str) -> Result<(), RedisError> {
-        let mut connection = self.0.connection().await?;
         let script = Script::new(include_str!("projector/reset.lua"));
-        self.0.checked(script.key(keys).arg(log).invoke_async(&mut connection).await).await
+        let mut script = script.key(keys);
+        script.arg(log);
+        self.0.change(Point::ProjectionsReset, async |connection| script.invoke_async(connection).await).await
     }
 
     /// Begins to make projections anew, beside the live ones.
@@ -112,8 +112,7 @@ impl Redis {
     /// # Errors
     /// When Redis does not answer.
     pub async fn begin_anew(&self, log: &str) -> Result<(), RedisError> {
-        let mut connection = self.0.connection().await?;
-        let () = self.0.checked(connection.unlink(&ANEW).await).await?;
+        let () = self.0.change(Point::ProjectionsBegun, async |connection| connection.unlink(&ANEW).await).await?;
         self.reset(&ANEW, log).await
     }
 
@@ -123,10 +122,11 @@ impl Redis {
     /// # Errors
     /// When Redis does not answer.
     pub async fn switch(&self, log: &str, end: u64) -> Result<Applied, RedisError> {
-        let mut connection = self.0.connection().await?;
         let script = Script::new(include_str!("projector/switch.lua"));
-        let switched = script.key(&LIVE).key(&ANEW).arg(log).arg(end).invoke_async(&mut connection).await;
-        let at: i64 = self.0.checked(switched).await?;
+        let mut script = script.key(&LIVE);
+        script.key(&ANEW).arg(log).arg(end);
+        let switched = async |connection: &mut _| script.invoke_async(connection).await;
+        let at: i64 = self.0.change(Point::ProjectionsSwitched, switched).await?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use garage_events::game;
+use garage_events::{
+    crash::{self, Point},
+    game,
+};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -94,7 +97,8 @@ impl Folder {
     pub(super) fn claim(&self) -> io::Result<Lock> {
         let until = Instant::now() + LOCK;
         loop {
-            match DirBuilder::new().mode(0o700).create(&self.path) {
+            let made = || DirBuilder::new().mode(0o700).create(&self.path);
+            match crash::effect_blocking(Point::InstanceClaimed, made) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
@@ -156,7 +160,8 @@ impl Folder {
 
     /// Writes the configuration, whole or not at all.
     pub(super) fn write_config(&self, config: &game::Config) -> io::Result<()> {
-        put(&self.config, &serde_json::to_vec(config)?)
+        let config = serde_json::to_vec(config)?;
+        crash::effect_blocking(Point::InstanceConfigured, || put(&self.config, &config))
     }
 
     /// Opens the file that the process writes to.
@@ -169,7 +174,8 @@ impl Folder {
     }
 
     pub(super) fn mark_started(&self) -> io::Result<()> {
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path.join("started")).map(drop)
+        let mark = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path.join("started"));
+        crash::effect_blocking(Point::InstanceMarked, mark).map(drop)
     }
 
     pub(super) fn unmark_started(&self) -> io::Result<()> {
@@ -183,7 +189,7 @@ impl Folder {
             How::Signal(signal) => format!("signal {signal}\n"),
             How::Unknown => return Ok(()),
         };
-        put(&self.path.join("exit"), text.as_bytes())
+        crash::effect_blocking(Point::ExitNoted, || put(&self.path.join("exit"), text.as_bytes()))
     }
 
     pub(super) fn read_exit(&self) -> How {
@@ -199,7 +205,7 @@ impl Folder {
     pub(super) fn remove(&self, lock: Lock) -> io::Result<()> {
         // Of a director that died in the midst of this.
         remove(&self.gone)?;
-        fs::rename(&self.path, &self.gone)?;
+        crash::effect_blocking(Point::InstanceRemoved, || fs::rename(&self.path, &self.gone))?;
         drop(lock);
         remove(&self.gone)
     }

@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{link::Link, written::EXPECTED_FILTER};
 use crate::{
+    crash::Point,
     event::{Envelope, TYPE_HEADER},
     log::{
         AppendError, Decision, MAX_COMMIT,
@@ -65,6 +66,11 @@ impl Submission {
 
     fn aggregates(&self) -> impl Iterator<Item = &Aggregate> {
         self.decision.aggregates()
+    }
+
+    /// Where a process that appends it can be made to die.
+    pub(super) fn point(&self) -> Point {
+        self.decision.point
     }
 
     /// Answers with the sequences of its messages, the first of which is `first`, and says what comes after them.

@@ -18,6 +18,7 @@ use tokio::time::error::Elapsed;
 
 use super::OpenError;
 use crate::{
+    crash::Point,
     door, lease, presence,
     subject::{
         self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS, STREAM,
@@ -55,18 +56,29 @@ pub struct Consumer {
     pub name: &'static str,
     /// The event types of sessions that it selects; empty for all that the stream has for it.
     tokens: &'static [&'static str],
+    /// Where a process that acknowledges its messages can be made to die.
+    pub acknowledged: Point,
 }
 
 /// Session reacts to its own events.
-pub const SESSION: Consumer = Consumer { stream: STREAM, name: "session", tokens: &[] };
+pub const SESSION: Consumer =
+    Consumer { stream: STREAM, name: "session", tokens: &[], acknowledged: Point::SessionAcknowledged };
 /// Session judges reports.
-pub const SESSION_REPORTS: Consumer = Consumer { stream: REPORTS, name: "session-reports", tokens: &[] };
+pub const SESSION_REPORTS: Consumer =
+    Consumer { stream: REPORTS, name: "session-reports", tokens: &[], acknowledged: Point::ReportAcknowledged };
 /// Session reacts to deadlines.
-pub const SESSION_TIMERS: Consumer = Consumer { stream: TIMERS, name: "session-timers", tokens: &[] };
+pub const SESSION_TIMERS: Consumer =
+    Consumer { stream: TIMERS, name: "session-timers", tokens: &[], acknowledged: Point::TimerAcknowledged };
 /// Director starts and removes instances.
-pub const DIRECTOR: Consumer = Consumer { stream: STREAM, name: "director", tokens: &["pod-requested", "closed"] };
+pub const DIRECTOR: Consumer = Consumer {
+    stream: STREAM,
+    name: "director",
+    tokens: &["pod-requested", "closed"],
+    acknowledged: Point::DirectorAcknowledged,
+};
 /// Inventory pays.
-pub const INVENTORY: Consumer = Consumer { stream: STREAM, name: "inventory", tokens: &["closed"] };
+pub const INVENTORY: Consumer =
+    Consumer { stream: STREAM, name: "inventory", tokens: &["closed"], acknowledged: Point::RewardAcknowledged };
 
 /// Every durable consumer.
 pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];

@@ -1,9 +1,9 @@
 //! A session's timer: one message that the server publishes at the deadline of the session's present phase.
 
-use async_nats::jetstream::{Context, context::traits::Publisher, message::PublishMessage};
+use async_nats::jetstream::{Context, message::PublishMessage};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{id::SessionId, log::ReadError, subject};
+use crate::{crash::Point, id::SessionId, log::ReadError, subject};
 
 /// Sets a session's timer, in place of one set before. It may fire some seconds late, and more than once.
 ///
@@ -27,7 +27,6 @@ pub async fn cancel(context: &Context, session: SessionId) -> Result<(), ReadErr
 }
 
 async fn publish(context: &Context, session: SessionId, message: PublishMessage) -> Result<(), ReadError> {
-    let message = message.outbound_message(subject::timer_set(session));
-    context.publish_message(message).await.map_err(super::unavailable)?.await.map_err(super::unavailable)?;
-    Ok(())
+    let stored = super::publish(context, Point::TimerSet, subject::timer_set(session), message).await;
+    stored.map(drop).map_err(super::unavailable)
 }

@@ -7,7 +7,7 @@ use serde_json::value::to_raw_value;
 use uuid::Uuid;
 
 use super::{AppendError, Decision, Head, MAX_COMMIT};
-use crate::{event::Envelope, subject::Aggregate};
+use crate::{crash::Point, event::Envelope, subject::Aggregate};
 
 /// The largest event, in bytes: a quarter of what the server takes in one message by default.
 const MAX_EVENT: usize = 256 << 10;
@@ -18,6 +18,8 @@ pub(crate) struct Encoded {
     pub(crate) changes: Vec<Change>,
     /// How many messages it is.
     pub(crate) messages: usize,
+    /// Where a process that appends it can be made to die.
+    pub(crate) point: Point,
 }
 
 /// The messages of one aggregate, which stand together.
@@ -46,11 +48,9 @@ impl Encoded {
     /// [`AppendError::Refused`] for a decision that no log may take.
     pub(crate) fn new(decision: Decision) -> Result<Self, AppendError> {
         let messages = decision.len();
-        if messages == 0 || messages > MAX_COMMIT {
-            return Err(AppendError::Refused(format!(
-                "a decision of {messages} events; 1 to {MAX_COMMIT} fit a commit"
-            )));
-        }
+        let point = decision.point().filter(|_| messages <= MAX_COMMIT).ok_or_else(|| {
+            AppendError::Refused(format!("a decision of {messages} events; 1 to {MAX_COMMIT} fit a commit"))
+        })?;
         let mut seen = HashSet::new();
         let mut changes = Vec::with_capacity(decision.changes.len());
         for change in decision.changes {
@@ -92,7 +92,7 @@ impl Encoded {
             let filter = change.aggregate.filter().into();
             changes.push(Change { aggregate: change.aggregate, filter, head: change.head, messages: encoded });
         }
-        Ok(Self { changes, messages })
+        Ok(Self { changes, messages, point })
     }
 
     pub(crate) fn aggregates(&self) -> impl Iterator<Item = &Aggregate> {

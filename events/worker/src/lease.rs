@@ -12,17 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{
-    HeaderMap,
-    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-    jetstream::{
-        Context,
-        context::PublishErrorKind,
-        stream::{LastRawMessageErrorKind, Stream},
-    },
+use async_nats::jetstream::{
+    Context,
+    context::PublishErrorKind,
+    message::PublishMessage,
+    stream::{LastRawMessageErrorKind, Stream},
 };
 use futures::future::join_all;
 use garage_events::{
+    crash::Point,
+    jetstream::publish,
     lease::{self, Tenure},
     world::{System, World},
 };
@@ -236,10 +235,8 @@ impl Keeper<'_> {
         let unknown = |error: &dyn std::fmt::Display| NotPut::Unknown(error.to_string());
         let tenure = Tenure { holder: holder.map(Into::into) };
         let body = serde_json::to_vec(&tenure).map_err(|error| unknown(&error))?;
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected.to_string().as_str());
-        let subject = lease::subject(&self.name);
-        let sent = async { self.context.publish_with_headers(subject, headers, body.into()).await?.await };
+        let message = PublishMessage::build().payload(body.into()).expected_last_subject_sequence(expected);
+        let sent = publish(self.context, Point::LeaseKept, lease::subject(&self.name), message);
         match timeout(BELIEF, sent).await {
             Ok(Ok(ack)) => Ok(ack.sequence),
             Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(NotPut::Moved),

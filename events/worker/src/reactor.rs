@@ -16,12 +16,13 @@ mod watchdog;
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
+use async_nats::jetstream::{self, AckKind, consumer::PullConsumer, message::PublishMessage};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use garage_events::{
+    crash::{self, Point},
     event::{DecodeError, Event, Recorded},
-    jetstream::setup,
+    jetstream::{publish, setup},
     letter::Letter,
     log::{AppendError, Behind, ReadError},
     reaction, subject,
@@ -351,7 +352,7 @@ impl Reaction {
                 Ok(()) => {
                     self.vain.forget(delivery.seq);
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
-                    return self.answer(AckKind::Ack).await;
+                    return self.end(AckKind::Ack).await;
                 }
                 Err(failure) => failure,
             };
@@ -404,6 +405,11 @@ impl Reaction {
         }
     }
 
+    /// Tells the server that it need not send the message again.
+    async fn end(&self, kind: AckKind) {
+        crash::effect(self.consumer.acknowledged, self.answer(kind)).await;
+    }
+
     /// Puts the message aside, with the error in front, where an operator finds it.
     async fn bury(&self, delivery: &Delivery, reason: &str) {
         let name = self.consumer.name;
@@ -427,13 +433,13 @@ impl Reaction {
         };
         let letter = letter.with_body(&delivery.body);
         let sent = async {
-            let body = serde_json::to_vec(&letter)?;
-            anyhow::Ok(self.context.publish(subject::dead(name), body.into()).await?.await?)
+            let message = PublishMessage::build().payload(serde_json::to_vec(&letter)?.into());
+            anyhow::Ok(publish(&self.context, Point::LetterStored, subject::dead(name), message).await?)
         };
         match sent.await {
             Ok(_) => {
                 self.vain.forget(delivery.seq);
-                self.answer(AckKind::Term).await;
+                self.end(AckKind::Term).await;
             }
             Err(error) => {
                 tracing::warn!(consumer = name, %error, "dead letter not stored; the message will come again");

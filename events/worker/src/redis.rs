@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use garage_events::crash::{self, Point};
 use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, aio::MultiplexedConnection};
 use tokio::sync::Mutex;
 
@@ -68,6 +69,19 @@ impl Redis {
             self.0.connection.lock().await.take();
         }
         result
+    }
+
+    /// Changes what Redis holds, by one command or one transaction.
+    ///
+    /// # Errors
+    /// That of the command, or when Redis is not there, or refuses us.
+    pub async fn change<T>(
+        &self,
+        point: Point,
+        command: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
+    ) -> RedisResult<T> {
+        let mut connection = self.connection().await?;
+        self.checked(crash::effect(point, command(&mut connection)).await).await
     }
 
     /// Reports in /readyz whether Redis is there, until `shutdown`. To be spawned as a long task.

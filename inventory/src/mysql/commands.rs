@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use garage_events::{
+    crash::Point,
     event::Event as _,
     id::PlayerId,
     inventory::Event,
@@ -12,7 +13,7 @@ use garage_events::{
 use sqlx::{MySqlConnection, MySqlPool};
 
 use super::{
-    catalogue,
+    catalogue, commit,
     garage::{no_active_car, read_garage},
     idempotency, ledger, lock, outbox,
     players::introduce,
@@ -66,7 +67,7 @@ async fn execute_once(
     if let Some(key) = key {
         idempotency::keep(&mut transaction, player, key, command, &after).await?;
     }
-    transaction.commit().await?;
+    commit(Point::CommandExecuted, transaction).await?;
     Ok(after)
 }
 

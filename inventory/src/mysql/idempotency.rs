@@ -1,6 +1,7 @@
 //! Commands that were carried out, by the keys that their clients named them by.
 
 use garage_events::{
+    crash::{self, Point},
     id::PlayerId,
     svc::{Command, Garage, IdempotencyKey},
 };
@@ -59,5 +60,6 @@ pub(super) async fn keep(
 pub async fn forget(pool: &MySqlPool) -> Result<u64, Error> {
     let delete = "DELETE FROM idempotency WHERE created_at < CURRENT_TIMESTAMP(6) - INTERVAL 24 HOUR
          ORDER BY created_at LIMIT ?";
-    Ok(sqlx::query(delete).bind(BATCH).execute(pool).await?.rows_affected())
+    let forgotten = sqlx::query(delete).bind(BATCH).execute(pool);
+    Ok(crash::effect(Point::KeysForgotten, forgotten).await?.rows_affected())
 }

@@ -1,6 +1,7 @@
 //! Events that a transaction leaves to be published; see [`crate::outbox`] for how they go.
 
 use garage_events::{
+    crash::{self, Point},
     event::Event as _,
     id::{PlayerId, SessionId},
     inventory::Event,
@@ -128,11 +129,8 @@ pub async fn hold(pool: &MySqlPool, id: i64, why: &str) -> Result<bool, Error> {
         .bind(id)
         .execute(pool)
         .await?;
-    sqlx::query("UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) + INTERVAL ? SECOND WHERE id = ?")
-        .bind(HOLD_S)
-        .bind(id)
-        .execute(pool)
-        .await?;
+    let hold = sqlx::query("UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) + INTERVAL ? SECOND WHERE id = ?");
+    crash::effect(Point::OutboxHeld, hold.bind(HOLD_S).bind(id).execute(pool)).await?;
     Ok(first.rows_affected() > 0)
 }
 
@@ -181,7 +179,7 @@ pub async fn delete(pool: &MySqlPool, ids: &[i64]) -> Result<(), Error> {
     }
     let mut query = QueryBuilder::new("DELETE FROM outbox WHERE id IN ");
     push_ids(&mut query, ids);
-    query.build().execute(pool).await?;
+    crash::effect(Point::OutboxCleared, query.build().execute(pool)).await?;
     Ok(())
 }
 

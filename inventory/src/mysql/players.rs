@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use garage_events::id::PlayerId;
+use garage_events::{crash::Point, id::PlayerId};
 use sqlx::{MySql, MySqlPool, QueryBuilder};
 
-use super::{push_list, retrying, signed};
+use super::{commit, push_list, retrying, signed};
 use crate::{
     domain::{STARTER_CAR, STARTER_COINS, STARTER_ITEMS},
     error::Error,
@@ -79,6 +79,6 @@ async fn introduce_once(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Resu
     });
     insert.build().execute(&mut *transaction).await?;
 
-    transaction.commit().await?;
+    commit(Point::PlayersIntroduced, transaction).await?;
     Ok(())
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use garage_events::{
+    crash::Point,
     game::Placing,
     id::{PlayerId, SessionId},
     inventory::{Event, RatingChanged, RewardGranted},
 };
 use sqlx::{MySql, MySqlPool, QueryBuilder};
 
-use super::{beyond, lock, outbox, players::introduce, push_list, ratings, retrying, signed};
+use super::{beyond, commit, lock, outbox, players::introduce, push_list, ratings, retrying, signed};
 use crate::{domain, error::Error};
 
 /// Pays the players of a session for their places, and moves their ratings: all in one transaction, each once however
@@ -81,7 +82,7 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
 
     ratings::write(&mut transaction, &rated).await?;
     outbox::put(&mut transaction, Some(session), &events).await?;
-    transaction.commit().await?;
+    commit(Point::Rewarded, transaction).await?;
     metrics::counter!("garage_inventory_rewards_total").increment(entries.len() as u64);
     Ok(())
 }

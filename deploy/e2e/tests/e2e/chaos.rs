@@ -1,6 +1,5 @@
 //! Everything that can fail fails, again and again, while players come and go. Then it must all have come right.
 
-mod crowd;
 mod faults;
 
 use std::{env, str::FromStr, time::Duration};
@@ -8,15 +7,18 @@ use std::{env, str::FromStr, time::Duration};
 use garage_stack::proxy::Proxy;
 use tokio::time::{Instant, timeout};
 
-use self::{crowd::Crowd, faults::Faults};
+use self::faults::Faults;
 use crate::{
-    support::{Garage, Setup, history::assert_told},
+    support::{Garage, Setup, crowd::Crowd},
     verify,
 };
 
 /// Matches of four: a match costs a process and a key, a player next to nothing. Whoever finds no opponents gives up.
 const QUEUES: &str =
     "[queues.ranked]\nplayers = 4\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
+
+/// Players who are there at a time.
+const AT_ONCE: usize = 64;
 
 /// How long it may take until all is in order when the last player has gone.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -68,7 +70,7 @@ async fn nothing_is_lost_whatever_fails() {
     let mut garage = if nodes == 1 { setup.start().await } else { setup.three_nodes().start().await };
     let proxies = put_between(&mut garage).await;
 
-    let crowd = Crowd::come(&garage, seed, time);
+    let crowd = Crowd::come(&garage, seed, time, AT_ONCE);
     let mut faults = Faults::new(proxies, seed);
     faults.strike(&mut garage, time).await;
     eprint!("{faults}");
@@ -82,10 +84,5 @@ async fn nothing_is_lost_whatever_fails() {
     eprintln!("settled after {:.1} s more; {} events", gone.elapsed().as_secs_f64(), events.len());
     eprint!("{}", verify::holds(&garage).await);
 
-    for player in &players.0 {
-        assert!(player.lost.is_none(), "seed {seed}: {} was not served: {:?}", player.name, player.lost);
-        if player.heard_all {
-            assert_told(&events, &player.name, &player.frames);
-        }
-    }
+    players.assert_served(seed, &events);
 }

@@ -6,6 +6,7 @@
 
 mod backup;
 mod chaos;
+mod crash_points;
 mod crashes;
 mod demo;
 mod described;

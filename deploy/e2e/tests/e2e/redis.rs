@@ -75,8 +75,7 @@ fn fold(events: &[Event]) -> Live {
 }
 
 async fn flush(garage: &Garage) {
-    let client = redis::Client::open(garage.stack.redis.url_with_password()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut connection = garage.redis().await;
     redis::cmd("FLUSHALL").exec_async(&mut connection).await.unwrap();
 }
 

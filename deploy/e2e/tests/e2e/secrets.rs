@@ -114,8 +114,7 @@ async fn neither_the_log_nor_what_is_printed_holds_a_secret() {
         }
     }
     // Keys are parked in Redis: sealed.
-    let client = redis::Client::open(garage.stack.redis.url_with_password()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut connection = garage.redis().await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("garage:key:*").query_async(&mut connection).await.unwrap();
     assert!(!keys.is_empty());
     for key in keys {

@@ -1,11 +1,13 @@
 //! A Garage for one test.
 
 pub(crate) mod browser;
+pub(crate) mod crowd;
 pub(crate) mod history;
 pub(crate) mod operations;
 mod setup;
 
 use std::{
+    ffi::OsStr,
     fs,
     path::Path,
     time::{Duration, Instant},
@@ -173,6 +175,12 @@ impl Garage {
         jetstream::new(self.admin.clone())
     }
 
+    /// A connection to Redis.
+    pub(crate) async fn redis(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.stack.redis.url_with_password()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
     /// Kills every instance of a worker, and starts it again.
     pub(crate) fn kill_and_restart(&mut self, worker: Worker) {
         for instance in self.stack.instances(worker) {
@@ -182,9 +190,15 @@ impl Garage {
 
     /// Runs `garage` as an operator: whether it succeeded, and what it printed.
     pub(crate) async fn cli(&self, args: &[&str]) -> (bool, String) {
+        self.cli_with(args, []).await
+    }
+
+    /// The same, with further variables in its environment.
+    pub(crate) async fn cli_with<const N: usize>(&self, args: &[&str], env: [(&str, &OsStr); N]) -> (bool, String) {
         let (user, password_file) = self.stack.nats.user(Role::Admin);
         let output = tokio::process::Command::new(binary("garage").unwrap())
             .args(args)
+            .envs(env)
             .env("GARAGE_NATS_URL", self.stack.nats.url())
             .env("GARAGE_NATS_USER", user)
             .env("GARAGE_NATS_PASSWORD_FILE", password_file)

@@ -94,8 +94,7 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
     assert_eq!(violations(&garage, &args).await, [] as [Value; 0]);
 
     // A projection that is wrong, and a server that nobody removed.
-    let client = redis::Client::open(garage.stack.redis.url_with_password()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut connection = garage.redis().await;
     let seq: u64 = redis::cmd("HGET").arg("garage:watermark").arg("seq").query_async(&mut connection).await.unwrap();
     let wrong = json!({ "status": "waiting", "queue": "ranked", "since": "2026-01-01T00:00:00Z" }).to_string();
     redis::cmd("HSET").arg("garage:players").arg("player-0").arg(wrong).exec_async(&mut connection).await.unwrap();

@@ -222,8 +222,7 @@ impl Faults {
             Kind::Killed(Part::MariaDb) => stack.mariadb.kill(),
             Kind::Stopped(Part::MariaDb) => stack.mariadb.pause().unwrap(),
             Kind::Aged => {
-                let client = redis::Client::open(stack.redis.url_with_password()).unwrap();
-                let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+                let mut connection = garage.redis().await;
                 redis::cmd("SAVE").exec_async(&mut connection).await.unwrap();
             }
             Kind::CutOff(worker) => self.network(garage, worker, number).iter().for_each(Proxy::cut),

@@ -19,10 +19,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::support::Garage;
-
-/// Players who are there at a time.
-const AT_ONCE: usize = 48;
+use super::{
+    Garage,
+    history::{Event, assert_told},
+};
 
 /// More than come in a second.
 const A_SECOND: usize = 20;
@@ -44,19 +44,19 @@ enum Mood {
 }
 
 /// What became of a player.
-pub(super) struct Player {
-    pub(super) name: String,
-    pub(super) frames: Vec<Frame>,
+struct Player {
+    name: String,
+    frames: Vec<Frame>,
     /// Whether he listened from before his first ticket to the end of his last.
-    pub(super) heard_all: bool,
+    heard_all: bool,
     /// How often each kind of end.
     ends: Vec<String>,
     /// What he waited for in vain.
-    pub(super) lost: Option<String>,
+    lost: Option<String>,
 }
 
 /// All who were there.
-pub(super) struct Players(pub(super) Vec<Player>);
+pub(crate) struct Players(Vec<Player>);
 
 impl fmt::Display for Players {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,25 +70,37 @@ impl fmt::Display for Players {
     }
 }
 
+impl Players {
+    /// Checks that each was served, and heard what the log has of him.
+    pub(crate) fn assert_served(&self, seed: u64, events: &[Event]) {
+        for player in &self.0 {
+            assert!(player.lost.is_none(), "seed {seed}: {} was not served: {:?}", player.name, player.lost);
+            if player.heard_all {
+                assert_told(events, &player.name, &player.frames);
+            }
+        }
+    }
+}
+
 /// Players who keep coming.
-pub(super) struct Crowd {
+pub(crate) struct Crowd {
     full: Arc<AtomicBool>,
     here: JoinSet<Vec<Player>>,
 }
 
 impl Crowd {
-    /// Lets them come, for about so long.
-    pub(super) fn come(garage: &Garage, seed: u64, time: Duration) -> Self {
+    /// Lets them come for about so long, so many at a time.
+    pub(crate) fn come(garage: &Garage, seed: u64, time: Duration, at_once: usize) -> Self {
         let gateways = garage.stack.gateways();
         let most = A_SECOND * usize::try_from(time.as_secs() + 10).unwrap();
         let bot = |number: usize| {
-            let his = [&gateways[number % 2], &gateways[(number + 1) % 2]];
+            let his = [number, number + 1].map(|number| &gateways[number % gateways.len()]);
             garage.bot(&format!("player-{number}")).with_gateways(&his).with_patience(PATIENCE)
         };
         let bots: Arc<[Bot]> = (0..most).map(bot).collect();
         let (full, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut here = JoinSet::new();
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             let (full, next, bots) = (Arc::clone(&full), Arc::clone(&next), Arc::clone(&bots));
             here.spawn(async move {
                 let mut players = Vec::new();
@@ -105,7 +117,7 @@ impl Crowd {
     }
 
     /// Lets nobody in any more, and waits until all have gone.
-    pub(super) async fn leave(self) -> Players {
+    pub(crate) async fn leave(self) -> Players {
         self.full.store(true, Ordering::Relaxed);
         Players(self.here.join_all().await.into_iter().flatten().collect())
     }
