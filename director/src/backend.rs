@@ -2,7 +2,10 @@
 
 use std::{fmt, future::Future, net::IpAddr, str::FromStr};
 
-use garage_events::{game, id::SessionId};
+use garage_events::{
+    game,
+    id::{QueueName, Region, SessionId},
+};
 use time::OffsetDateTime;
 
 /// Which instance: one attempt at one session. Its text, `game-<session>-<attempt>`, is the instance's name wherever
@@ -51,6 +54,38 @@ pub struct Placed {
     pub public_ip: IpAddr,
 }
 
+/// A game server that is asked for.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The queue of its match.
+    pub queue: QueueName,
+    /// Where its match is to be played.
+    pub region: Region,
+    /// What it is told.
+    pub config: game::Config,
+}
+
+impl Order {
+    /// The name of the instance.
+    pub fn name(&self) -> Name {
+        name_of(&self.config)
+    }
+}
+
+/// The name of the instance that a configuration is for.
+pub fn name_of(config: &game::Config) -> Name {
+    Name { session: config.session, attempt: config.attempt }
+}
+
+/// How far an instance has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// It has its place.
+    Placed(Placed),
+    /// It is made, and a machine is yet to be found for it. The list will tell of it.
+    Waiting,
+}
+
 /// An instance that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
@@ -67,8 +102,10 @@ pub struct Instance {
 pub enum State {
     /// It was never started; whoever began to make it starts it, or the next delivery of the request.
     Claimed,
+    /// It is made, and no machine has it yet.
+    Waiting,
     /// It runs, or is being started.
-    Running,
+    Running(Placed),
     /// It ran once and is over.
     Exited(Exit),
 }
@@ -78,9 +115,43 @@ pub enum State {
 pub struct Exit {
     /// How, as far as anybody saw it.
     pub how: How,
-    /// The last line that it wrote, without secrets.
-    pub last_line: Option<String>,
+    /// The last line that it wrote, or what is said of its end; without secrets.
+    pub message: Option<String>,
 }
+
+impl Exit {
+    /// Why, as one word.
+    pub fn reason(&self) -> &'static str {
+        match self.how {
+            How::Code(_) | How::Unknown => "exited",
+            How::Signal(_) => "killed",
+            How::Failed(reason) => reason,
+        }
+    }
+
+    /// Whether it may be no failure: nobody saw how it ended, or it ended as it does after its results were taken.
+    pub fn doubtful(&self) -> bool {
+        match self.how {
+            How::Unknown | How::Code(0) => true,
+            How::Code(_) | How::Signal(_) => false,
+            // Whoever removes what is over may be quicker than the news of its results.
+            How::Failed(reason) => reason == DELETED,
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.how, &self.message) {
+            (How::Failed(_), Some(message)) => f.write_str(message),
+            (how, Some(message)) => write!(f, "{how}: {message}"),
+            (how, None) => how.fmt(f),
+        }
+    }
+}
+
+/// The reason of an instance that somebody else removed.
+pub const DELETED: &str = "deleted";
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +162,8 @@ pub enum How {
     Signal(i32),
     /// Nobody was there to see it.
     Unknown,
+    /// It came to nothing, or was ended, by what runs it; why, as one word.
+    Failed(&'static str),
 }
 
 impl fmt::Display for How {
@@ -99,6 +172,7 @@ impl fmt::Display for How {
             Self::Code(code) => write!(f, "exit code {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
             Self::Unknown => f.write_str("exit code unknown"),
+            Self::Failed(reason) => f.write_str(reason),
         }
     }
 }
@@ -130,22 +204,18 @@ pub enum CreateError {
 /// Runs game servers. Clones are one backend. Instances live by themselves: they survive the director, and any
 /// director finds them again.
 pub trait Backend: Clone + Send + Sync + 'static {
-    /// Starts an instance. One that runs already is a success; one that ran and is over is not started again.
-    fn create(&self, config: &game::Config) -> impl Future<Output = Result<Placed, CreateError>> + Send;
+    /// Makes an instance, which starts as soon as a machine has it; nobody waits here for that. One that is there
+    /// already is a success; one that ran and is over is not started again.
+    fn create(&self, order: &Order) -> impl Future<Output = Result<Made, CreateError>> + Send;
 
-    /// Where an instance runs, if it does.
-    fn find(&self, name: Name) -> impl Future<Output = Result<Option<Placed>, Unavailable>> + Send;
+    /// How far an instance has come that lives; what is wanting to its making that takes no configuration is done.
+    fn find(&self, name: Name) -> impl Future<Output = Result<Option<Made>, Unavailable>> + Send;
 
     /// Every instance that is there, whoever started it.
     fn list(&self) -> impl Future<Output = Result<Vec<Instance>, Unavailable>> + Send;
 
-    /// Ends and removes an instance, with all that belongs to it. One that is not there is a success.
-    fn delete(&self, name: Name) -> impl Future<Output = Result<(), Unavailable>> + Send;
-}
-
-/// The name of the instance that a configuration is for.
-pub fn name_of(config: &game::Config) -> Name {
-    Name { session: config.session, attempt: config.attempt }
+    /// Ends and removes an instance, with all that belongs to it; whether there was anything.
+    fn delete(&self, name: Name) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 }
 
 #[cfg(test)]
@@ -162,6 +232,21 @@ mod tests {
         }
         for bad in ["+1", "01", "1.gone", "-1"] {
             assert_eq!(format!("game-{session}-{bad}").parse::<Name>(), Err(NoName), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_told_in_a_word_and_a_sentence() {
+        let exit = |how, message: Option<&str>| Exit { how, message: message.map(Into::into) };
+        for (exit, reason, message, doubtful) in [
+            (exit(How::Code(3), Some("no port")), "exited", "exit code 3: no port", false),
+            (exit(How::Code(0), None), "exited", "exit code 0", true),
+            (exit(How::Signal(9), None), "killed", "signal 9", false),
+            (exit(How::Unknown, None), "exited", "exit code unknown", true),
+            (exit(How::Failed("evicted"), Some("the node was low")), "evicted", "the node was low", false),
+            (exit(How::Failed(DELETED), None), "deleted", "deleted", true),
+        ] {
+            assert_eq!((exit.reason(), exit.to_string().as_str(), exit.doubtful()), (reason, message, doubtful));
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
-use garage_events::game::Secret;
+use garage_events::{game::Secret, id::Region};
 use garage_worker::config;
+
+use crate::kube::node;
 
 /// Director: owns game server instances; starts, finds again, and removes them.
 #[derive(Debug, Clone, clap::Parser)]
@@ -54,9 +56,120 @@ pub struct Config {
     #[arg(long, env = "GARAGE_ORPHAN_GRACE_S", default_value_t = 60, value_name = "SECONDS")]
     pub orphan_grace: u32,
 
+    /// What runs game servers: processes of this machine, or a Kubernetes cluster.
+    #[arg(long, env = "GARAGE_BACKEND", default_value = "process")]
+    pub backend: Kind,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub process: Process,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
+    pub kube: Kube,
+}
+
+/// What runs game servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Processes of this machine.
+    Process,
+    /// A Kubernetes cluster.
+    Kube,
+}
+
+/// Game servers as pods of a Kubernetes cluster.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Kube {
+    /// The file that says where the cluster is and as whom to ask it; without one it is the cluster that the director
+    /// is a pod of.
+    #[arg(long, env = "GARAGE_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The namespace that game servers run in; by default that of the kubeconfig, or of the director's pod.
+    #[arg(long, env = "GARAGE_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// The game server's image. Needed with a cluster.
+    #[arg(long, env = "GARAGE_IMAGE", required_if_eq("backend", "kube"))]
+    pub image: Option<String>,
+
+    /// When a machine pulls the image.
+    #[arg(long, env = "GARAGE_PULL_POLICY", default_value = "IfNotPresent", value_name = "POLICY")]
+    pub pull_policy: PullPolicy,
+
+    /// A file with a pod in YAML, of which game servers' pods have what Garage does not set itself: resources, priority
+    /// class, tolerations, labels and so on. Its container is called `gameserver`.
+    #[arg(long, env = "GARAGE_POD_TEMPLATE", value_name = "FILE")]
+    pub pod_template: Option<PathBuf>,
+
+    /// Where the public address of a node is looked for, in this order, separated by commas: `external-ip`,
+    /// `internal-ip`, `annotation:NAME`, `label:NAME`. In a label an IPv6 address has hyphens for its colons.
+    #[arg(
+        long,
+        env = "GARAGE_NODE_ADDRESS",
+        default_value = "external-ip",
+        value_name = "SOURCES",
+        value_delimiter = ','
+    )]
+    pub node_address: Vec<node::Source>,
+
+    /// Seconds for which a pod may fit no node before its attempt counts as failed; less than session waits for it.
+    #[arg(long, env = "GARAGE_POD_PATIENCE_S", default_value_t = 45, value_name = "SECONDS")]
+    pub pod_patience: u32,
+
+    /// A region of the queues, and a label that its nodes have: `eu=topology.kubernetes.io/region=europe-west1`, or `eu`
+    /// for all nodes. May be given several times, or hold several, separated by commas. Without any, every region is
+    /// the whole cluster.
+    #[arg(long, env = "GARAGE_REGION", value_name = "REGION[=LABEL=VALUE]", value_delimiter = ',')]
+    pub region: Vec<Selected>,
+
+    /// The queues file. With it, a queue that is played in a region of which no `--region` says where it is keeps the
+    /// director from starting.
+    #[arg(long, env = "GARAGE_QUEUES", value_name = "FILE")]
+    pub queues: Option<PathBuf>,
+}
+
+/// When a machine pulls an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// For each pod.
+    Always,
+    /// When it has none of that name.
+    IfNotPresent,
+    /// Never: somebody else puts it there.
+    Never,
+}
+
+impl fmt::Display for PullPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A region, and a label of its nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// The region.
+    pub region: Region,
+    /// The label's name and its value; none for any node.
+    pub label: Option<(String, String)>,
+}
+
+impl FromStr for Selected {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (region, label) = match text.split_once('=') {
+            None => (text, None),
+            Some((region, label)) => match label.split_once('=') {
+                Some((label, value)) if !label.is_empty() => (region, Some((label.to_owned(), value.to_owned()))),
+                _ => return Err("wanted is REGION or REGION=LABEL=VALUE".into()),
+            },
+        };
+        Ok(Self { region: region.parse::<Region>().map_err(|error| format!("{region}: {error}"))?, label })
+    }
 }
 
 /// Game servers as processes of this machine.
@@ -67,8 +180,9 @@ pub struct Process {
     pub gameserver: Option<PathBuf>,
 
     /// The folder that instances live in; made when it is not there. It belongs to the directors of one log.
-    #[arg(long, env = "GARAGE_INSTANCES", value_name = "DIR")]
-    pub instances: PathBuf,
+    /// Needed unless they are pods.
+    #[arg(long, env = "GARAGE_INSTANCES", value_name = "DIR", required_unless_present = "image")]
+    pub instances: Option<PathBuf>,
 
     /// How clients reach this machine.
     #[arg(long, env = "GARAGE_PUBLIC_IP", default_value = "127.0.0.1", value_name = "IP")]

@@ -1,11 +1,13 @@
 //! Director: owns game server instances; starts, finds again, and removes them.
 //!
 //! - [`reaction`]: what the log's events bring about; [`watch`]: what happens without one.
-//! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine.
+//! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine; [`kube`]: as pods of a
+//!   Kubernetes cluster.
 //! - [`redis`]: the games' sealed keys.
 
 pub mod backend;
 pub mod config;
+pub mod kube;
 pub mod process;
 pub mod reaction;
 pub mod redis;
@@ -14,7 +16,8 @@ pub mod watch;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use garage_events::{game, jetstream::setup::DIRECTOR, world::System};
+use async_nats::jetstream::Context as JetStream;
+use garage_events::{game, jetstream::setup::DIRECTOR, lease, world::System};
 use garage_worker::{
     Ground, Shutdown,
     config::{nats_urls, secret},
@@ -23,6 +26,8 @@ use garage_worker::{
     seal::{SealKey, SealKeys},
 };
 use rustls_pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
+
+use crate::backend::Backend;
 
 pub use config::Config;
 
@@ -34,17 +39,46 @@ const REACTIONS: usize = 16;
 /// # Errors
 /// When something it needs is wrong or missing at the start, or a long task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    match config.backend {
+        config::Kind::Process => {
+            let backend = process::ProcessBackend::open(&config.process)?;
+            // Its instances are of this machine, where nobody else looks after them, or it does no harm.
+            serve(config, backend, shutdown, |_, _| || true).await
+        }
+        config::Kind::Kube => {
+            let backend = kube::KubeBackend::open(&config.kube, &config.process).await?;
+            let name = lease::director(backend.namespace());
+            let (watched, end) = (backend.clone(), shutdown.clone());
+            let look_after = move |ground: &mut Ground, context: &JetStream| {
+                ground.spawn("cluster", watched.watch(end));
+                let (leases, keeping) =
+                    garage_worker::lease::keep(context.clone(), vec![name.clone()], ground.health.clone());
+                ground.spawn("leases", keeping);
+                leases.compete();
+                move || leases.holds(&name)
+            };
+            serve(config, backend, shutdown, look_after).await
+        }
+    }
+}
+
+async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
+    config: Config,
+    backend: B,
+    shutdown: Shutdown,
+    look_after: impl FnOnce(&mut Ground, &JetStream) -> F,
+) -> anyhow::Result<()> {
     let (seal, terms, redis) = read(&config)?;
-    let backend = process::ProcessBackend::open(&config.process)?;
     let mut ground = Ground::start("director", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
     let context = log.context().clone();
+    let leads = look_after(&mut ground, &context);
 
     let keys = redis::Parked { redis: redis.clone(), seal };
     let app = reaction::App { log, world: System, backend, keys, terms: Arc::new(terms) };
     let grace = Duration::from_secs(config.orphan_grace.into());
     ground.spawn("redis watch", redis.watch(ground.health.clone(), shutdown.clone()));
-    ground.spawn("watch", watch::run(app.clone(), grace, ground.health.clone(), shutdown.clone()));
+    ground.spawn("watch", watch::run(app.clone(), grace, leads, ground.health.clone(), shutdown.clone()));
     let reactions = reactor::react(context, DIRECTOR, REACTIONS, ground.health.clone(), shutdown, move |delivery| {
         let app = app.clone();
         async move { app.on_event(&delivery).await }
@@ -61,7 +95,10 @@ impl Config {
     /// What the worker would refuse to start for.
     pub fn check(&self) -> anyhow::Result<()> {
         read(self)?;
-        process::program(&self.process)?;
+        match self.backend {
+            config::Kind::Process => drop(process::program(&self.process)?),
+            config::Kind::Kube => kube::check(&self.kube)?,
+        }
         self.worker.check()
     }
 }

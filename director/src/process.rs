@@ -39,7 +39,7 @@ use time::OffsetDateTime;
 
 use self::folder::{Folder, Held};
 use crate::{
-    backend::{Backend, CreateError, Exit, How, Instance, Name, Placed, State, Unavailable, name_of},
+    backend::{Backend, CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, Unavailable},
     config,
 };
 
@@ -84,8 +84,9 @@ impl ProcessBackend {
     /// When there is no such program, or the folder cannot be made.
     pub fn open(config: &config::Process) -> anyhow::Result<Self> {
         let program = program(config)?;
-        let root = folder::root(&config.instances)
-            .with_context(|| format!("cannot make {} (--instances)", config.instances.display()))?;
+        let instances = config.instances.as_deref().context("where instances live is not said (--instances)")?;
+        let root =
+            folder::root(instances).with_context(|| format!("cannot make {} (--instances)", instances.display()))?;
         let node = match &config.node {
             Some(node) => node.clone(),
             None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned(),
@@ -108,15 +109,16 @@ impl ProcessBackend {
 }
 
 impl Backend for ProcessBackend {
-    async fn create(&self, config: &game::Config) -> Result<Placed, CreateError> {
-        let config = config.clone();
-        self.blocking(move |inner| inner.create(&config)).await?
+    async fn create(&self, order: &Order) -> Result<Made, CreateError> {
+        let config = order.config.clone();
+        let name = order.name();
+        self.blocking(move |inner| inner.create(name, &config)).await?.map(Made::Placed)
     }
 
-    async fn find(&self, name: Name) -> Result<Option<Placed>, Unavailable> {
+    async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
         let running = self.blocking(|inner| proc::running(&inner.root)).await?;
         let running = running.map_err(|error| unavailable(error, "look for processes"))?;
-        Ok(running.contains_key(&name).then(|| self.0.placed(name)))
+        Ok(running.contains_key(&name).then(|| Made::Placed(self.0.placed(name))))
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
@@ -124,7 +126,7 @@ impl Backend for ProcessBackend {
         listed.map_err(|error| unavailable(error, "look through the instances"))
     }
 
-    async fn delete(&self, name: Name) -> Result<(), Unavailable> {
+    async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
         let deleted = self.blocking(move |inner| inner.delete(name)).await?;
         deleted.map_err(|error| unavailable(error, &format!("remove {name}")))
     }
@@ -135,12 +137,15 @@ fn unavailable(error: io::Error, what: &str) -> Unavailable {
 }
 
 impl Inner {
+    fn running(&self, name: Name) -> State {
+        State::Running(self.placed(name))
+    }
+
     fn placed(&self, name: Name) -> Placed {
         Placed { pod: name.to_string(), node: self.node.clone(), public_ip: self.public_ip }
     }
 
-    fn create(&self, config: &game::Config) -> Result<Placed, CreateError> {
-        let name = name_of(config);
+    fn create(&self, name: Name, config: &game::Config) -> Result<Placed, CreateError> {
         let failed = |error| CreateError::from(unavailable(error, &format!("start {name}")));
         let folder = Folder::of(&self.root, name);
         let lock = folder.claim().map_err(failed)?;
@@ -210,14 +215,14 @@ impl Inner {
             let folder = Folder::of(&self.root, name);
             let Some(created) = folder.created() else { continue };
             if running.remove(&name).is_some() || self.children().contains_key(&name) {
-                instances.insert(name, Instance { name, created, state: State::Running });
+                instances.insert(name, Instance { name, created, state: self.running(name) });
                 continue;
             }
             match folder.try_hold()? {
                 Held::Gone => {}
                 // Somebody is just making or removing it.
                 Held::Elsewhere => {
-                    instances.insert(name, Instance { name, created, state: State::Running });
+                    instances.insert(name, Instance { name, created, state: self.running(name) });
                 }
                 Held::Here(lock) => silent.push((folder, name, created, lock)),
             }
@@ -225,7 +230,7 @@ impl Inner {
         // Of a folder that the director did not remove.
         for (name, _) in running {
             let created = OffsetDateTime::UNIX_EPOCH;
-            instances.insert(name, Instance { name, created, state: State::Running });
+            instances.insert(name, Instance { name, created, state: self.running(name) });
         }
         if !silent.is_empty() {
             // It may have been started since the first look; under the locks nothing more is.
@@ -234,7 +239,7 @@ impl Inner {
             for (folder, name, created, lock) in silent {
                 let running = running.contains_key(&name) || self.children().contains_key(&name);
                 let state = match (running, folder.started()) {
-                    (true, _) => State::Running,
+                    (true, _) => self.running(name),
                     (false, false) => State::Claimed,
                     (false, true) => State::Exited(exit_of(&folder)),
                 };
@@ -245,7 +250,7 @@ impl Inner {
         Ok(instances.into_values().collect())
     }
 
-    fn delete(&self, name: Name) -> io::Result<()> {
+    fn delete(&self, name: Name) -> io::Result<bool> {
         let folder = Folder::of(&self.root, name);
         let lock = folder.hold()?;
         crash::effect_blocking(Point::InstanceEnded, || proc::end(&self.root, name))?;
@@ -253,11 +258,10 @@ impl Inner {
         if let Some(mut child) = child {
             child.wait()?;
         }
-        if let Some(lock) = lock {
-            folder.remove(lock)?;
-            tracing::info!(pod.name = %name, "instance removed");
-        }
-        Ok(())
+        let Some(lock) = lock else { return Ok(false) };
+        folder.remove(lock)?;
+        tracing::info!(pod.name = %name, "instance removed");
+        Ok(true)
     }
 
     /// Notes how children ended, where every director can read it.
@@ -297,7 +301,7 @@ fn how(status: ExitStatus) -> How {
 }
 
 fn exit_of(folder: &Folder) -> Exit {
-    Exit { how: folder.read_exit(), last_line: log::last_line(&folder.log(), folder.config()) }
+    Exit { how: folder.read_exit(), message: log::last_line(&folder.log(), folder.config()) }
 }
 
 /// The path of an instance's configuration.

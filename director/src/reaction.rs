@@ -16,7 +16,7 @@ use garage_worker::reactor::{Delivery, Failure};
 use time::Duration;
 use uuid::Uuid;
 
-use crate::backend::{Backend, CreateError, Name, Placed, Unavailable};
+use crate::backend::{Backend, CreateError, Made, Name, Order, Placed, Unavailable};
 
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
@@ -73,7 +73,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         let recorded = delivery.event::<Event>()?;
         match recorded.event {
             Event::PodRequested(requested) => self.requested(session, recorded.seq, recorded.id, requested).await,
-            Event::Closed(_) => self.closed(session).await,
+            Event::Closed(_) => self.closed(session, recorded.seq).await,
             event @ (Event::Matched(_)
             | Event::PodScheduled(_)
             | Event::PodFailed(_)
@@ -97,17 +97,22 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         let name = Name { session, attempt: requested.attempt };
         let state = self.log.session(session).await?.reaching(seq)?.state;
         if state.present_attempt() != Some(name.attempt) {
-            return Ok(self.backend.delete(name).await?);
+            self.backend.delete(name).await?;
+            return Ok(());
         }
         let State::Open(open @ Open { phase: Phase::Starting(_), .. }) = state else {
             // The players know its address already: an old delivery, and nothing to do.
             return Ok(());
         };
         if name.attempt > 1 {
-            self.remove(session, |attempt| attempt < name.attempt).await?;
+            for attempt in 1..name.attempt {
+                self.backend.delete(Name { session, attempt }).await?;
+            }
         }
-        match self.place(name, &open, requested).await {
-            Ok(placed) => self.scheduled(name, cause, placed).await,
+        match self.make(name, &open, requested).await {
+            Ok(Made::Placed(placed)) => self.scheduled(name, Some(cause), placed).await,
+            // The watch sees when it has been.
+            Ok(Made::Waiting) => Ok(()),
             Err(CreateError::Refused { reason, message }) => {
                 metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
                 self.fail(name, reason, message, Some(cause)).await
@@ -121,12 +126,12 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         }
     }
 
-    async fn place(&self, name: Name, open: &Open, requested: PodRequested) -> Result<Placed, CreateError> {
-        // One that runs needs its key no more, which may be gone from Redis by now.
-        if let Some(placed) = self.backend.find(name).await? {
-            return Ok(placed);
-        }
-        let private_key = self.keys.private_key(&requested.fingerprint).await?;
+    async fn make(&self, name: Name, open: &Open, requested: PodRequested) -> Result<Made, CreateError> {
+        let private_key = match self.keys.private_key(&requested.fingerprint).await {
+            Ok(key) => key,
+            // One that is made needs its key no more, which may be gone from Redis by now.
+            Err(error) => return self.backend.find(name).await?.ok_or(error),
+        };
         let report = |kind| Report { session: name.session, attempt: name.attempt, kind }.to_string();
         let config = Config {
             session: name.session,
@@ -140,15 +145,37 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
             finished: report(ReportKind::Finished),
             ends_at: open.began + self.terms.session,
         };
-        let placed = self.backend.create(&config).await?;
+        let order = Order { queue: open.matched.queue.clone(), region: requested.region, config };
+        let made = self.backend.create(&order).await?;
         metrics::counter!("garage_instances_created_total").increment(1);
-        Ok(placed)
+        Ok(made)
     }
 
-    async fn scheduled(&self, name: Name, cause: Uuid, placed: Placed) -> Result<(), Failure> {
+    /// Notes where an instance is placed, if its attempt waits for that. False when that cannot be said yet.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub(crate) async fn placed(&self, name: Name, placed: &Placed) -> Result<bool, Failure> {
+        let session = self.log.session(name.session).await?;
+        if session.state.last_attempt() < name.attempt {
+            // Who answered has not seen it asked for. If nobody ever did, it is an orphan.
+            return Ok(false);
+        }
+        let State::Open(Open { phase: Phase::Starting(starting), .. }) = &session.state else { return Ok(true) };
+        if starting.attempt == name.attempt && starting.scheduled.is_none() {
+            let cause = session.history.iter().find_map(|recorded| match &recorded.event {
+                Event::PodRequested(requested) if requested.attempt == name.attempt => Some(recorded.id),
+                _ => None,
+            });
+            self.scheduled(name, cause, placed.clone()).await?;
+        }
+        Ok(true)
+    }
+
+    async fn scheduled(&self, name: Name, cause: Option<Uuid>, placed: Placed) -> Result<(), Failure> {
         let Placed { pod, node, public_ip } = placed;
         let command = Command::Schedule(PodScheduled { attempt: name.attempt, pod, node, public_ip });
-        match decide_session(&self.log, &self.world, name.session, command, Some(cause)).await? {
+        match decide_session(&self.log, &self.world, name.session, command, cause).await? {
             Ok(_) => {
                 tracing::info!(session.id = %name.session, pod.name = %name, "instance placed");
                 Ok(())
@@ -171,7 +198,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         tracing::warn!(session.id = %name.session, pod.name = %name, reason, message, "instance failed");
         let command = Command::FailPod(PodFailed { attempt: name.attempt, reason: reason.into(), message });
         match decide_session(&self.log, &self.world, name.session, command, cause).await? {
-            Ok(_) => Ok(self.backend.delete(name).await?),
+            Ok(_) => Ok(self.backend.delete(name).await.map(drop)?),
             Err(rejection) => self.rejected(name, &rejection).await,
         }
     }
@@ -191,14 +218,11 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         Ok(())
     }
 
-    async fn closed(&self, session: SessionId) -> Result<(), Failure> {
-        self.remove(session, |_| true).await
-    }
-
-    async fn remove(&self, session: SessionId, which: impl Fn(u32) -> bool) -> Result<(), Failure> {
-        for instance in self.backend.list().await? {
-            if instance.name.session == session && which(instance.name.attempt) {
-                self.backend.delete(instance.name).await?;
+    /// Removes every instance that was ever asked for.
+    async fn closed(&self, session: SessionId, seq: u64) -> Result<(), Failure> {
+        for recorded in self.log.session(session).await?.reaching(seq)?.history {
+            if let Event::PodRequested(PodRequested { attempt, .. }) = recorded.event {
+                self.backend.delete(Name { session, attempt }).await?;
             }
         }
         Ok(())
@@ -209,7 +233,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
 mod tests {
     use futures::executor::block_on;
     use garage_events::{
-        game::{self, Loadout},
+        game::Loadout,
         id::TicketId,
         log::{Append, Decision, Head, Load},
         session::{Matched, Member, Team},
@@ -226,11 +250,11 @@ mod tests {
     struct Over;
 
     impl Backend for Over {
-        async fn create(&self, _: &game::Config) -> Result<Placed, CreateError> {
+        async fn create(&self, _: &Order) -> Result<Made, CreateError> {
             Err(CreateError::Over)
         }
 
-        async fn find(&self, _: Name) -> Result<Option<Placed>, Unavailable> {
+        async fn find(&self, _: Name) -> Result<Option<Made>, Unavailable> {
             Ok(None)
         }
 
@@ -238,7 +262,7 @@ mod tests {
             Ok(Vec::new())
         }
 
-        async fn delete(&self, name: Name) -> Result<(), Unavailable> {
+        async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
             panic!("{name} is removed before its end is judged");
         }
     }

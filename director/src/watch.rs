@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, stream};
 use garage_events::{
     log::{Log, Reports},
     session,
@@ -14,7 +15,7 @@ use garage_events::{
 use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
-    backend::{Backend, Exit, How, Instance, Name, State},
+    backend::{Backend, Exit, Instance, Name, State},
     reaction::{App, Keys},
 };
 
@@ -23,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// How often they are compared with the log.
 pub const SCAN: Duration = Duration::from_secs(5);
+
+/// Places told of at a time.
+const AT_ONCE: usize = 16;
 
 /// How long an instance is over before an end counts as a failure that may be none: one that nobody saw, as another
 /// director on this machine that started it notes its end within [`LOOK`]; and one that went well, as its results were
@@ -36,6 +40,7 @@ const DOUBT: Duration = Duration::from_secs(3);
 pub(crate) async fn run<L: Log + Reports, W: World, B: Backend, K: Keys>(
     app: App<L, W, B, K>,
     grace: Duration,
+    leads: impl Fn() -> bool,
     health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
@@ -44,6 +49,15 @@ pub(crate) async fn run<L: Log + Reports, W: World, B: Backend, K: Keys>(
     let mut down = false;
     loop {
         let mut pause = LOOK;
+        if !leads() {
+            // Another looks, and tells how it goes.
+            health.up("backend");
+            gauge(&[]);
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = tokio::time::sleep(pause) => continue,
+            }
+        }
         match backend.list().await {
             Ok(instances) => {
                 health.up("backend");
@@ -80,7 +94,8 @@ fn gauge(instances: &[Instance]) {
         u32::try_from(count).map_or(f64::INFINITY, f64::from)
     };
     metrics::gauge!("garage_instances", "state" => "claimed").set(count(|state| matches!(state, State::Claimed)));
-    metrics::gauge!("garage_instances", "state" => "running").set(count(|state| matches!(state, State::Running)));
+    metrics::gauge!("garage_instances", "state" => "waiting").set(count(|state| matches!(state, State::Waiting)));
+    metrics::gauge!("garage_instances", "state" => "running").set(count(|state| matches!(state, State::Running(_))));
     metrics::gauge!("garage_instances", "state" => "exited").set(count(|state| matches!(state, State::Exited(_))));
 }
 
@@ -94,6 +109,8 @@ pub struct Watch<L, W, B, K> {
     scanned: Option<Instant>,
     /// Instances that are over: since when this director knows, and whether it has judged them.
     seen: HashMap<Name, Seen>,
+    /// Instances of which the log knows where they are placed.
+    told: HashSet<Name>,
     /// Instances that no open session asked for at the last scan. One read may be that of a node which leads no more;
     /// by the next scan it has noticed.
     suspects: HashSet<Name>,
@@ -108,15 +125,19 @@ struct Seen {
 impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
     /// Nothing is known yet.
     pub fn new(app: App<L, W, B, K>, grace: Duration) -> Self {
-        Self { app, grace, scanned: None, seen: HashMap::new(), suspects: HashSet::new() }
+        Self { app, grace, scanned: None, seen: HashMap::new(), told: HashSet::new(), suspects: HashSet::new() }
     }
 
-    /// Looks at all instances: judges those that are over, and every [`SCAN`] removes those that nobody asks for.
+    /// Looks at all instances: says where they are placed, judges those that are over, and every [`SCAN`] removes those
+    /// that nobody asks for.
     ///
     /// # Errors
     /// The first [`Failure`]; the others were looked at all the same, and the next look tries it again.
     pub async fn look(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
+        // One that cannot be told of must not keep the others from being judged.
+        let placed = self.places(instances).await;
         self.exits(instances, now).await?;
+        placed?;
         if self.scanned.is_none_or(|at| now - at >= SCAN) {
             self.scanned = Some(now);
             self.orphans(instances).await?;
@@ -124,16 +145,42 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
         Ok(())
     }
 
+    async fn places(&mut self, instances: &[Instance]) -> Result<(), Failure> {
+        let placed = instances.iter().filter_map(|instance| match &instance.state {
+            State::Running(placed) => Some((instance.name, placed)),
+            State::Claimed | State::Waiting | State::Exited(_) => None,
+        });
+        let placed: HashMap<_, _> = placed.collect();
+        self.told.retain(|name| placed.contains_key(name));
+        let news = placed.into_iter().filter(|(name, _)| !self.told.contains(name));
+        // Together they are one commit.
+        let app = &self.app;
+        let told = stream::iter(news.collect::<Vec<_>>())
+            .map(async |(name, placed)| (name, app.placed(name, placed).await))
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
+        let mut first = Ok(());
+        for (name, told) in told {
+            match told {
+                Ok(true) => drop(self.told.insert(name)),
+                Ok(false) => {}
+                Err(error) => first = first.and(Err(error)),
+            }
+        }
+        first
+    }
+
     async fn exits(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
-        let over = |name: &Name| instances.iter().any(|one| one.name == *name && matches!(one.state, State::Exited(_)));
-        self.seen.retain(|name, _| over(name));
+        let over = instances.iter().filter(|instance| matches!(instance.state, State::Exited(_)));
+        let over: HashSet<_> = over.map(|instance| instance.name).collect();
+        self.seen.retain(|name, _| over.contains(name));
         // One that cannot be judged must not keep the others from it.
         let mut first = Ok(());
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
             let seen = self.seen.entry(instance.name).or_insert(Seen { since: now, judged: false });
-            let doubtful = matches!(exit.how, How::Unknown | How::Code(0));
-            if seen.judged || (doubtful && now - seen.since < DOUBT) {
+            if seen.judged || (exit.doubtful() && now - seen.since < DOUBT) {
                 continue;
             }
             match judge(&self.app, instance.name, exit).await {
@@ -168,9 +215,11 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
         if wanted || !suspected {
             return Ok(!wanted);
         }
-        self.app.backend.delete(name).await?;
-        metrics::counter!("garage_orphans_removed_total").increment(1);
-        tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
+        // One that is over may be gone already, and only its end be remembered.
+        if self.app.backend.delete(name).await? {
+            metrics::counter!("garage_orphans_removed_total").increment(1);
+            tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
+        }
         Ok(false)
     }
 }
@@ -202,15 +251,8 @@ async fn judge<L: Log + Reports, W: World, B: Backend, K: Keys>(
             return Ok(true);
         }
     }
-    let reason = match exit.how {
-        How::Code(_) | How::Unknown => "exited",
-        How::Signal(_) => "killed",
-    };
+    let reason = exit.reason();
     metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
-    let message = match &exit.last_line {
-        Some(line) => format!("{}: {line}", exit.how),
-        None => exit.how.to_string(),
-    };
-    app.fail(name, reason, message, None).await?;
+    app.fail(name, reason, exit.to_string(), None).await?;
     Ok(true)
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use garage_director::{
-    backend::{Backend, CreateError, Exit, How, Instance, Name, Placed, State, name_of},
+    backend::{Backend, CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, name_of},
     config,
     process::ProcessBackend,
 };
@@ -54,7 +54,7 @@ impl Ground {
     fn config(&self) -> config::Process {
         config::Process {
             gameserver: Some(self.folder.path().join("game.sh")),
-            instances: self.instances(),
+            instances: Some(self.instances()),
             public_ip: "203.0.113.7".parse().unwrap(),
             game_ports: Some("7000-7100".parse().unwrap()),
             node: Some("here".into()),
@@ -120,9 +120,12 @@ fn game(attempt: u32) -> Config {
 
 /// Another test's fork may hold the script open for a moment, which is one of the things that pass by themselves.
 async fn create(backend: &ProcessBackend, game: &Config) -> Result<Placed, CreateError> {
-    until("an answer", async || match backend.create(game).await {
+    let order = Order { queue: "ranked".parse().unwrap(), region: "eu".parse().unwrap(), config: game.clone() };
+    until("an answer", async || match backend.create(&order).await {
         Err(CreateError::Unavailable(_)) => None,
-        answer => Some(answer),
+        Ok(Made::Placed(placed)) => Some(Ok(placed)),
+        Ok(Made::Waiting) => panic!("a process has its place at once"),
+        Err(error) => Some(Err(error)),
     })
     .await
 }
@@ -156,8 +159,8 @@ async fn an_instance_is_started_once_however_often_it_is_asked_for() {
     for _ in 0..3 {
         assert_eq!(create(&backend, &game).await.unwrap(), placed);
     }
-    assert_eq!(backend.find(name).await.unwrap(), Some(placed));
-    assert_eq!(only(&backend).await.unwrap().state, State::Running);
+    assert_eq!(backend.find(name).await.unwrap(), Some(Made::Placed(placed.clone())));
+    assert_eq!(only(&backend).await.unwrap().state, State::Running(placed));
     let line = &ground.processes().into_iter().find(|(_, line)| line.contains("--config")).unwrap().1;
     assert!(line.contains("config.json --ports 7000-7100 --distance-m 50"), "{line}");
     assert_eq!(ground.starts(), 1);
@@ -192,11 +195,11 @@ async fn an_instance_outlives_its_director_and_is_found_again() {
     let game = game(2);
     let name = name_of(&game);
     let first = ground.backend();
-    create(&first, &game).await.unwrap();
+    let placed = create(&first, &game).await.unwrap();
     let created = only(&first).await.unwrap().created;
     drop(first);
     let second = ground.backend();
-    assert_eq!(only(&second).await.unwrap(), Instance { name, created, state: State::Running });
+    assert_eq!(only(&second).await.unwrap(), Instance { name, created, state: State::Running(placed) });
     create(&second, &game).await.unwrap();
     until("the start", async || (ground.starts() == 1).then_some(())).await;
     // Dies unseen: the second is not its parent.
@@ -213,7 +216,7 @@ async fn the_end_of_an_instance_is_reported_and_it_is_not_started_again() {
     let (backend, game) = (ground.backend(), game(1));
     create(&backend, &game).await.unwrap();
     let seen = exit(&backend).await;
-    assert_eq!(seen, Exit { how: How::Code(3), last_line: Some("no port is free".into()) });
+    assert_eq!(seen, Exit { how: How::Code(3), message: Some("no port is free".into()) });
     // Another director reads what the first has noted.
     assert_eq!(exit(&ground.backend()).await, seen);
     let again = create(&ground.backend(), &game).await;
@@ -237,13 +240,13 @@ async fn a_last_line_with_a_secret_is_withheld() {
         let ground = Ground::new(&format!("echo '{line}'\nexit 1"));
         let backend = ground.backend();
         create(&backend, &game(1)).await.unwrap();
-        let last = exit(&backend).await.last_line.unwrap();
+        let last = exit(&backend).await.message.unwrap();
         assert!(last.contains("withheld"), "{last}");
     }
     let ground = Ground::new("head -c 9000 /dev/zero | tr '\\0' x\nexit 1");
     let backend = ground.backend();
     create(&backend, &game(1)).await.unwrap();
-    assert_eq!(exit(&backend).await.last_line.unwrap(), "x".repeat(200));
+    assert_eq!(exit(&backend).await.message.unwrap(), "x".repeat(200));
 }
 
 #[tokio::test]
@@ -344,8 +347,8 @@ async fn what_a_dead_director_began_is_gone_on_with() {
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("config.new"), "{").unwrap();
     assert_eq!(only(&backend).await.unwrap().state, State::Claimed);
-    create(&backend, &game).await.unwrap();
-    assert_eq!(only(&backend).await.unwrap().state, State::Running);
+    let placed = create(&backend, &game).await.unwrap();
+    assert_eq!(only(&backend).await.unwrap().state, State::Running(placed));
     backend.delete(name).await.unwrap();
     // Died between the mark and the spawn: it may have run.
     fs::create_dir(&folder).unwrap();

@@ -12,7 +12,7 @@ use std::{
 
 use clap::Parser;
 use garage_director::{
-    backend::{Backend, Name},
+    backend::{Backend, Name, Order},
     process::ProcessBackend,
 };
 use garage_events::{
@@ -525,8 +525,9 @@ async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
             finished: String::new(),
             ends_at: System.now(),
         };
+        let order = Order { queue: "ranked".parse().unwrap(), region: "eu".parse().unwrap(), config };
         // Another test's fork may hold the script open for a moment.
-        until("the start", async || backend.create(&config).await.ok()).await;
+        until("the start", async || backend.create(&order).await.ok()).await;
     }
     ground.start().await;
     ground.gone(name(orphan, 1)).await;

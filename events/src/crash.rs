@@ -86,6 +86,16 @@ points! {
     InstanceEnded = "director.instance-ended",
     /// An instance's folder is removed.
     InstanceRemoved = "director.instance-removed",
+    /// A pod's secret is made.
+    SecretMade = "director.secret-made",
+    /// A pod is made.
+    PodMade = "director.pod-made",
+    /// A secret is made to go with its pod.
+    OwnerSet = "director.owner-set",
+    /// A pod is deleted.
+    PodDeleted = "director.pod-deleted",
+    /// A pod's secret is deleted.
+    SecretDeleted = "director.secret-deleted",
     /// An instance's place is appended.
     PodScheduled = "director.pod-scheduled",
     /// An instance's failure is appended.

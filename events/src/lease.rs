@@ -22,6 +22,11 @@ pub fn matchmaker(queue: &QueueName) -> String {
     format!("matchmaker.{queue}")
 }
 
+/// The name of the lease of the director that looks after the games of a namespace.
+pub fn director(namespace: &str) -> String {
+    format!("director.{namespace}")
+}
+
 /// The subject of a lease's entry.
 pub fn subject(name: &str) -> String {
     format!("$KV.LEASES.{name}")

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     net::{IpAddr, Ipv4Addr},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -154,6 +154,12 @@ pub enum Senseless {
     Undrivable(PlayerId),
 }
 
+/// The bits that a configuration's mode must not have. A secret that Kubernetes mounts belongs to root, and who is not
+/// root reads it by the group of its pod, which nobody else on the machine is of.
+const fn closed(owner: u32, user: u32) -> u32 {
+    if owner == 0 && user != 0 { 0o037 } else { 0o077 }
+}
+
 /// Reads and checks the configuration of a game.
 ///
 /// # Errors
@@ -163,8 +169,10 @@ pub fn load(path: &Path) -> Result<Config, Error> {
     let read = |cause| Error::Read { path: path(), cause };
     // The mode is asked of the open file: a name could be pointed elsewhere in between.
     let file = File::open(path()).map_err(read)?;
-    let mode = file.metadata().map_err(read)?.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    let metadata = file.metadata().map_err(read)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    let user = fs::metadata("/proc/self").map_err(read)?.uid();
+    if mode & closed(metadata.uid(), user) != 0 {
         return Err(Error::Open { path: path(), mode });
     }
     let mut text = Vec::new();
@@ -233,5 +241,21 @@ mod tests {
         assert!(matches!(load(&path), Err(Error::Parse { .. })));
         let missing = load(&folder.path().join("none")).unwrap_err();
         assert!(missing.to_string().contains("none"), "{missing}");
+    }
+
+    #[test]
+    fn a_mounted_secret_is_read_by_its_group_and_any_other_file_by_its_owner() {
+        let refused = |mode: u32, owner, user| mode & closed(owner, user) != 0;
+        for (mode, owner, user, is_refused) in [
+            (0o600, 65532, 65532, false),
+            (0o640, 65532, 65532, true),
+            (0o440, 0, 65532, false),
+            (0o460, 0, 65532, true),
+            (0o444, 0, 65532, true),
+            (0o440, 0, 0, true),
+            (0o400, 0, 0, false),
+        ] {
+            assert_eq!(refused(mode, owner, user), is_refused, "{mode:o} of {owner}, read by {user}");
+        }
     }
 }

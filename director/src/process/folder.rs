@@ -187,7 +187,8 @@ impl Folder {
         let text = match how {
             How::Code(code) => format!("code {code}\n"),
             How::Signal(signal) => format!("signal {signal}\n"),
-            How::Unknown => return Ok(()),
+            // No process of this machine is ended by anything but a code or a signal.
+            How::Unknown | How::Failed(_) => return Ok(()),
         };
         crash::effect_blocking(Point::ExitNoted, || put(&self.path.join("exit"), text.as_bytes()))
     }

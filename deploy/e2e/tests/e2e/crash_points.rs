@@ -69,11 +69,15 @@ struct Armed {
     provoked: Option<Instant>,
 }
 
+/// On the cluster, of which there is none here: the director's own tests lose the answers to these.
+const ON_CLUSTER: [Point; 5] =
+    [Point::SecretMade, Point::PodMade, Point::OwnerSet, Point::PodDeleted, Point::SecretDeleted];
+
 impl Walk {
     /// One a kind of process, which a point's name begins with.
     fn all() -> Vec<Self> {
         let mut walks: BTreeMap<&str, VecDeque<_>> = BTreeMap::new();
-        for &point in Point::ALL {
+        for &point in Point::ALL.iter().filter(|point| !ON_CLUSTER.contains(point)) {
             let (kind, _) = point.name().split_once('.').unwrap();
             walks.entry(kind).or_default().extend(Moment::ALL.map(|moment| (point, moment)));
         }
@@ -237,7 +241,7 @@ async fn whatever_a_process_dies_at_is_finished_once() {
     let crowd = Crowd::come(&dying.garage, 1, WALK, AT_ONCE);
     let began = Instant::now();
     dying.walk().await;
-    let (points, took) = (Point::ALL.len(), began.elapsed());
+    let (points, took) = (Point::ALL.len() - ON_CLUSTER.len(), began.elapsed());
     eprintln!("{points} points, before and after each: {} deaths of workers in {took:.1?}", dying.deaths);
 
     dying.on_outbox("DELETE FROM outbox WHERE event_type = 'Unknown'").await;

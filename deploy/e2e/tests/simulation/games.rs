@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use garage_director::backend::{Backend, CreateError, Exit, How, Instance, Name, Placed, State, Unavailable, name_of};
+use garage_director::backend::{
+    Backend, CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, Unavailable,
+};
 use garage_events::{
     game::{Config, Finished, Placing, Ready},
     id::SessionId,
@@ -78,7 +80,7 @@ impl Games {
         if stage.plan.sweeps {
             // Of a session that no log knows.
             let name = Name { session: SessionId::new(stage.world.id()), attempt: 1 };
-            let orphan = Instance { name, created: stage.now(), state: State::Running };
+            let orphan = Instance { name, created: stage.now(), state: State::Running(Self::placed(name)) };
             games.state().there.insert(name, orphan);
         }
         games
@@ -126,19 +128,20 @@ impl Games {
         if matches!(instance.state, State::Exited(_)) {
             return Err(CreateError::Over);
         }
-        Ok(std::mem::replace(&mut instance.state, State::Running) == State::Claimed)
+        let running = State::Running(Self::placed(instance.name));
+        Ok(std::mem::replace(&mut instance.state, running) == State::Claimed)
     }
 
     fn placed(name: Name) -> Placed {
         Placed { pod: name.to_string(), node: "here".into(), public_ip: [203, 0, 113, 7].into() }
     }
 
-    fn start(&self, config: &Config) {
+    fn start(&self, name: Name, config: &Config) {
         let stage = &self.stage;
         let bad = stage.fault(stage.plan.bad_games);
         let fate = stage.plan.one_fate.unwrap_or_else(|| stage.draw(|dice| dice.random_range(0..BAD.len())));
         let fate = if bad { BAD[fate] } else { Fate::Plays };
-        let game = Game { games: self.clone(), name: name_of(config), config: config.clone() };
+        let game = Game { games: self.clone(), name, config: config.clone() };
         self.state().started += 1;
         stage.spawn(Process::Game(game.name), game.run(fate));
     }
@@ -166,9 +169,9 @@ impl Games {
 }
 
 impl Backend for Games {
-    async fn create(&self, config: &Config) -> Result<Placed, CreateError> {
+    async fn create(&self, order: &Order) -> Result<Made, CreateError> {
         self.asked().await?;
-        let name = name_of(config);
+        let name = order.name();
         if self.stage.fault(self.stage.plan.down / 4) {
             return Err(CreateError::Refused { reason: "not-started", message: "no room".into() });
         }
@@ -181,16 +184,17 @@ impl Backend for Games {
         // Whoever is killed here leaves it claimed.
         self.stage.hop().await;
         if self.take(claimed)? {
-            self.start(config);
+            self.start(name, &order.config);
         }
         self.stage.hop().await;
-        Ok(Self::placed(name))
+        let waits = self.stage.fault(self.stage.plan.slow_starts);
+        Ok(if waits { Made::Waiting } else { Made::Placed(Self::placed(name)) })
     }
 
-    async fn find(&self, name: Name) -> Result<Option<Placed>, Unavailable> {
+    async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
         self.asked().await?;
-        let runs = self.state().there.get(&name).is_some_and(|instance| instance.state == State::Running);
-        Ok(runs.then(|| Self::placed(name)))
+        let runs = self.state().there.get(&name).is_some_and(|instance| matches!(instance.state, State::Running(_)));
+        Ok(runs.then(|| Made::Placed(Self::placed(name))))
     }
 
     async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
@@ -200,15 +204,16 @@ impl Backend for Games {
         Ok(listed)
     }
 
-    async fn delete(&self, name: Name) -> Result<(), Unavailable> {
+    async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
         self.asked().await?;
         let removed = self.state().there.remove(&name);
-        if removed.is_some_and(|instance| instance.state == State::Running) && self.wanted(name) {
+        let there = removed.is_some();
+        if removed.is_some_and(|instance| matches!(instance.state, State::Running(_))) && self.wanted(name) {
             self.state().wrongs.push(format!("{name} was removed while its session asked for it"));
         }
         self.stage.kill(Process::Game(name));
         self.stage.hop().await;
-        Ok(())
+        Ok(there)
     }
 }
 
@@ -292,7 +297,7 @@ impl Game {
 
     fn over(&self, how: How) {
         if let Some(instance) = self.games.state().there.get_mut(&self.name) {
-            instance.state = State::Exited(Exit { how, last_line: None });
+            instance.state = State::Exited(Exit { how, message: None });
         }
     }
 }

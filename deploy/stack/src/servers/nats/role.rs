@@ -113,6 +113,7 @@ impl Role {
                 &[
                     "garage.session.*.pod-scheduled",
                     "garage.session.*.pod-failed",
+                    "$KV.LEASES.director.*",
                     "dead.director",
                     "$JS.API.CONSUMER.*.GARAGE.director",
                 ],

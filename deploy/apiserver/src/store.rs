@@ -1,0 +1,115 @@
+//! Objects by their names, the revision of each change, and the changes, for who watches.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+/// What an object is found by: its resource (`pods`), its namespace (empty for a node), its name.
+pub(crate) type Key = (String, String, String);
+
+/// What became of an object.
+#[derive(Debug, Clone)]
+pub(crate) struct Change {
+    pub(crate) revision: u64,
+    /// `ADDED`, `MODIFIED` or `DELETED`.
+    pub(crate) what: &'static str,
+    pub(crate) key: Key,
+    /// As it was after the change; of a deleted one as it was last, with the revision of its end.
+    pub(crate) object: Value,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    revision: u64,
+    objects: BTreeMap<Key, Value>,
+    changes: Vec<Change>,
+    /// The last revision that is forgotten.
+    forgotten: u64,
+}
+
+impl Store {
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<&Value> {
+        self.objects.get(key)
+    }
+
+    /// The objects of a namespace that have these labels, by name.
+    pub(crate) fn list(&self, resource: &str, namespace: &str, selector: &Selector) -> Vec<&Value> {
+        let of = |key: &Key| key.0 == resource && (namespace.is_empty() || key.1 == namespace);
+        let found = self.objects.iter().filter(|(key, object)| of(key) && selector.fits(object));
+        found.map(|(_, object)| object).collect()
+    }
+
+    /// Stores an object as it is to be now, with a new revision.
+    pub(crate) fn put(&mut self, key: Key, mut object: Value) -> Value {
+        self.revision += 1;
+        set_revision(&mut object, self.revision);
+        let known = self.objects.insert(key.clone(), object.clone());
+        let what = if known.is_some() { "MODIFIED" } else { "ADDED" };
+        self.changes.push(Change { revision: self.revision, what, key, object: object.clone() });
+        object
+    }
+
+    /// Removes an object, whose end is a revision too.
+    pub(crate) fn remove(&mut self, key: &Key) -> Option<Value> {
+        let mut object = self.objects.remove(key)?;
+        self.revision += 1;
+        set_revision(&mut object, self.revision);
+        let change = Change { revision: self.revision, what: "DELETED", key: key.clone(), object: object.clone() };
+        self.changes.push(change);
+        Some(object)
+    }
+
+    /// The changes after a revision; none when they are no longer known.
+    pub(crate) fn since(&self, revision: u64) -> Option<&[Change]> {
+        if revision < self.forgotten {
+            return None;
+        }
+        let first = self.changes.partition_point(|change| change.revision <= revision);
+        self.changes.get(first..)
+    }
+
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    pub(crate) fn forget(&mut self) {
+        // A revision of its own, so that who has seen all there was has missed something too.
+        self.revision += 1;
+        self.forgotten = self.revision;
+        self.changes.clear();
+    }
+}
+
+fn set_revision(object: &mut Value, revision: u64) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("resourceVersion".into(), revision.to_string().into());
+    }
+}
+
+/// Labels that an object must have, `a=b,c`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Selector(Vec<(String, Option<String>)>);
+
+impl Selector {
+    pub(crate) fn parse(text: &str) -> Self {
+        let part = |part: &str| match part.split_once('=') {
+            Some((label, value)) => (label.to_owned(), Some(value.trim_start_matches('=').to_owned())),
+            None => (part.to_owned(), None),
+        };
+        Self(text.split(',').filter(|text| !text.is_empty()).map(part).collect())
+    }
+
+    pub(crate) fn fits(&self, object: &Value) -> bool {
+        let none = Map::new();
+        let labels = object.pointer("/metadata/labels").and_then(Value::as_object).unwrap_or(&none);
+        self.0.iter().all(|(label, wanted)| match (labels.get(label), wanted) {
+            (Some(value), Some(wanted)) => value == wanted.as_str(),
+            (Some(_), None) => true,
+            (None, _) => false,
+        })
+    }
+}

@@ -1,0 +1,290 @@
+//! What a real API server answered, asked of the double again.
+#![cfg(test)]
+
+use std::{fs, path::Path, time::Duration};
+
+use garage_apiserver::{Answer, ApiServer, Fault};
+use serde_json::{Value, json};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A request that was recorded, or a watch.
+fn recorded(name: &str) -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/recorded/{name}.json"));
+    serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
+}
+
+/// Without what is another each time.
+fn comparable(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fixed = |field: &String, value: &Value| match field.as_str() {
+                "uid" | "resourceVersion" | "creationTimestamp" | "deletionTimestamp" | "lastTransitionTime"
+                    if value.is_string() =>
+                {
+                    Value::from("another each time")
+                }
+                _ => comparable(value),
+            };
+            Value::Object(fields.iter().map(|(field, value)| (field.clone(), fixed(field, value))).collect())
+        }
+        Value::Array(items) => items.iter().map(comparable).collect(),
+        value => value.clone(),
+    }
+}
+
+struct Double {
+    server: ApiServer,
+    client: reqwest::Client,
+}
+
+impl Double {
+    /// As it was when the recordings began.
+    async fn new() -> Self {
+        let server = ApiServer::start().await.unwrap();
+        let double = Self { server, client: reqwest::Client::new() };
+        for namespace in ["games", "games-quota"] {
+            let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+            assert_eq!(double.ask("POST", "/api/v1/namespaces", &body, "application/json").await.0, 201);
+        }
+        for (name, addresses) in [
+            ("node-a", json!([["InternalIP", "10.0.0.11"], ["ExternalIP", "203.0.113.11"], ["Hostname", "node-a"]])),
+            ("node-b", json!([["InternalIP", "10.0.0.12"], ["Hostname", "node-b"]])),
+        ] {
+            let addresses = addresses.as_array().unwrap();
+            let addresses: Value =
+                addresses.iter().map(|address| json!({"type": address[0], "address": address[1]})).collect();
+            let amount = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+            let time = "2026-11-22T05:00:00Z";
+            let ready = json!({"type": "Ready", "status": "True", "lastHeartbeatTime": time, "lastTransitionTime": time,
+                "reason": "KubeletReady"});
+            let status =
+                json!({"capacity": amount, "allocatable": amount, "conditions": [ready], "addresses": addresses});
+            let body = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": status});
+            assert_eq!(double.ask("POST", "/api/v1/nodes", &body, "application/json").await.0, 201);
+        }
+        double
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: &Value, kind: &str) -> (u16, Value) {
+        let url = format!("{}{path}", self.server.url());
+        let mut request = self.client.request(method.parse().unwrap(), url);
+        if !body.is_null() {
+            request = request.header("content-type", kind).body(body.to_string());
+        }
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, serde_json::from_slice(&response.bytes().await.unwrap()).unwrap())
+    }
+
+    /// Asks what was recorded, and holds the answer against the one that was.
+    async fn replay(&self, name: &str) {
+        let recorded = recorded(name);
+        let mut body = recorded["request"]["body"].clone();
+        let kind = body.as_object_mut().and_then(|body| body.remove("content_type"));
+        let kind = kind.or_else(|| recorded["request"].get("content_type").cloned());
+        let kind = kind.as_ref().and_then(Value::as_str).unwrap_or("application/json").to_owned();
+        let (method, path) = (recorded["request"]["method"].as_str().unwrap(), recorded["request"]["path"].as_str());
+        let (status, answer) = self.ask(method, path.unwrap(), &body, &kind).await;
+        assert_eq!(status, recorded["response"]["status"], "{name}: {answer}");
+        let (answer, expected) = (comparable(&answer), comparable(&recorded["response"]["body"]));
+        assert!(answer == expected, "{name}\nanswered {answer:#}\nrecorded {expected:#}");
+    }
+
+    async fn replay_all(&self, names: &[&str]) {
+        for name in names {
+            self.replay(name).await;
+        }
+    }
+
+    /// A pod like the recorded ones.
+    async fn create(&self, name: &str) -> (u16, Value) {
+        let mut pod = recorded("pod_create")["request"]["body"].clone();
+        pod["metadata"]["name"] = name.into();
+        pod["metadata"]["labels"]["garage/session"] = name.into();
+        self.ask("POST", "/api/v1/namespaces/games/pods", &pod, "application/json").await
+    }
+
+    async fn bind(&self, name: &str, node: &str) {
+        let mut binding = recorded("pod_bind")["request"]["body"].clone();
+        binding["metadata"]["name"] = name.into();
+        binding["target"]["name"] = node.into();
+        let path = format!("/api/v1/namespaces/games/pods/{name}/binding");
+        assert_eq!(self.ask("POST", &path, &binding, "application/json").await.0, 201);
+    }
+
+    async fn status(&self, name: &str, status: Value) {
+        let path = format!("/api/v1/namespaces/games/pods/{name}/status");
+        let kind = "application/strategic-merge-patch+json";
+        assert_eq!(self.ask("PATCH", &path, &json!({"status": status}), kind).await.0, 200);
+    }
+
+    async fn watch(&self, query: &str) -> Watch {
+        let url = format!("{}/api/v1/namespaces/games/pods?watch=true&{query}", self.server.url());
+        Watch { response: self.client.get(url).send().await.unwrap(), read: Vec::new() }
+    }
+}
+
+struct Watch {
+    response: reqwest::Response,
+    read: Vec<u8>,
+}
+
+impl Watch {
+    /// The next line; none at the end.
+    async fn next(&mut self) -> Option<Value> {
+        tokio::time::timeout(DEADLINE, async {
+            loop {
+                if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<_> = self.read.drain(..=end).collect();
+                    return Some(serde_json::from_slice(&line).unwrap());
+                }
+                self.read.extend(self.response.chunk().await.ok()??);
+            }
+        })
+        .await
+        .unwrap()
+    }
+}
+
+#[tokio::test]
+async fn pods_live_and_end_as_recorded_and_a_watch_sees_it_so() {
+    let double = Double::new().await;
+    double.replay_all(&["pod_list_empty", "pod_get_missing"]).await;
+    let (_, list) = double.ask("GET", "/api/v1/namespaces/games/pods", &Value::Null, "").await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let selector = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dgarage";
+    let mut watch = double.watch(&format!("allowWatchBookmarks=true&resourceVersion={from}&{selector}")).await;
+    double.replay_all(&["pod_create", "pod_create_again", "pod_unschedulable_status", "pod_bind"]).await;
+    double.replay_all(&["pod_status_image_pull_backoff", "pod_status_running", "pod_get_running"]).await;
+    double.replay_all(&["pod_list_one", "pod_status_succeeded", "pod_delete_grace", "pod_delete_missing"]).await;
+    // These three the recordings only show in the watch.
+    double.create("game-4").await;
+    double.bind("game-4", "node-b").await;
+    let running = recorded("pod_status_running")["request"]["body"]["status"].clone();
+    double.status("game-4", running).await;
+    double.replay_all(&["pod_status_failed_oom", "pod_status_evicted", "pod_delete_bound_default_grace"]).await;
+    double.create("game-5").await;
+    for expected in recorded("pod_watch")["events"].as_array().unwrap() {
+        let mut seen = watch.next().await.unwrap();
+        while seen["type"] == "BOOKMARK" && expected["type"] != "BOOKMARK" {
+            seen = watch.next().await.unwrap();
+        }
+        assert_eq!(seen["type"], expected["type"]);
+        if seen["type"] != "BOOKMARK" {
+            let (seen, expected) = (comparable(&seen["object"]), comparable(&expected["object"]));
+            assert!(seen == expected, "seen {seen:#}\nrecorded {expected:#}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_is_refused_as_recorded() {
+    let double = Double::new().await;
+    double.replay_all(&["node_get_external_ip", "node_get_internal_only", "node_get_missing"]).await;
+    double.replay_all(&["pod_create_invalid_name", "pod_create_hostnetwork_port_mismatch"]).await;
+    double.replay_all(&["pod_create_invalid_restart_policy", "watch_bad_resource_version"]).await;
+    let path = "/api/v1/namespaces/games-quota";
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}});
+    assert_eq!(double.ask("POST", &format!("{path}/resourcequotas"), &quota, "application/json").await.0, 201);
+    let first = recorded("pod_create")["request"]["body"].clone();
+    assert_eq!(double.ask("POST", &format!("{path}/pods"), &first, "application/json").await.0, 201);
+    double.replay("pod_create_quota_exceeded").await;
+    for (name, answer) in [("unauthorized", Answer::Unauthorized), ("forbidden_rbac", Answer::Forbidden)] {
+        double.server.fail(Fault { verb: "list", resource: "pods", times: 1, answer });
+        double.replay(name).await;
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_as_recorded() {
+    let double = Double::new().await;
+    double.replay_all(&["secret_create", "secret_create_again"]).await;
+    // The recording names a pod of its own.
+    let mut set_owner = recorded("secret_set_owner");
+    let path = set_owner["request"]["path"].as_str().unwrap().to_owned();
+    let kind = "application/merge-patch+json";
+    let mut body = set_owner["request"]["body"].take();
+    body.as_object_mut().unwrap().remove("content_type");
+    let (status, secret) = double.ask("PATCH", &path, &body, kind).await;
+    assert_eq!(status, 200);
+    assert_eq!(comparable(&secret), comparable(&set_owner["response"]["body"]));
+    assert_eq!(double.ask("DELETE", &path, &Value::Null, "").await.0, 200);
+    assert_eq!(double.ask("GET", &path, &Value::Null, "").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_pod_that_runs_is_told_to_go_and_is_gone_when_its_kubelet_says_so() {
+    let double = Double::new().await;
+    double.create("game-1").await;
+    double.bind("game-1", "node-a").await;
+    let path = "/api/v1/namespaces/games/pods/game-1";
+    let (status, pod) = double.ask("DELETE", path, &Value::Null, "").await;
+    assert_eq!((status, &pod["metadata"]["deletionGracePeriodSeconds"]), (200, &json!(30)));
+    assert!(double.ask("GET", path, &Value::Null, "").await.1["metadata"]["deletionTimestamp"].is_string());
+    let now = json!({"gracePeriodSeconds": 0});
+    assert_eq!(double.ask("DELETE", path, &now, "application/json").await.0, 200);
+    assert_eq!(double.ask("GET", path, &Value::Null, "").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_deletion_of_another_object_of_the_name_is_refused() {
+    let double = Double::new().await;
+    double.create("game-1").await;
+    let path = "/api/v1/namespaces/games/pods/game-1";
+    let other = json!({"preconditions": {"uid": "ba12927a-0bc9-48ed-9bca-deb908c497f6"}});
+    let (status, refusal) = double.ask("DELETE", path, &other, "application/json").await;
+    assert_eq!((status, &refusal["reason"]), (409, &json!("Conflict")));
+    assert_eq!(double.ask("GET", path, &Value::Null, "").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_list_comes_in_pages_and_by_labels() {
+    let double = Double::new().await;
+    for name in ["a", "b", "c"] {
+        double.create(name).await;
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let path = "/api/v1/namespaces/games/pods";
+    let (_, first) = double.ask("GET", &format!("{path}?limit=2"), &Value::Null, "").await;
+    assert_eq!(names(&first), ["a", "b"]);
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    let (_, rest) = double.ask("GET", &format!("{path}?limit=2&continue={next}"), &Value::Null, "").await;
+    assert_eq!(names(&rest), ["c"]);
+    assert!(rest["metadata"]["continue"].is_null());
+    let (_, one) = double.ask("GET", &format!("{path}?labelSelector=garage%2Fsession%3Db"), &Value::Null, "").await;
+    assert_eq!(names(&one), ["b"]);
+}
+
+#[tokio::test]
+async fn who_watches_from_what_is_forgotten_is_told_so() {
+    let double = Double::new().await;
+    double.create("game-1").await;
+    let (_, list) = double.ask("GET", "/api/v1/namespaces/games/pods", &Value::Null, "").await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+    double.server.forget();
+    let mut watch = double.watch(&format!("resourceVersion={from}")).await;
+    let told = watch.next().await.unwrap();
+    assert_eq!((&told["type"], &told["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!((&told["object"]["reason"], watch.next().await), (&json!("Expired"), None));
+}
+
+#[tokio::test]
+async fn what_goes_wrong_on_demand_goes_wrong_that_often_and_is_counted() {
+    let double = Double::new().await;
+    let mut watch = double.watch("resourceVersion=1").await;
+    for answer in [Answer::TooMany, Answer::Internal] {
+        double.server.fail(Fault { verb: "create", resource: "pods", times: 1, answer });
+    }
+    let codes = [double.create("game-1").await.0, double.create("game-1").await.0, double.create("game-1").await.0];
+    assert_eq!(codes, [429, 500, 201]);
+    assert_eq!(watch.next().await.unwrap()["type"], "ADDED");
+    double.server.cut();
+    assert_eq!(watch.next().await, None);
+    let asked = double.server.asked().into_iter().filter(|asked| asked.resource == "pods");
+    let asked: Vec<_> = asked.map(|asked| (asked.verb, asked.status)).collect();
+    assert_eq!(asked, [("watch", 200), ("create", 429), ("create", 500), ("create", 201)]);
+}

@@ -1,0 +1,749 @@
+//! The whole director on a real NATS and Redis, with pods of a cluster as game servers: that of
+//! `GARAGE_TEST_KUBECONFIG`, or without it a double of the API server. The test plays scheduler and kubelet, through the
+//! same API.
+#![cfg(test)]
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use futures::future::join_all;
+use garage_apiserver::{Answer, ApiServer, Fault};
+use garage_director::backend::Name;
+use garage_events::{
+    game::{self, Car, Loadout, Stats},
+    id::{PlayerId, QueueName, SessionId, TicketId},
+    jetstream::{JetStreamLog, setup},
+    log::{Append, Decision, Load, Session},
+    player,
+    projection::parked_key,
+    reaction::decide_session,
+    session::{self, Event, Matched, Member, PodFailed, PodRequested, PodScheduled, Team},
+    subject::{Aggregate, Report, ReportKind},
+    world::{System, World},
+};
+use garage_stack::servers::{Nats, Redis, Role};
+use garage_worker::{Shutdown, seal::SealKey};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ResourceQuota, Secret};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::{Value, json};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const FINGERPRINT: &str = "f00d";
+const SEAL: [u8; 32] = [9; 32];
+const IMAGE: &str = "gameserver:test";
+const OURS: &str = "app.kubernetes.io/managed-by=garage";
+
+// Made for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`.
+const TOKEN: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
+-----END PUBLIC KEY-----
+";
+
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A namespace of a cluster, with a node of its own.
+struct Cluster {
+    /// The double, unless it is a real one.
+    double: Option<ApiServer>,
+    kubeconfig: PathBuf,
+    namespace: String,
+    node: String,
+    pods: Api<Pod>,
+    secrets: Api<Secret>,
+    nodes: Api<Node>,
+    quotas: Api<ResourceQuota>,
+}
+
+impl Cluster {
+    async fn new(folder: &Path) -> Self {
+        let (double, kubeconfig) = match env::var_os("GARAGE_TEST_KUBECONFIG") {
+            Some(file) => (None, PathBuf::from(file)),
+            None => {
+                let double = ApiServer::start().await.unwrap();
+                let file = folder.join("kubeconfig");
+                fs::write(&file, double.kubeconfig()).unwrap();
+                (Some(double), file)
+            }
+        };
+        let config = Kubeconfig::read_from(&kubeconfig).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+        let client = Client::try_from(config).unwrap();
+        let namespace = format!("garage-{}", System.id().simple());
+        let named = serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
+        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &named).await.unwrap();
+        let cluster = Self {
+            double,
+            kubeconfig,
+            node: format!("node-{namespace}"),
+            pods: Api::namespaced(client.clone(), &namespace),
+            secrets: Api::namespaced(client.clone(), &namespace),
+            quotas: Api::namespaced(client.clone(), &namespace),
+            nodes: Api::all(client),
+            namespace,
+        };
+        cluster.add_node(&cluster.node, &[("InternalIP", "10.0.0.11"), ("ExternalIP", "203.0.113.11")]).await;
+        cluster
+    }
+
+    fn double(&self) -> &ApiServer {
+        self.double.as_ref().expect("this test makes the API server fail, which only the double can be told")
+    }
+
+    /// Lets the next such request go wrong.
+    fn fail(&self, verb: &'static str, resource: &'static str, answer: Answer) {
+        self.double().fail(Fault { verb, resource, times: 1, answer });
+    }
+
+    async fn add_node(&self, name: &str, addresses: &[(&str, &str)]) {
+        let addresses: Vec<_> =
+            addresses.iter().map(|(kind, address)| json!({"type": kind, "address": address})).collect();
+        let node = json!({"metadata": {"name": name}, "status": {"addresses": addresses}});
+        let node = serde_json::from_value(node).unwrap();
+        self.nodes.create(&PostParams::default(), &node).await.unwrap();
+    }
+
+    /// The pod of an instance, once it is there.
+    async fn pod(&self, name: Name) -> Pod {
+        until("the pod", async || self.pods.get_opt(&name.to_string()).await.unwrap()).await
+    }
+
+    /// As the scheduler does it.
+    async fn bind_to(&self, name: Name, node: &str) {
+        self.pod(name).await;
+        let target = json!({"apiVersion": "v1", "kind": "Node", "name": node});
+        let binding =
+            json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name.to_string()}, "target": target});
+        let _: Value =
+            self.pods.create_subresource("binding", &name.to_string(), &PostParams::default(), &binding).await.unwrap();
+    }
+
+    async fn bind(&self, name: Name) {
+        self.bind_to(name, &self.node).await;
+    }
+
+    /// As a kubelet, or the scheduler, writes it.
+    async fn status(&self, name: Name, status: Value) {
+        self.pod(name).await;
+        let patch = Patch::Strategic(json!({"status": status}));
+        self.pods.patch_status(&name.to_string(), &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    async fn container(&self, name: Name, phase: &str, state: Value) {
+        let status = json!({"name": "gameserver", "image": IMAGE, "imageID": "", "ready": false, "restartCount": 0,
+            "state": state});
+        self.status(name, json!({"phase": phase, "containerStatuses": [status]})).await;
+    }
+
+    /// As a kubelet says that a pod which was told to go is over.
+    async fn confirm(&self, name: Name) {
+        until("the pod to be told to go", async || {
+            let pod = self.pods.get_opt(&name.to_string()).await.unwrap();
+            pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()).then_some(())
+        })
+        .await;
+        let now = DeleteParams::default().grace_period(0);
+        let _ = self.pods.delete(&name.to_string(), &now).await;
+    }
+
+    async fn gone(&self, name: Name) {
+        until("pod and secret to be gone", async || {
+            let pod = self.pods.get_opt(&name.to_string()).await.unwrap();
+            let secret = self.secrets.get_opt(&name.to_string()).await.unwrap();
+            (pod.is_none() && secret.is_none()).then_some(())
+        })
+        .await;
+    }
+
+    /// What a director asked to be changed.
+    fn changes(&self) -> Vec<(&'static str, String, u16)> {
+        let changing = ["create", "patch", "delete"];
+        let asked = self.double().asked().into_iter().filter(|asked| changing.contains(&asked.verb));
+        let asked = asked.filter(|asked| ["pods", "secrets"].contains(&asked.resource.as_str()));
+        asked.map(|asked| (asked.verb, asked.resource, asked.status)).collect()
+    }
+}
+
+/// A director with all that it needs. Dropping it ends all of it.
+struct Ground {
+    folder: tempfile::TempDir,
+    nats: Nats,
+    redis: Redis,
+    log: JetStreamLog,
+    cluster: Cluster,
+    director: Option<(Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>)>,
+    more: Vec<String>,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("seal"), "09".repeat(32)).unwrap();
+        fs::write(folder.path().join("token.pem"), TOKEN).unwrap();
+        let nats = Nats::start(folder.path(), 1).await.unwrap();
+        let redis = Redis::start(folder.path()).await.unwrap();
+        let admin = nats.connect(Role::Admin).await.unwrap();
+        setup::init(admin.clone(), 1).await.unwrap();
+        let log = JetStreamLog::open(admin).await.unwrap();
+        let cluster = Cluster::new(folder.path()).await;
+        let ground = Self { folder, nats, redis, log, cluster, director: None, more: Vec::new() };
+        let sealed = SealKey::new(&SEAL).seal(b"the private key", FINGERPRINT).unwrap();
+        let client = redis::Client::open(ground.redis.url_with_password()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await.unwrap();
+        ground
+    }
+
+    /// With a director that runs.
+    async fn started() -> Self {
+        let mut ground = Self::new().await;
+        ground.start();
+        ground
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.folder.path().join(file).to_str().unwrap().to_owned()
+    }
+
+    fn config(&self) -> garage_director::Config {
+        let (user, password_file) = self.nats.user(Role::Director);
+        let file = |path: &Path| path.to_str().unwrap().to_owned();
+        let flags = [
+            ("--backend", "kube".to_owned()),
+            ("--kubeconfig", file(&self.cluster.kubeconfig)),
+            ("--namespace", self.cluster.namespace.clone()),
+            ("--image", IMAGE.to_owned()),
+            ("--game-ports", "7000-7100".to_owned()),
+            ("--nats-url", self.nats.url()),
+            ("--nats-user", user.to_owned()),
+            ("--nats-password-file", file(&password_file)),
+            ("--redis-url", self.redis.url()),
+            ("--redis-password-file", file(self.redis.password_file())),
+            ("--seal-key-file", self.path("seal")),
+            ("--token-key-file", self.path("token.pem")),
+        ];
+        let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={value}"));
+        garage_director::Config::parse_from(["director".to_owned()].into_iter().chain(flags).chain(self.more.clone()))
+    }
+
+    fn start(&mut self) {
+        let shutdown = Shutdown::new();
+        let director = tokio::spawn(garage_director::run(self.config(), shutdown.clone()));
+        self.director = Some((shutdown, director));
+    }
+
+    async fn stop(&mut self) {
+        let (shutdown, director) = self.director.take().unwrap();
+        shutdown.cancel();
+        tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap().unwrap();
+    }
+
+    /// A session that asks for its first server.
+    async fn session(&self) -> Name {
+        let id = SessionId::new(System.id());
+        let player: PlayerId = format!("p{}", System.id().simple()).parse().unwrap();
+        let (ticket, team) = (TicketId::new(System.id()), "red".to_owned());
+        let queue: QueueName = "ranked".parse().unwrap();
+        let joined = player::Matched {
+            ticket,
+            queue: queue.clone(),
+            session: id,
+            team: team.clone(),
+            waiting_since: System.now(),
+        };
+        let matched = Matched {
+            queue,
+            region: "eu".parse().unwrap(),
+            teams: vec![Team { name: team, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
+            rules: "v1".into(),
+            pool_seq: 1,
+            clock: System.now(),
+        };
+        let events = [Event::from(matched), requested().into()];
+        let decision = Decision::new(&System, id.uuid(), None);
+        let decision = decision.change(&System, Aggregate::Session(id), Default::default(), events);
+        let joined = [player::Event::from(joined)];
+        let decision = decision.change(&System, Aggregate::Player(player), Default::default(), joined);
+        self.log.append(decision).await.unwrap();
+        Name { session: id, attempt: 1 }
+    }
+
+    async fn close(&self, name: Name) {
+        let command = session::Command::Fail { reason: "test".into() };
+        decide_session(&self.log, &System, name.session, command, None).await.unwrap().unwrap();
+    }
+
+    async fn load(&self, name: Name) -> Session {
+        self.log.session(name.session).await.unwrap()
+    }
+
+    async fn event<T>(&self, name: Name, what: &str, pick: impl Fn(&Event) -> Option<T>) -> T {
+        until(what, async || self.load(name).await.history.iter().find_map(|recorded| pick(&recorded.event))).await
+    }
+
+    async fn scheduled(&self, name: Name) -> PodScheduled {
+        let pick = |event: &Event| match event {
+            Event::PodScheduled(data) => Some(data.clone()),
+            _ => None,
+        };
+        self.event(name, "pod-scheduled", pick).await
+    }
+
+    async fn failed(&self, name: Name) -> PodFailed {
+        let pick = |event: &Event| match event {
+            Event::PodFailed(data) => Some(data.clone()),
+            _ => None,
+        };
+        self.event(name, "pod-failed", pick).await
+    }
+
+    /// An attempt fails for a reason, and nothing of it is left.
+    async fn fails(&self, name: Name, reason: &str, message: &str) {
+        let failed = self.failed(name).await;
+        assert_eq!((failed.reason.as_str(), failed.message.as_str()), (reason, message));
+        self.cluster.confirm(name).await;
+        self.cluster.gone(name).await;
+    }
+}
+
+fn requested() -> PodRequested {
+    let car = Car {
+        id: "brick".parse().unwrap(),
+        model: "m".into(),
+        texture: "t".into(),
+        stats: Stats { power_kw: 100.0, mass_kg: 1000.0, grip: 1.0, drag_m2: 0.6 },
+    };
+    PodRequested {
+        attempt: 1,
+        region: "eu".parse().unwrap(),
+        loadouts: vec![Loadout { player: "p1".parse().unwrap(), car, items: BTreeMap::new() }],
+        public_key: "public".into(),
+        fingerprint: FINGERPRINT.into(),
+    }
+}
+
+#[tokio::test]
+async fn a_requested_server_is_a_pod_that_is_told_what_it_needs_in_a_file() {
+    let mut ground = Ground::new().await;
+    let template = "
+metadata:
+  labels: {team: racing}
+spec:
+  priorityClassName: games
+  restartPolicy: Always
+  tolerations: [{key: games, operator: Exists}]
+  containers:
+    - name: gameserver
+      image: not-this-one
+      resources: {requests: {cpu: '2'}}
+      env: [{name: RUST_LOG, value: debug}]
+";
+    fs::write(ground.path("pod.yaml"), template).unwrap();
+    ground.more = vec![
+        format!("--pod-template={}", ground.path("pod.yaml")),
+        "--region=eu=topology.kubernetes.io/region=europe-west1".into(),
+    ];
+    ground.start();
+    let name = ground.session().await;
+    let pod = serde_json::to_value(ground.cluster.pod(name).await).unwrap();
+    let labels = &pod["metadata"]["labels"];
+    for (label, value) in [
+        ("app.kubernetes.io/managed-by", "garage"),
+        ("garage/session", name.session.to_string().as_str()),
+        ("garage/attempt", "1"),
+        ("garage/queue", "ranked"),
+        ("garage/region", "eu"),
+        ("team", "racing"),
+    ] {
+        assert_eq!(labels[label], value, "{label}");
+    }
+    assert_eq!(pod["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"], "false");
+    let spec = &pod["spec"];
+    for (field, value) in [
+        ("hostNetwork", json!(true)),
+        ("dnsPolicy", json!("ClusterFirstWithHostNet")),
+        ("restartPolicy", json!("Never")),
+        ("priorityClassName", json!("games")),
+        ("automountServiceAccountToken", json!(false)),
+        ("enableServiceLinks", json!(false)),
+        ("nodeSelector", json!({"topology.kubernetes.io/region": "europe-west1"})),
+    ] {
+        assert_eq!(spec[field], value, "{field}");
+    }
+    let seconds = spec["activeDeadlineSeconds"].as_i64().unwrap();
+    assert!((900..=960).contains(&seconds), "{seconds} s: the session's 15 minutes and a minute");
+    assert_eq!(spec["tolerations"].as_array().unwrap().len(), 3);
+    assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(spec["securityContext"]["seccompProfile"], json!({"type": "RuntimeDefault"}));
+    let container = &spec["containers"][0];
+    assert_eq!(spec["containers"].as_array().unwrap().len(), 1);
+    assert_eq!(container["image"], IMAGE);
+    assert_eq!(container["args"], json!(["--config", "/run/garage/config.json", "--ports", "7000-7100"]));
+    assert_eq!(container["resources"]["requests"], json!({"cpu": "2", "memory": "64Mi"}));
+    assert_eq!(container["env"], json!([{"name": "RUST_LOG", "value": "debug"}]));
+    let expected = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"]}});
+    assert_eq!(container["securityContext"], expected);
+    assert!(!pod.to_string().contains("the private key"));
+
+    let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+    let config: game::Config = serde_json::from_slice(&secret.data.as_ref().unwrap()["config.json"].0).unwrap();
+    assert_eq!(config.private_key.expose(), "the private key");
+    assert_eq!(config.players, requested().loadouts);
+    assert_eq!(secret.labels()["garage/session"], name.session.to_string());
+    until("the pod to own its secret", async || {
+        let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+        (secret.owner_references().first()?.uid == pod["metadata"]["uid"]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pod_takes_three_requests_and_is_scheduled_once_it_is_bound() {
+    let ground = Ground::started().await;
+    let name = ground.session().await;
+    ground.cluster.bind(name).await;
+    let scheduled = ground.scheduled(name).await;
+    assert_eq!((scheduled.pod, scheduled.attempt), (name.to_string(), 1));
+    assert_eq!(
+        (scheduled.node.as_str(), scheduled.public_ip.to_string()),
+        (ground.cluster.node.as_str(), "203.0.113.11".into())
+    );
+    // What caused it stays known, though nobody waited.
+    let history = ground.load(name).await.history;
+    let (asked, told) = (&history[1], &history[2]);
+    assert_eq!(told.cause, Some(asked.id));
+    if ground.cluster.double.is_some() {
+        let made = |verb, resource: &str, status| (verb, resource.to_owned(), status);
+        let changes = ground.cluster.changes();
+        let expected = [made("create", "secrets", 201), made("create", "pods", 201), made("patch", "secrets", 200)];
+        assert_eq!(changes, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_address_is_looked_for_in_the_given_order() {
+    let mut ground = Ground::new().await;
+    ground.more = vec!["--node-address=external-ip,internal-ip".into()];
+    ground.start();
+    let inside = format!("inside-{}", ground.cluster.namespace);
+    ground.cluster.add_node(&inside, &[("InternalIP", "2001:db8::12")]).await;
+    let name = ground.session().await;
+    ground.cluster.bind_to(name, &inside).await;
+    assert_eq!(ground.scheduled(name).await.public_ip.to_string(), "2001:db8::12");
+}
+
+#[tokio::test]
+async fn a_node_without_a_public_address_fails_the_attempt() {
+    let ground = Ground::started().await;
+    let inside = format!("inside-{}", ground.cluster.namespace);
+    ground.cluster.add_node(&inside, &[("InternalIP", "10.0.0.12")]).await;
+    let name = ground.session().await;
+    ground.cluster.bind_to(name, &inside).await;
+    let message = format!("the node {inside} has no address that --node-address asks for");
+    ground.fails(name, "no-public-ip", &message).await;
+}
+
+#[tokio::test]
+async fn what_is_half_made_is_finished_once_when_the_answer_to_any_request_is_lost() {
+    for (verb, resource) in [("create", "secrets"), ("create", "pods"), ("patch", "secrets")] {
+        let ground = Ground::started().await;
+        ground.cluster.fail(verb, resource, Answer::Lost);
+        let name = ground.session().await;
+        ground.cluster.bind(name).await;
+        ground.scheduled(name).await;
+        let pod = ground.cluster.pod(name).await;
+        until("the pod to own its secret", async || {
+            let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+            (Some(&secret.owner_references().first()?.uid) == pod.metadata.uid.as_ref()).then_some(())
+        })
+        .await;
+        let made = ground.cluster.changes().into_iter().filter(|(verb, _, status)| *verb == "create" && *status == 201);
+        // Who lost an answer did not see it.
+        assert_eq!(made.count(), if verb == "create" { 1 } else { 2 }, "{verb} {resource}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_is_bound_while_there_is_no_director_is_scheduled_by_the_next() {
+    let mut ground = Ground::started().await;
+    let name = ground.session().await;
+    let stream = ground.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
+    ground.cluster.pod(name).await;
+    until("the request to be done with", async || {
+        let info = stream.consumer_info(setup::DIRECTOR.name).await.ok()?;
+        (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+    })
+    .await;
+    ground.stop().await;
+    ground.cluster.bind(name).await;
+    ground.start();
+    ground.scheduled(name).await;
+}
+
+#[tokio::test]
+async fn a_closed_session_has_its_pod_and_its_secret_removed() {
+    let ground = Ground::started().await;
+    let (bound, waiting) = (ground.session().await, ground.session().await);
+    ground.cluster.bind(bound).await;
+    ground.scheduled(bound).await;
+    ground.cluster.pod(waiting).await;
+    for name in [bound, waiting] {
+        ground.close(name).await;
+        ground.cluster.confirm(name).await;
+        ground.cluster.gone(name).await;
+        let history = ground.load(name).await.history;
+        assert!(!history.iter().any(|recorded| matches!(recorded.event, Event::PodFailed(_))), "{history:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_fits_no_node_fails_the_attempt_after_the_patience() {
+    let mut ground = Ground::new().await;
+    ground.more = vec!["--pod-patience=1".into()];
+    ground.start();
+    let name = ground.session().await;
+    let message = "0/2 nodes are available: 2 Insufficient cpu.";
+    let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
+    ground.cluster.status(name, json!({"conditions": [condition]})).await;
+    ground.fails(name, "unschedulable", message).await;
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_pulled_fails_the_attempt() {
+    let ground = Ground::started().await;
+    let name = ground.session().await;
+    ground.cluster.bind(name).await;
+    let message = "Back-off pulling image \"gameserver:test\"";
+    let waiting = json!({"reason": "ImagePullBackOff", "message": message});
+    ground.cluster.container(name, "Pending", json!({"waiting": waiting})).await;
+    ground.fails(name, "image-not-pulled", message).await;
+}
+
+#[tokio::test]
+async fn a_server_that_crashes_or_takes_too_much_memory_fails_the_attempt() {
+    let ground = Ground::started().await;
+    for (code, theirs, reason, message) in [
+        (3, "Error", "exited", "exit code 3"),
+        (137, "OOMKilled", "out-of-memory", "exit code 137: killed for its memory (OOMKilled)"),
+    ] {
+        let name = ground.session().await;
+        ground.cluster.bind(name).await;
+        let terminated = json!({"exitCode": code, "reason": theirs});
+        ground.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
+        ground.fails(name, reason, message).await;
+    }
+}
+
+#[tokio::test]
+async fn an_evicted_pod_fails_the_attempt_with_what_the_node_said() {
+    let ground = Ground::started().await;
+    let name = ground.session().await;
+    ground.cluster.bind(name).await;
+    let message = "The node was low on resource: memory.";
+    ground.cluster.status(name, json!({"phase": "Failed", "reason": "Evicted", "message": message})).await;
+    ground.fails(name, "evicted", message).await;
+}
+
+#[tokio::test]
+async fn a_lost_node_fails_the_attempt() {
+    let ground = Ground::started().await;
+    let name = ground.session().await;
+    ground.cluster.bind(name).await;
+    ground.scheduled(name).await;
+    let message = "Taint manager: deleting due to NoExecute taint";
+    let condition =
+        json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": message});
+    ground.cluster.status(name, json!({"conditions": [condition]})).await;
+    ground.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
+    ground.fails(name, "node-lost", message).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_somebody_else_deletes_fails_the_attempt() {
+    let ground = Ground::started().await;
+    for grace in [30, 0] {
+        let name = ground.session().await;
+        ground.cluster.bind(name).await;
+        ground.scheduled(name).await;
+        let with = DeleteParams::default().grace_period(grace);
+        ground.cluster.pods.delete(&name.to_string(), &with).await.unwrap();
+        ground.fails(name, "deleted", "the pod was deleted, and not by Garage").await;
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_succeeds_after_it_reported_its_results_has_not_failed() {
+    let ground = Ground::started().await;
+    let (reported, silent) = (ground.session().await, ground.session().await);
+    let report = Report { session: reported.session, attempt: 1, kind: ReportKind::Finished };
+    ground.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
+    for name in [reported, silent] {
+        ground.cluster.bind(name).await;
+        ground.scheduled(name).await;
+        let terminated = json!({"exitCode": 0, "reason": "Completed"});
+        ground.cluster.container(name, "Succeeded", json!({"terminated": terminated})).await;
+    }
+    ground.fails(silent, "exited", "exit code 0").await;
+    // One that ends later is judged later: by then the first has been.
+    let history = ground.load(reported).await.history;
+    assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
+}
+
+#[tokio::test]
+async fn what_the_cluster_will_never_take_fails_the_attempt_and_what_it_may_take_later_is_tried_again() {
+    let ground = Ground::started().await;
+    for answer in [Answer::Forbidden, Answer::Unauthorized, Answer::Internal, Answer::TooMany] {
+        ground.cluster.fail("create", "pods", answer);
+    }
+    let name = ground.session().await;
+    ground.cluster.bind(name).await;
+    ground.scheduled(name).await;
+    ground.close(name).await;
+    ground.cluster.confirm(name).await;
+    ground.cluster.gone(name).await;
+
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "0"}}});
+    let quota = serde_json::from_value(quota).unwrap();
+    ground.cluster.quotas.create(&PostParams::default(), &quota).await.unwrap();
+    let name = ground.session().await;
+    let failed = ground.failed(name).await;
+    let message =
+        format!("pods \"{name}\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0");
+    assert_eq!((failed.reason.as_str(), failed.message), ("quota-exceeded", message));
+    ground.cluster.gone(name).await;
+}
+
+#[tokio::test]
+async fn what_nobody_asks_for_is_removed_and_what_is_not_garages_is_left_alone() {
+    let mut ground = Ground::new().await;
+    ground.more = vec!["--orphan-grace=0".into()];
+    let wanted = ground.session().await;
+    let [orphan, secret, foreign] = [(); 3].map(|()| Name { session: SessionId::new(System.id()), attempt: 1 });
+    let labels = |name: Name| {
+        json!({"app.kubernetes.io/managed-by": "garage", "garage/session": name.session.to_string(),
+            "garage/attempt": name.attempt.to_string()})
+    };
+    let pod = |name: &str, labels: Value| -> Pod {
+        let container = json!({"name": "gameserver", "image": IMAGE});
+        let metadata = json!({"name": name, "labels": labels});
+        serde_json::from_value(json!({"metadata": metadata, "spec": {"containers": [container]}})).unwrap()
+    };
+    let post = PostParams::default();
+    let others = [
+        pod(&foreign.to_string(), json!({"app.kubernetes.io/managed-by": "helm"})),
+        pod("game-of-others", json!({"app.kubernetes.io/managed-by": "garage"})),
+    ];
+    for pod in [pod(&orphan.to_string(), labels(orphan))].iter().chain(&others) {
+        ground.cluster.pods.create(&post, pod).await.unwrap();
+    }
+    let alone = json!({"metadata": {"name": secret.to_string(), "labels": labels(secret)}});
+    ground.cluster.secrets.create(&post, &serde_json::from_value(alone).unwrap()).await.unwrap();
+    ground.start();
+    ground.cluster.gone(orphan).await;
+    ground.cluster.gone(secret).await;
+    ground.cluster.bind(wanted).await;
+    ground.scheduled(wanted).await;
+    let left = ground.cluster.pods.list(&ListParams::default()).await.unwrap();
+    let mut left: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
+    let mut expected = vec![wanted.to_string(), foreign.to_string(), "game-of-others".into()];
+    left.sort();
+    expected.sort();
+    assert_eq!(left, expected);
+}
+
+#[tokio::test]
+async fn a_name_that_somebody_else_has_taken_fails_the_attempt_and_is_left_alone() {
+    let mut ground = Ground::new().await;
+    let name = ground.session().await;
+    let taken = json!({"metadata": {"name": name.to_string()}, "spec": {"containers": [{"name": "x", "image": "x"}]}});
+    let taken = serde_json::from_value(taken).unwrap();
+    ground.cluster.pods.create(&PostParams::default(), &taken).await.unwrap();
+    ground.start();
+    let failed = ground.failed(name).await;
+    let message = format!("there is a pod {name} already, which is not Garage's");
+    assert_eq!((failed.reason.as_str(), failed.message), ("name-taken", message));
+    until("its secret to be gone", async || {
+        ground.cluster.secrets.get_opt(&name.to_string()).await.unwrap().is_none().then_some(())
+    })
+    .await;
+    assert!(ground.cluster.pods.get_opt(&name.to_string()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn the_watch_goes_on_when_it_is_cut_forgotten_or_refused() {
+    let ground = Ground::started().await;
+    let before = ground.session().await;
+    ground.cluster.bind(before).await;
+    ground.scheduled(before).await;
+    let double = ground.cluster.double();
+    let upsets: [&dyn Fn(); 3] = [&|| double.cut(), &|| double.forget(), &|| {
+        for answer in [Answer::Internal, Answer::TooMany, Answer::Gone] {
+            ground.cluster.fail("watch", "pods", answer);
+        }
+        double.cut();
+    }];
+    for upset in upsets {
+        upset();
+        let name = ground.session().await;
+        ground.cluster.bind(name).await;
+        ground.scheduled(name).await;
+    }
+    let history = ground.load(before).await.history;
+    assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
+}
+
+#[tokio::test]
+async fn a_queue_in_a_region_that_is_nowhere_keeps_the_director_from_starting() {
+    let mut ground = Ground::new().await;
+    let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nregions = { eu = 120, us = 120 }\n";
+    fs::write(ground.path("queues.toml"), queues).unwrap();
+    ground.more = vec![format!("--queues={}", ground.path("queues.toml")), "--region=eu".into()];
+    let refused = format!("{:#}", ground.config().check().unwrap_err());
+    assert_eq!(refused, "queue ranked is played in us, which no --region says where to find");
+    ground.more.push("--region=us=zone=b".into());
+    ground.config().check().unwrap();
+    ground.more = vec![format!("--queues={}", ground.path("queues.toml"))];
+    ground.config().check().unwrap();
+}
+
+#[tokio::test]
+async fn of_a_thousand_pods_that_were_made_and_closed_nothing_is_left() {
+    let ground = Ground::started().await;
+    for _ in 0..10 {
+        let game = async || {
+            let name = ground.session().await;
+            ground.cluster.bind(name).await;
+            ground.scheduled(name).await;
+            ground.close(name).await;
+            ground.cluster.confirm(name).await;
+            ground.cluster.gone(name).await;
+        };
+        join_all((0..100).map(|_| game())).await;
+    }
+    let all = ListParams::default();
+    let pods = ground.cluster.pods.list(&all).await.unwrap();
+    let secrets = ground.cluster.secrets.list(&all.labels(OURS)).await.unwrap();
+    assert_eq!((pods.items.len(), secrets.items.len()), (0, 0));
+    if ground.cluster.double.is_some() {
+        let made = ground.cluster.changes().into_iter().filter(|(verb, _, status)| *verb == "create" && *status == 201);
+        assert_eq!(made.count(), 2_000);
+    }
+}
