@@ -33,9 +33,9 @@ use garage_worker::Shutdown;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     config::{KubeConfigOptions, Kubeconfig},
-    core::{ObjectMeta, Status},
+    core::{ObjectMeta, PartialObjectMeta, Status},
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -65,6 +65,8 @@ pub struct KubeBackend(Arc<Inner>);
 struct Inner {
     pods: Api<Pod>,
     secrets: Api<Secret>,
+    /// The secrets without what is in them.
+    labels: Api<PartialObjectMeta<Secret>>,
     nodes: Api<Node>,
     namespace: String,
     known: Pods,
@@ -140,6 +142,7 @@ impl KubeBackend {
         Ok(Self(Arc::new(Inner {
             pods: Api::namespaced(client.clone(), &namespace),
             secrets: Api::namespaced(client.clone(), &namespace),
+            labels: Api::namespaced(client.clone(), &namespace),
             nodes: Api::all(client),
             namespace,
             known: Pods::default(),
@@ -167,7 +170,7 @@ impl KubeBackend {
     /// None; what fails is tried again.
     pub async fn watch(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let inner = &self.0;
-        inner.known.clone().watch(inner.pods.clone(), inner.secrets.clone(), shutdown).await
+        inner.known.clone().watch(inner.pods.clone(), inner.labels.clone(), shutdown).await
     }
 }
 
@@ -245,7 +248,7 @@ impl Inner {
         match ask(effect(Point::SecretMade, self.secrets.create(&post, &secret))).await {
             Ok(_) => {}
             Err(refusal) if refusal.is("AlreadyExists") => {
-                let found = ask(self.secrets.get_metadata(&named)).await;
+                let found = ask(self.labels.get(&named)).await;
                 ours(name, "secret", &found.map_err(|error| error.unavailable("read the secret"))?.metadata)?;
             }
             Err(refusal) => return Err(refusal.of_making("make the secret")),
@@ -270,7 +273,7 @@ impl Inner {
     async fn own(&self, name: &str, pod: &Pod) -> Result<(), Unavailable> {
         let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.uid()});
         let patch = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}}));
-        let owned = self.secrets.patch_metadata(name, &kube::api::PatchParams::default(), &patch);
+        let owned = self.labels.patch(name, &PatchParams::default(), &patch);
         let owned = ask(effect(Point::OwnerSet, owned)).await;
         owned.map(drop).map_err(|error| error.unavailable("make the pod own its secret"))
     }
@@ -364,7 +367,7 @@ impl Inner {
             there = true;
             tracing::info!(pod.name = %name, "pod deleted");
         }
-        let secret = self.secrets.get_metadata_opt(&name.to_string());
+        let secret = self.labels.get_opt(&name.to_string());
         let secret = ask(secret).await.map_err(|error| error.unavailable("look for the secret"))?;
         if let Some(exact) = secret.and_then(|secret| exact(name, &secret.metadata)) {
             let deleted = self.secrets.delete(&exact.0, &exact.1);

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     Api, ResourceExt,
     core::PartialObjectMeta,
-    runtime::{WatchStreamExt, metadata_watcher, utils::Backoff, watcher},
+    runtime::{WatchStreamExt, utils::Backoff, watcher},
 };
 use time::OffsetDateTime;
 
@@ -105,11 +105,11 @@ impl Pods {
     ///
     /// # Errors
     /// None; what fails is tried again.
-    pub(super) async fn watch(self, pods: Api<Pod>, secrets: Api<Secret>, shutdown: Shutdown) -> anyhow::Result<()> {
+    pub(super) async fn watch(self, pods: Api<Pod>, secrets: Api<PartialObjectMeta<Secret>>, shutdown: Shutdown) -> anyhow::Result<()> {
         let (label, value) = manifest::MANAGED_BY;
         let ours = || watcher::Config::default().labels(&format!("{label}={value}")).page_size(PAGE);
         let pods = self.clone().follow_pods(watcher(pods, ours()).backoff(Pauses::default()));
-        let secrets = self.follow_secrets(metadata_watcher(secrets, ours()).backoff(Pauses::default()));
+        let secrets = self.follow_secrets(watcher(secrets, ours()).backoff(Pauses::default()));
         tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             () = pods => Err(anyhow!("the watch of pods ended")),
