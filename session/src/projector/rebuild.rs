@@ -22,8 +22,10 @@ use crate::redis::{Advance, Applied, Redis};
 /// Events that are folded at a time.
 const ANEW_BATCH: usize = 10_000;
 
-/// Batches that are read ahead of the fold.
-const AHEAD: usize = 4;
+/// Batches that are read, and parsed, ahead of the fold.
+const AHEAD: usize = 2;
+
+type Batches<T> = mpsc::Receiver<Result<Vec<T>, ReadError>>;
 
 /// What a rebuild did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +53,7 @@ pub async fn rebuild(
 
     let mut at = reader.bounds().await?.last;
     let (mut whole, mut events, mut time) = (Whole::default(), 0, None);
-    let mut batches = parsed(reader.range(filters(), 1, at));
+    let mut batches = parse(read(reader.range(filters(), 1, at)));
     while let Some(batch) = batches.recv().await.transpose()? {
         events += batch.len() as u64;
         let reached = batch.last().map_or(at, |last| last.seq);
@@ -93,20 +95,33 @@ async fn advance(redis: &Redis, name: &str, advance: Advance) -> anyhow::Result<
     if redis.apply(&ANEW, name, &advance).await? == Applied::At(to) { Ok(()) } else { gone() }
 }
 
-/// Reads and parses ahead, so that neither waits for the fold.
-fn parsed(mut range: Range) -> mpsc::Receiver<Result<Vec<Seen>, ReadError>> {
+/// Reads ahead.
+fn read(mut range: Range) -> Batches<Message> {
     let (give, batches) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
         loop {
             let batch = gather(&mut range).await;
             let last = batch.as_ref().map_or(true, |batch| batch.len() < ANEW_BATCH);
-            let parsed = batch.map(|batch| batch.iter().filter_map(Seen::of).collect());
-            if give.send(parsed).await.is_err() || last {
+            if give.send(batch).await.is_err() || last {
                 return;
             }
         }
     });
     batches
+}
+
+/// Parses ahead: neither who reads nor who folds waits for it.
+fn parse(mut batches: Batches<Message>) -> Batches<Seen> {
+    let (give, parsed) = mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        while let Some(batch) = batches.recv().await {
+            let batch = batch.map(|batch| batch.iter().filter_map(Seen::of).collect());
+            if give.send(batch).await.is_err() {
+                return;
+            }
+        }
+    });
+    parsed
 }
 
 async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
