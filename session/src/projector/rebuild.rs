@@ -8,6 +8,7 @@
 use anyhow::{Context as _, bail};
 use async_nats::{Client, jetstream};
 use garage_events::{
+    crash::Point,
     jetstream::reader::{Range, Reader},
     log::ReadError,
     projection::ANEW,
@@ -25,7 +26,8 @@ const ANEW_BATCH: usize = 10_000;
 /// Batches that are read, and parsed, ahead of the fold.
 const AHEAD: usize = 2;
 
-type Batches<T> = mpsc::Receiver<Result<Vec<T>, ReadError>>;
+/// Batches, and nothing behind the last: who reads may have come to grief.
+type Batches<T> = mpsc::Receiver<Result<Option<Vec<T>>, ReadError>>;
 
 /// What a rebuild did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub async fn rebuild(
     let mut at = reader.bounds().await?.last;
     let (mut whole, mut events, mut time) = (Whole::default(), 0, None);
     let mut batches = parse(read(reader.range(filters(), 1, at)));
-    while let Some(batch) = batches.recv().await.transpose()? {
+    while let Some(batch) = batches.recv().await.context("the log was not read to its end")?? {
         events += batch.len() as u64;
         let reached = batch.last().map_or(at, |last| last.seq);
         time = batch.last().map(|last| last.time).or(time);
@@ -74,7 +76,8 @@ pub async fn rebuild(
             let batch = gather(&mut range).await?;
             let to = batch.get(ANEW_BATCH - 1).map_or(end, |last| last.seq);
             let behind = batch.last().map(|last| last.pending);
-            if apply(redis, &ANEW, &name, at, to, &batch, behind).await? != Applied::At(to) {
+            let advance = Advance { from: at, to, behind, ..Advance::default() };
+            if apply(redis, Point::ProjectionsMade, &ANEW, &name, &batch, advance).await? != Applied::At(to) {
                 return gone();
             }
             at = to;
@@ -92,7 +95,7 @@ pub async fn rebuild(
 
 async fn advance(redis: &Redis, name: &str, advance: Advance) -> anyhow::Result<()> {
     let to = advance.to;
-    if redis.apply(&ANEW, name, &advance).await? == Applied::At(to) { Ok(()) } else { gone() }
+    if redis.apply(Point::ProjectionsMade, &ANEW, name, &advance).await? == Applied::At(to) { Ok(()) } else { gone() }
 }
 
 /// Reads ahead.
@@ -102,7 +105,11 @@ fn read(mut range: Range) -> Batches<Message> {
         loop {
             let batch = gather(&mut range).await;
             let last = batch.as_ref().map_or(true, |batch| batch.len() < ANEW_BATCH);
-            if give.send(batch).await.is_err() || last {
+            if give.send(batch.map(Some)).await.is_err() {
+                return;
+            }
+            if last {
+                let _ = give.send(Ok(None)).await;
                 return;
             }
         }
@@ -115,7 +122,8 @@ fn parse(mut batches: Batches<Message>) -> Batches<Seen> {
     let (give, parsed) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
         while let Some(batch) = batches.recv().await {
-            let batch = batch.map(|batch| batch.iter().filter_map(Seen::of).collect());
+            let parsed = |batch: Vec<Message>| batch.iter().filter_map(Seen::of).collect();
+            let batch = batch.map(|batch| batch.map(parsed));
             if give.send(batch).await.is_err() {
                 return;
             }
@@ -124,6 +132,7 @@ fn parse(mut batches: Batches<Message>) -> Batches<Seen> {
     parsed
 }
 
+/// The next messages; fewer than [`ANEW_BATCH`] where there are no more.
 async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
     let mut batch = Vec::with_capacity(ANEW_BATCH);
     while batch.len() < ANEW_BATCH

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::fold::{Changes, Present, Seen, Touched, fold};
 
 /// Fields written in one script; Redis does nothing else meanwhile, for some tens of milliseconds.
-const PART: usize = 10_000;
+const PART: usize = 2_000;
 
 /// What each key holds, by field or member: that of a hash, the score of a sorted set.
 pub type Held = BTreeMap<&'static str, BTreeMap<String, Value>>;
@@ -53,13 +53,13 @@ impl Whole {
     /// What is to be written where nothing is, a part at a time.
     pub(super) fn parts(self) -> Vec<Changes> {
         let Self { players, queues, waits, sessions, timelines, minutes, closed } = self;
-        let mut parts = split(present(players), |part| &mut part.players);
+        let mut parts = split(changed(players), |part| &mut part.players);
         parts.extend(split(waits.into_iter().map(|waiter| (waiter, true)), |part| &mut part.waits));
-        parts.extend(split(present(sessions), |part| &mut part.sessions));
-        parts.extend(split(present(timelines), |part| &mut part.timelines));
+        parts.extend(split(changed(sessions), |part| &mut part.sessions));
+        parts.extend(split(changed(timelines), |part| &mut part.timelines));
         parts.push(Changes {
-            queues: present(queues).collect(),
-            minutes: present(minutes).collect(),
+            queues: changed(queues).collect(),
+            minutes: changed(minutes).collect(),
             closed: closed.into_iter().map(|(time, id)| (id, time)).collect(),
             ..Changes::default()
         });
@@ -122,7 +122,7 @@ impl Whole {
     }
 }
 
-fn present<K, V>(all: impl IntoIterator<Item = (K, V)>) -> impl Iterator<Item = (K, Option<V>)> {
+fn changed<K, V>(all: impl IntoIterator<Item = (K, V)>) -> impl Iterator<Item = (K, Option<V>)> {
     all.into_iter().map(|(key, value)| (key, Some(value)))
 }
 
