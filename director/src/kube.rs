@@ -273,8 +273,8 @@ impl Inner {
     async fn own(&self, name: &str, pod: &Pod) -> Result<(), Unavailable> {
         let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.uid()});
         let patch = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}}));
-        let owned = self.labels.patch(name, &PatchParams::default(), &patch);
-        let owned = ask(effect(Point::OwnerSet, owned)).await;
+        let params = PatchParams::default();
+        let owned = ask(effect(Point::OwnerSet, self.labels.patch(name, &params, &patch))).await;
         owned.map(drop).map_err(|error| error.unavailable("make the pod own its secret"))
     }
 
@@ -359,16 +359,17 @@ impl Inner {
     async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
         let mut there = false;
         // The pod first: what it leaves, a secret, is an instance still.
-        let pod = self.pods.get_metadata_opt(&name.to_string());
-        let pod = ask(pod).await.map_err(|error| error.unavailable("look for the pod"))?;
+        let named = name.to_string();
+        let pod = ask(self.pods.get_metadata_opt(&named)).await;
+        let pod = pod.map_err(|error| error.unavailable("look for the pod"))?;
         if let Some(exact) = pod.and_then(|pod| exact(name, &pod.metadata)) {
             let deleted = self.pods.delete(&exact.0, &exact.1);
             gone(ask(effect(Point::PodDeleted, deleted)).await, "delete the pod")?;
             there = true;
             tracing::info!(pod.name = %name, "pod deleted");
         }
-        let secret = self.labels.get_opt(&name.to_string());
-        let secret = ask(secret).await.map_err(|error| error.unavailable("look for the secret"))?;
+        let secret = ask(self.labels.get_opt(&named)).await;
+        let secret = secret.map_err(|error| error.unavailable("look for the secret"))?;
         if let Some(exact) = secret.and_then(|secret| exact(name, &secret.metadata)) {
             let deleted = self.secrets.delete(&exact.0, &exact.1);
             gone(ask(effect(Point::SecretDeleted, deleted)).await, "delete the secret")?;

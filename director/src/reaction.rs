@@ -111,8 +111,8 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         }
         match self.make(name, &open, requested).await {
             Ok(Made::Placed(placed)) => self.scheduled(name, Some(cause), placed).await,
-            // The watch sees when it has been.
-            Ok(Made::Waiting) => Ok(()),
+            // The watch sees when it has been. Its session may be over since it was read.
+            Ok(Made::Waiting) => self.remove_unwanted(name).await,
             Err(CreateError::Refused { reason, message }) => {
                 metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
                 self.fail(name, reason, message, Some(cause)).await
@@ -203,16 +203,22 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         }
     }
 
-    /// The session was read at the leader again, after the instance was made, and wants no news of it: what is no
-    /// longer its present attempt is removed.
+    /// The session wants no news of an instance: what is no longer its present attempt is removed.
     async fn rejected(&self, name: Name, rejection: &Rejection) -> Result<(), Failure> {
+        tracing::debug!(session.id = %name.session, pod.name = %name, %rejection, "instance is no news");
         // Moot may mean either: scheduled before, or failed since.
+        self.remove_unwanted(name).await
+    }
+
+    /// Reads the session at the leader again, after the instance was made, and removes what is no longer its present
+    /// attempt.
+    async fn remove_unwanted(&self, name: Name) -> Result<(), Failure> {
         let state = self.log.session(name.session).await?.state;
         if state.last_attempt() < name.attempt {
             return Err(Failure::Retry(Rejection::Unasked.into()));
         }
         if state.present_attempt() != Some(name.attempt) {
-            tracing::info!(session.id = %name.session, pod.name = %name, %rejection, "instance came too late");
+            tracing::info!(session.id = %name.session, pod.name = %name, "instance came too late");
             self.backend.delete(name).await?;
         }
         Ok(())

@@ -153,10 +153,11 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
         let placed: HashMap<_, _> = placed.collect();
         self.told.retain(|name| placed.contains_key(name));
         let news = placed.into_iter().filter(|(name, _)| !self.told.contains(name));
+        let news: Vec<_> = news.map(|(name, placed)| (name, placed.clone())).collect();
         // Together they are one commit.
         let app = &self.app;
-        let told = stream::iter(news.collect::<Vec<_>>())
-            .map(async |(name, placed)| (name, app.placed(name, placed).await))
+        let told = stream::iter(news)
+            .map(async |(name, placed)| (name, app.placed(name, &placed).await))
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;

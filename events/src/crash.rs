@@ -1,10 +1,12 @@
 //! Places at which a process can be made to die, so that a test sees what a death there costs.
 //!
-//! What has an effect outside of its process takes a [`Point`], and dies before or after the effect where that is armed:
-//! a file `<point>.before` or `<point>.after` in the folder that the environment names. The file is gone with the
-//! process, so that each is one death. Nothing can be armed in a build without debug assertions.
+//! What brings about an effect outside of its process takes a [`Point`], and dies before or after it where that is armed:
+//! a file `<point>.before` or `<point>.after` in the folder that the environment names. Who dies puts his process id behind
+//! its name, so that each is one death. Nothing can be armed in a build without debug assertions.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
+
+use tokio::time::sleep;
 
 /// The environment's name for the folder of armed points.
 pub const FOLDER: &str = "GARAGE_CRASH_POINTS";
@@ -66,6 +68,8 @@ points! {
     TimerAcknowledged = "session.timer-acknowledged",
     /// A message that cannot be handled is put with the dead letters.
     LetterStored = "session.letter-stored",
+    /// A consumer that has stopped is made again.
+    ConsumerMade = "session.consumer-made",
     /// The projections are brought forward.
     Projected = "session.projected",
     /// The projections are begun anew.
@@ -82,7 +86,7 @@ points! {
     InstanceStarted = "director.instance-started",
     /// It is noted how an instance's process ended.
     ExitNoted = "director.exit-noted",
-    /// An instance's process is ended.
+    /// An instance's process is ended, if it still runs.
     InstanceEnded = "director.instance-ended",
     /// An instance's folder is removed.
     InstanceRemoved = "director.instance-removed",
@@ -98,7 +102,7 @@ points! {
     SecretDeleted = "director.secret-deleted",
     /// An instance's place is appended.
     PodScheduled = "director.pod-scheduled",
-    /// An instance's failure is appended.
+    /// An instance's failure is appended; session does it too.
     PodFailed = "director.pod-failed",
     /// An event of the director's consumer is acknowledged.
     DirectorAcknowledged = "director.event-acknowledged",
@@ -114,12 +118,16 @@ points! {
     OutboxCleared = "inventory.outbox-cleared",
     /// It is noted that an event of the outbox cannot be published.
     OutboxHeld = "inventory.outbox-held",
+    /// And why.
+    OutboxReasonNoted = "inventory.outbox-reason-noted",
     /// Old idempotency keys are forgotten.
     KeysForgotten = "inventory.keys-forgotten",
     /// The end of a session is acknowledged.
     RewardAcknowledged = "inventory.event-acknowledged",
     /// The projections are about to be made anew beside the live ones, by `garage rebuild`.
     ProjectionsBegun = "garage.projections-begun",
+    /// What was folded for them is written.
+    ProjectionsMade = "garage.projections-made",
     /// Those that were made anew take the place of the live ones.
     ProjectionsSwitched = "garage.projections-switched",
     /// A game server reports that it is ready.
@@ -162,36 +170,54 @@ pub fn file_name(point: Point, moment: Moment) -> String {
     format!("{point}.{moment}")
 }
 
+/// How long a client has to send what it was given: an acknowledgement is not waited for.
+const SENDING: Duration = Duration::from_millis(50);
+
 /// Brings an effect about.
 pub async fn effect<T>(point: Point, effect: impl Future<Output = T>) -> T {
-    reach(point, Moment::Before);
+    if armed(point, Moment::Before) {
+        die(point, Moment::Before);
+    }
     let outcome = effect.await;
-    reach(point, Moment::After);
+    if armed(point, Moment::After) {
+        sleep(SENDING).await;
+        die(point, Moment::After);
+    }
     outcome
 }
 
 /// Brings an effect about that is not awaited.
 pub fn effect_blocking<T>(point: Point, effect: impl FnOnce() -> T) -> T {
-    reach(point, Moment::Before);
+    if armed(point, Moment::Before) {
+        die(point, Moment::Before);
+    }
     let outcome = effect();
-    reach(point, Moment::After);
+    if armed(point, Moment::After) {
+        die(point, Moment::After);
+    }
     outcome
 }
 
-#[cfg(not(debug_assertions))]
-fn reach(_: Point, _: Moment) {}
+fn die(point: Point, moment: Moment) -> ! {
+    tracing::error!(%point, %moment, "dying, as was asked for");
+    std::process::abort();
+}
 
+#[cfg(not(debug_assertions))]
+fn armed(_: Point, _: Moment) -> bool {
+    false
+}
+
+/// Whether who gets here is to die.
 #[cfg(debug_assertions)]
-fn reach(point: Point, moment: Moment) {
+fn armed(point: Point, moment: Moment) -> bool {
     use std::{env, fs, path::PathBuf, process, sync::LazyLock};
 
     static ARMED: LazyLock<Option<PathBuf>> = LazyLock::new(|| env::var_os(FOLDER).map(PathBuf::from));
 
-    // Of two that get there at the same time, one removes the file.
-    if let Some(folder) = &*ARMED
-        && fs::remove_file(folder.join(file_name(point, moment))).is_ok()
-    {
-        tracing::error!(%point, %moment, "dying, as was asked for");
-        process::abort();
-    }
+    // Of two that get there at the same time, one renames the file.
+    ARMED.as_ref().is_some_and(|folder| {
+        let file = folder.join(file_name(point, moment));
+        fs::rename(&file, file.with_added_extension(process::id().to_string())).is_ok()
+    })
 }

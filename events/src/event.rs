@@ -134,7 +134,9 @@ pub(crate) fn decode_data<T: DeserializeOwned>(data: &str) -> Result<T, DecodeEr
 
 /// Declares an aggregate's events: an enum over structs of the same names, with the token of each in subjects.
 macro_rules! events {
-    ($(#[$doc:meta])* $aggregate:literal { $($(#[$event_doc:meta])* $name:ident = $token:literal at $point:ident),* $(,)? }) => {
+    ($(#[$doc:meta])* $aggregate:literal {
+        $($(#[$event_doc:meta])* $name:ident = $token:literal at $point:ident),* $(,)?
+    }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq)]
         pub enum Event {

@@ -205,7 +205,7 @@ impl Decision {
 
     /// Where a process that appends it can be made to die; one that is empty is refused.
     pub(crate) fn point(&self) -> Option<Point> {
-        Some(self.changes.first()?.events.first()?.point)
+        self.changes.iter().flat_map(|change| &change.events).next().map(|event| event.point)
     }
 
     /// How many messages it is.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use garage_events::{
+    crash::Point,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
@@ -105,8 +106,11 @@ impl Projector {
     async fn apply(&self, identity: &str, from: u64, batch: &[Message], behind: Option<u64>) -> u64 {
         loop {
             let to = batch.last().map_or(from, |last| last.seq);
-            let result = match apply(&self.redis, &LIVE, identity, from, to, batch, behind).await {
-                Ok(Applied::Foreign) => self.redis.reset(&LIVE, identity).await.map(|()| 0).map_err(Into::into),
+            let advance = Advance { from, to, behind, ..Advance::default() };
+            let result = match apply(&self.redis, Point::Projected, &LIVE, identity, batch, advance).await {
+                Ok(Applied::Foreign) => {
+                    self.redis.reset(Point::ProjectionsReset, &LIVE, identity).await.map(|()| 0).map_err(Into::into)
+                }
                 Ok(Applied::At(seq)) => Ok(seq),
                 Err(error) => Err(error),
             };
@@ -129,21 +133,19 @@ impl Projector {
 /// Folds a batch into a set of projections, if it stands at `from`.
 async fn apply(
     redis: &Redis,
+    point: Point,
     keys: &Keys,
     identity: &str,
-    from: u64,
-    to: u64,
     batch: &[Message],
-    behind: Option<u64>,
+    mut advance: Advance,
 ) -> anyhow::Result<Applied> {
     let events: Vec<_> = batch.iter().filter_map(Seen::of).collect();
-    let time = batch.last().map(|last| last.time);
-    let mut advance = Advance { from, to, time, behind, ..Advance::default() };
+    advance.time = batch.last().map(|last| last.time);
     if !events.is_empty() {
         let present = redis.present(keys, &Touched::by(&events)).await?;
         advance.changes = fold(events, present);
     }
-    redis.apply(keys, identity, &advance).await
+    redis.apply(point, keys, identity, &advance).await
 }
 
 /// What tells this log from one that was made later under the same name, and these projections from another build's.

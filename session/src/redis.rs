@@ -6,7 +6,7 @@ use anyhow::Context;
 use garage_events::{
     crash::Point,
     id::{PlayerId, QueueName, SessionId},
-    projection::{self, ANEW, CLOSED_KEPT, Keys, LETTERS, LIVE, Letters, Live, LivePlayer, LiveSession, millis},
+    projection::{self, ANEW, CLOSED_KEPT, Keys, LETTERS, LIVE, Letters, Live, LivePlayer, LiveSession},
 };
 use garage_worker::redis::Redis as Connection;
 use redis::{AsyncCommands, RedisError, Script};
@@ -68,7 +68,7 @@ impl Redis {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn apply(&self, keys: &Keys, log: &str, advance: &Advance) -> anyhow::Result<Applied> {
+    pub async fn apply(&self, point: Point, keys: &Keys, log: &str, advance: &Advance) -> anyhow::Result<Applied> {
         let Advance { from, to, time, behind, changes } = advance;
         let script = Script::new(include_str!("projector/apply.lua"));
         let mut script = script.prepare_invoke();
@@ -82,7 +82,7 @@ impl Redis {
             .arg(commands(changes)?)
             .arg(changes.horizon.map(|minute| (minute * 60_000).to_string()).unwrap_or_default())
             .arg(CLOSED_KEPT);
-        let applied = self.0.change(Point::Projected, async |connection| script.invoke_async(connection).await).await;
+        let applied = self.0.change(point, async |connection| script.invoke_async(connection).await).await;
         let at: i64 = applied.context("redis does not answer")?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
@@ -100,31 +100,32 @@ impl Redis {
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn reset(&self, keys: &Keys, log: &str) -> Result<(), RedisError> {
+    pub async fn reset(&self, point: Point, keys: &Keys, log: &str) -> Result<(), RedisError> {
         let script = Script::new(include_str!("projector/reset.lua"));
         let mut script = script.key(keys);
         script.arg(log);
-        self.0.change(Point::ProjectionsReset, async |connection| script.invoke_async(connection).await).await
+        self.0.change(point, async |connection| script.invoke_async(connection).await).await
     }
 
-    /// Begins to make projections anew, beside the live ones.
+    /// Begins to make projections anew, beside the live ones, under a name of their own: whoever made some before finds
+    /// them gone.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn begin_anew(&self, log: &str) -> Result<(), RedisError> {
+    pub async fn begin_anew(&self, name: &str) -> Result<(), RedisError> {
         let () = self.0.change(Point::ProjectionsBegun, async |connection| connection.unlink(&ANEW).await).await?;
-        self.reset(&ANEW, log).await
+        self.reset(Point::ProjectionsBegun, &ANEW, name).await
     }
 
-    /// Puts the projections that were made anew in the place of the live ones, unless these are further; but not
-    /// than the log's `end`, which no projection can be. Tells where the live ones stand then.
+    /// Puts the projections that were made anew under a name in the place of the live ones, unless these are further; but
+    /// not than the log's `end`, which no projection can be. Tells where the live ones stand then.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn switch(&self, log: &str, end: u64) -> Result<Applied, RedisError> {
+    pub async fn switch(&self, log: &str, name: &str, end: u64) -> Result<Applied, RedisError> {
         let script = Script::new(include_str!("projector/switch.lua"));
         let mut script = script.key(&LIVE);
-        script.key(&ANEW).arg(log).arg(end);
+        script.key(&ANEW).arg(log).arg(name).arg(end);
         let switched = async |connection: &mut _| script.invoke_async(connection).await;
         let at: i64 = self.0.change(Point::ProjectionsSwitched, switched).await?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
@@ -261,7 +262,7 @@ fn commands(changes: &Changes) -> serde_json::Result<String> {
     let Changes { players, queues, waits, sessions, timelines, closed, minutes, horizon: _ } = changes;
     let (waiting, gone): (Vec<_>, Vec<_>) = waits.iter().partition(|(_, waits)| **waits);
     let waiting = waiting.into_iter().flat_map(|(waiter, _)| ["0".into(), waiter.clone()]);
-    let closed = closed.iter().flat_map(|(id, time)| [millis(*time).to_string(), id.to_string()]);
+    let closed = closed.iter().flat_map(|(id, time)| [time.to_string(), id.to_string()]);
     let mut commands: Vec<(&str, usize, Vec<String>)> = Vec::new();
     hash(&mut commands, 2, sessions)?;
     hash(&mut commands, 3, players)?;

@@ -105,7 +105,12 @@ impl Pods {
     ///
     /// # Errors
     /// None; what fails is tried again.
-    pub(super) async fn watch(self, pods: Api<Pod>, secrets: Api<PartialObjectMeta<Secret>>, shutdown: Shutdown) -> anyhow::Result<()> {
+    pub(super) async fn watch(
+        self,
+        pods: Api<Pod>,
+        secrets: Api<PartialObjectMeta<Secret>>,
+        shutdown: Shutdown,
+    ) -> anyhow::Result<()> {
         let (label, value) = manifest::MANAGED_BY;
         let ours = || watcher::Config::default().labels(&format!("{label}={value}")).page_size(PAGE);
         let pods = self.clone().follow_pods(watcher(pods, ours()).backoff(Pauses::default()));

@@ -124,13 +124,11 @@ pub async fn due(pool: &MySqlPool, most: u32) -> Result<Vec<Result<Row, (i64, Er
 /// # Errors
 /// See [`Error`].
 pub async fn hold(pool: &MySqlPool, id: i64, why: &str) -> Result<bool, Error> {
-    let first = sqlx::query("UPDATE outbox SET held_why = ? WHERE id = ? AND held_why IS NULL")
-        .bind(why)
-        .bind(id)
-        .execute(pool)
-        .await?;
     let hold = sqlx::query("UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) + INTERVAL ? SECOND WHERE id = ?");
     crash::effect(Point::OutboxHeld, hold.bind(HOLD_S).bind(id).execute(pool)).await?;
+    // Last: whoever dies before it is told of it next time.
+    let first = sqlx::query("UPDATE outbox SET held_why = ? WHERE id = ? AND held_why IS NULL");
+    let first = crash::effect(Point::OutboxReasonNoted, first.bind(why).bind(id).execute(pool)).await?;
     Ok(first.rows_affected() > 0)
 }
 

@@ -112,8 +112,8 @@ pub struct Changes {
     pub sessions: BTreeMap<SessionId, Option<LiveSession>>,
     /// Timelines.
     pub timelines: BTreeMap<SessionId, Option<Timeline>>,
-    /// Sessions that were closed, and when.
-    pub closed: BTreeMap<SessionId, OffsetDateTime>,
+    /// Sessions that were closed, and when, in milliseconds.
+    pub closed: BTreeMap<SessionId, i128>,
     /// Minutes.
     pub minutes: BTreeMap<i64, Option<Minute>>,
     /// The first minute that is looked back on, if there is any.
@@ -220,7 +220,7 @@ impl Fold {
             session::Event::Failed(data) => *minute.sessions_failed.entry(data.reason.clone()).or_default() += 1,
             session::Event::Closed(data) => {
                 timeline.ended = Some(data.why);
-                self.changes.closed.insert(id, time);
+                self.changes.closed.insert(id, millis(time));
             }
             _ => {}
         }

@@ -1,25 +1,33 @@
 //! The projections made anew beside the live ones, and put in their place at once.
 //!
-//! They are folded by the same scripts under other keys, with a watermark of their own. A projector that runs meanwhile
-//! finds the watermark moved after the switch, and goes on from there as it does when another projector was quicker.
-//! Two rebuilds at a time help each other in the same way, until one has switched.
+//! They are folded in memory up to where the log ends, and written under other keys, with a watermark of their own; what
+//! has come meanwhile is applied there as to the live ones. A projector that runs finds the watermark moved after the
+//! switch, and goes on from there as it does when another projector was quicker. Of two rebuilds at a time the one that
+//! began later comes to its end.
 
 use anyhow::{Context as _, bail};
 use async_nats::{Client, jetstream};
 use garage_events::{
+    crash::Point,
     jetstream::reader::{Range, Reader},
     log::ReadError,
     projection::ANEW,
     subject::STREAM,
+    world::{System, World},
 };
 use tokio::sync::mpsc;
 
-use super::{Message, apply, concerns, filters, identity};
-use crate::redis::{Applied, Redis};
+use super::{Message, Seen, Whole, apply, concerns, filters, identity};
+use crate::redis::{Advance, Applied, Redis};
 
-/// Events applied in one script. The more there are, the more of a session are written at once; and Redis does nothing
-/// else meanwhile, for some tens of milliseconds.
+/// Events that are folded at a time.
 const ANEW_BATCH: usize = 10_000;
+
+/// Batches that are read, and parsed, ahead of the fold.
+const AHEAD: usize = 2;
+
+/// Batches, and nothing behind the last: who reads may have come to grief.
+type Batches<T> = mpsc::Receiver<Result<Option<Vec<T>>, ReadError>>;
 
 /// What a rebuild did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,47 +50,66 @@ pub async fn rebuild(
 ) -> anyhow::Result<Rebuilt> {
     let reader = Reader::open(client.clone(), STREAM).await?;
     let identity = identity(&jetstream::new(client)).await?;
-    redis.begin_anew(&identity).await.context("redis does not answer")?;
-    let (mut at, mut events) = (0, 0);
+    let name = format!("{identity} {}", System.id());
+    redis.begin_anew(&name).await.context("redis does not answer")?;
+
+    let mut at = reader.bounds().await?.last;
+    let (mut whole, mut events, mut time) = (Whole::default(), 0, None);
+    let mut batches = parse(read(reader.range(filters(), 1, at)));
+    while let Some(batch) = batches.recv().await.context("the log was not read to its end")?? {
+        events += batch.len() as u64;
+        let reached = batch.last().map_or(at, |last| last.seq);
+        time = batch.last().map(|last| last.time).or(time);
+        whole.fold(batch);
+        progress(events, reached, at);
+    }
+    for changes in whole.parts() {
+        advance(redis, &name, Advance { changes, ..Advance::default() }).await?;
+    }
+    advance(redis, &name, Advance { to: at, time, behind: Some(0), ..Advance::default() }).await?;
+
+    // What has come meanwhile.
     loop {
-        // Up to where the stream is, not only its last event of ours: that one may be too old to be there.
         let end = reader.bounds().await?.last;
-        let mut batches = read(reader.range(filters(), at + 1, end));
+        let mut range = reader.range(filters(), at + 1, end);
         while at < end {
-            // Without a batch nothing is left.
-            let batch = batches.recv().await.transpose()?.unwrap_or_default();
+            let batch = gather(&mut range).await?;
             let to = batch.get(ANEW_BATCH - 1).map_or(end, |last| last.seq);
             let behind = batch.last().map(|last| last.pending);
-            match apply(redis, &ANEW, &identity, at, to, &batch, behind).await? {
-                Applied::At(stands) => {
-                    if stands != to {
-                        batches = read(reader.range(filters(), stands + 1, end));
-                    }
-                    at = stands;
-                }
-                Applied::Foreign => return gone(),
+            let advance = Advance { from: at, to, behind, ..Advance::default() };
+            if apply(redis, Point::ProjectionsMade, &ANEW, &name, &batch, advance).await? != Applied::At(to) {
+                return gone();
             }
+            at = to;
             events += batch.len() as u64;
             progress(events, at, end);
         }
-        match redis.switch(&identity, reader.bounds().await?.last).await.context("redis does not answer")? {
+        match redis.switch(&identity, &name, reader.bounds().await?.last).await.context("redis does not answer")? {
             Applied::At(seq) if seq == at => return Ok(Rebuilt { seq, events }),
-            // A projector was quicker by some events: on to where the log is now.
+            // A projector is further.
             Applied::At(_) => {}
             Applied::Foreign => return gone(),
         }
     }
 }
 
-/// Reads a range, a batch ahead of who takes them.
-fn read(mut range: Range) -> mpsc::Receiver<Result<Vec<Message>, ReadError>> {
-    let (give, batches) = mpsc::channel(1);
+async fn advance(redis: &Redis, name: &str, advance: Advance) -> anyhow::Result<()> {
+    let to = advance.to;
+    if redis.apply(Point::ProjectionsMade, &ANEW, name, &advance).await? == Applied::At(to) { Ok(()) } else { gone() }
+}
+
+/// Reads ahead.
+fn read(mut range: Range) -> Batches<Message> {
+    let (give, batches) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
         loop {
             let batch = gather(&mut range).await;
             let last = batch.as_ref().map_or(true, |batch| batch.len() < ANEW_BATCH);
-            // Who takes no more has found others to be quicker, or has ended.
-            if give.send(batch).await.is_err() || last {
+            if give.send(batch.map(Some)).await.is_err() {
+                return;
+            }
+            if last {
+                let _ = give.send(Ok(None)).await;
                 return;
             }
         }
@@ -90,7 +117,22 @@ fn read(mut range: Range) -> mpsc::Receiver<Result<Vec<Message>, ReadError>> {
     batches
 }
 
-/// What is left of the range, up to a bound.
+/// Parses ahead: neither who reads nor who folds waits for it.
+fn parse(mut batches: Batches<Message>) -> Batches<Seen> {
+    let (give, parsed) = mpsc::channel(AHEAD);
+    tokio::spawn(async move {
+        while let Some(batch) = batches.recv().await {
+            let parsed = |batch: Vec<Message>| batch.iter().filter_map(Seen::of).collect();
+            let batch = batch.map(|batch| batch.map(parsed));
+            if give.send(batch).await.is_err() {
+                return;
+            }
+        }
+    });
+    parsed
+}
+
+/// The next messages; fewer than [`ANEW_BATCH`] where there are no more.
 async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
     let mut batch = Vec::with_capacity(ANEW_BATCH);
     while batch.len() < ANEW_BATCH
@@ -103,6 +145,6 @@ async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
     Ok(batch)
 }
 
-fn gone() -> anyhow::Result<Rebuilt> {
-    bail!("what was made anew is gone: redis was emptied, or another rebuild came to its end; run it again if need be")
+fn gone<T>() -> anyhow::Result<T> {
+    bail!("what was made anew is gone: redis was emptied, or another rebuild has begun; run it again if need be")
 }

@@ -1,4 +1,5 @@
-//! A set of projections as a whole: folded in memory from the log's beginning, or read from Redis, to be compared.
+//! A set of projections as a whole: folded in memory from the log's beginning, to be written to Redis, or compared with
+//! what was read from there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,13 +8,16 @@ use garage_events::{
     jetstream::follow::Message,
     projection::{
         CLOSED, CLOSED_KEPT, COUNTS, LivePlayer, LiveSession, Minute, PLAYERS, QUEUES, SESSIONS, TIMELINES, Timeline,
-        WAITS, millis,
+        WAITS,
     },
 };
 use serde::Serialize;
 use serde_json::Value;
 
 use super::fold::{Changes, Present, Seen, Touched, fold};
+
+/// Fields written in one script; Redis does nothing else meanwhile, for some tens of milliseconds.
+const PART: usize = 2_000;
 
 /// What each key holds, by field or member: that of a hash, the score of a sorted set.
 pub type Held = BTreeMap<&'static str, BTreeMap<String, Value>>;
@@ -27,18 +31,39 @@ pub struct Whole {
     sessions: BTreeMap<SessionId, LiveSession>,
     timelines: BTreeMap<SessionId, Timeline>,
     minutes: BTreeMap<i64, Minute>,
-    closed: BTreeMap<SessionId, i128>,
+    /// The oldest first.
+    closed: BTreeSet<(i128, SessionId)>,
 }
 
 impl Whole {
     /// Folds the log's next messages.
     pub fn take(&mut self, messages: &[Message]) {
-        let events: Vec<_> = messages.iter().filter_map(Seen::of).collect();
+        self.fold(messages.iter().filter_map(Seen::of).collect());
+    }
+
+    /// Folds the log's next events.
+    pub(super) fn fold(&mut self, events: Vec<Seen>) {
         if events.is_empty() {
             return;
         }
         let present = self.present(&Touched::by(&events));
         self.apply(fold(events, present));
+    }
+
+    /// What is to be written where nothing is, a part at a time.
+    pub(super) fn parts(self) -> Vec<Changes> {
+        let Self { players, queues, waits, sessions, timelines, minutes, closed } = self;
+        let mut parts = split(changed(players), |part| &mut part.players);
+        parts.extend(split(waits.into_iter().map(|waiter| (waiter, true)), |part| &mut part.waits));
+        parts.extend(split(changed(sessions), |part| &mut part.sessions));
+        parts.extend(split(changed(timelines), |part| &mut part.timelines));
+        parts.push(Changes {
+            queues: changed(queues).collect(),
+            minutes: changed(minutes).collect(),
+            closed: closed.into_iter().map(|(time, id)| (id, time)).collect(),
+            ..Changes::default()
+        });
+        parts
     }
 
     /// What they hold, as Redis would.
@@ -47,7 +72,7 @@ impl Whole {
     /// When something cannot be written as JSON.
     pub fn held(&self) -> serde_json::Result<Held> {
         let waits = self.waits.iter().map(|waiter| (waiter.clone(), Value::from(0)));
-        let closed = self.closed.iter().map(|(id, time)| Ok((id.to_string(), serde_json::to_value(time)?)));
+        let closed = self.closed.iter().map(|(time, id)| Ok((id.to_string(), serde_json::to_value(time)?)));
         Ok([
             (SESSIONS, fields(&self.sessions)?),
             (PLAYERS, fields(&self.players)?),
@@ -60,13 +85,14 @@ impl Whole {
         .into())
     }
 
-    fn present(&self, touched: &Touched) -> Present {
+    /// Takes out what events touch: the fold's changes bring all of it back.
+    fn present(&mut self, touched: &Touched) -> Present {
         let Touched { players, sessions, minutes } = touched;
         Present {
-            players: some(&self.players, players),
-            timelines: some(&self.timelines, sessions),
-            minutes: some(&self.minutes, minutes),
             kept: self.minutes.keys().copied().collect(),
+            players: some(&mut self.players, players),
+            timelines: some(&mut self.timelines, sessions),
+            minutes: some(&mut self.minutes, minutes),
             queues: self.queues.clone(),
         }
     }
@@ -86,31 +112,38 @@ impl Whole {
                 self.waits.remove(&waiter);
             }
         }
-        self.closed.extend(closed.into_iter().map(|(id, time)| (id, millis(time))));
-        let horizon = horizon.map(|minute| i128::from(minute) * 60_000);
-        self.forget(|time| horizon.is_some_and(|horizon| time < horizon));
-        while self.closed.len() > CLOSED_KEPT
-            && let Some((id, _)) = self.closed.iter().min_by_key(|(id, time)| (**time, id.to_string()))
+        self.closed.extend(closed.into_iter().map(|(id, time)| (time, id)));
+        let horizon = horizon.map_or(i128::MIN, |minute| i128::from(minute) * 60_000);
+        while self.closed.first().is_some_and(|(time, _)| *time < horizon || self.closed.len() > CLOSED_KEPT)
+            && let Some((_, id)) = self.closed.pop_first()
         {
-            let id = *id;
-            self.closed.remove(&id);
             self.timelines.remove(&id);
         }
     }
-
-    fn forget(&mut self, is_over: impl Fn(i128) -> bool) {
-        let timelines = &mut self.timelines;
-        self.closed.retain(|id, time| {
-            if is_over(*time) {
-                timelines.remove(id);
-            }
-            !is_over(*time)
-        });
-    }
 }
 
-fn some<K: Ord + Clone, V: Clone>(all: &BTreeMap<K, V>, wanted: &BTreeSet<K>) -> BTreeMap<K, V> {
-    wanted.iter().filter_map(|key| Some((key.clone(), all.get(key)?.clone()))).collect()
+fn changed<K, V>(all: impl IntoIterator<Item = (K, V)>) -> impl Iterator<Item = (K, Option<V>)> {
+    all.into_iter().map(|(key, value)| (key, Some(value)))
+}
+
+fn split<K: Ord, V>(
+    all: impl Iterator<Item = (K, V)>,
+    of: impl Fn(&mut Changes) -> &mut BTreeMap<K, V>,
+) -> Vec<Changes> {
+    let mut parts = Vec::new();
+    let mut part = Changes::default();
+    for (key, value) in all {
+        if of(&mut part).len() == PART {
+            parts.push(std::mem::take(&mut part));
+        }
+        of(&mut part).insert(key, value);
+    }
+    parts.push(part);
+    parts
+}
+
+fn some<K: Ord, V>(all: &mut BTreeMap<K, V>, wanted: &BTreeSet<K>) -> BTreeMap<K, V> {
+    wanted.iter().filter_map(|key| all.remove_entry(key)).collect()
 }
 
 fn write<K: Ord, V>(all: &mut BTreeMap<K, V>, changes: BTreeMap<K, Option<V>>) {

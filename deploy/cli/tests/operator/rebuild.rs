@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
 };
 
 use anyhow::Context;
@@ -15,12 +18,15 @@ use garage_events::{
     session::{self, Status},
     subject::Aggregate,
 };
-use garage_session::{projector::Projector, redis::Redis};
+use garage_session::{
+    projector::{Projector, rebuild},
+    redis::Redis,
+};
 use garage_stack::servers::{self, Role};
 use garage_worker::{Health, Shutdown, config};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
-use tokio::{process::Command, time::timeout};
+use tokio::{process::Command, task::block_in_place, time::timeout};
 
 use crate::support::{DEADLINE, Fixture, cancel, of_session, open, queue, until};
 
@@ -296,6 +302,36 @@ async fn a_rebuild_that_is_killed_does_no_harm() -> anyhow::Result<()> {
     projected.rebuild().await?;
     projected.until_right().await?;
     let left: Vec<String> = redis.keys("garage:anew:*").await?;
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_rebuilds_at_a_time_the_one_that_began_later_comes_to_its_end() -> anyhow::Result<()> {
+    let projected = Projected::start().await?;
+    round(&projected.log, 1).await?;
+    projected.until_right().await?;
+
+    let (client, redis) = (projected.fixture.nats.connect(Role::Admin).await?, projected.redis.clone());
+    let (folds, folding) = mpsc::channel();
+    let (go_on, pause) = mpsc::channel::<()>();
+    let earlier = tokio::spawn(async move {
+        let progress = move |_, _, _| {
+            folds.send(()).unwrap();
+            // Until it may go on.
+            let _ = block_in_place(|| pause.recv_timeout(DEADLINE));
+        };
+        rebuild(client, &redis, progress).await
+    });
+    block_in_place(|| folding.recv_timeout(DEADLINE))?;
+    projected.rebuild().await?;
+    drop(go_on);
+    let gone = timeout(DEADLINE, earlier).await??.unwrap_err();
+    assert!(gone.to_string().contains("another rebuild has begun"), "{gone}");
+
+    projected.until_right().await?;
+    assert_eq!(projected.verified().await?, [] as [Value; 0]);
+    let left: Vec<String> = projected.connection().await?.keys("garage:anew:*").await?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())
 }

@@ -18,7 +18,7 @@ const QUEUES: &str =
     "[queues.ranked]\nplayers = 4\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
 
 /// Players who are there at a time.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 80;
 
 /// How long it may take until all is in order when the last player has gone.
 const SETTLING: Duration = Duration::from_secs(60);

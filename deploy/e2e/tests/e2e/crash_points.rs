@@ -10,6 +10,7 @@ use std::{
 
 use garage_events::{
     crash::{self, Moment, Point},
+    jetstream::setup::SESSION_TIMERS,
     projection::WATERMARK,
     subject::{self, DEAD},
 };
@@ -36,6 +37,9 @@ use crate::{
 const QUEUES: &str = "[queues.lonely]\nplayers = 64\nrank_band = 200\ntimeout_s = 1\n[queues.lonely.regions]\neu = 120\n\
                       [queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
 
+/// A report that names no session.
+const UNREADABLE: &str = "report.x.1.ready";
+
 /// Players who are there at a time.
 const AT_ONCE: usize = 20;
 
@@ -51,7 +55,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Between two things that are done to have a point reached: a worker that is ended for it must first be at work again.
 const fn pause(point: Point) -> Duration {
     match point {
-        Point::SnapshotWritten | Point::KeysForgotten => Duration::from_secs(4),
+        Point::SnapshotWritten | Point::KeysForgotten | Point::ConsumerMade => Duration::from_secs(4),
         _ => Duration::from_millis(500),
     }
 }
@@ -73,6 +77,19 @@ struct Armed {
 const ON_CLUSTER: [Point; 5] =
     [Point::SecretMade, Point::PodMade, Point::OwnerSet, Point::PodDeleted, Point::SecretDeleted];
 
+impl Armed {
+    /// Whether somebody has got there, and is dead: until then he could reach the next point too.
+    fn is_dead(&self) -> bool {
+        let name = format!("{}.", self.file.file_name().unwrap().display());
+        let entries = fs::read_dir(self.file.parent().unwrap()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        // One that nobody has waited for yet has no command line any more.
+        let dead = |pid: String| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty());
+        let gone = |pid: &str| !Path::new("/proc").join(pid).exists();
+        names.filter_map(|file| Some(file.strip_prefix(&name)?.to_owned())).any(|pid| gone(&pid) || dead(pid))
+    }
+}
+
 impl Walk {
     /// One a kind of process, which a point's name begins with.
     fn all() -> Vec<Self> {
@@ -87,12 +104,11 @@ impl Walk {
     /// Goes on to the next point once somebody has died at this one; false when none is left.
     fn step(&mut self, folder: &Path) -> bool {
         if let Some(armed) = &self.armed {
-            if armed.file.exists() {
+            if !armed.is_dead() {
                 let waited = armed.since.elapsed();
                 assert!(waited < REACHING, "nobody has reached {} within {REACHING:?}", armed.file.display());
                 return true;
             }
-            eprintln!("{:>6.1?} {}", armed.since.elapsed(), armed.file.display());
             self.armed = None;
         }
         let Some((point, moment)) = self.left.pop_front() else { return false };
@@ -147,6 +163,7 @@ impl Dying {
             sleep(LOOK).await;
         }
         self.revive();
+        self.garage.stack.wait_ready().await.unwrap();
     }
 
     /// Starts workers again that have died, as whatever runs them would.
@@ -179,7 +196,7 @@ impl Dying {
                 }
             }
             Point::LetterStored => {
-                garage.jetstream().publish("report.x.1.ready", "{}".into()).await.unwrap().await.unwrap();
+                garage.jetstream().publish(UNREADABLE, "{}".into()).await.unwrap().await.unwrap();
             }
             // A deadline may come more than once, and late.
             Point::TimerAcknowledged => {
@@ -187,28 +204,38 @@ impl Dying {
                     garage.jetstream().publish(subject::timer_due(session), "".into()).await.unwrap().await.unwrap();
                 }
             }
+            Point::ConsumerMade => {
+                let stream = garage.jetstream().get_stream_no_info(SESSION_TIMERS.stream).await.unwrap();
+                // It may be gone already.
+                let _ = stream.delete_consumer(SESSION_TIMERS.name).await;
+            }
             Point::SnapshotWritten => terminate(garage, Worker::Matchmaker),
-            Point::KeysForgotten => terminate(garage, Worker::Inventory),
+            Point::KeysForgotten => {
+                let old = "INSERT INTO idempotency (player, name, command, answer, created_at)
+                    SELECT player, UUID(), '{}', '{}', NOW() - INTERVAL 2 DAY FROM wallets LIMIT 1";
+                self.in_mysql(old).await;
+                terminate(&mut self.garage, Worker::Inventory);
+            }
             Point::ProjectionsReset => {
                 let mut redis = garage.redis().await;
                 redis::cmd("DEL").arg(WATERMARK).exec_async(&mut redis).await.unwrap();
             }
-            Point::ProjectionsBegun | Point::ProjectionsSwitched => {
+            Point::ProjectionsBegun | Point::ProjectionsMade | Point::ProjectionsSwitched => {
                 let (url, file) = (garage.stack.redis.url(), garage.stack.redis.password_file().display().to_string());
                 let rebuild = ["rebuild", "--redis-url", &url, "--redis-password-file", &file];
                 garage.cli_with(&rebuild, [(crash::FOLDER, self.armed.path().as_os_str())]).await;
             }
             // An event that no build knows.
-            Point::OutboxHeld => {
+            Point::OutboxHeld | Point::OutboxReasonNoted => {
                 let insert = "INSERT INTO outbox (player, event_type, version, data, event, correlation, decided_ms)
                     VALUES (UUID(), 'Unknown', 1, '{}', UNHEX(MD5(RAND())), UNHEX(MD5(RAND())), 0)";
-                self.on_outbox(insert).await;
+                self.in_mysql(insert).await;
             }
             _ => {}
         }
     }
 
-    async fn on_outbox(&self, statement: &'static str) {
+    async fn in_mysql(&self, statement: &'static str) {
         let url = format!("{}garage", self.garage.stack.mariadb.admin_url());
         let mut connection = sqlx::MySqlConnection::connect(&url).await.unwrap();
         sqlx::query(statement).execute(&mut connection).await.unwrap();
@@ -244,11 +271,15 @@ async fn whatever_a_process_dies_at_is_finished_once() {
     let (points, took) = (Point::ALL.len() - ON_CLUSTER.len(), began.elapsed());
     eprintln!("{points} points, before and after each: {} deaths of workers in {took:.1?}", dying.deaths);
 
-    dying.on_outbox("DELETE FROM outbox WHERE event_type = 'Unknown'").await;
+    dying.in_mysql("DELETE FROM outbox WHERE event_type = 'Unknown'").await;
     let players = crowd.leave().await;
     let garage = &dying.garage;
     let dead = garage.jetstream().get_stream(DEAD).await.unwrap();
-    assert!(dead.cached_info().state.messages > 0, "what cannot be read is put aside");
+    let (_, letters) = garage.cli(&["dead", "list", "--json"]).await;
+    for letter in letters.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        assert_eq!(letter["subject"], UNREADABLE, "{letter}");
+    }
+    assert!(!letters.is_empty(), "what cannot be read is put aside");
     dead.purge().await.unwrap();
     let events = garage.settled().await;
     eprint!("{players}{}", verify::holds(garage).await);

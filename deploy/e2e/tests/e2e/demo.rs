@@ -22,9 +22,14 @@ struct Demo {
 
 impl Demo {
     fn start(env: &[(&str, &str)]) -> Self {
+        Self::start_on("1", env)
+    }
+
+    /// On so many nodes of NATS.
+    fn start_on(nodes: &str, env: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("garage-e2e-demo-").tempdir().unwrap();
         let mut launch = Launch::new("garage demo", binary("garage").unwrap(), folder.path().join("printed"))
-            .args(["demo", "--players", "4"])
+            .args(["demo", "--players", "4", "--nats-nodes", nodes])
             .env("TMPDIR", folder.path())
             .env("GARAGE_KEY_POOL", "4")
             .env("GARAGE_GAME_ARG", "--distance-m 20 --join-timeout-ms 4000 --race-timeout-ms 15000");
@@ -87,17 +92,19 @@ fn printed_counts(text: &str) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn a_demo_ends_well_and_tells_its_counts() {
+async fn a_demo_ends_well_on_one_node_of_nats_and_on_three_and_tells_its_counts() {
     let _place = place().await;
-    let mut demo = Demo::start(&[]);
-    assert_eq!(demo.code().await, Some(0));
-    let printed = demo.printed();
-    for row in ["Queued", "Matched", "PlayerMatched", "Finished", "RewardGranted", "paid (seen by the players)"] {
-        assert!(printed_counts(&printed).contains(&(row, "4")), "{row} in {:?}", printed_counts(&printed));
+    for nodes in ["1", "3"] {
+        let mut demo = Demo::start_on(nodes, &[]);
+        assert_eq!(demo.code().await, Some(0));
+        let printed = demo.printed();
+        for row in ["Queued", "Matched", "PlayerMatched", "Finished", "RewardGranted", "paid (seen by the players)"] {
+            assert!(printed_counts(&printed).contains(&(row, "4")), "{row} in {:?}", printed_counts(&printed));
+        }
+        assert!(!printed.contains("not ended within"), "something had to be killed");
+        demo.assert_nothing_left().await;
+        assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "only what it printed is left");
     }
-    assert!(!printed.contains("not ended within"), "something had to be killed");
-    demo.assert_nothing_left().await;
-    assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "only what it printed is left");
 }
 
 #[tokio::test]

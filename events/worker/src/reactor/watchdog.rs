@@ -13,7 +13,10 @@ use async_nats::jetstream::{
     context::ConsumerInfoErrorKind,
     stream::{ConsumerErrorKind, Stream},
 };
-use garage_events::jetstream::{any, setup};
+use garage_events::{
+    crash::{self, Point},
+    jetstream::{any, setup},
+};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -210,7 +213,7 @@ impl Watchdog {
         let created = self.context.get_stream(self.consumer.stream).await?.cached_info().created;
         let floor = self.floor.filter(|floor| created <= floor.made);
         let after = floor.map_or(0, |floor| floor.seq);
-        setup::make_after(&self.context, self.consumer, after).await?;
+        crash::effect(Point::ConsumerMade, setup::make_after(&self.context, self.consumer, after)).await?;
         self.missing = None;
         Ok(after)
     }

@@ -231,7 +231,7 @@ fn a_server_is_as_far_as_its_session_knows() {
 #[test]
 fn a_closed_session_is_live_no_more_and_one_whose_beginning_is_gone_is_not_shown() {
     let changes = fold(a_life(), Present::default());
-    assert_eq!((changes.sessions[&session()].clone(), changes.closed[&session()]), (None, at(70)));
+    assert_eq!((changes.sessions[&session()].clone(), changes.closed[&session()]), (None, millis(at(70))));
     let changes = fold(a_life().split_off(1), Present::default());
     assert!(changes.sessions.is_empty() && changes.timelines.is_empty() && changes.closed.is_empty());
 }
