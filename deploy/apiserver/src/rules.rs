@@ -216,6 +216,18 @@ fn quality(spec: &Value) -> &'static str {
     }
 }
 
+/// What is left of an object, of a list of them, or of what a refusal says, for who wants to know no more.
+pub(crate) fn only_metadata(object: &mut Value) {
+    let only = |object: &Value| json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]});
+    if let Some(items) = object.get("items") {
+        let items = array(items).iter().map(only).collect::<Vec<_>>();
+        *object = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
+            "items": items});
+    } else if object["kind"] != "Status" {
+        *object = only(object);
+    }
+}
+
 /// RFC 7396.
 pub(crate) fn merge(object: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else { return object.clone_from(patch) };

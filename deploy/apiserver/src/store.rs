@@ -23,8 +23,6 @@ pub(crate) struct Store {
     revision: u64,
     objects: BTreeMap<Key, Value>,
     changes: Vec<Change>,
-    /// The last revision that is forgotten.
-    forgotten: u64,
 }
 
 impl Store {
@@ -63,24 +61,10 @@ impl Store {
         Some(object)
     }
 
-    /// The changes after a revision; none when they are no longer known.
-    pub(crate) fn since(&self, revision: u64) -> Option<&[Change]> {
-        if revision < self.forgotten {
-            return None;
-        }
+    /// The changes after a revision.
+    pub(crate) fn since(&self, revision: u64) -> &[Change] {
         let first = self.changes.partition_point(|change| change.revision <= revision);
-        self.changes.get(first..)
-    }
-
-    pub(crate) fn forgotten(&self) -> u64 {
-        self.forgotten
-    }
-
-    pub(crate) fn forget(&mut self) {
-        // A revision of its own, so that who has seen all there was has missed something too.
-        self.revision += 1;
-        self.forgotten = self.revision;
-        self.changes.clear();
+        self.changes.get(first..).unwrap_or_default()
     }
 }
 

@@ -3,7 +3,11 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use garage_apiserver::{Answer, ApiServer, Fault};
+use garage_apiserver::{
+    ApiServer,
+    proxy::{Answer, Proxy},
+};
+use kube::{Client, config::Kubeconfig};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -33,8 +37,11 @@ fn comparable(value: &Value) -> Value {
     }
 }
 
+/// A double, and a proxy in front of it.
 struct Double {
-    server: ApiServer,
+    _server: ApiServer,
+    proxy: Proxy,
+    url: String,
     client: reqwest::Client,
 }
 
@@ -42,7 +49,10 @@ impl Double {
     /// As it was when the recordings began.
     async fn new() -> Self {
         let server = ApiServer::start().await.unwrap();
-        let double = Self { server, client: reqwest::Client::new() };
+        let config = Kubeconfig::from_yaml(&server.kubeconfig()).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.unwrap();
+        let proxy = Proxy::start(Client::try_from(config).unwrap()).await.unwrap();
+        let double = Self { _server: server, url: proxy.url(), proxy, client: reqwest::Client::new() };
         for namespace in ["games", "games-quota"] {
             let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
             assert_eq!(double.ask("POST", "/api/v1/namespaces", &body, "application/json").await.0, 201);
@@ -67,7 +77,7 @@ impl Double {
     }
 
     async fn ask(&self, method: &str, path: &str, body: &Value, kind: &str) -> (u16, Value) {
-        let url = format!("{}{path}", self.server.url());
+        let url = format!("{}{path}", self.url);
         let mut request = self.client.request(method.parse().unwrap(), url);
         if !body.is_null() {
             request = request.header("content-type", kind).body(body.to_string());
@@ -120,7 +130,7 @@ impl Double {
     }
 
     async fn watch(&self, query: &str) -> Watch {
-        let url = format!("{}/api/v1/namespaces/games/pods?watch=true&{query}", self.server.url());
+        let url = format!("{}/api/v1/namespaces/games/pods?watch=true&{query}", self.url);
         Watch { response: self.client.get(url).send().await.unwrap(), read: Vec::new() }
     }
 }
@@ -191,7 +201,7 @@ async fn what_is_not_allowed_is_refused_as_recorded() {
     assert_eq!(double.ask("POST", &format!("{path}/pods"), &first, "application/json").await.0, 201);
     double.replay("pod_create_quota_exceeded").await;
     for (name, answer) in [("unauthorized", Answer::Unauthorized), ("forbidden_rbac", Answer::Forbidden)] {
-        double.server.fail(Fault { verb: "list", resource: "pods", times: 1, answer });
+        double.proxy.fail("list", "pods", answer);
         double.replay(name).await;
     }
 }
@@ -262,14 +272,25 @@ async fn a_list_comes_in_pages_and_by_labels() {
 #[tokio::test]
 async fn who_watches_from_what_is_forgotten_is_told_so() {
     let double = Double::new().await;
-    double.create("game-1").await;
-    let (_, list) = double.ask("GET", "/api/v1/namespaces/games/pods", &Value::Null, "").await;
-    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
-    double.server.forget();
-    let mut watch = double.watch(&format!("resourceVersion={from}")).await;
+    double.proxy.fail("watch", "pods", Answer::Gone);
+    let mut watch = double.watch("resourceVersion=1").await;
     let told = watch.next().await.unwrap();
     assert_eq!((&told["type"], &told["object"]["code"]), (&json!("ERROR"), &json!(410)));
     assert_eq!((&told["object"]["reason"], watch.next().await), (&json!("Expired"), None));
+}
+
+#[tokio::test]
+async fn who_wants_only_metadata_is_told_no_more() {
+    let double = Double::new().await;
+    double.replay("secret_create").await;
+    let path = recorded("secret_create")["request"]["path"].as_str().unwrap().to_owned();
+    let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+    let list = double.client.get(format!("{}{path}", double.url)).header("accept", accept).send().await.unwrap();
+    let list: Value = list.json().await.unwrap();
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    let secret = list["items"][0].as_object().unwrap();
+    assert_eq!(secret.keys().collect::<Vec<_>>(), ["apiVersion", "kind", "metadata"]);
+    assert_eq!(secret["kind"], "PartialObjectMetadata");
 }
 
 #[tokio::test]
@@ -277,14 +298,15 @@ async fn what_goes_wrong_on_demand_goes_wrong_that_often_and_is_counted() {
     let double = Double::new().await;
     let mut watch = double.watch("resourceVersion=1").await;
     for answer in [Answer::TooMany, Answer::Internal] {
-        double.server.fail(Fault { verb: "create", resource: "pods", times: 1, answer });
+        double.proxy.fail("create", "pods", answer);
     }
     let codes = [double.create("game-1").await.0, double.create("game-1").await.0, double.create("game-1").await.0];
     assert_eq!(codes, [429, 500, 201]);
     assert_eq!(watch.next().await.unwrap()["type"], "ADDED");
-    double.server.cut();
+    double.proxy.cut();
     assert_eq!(watch.next().await, None);
-    let asked = double.server.asked().into_iter().filter(|asked| asked.resource == "pods");
+    let asked = double.proxy.asked().into_iter().filter(|asked| asked.resource == "pods");
     let asked: Vec<_> = asked.map(|asked| (asked.verb, asked.status)).collect();
-    assert_eq!(asked, [("watch", 200), ("create", 429), ("create", 500), ("create", 201)]);
+    let expected = [("watch", None), ("create", Some(429)), ("create", Some(500)), ("create", Some(201))];
+    assert_eq!(asked, expected);
 }
