@@ -3,11 +3,12 @@
 //! `tests/recorded/` holds what was recorded of it, and the tests hold the double against that.
 //!
 //! - `store`: objects, revisions and what watches see of them; `rules`: what the server fills in and refuses;
-//!   `serve`: requests and answers.
+//!   `review`: who may do what; `serve`: requests and answers.
 //!
 //! There is no garbage collector and no controller in it: what a director leaves behind stays. What a real server
 //! does only on a bad day is asked for here: [`ApiServer::fail`], [`ApiServer::forget`] and [`ApiServer::cut`].
 
+mod review;
 mod rules;
 mod serve;
 mod store;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
-    Answer, Asked, Shared, State, rules,
+    Answer, Asked, Shared, State, review, rules,
     store::{Change, Key, Selector},
 };
 
@@ -101,6 +101,12 @@ async fn answer(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<Resp
             200,
             &json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}),
         ));
+    }
+    if path == review::PATH {
+        let Ok(body) = request.into_body().collect().await else { return Err(Cut) };
+        let asked = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+        let (code, body) = review::answer(asked, &shared.state());
+        return Ok(json_of(code, &body));
     }
     let Some(call) = read(request).await else {
         return Ok(json_of(

@@ -1,0 +1,231 @@
+//! A cluster as whoever sets a Garage up on it sees it: whether games can run there, and what is left of them.
+
+use std::{fmt, path::Path, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use futures::{
+    StreamExt, TryStreamExt,
+    future::{try_join, try_join_all},
+    stream,
+};
+use k8s_openapi::{
+    api::{
+        authorization::v1::{
+            ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SubjectAccessReviewStatus,
+        },
+        core::v1::{Namespace, Pod, Secret},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    config::{KubeConfigOptions, Kubeconfig},
+    core::PartialObjectMeta,
+};
+use tokio::time::Instant;
+
+use super::{ANSWER, Refusal, ask, gone, manifest};
+
+/// What a director does with a namespace, in the words of roles.
+const RIGHTS: [(&str, &[&str]); 3] = [
+    ("pods", &["create", "delete", "get", "list", "watch"]),
+    ("secrets", &["create", "delete", "get", "list", "patch", "watch"]),
+    ("nodes", &["get"]),
+];
+
+/// Requests at a time; as many as a director has reactions.
+const AT_ONCE: usize = 16;
+
+/// Between two looks at what is on its way.
+const POLL: Duration = Duration::from_millis(100);
+
+/// One namespace of a cluster.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    namespace: String,
+    /// Where it is, and who says so.
+    place: String,
+    pods: Api<Pod>,
+    secrets: Api<Secret>,
+}
+
+/// What of Garage's there is in a namespace, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// Pods, those on their way out too.
+    pub pods: Vec<String>,
+    /// Secrets.
+    pub secrets: Vec<String>,
+}
+
+impl Left {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.secrets.is_empty()
+    }
+}
+
+impl Cluster {
+    /// Finds the cluster; nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub async fn find(kubeconfig: &Path, namespace: &str) -> anyhow::Result<Self> {
+        let wrong = || format!("cannot use {} (--kubeconfig)", kubeconfig.display());
+        let read = Kubeconfig::read_from(kubeconfig).with_context(wrong)?;
+        let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+        let mut config = config.with_context(wrong)?;
+        config.connect_timeout = Some(ANSWER);
+        let place = format!("{} ({})", config.cluster_url, kubeconfig.display());
+        let client = Client::try_from(config).with_context(wrong)?;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            place,
+            pods: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            client,
+        })
+    }
+
+    /// Sees to it that games can run: the cluster answers, the namespace is there or is made, and whoever the kubeconfig
+    /// says may do what a director does.
+    ///
+    /// # Errors
+    /// What is in the way, and what to do about it.
+    pub async fn prepare(&self) -> anyhow::Result<()> {
+        ask(self.client.apiserver_version()).await.map_err(|refusal| {
+            let what = format!("reach the cluster at {}: see that it runs, and can be reached from here", self.place);
+            refusal.unavailable(&what).0
+        })?;
+        self.have_namespace().await?;
+        let rights = RIGHTS.iter().flat_map(|(resource, verbs)| verbs.iter().map(move |verb| (*resource, *verb)));
+        let asked = try_join_all(rights.map(async |(resource, verb)| {
+            let allowed = self.allowed(verb, resource).await?;
+            anyhow::Ok((!allowed).then(|| format!("{verb} {resource}")))
+        }));
+        let lacking: Vec<_> = asked.await?.into_iter().flatten().collect();
+        ensure!(
+            lacking.is_empty(),
+            "who {} says may not {} in namespace {}, as directors do; have a role bound to it that allows it",
+            self.place,
+            lacking.join(", "),
+            self.namespace
+        );
+        Ok(())
+    }
+
+    async fn have_namespace(&self) -> anyhow::Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let name = &self.namespace;
+        match ask(namespaces.get(name)).await {
+            Ok(_) => return Ok(()),
+            // Who has rights in a namespace alone cannot look; what he may do there is asked next.
+            Err(refusal) if refusal.is("Forbidden") => return Ok(()),
+            Err(refusal) if refusal.is("NotFound") => {}
+            Err(refusal) => return Err(refusal.unavailable(&format!("look for namespace {name} of {}", self.place)).0),
+        }
+        let wanted = Namespace {
+            metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
+            ..Namespace::default()
+        };
+        match ask(namespaces.create(&PostParams::default(), &wanted)).await {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.is("AlreadyExists") => Ok(()),
+            Err(refusal) => {
+                let what =
+                    format!("make namespace {name}, which {} lacks; `kubectl create namespace {name}`", self.place);
+                Err(refusal.unavailable(&what).0)
+            }
+        }
+    }
+
+    async fn allowed(&self, verb: &str, resource: &str) -> anyhow::Result<bool> {
+        let namespace = (resource != "nodes").then(|| self.namespace.clone());
+        let attributes = ResourceAttributes {
+            namespace,
+            verb: Some(verb.into()),
+            resource: Some(resource.into()),
+            ..ResourceAttributes::default()
+        };
+        let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+        let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let answer = ask(reviews.create(&PostParams::default(), &review)).await;
+        let what = || format!("ask {} what may be done there", self.place);
+        let answer = answer.map_err(|refusal| refusal.unavailable(&what()).0)?;
+        Ok(matches!(answer.status, Some(SubjectAccessReviewStatus { allowed: true, .. })))
+    }
+
+    /// What of Garage's there is.
+    ///
+    /// # Errors
+    /// When the cluster does not tell.
+    pub async fn left(&self) -> anyhow::Result<Left> {
+        let (pods, secrets) = self.all().await?;
+        Ok(Left {
+            pods: pods.iter().map(ResourceExt::name_any).collect(),
+            secrets: secrets.iter().map(ResourceExt::name_any).collect(),
+        })
+    }
+
+    async fn all(&self) -> anyhow::Result<(Vec<PartialObjectMeta<Pod>>, Vec<PartialObjectMeta<Secret>>)> {
+        let (label, value) = manifest::MANAGED_BY;
+        let ours = ListParams::default().labels(&format!("{label}={value}"));
+        let listed = try_join(ask(self.pods.list_metadata(&ours)), ask(self.secrets.list_metadata(&ours))).await;
+        let what = || format!("list what is in namespace {} of {}", self.namespace, self.place);
+        let (pods, secrets) = listed.map_err(|refusal: Refusal| refusal.unavailable(&what()).0)?;
+        Ok((pods.items, secrets.items))
+    }
+
+    /// Waits until nothing of Garage's is there.
+    ///
+    /// # Errors
+    /// What is there still after so long.
+    pub async fn wait_empty(&self, patience: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = self.left().await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let names: Vec<_> = left.pods.iter().chain(&left.secrets).map(String::as_str).collect();
+                bail!("still in namespace {} after {} s: {}", self.namespace, patience.as_secs(), names.join(", "));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Removes all of Garage's, and waits until it is gone.
+    ///
+    /// # Errors
+    /// What is there still after so long, or why it cannot be removed.
+    pub async fn clear(&self, patience: Duration) -> anyhow::Result<()> {
+        let (pods, secrets) = self.all().await?;
+        let only = |metadata: &ObjectMeta| Preconditions { uid: metadata.uid.clone(), resource_version: None };
+        let pods = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        let removed = stream::iter(pods).map(async |pod| {
+            let exact = DeleteParams::default().preconditions(only(&pod.metadata));
+            gone(ask(self.pods.delete(&pod.name_any(), &exact)).await, "delete a pod")
+        });
+        removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)?;
+        let removed = stream::iter(secrets).map(async |secret| {
+            let exact = DeleteParams::default().preconditions(only(&secret.metadata));
+            gone(ask(self.secrets.delete(&secret.name_any(), &exact)).await, "delete a secret")
+        });
+        removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)?;
+        self.wait_empty(patience).await
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The client knows secrets.
+        f.debug_struct("Cluster")
+            .field("place", &self.place)
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
