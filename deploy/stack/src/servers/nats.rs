@@ -60,14 +60,14 @@ impl Nats {
         Self::start_wired(root, nodes, Wiring::Direct, Ipv4Addr::LOCALHOST.into()).await
     }
 
-    /// The same for clients that come by an address of this machine, besides those of this machine. Unless that is
-    /// loopback, the nodes listen on every address: nats-server knows one, or all.
+    /// The same for clients that come by another address of this machine too. The nodes then listen on every address:
+    /// nats-server knows one, or all.
     ///
     /// # Errors
     /// When nats-server is missing or does not answer in time.
     pub async fn start_reachable(root: &Path, nodes: usize, by: IpAddr) -> Result<Self> {
         let listen = match by {
-            by if by.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V4(Ipv4Addr::LOCALHOST) => by,
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
