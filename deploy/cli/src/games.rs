@@ -92,7 +92,7 @@ impl Games {
         let namespace = &pods.namespace;
         ensure!(
             left.is_empty(),
-            "{} pods and {} secrets of another Garage are in namespace {namespace}; take another namespace, or, if \
+            "another Garage's pods ({}) and secrets ({}) are in namespace {namespace}; take another namespace, or, if \
              nobody plays there, `kubectl -n {namespace} delete pods,secrets -l app.kubernetes.io/managed-by=garage`",
             left.pods.len(),
             left.secrets.len()
@@ -107,7 +107,7 @@ impl Games {
         if !left.is_empty() {
             let (pods, secrets, namespace) = (left.pods.len(), left.secrets.len(), &pods.namespace);
             say(format!(
-                "{pods} pods and {secrets} secrets are in namespace {namespace} from before; those of no open session of \
+                "pods ({pods}) and secrets ({secrets}) are in namespace {namespace} from before; those of no open session of \
                  this log will be removed"
             ));
         }

@@ -45,13 +45,13 @@ const POLL: Duration = Duration::from_millis(100);
 pub struct Cluster {
     client: Client,
     namespace: String,
-    /// Where it is, and who says so.
+    /// Where it is, and who says so, for errors.
     place: String,
-    pods: Api<Pod>,
-    secrets: Api<Secret>,
+    /// Whose instances it is about, by their label.
+    owner: &'static str,
 }
 
-/// What of Garage's there is in a namespace, by name.
+/// What there is in a namespace of Garage's, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
     /// Pods, those on their way out too.
@@ -78,15 +78,37 @@ impl Cluster {
         let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
         let mut config = config.with_context(wrong)?;
         config.connect_timeout = Some(ANSWER);
-        let place = format!("{} ({})", config.cluster_url, kubeconfig.display());
+        let place = format!("cluster {} of {}", config.cluster_url, kubeconfig.display());
         let client = Client::try_from(config).with_context(wrong)?;
-        Ok(Self {
-            namespace: namespace.to_owned(),
-            place,
-            pods: Api::namespaced(client.clone(), namespace),
-            secrets: Api::namespaced(client.clone(), namespace),
-            client,
-        })
+        Ok(Self { client, namespace: namespace.to_owned(), place, owner: manifest::MANAGED_BY.1 })
+    }
+
+    /// The same, as far as somebody else's instances go.
+    pub(super) fn of(self, owner: &'static str) -> Self {
+        Self { owner, ..self }
+    }
+
+    pub(super) fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub(super) fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The pods without what they are.
+    pub(super) fn names(&self) -> Api<PartialObjectMeta<Pod>> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The secrets without what is in them.
+    pub(super) fn labels(&self) -> Api<PartialObjectMeta<Secret>> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// What finds the instances by their label.
+    pub(super) fn selector(&self) -> String {
+        format!("{}={}", manifest::MANAGED_BY.0, self.owner)
     }
 
     /// Sees to it that games can run: the cluster answers, the namespace is there or is made, and whoever the kubeconfig
@@ -95,10 +117,8 @@ impl Cluster {
     /// # Errors
     /// What is in the way, and what to do about it.
     pub async fn prepare(&self) -> anyhow::Result<()> {
-        ask(self.client.apiserver_version()).await.map_err(|refusal| {
-            let what = format!("reach the cluster at {}: see that it runs, and can be reached from here", self.place);
-            refusal.unavailable(&what).0
-        })?;
+        let reached = ask(self.client.apiserver_version()).await;
+        reached.map_err(|refusal| self.refused(refusal, "reach it; see that it runs, and can be reached from here"))?;
         self.have_namespace().await?;
         let rights = RIGHTS.iter().flat_map(|(resource, verbs)| verbs.iter().map(move |verb| (*resource, *verb)));
         let asked = try_join_all(rights.map(async |(resource, verb)| {
@@ -108,7 +128,7 @@ impl Cluster {
         let lacking: Vec<_> = asked.await?.into_iter().flatten().collect();
         ensure!(
             lacking.is_empty(),
-            "who {} says may not {} in namespace {}, as directors do; have a role bound to it that allows it",
+            "{}: whoever it is asked as may not {} in namespace {}, as a director does; bind a role that allows it",
             self.place,
             lacking.join(", "),
             self.namespace
@@ -124,7 +144,7 @@ impl Cluster {
             // Who has rights in a namespace alone cannot look; what he may do there is asked next.
             Err(refusal) if refusal.is("Forbidden") => return Ok(()),
             Err(refusal) if refusal.is("NotFound") => {}
-            Err(refusal) => return Err(refusal.unavailable(&format!("look for namespace {name} of {}", self.place)).0),
+            Err(refusal) => return Err(self.refused(refusal, &format!("look for namespace {name}"))),
         }
         let wanted = Namespace {
             metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
@@ -134,9 +154,8 @@ impl Cluster {
             Ok(_) => Ok(()),
             Err(refusal) if refusal.is("AlreadyExists") => Ok(()),
             Err(refusal) => {
-                let what =
-                    format!("make namespace {name}, which {} lacks; `kubectl create namespace {name}`", self.place);
-                Err(refusal.unavailable(&what).0)
+                let what = format!("make namespace {name}; have somebody `kubectl create namespace {name}`");
+                Err(self.refused(refusal, &what))
             }
         }
     }
@@ -153,9 +172,14 @@ impl Cluster {
         let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
         let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
         let answer = ask(reviews.create(&PostParams::default(), &review)).await;
-        let what = || format!("ask {} what may be done there", self.place);
-        let answer = answer.map_err(|refusal| refusal.unavailable(&what()).0)?;
+        let answer = answer.map_err(|refusal| self.refused(refusal, "ask what may be done there"))?;
         Ok(matches!(answer.status, Some(SubjectAccessReviewStatus { allowed: true, .. })))
+    }
+
+    fn refused(&self, refusal: Refusal, what: &str) -> anyhow::Error {
+        let unknown = refusal.is("Unauthorized");
+        let what = if unknown { "be known there; get a kubeconfig whose credentials are valid" } else { what };
+        refusal.unavailable(what).0.context(self.place.clone())
     }
 
     /// What of Garage's there is.
@@ -171,11 +195,11 @@ impl Cluster {
     }
 
     async fn all(&self) -> anyhow::Result<(Vec<PartialObjectMeta<Pod>>, Vec<PartialObjectMeta<Secret>>)> {
-        let (label, value) = manifest::MANAGED_BY;
-        let ours = ListParams::default().labels(&format!("{label}={value}"));
-        let listed = try_join(ask(self.pods.list_metadata(&ours)), ask(self.secrets.list_metadata(&ours))).await;
-        let what = || format!("list what is in namespace {} of {}", self.namespace, self.place);
-        let (pods, secrets) = listed.map_err(|refusal: Refusal| refusal.unavailable(&what()).0)?;
+        let ours = ListParams::default().labels(&self.selector());
+        let (pods, secrets) = (self.pods(), self.secrets());
+        let listed = try_join(ask(pods.list_metadata(&ours)), ask(secrets.list_metadata(&ours))).await;
+        let what = || format!("list what is in namespace {}", self.namespace);
+        let (pods, secrets) = listed.map_err(|refusal| self.refused(refusal, &what()))?;
         Ok((pods.items, secrets.items))
     }
 
@@ -204,16 +228,17 @@ impl Cluster {
     /// What is there still after so long, or why it cannot be removed.
     pub async fn clear(&self, patience: Duration) -> anyhow::Result<()> {
         let (pods, secrets) = self.all().await?;
+        let (pod_api, secret_api) = (self.pods(), self.secrets());
         let only = |metadata: &ObjectMeta| Preconditions { uid: metadata.uid.clone(), resource_version: None };
         let pods = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
         let removed = stream::iter(pods).map(async |pod| {
             let exact = DeleteParams::default().preconditions(only(&pod.metadata));
-            gone(ask(self.pods.delete(&pod.name_any(), &exact)).await, "delete a pod")
+            gone(ask(pod_api.delete(&pod.name_any(), &exact)).await, "delete a pod")
         });
         removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)?;
         let removed = stream::iter(secrets).map(async |secret| {
             let exact = DeleteParams::default().preconditions(only(&secret.metadata));
-            gone(ask(self.secrets.delete(&secret.name_any(), &exact)).await, "delete a secret")
+            gone(ask(secret_api.delete(&secret.name_any(), &exact)).await, "delete a secret")
         });
         removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)?;
         self.wait_empty(patience).await
