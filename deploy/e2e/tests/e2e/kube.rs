@@ -141,6 +141,34 @@ async fn assert_refused(kubeconfig: &str, said: &[&str]) {
 }
 
 #[tokio::test]
+async fn a_bench_of_the_director_tells_rates_and_leaves_no_pod_and_no_secret() {
+    let _place = place().await;
+    let cluster = Cluster::new().await;
+    let folder = tempfile::Builder::new().prefix("garage-e2e-bench-").tempdir().unwrap();
+    let log = folder.path().join("printed");
+    let mut bench = Launch::new("garage bench director", binary("garage").unwrap(), &log)
+        .args(["bench", "director", "--pods", "20", "--rounds", "2"])
+        .args(&cluster.flags()[2..])
+        .env("TMPDIR", folder.path())
+        .spawn()
+        .unwrap();
+    let status = until("it has ended", async || bench.try_wait().unwrap()).await;
+    let printed = fs::read_to_string(&log).unwrap();
+    assert_eq!(status.code(), Some(0), "{printed}");
+    for row in ["a client alone, 16 at a time (limit)", "a director"] {
+        let rates = printed.lines().find_map(|line| line.trim_start().strip_prefix(row)).unwrap();
+        let rates: Vec<f64> = rates.split_whitespace().map(|rate| rate.parse().unwrap()).collect();
+        assert!(rates.len() == 4 && rates.iter().all(|rate| *rate > 0.0), "{printed}");
+    }
+    cluster.assert_empty().await;
+    if let Some(double) = &cluster.double {
+        let made = double.asked().into_iter().filter(|asked| (asked.verb, asked.status) == ("create", 201));
+        assert_eq!(made.filter(|asked| asked.resource == "pods").count(), 2 * (16 + 2 * 20));
+    }
+    cluster.remove().await;
+}
+
+#[tokio::test]
 async fn flags_of_a_cluster_are_of_no_use_to_processes() {
     for (flags, code, said) in [
         (&["--image", "i"][..], 1, "--image is of use with --director kube only"),
