@@ -3,12 +3,12 @@
 //! `tests/recorded/` holds what was recorded of it, and the tests hold the double against that.
 //!
 //! - `store`: objects, revisions and what watches see of them; `rules`: what the server fills in and refuses;
-//!   `review`: who may do what; `serve`: requests and answers.
+//!   `rights`: who may do what; `serve`: requests and answers.
 //!
 //! There is no garbage collector and no controller in it: what a director leaves behind stays. What a real server
 //! does only on a bad day is asked for here: [`ApiServer::fail`], [`ApiServer::forget`] and [`ApiServer::cut`].
 
-mod review;
+mod rights;
 mod rules;
 mod serve;
 mod store;
@@ -22,7 +22,7 @@ use std::{
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use crate::store::Store;
+use crate::{rights::Denied, store::Store};
 
 /// A running server. Dropping it ends it.
 #[derive(Debug)]
@@ -78,6 +78,7 @@ pub enum Answer {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    denied: Denied,
     /// The last revision, for who watches.
     revision: watch::Sender<u64>,
     /// How often all watches were cut.
@@ -106,8 +107,12 @@ impl ApiServer {
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let state = Mutex::default();
-        let shared = Arc::new(Shared { state, revision: watch::Sender::new(0), cuts: watch::Sender::new(0) });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            denied: Denied::default(),
+            revision: watch::Sender::new(0),
+            cuts: watch::Sender::new(0),
+        });
         let serving = tokio::spawn(serve::run(listener, Arc::clone(&shared)));
         Ok(Self { shared, address, serving })
     }
@@ -142,6 +147,11 @@ impl ApiServer {
     /// Lets the next requests of a kind go wrong.
     pub fn fail(&self, fault: Fault) {
         self.shared.state().faults.push(fault);
+    }
+
+    /// Takes a right from everybody, as roles name it: `create`, `pods`.
+    pub fn deny(&self, verb: &str, resource: &str) {
+        self.shared.denied.add(verb, resource);
     }
 
     /// Forgets what happened so far, as etcd does when it compacts: who watches from before is told 410.

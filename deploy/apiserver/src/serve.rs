@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
-    Answer, Asked, Shared, State, review, rules,
+    Answer, Asked, Shared, State, rights, rules,
     store::{Change, Key, Selector},
 };
 
@@ -102,10 +102,9 @@ async fn answer(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<Resp
             &json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"}),
         ));
     }
-    if path == review::PATH {
+    if path == rights::REVIEWS {
         let Ok(body) = request.into_body().collect().await else { return Err(Cut) };
-        let asked = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
-        let (code, body) = review::answer(asked, &shared.state());
+        let (code, body) = shared.denied.review(serde_json::from_slice(&body.to_bytes()).unwrap_or_default());
         return Ok(json_of(code, &body));
     }
     let Some(call) = read(request).await else {
@@ -121,6 +120,9 @@ async fn answer(request: Request<Incoming>, shared: &Arc<Shared>) -> Result<Resp
             return Err(Cut);
         }
         Some(answer) => refused(&call, answer),
+        None if shared.denied.has(call.verb, &call.resource) => {
+            rights::forbidden(call.verb, &call.resource, &call.namespace)
+        }
         None if call.verb == "watch" => match watch(&call, shared) {
             Ok(stream) => {
                 shared.state().asked.push(call.asked(200));
@@ -149,13 +151,7 @@ fn refused(call: &Call, answer: Answer) -> (u16, Value) {
     let Call { verb, resource, namespace, .. } = call;
     match answer {
         Answer::Unauthorized => rules::refusal(401, "Unauthorized", "Unauthorized", Value::Null),
-        Answer::Forbidden => {
-            let message = format!(
-                "{resource} is forbidden: User \"viewer\" cannot {verb} resource \"{resource}\" in API group \"\" in the \
-                 namespace \"{namespace}\""
-            );
-            rules::refusal(403, "Forbidden", &message, json!({"kind": resource}))
-        }
+        Answer::Forbidden => rights::forbidden(verb, resource, namespace),
         Answer::TooMany => {
             let message = "the server has received too many requests and has asked us to try again later";
             rules::refusal(429, "TooManyRequests", message, json!({"retryAfterSeconds": 1}))

@@ -78,21 +78,15 @@ impl Demo {
             () = shutdown.cancelled() => {
                 // Who interrupts a demo wants it gone, and nothing of it kept.
                 stack.kill();
-                games.clear().await.context("interrupted")?;
-                anyhow::bail!("interrupted");
+                return games.clear(Err(anyhow::anyhow!("interrupted"))).await;
             }
         };
         stack.stop().await;
-        if result.is_err()
-            && let Err(error) = games.clear().await
-        {
-            say(format!("FAILED  {error:#}"));
-        }
         if result.is_err() {
             // The logs are what the person needs now.
             say(format!("the workers' logs are kept in {}", folder.keep().join("logs").display()));
+            return games.clear(result).await;
         }
-        result?;
         say(format!("\n{:.1} s in all", began.elapsed().as_secs_f64()));
         Ok(())
     }

@@ -122,12 +122,16 @@ impl Games {
         Ok(())
     }
 
-    /// Removes what is left; its director is gone.
-    pub(crate) async fn clear(&self) -> anyhow::Result<()> {
-        let Some((cluster, _)) = &self.0 else { return Ok(()) };
-        cluster.clear(PATIENCE).await.context("what this Garage has in the cluster is not all removed")?;
-        self.say_none_left();
-        Ok(())
+    /// Removes what is left of a Garage whose director is gone, however it ended.
+    pub(crate) async fn clear(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
+        let Some((cluster, _)) = &self.0 else { return ended };
+        match cluster.clear(PATIENCE).await.context("what this Garage has in the cluster is not all removed") {
+            Ok(()) => self.say_none_left(),
+            Err(error) if ended.is_ok() => return Err(error),
+            // Why it ended is the error; this has to be known besides.
+            Err(error) => say(format!("FAILED  {error:#}")),
+        }
+        ended
     }
 
     fn say_none_left(&self) {

@@ -46,8 +46,7 @@ impl Up {
             ..Options::default()
         };
         let result = serve(&root, options, shutdown).await;
-        games.clear().await?;
-        result
+        games.clear(result).await
     }
 }
 

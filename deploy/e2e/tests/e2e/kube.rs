@@ -2,10 +2,14 @@
 
 use std::{fs, path::Path, process::Command};
 
-use garage_apiserver::{Answer, ApiServer, Fault};
+use garage_apiserver::ApiServer;
 use garage_stack::{bot::Bot, process::Launch, workers::binary};
 use nix::sys::signal::Signal;
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 use crate::{
     demo::Demo,
@@ -21,10 +25,7 @@ async fn a_demo_on_a_cluster_ends_well_and_leaves_no_pod_and_no_secret() {
     let said = format!("no pod and no secret of it is left in namespace {}", cluster.namespace());
     assert!(demo.printed().contains(&said));
     cluster.assert_empty().await;
-    if let Some(double) = &cluster.double {
-        let made = double.asked().into_iter().filter(|asked| (asked.verb, asked.status) == ("create", 201));
-        assert_eq!(made.filter(|asked| asked.resource == "pods").count(), 2, "one for each match");
-    }
+    assert_eq!(cluster.pods_made().await, 2, "one for each match");
     cluster.remove().await;
 }
 
@@ -93,24 +94,43 @@ fn token(player: &str, key: &Path) -> String {
 
 #[tokio::test]
 async fn what_a_cluster_lacks_is_said_before_anything_is_started() {
-    let forbidden = |verb, resource| Some(Fault { verb, resource, times: 9, answer: Answer::Forbidden });
-    let unknown = Fault { verb: "get", resource: "namespaces", times: 9, answer: Answer::Unauthorized };
-    for (fault, said) in [
-        (forbidden("create", "namespaces"), vec!["namespaces is forbidden", "`kubectl create namespace games`"]),
-        (forbidden("patch", "secrets"), vec!["may not patch secrets in namespace games", "bind a role"]),
-        (Some(unknown), vec!["get a kubeconfig whose credentials are valid: Unauthorized (401)"]),
-        (None, vec!["another Garage's pods (0) and secrets (1) are in namespace games", "take another namespace"]),
+    for (denied, said) in [
+        (("create", "namespaces"), ["namespaces is forbidden", "`kubectl create namespace games`"]),
+        (("patch", "secrets"), ["may not patch secrets in namespace games", "bind a role"]),
     ] {
         let double = ApiServer::start().await.unwrap();
-        match fault {
-            Some(fault) => double.fail(fault),
-            None => make_one_of_another_garage(&double).await,
-        }
+        double.deny(denied.0, denied.1);
         assert_refused(&double.kubeconfig(), &said).await;
     }
+    let double = ApiServer::start().await.unwrap();
+    make_one_of_another_garage(&double).await;
+    assert_refused(&double.kubeconfig(), &["pods (0) and secrets (1) are in namespace games", "another namespace"])
+        .await;
     assert_refused("{", &["cannot use", "(--kubeconfig)"]).await;
-    let gone = ApiServer::start().await.unwrap().kubeconfig();
-    assert_refused(&gone, &["cannot reach it; see that it runs, and can be reached from here"]).await;
+    let here = double.kubeconfig();
+    let stranger = here.replace(&double.url(), &start_server_of_strangers().await);
+    assert_refused(&stranger, &["get a kubeconfig whose credentials are valid: Unauthorized (401)"]).await;
+    drop(double);
+    assert_refused(&here, &["cannot reach it; see that it runs, and can be reached from here"]).await;
+}
+
+/// An API server that knows nobody.
+async fn start_server_of_strangers() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "Unauthorized", "reason": "Unauthorized", "code": 401})
+    .to_string();
+    let head = "HTTP/1.1 401 Unauthorized\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length";
+    let answer = format!("{head}: {}\r\n\r\n{status}", status.len());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // One read holds the whole of a request without a body.
+            stream.read(&mut [0; 4_096]).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    url
 }
 
 async fn make_one_of_another_garage(double: &ApiServer) {
@@ -161,10 +181,7 @@ async fn a_bench_of_the_director_tells_rates_and_leaves_no_pod_and_no_secret() {
         assert!(rates.len() == 4 && rates.iter().all(|rate| *rate > 0.0), "{printed}");
     }
     cluster.assert_empty().await;
-    if let Some(double) = &cluster.double {
-        let made = double.asked().into_iter().filter(|asked| (asked.verb, asked.status) == ("create", 201));
-        assert_eq!(made.filter(|asked| asked.resource == "pods").count(), 2 * (16 + 2 * 20));
-    }
+    assert_eq!(cluster.pods_made().await, 2 * (16 + 2 * 20), "of both, at first and in two rounds");
     cluster.remove().await;
 }
 

@@ -1,24 +1,37 @@
 //! The cluster of a test: a double with a kubelet of processes, or that of `GARAGE_TEST_KUBECONFIG`, whose kubelet is a
 //! real one if `GARAGE_TEST_KUBELET` is `real`; then it runs `GARAGE_TEST_IMAGE`.
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::PathBuf,
+    pin::pin,
+    sync::{Arc, Mutex},
+};
 
+use futures::StreamExt;
 use garage_apiserver::ApiServer;
 use garage_events::world::{System, World};
 use garage_stack::workers::binary;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, watcher},
+    },
 };
+use serde_json::json;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 use super::{kubelet::Kubelet, until};
 
 /// A namespace of a cluster, which is there once something makes it.
 pub(crate) struct Cluster {
-    pub(crate) double: Option<ApiServer>,
+    double: Option<ApiServer>,
     kubelet: Option<Kubelet>,
     kubeconfig: PathBuf,
     namespace: String,
@@ -26,6 +39,9 @@ pub(crate) struct Cluster {
     client: Client,
     pods: Api<Pod>,
     secrets: Api<Secret>,
+    /// The names of all pods that were ever made, as a watch tells them.
+    made: Arc<Mutex<BTreeSet<String>>>,
+    watching: JoinHandle<()>,
     _folder: TempDir,
 }
 
@@ -52,12 +68,16 @@ impl Cluster {
             let program = binary("garage-gameserver").unwrap();
             (Some(Kubelet::start(client.clone(), &namespace, &program).await), "gameserver:test".into())
         };
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+        let made = Arc::default();
         Self {
             double,
             kubelet,
             kubeconfig,
             image,
-            pods: Api::namespaced(client.clone(), &namespace),
+            watching: tokio::spawn(note_all(pods.clone(), Arc::clone(&made))),
+            made,
+            pods,
             secrets: Api::namespaced(client.clone(), &namespace),
             namespace,
             client,
@@ -99,11 +119,41 @@ impl Cluster {
         }
     }
 
-    /// Removes the namespace from a cluster that is there for longer than the test.
-    pub(crate) async fn remove(self) {
+    /// How many pods were made, once a watch has told of all.
+    pub(crate) async fn pods_made(&self) -> usize {
+        // It tells of this one after all that were made before it.
+        let last = json!({"metadata": {"name": "last"}, "spec": {
+            "nodeSelector": {"nobody": "has-it"}, "containers": [{"name": "none", "image": "none"}]}});
+        self.pods.create(&PostParams::default(), &serde_json::from_value(last).unwrap()).await.unwrap();
+        until("the watch tells of it", async || self.made.lock().unwrap().contains("last").then_some(())).await;
+        self.pods.delete("last", &DeleteParams::default()).await.unwrap();
+        self.made.lock().unwrap().len() - 1
+    }
+
+    /// Removes namespace and node from a cluster that is there for longer than the test.
+    pub(crate) async fn remove(&self) {
         if self.double.is_none() {
+            if let Some(kubelet) = &self.kubelet {
+                let nodes: Api<Node> = Api::all(self.client.clone());
+                nodes.delete(kubelet.node(), &DeleteParams::default()).await.unwrap();
+            }
             let namespaces: Api<Namespace> = Api::all(self.client.clone());
             namespaces.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+async fn note_all(pods: Api<Pod>, made: Arc<Mutex<BTreeSet<String>>>) {
+    let mut events = pin!(watcher(pods, watcher::Config::default()).default_backoff());
+    while let Some(event) = events.next().await {
+        if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) = event {
+            made.lock().unwrap().insert(pod.name_any());
         }
     }
 }

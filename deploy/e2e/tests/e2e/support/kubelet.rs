@@ -36,6 +36,7 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Dropping it ends its processes.
 pub(crate) struct Kubelet {
+    node: String,
     containers: Containers,
     working: JoinHandle<()>,
 }
@@ -71,17 +72,22 @@ impl Kubelet {
         nodes.create(&PostParams::default(), &serde_json::from_value(made).unwrap()).await.unwrap();
         let containers = Containers::default();
         let work = Work {
-            node,
+            node: node.clone(),
             program: program.to_owned(),
             folder: tempfile::Builder::new().prefix("garage-kubelet-").tempdir().unwrap(),
             pods: Api::namespaced(client.clone(), namespace),
             secrets: Api::namespaced(client, namespace),
             containers: Arc::clone(&containers),
         };
-        Self { containers, working: tokio::spawn(work.run()) }
+        Self { node, containers, working: tokio::spawn(work.run()) }
     }
 
-    /// How many processes it started, of pods that are still there, and how many of them run.
+    /// The name of its node.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// How many of its processes run.
     pub(crate) fn running(&self) -> usize {
         self.containers.lock().unwrap().values().filter(|container| !container.over).count()
     }
