@@ -54,7 +54,6 @@ impl Demo {
             games = self.games.prepare() => games?,
             () = shutdown.cancelled() => anyhow::bail!("interrupted"),
         };
-        games.check_none_left().await?;
         let folder = tempfile::Builder::new().prefix("garage-demo-").tempdir()?;
         say("starting NATS, Redis, MariaDB and the workers …");
         // The workers inherit what is set here; see `garage-director --help` and the like.

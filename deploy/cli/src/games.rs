@@ -49,7 +49,7 @@ pub(crate) struct Flags {
 pub(crate) struct Games(Option<(Cluster, workers::Pods)>);
 
 impl Flags {
-    /// Sees to it that game servers can run there.
+    /// Sees to it that game servers can run there, and none does yet.
     pub(crate) async fn prepare(self) -> anyhow::Result<Games> {
         let Self { director, kubeconfig, namespace, image, pull_policy, advertise } = self;
         if director == Kind::Process {
@@ -68,6 +68,16 @@ impl Flags {
         let namespace = namespace.unwrap_or_else(|| "garage".into());
         let cluster = Cluster::find(&kubeconfig, &namespace).await?;
         cluster.prepare().await?;
+        // A director takes for orphans what its log does not know, and what it leaves is removed in the end.
+        let left = cluster.left().await?;
+        ensure!(
+            left.is_empty(),
+            "a Garage's pods ({}) and secrets ({}) are in namespace {namespace}: another's, or of one that was killed; take \
+             another namespace, or, if nobody plays there, `kubectl -n {namespace} delete pods,secrets -l \
+             app.kubernetes.io/managed-by=garage`",
+            left.pods.len(),
+            left.secrets.len()
+        );
         let pods = workers::Pods {
             kubeconfig: std::path::absolute(kubeconfig)?,
             namespace,
@@ -83,35 +93,6 @@ impl Games {
     /// What a stack is to be told.
     pub(crate) fn options(&self) -> workers::Games {
         self.0.as_ref().map_or(workers::Games::Process, |(_, pods)| workers::Games::Kube(pods.clone()))
-    }
-
-    /// Fails when there are pods already, which a new log knows nothing of: its director would take them for orphans.
-    pub(crate) async fn check_none_left(&self) -> anyhow::Result<()> {
-        let Some((cluster, pods)) = &self.0 else { return Ok(()) };
-        let left = cluster.left().await?;
-        let namespace = &pods.namespace;
-        ensure!(
-            left.is_empty(),
-            "another Garage's pods ({}) and secrets ({}) are in namespace {namespace}; take another namespace, or, if \
-             nobody plays there, `kubectl -n {namespace} delete pods,secrets -l app.kubernetes.io/managed-by=garage`",
-            left.pods.len(),
-            left.secrets.len()
-        );
-        Ok(())
-    }
-
-    /// Tells of pods that are there already.
-    pub(crate) async fn tell_left(&self) -> anyhow::Result<()> {
-        let Some((cluster, pods)) = &self.0 else { return Ok(()) };
-        let left = cluster.left().await?;
-        if !left.is_empty() {
-            let (pods, secrets, namespace) = (left.pods.len(), left.secrets.len(), &pods.namespace);
-            say(format!(
-                "pods ({pods}) and secrets ({secrets}) are in namespace {namespace} from before; those of no open session of \
-                 this log will be removed"
-            ));
-        }
-        Ok(())
     }
 
     /// Waits until the director has removed every pod and secret: of closed sessions none is to be left.

@@ -36,7 +36,6 @@ impl Up {
             games = self.games.prepare() => games?,
             () = shutdown.cancelled() => return Ok(()),
         };
-        games.tell_left().await?;
         say(format!("starting in {} …", root.display()));
         let options = Options {
             nats_nodes: self.nats_nodes.into(),
