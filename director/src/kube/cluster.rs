@@ -209,17 +209,10 @@ impl Cluster {
     /// What is there still after so long.
     pub async fn wait_empty(&self, patience: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + patience;
-        loop {
-            let left = self.left().await?;
-            if left.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                let names: Vec<_> = left.pods.iter().chain(&left.secrets).map(String::as_str).collect();
-                bail!("still in namespace {} after {} s: {}", self.namespace, patience.as_secs(), names.join(", "));
-            }
+        while !self.is_empty_by(deadline).await? {
             tokio::time::sleep(POLL).await;
         }
+        Ok(())
     }
 
     /// Removes all of Garage's, and waits until it is gone.
@@ -227,21 +220,43 @@ impl Cluster {
     /// # Errors
     /// What is there still after so long, or why it cannot be removed.
     pub async fn clear(&self, patience: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            // Not only once: what a director asked for when it was killed may still be made.
+            self.remove().await?;
+            if self.is_empty_by(deadline).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Whether nothing is there; past the deadline something is an error.
+    async fn is_empty_by(&self, deadline: Instant) -> anyhow::Result<bool> {
+        let left = self.left().await?;
+        if !left.is_empty() && Instant::now() >= deadline {
+            let names: Vec<_> = left.pods.iter().chain(&left.secrets).map(String::as_str).collect();
+            bail!("still in namespace {}: {}", self.namespace, names.join(", "));
+        }
+        Ok(left.is_empty())
+    }
+
+    async fn remove(&self) -> anyhow::Result<()> {
         let (pods, secrets) = self.all().await?;
         let (pod_api, secret_api) = (self.pods(), self.secrets());
-        let only = |metadata: &ObjectMeta| Preconditions { uid: metadata.uid.clone(), resource_version: None };
+        let exact = |metadata: &ObjectMeta| {
+            let only = Preconditions { uid: metadata.uid.clone(), resource_version: None };
+            DeleteParams::default().preconditions(only)
+        };
+        // Those on their way out are asked for no more.
         let pods = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        let removed = stream::iter(pods).map(async |pod| {
-            let exact = DeleteParams::default().preconditions(only(&pod.metadata));
-            gone(ask(pod_api.delete(&pod.name_any(), &exact)).await, "delete a pod")
-        });
+        let removed = stream::iter(pods)
+            .map(async |pod| gone(ask(pod_api.delete(&pod.name_any(), &exact(&pod.metadata))).await, "delete a pod"));
         removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)?;
         let removed = stream::iter(secrets).map(async |secret| {
-            let exact = DeleteParams::default().preconditions(only(&secret.metadata));
-            gone(ask(secret_api.delete(&secret.name_any(), &exact)).await, "delete a secret")
+            gone(ask(secret_api.delete(&secret.name_any(), &exact(&secret.metadata))).await, "delete a secret")
         });
-        removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)?;
-        self.wait_empty(patience).await
+        removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)
     }
 }
 
