@@ -30,11 +30,12 @@ chaos: ## Lets everything fail for FOR=600 seconds, by the seed SEED=1, on NODES
 	GARAGE_CHAOS_FOR=$(FOR) GARAGE_CHAOS_SEED=$(SEED) GARAGE_CHAOS_NODES=$(NODES) \
 		cargo test --workspace --test e2e -- --nocapture chaos
 
-bench: install ## Measures the log and a gateway, each beside the machine's own limit in the same run.
+bench: install ## Measures the log, a gateway and a director, each beside the machine's own limit in the same run.
 	@# As it is deployed: a debug build would measure the compiler's haste.
 	cargo build --release --workspace
 	$(TARGET)/release/garage bench log
 	$(TARGET)/release/garage bench gateway
+	$(TARGET)/release/garage bench director
 
 lint: ## Formatting, clippy and documentation; every warning is an error.
 	cargo fmt --all --check

@@ -8,6 +8,8 @@
 //!
 //! Nobody waits for the scheduler. What becomes of pods is watched ([`pods`]) and read ([`fate`]).
 
+pub mod bare;
+pub mod cluster;
 mod fate;
 mod manifest;
 pub mod node;

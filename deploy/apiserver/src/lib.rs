@@ -3,13 +3,14 @@
 //! `tests/recorded/` holds what was recorded of it, and the tests hold the double against that.
 //!
 //! - `store`: objects, revisions and what watches see of them; `rules`: what the server fills in and refuses;
-//!   `call`, `serve`: requests and answers.
+//!   `rights`: who may do what; `call`, `serve`: requests and answers.
 //! - [`proxy`]: what a server does only on a bad day, in front of the double or of a real one.
 //!
 //! There is no garbage collector and no controller in it: what a director leaves behind stays.
 
 mod call;
 pub mod proxy;
+mod rights;
 mod rules;
 mod serve;
 mod store;
@@ -23,11 +24,12 @@ use std::{
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use crate::store::Store;
+use crate::{rights::Denied, store::Store};
 
 /// A running server. Dropping it ends it.
 #[derive(Debug)]
 pub struct ApiServer {
+    shared: Arc<Shared>,
     address: SocketAddr,
     serving: JoinHandle<()>,
 }
@@ -35,6 +37,7 @@ pub struct ApiServer {
 #[derive(Debug)]
 struct Shared {
     store: Mutex<Store>,
+    denied: Denied,
     /// The last revision, for who watches.
     revision: watch::Sender<u64>,
 }
@@ -54,9 +57,11 @@ impl ApiServer {
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { store: Mutex::default(), revision: watch::Sender::new(0) });
-        let serving = tokio::spawn(serve::run(listener, move |request| serve::answer(request, Arc::clone(&shared))));
-        Ok(Self { address, serving })
+        let shared =
+            Arc::new(Shared { store: Mutex::default(), denied: Denied::default(), revision: watch::Sender::new(0) });
+        let behind = Arc::clone(&shared);
+        let serving = tokio::spawn(serve::run(listener, move |request| serve::answer(request, Arc::clone(&behind))));
+        Ok(Self { shared, address, serving })
     }
 
     /// Where it is.
@@ -69,6 +74,11 @@ impl ApiServer {
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         kubeconfig(&self.url())
+    }
+
+    /// Takes a right from everybody, as roles name it: `create`, `pods`.
+    pub fn deny(&self, verb: &str, resource: &str) {
+        self.shared.denied.add(verb, resource);
     }
 }
 

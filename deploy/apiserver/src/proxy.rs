@@ -19,7 +19,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{
     call::Call,
-    kubeconfig, rules,
+    kubeconfig, rights, rules,
     serve::{self, Body, Cut},
 };
 
@@ -208,13 +208,7 @@ fn refusal(call: &Call, answer: Answer) -> (u16, Value) {
     let Call { verb, resource, namespace, .. } = call;
     match answer {
         Answer::Unauthorized => rules::refusal(401, "Unauthorized", "Unauthorized", Value::Null),
-        Answer::Forbidden => {
-            let message = format!(
-                "{resource} is forbidden: User \"viewer\" cannot {verb} resource \"{resource}\" in API group \"\" in the \
-                 namespace \"{namespace}\""
-            );
-            rules::refusal(403, "Forbidden", &message, json!({"kind": resource}))
-        }
+        Answer::Forbidden => rights::forbidden(verb, resource, namespace),
         Answer::TooMany => {
             let message = "the server has received too many requests and has asked us to try again later";
             rules::refusal(429, "TooManyRequests", message, json!({"retryAfterSeconds": 1}))

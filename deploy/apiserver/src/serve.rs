@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     Shared,
     call::Call,
-    rules,
+    rights, rules,
     store::{Change, Key, Selector, Store},
 };
 
@@ -70,20 +70,33 @@ pub(crate) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> R
         let version = json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0", "platform": "linux/amd64"});
         return Ok(json_of(200, &version));
     }
+    if request.uri().path() == rights::REVIEWS {
+        let (code, body) = shared.denied.review(read(request).await);
+        return Ok(json_of(code, &body));
+    }
     let call = Call::read(request.method(), request.uri(), request.headers());
     let Some(call) = call.filter(|call| RESOURCES.contains(&call.resource.as_str())) else {
         let message = "the server could not find the requested resource";
         return Ok(json_of(404, &rules::refusal(404, "NotFound", message, json!({})).1));
     };
+    if shared.denied.has(call.verb, &call.resource()) {
+        let (code, body) = rights::forbidden(call.verb, &call.resource(), &call.namespace);
+        return Ok(json_of(code, &body));
+    }
     if call.verb == "watch" {
         return Ok(watch(&call, &shared).unwrap_or_else(|(code, body)| json_of(code, &body)));
     }
-    let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
-    let (code, mut body) = act(&call, &serde_json::from_slice(&body).unwrap_or_default(), &shared);
+    let (code, mut body) = act(&call, &read(request).await, &shared);
     if call.partial {
         rules::only_metadata(&mut body);
     }
     Ok(json_of(code, &body))
+}
+
+/// What is sent along; nothing when it is no JSON.
+async fn read(request: Request<Incoming>) -> Value {
+    let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+    serde_json::from_slice(&body).unwrap_or_default()
 }
 
 fn key(call: &Call) -> Key {

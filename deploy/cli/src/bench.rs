@@ -1,6 +1,7 @@
 //! `garage bench`: figures, each beside the machine's own limit in the same run.
 
 mod capacity;
+mod director;
 mod gateway;
 mod log;
 mod recovery;
@@ -26,6 +27,11 @@ pub(crate) enum Bench {
     Capacity(capacity::Capacity),
     /// How quickly a matchmaker matches again after a restart, and projections are rebuilt, with a long log.
     Recovery(recovery::Recovery),
+    /// Pods that a director makes a second, beside a client that only asks the cluster for them.
+    Director(director::Director),
+    /// The API server of `director`, which starts it: a double in a process of its own.
+    #[command(hide = true)]
+    ApiServer(director::Double),
     /// The other side of `gateway`, which starts it: clients in a process of their own.
     #[command(hide = true)]
     GatewayClients(gateway::Clients),
@@ -33,22 +39,27 @@ pub(crate) enum Bench {
 
 impl Bench {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        if cfg!(debug_assertions) && !matches!(self, Self::GatewayClients(_)) {
+        if cfg!(debug_assertions) && !matches!(self, Self::GatewayClients(_) | Self::ApiServer(_)) {
             say("This is a debug build, slower than what is deployed; `make bench` measures a release build.");
         }
-        let running = async {
-            match self {
-                Self::Log(bench) => bench.run().await,
-                Self::Gateway(bench) => bench.run().await,
-                Self::Capacity(bench) => bench.run().await,
-                Self::Recovery(bench) => bench.run().await,
-                Self::GatewayClients(clients) => clients.run().await,
-            }
-        };
-        tokio::select! {
-            result = running => result,
-            () = shutdown.cancelled() => anyhow::bail!("interrupted"),
+        match self {
+            Self::Log(bench) => unless(&shutdown, bench.run()).await,
+            Self::Gateway(bench) => unless(&shutdown, bench.run()).await,
+            Self::Capacity(bench) => unless(&shutdown, bench.run()).await,
+            Self::Recovery(bench) => unless(&shutdown, bench.run()).await,
+            // It has pods to remove before it ends.
+            Self::Director(bench) => bench.run(shutdown).await,
+            Self::ApiServer(double) => unless(&shutdown, double.run()).await,
+            Self::GatewayClients(clients) => unless(&shutdown, clients.run()).await,
         }
+    }
+}
+
+/// Measures, unless it is interrupted.
+async fn unless(shutdown: &Shutdown, measuring: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::select! {
+        result = measuring => result,
+        () = shutdown.cancelled() => anyhow::bail!("interrupted"),
     }
 }
 

@@ -22,6 +22,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
 use crate::{
+    games,
     report::{percentile, say, table},
     timeline,
 };
@@ -35,6 +36,8 @@ pub(crate) struct Demo {
     /// Nodes of NATS.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     nats_nodes: u8,
+    #[command(flatten)]
+    games: games::Flags,
 }
 
 /// How long the bots may take altogether: what a machine needs for the races, and a good deal more.
@@ -47,6 +50,10 @@ impl Demo {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         anyhow::ensure!(self.players.is_multiple_of(2), "--players must be even: two make a match");
         let began = Instant::now();
+        let games = tokio::select! {
+            games = self.games.prepare() => games?,
+            () = shutdown.cancelled() => anyhow::bail!("interrupted"),
+        };
         let folder = tempfile::Builder::new().prefix("garage-demo-").tempdir()?;
         say("starting NATS, Redis, MariaDB and the workers …");
         // The workers inherit what is set here; see `garage-director --help` and the like.
@@ -55,7 +62,7 @@ impl Demo {
             // A few seconds of racing; the road of the real game is a quarter mile.
             env.push(("GARAGE_GAME_ARG".into(), "--distance-m 60".into()));
         }
-        let options = Options { nats_nodes: self.nats_nodes.into(), env, ..Options::default() };
+        let options = Options { nats_nodes: self.nats_nodes.into(), games: games.options(), env, ..Options::default() };
         let starting = Stack::start(folder.path(), options);
         let mut stack = tokio::select! {
             stack = starting => stack?,
@@ -63,19 +70,22 @@ impl Demo {
         };
         say(format!("up after {:.1} s; what goes on is at {}", began.elapsed().as_secs_f64(), stack.ops()));
         let result = tokio::select! {
-            result = play(&stack, self.players) => result,
+            result = async {
+                play(&stack, self.players).await?;
+                games.wait_none_left().await
+            } => result,
             () = shutdown.cancelled() => {
                 // Who interrupts a demo wants it gone, and nothing of it kept.
                 stack.kill();
-                anyhow::bail!("interrupted");
+                return games.clear(Err(anyhow::anyhow!("interrupted"))).await;
             }
         };
         stack.stop().await;
         if result.is_err() {
             // The logs are what the person needs now.
             say(format!("the workers' logs are kept in {}", folder.keep().join("logs").display()));
+            return games.clear(result).await;
         }
-        result?;
         say(format!("\n{:.1} s in all", began.elapsed().as_secs_f64()));
         Ok(())
     }

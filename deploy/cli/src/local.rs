@@ -1,6 +1,6 @@
 //! `garage up`: a local Garage for development.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use garage_stack::{
     servers::Role,
@@ -8,7 +8,7 @@ use garage_stack::{
 };
 use garage_worker::Shutdown;
 
-use crate::report::say;
+use crate::{games, report::say};
 
 /// Runs a local Garage until Ctrl-C, and says where it is.
 #[derive(Debug, clap::Args)]
@@ -25,37 +25,49 @@ pub(crate) struct Up {
     /// Instances of each worker.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     instances: u8,
+    #[command(flatten)]
+    games: games::Flags,
 }
 
 impl Up {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let root = std::path::absolute(&self.root)?;
+        let games = tokio::select! {
+            games = self.games.prepare() => games?,
+            () = shutdown.cancelled() => return Ok(()),
+        };
         say(format!("starting in {} …", root.display()));
         let options = Options {
             nats_nodes: self.nats_nodes.into(),
             instances: self.instances.into(),
             queues: self.queues,
+            games: games.options(),
             ..Options::default()
         };
-        let starting = Stack::start(&root, options);
-        let mut stack = tokio::select! {
-            stack = starting => stack?,
-            () = shutdown.cancelled() => return Ok(()),
-        };
-        let (user, password_file) = stack.nats.user(Role::Admin);
-        say("Garage is up. In another shell:\n");
-        say(format!("export GATEWAY={}", stack.gateway()));
-        say(format!("export GARAGE_GATEWAY_JWT_KEY_FILE={}", root.join("secrets/jwt.key").display()));
-        say(format!("export GARAGE_NATS_URL={}", stack.nats.url()));
-        say(format!("export GARAGE_NATS_USER={user}"));
-        say(format!("export GARAGE_NATS_PASSWORD_FILE={}", password_file.display()));
-        say(format!("export GARAGE_REDIS_URL={}", stack.redis.url()));
-        say(format!("export GARAGE_REDIS_PASSWORD_FILE={}", stack.redis.password_file().display()));
-        say(format!("\nWhat goes on: {}", stack.ops()));
-        say("Ctrl-C ends it.");
-        shutdown.cancelled().await;
-        say("stopping …");
-        stack.stop().await;
-        Ok(())
+        let result = serve(&root, options, shutdown).await;
+        games.clear(result).await
     }
+}
+
+async fn serve(root: &Path, options: Options, shutdown: Shutdown) -> anyhow::Result<()> {
+    let starting = Stack::start(root, options);
+    let mut stack = tokio::select! {
+        stack = starting => stack?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let (user, password_file) = stack.nats.user(Role::Admin);
+    say("Garage is up. In another shell:\n");
+    say(format!("export GATEWAY={}", stack.gateway()));
+    say(format!("export GARAGE_GATEWAY_JWT_KEY_FILE={}", root.join("secrets/jwt.key").display()));
+    say(format!("export GARAGE_NATS_URL={}", stack.nats.url()));
+    say(format!("export GARAGE_NATS_USER={user}"));
+    say(format!("export GARAGE_NATS_PASSWORD_FILE={}", password_file.display()));
+    say(format!("export GARAGE_REDIS_URL={}", stack.redis.url()));
+    say(format!("export GARAGE_REDIS_PASSWORD_FILE={}", stack.redis.password_file().display()));
+    say(format!("\nWhat goes on: {}", stack.ops()));
+    say("Ctrl-C ends it.");
+    shutdown.cancelled().await;
+    say("stopping …");
+    stack.stop().await;
+    Ok(())
 }

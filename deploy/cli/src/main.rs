@@ -8,6 +8,7 @@ mod config;
 mod dead;
 mod demo;
 mod entry;
+mod games;
 mod init;
 mod local;
 mod progress;

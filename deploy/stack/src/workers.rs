@@ -1,7 +1,9 @@
 //! The whole of a local Garage: servers, secrets, and the workers as processes of their own.
 
 use std::{
+    ffi::OsString,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -68,26 +70,55 @@ impl Worker {
 pub struct Options {
     /// Nodes of NATS: 1 or 3.
     pub nats_nodes: usize,
-    /// Whether the routes between the nodes go through proxies that can cut them.
+    /// Whether the routes between the nodes go through proxies that can cut them; not with pods.
     pub cuttable: bool,
     /// Instances of each worker.
     pub instances: usize,
     /// The queues file; by default the queues `ranked` and `casual`, of two players.
     pub queues: Option<PathBuf>,
+    /// What runs the game servers.
+    pub games: Games,
     /// Variables for the workers, as `GARAGE_READY_S`.
     pub env: Vec<(String, String)>,
 }
 
+/// What runs the game servers of a stack.
+#[derive(Debug, Clone)]
+pub enum Games {
+    /// Processes of this machine, which nobody else reaches.
+    Process,
+    /// A Kubernetes cluster.
+    Kube(Pods),
+}
+
+/// Game servers as pods. They outlive the stack: whoever starts it removes them.
+#[derive(Debug, Clone)]
+pub struct Pods {
+    /// Where the cluster is, and as whom to ask it.
+    pub kubeconfig: PathBuf,
+    /// The namespace, which is this stack's alone.
+    pub namespace: String,
+    /// The game server's image.
+    pub image: String,
+    /// When a machine pulls it: `Always`, `IfNotPresent` or `Never`.
+    pub pull_policy: String,
+    /// The address by which pods reach NATS on this machine.
+    pub advertise: IpAddr,
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { nats_nodes: 1, cuttable: false, instances: 1, queues: None, env: Vec::new() }
+        Self { nats_nodes: 1, cuttable: false, instances: 1, queues: None, games: Games::Process, env: Vec::new() }
     }
 }
 
 /// The queues that a stack has when it is not told others.
 pub const QUEUES: &str = include_str!("../../local/queues.toml");
 
-/// A running Garage. Dropping it ends all of it, the game servers too.
+/// What pods of a stack's game servers have besides.
+const POD: &str = include_str!("../../local/pod.yaml");
+
+/// A running Garage. Dropping it ends all of it, the game servers too, unless they are pods.
 #[derive(Debug)]
 pub struct Stack {
     root: PathBuf,
@@ -125,10 +156,10 @@ impl Stack {
         secret::private_folder(root).map_err(Error::io(format!("make {}", root.display())))?;
         let lock = lock(root)?;
         let nats = async {
-            if options.cuttable {
-                Nats::start_cuttable(root, options.nats_nodes).await
-            } else {
-                Nats::start(root, options.nats_nodes).await
+            match &options.games {
+                Games::Kube(pods) => Nats::start_reachable(root, options.nats_nodes, pods.advertise).await,
+                Games::Process if options.cuttable => Nats::start_cuttable(root, options.nats_nodes).await,
+                Games::Process => Nats::start(root, options.nats_nodes).await,
             }
         };
         let (nats, redis, mariadb) = futures::try_join!(nats, Redis::start(root), MariaDb::start(root))?;
@@ -167,7 +198,9 @@ impl Stack {
             Some(file) => fs::copy(file, &queues).map(drop),
             None => fs::write(&queues, QUEUES),
         };
-        written.map_err(Error::io(format!("write {}", queues.display())))
+        written.map_err(Error::io(format!("write {}", queues.display())))?;
+        let pod = self.root.join("pod.yaml");
+        fs::write(&pod, POD).map_err(Error::io(format!("write {}", pod.display())))
     }
 
     /// Runs `garage init`, as an operator would.
@@ -213,6 +246,9 @@ impl Stack {
                     .env("GARAGE_REDIS_PASSWORD_FILE", self.redis.password_file())
                     .env("GARAGE_SEAL_KEY_FILE", secrets.join("seal.key"))
                     .env("GARAGE_TOKEN_KEY_FILE", secrets.join("token.pem"));
+                if matches!(options.games, Games::Kube(_)) {
+                    launch = unless_set(launch, "GARAGE_READY_S", "60");
+                }
             }
             Worker::Director => {
                 let (game, password_file) = self.nats.user(Role::Game);
@@ -222,10 +258,26 @@ impl Stack {
                     .env("GARAGE_SEAL_KEY_FILE", secrets.join("seal.key"))
                     .env("GARAGE_TOKEN_PUBLIC_KEY_FILE", secrets.join("token.pub.pem"))
                     .env("GARAGE_GAME_NATS_USER", game)
-                    .env("GARAGE_GAME_NATS_PASSWORD_FILE", password_file)
-                    .env("GARAGE_INSTANCES", self.instances_folder())
-                    // Inherited by the game servers: a local stack is nobody else's to reach.
-                    .env("GARAGE_GAMESERVER_BIND", "127.0.0.1");
+                    .env("GARAGE_GAME_NATS_PASSWORD_FILE", password_file);
+                launch = match &options.games {
+                    Games::Process => launch
+                        .env("GARAGE_BACKEND", "process")
+                        .env("GARAGE_INSTANCES", self.instances_folder())
+                        // Inherited by the game servers: a local stack is nobody else's to reach.
+                        .env("GARAGE_GAMESERVER_BIND", "127.0.0.1"),
+                    Games::Kube(pods) => {
+                        let launch = launch
+                            .env("GARAGE_BACKEND", "kube")
+                            .env("GARAGE_KUBECONFIG", &pods.kubeconfig)
+                            .env("GARAGE_NAMESPACE", &pods.namespace)
+                            .env("GARAGE_IMAGE", &pods.image)
+                            .env("GARAGE_PULL_POLICY", &pods.pull_policy)
+                            .env("GARAGE_GAME_NATS_URL", self.nats.url_by(pods.advertise));
+                        let launch = unless_set(launch, "GARAGE_POD_TEMPLATE", self.root.join("pod.yaml"));
+                        // The one node of a small cluster rarely has another.
+                        unless_set(launch, "GARAGE_NODE_ADDRESS", "external-ip,internal-ip")
+                    }
+                };
             }
             Worker::Inventory => {
                 launch = launch
@@ -395,6 +447,11 @@ impl Instance {
         };
         self.process.wait_until("get ready", probe).await
     }
+}
+
+/// Adds a variable, unless whoever starts this has set it.
+fn unless_set(launch: Launch, name: &str, value: impl Into<OsString>) -> Launch {
+    if std::env::var_os(name).is_some() { launch } else { launch.env(name, value) }
 }
 
 /// Takes the folder for one stack: a second set of servers on the same data would spoil it.

@@ -28,7 +28,8 @@ where
     F: FnOnce(C, Shutdown) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
-    process("warn", run, |error| {
+    // What that client logs, the error says too.
+    process("warn,kube_client=off", run, |error| {
         let _ = writeln!(std::io::stderr(), "error: {error:#}");
     })
 }

@@ -15,21 +15,22 @@ use tempfile::TempDir;
 use crate::support::{place, until};
 
 /// A demo of four players. Its folder is the temporary folder of all that it starts, by which that is found.
-struct Demo {
-    process: Process,
+pub(crate) struct Demo {
+    pub(crate) process: Process,
     folder: TempDir,
 }
 
 impl Demo {
     fn start(env: &[(&str, &str)]) -> Self {
-        Self::start_on("1", env)
+        Self::start_with(&[], env)
     }
 
-    /// On so many nodes of NATS.
-    fn start_on(nodes: &str, env: &[(&str, &str)]) -> Self {
+    /// With further arguments.
+    pub(crate) fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("garage-e2e-demo-").tempdir().unwrap();
         let mut launch = Launch::new("garage demo", binary("garage").unwrap(), folder.path().join("printed"))
-            .args(["demo", "--players", "4", "--nats-nodes", nodes])
+            .args(["demo", "--players", "4"])
+            .args(args)
             .env("TMPDIR", folder.path())
             .env("GARAGE_KEY_POOL", "4")
             .env("GARAGE_GAME_ARG", "--distance-m 20 --join-timeout-ms 4000 --race-timeout-ms 15000");
@@ -39,16 +40,16 @@ impl Demo {
         Self { process: launch.spawn().unwrap(), folder }
     }
 
-    fn printed(&self) -> String {
+    pub(crate) fn printed(&self) -> String {
         fs::read_to_string(self.process.log()).unwrap()
     }
 
-    async fn until_printed(&self, text: &str) {
+    pub(crate) async fn until_printed(&self, text: &str) {
         until(text, async || self.printed().contains(text).then_some(())).await;
     }
 
     /// Its exit code.
-    async fn code(&mut self) -> Option<i32> {
+    pub(crate) async fn code(&mut self) -> Option<i32> {
         until("the demo ends", async || self.process.try_wait().unwrap()).await.code()
     }
 
@@ -69,7 +70,19 @@ impl Demo {
         fs::read_dir("/proc").unwrap().flatten().filter_map(ours).collect()
     }
 
-    async fn assert_nothing_left(&self) {
+    /// All four have raced and were paid, and nothing of it is left on this machine.
+    pub(crate) async fn assert_ends_well(&mut self) {
+        assert_eq!(self.code().await, Some(0));
+        let printed = self.printed();
+        for row in ["Queued", "Matched", "PlayerMatched", "Finished", "RewardGranted", "paid (seen by the players)"] {
+            assert!(printed_counts(&printed).contains(&(row, "4")), "{row} in {:?}", printed_counts(&printed));
+        }
+        assert!(!printed.contains("not ended within"), "something had to be killed");
+        self.assert_nothing_left().await;
+        assert_eq!(fs::read_dir(self.folder.path()).unwrap().count(), 1, "only what it printed is left");
+    }
+
+    pub(crate) async fn assert_nothing_left(&self) {
         until("all that the demo started has ended", async || self.left().is_empty().then_some(())).await;
     }
 }
@@ -95,15 +108,8 @@ fn printed_counts(text: &str) -> Vec<(&str, &str)> {
 async fn a_demo_ends_well_on_one_node_of_nats_and_on_three_and_tells_its_counts() {
     let _place = place().await;
     for nodes in ["1", "3"] {
-        let mut demo = Demo::start_on(nodes, &[]);
-        assert_eq!(demo.code().await, Some(0));
-        let printed = demo.printed();
-        for row in ["Queued", "Matched", "PlayerMatched", "Finished", "RewardGranted", "paid (seen by the players)"] {
-            assert!(printed_counts(&printed).contains(&(row, "4")), "{row} in {:?}", printed_counts(&printed));
-        }
-        assert!(!printed.contains("not ended within"), "something had to be killed");
-        demo.assert_nothing_left().await;
-        assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "only what it printed is left");
+        let mut demo = Demo::start_with(&["--nats-nodes", nodes], &[]);
+        demo.assert_ends_well().await;
     }
 }
 

@@ -13,6 +13,7 @@ mod described;
 mod foreign;
 mod game_servers;
 mod instances;
+mod kube;
 mod matches;
 mod operator;
 mod ops;

@@ -1,8 +1,10 @@
 //! A Garage for one test.
 
 pub(crate) mod browser;
+pub(crate) mod cluster;
 pub(crate) mod crowd;
 pub(crate) mod history;
+mod kubelet;
 pub(crate) mod operations;
 mod setup;
 

@@ -9,7 +9,7 @@ mod routes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -38,6 +38,7 @@ pub struct Nats {
 #[derive(Debug)]
 pub struct Node {
     process: Process,
+    /// By loopback, on which it listens whatever else it does.
     client: SocketAddr,
     monitor: SocketAddr,
 }
@@ -56,7 +57,21 @@ impl Nats {
     /// # Errors
     /// When nats-server is missing or does not answer in time.
     pub async fn start(root: &Path, nodes: usize) -> Result<Self> {
-        Self::start_wired(root, nodes, Wiring::Direct).await
+        Self::start_wired(root, nodes, Wiring::Direct, Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// The same for clients that come by another address of this machine too. The nodes then listen on every address:
+    /// nats-server knows one, or all.
+    ///
+    /// # Errors
+    /// When nats-server is missing or does not answer in time.
+    pub async fn start_reachable(root: &Path, nodes: usize, by: IpAddr) -> Result<Self> {
+        let listen = match by {
+            IpAddr::V4(Ipv4Addr::LOCALHOST) => by,
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::start_wired(root, nodes, Wiring::Direct, listen).await
     }
 
     /// The same with every route through a proxy of its own, for [`cut_routes`](Self::cut_routes). The proxies run on
@@ -65,21 +80,21 @@ impl Nats {
     /// # Errors
     /// When nats-server is missing or does not answer in time.
     pub async fn start_cuttable(root: &Path, nodes: usize) -> Result<Self> {
-        Self::start_wired(root, nodes, Wiring::Proxied).await
+        Self::start_wired(root, nodes, Wiring::Proxied, Ipv4Addr::LOCALHOST.into()).await
     }
 
-    async fn start_wired(root: &Path, nodes: usize, wiring: Wiring) -> Result<Self> {
+    async fn start_wired(root: &Path, nodes: usize, wiring: Wiring, listen: IpAddr) -> Result<Self> {
         let mut left = ports::STARTS;
         loop {
             left -= 1;
-            match Self::try_start(root, nodes, wiring).await {
+            match Self::try_start(root, nodes, wiring, listen).await {
                 Err(Error::PortTaken { .. }) if left > 0 => {}
                 result => return result,
             }
         }
     }
 
-    async fn try_start(root: &Path, count: usize, wiring: Wiring) -> Result<Self> {
+    async fn try_start(root: &Path, count: usize, wiring: Wiring, on: IpAddr) -> Result<Self> {
         let program = binary::nats_server()?;
         let secrets = root.join("secrets");
         let mut passwords = BTreeMap::new();
@@ -122,7 +137,7 @@ impl Nats {
             });
             let text = config::server(&config::Server {
                 name: &name,
-                client,
+                client: SocketAddr::new(on, client.port()),
                 monitor,
                 store: &folder.join("jetstream"),
                 users: &users,
@@ -167,6 +182,13 @@ impl Nats {
     #[must_use]
     pub fn url(&self) -> String {
         self.nodes.iter().map(Node::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// The same by another address of this machine.
+    #[must_use]
+    pub fn url_by(&self, address: IpAddr) -> String {
+        let url = |node: &Node| format!("nats://{}", SocketAddr::new(address, node.client.port()));
+        self.nodes.iter().map(url).collect::<Vec<_>>().join(",")
     }
 
     /// The name of the role's user and the file that holds its password.

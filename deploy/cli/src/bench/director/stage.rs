@@ -1,0 +1,158 @@
+//! What a director needs, and the director; and sessions that ask it for pods.
+
+use std::{fs, path::Path};
+
+use futures::future::try_join_all;
+use garage_director::backend::Order;
+use garage_events::{
+    game::{self, Car, Loadout, Secret, Stats},
+    id::{PlayerId, QueueName, Region, SessionId, TicketId},
+    jetstream::{JetStreamLog, setup},
+    log::{Append, Decision, Head},
+    player,
+    projection::parked_key,
+    reaction::decide_session,
+    session::{Command, Event, Matched, Member, PodRequested, Team},
+    subject::{Aggregate, Report, ReportKind},
+    world::{System, World},
+};
+use garage_stack::{
+    ports,
+    process::Launch,
+    servers::{Nats, Redis, Role},
+    workers::{Instance, Worker, binary},
+};
+use garage_worker::seal::SealKey;
+
+/// What every game's key is sealed with.
+const SEAL: [u8; 32] = [9; 32];
+
+/// Under which one key is parked for all games: what it is does not matter, as none runs.
+const FINGERPRINT: &str = "bench";
+
+/// As long as a private key in PEM.
+const KEY_BYTES: usize = 1_704;
+
+// Made with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`; nothing is signed with it.
+const TOKEN: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
+-----END PUBLIC KEY-----
+";
+
+/// Dropping it ends all of it.
+pub(super) struct Stage {
+    _director: Instance,
+    log: JetStreamLog,
+    nats: Nats,
+    _redis: Redis,
+}
+
+impl Stage {
+    /// Starts NATS, Redis and a director with these flags, whose keys are in the folder.
+    pub(super) async fn start(folder: &Path, flags: &[String]) -> anyhow::Result<Self> {
+        let (nats, redis) = futures::try_join!(Nats::start(folder, 1), Redis::start(folder))?;
+        let admin = nats.connect(Role::Admin).await?;
+        setup::init(admin.clone(), 1).await?;
+        let log = JetStreamLog::open(admin).await?;
+        let sealed = SealKey::new(&SEAL).seal("k".repeat(KEY_BYTES).as_bytes(), FINGERPRINT)?;
+        let client = redis::Client::open(redis.url_with_password())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await?;
+
+        fs::write(folder.join("seal.key"), "09".repeat(SEAL.len()))?;
+        fs::write(folder.join("token.pub.pem"), TOKEN)?;
+        let [admin] = ports::reserve()?;
+        let admin = format!("127.0.0.1:{admin}");
+        let (user, password_file) = nats.user(Role::Director);
+        let process = Launch::new("director", binary("garage-director")?, folder.join("director.log"))
+            .args(flags)
+            .env("GARAGE_ADMIN", &admin)
+            .env("GARAGE_NATS_URL", nats.url())
+            .env("GARAGE_NATS_USER", user)
+            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_REDIS_URL", redis.url())
+            .env("GARAGE_REDIS_PASSWORD_FILE", redis.password_file())
+            .spawn()?;
+        let mut director = Instance { worker: Worker::Director, admin, listen: None, process };
+        director.wait_ready().await?;
+        Ok(Self { _director: director, log, nats, _redis: redis })
+    }
+
+    /// Appends so many sessions at once, each of which asks for its first server.
+    pub(super) async fn sessions(&self, count: usize) -> anyhow::Result<Vec<SessionId>> {
+        try_join_all((0..count).map(|_| self.session())).await
+    }
+
+    async fn session(&self) -> anyhow::Result<SessionId> {
+        let id = SessionId::new(System.id());
+        let player = PlayerId::from_foreign(&System.id().to_string())?;
+        let (ticket, name) = (TicketId::new(System.id()), "red".to_owned());
+        let joined =
+            player::Matched { ticket, queue: queue()?, session: id, team: name.clone(), waiting_since: System.now() };
+        let matched = Matched {
+            queue: queue()?,
+            region: region()?,
+            teams: vec![Team { name, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
+            rules: "bench".into(),
+            pool_seq: 1,
+            clock: System.now(),
+        };
+        let requested = PodRequested {
+            attempt: 1,
+            region: region()?,
+            loadouts: vec![loadout(&player)?],
+            public_key: "bench".into(),
+            fingerprint: FINGERPRINT.into(),
+        };
+        let decision = Decision::new(&System, id.uuid(), None);
+        let events = [Event::from(matched), requested.into()];
+        let decision = decision.change(&System, Aggregate::Session(id), Head::default(), events);
+        let joined = [player::Event::from(joined)];
+        self.log.append(decision.change(&System, Aggregate::Player(player), Head::default(), joined)).await?;
+        Ok(id)
+    }
+
+    /// Closes sessions, whose pods the director then removes.
+    pub(super) async fn close(&self, sessions: &[SessionId]) -> anyhow::Result<()> {
+        try_join_all(sessions.iter().map(async |session| {
+            let command = Command::Fail { reason: "bench".into() };
+            decide_session(&self.log, &System, *session, command, None).await??;
+            anyhow::Ok(())
+        }))
+        .await?;
+        Ok(())
+    }
+
+    /// What a director makes of such a session.
+    pub(super) fn order(&self) -> anyhow::Result<Order> {
+        let session = SessionId::new(System.id());
+        let report = |kind| Report { session, attempt: 1, kind }.to_string();
+        let config = game::Config {
+            session,
+            attempt: 1,
+            players: vec![loadout(&PlayerId::from_foreign(&System.id().to_string())?)?],
+            private_key: Secret::new("k".repeat(KEY_BYTES)),
+            token_key: TOKEN.into(),
+            token_keys: [("bench".into(), TOKEN.into())].into(),
+            nats: game::Nats { url: self.nats.url(), user: "game".into(), password: Secret::new("") },
+            ready: report(ReportKind::Ready),
+            finished: report(ReportKind::Finished),
+            ends_at: System.now() + time::Duration::minutes(15),
+        };
+        Ok(Order { queue: queue()?, region: region()?, config })
+    }
+}
+
+fn queue() -> anyhow::Result<QueueName> {
+    Ok("ranked".parse()?)
+}
+
+fn region() -> anyhow::Result<Region> {
+    Ok("eu".parse()?)
+}
+
+fn loadout(player: &PlayerId) -> anyhow::Result<Loadout> {
+    let stats = Stats { power_kw: 100.0, mass_kg: 1_000.0, grip: 1.0, drag_m2: 0.6 };
+    let car = Car { id: "brick".parse()?, model: "brick".into(), texture: "red".into(), stats };
+    Ok(Loadout { player: player.clone(), car, items: [].into() })
+}

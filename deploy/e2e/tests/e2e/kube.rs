@@ -1,0 +1,200 @@
+//! Game servers as pods of a cluster, as a person has them.
+
+use std::{fs, path::Path, process::Command};
+
+use garage_apiserver::ApiServer;
+use garage_stack::{bot::Bot, process::Launch, workers::binary};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::{
+    demo::Demo,
+    support::{cluster::Cluster, place, until},
+};
+
+#[tokio::test]
+async fn a_demo_on_a_cluster_ends_well_and_leaves_no_pod_and_no_secret() {
+    let _place = place().await;
+    let cluster = Cluster::new().await;
+    let mut demo = Demo::start_with(&cluster.flags(), &[]);
+    demo.assert_ends_well().await;
+    let said = format!("no pod and no secret of it is left in namespace {}", cluster.namespace());
+    assert!(demo.printed().contains(&said));
+    cluster.assert_empty().await;
+    assert_eq!(cluster.pods_made().await, 2, "one for each match");
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn a_demo_on_a_cluster_that_is_interrupted_leaves_no_pod_and_no_secret() {
+    let _place = place().await;
+    let cluster = Cluster::new().await;
+    let mut demo = Demo::start_with(&cluster.flags(), &[("GARAGE_GAME_ARG", "--distance-m 50000")]);
+    cluster.until_running(2).await;
+    demo.process.signal(Signal::SIGINT).unwrap();
+    assert_eq!(demo.code().await, Some(1));
+    assert!(demo.printed().contains("error: interrupted"));
+    cluster.assert_empty().await;
+    demo.assert_nothing_left().await;
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn pods_reach_nats_by_the_address_that_is_advertised() {
+    let _place = place().await;
+    let cluster = Cluster::new().await;
+    // Every address of this machine's network is this machine, and NATS listens at the first of them otherwise.
+    let mut demo = Demo::start_with(&[&cluster.flags()[..], &["--advertise", "127.0.0.2"]].concat(), &[]);
+    demo.assert_ends_well().await;
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn up_that_is_stopped_in_the_midst_of_a_race_leaves_no_pod_and_no_secret() {
+    let _place = place().await;
+    let cluster = Cluster::new().await;
+    let folder = tempfile::Builder::new().prefix("garage-e2e-up-").tempdir().unwrap();
+    let root = folder.path().join("root");
+    let mut up = Launch::new("garage up", binary("garage").unwrap(), folder.path().join("printed"))
+        .args(["up", "--root", root.to_str().unwrap()])
+        .args(cluster.flags())
+        .env("GARAGE_KEY_POOL", "4")
+        .env("GARAGE_GAME_ARG", "--distance-m 50000")
+        .spawn()
+        .unwrap();
+    let printed = || fs::read_to_string(folder.path().join("printed")).unwrap_or_default();
+    let gateway = until("it is up", async || {
+        let printed = printed();
+        let gateway = printed.lines().find_map(|line| line.strip_prefix("export GATEWAY="))?;
+        printed.contains("Ctrl-C ends it").then(|| gateway.to_owned())
+    })
+    .await;
+    let bots = ["anna", "bert"]
+        .map(|name| Bot::new(reqwest::Client::new(), &gateway, name, &token(name, &root.join("secrets/jwt.key"))));
+    let _racing = bots.map(|bot| tokio::spawn(async move { bot.play("ranked").await }));
+    cluster.until_running(1).await;
+    up.signal(Signal::SIGINT).unwrap();
+    let status = until("it has ended", async || up.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0), "{}", printed());
+    assert!(printed().contains("no pod and no secret of it is left"), "{}", printed());
+    cluster.assert_empty().await;
+    cluster.remove().await;
+}
+
+fn token(player: &str, key: &Path) -> String {
+    let mut garage = Command::new(binary("garage").unwrap());
+    let made = garage.args(["token", player, "--rank", "0"]).env("GARAGE_GATEWAY_JWT_KEY_FILE", key).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn what_a_cluster_lacks_is_said_before_anything_is_started() {
+    for (denied, said) in [
+        (("create", "namespaces"), ["namespaces is forbidden", "`kubectl create namespace games`"]),
+        (("patch", "secrets"), ["may not patch secrets in namespace games", "bind a role"]),
+    ] {
+        let double = ApiServer::start().await.unwrap();
+        double.deny(denied.0, denied.1);
+        assert_refused(&double.kubeconfig(), &said).await;
+    }
+    let double = ApiServer::start().await.unwrap();
+    make_one_of_another_garage(&double).await;
+    assert_refused(&double.kubeconfig(), &["pods (0) and secrets (1) are in namespace games", "another namespace"])
+        .await;
+    assert_refused("{", &["cannot use", "(--kubeconfig)"]).await;
+    let here = double.kubeconfig();
+    let stranger = here.replace(&double.url(), &start_server_of_strangers().await);
+    assert_refused(&stranger, &["get a kubeconfig whose credentials are valid: Unauthorized (401)"]).await;
+    drop(double);
+    assert_refused(&here, &["cannot reach it; see that it runs, and can be reached from here"]).await;
+}
+
+/// An API server that knows nobody.
+async fn start_server_of_strangers() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "Unauthorized", "reason": "Unauthorized", "code": 401})
+    .to_string();
+    let head = "HTTP/1.1 401 Unauthorized\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length";
+    let answer = format!("{head}: {}\r\n\r\n{status}", status.len());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // One read holds the whole of a request without a body.
+            if stream.read(&mut [0; 4_096]).await.unwrap() > 0 {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    url
+}
+
+async fn make_one_of_another_garage(double: &ApiServer) {
+    let http = reqwest::Client::new();
+    let namespaces = format!("{}/api/v1/namespaces", double.url());
+    let labels = json!({"app.kubernetes.io/managed-by": "garage"});
+    for (path, object) in [
+        ("", json!({"metadata": {"name": "games"}})),
+        ("/games/secrets", json!({"metadata": {"name": "theirs", "labels": labels}})),
+    ] {
+        let made = http.post(format!("{namespaces}{path}")).json(&object).send().await.unwrap();
+        assert_eq!(made.status(), 201);
+    }
+}
+
+async fn assert_refused(kubeconfig: &str, said: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kubeconfig");
+    fs::write(&file, kubeconfig).unwrap();
+    let flags = ["--director", "kube", "--image", "i", "--namespace", "games", "--kubeconfig", file.to_str().unwrap()];
+    let mut demo = Demo::start_with(&flags, &[]);
+    assert_eq!(demo.code().await, Some(1));
+    let printed = demo.printed();
+    assert!(printed.starts_with("error: "), "{printed}");
+    for words in said {
+        assert!(printed.contains(words), "{words}: {printed}");
+    }
+}
+
+#[tokio::test]
+async fn a_bench_of_the_director_tells_rates_and_leaves_no_pod_and_no_secret() {
+    let _place = place().await;
+    let cluster = Cluster::new().await;
+    let folder = tempfile::Builder::new().prefix("garage-e2e-bench-").tempdir().unwrap();
+    let log = folder.path().join("printed");
+    let mut bench = Launch::new("garage bench director", binary("garage").unwrap(), &log)
+        .args(["bench", "director", "--pods", "20", "--rounds", "2"])
+        .args(&cluster.flags()[2..])
+        .env("TMPDIR", folder.path())
+        .spawn()
+        .unwrap();
+    let status = until("it has ended", async || bench.try_wait().unwrap()).await;
+    let printed = fs::read_to_string(&log).unwrap();
+    assert_eq!(status.code(), Some(0), "{printed}");
+    for row in ["a client alone, 16 at a time (limit)", "a director"] {
+        let rates = printed.lines().find_map(|line| line.trim_start().strip_prefix(row)).unwrap();
+        let rates: Vec<f64> = rates.split_whitespace().map(|rate| rate.parse().unwrap()).collect();
+        assert!(rates.len() == 4 && rates.iter().all(|rate| *rate > 0.0), "{printed}");
+    }
+    cluster.assert_empty().await;
+    assert_eq!(cluster.pods_made().await, 2 * (16 + 2 * 20), "of both, at first and in two rounds");
+    cluster.remove().await;
+}
+
+#[tokio::test]
+async fn flags_of_a_cluster_are_of_no_use_to_processes() {
+    for (flags, code, said) in [
+        (&["--image", "i"][..], 1, "--image is of use with --director kube only"),
+        (&["--director", "kube", "--image", "i"], 2, "--kubeconfig <FILE>"),
+        (&["--director", "kube", "--kubeconfig", "f"], 2, "--image <IMAGE>"),
+    ] {
+        let mut demo = Demo::start_with(flags, &[]);
+        assert_eq!(demo.code().await, Some(code));
+        assert!(demo.printed().contains(said), "{}", demo.printed());
+    }
+}
