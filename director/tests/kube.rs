@@ -309,12 +309,13 @@ impl Ground {
             ("--seal-key-file", self.path("seal")),
             ("--token-key-file", self.path("token.pem")),
         ];
-        // The cluster's own scheduler is to leave alone what the test schedules; the nodes of a small one have but one address.
-        let kubelet = match kubelet_is_real() {
+        // The cluster's own scheduler is to leave alone what the test schedules; a small cluster's node has one address.
+        let by = match kubelet_is_real() {
             true => ("--node-address", "external-ip,internal-ip".to_owned()),
             false => ("--pod-template", self.path("pod.yaml")),
         };
-        let flags = flags.into_iter().chain([kubelet]);
+        let said = self.more.iter().any(|flag| flag.starts_with(by.0));
+        let flags = flags.into_iter().chain((!said).then_some(by));
         let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={value}"));
         garage_director::Config::parse_from(["director".to_owned()].into_iter().chain(flags).chain(self.more.clone()))
     }
