@@ -16,7 +16,7 @@ use std::{
 
 use async_nats::{Client, ConnectOptions};
 
-pub use self::role::Role;
+pub use self::{config::accounts_without_passwords, role::Role};
 use self::{config::User, routes::Routes};
 use super::binary;
 use crate::{
