@@ -50,7 +50,7 @@ RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=target/static \
     ${CARGO:-cargo} build --release --workspace --target "$target" "${wanted[@]}"
 
 work=$(mktemp -d "$PWD/$out/.work-XXXXXX")
-# Driver vfs and rootless storage of our own: it works in a container, and leaves the system's images alone.
+# Driver vfs and a storage of our own: it works in a container, and leaves the system's images alone.
 storage=(--root "$work/storage" --runroot "$work/run" --storage-driver vfs)
 trap 'rm -rf "$work"' EXIT
 # Nothing is fetched, so there is nobody to trust or not.
@@ -65,7 +65,7 @@ image() {
     if [ "$name" = director ]; then
         strip -o "$root/garage-gameserver" "$bins/garage-gameserver"
     fi
-    if readelf -l "$root/$program" | grep -q INTERP; then
+    if [[ $(readelf -l "$root/$program") == *INTERP* ]]; then
         fail "$program wants a loader and libraries, which the image does not have" "rm -r $bins, and build again"
     fi
     cp $roots "$root/etc/ssl/certs/"

@@ -11,7 +11,7 @@ const VOLUMES: [&str; 7] =
 /// What the level `restricted` says of a pod, and what this repository says besides.
 fn complaints(pod: &Pod<'_>) -> Vec<String> {
     let mut found = Vec::new();
-    let mut hold = |true_: bool, what: String| found.extend((!true_).then_some(what));
+    let mut hold = |holds: bool, what: String| found.extend((!holds).then_some(what));
     let security = &pod.spec["securityContext"];
     hold(security["runAsNonRoot"] == true && security["runAsUser"].as_u64() > Some(0), "may be root".into());
     hold(security["seccompProfile"]["type"] == "RuntimeDefault", "has no seccomp profile".into());
