@@ -1,4 +1,5 @@
-//! `garage config`: what the workers are told, where it comes from, and whether they would take it.
+//! `garage config`: what the workers are told, where it comes from, and whether they would take it; and what the NATS
+//! servers are told of them.
 
 mod reference;
 mod shown;
@@ -25,6 +26,8 @@ pub(crate) enum Config {
     Inventory(Show),
     /// Every flag and variable of every worker, in Markdown: deploy/CONFIGURATION.md.
     Reference,
+    /// The accounts of the NATS servers: each user, and what he may. Passwords are variables, `$password_<user>`.
+    Nats,
 }
 
 /// Shows each setting with where it comes from, and checks them as the worker does before it connects. Secrets are not
@@ -84,6 +87,10 @@ impl Config {
             Self::Inventory(show) => show.run(&INVENTORY),
             Self::Reference => {
                 say(reference::of(&[GATEWAY, MATCHMAKER, SESSION, DIRECTOR, INVENTORY]).trim_end());
+                Ok(())
+            }
+            Self::Nats => {
+                say(garage_stack::servers::nats::accounts_without_passwords().trim_end());
                 Ok(())
             }
         }

@@ -164,3 +164,12 @@ fn the_reference_is_printed() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../CONFIGURATION.md")).unwrap();
     assert_eq!(text(&shown), page);
 }
+
+#[test]
+fn the_nats_accounts_are_printed_without_a_password() {
+    let shown = text(&config(&["nats"], &[]));
+    assert_eq!(shown, garage_stack::servers::nats::accounts_without_passwords());
+    let passwords: Vec<_> = shown.lines().filter(|line| line.contains("\"password\"")).collect();
+    assert_eq!(passwords.len(), 8, "{shown}");
+    assert!(passwords.iter().all(|line| line.contains(": $password_")), "{shown}");
+}

@@ -16,8 +16,8 @@ use std::{
 
 use async_nats::{Client, ConnectOptions};
 
-pub use self::role::Role;
 use self::{config::User, routes::Routes};
+pub use self::{config::accounts_without_passwords, role::Role};
 use super::binary;
 use crate::{
     Error, Result, ports,

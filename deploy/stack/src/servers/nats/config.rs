@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::role::Role;
 
@@ -45,22 +45,44 @@ pub(super) fn server(server: &Server<'_>) -> String {
             "max_file_store": 16_u64 << 30,
             "limits": { "batch": { "max_inflight_per_stream": 500, "timeout": "2s" } },
         },
-        "system_account": "SYS",
-        "accounts": {
-            "SYS": { "users": [{ "user": "sys", "password": server.system_password }] },
-            "GARAGE": {
-                "jetstream": "enabled",
-                "users": server.users.iter().map(user).collect::<Vec<_>>(),
-            },
-        },
     });
-    if let (Some(cluster), Some(fields)) = (&server.cluster, config.as_object_mut()) {
-        fields.insert("cluster".to_owned(), routes(cluster));
+    if let Some(fields) = config.as_object_mut() {
+        fields.extend(accounts(server.users, server.system_password));
+        if let Some(cluster) = &server.cluster {
+            fields.insert("cluster".to_owned(), routes(cluster));
+        }
     }
     format!("{config:#}\n")
 }
 
-fn user(user: &User<'_>) -> serde_json::Value {
+/// Who may say what, for servers that are configured elsewhere. In the place of each password stands a variable,
+/// `$password_<user>`, which they read from their environment or from their configuration.
+#[must_use]
+pub fn accounts_without_passwords() -> String {
+    let variable = |user: &str| format!("$password_{user}");
+    let passwords: Vec<_> = Role::ALL.iter().map(|role| (*role, variable(role.name()))).collect();
+    let users: Vec<_> = passwords.iter().map(|(role, password)| User { role: *role, password }).collect();
+    let text = format!("{:#}", Value::Object(accounts(&users, &variable("sys"))));
+    // Without the outermost braces it is part of any file, and a variable in quotes would be a text.
+    let lines = text.lines().filter_map(|line| line.strip_prefix("  "));
+    lines.fold(String::new(), |page, line| match line.split_once("\"$password_") {
+        Some((before, rest)) => page + before + "$password_" + &rest.replacen('"', "", 1) + "\n",
+        None => page + line + "\n",
+    })
+}
+
+fn accounts(users: &[User<'_>], system_password: &str) -> Map<String, Value> {
+    let accounts = json!({
+        "SYS": { "users": [{ "user": "sys", "password": system_password }] },
+        "GARAGE": {
+            "jetstream": "enabled",
+            "users": users.iter().map(user).collect::<Vec<_>>(),
+        },
+    });
+    Map::from_iter([("system_account".to_owned(), "SYS".into()), ("accounts".to_owned(), accounts)])
+}
+
+fn user(user: &User<'_>) -> Value {
     let mut entry = json!({ "user": user.role.name(), "password": user.password });
     if let (Some(rights), Some(fields)) = (user.role.rights(), entry.as_object_mut()) {
         let mut permissions = json!({
@@ -75,7 +97,7 @@ fn user(user: &User<'_>) -> serde_json::Value {
     entry
 }
 
-fn routes(cluster: &Cluster<'_>) -> serde_json::Value {
+fn routes(cluster: &Cluster<'_>) -> Value {
     let routes = cluster.peers.iter().map(|peer| format!("nats-route://route:{}@{peer}", cluster.password));
     let mut config = json!({
         "name": "garage",
