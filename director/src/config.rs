@@ -38,14 +38,6 @@ pub struct Config {
     #[arg(long, env = "GARAGE_GAME_NATS_URL", value_parser = config::unchecked, hide_env_values = true)]
     pub game_nats_url: Option<Secret>,
 
-    /// The NATS user of game servers.
-    #[arg(long, env = "GARAGE_GAME_NATS_USER", default_value = "game")]
-    pub game_nats_user: String,
-
-    /// A file with the password of the NATS user of game servers; by default it is empty.
-    #[arg(long, env = "GARAGE_GAME_NATS_PASSWORD_FILE")]
-    pub game_nats_password_file: Option<PathBuf>,
-
     /// Seconds from the match to the session's hard end, which game servers are told. As session's.
     #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
     pub session_s: u32,

@@ -2,7 +2,7 @@
 //!
 //! - [`reaction`]: what the log's events bring about; [`watch`]: what happens without one.
 //! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine.
-//! - [`redis`]: the games' sealed keys.
+//! - [`redis`]: the games' sealed secrets.
 
 pub mod backend;
 pub mod config;
@@ -17,7 +17,7 @@ use anyhow::Context;
 use garage_events::{game, jetstream::setup::DIRECTOR, world::System};
 use garage_worker::{
     Ground, Shutdown,
-    config::{nats_urls, secret},
+    config::nats_urls,
     reactor,
     redis::Redis,
     seal::{SealKey, SealKeys},
@@ -79,17 +79,12 @@ fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
     if let Some(file) = &config.token_key_also_file {
         token_keys.extend([self::token_key(file, "token-key-also-file")?]);
     }
-    let password = config.game_nats_password_file.as_deref().map(secret).transpose()?;
     let url = match &config.game_nats_url {
         Some(url) => nats_urls(url, "game-nats")?,
         None => config.worker.nats.urls()?,
     };
-    let nats = game::Nats {
-        url: url.to_owned(),
-        user: config.game_nats_user.clone(),
-        password: password.unwrap_or_else(|| game::Secret::new("")),
-    };
-    Ok(reaction::Terms { token_key, token_keys, nats, session: time::Duration::seconds(config.session_s.into()) })
+    let session = time::Duration::seconds(config.session_s.into());
+    Ok(reaction::Terms { token_key, token_keys, nats_url: url.to_owned(), session })
 }
 
 /// A key that tokens are verified with, and before it the `kid` by which they name it.

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use garage_events::{
     event::Event as _,
-    game::{Config, Nats, Secret},
+    game::{Config, Nats, Secrets},
     id::SessionId,
     log::Log,
     reaction::decide_session,
     session::{Command, Event, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
-    subject::{Aggregate, Report, ReportKind},
+    subject::{Aggregate, Report, ReportKind, game_inbox},
     world::World,
 };
 use garage_worker::reactor::{Delivery, Failure};
@@ -31,19 +31,19 @@ pub struct Terms {
     pub token_key: String,
     /// All such keys, by the `kid` that names them.
     pub token_keys: BTreeMap<String, String>,
-    /// Where and as whom they report.
-    pub nats: Nats,
+    /// Where they report.
+    pub nats_url: String,
     /// From the match to the hard end.
     pub session: Duration,
 }
 
-/// Has the games' private keys, which session parked.
+/// Has the games' secrets, which session parked.
 pub trait Keys: Clone + Send + Sync + 'static {
-    /// The private key that is parked under a fingerprint, PKCS #8 PEM.
+    /// What is parked under a fingerprint.
     ///
     /// # Errors
     /// [`CreateError::Refused`] when it is lost: it is not there, or does not open.
-    fn private_key(&self, fingerprint: &str) -> impl Future<Output = Result<Secret, CreateError>> + Send;
+    fn secrets(&self, fingerprint: &str) -> impl Future<Output = Result<Secrets, CreateError>> + Send;
 }
 
 /// What reactions work with.
@@ -126,7 +126,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
         if let Some(placed) = self.backend.find(name).await? {
             return Ok(placed);
         }
-        let private_key = self.keys.private_key(&requested.fingerprint).await?;
+        let Secrets { private_key, credentials } = self.keys.secrets(&requested.fingerprint).await?;
         let report = |kind| Report { session: name.session, attempt: name.attempt, kind }.to_string();
         let config = Config {
             session: name.session,
@@ -135,7 +135,11 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
             private_key,
             token_key: self.terms.token_key.clone(),
             token_keys: self.terms.token_keys.clone(),
-            nats: self.terms.nats.clone(),
+            nats: Nats {
+                url: self.terms.nats_url.clone(),
+                credentials,
+                inbox: game_inbox(name.session, name.attempt),
+            },
             ready: report(ReportKind::Ready),
             finished: report(ReportKind::Finished),
             ends_at: open.began + self.terms.session,
@@ -247,8 +251,8 @@ mod tests {
     struct There;
 
     impl Keys for There {
-        async fn private_key(&self, _: &str) -> Result<Secret, CreateError> {
-            Ok(Secret::new("private"))
+        async fn secrets(&self, _: &str) -> Result<Secrets, CreateError> {
+            Ok(Secrets { private_key: Secret::new("private"), credentials: Secret::new("user") })
         }
     }
 
@@ -278,8 +282,12 @@ mod tests {
         let decision = decision.change(&world, Aggregate::Session(session), Head::default(), events);
         block_on(log.append(decision)).unwrap();
 
-        let nats = Nats { url: String::new(), user: String::new(), password: Secret::new("") };
-        let terms = Terms { token_key: String::new(), token_keys: BTreeMap::new(), nats, session: Duration::MINUTE };
+        let terms = Terms {
+            token_key: String::new(),
+            token_keys: BTreeMap::new(),
+            nats_url: String::new(),
+            session: Duration::MINUTE,
+        };
         let app = App { log: log.clone(), world, backend: Over, keys: There, terms: Arc::new(terms) };
         let message = log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
         let delivery = Delivery {

@@ -2,23 +2,17 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::role::Role;
+use super::operator::Operator;
 
 pub(super) struct Server<'a> {
     pub(super) name: &'a str,
     pub(super) client: SocketAddr,
     pub(super) monitor: SocketAddr,
     pub(super) store: &'a Path,
-    pub(super) users: &'a [User<'a>],
-    pub(super) system_password: &'a str,
+    pub(super) operator: &'a Operator,
     pub(super) cluster: Option<Cluster<'a>>,
-}
-
-pub(super) struct User<'a> {
-    pub(super) role: Role,
-    pub(super) password: &'a str,
 }
 
 pub(super) struct Cluster<'a> {
@@ -47,54 +41,12 @@ pub(super) fn server(server: &Server<'_>) -> String {
         },
     });
     if let Some(fields) = config.as_object_mut() {
-        fields.extend(accounts(server.users, server.system_password));
+        fields.extend(server.operator.settings());
         if let Some(cluster) = &server.cluster {
             fields.insert("cluster".to_owned(), routes(cluster));
         }
     }
     format!("{config:#}\n")
-}
-
-/// Who may say what, for servers that are configured elsewhere. In the place of each password stands a variable,
-/// `$password_<user>`, which they read from their environment or from their configuration.
-#[must_use]
-pub fn accounts_without_passwords() -> String {
-    let variable = |user: &str| format!("$password_{user}");
-    let passwords: Vec<_> = Role::ALL.iter().map(|role| (*role, variable(role.name()))).collect();
-    let users: Vec<_> = passwords.iter().map(|(role, password)| User { role: *role, password }).collect();
-    let text = format!("{:#}", Value::Object(accounts(&users, &variable("sys"))));
-    // Without the outermost braces it is part of any file, and a variable in quotes would be a text.
-    let lines = text.lines().filter_map(|line| line.strip_prefix("  "));
-    lines.fold(String::new(), |page, line| match line.split_once("\"$password_") {
-        Some((before, rest)) => page + before + "$password_" + &rest.replacen('"', "", 1) + "\n",
-        None => page + line + "\n",
-    })
-}
-
-fn accounts(users: &[User<'_>], system_password: &str) -> Map<String, Value> {
-    let accounts = json!({
-        "SYS": { "users": [{ "user": "sys", "password": system_password }] },
-        "GARAGE": {
-            "jetstream": "enabled",
-            "users": users.iter().map(user).collect::<Vec<_>>(),
-        },
-    });
-    Map::from_iter([("system_account".to_owned(), "SYS".into()), ("accounts".to_owned(), accounts)])
-}
-
-fn user(user: &User<'_>) -> Value {
-    let mut entry = json!({ "user": user.role.name(), "password": user.password });
-    if let (Some(rights), Some(fields)) = (user.role.rights(), entry.as_object_mut()) {
-        let mut permissions = json!({
-            "publish": { "allow": rights.publish },
-            "subscribe": { "allow": rights.subscribe },
-        });
-        if let (true, Some(permissions)) = (rights.responds, permissions.as_object_mut()) {
-            permissions.insert("allow_responses".to_owned(), json!({ "max": 1, "expires": "1m" }));
-        }
-        fields.insert("permissions".to_owned(), permissions);
-    }
-    entry
 }
 
 fn routes(cluster: &Cluster<'_>) -> Value {
