@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints the Secrets of a Garage, each with what its one reader needs and no more. The files they are made of are in
-# FOLDER, and are made there first where they are missing. Keep that folder as you keep secrets: it is what a cluster
-# that was lost is set up from again.
+# FOLDER, and are made there first where they are missing; the credentials of NATS are made anew. Keep that folder as you
+# keep secrets: it is what a cluster that was lost is set up from again.
 #
 #   secrets.sh FOLDER | kubectl apply -f -
 set -euo pipefail
@@ -25,14 +25,14 @@ ca=()
 # The second key of a rotation, while there is one (deploy/OPERATIONS.md).
 also() { [ ! -e "$1" ] || echo "$1"; }
 
-secret nats passwords.conf=nats-passwords.conf routes.conf=nats-routes.conf
+secret nats operator.conf=nats-operator.conf routes.conf=nats-routes.conf
 secret redis users.acl=redis-users.acl
 secret mariadb mysql.password
-secret admin nats.password=nats-admin.password mysql.password "${ca[@]}"
-secret gateway nats.password=nats-gateway.password redis.password=redis-gateway.password jwt.key $(also jwt.next)
-secret matchmaker nats.password=nats-matchmaker.password
-secret session nats.password=nats-session.password redis.password seal.key token.pem \
+secret admin nats.creds=nats-admin.creds mysql.password "${ca[@]}"
+secret gateway nats.creds=nats-gateway.creds redis.password=redis-gateway.password jwt.key $(also jwt.next)
+secret matchmaker nats.creds=nats-matchmaker.creds
+secret session nats.creds=nats-session.creds redis.password seal.key token.pem nats-game.seed \
     $(also seal.next) $(also token.next.pem)
-secret director nats.password=nats-director.password redis.password seal.key token.pub.pem \
-    game.password=nats-game.password $(also seal.next) $(also token.next.pub.pem)
-secret inventory nats.password=nats-inventory.password mysql.password "${ca[@]}"
+secret director nats.creds=nats-director.creds redis.password seal.key token.pub.pem \
+    $(also seal.next) $(also token.next.pub.pem)
+secret inventory nats.creds=nats-inventory.creds mysql.password "${ca[@]}"

@@ -1,12 +1,24 @@
 #!/usr/bin/env bash
-# Makes the secrets of a Garage in a folder, one a file. What is there already stays as it is.
+# Makes the secrets of a Garage in a folder, one a file. What is there already stays as it is; but the credentials of
+# NATS are made anew from their seeds, with the rights of this version.
 #
 #   secrets.sh FOLDER
+#
+# What NATS goes by is made by `garage`: $GARAGE, or that of the path, or of target/release or target/debug.
 set -euo pipefail
 umask 077
 
 [ $# -eq 1 ] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2; }
 command -v openssl >/dev/null || { echo "secrets: error: openssl is not on the path (deploy/local/install.sh)" >&2; exit 1; }
+build=$(cd "$(dirname "$0")/../.." && pwd)/target
+garage=
+for program in "${GARAGE:-}" "$(command -v garage || true)" "$build/release/garage" "$build/debug/garage"; do
+    [ -n "$garage" ] || [ ! -x "$program" ] || garage=$(realpath "$program")
+done
+[ -n "$garage" ] || {
+    echo "secrets: error: there is no garage on the path; build it (cargo build --release --package garage-cli), or say GARAGE=PATH" >&2
+    exit 1
+}
 mkdir -p "$1"
 cd "$1"
 
@@ -15,8 +27,8 @@ write() { cat >".$1.new" && mv ".$1.new" "$1"; }
 # Hexadecimal digits need no escape in a URL, in SQL or in a configuration file.
 password() { [ -s "$1" ] || openssl rand -hex 24 | write "$1"; }
 
-users=(admin gateway matchmaker session director inventory game sys)
-for user in "${users[@]}" route; do password "nats-$user.password"; done
+"$garage" config nats --out .
+password nats-route.password
 password redis.password
 password redis-gateway.password
 password mysql.password
@@ -26,9 +38,6 @@ password jwt.key
 openssl pkey -in token.pem -pubout | write token.pub.pem
 
 # The same passwords once more, as the servers read them.
-for user in "${users[@]}"; do
-    printf 'password_%s: "%s"\n' "$user" "$(cat "nats-$user.password")"
-done | write nats-passwords.conf
 {
     route=$(cat nats-route.password)
     printf 'authorization { user: route, password: "%s" }\nroutes: [\n' "$route"

@@ -135,11 +135,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
             private_key,
             token_key: self.terms.token_key.clone(),
             token_keys: self.terms.token_keys.clone(),
-            nats: Nats {
-                url: self.terms.nats_url.clone(),
-                credentials,
-                inbox: game_inbox(name.session, name.attempt),
-            },
+            nats: Nats { url: self.terms.nats_url.clone(), credentials, inbox: game_inbox(name.session, name.attempt) },
             ready: report(ReportKind::Ready),
             finished: report(ReportKind::Finished),
             ends_at: open.began + self.terms.session,

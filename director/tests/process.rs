@@ -22,7 +22,8 @@ use garage_events::{
 const DEADLINE: Duration = Duration::from_secs(30);
 const KEY: &str =
     "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n-----END PRIVATE KEY-----\n";
-const USER: &str = "-----BEGIN USER NKEY SEED-----\nSUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV7DHNCZQBKT\n------END USER NKEY SEED------\n";
+const USER: &str =
+    "-----BEGIN USER NKEY SEED-----\nSUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV7DHNCZQBKT\n------END USER NKEY SEED------\n";
 
 /// Looks again and again until there is something, and fails after the deadline.
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -232,9 +233,11 @@ async fn a_killed_instance_says_by_what() {
 
 #[tokio::test]
 async fn a_last_line_with_a_secret_is_withheld() {
-    for line in
-        ["signing with SUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV", "key MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is bad", "token eyJhbGciOiJFZERTQSJ9"]
-    {
+    for line in [
+        "signing with SUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV",
+        "key MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is bad",
+        "token eyJhbGciOiJFZERTQSJ9",
+    ] {
         let ground = Ground::new(&format!("echo '{line}'\nexit 1"));
         let backend = ground.backend();
         create(&backend, &game(1)).await.unwrap();

@@ -76,23 +76,22 @@ impl OverNats {
     }
 
     async fn connect(&self) -> Result<(Client, Context), Error> {
-        let client =
-            ConnectOptions::with_credentials(self.user.credentials.expose())
-                .map_err(Error::Credentials)?
-                .name("garage-gameserver")
-                .custom_inbox_prefix(&self.user.inbox)
-                .connection_timeout(ATTEMPT)
-                .event_callback(|event| async move {
-                    match event {
-                        // Permissions are refused this way, beside the request that then hears nothing.
-                        Event::ServerError(error) => tracing::warn!(%error, "nats refused"),
-                        Event::ClientError(error) => tracing::warn!(%error, "nats client failed"),
-                        event => tracing::debug!(%event, "nats connection changed"),
-                    }
-                })
-                .connect(self.servers.clone())
-                .await
-                .map_err(Error::Connect)?;
+        let client = ConnectOptions::with_credentials(self.user.credentials.expose())
+            .map_err(Error::Credentials)?
+            .name("garage-gameserver")
+            .custom_inbox_prefix(&self.user.inbox)
+            .connection_timeout(ATTEMPT)
+            .event_callback(|event| async move {
+                match event {
+                    // Permissions are refused this way, beside the request that then hears nothing.
+                    Event::ServerError(error) => tracing::warn!(%error, "nats refused"),
+                    Event::ClientError(error) => tracing::warn!(%error, "nats client failed"),
+                    event => tracing::debug!(%event, "nats connection changed"),
+                }
+            })
+            .connect(self.servers.clone())
+            .await
+            .map_err(Error::Connect)?;
         let context = jetstream::new(client.clone());
         Ok((client, context))
     }

@@ -295,6 +295,16 @@ fn a_server_that_does_not_report_is_replaced_and_its_late_report_left_alone() {
 }
 
 #[test]
+fn a_second_attempt_has_a_user_of_its_own_that_ends_with_the_session_too() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.app.world.advance(Duration::seconds(5));
+    game.timer_fires();
+    let hard_end = BEGAN + Limits::default().session;
+    assert_eq!(game.app.effects.record().users, [(game.session, 1, hard_end), (game.session, 2, hard_end)]);
+}
+
+#[test]
 fn after_the_last_attempt_the_session_fails_and_lets_its_players_go() {
     let game = Match::made();
     game.told().unwrap();

@@ -130,7 +130,9 @@ impl Kind {
     fn of(arg: &Arg) -> Self {
         let holds = arg.get_value_parser().type_id();
         let variable = arg.get_env().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let secret = variable.contains("KEY") && !variable.contains("PUBLIC") || variable.contains("PASSWORD") || variable.contains("CREDENTIALS");
+        let secret = variable.contains("KEY") && !variable.contains("PUBLIC")
+            || variable.contains("PASSWORD")
+            || variable.contains("CREDENTIALS");
         if holds == TypeId::of::<Secret>() {
             Self::Url
         } else if holds == TypeId::of::<PathBuf>() && secret {

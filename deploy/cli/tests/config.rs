@@ -168,11 +168,9 @@ fn the_reference_is_printed() {
 }
 
 /// The files in a folder, by name.
-fn files(folder: &Path) -> BTreeMap<String, String> {
+fn contents(folder: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    entries
-        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap()))
-        .collect()
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap())).collect()
 }
 
 #[test]
@@ -182,7 +180,7 @@ fn what_nats_goes_by_is_made_for_its_owner_alone_and_again_without_new_keys() {
     let renew = || {
         let made = config(&["nats", "--out", out.to_str().unwrap()], &[]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let made = files(&out);
+        let made = contents(&out);
         for name in made.keys() {
             assert_eq!(fs::metadata(out.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }

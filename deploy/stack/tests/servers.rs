@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectOptions, Event, RequestErrorKind,
+    Client, RequestErrorKind,
     jetstream::{self, stream},
 };
 use garage_events::projection::{SESSIONS, parked_key};
@@ -21,7 +21,6 @@ use sqlx::{Connection, MySqlConnection};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
 };
 
 /// Looks again and again until there is something, and fails after the deadline.
@@ -130,81 +129,6 @@ async fn a_stack_on_an_old_folder_keeps_data_and_keys() {
     let admin = nats.connect(Role::Admin).await.unwrap();
     let mut stream = jetstream::new(admin).get_stream("GARAGE").await.unwrap();
     assert_eq!(stream.info().await.unwrap().state.messages, 1);
-}
-
-/// Publishes as the role and tells whether the server let it through.
-async fn may_publish(nats: &Nats, role: Role, subject: &'static str) -> bool {
-    let options = nats.options(role).unwrap();
-    !refusal(nats, options, async |client| client.publish(subject, "".into()).await.unwrap()).await.contains("publish")
-}
-
-/// What the server says, in lower case, to what a client does that may not subscribe to `forbidden`.
-async fn refusal(nats: &Nats, options: ConnectOptions, act: impl AsyncFnOnce(&Client)) -> String {
-    let (events, mut seen) = mpsc::unbounded_channel();
-    let options = options.event_callback(move |event| {
-        let events = events.clone();
-        async move {
-            if let Event::ServerError(error) = event {
-                let _ = events.send(error.to_string());
-            }
-        }
-    });
-    let client = options.connect(nats.url()).await.unwrap();
-    act(&client).await;
-    // Silence proves nothing, so something follows that no role may do: its refusal comes first only if there was no
-    // other.
-    let _marker = client.subscribe("forbidden").await.unwrap();
-    let error = tokio::time::timeout(DEADLINE, seen.recv()).await.unwrap().unwrap_or_default().to_lowercase();
-    assert!(error.contains("permissions violation"), "{error}");
-    error
-}
-
-#[tokio::test]
-async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
-    let root = tempfile::tempdir().unwrap();
-    let nats = Nats::start(root.path(), 1).await.unwrap();
-    let allowed = [
-        (Role::Gateway, "garage.player.p1"),
-        (Role::Gateway, "svc.inventory.cars"),
-        (Role::Gateway, "$KV.PRESENCE.player.p1"),
-        (Role::Matchmaker, "garage.session.s1.matched"),
-        (Role::Matchmaker, "$KV.LEASES.matchmaker.ranked"),
-        (Role::Matchmaker, "$O.SNAPSHOTS.C.x"),
-        (Role::Session, "garage.session.s1.closed"),
-        (Role::Session, "timer.set.s1"),
-        (Role::Director, "garage.session.s1.pod-failed"),
-        (Role::Inventory, "garage.inventory.p1.car-purchased"),
-        (Role::Inventory, "dead.inventory"),
-        // Its own consumers, should they stop.
-        (Role::Session, "$JS.API.CONSUMER.CREATE.REPORTS.session-reports"),
-        (Role::Director, "$JS.API.CONSUMER.DELETE.GARAGE.director"),
-    ];
-    for (role, subject) in allowed {
-        assert!(may_publish(&nats, role, subject).await, "{role:?} may not publish {subject}");
-    }
-    let forbidden = [
-        (Role::Gateway, "garage.session.x.closed"),
-        (Role::Gateway, "$JS.API.STREAM.PURGE.GARAGE"),
-        (Role::Gateway, "dead.session"),
-        (Role::Gateway, "$KV.QUEUES.ranked"),
-        (Role::Matchmaker, "$KV.QUEUES.ranked"),
-        (Role::Matchmaker, "$KV.PRESENCE.player.p1"),
-        (Role::Matchmaker, "$JS.API.STREAM.PURGE.GARAGE"),
-        (Role::Session, "$KV.LEASES.matchmaker.ranked"),
-        (Role::Matchmaker, "garage.session.s1.closed"),
-        (Role::Matchmaker, "timer.set.s1"),
-        (Role::Session, "$JS.API.STREAM.DELETE.GARAGE"),
-        (Role::Director, "garage.session.s1.closed"),
-        (Role::Director, "garage.player.p1"),
-        (Role::Inventory, "garage.player.p1"),
-        (Role::Inventory, "$JS.API.CONSUMER.DELETE.GARAGE.session"),
-        (Role::Director, "$JS.API.CONSUMER.CREATE.GARAGE.session"),
-        (Role::Gateway, "$JS.API.CONSUMER.PAUSE.GARAGE.session"),
-        (Role::Gateway, "$JS.API.CONSUMER.DURABLE.CREATE.GARAGE.session"),
-    ];
-    for (role, subject) in forbidden {
-        assert!(!may_publish(&nats, role, subject).await, "{role:?} may publish {subject}");
-    }
 }
 
 #[tokio::test]

@@ -215,3 +215,45 @@ fn sign(
     let signature = signer.sign(signed.as_bytes()).map_err(SignError::Key)?;
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who is signed for, with what claims, and by whom, if the signature is his.
+    fn claims(credentials: &Secret) -> Value {
+        let jwt = credentials.expose().lines().find(|line| line.starts_with("eyJ")).unwrap();
+        let (signed, signature) = jwt.rsplit_once('.').unwrap();
+        let claims: Value =
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(signed.split('.').nth(1).unwrap()).unwrap()).unwrap();
+        let issuer = KeyPair::from_public_key(claims["iss"].as_str().unwrap()).unwrap();
+        issuer.verify(signed.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).unwrap()).unwrap();
+        claims
+    }
+
+    #[test]
+    fn a_games_user_is_of_one_attempt_and_of_the_account_of_who_signs_and_outlives_the_end_by_five_minutes() {
+        let (account, scoped) = (KeyPair::new_account(), KeyPair::new_account());
+        let own = user(&account, "session", None).unwrap();
+        let mint = Mint::new(&Secret::new(scoped.seed().unwrap()), &own).unwrap();
+        let (session, ends_at) = (SessionId::new(System.id()), System.now());
+        let [first, second] = [1, 2].map(|attempt| mint.game(session, attempt, ends_at).unwrap());
+        let (one, two) = (claims(&first), claims(&second));
+        assert_eq!(one["nats"]["issuer_account"], account.public_key());
+        assert_eq!(one["iss"], scoped.public_key());
+        assert_eq!(one["exp"], ends_at.unix_timestamp() + 300);
+        assert_eq!(one["nats"]["tags"], json!([format!("session:{session}"), "attempt:1"]));
+        assert_eq!(two["nats"]["tags"], json!([format!("session:{session}"), "attempt:2"]));
+        assert_ne!(one["sub"], two["sub"]);
+        assert!(!format!("{mint:?}{first:?}").contains(&scoped.seed().unwrap()));
+    }
+
+    #[test]
+    fn a_key_of_another_kind_or_none_is_refused_and_not_repeated() {
+        let seed = KeyPair::new_user().seed().unwrap();
+        for text in [seed.as_str(), "SAhunter2", ""] {
+            let error = key(&Secret::new(text), KeyPairType::Account).unwrap_err();
+            assert!(text.is_empty() || !format!("{error} {error:?}").contains(text));
+        }
+    }
+}

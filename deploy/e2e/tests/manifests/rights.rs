@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use garage_stack::servers::{Redis, nats};
+use garage_stack::servers::Redis;
 use serde_json::{Value, json};
 
 use crate::support::{overlays, root, run, secrets_yaml, variables};
@@ -43,19 +43,7 @@ fn the_director_may_do_what_it_does_and_nothing_else() {
 }
 
 #[test]
-fn nats_users_have_the_rights_of_the_local_stack() {
-    let kept = read("deploy/kubernetes/base/nats/accounts.conf");
-    let (head, accounts) = kept.split_once("\n\n").unwrap();
-    assert!(head.ends_with("include \"../nats-secret/passwords.conf\""), "{head}");
-    let accounts_now = nats::accounts_without_passwords();
-    assert!(
-        accounts == accounts_now,
-        "write `garage config nats` below its head into accounts.conf; it is:\n{accounts_now}"
-    );
-}
-
-#[test]
-fn nats_takes_its_configuration_with_the_passwords_of_the_secret() {
+fn nats_takes_its_configuration_with_the_operator_of_the_secret() {
     let folder = tempfile::tempdir().unwrap();
     let files = folder.path().join("files");
     secrets_yaml(&files);
@@ -77,8 +65,8 @@ fn nats_takes_its_configuration_with_the_passwords_of_the_secret() {
             run(&nats, &["-t", "-c", file.to_str().unwrap()], &[("POD_NAME".into(), "nats-0".into())], "")
         };
         let (taken, text) = check();
-        assert!(!taken && text.contains("passwords.conf"), "without passwords nobody is served: {text}");
-        fs::copy(files.join("nats-passwords.conf"), secret.join("passwords.conf")).unwrap();
+        assert!(!taken && text.contains("operator.conf"), "without an operator nobody is served: {text}");
+        fs::copy(files.join("nats-operator.conf"), secret.join("operator.conf")).unwrap();
         fs::copy(files.join("nats-routes.conf"), secret.join("routes.conf")).unwrap();
         let (taken, text) = check();
         assert!(taken, "{}: {text}", overlay.name);

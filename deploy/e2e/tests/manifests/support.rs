@@ -142,7 +142,8 @@ pub(crate) fn secrets_yaml(folder: &Path) -> String {
     let path = env::var("PATH").unwrap_or_default();
     let path = format!("{path}:{}", kubectl().parent().unwrap().display());
     let script = root().join("deploy/kubernetes/secrets.sh");
-    let (made, text) = run(&script, &[folder.to_str().unwrap()], &[("PATH".into(), path)], "");
+    let garage = ("GARAGE".into(), program("cli").display().to_string());
+    let (made, text) = run(&script, &[folder.to_str().unwrap()], &[("PATH".into(), path), garage], "");
     assert!(made, "{text}");
     text
 }

@@ -206,7 +206,10 @@ impl Nats {
     /// When no node takes the connection.
     pub async fn connect(&self, role: Role) -> Result<Client> {
         let urls = self.nodes.iter().map(Node::url).collect::<Vec<_>>();
-        self.options(role)?.connect(urls.as_slice()).await.map_err(|source| Error::Connect { user: role.name(), source })
+        self.options(role)?
+            .connect(urls.as_slice())
+            .await
+            .map_err(|source| Error::Connect { user: role.name(), source })
     }
 
     /// The number of nodes.
