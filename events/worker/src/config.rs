@@ -160,7 +160,8 @@ impl Nats {
         let mut options = async_nats::ConnectOptions::new().name(format!("garage-{name}")).ping_interval(PING);
         if let Some(file) = &self.nats_credentials {
             let unlike = || format!("{} (--nats-credentials) holds no credentials of a NATS user", file.display());
-            options = options.credentials(secret(file)?.expose()).with_context(unlike)?;
+            // The last line counts only with its end.
+            options = options.credentials(&format!("{}\n", secret(file)?.expose())).with_context(unlike)?;
         }
         Ok(options.event_callback(|event| async move {
             match event {
