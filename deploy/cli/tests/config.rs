@@ -133,7 +133,15 @@ fn every_worker_is_checked_as_it_checks_itself() {
     let (public, private) = (file("token.pub.pem", public), file("token.pem", private));
     let game = std::env::current_exe().unwrap();
     let instances = folder.path().join("games");
-    let session = [("GARAGE_SEAL_KEY_FILE", seal.as_str()), ("GARAGE_TOKEN_KEY_FILE", private.as_str())];
+    let nats = folder.path().join("nats");
+    assert!(config(&["nats", "--out", nats.to_str().unwrap()], &[]).status.success());
+    let (own, signing) = (nats.join("nats-session.creds"), nats.join("nats-game.seed"));
+    let session = [
+        ("GARAGE_NATS_CREDENTIALS", own.to_str().unwrap()),
+        ("GARAGE_GAME_SIGNING_KEY", signing.to_str().unwrap()),
+        ("GARAGE_SEAL_KEY_FILE", seal.as_str()),
+        ("GARAGE_TOKEN_KEY_FILE", private.as_str()),
+    ];
     let director = [
         ("GARAGE_SEAL_KEY_FILE", seal.as_str()),
         ("GARAGE_TOKEN_PUBLIC_KEY_FILE", public.as_str()),
@@ -141,9 +149,10 @@ fn every_worker_is_checked_as_it_checks_itself() {
         ("GARAGE_INSTANCES", instances.to_str().unwrap()),
     ];
     type Variables<'a> = &'a [(&'a str, &'a str)];
-    let workers: [(&str, Variables<'_>, &str, &str); 4] = [
+    let workers: [(&str, Variables<'_>, &str, &str); 5] = [
         ("matchmaker", &[("GARAGE_QUEUES", &queues)], "GARAGE_QUEUES", "queues"),
         ("session", &session, "GARAGE_TOKEN_KEY_FILE", "Ed25519"),
+        ("session", &session, "GARAGE_GAME_SIGNING_KEY", "--game-signing-key"),
         ("director", &director, "GARAGE_GAMESERVER", "game server"),
         ("inventory", &[], "GARAGE_MYSQL_URL", "--mysql-url"),
     ];
