@@ -209,7 +209,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
 mod tests {
     use futures::executor::block_on;
     use garage_events::{
-        game::{self, Loadout},
+        game::{self, Loadout, Secret},
         id::TicketId,
         log::{Append, Decision, Head, Load},
         session::{Matched, Member, Team},

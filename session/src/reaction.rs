@@ -257,5 +257,5 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
     }
 }
 
-/// How long a parked key outlives the time in which its server must be ready: a director may be restarted meanwhile.
+/// How long what is parked outlives the time in which its server must be ready: a director may be restarted meanwhile.
 const PARK_MARGIN: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Redis: parked keys and projections.
+//! Redis: parked secrets and projections.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -5,7 +5,7 @@
 //! - [`redis`]: the connection to Redis.
 //! - [`lag`]: whether a reader of the log keeps up with it; [`lease`]: which of several instances does something.
 //! - [`operator`]: accounts and users of NATS in operator mode, and the games' users.
-//! - [`seal`]: a game's private key on its way from session to director.
+//! - [`seal`]: a game's secrets on their way from session to director.
 //! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
 
 mod admin;
