@@ -25,8 +25,8 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Keeps the seeds that are in the folder, makes those that lack, and writes what follows from them anew: what
-    /// servers are told, and the credentials of each role and of the system account (`nats-<role>.creds`). Credentials of before go on to be accepted, with their rights.
+    /// Keeps the seeds that are in the folder, makes those that lack, and writes the credentials of each role and of the
+    /// system account anew (`nats-<role>.creds`). Those of before go on to be accepted, with their rights.
     ///
     /// # Errors
     /// When the folder cannot be read or written, or holds what is no seed.
