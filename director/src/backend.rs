@@ -177,6 +177,24 @@ impl fmt::Display for How {
     }
 }
 
+/// What a backend says of its instances.
+#[derive(Debug)]
+pub struct Listed {
+    /// Those that are known of.
+    pub instances: Vec<Instance>,
+    /// An error is of a part of the machines, or of all, whose instances are not known.
+    pub whole: Result<(), Unavailable>,
+}
+
+impl From<Result<Vec<Instance>, Unavailable>> for Listed {
+    fn from(listed: Result<Vec<Instance>, Unavailable>) -> Self {
+        match listed {
+            Ok(instances) => Self { instances, whole: Ok(()) },
+            Err(error) => Self { instances: Vec::new(), whole: Err(error) },
+        }
+    }
+}
+
 /// The backend could not be asked; trying again later may help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
@@ -212,7 +230,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn find(&self, name: Name) -> impl Future<Output = Result<Option<Made>, Unavailable>> + Send;
 
     /// Every instance that is there, whoever started it.
-    fn list(&self) -> impl Future<Output = Result<Vec<Instance>, Unavailable>> + Send;
+    fn list(&self) -> impl Future<Output = Listed> + Send;
 
     /// Ends and removes an instance, with all that belongs to it; whether there was anything.
     fn delete(&self, name: Name) -> impl Future<Output = Result<bool, Unavailable>> + Send;

@@ -40,14 +40,6 @@ pub struct Config {
     #[arg(long, env = "GARAGE_GAME_NATS_URL", value_parser = config::unchecked, hide_env_values = true)]
     pub game_nats_url: Option<Secret>,
 
-    /// The NATS user of game servers.
-    #[arg(long, env = "GARAGE_GAME_NATS_USER", default_value = "game")]
-    pub game_nats_user: String,
-
-    /// A file with the password of the NATS user of game servers; by default it is empty.
-    #[arg(long, env = "GARAGE_GAME_NATS_PASSWORD_FILE")]
-    pub game_nats_password_file: Option<PathBuf>,
-
     /// Seconds from the match to the session's hard end, which game servers are told. As session's.
     #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
     pub session_s: u32,
@@ -118,10 +110,11 @@ pub struct Kube {
     #[arg(long, env = "GARAGE_POD_PATIENCE_S", default_value_t = 45, value_name = "SECONDS")]
     pub pod_patience: u32,
 
-    /// A region of the queues, and a label that its nodes have: `eu=topology.kubernetes.io/region=europe-west1`, or `eu`
-    /// for all nodes. May be given several times, or hold several, separated by commas. Without any, every region is
-    /// the whole cluster.
-    #[arg(long, env = "GARAGE_REGION", value_name = "REGION[=LABEL=VALUE]", value_delimiter = ',')]
+    /// A region of the queues, and where it is: a label that its nodes have, `eu=topology.kubernetes.io/region=europe-west1`,
+    /// another cluster, by its context in the kubeconfig, `us@virginia`, or both, `us@virginia=zone=b`; `eu` alone is every
+    /// node. May be given several times, or hold several, separated by commas. Without any, every region is the whole
+    /// cluster.
+    #[arg(long, env = "GARAGE_REGION", value_name = "REGION[@CONTEXT][=LABEL=VALUE]", value_delimiter = ',')]
     pub region: Vec<Selected>,
 
     /// The queues file. With it, a queue that is played in a region of which no `--region` says where it is keeps the
@@ -148,11 +141,13 @@ impl fmt::Display for PullPolicy {
     }
 }
 
-/// A region, and a label of its nodes.
+/// A region, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selected {
     /// The region.
     pub region: Region,
+    /// The kubeconfig's context of its cluster; none for the one that it is set to.
+    pub context: Option<String>,
     /// The label's name and its value; none for any node.
     pub label: Option<(String, String)>,
 }
@@ -161,14 +156,21 @@ impl FromStr for Selected {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (region, label) = match text.split_once('=') {
+        let wanted = "wanted is REGION, and behind it as one likes @CONTEXT and =LABEL=VALUE";
+        let (place, label) = match text.split_once('=') {
             None => (text, None),
-            Some((region, label)) => match label.split_once('=') {
-                Some((label, value)) if !label.is_empty() => (region, Some((label.to_owned(), value.to_owned()))),
-                _ => return Err("wanted is REGION or REGION=LABEL=VALUE".into()),
+            Some((place, label)) => match label.split_once('=') {
+                Some((label, value)) if !label.is_empty() => (place, Some((label.to_owned(), value.to_owned()))),
+                _ => return Err(wanted.into()),
             },
         };
-        Ok(Self { region: region.parse::<Region>().map_err(|error| format!("{region}: {error}"))?, label })
+        let (region, context) = match place.split_once('@') {
+            None => (place, None),
+            Some((_, "")) => return Err(wanted.into()),
+            Some((region, context)) => (region, Some(context.to_owned())),
+        };
+        let region = region.parse::<Region>().map_err(|error| format!("{region}: {error}"))?;
+        Ok(Self { region, context, label })
     }
 }
 
@@ -248,6 +250,28 @@ mod tests {
         let config =
             Config::parse_from(NEEDED.into_iter().chain(["--game-arg", "--distance-m 50", "--game-arg", "-v"]));
         assert_eq!(config.process.game_arg, ["--distance-m", "50", "-v"]);
+    }
+
+    #[test]
+    fn a_region_is_nodes_with_a_label_or_another_cluster_or_both() {
+        let label = |text: &str| text.split_once('=').map(|(label, value)| (label.into(), value.into()));
+        for (text, context, selector) in [
+            ("eu", None, None),
+            (
+                "eu=topology.kubernetes.io/region=europe-west1",
+                None,
+                label("topology.kubernetes.io/region=europe-west1"),
+            ),
+            ("eu@admin@far", Some("admin@far"), None),
+            ("eu@far=zone=b", Some("far"), label("zone=b")),
+        ] {
+            let expected =
+                Selected { region: "eu".parse().unwrap(), context: context.map(Into::into), label: selector };
+            assert_eq!(text.parse(), Ok(expected));
+        }
+        for bad in ["", "eu=", "eu=zone", "eu==b", "eu@", "@far", "eu@=a=b"] {
+            assert!(bad.parse::<Selected>().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -12,81 +12,79 @@ pub mod bare;
 pub mod cluster;
 mod fate;
 mod manifest;
+pub(crate) mod missing;
 pub mod node;
 mod pods;
+mod site;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     fs,
     future::Future,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow, ensure};
+use futures::future::{join_all, select_all};
 use garage_events::{
-    crash::{Point, effect},
     id::Region,
     queue::Queues,
     world::{System, World},
 };
 use garage_worker::Shutdown;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    config::{KubeConfigOptions, Kubeconfig},
-    core::{ObjectMeta, PartialObjectMeta, Status},
-};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{config::Kubeconfig, core::Status};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use self::{
-    fate::Fate,
-    pods::{Pods, Seen},
-};
+use self::{manifest::Terms, site::Site};
 use crate::{
-    backend::{Backend, CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, Unavailable},
+    backend::{Backend, CreateError, DELETED, Exit, How, Instance, Listed, Made, Name, Order, State, Unavailable},
     config,
 };
 
 /// How long the API server has to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// How long a node's address is good for.
-const ADDRESS: Duration = Duration::from_secs(60);
-
-/// How long a pod may outlive its session's hard end before the cluster ends it.
-const GRACE: i64 = 60;
-
 /// Game servers as pods. Clones are one backend.
 #[derive(Clone)]
 pub struct KubeBackend(Arc<Inner>);
 
 struct Inner {
-    pods: Api<Pod>,
-    secrets: Api<Secret>,
-    /// The secrets without what is in them.
-    labels: Api<PartialObjectMeta<Secret>>,
-    nodes: Api<Node>,
-    namespace: String,
-    known: Pods,
-    terms: manifest::Terms,
-    regions: BTreeMap<Region, Vec<(String, String)>>,
-    addresses: Vec<node::Source>,
-    patience: time::Duration,
-    /// Of nodes that were asked for: their addresses, and when they were.
-    asked: Mutex<HashMap<String, (IpAddr, Instant)>>,
+    /// Each is another cluster.
+    sites: Vec<Site>,
+    /// Where each region is; none says that every region is the first site.
+    regions: BTreeMap<Region, Place>,
+    terms: Terms,
+    /// Instances that the log knows, and no site has.
+    missing: Mutex<HashSet<Name>>,
+}
+
+/// Where a region is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    /// The kubeconfig's context; none for the one that it is set to.
+    context: Option<String>,
+    /// The labels of its nodes.
+    selector: Vec<(String, String)>,
 }
 
 /// Checks what can be checked without a cluster.
 pub(crate) fn check(config: &config::Kube) -> anyhow::Result<()> {
     template(config)?;
-    regions(config)?;
+    let regions = regions(config)?;
     config.image.as_ref().context("the game server's image is not said (--image)")?;
-    if let Some(path) = &config.kubeconfig {
-        Kubeconfig::read_from(path).with_context(|| format!("cannot use {} (--kubeconfig)", path.display()))?;
+    let Some(path) = &config.kubeconfig else {
+        let context = regions.values().find_map(|place| place.context.as_ref());
+        ensure!(context.is_none(), "--region names a context, and there is no --kubeconfig that has it");
+        return Ok(());
+    };
+    let wrong = || format!("cannot use {} (--kubeconfig)", path.display());
+    let kubeconfig = Kubeconfig::read_from(path).with_context(wrong)?;
+    for context in regions.values().filter_map(|place| place.context.as_ref()) {
+        let there = kubeconfig.contexts.iter().any(|named| named.name == *context);
+        ensure!(there, "{} (--kubeconfig) has no context {context}, which --region names", path.display());
     }
     Ok(())
 }
@@ -101,11 +99,14 @@ fn template(config: &config::Kube) -> anyhow::Result<Value> {
     Ok(template)
 }
 
-/// The regions that there are; none says that every region is this cluster.
-fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, Vec<(String, String)>>> {
-    let mut regions: BTreeMap<Region, Vec<_>> = BTreeMap::new();
-    for config::Selected { region, label } in &config.region {
-        regions.entry(region.clone()).or_default().extend(label.clone());
+/// Where the regions are; none says that every region is the one cluster.
+fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, Place>> {
+    let mut regions: BTreeMap<Region, Place> = BTreeMap::new();
+    for config::Selected { region, context, label } in &config.region {
+        let place = Place { context: context.clone(), selector: Vec::new() };
+        let place = regions.entry(region.clone()).or_insert(place);
+        ensure!(place.context == *context, "--region says of {region} that it is in two clusters");
+        place.selector.extend(label.clone());
     }
     if let Some(path) = &config.queues {
         let queues = Queues::load(path)?;
@@ -122,57 +123,67 @@ fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, Vec<(String
 }
 
 impl KubeBackend {
-    /// Finds the cluster; nothing is asked of it yet.
+    /// Finds the clusters; nothing is asked of them yet.
     ///
     /// # Errors
-    /// When what is said of it cannot be used.
+    /// When what is said of one cannot be used.
     pub async fn open(config: &config::Kube, games: &config::Process) -> anyhow::Result<Self> {
-        let mut cluster = match &config.kubeconfig {
-            Some(path) => {
-                let wrong = || format!("cannot use {} (--kubeconfig)", path.display());
-                let kubeconfig = Kubeconfig::read_from(path).with_context(wrong)?;
-                let options = KubeConfigOptions::default();
-                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(wrong)?
-            }
-            None => kube::Config::incluster().context("this is no pod of a cluster, and there is no --kubeconfig")?,
-        };
-        cluster.connect_timeout = Some(ANSWER);
-        let namespace = config.namespace.clone().unwrap_or_else(|| cluster.default_namespace.clone());
-        let client = Client::try_from(cluster).context("cannot make a client of the cluster")?;
+        let regions = regions(config)?;
+        let mut contexts: Vec<_> = regions.values().map(|place| place.context.as_deref()).collect();
+        contexts.sort_unstable();
+        contexts.dedup();
+        if contexts.is_empty() {
+            contexts.push(None);
+        }
+        let mut sites = Vec::new();
+        for context in contexts {
+            sites.push(Site::open(config, context).await?);
+        }
         let ports = games.game_ports.iter().flat_map(|ports| ["--ports".to_owned(), ports.to_string()]);
         let further = games.game_arg.iter().filter(|argument| !argument.is_empty()).cloned();
-        Ok(Self(Arc::new(Inner {
-            pods: Api::namespaced(client.clone(), &namespace),
-            secrets: Api::namespaced(client.clone(), &namespace),
-            labels: Api::namespaced(client.clone(), &namespace),
-            nodes: Api::all(client),
-            namespace,
-            known: Pods::default(),
-            terms: manifest::Terms {
-                image: config.image.clone().context("the game server's image is not said (--image)")?,
-                pull_policy: config.pull_policy.to_string(),
-                template: template(config)?,
-                arguments: ports.chain(further).collect(),
-            },
-            regions: regions(config)?,
-            addresses: config.node_address.clone(),
-            patience: time::Duration::seconds(config.pod_patience.into()),
-            asked: Mutex::default(),
-        })))
+        let terms = Terms {
+            image: config.image.clone().context("the game server's image is not said (--image)")?,
+            pull_policy: config.pull_policy.to_string(),
+            template: template(config)?,
+            arguments: ports.chain(further).collect(),
+        };
+        Ok(Self(Arc::new(Inner { sites, regions, terms, missing: Mutex::default() })))
     }
 
     /// The namespace that games run in.
     pub fn namespace(&self) -> &str {
-        &self.0.namespace
+        self.0.sites.first().map_or("", Site::namespace)
     }
 
-    /// Watches the cluster until `shutdown`.
+    /// Watches the clusters until `shutdown`.
     ///
     /// # Errors
     /// None; what fails is tried again.
     pub async fn watch(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let inner = &self.0;
-        inner.known.clone().watch(inner.pods.clone(), inner.labels.clone(), shutdown).await
+        let watching = select_all(self.0.sites.iter().map(|site| Box::pin(site.watch())));
+        tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            (ended, ..) = watching => ended,
+        }
+    }
+}
+
+impl KubeBackend {
+    /// Notes which instances are missing.
+    fn miss(&self, missing: HashSet<Name>) {
+        *self.0.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
+    /// What the clusters have.
+    async fn listed(&self) -> Listed {
+        let mut all = Listed { instances: Vec::new(), whole: Ok(()) };
+        for listed in join_all(self.0.sites.iter().map(Site::list)).await {
+            match listed {
+                Ok(instances) => all.instances.extend(instances),
+                Err(error) => all.whole = Err(error),
+            }
+        }
+        all
     }
 }
 
@@ -220,177 +231,6 @@ impl Refusal {
     }
 }
 
-/// `Ok` when what is there in an instance's place is of this instance.
-fn ours(name: Name, kind: &str, metadata: &ObjectMeta) -> Result<(), CreateError> {
-    if manifest::instance(metadata) == Some(name) {
-        return Ok(());
-    }
-    let message = format!("there is a {kind} {name} already, which is not Garage's");
-    Err(CreateError::Refused { reason: "name-taken", message })
-}
-
-impl Inner {
-    async fn create(&self, order: &Order) -> Result<Made, CreateError> {
-        let name = order.name();
-        let named = name.to_string();
-        let none = Vec::new();
-        let selector = match self.regions.get(&order.region) {
-            Some(selector) => selector,
-            None if self.regions.is_empty() => &none,
-            None => {
-                let message = format!("no --region says where {} is", order.region);
-                return Err(CreateError::Refused { reason: "region-unknown", message });
-            }
-        };
-        let seconds = (order.config.ends_at - System.now()).whole_seconds().max(0) + GRACE;
-        let pod = manifest::pod(order, selector, seconds, &self.terms).map_err(Unavailable)?;
-        let secret = manifest::secret(order).map_err(Unavailable)?;
-        let post = PostParams::default();
-
-        match ask(effect(Point::SecretMade, self.secrets.create(&post, &secret))).await {
-            Ok(_) => {}
-            Err(refusal) if refusal.is("AlreadyExists") => {
-                let found = ask(self.labels.get(&named)).await;
-                ours(name, "secret", &found.map_err(|error| error.unavailable("read the secret"))?.metadata)?;
-            }
-            Err(refusal) => return Err(refusal.of_making("make the secret")),
-        }
-        let (pod, made) = match ask(effect(Point::PodMade, self.pods.create(&post, &pod))).await {
-            // No scheduler is that quick.
-            Ok(pod) => (pod, Made::Waiting),
-            Err(refusal) if refusal.is("AlreadyExists") => {
-                let found = ask(self.pods.get(&named)).await.map_err(|error| error.unavailable("read the pod"))?;
-                ours(name, "pod", &found.metadata)?;
-                let made = self.made(name, &found).await?.ok_or(CreateError::Over)?;
-                (found, made)
-            }
-            Err(refusal) => return Err(refusal.of_making("make the pod")),
-        };
-        self.own(&named, &pod).await?;
-        tracing::info!(pod.name = %name, "pod made");
-        Ok(made)
-    }
-
-    /// Has the secret go with its pod.
-    async fn own(&self, name: &str, pod: &Pod) -> Result<(), Unavailable> {
-        let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.uid()});
-        let patch = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}}));
-        let params = PatchParams::default();
-        let owned = ask(effect(Point::OwnerSet, self.labels.patch(name, &params, &patch))).await;
-        owned.map(drop).map_err(|error| error.unavailable("make the pod own its secret"))
-    }
-
-    /// How far a pod has come; none if it is over.
-    async fn made(&self, name: Name, pod: &Pod) -> Result<Option<Made>, Unavailable> {
-        Ok(match fate::of(pod) {
-            Fate::Waiting(_) => Some(Made::Waiting),
-            // A node without an address is for who looks after instances to judge.
-            Fate::Bound(node) => {
-                Some(self.address(&node).await?.map_or(Made::Waiting, |ip| Made::Placed(placed(name, node, ip))))
-            }
-            Fate::Over(_) => None,
-        })
-    }
-
-    async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
-        let pod = match ask(self.pods.get(&name.to_string())).await {
-            Ok(pod) if manifest::instance(&pod.metadata) == Some(name) => pod,
-            Ok(_) => return Ok(None),
-            Err(refusal) if refusal.is("NotFound") => return Ok(None),
-            Err(refusal) => return Err(refusal.unavailable("read the pod")),
-        };
-        let made = self.made(name, &pod).await?;
-        if made.is_some() {
-            self.own(&name.to_string(), &pod).await?;
-        }
-        Ok(made)
-    }
-
-    /// A node's public address; none if it has none.
-    async fn address(&self, name: &str) -> Result<Option<IpAddr>, Unavailable> {
-        if let Some((ip, at)) = self.asked().get(name)
-            && at.elapsed() < ADDRESS
-        {
-            return Ok(Some(*ip));
-        }
-        let node = ask(self.nodes.get(name)).await;
-        let node = node.map_err(|error| error.unavailable(&format!("read the node {name}")))?;
-        let ip = node::public_ip(&node, &self.addresses);
-        let mut asked = self.asked();
-        asked.retain(|_, (_, at)| at.elapsed() < ADDRESS);
-        if let Some(ip) = ip {
-            asked.insert(name.to_owned(), (ip, Instant::now()));
-        }
-        Ok(ip)
-    }
-
-    fn asked(&self) -> MutexGuard<'_, HashMap<String, (IpAddr, Instant)>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn state(&self, name: Name, seen: Seen) -> Result<State, Unavailable> {
-        Ok(match seen.fate {
-            Fate::Over(exit) => State::Exited(exit),
-            Fate::Waiting(Some(said)) if System.now() - seen.created > self.patience => {
-                State::Exited(Exit { how: How::Failed("unschedulable"), message: Some(said) })
-            }
-            Fate::Waiting(_) => State::Waiting,
-            Fate::Bound(node) => match self.address(&node).await? {
-                Some(ip) => State::Running(placed(name, node, ip)),
-                None => {
-                    let message = format!("the node {node} has no address that --node-address asks for");
-                    State::Exited(Exit { how: How::Failed("no-public-ip"), message: Some(message) })
-                }
-            },
-        })
-    }
-
-    async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
-        let listed = self.known.list()?;
-        let mut instances = Vec::new();
-        for (name, seen) in listed.pods {
-            let created = seen.created;
-            instances.push(Instance { name, created, state: self.state(name, seen).await? });
-        }
-        let gone = listed.gone.into_iter().map(|(name, created, exit)| (name, created, State::Exited(exit)));
-        let claimed = listed.secrets.into_iter().map(|(name, created)| (name, created, State::Claimed));
-        instances.extend(gone.chain(claimed).map(|(name, created, state)| Instance { name, created, state }));
-        Ok(instances)
-    }
-
-    async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
-        let mut there = false;
-        // The pod first: what it leaves, a secret, is an instance still.
-        let named = name.to_string();
-        let pod = ask(self.pods.get_metadata_opt(&named)).await;
-        let pod = pod.map_err(|error| error.unavailable("look for the pod"))?;
-        if let Some(exact) = pod.and_then(|pod| exact(name, &pod.metadata)) {
-            let deleted = self.pods.delete(&exact.0, &exact.1);
-            gone(ask(effect(Point::PodDeleted, deleted)).await, "delete the pod")?;
-            there = true;
-            tracing::info!(pod.name = %name, "pod deleted");
-        }
-        let secret = ask(self.labels.get_opt(&named)).await;
-        let secret = secret.map_err(|error| error.unavailable("look for the secret"))?;
-        if let Some(exact) = secret.and_then(|secret| exact(name, &secret.metadata)) {
-            let deleted = self.secrets.delete(&exact.0, &exact.1);
-            gone(ask(effect(Point::SecretDeleted, deleted)).await, "delete the secret")?;
-            there = true;
-        }
-        self.known.removed(name);
-        Ok(there)
-    }
-}
-
-/// What deletes this very object; none if it is not Garage's, or on its way already.
-fn exact(name: Name, metadata: &ObjectMeta) -> Option<(String, DeleteParams)> {
-    if manifest::instance(metadata) != Some(name) || metadata.deletion_timestamp.is_some() {
-        return None;
-    }
-    let only = Preconditions { uid: metadata.uid.clone(), resource_version: None };
-    Some((name.to_string(), DeleteParams::default().preconditions(only)))
-}
-
 /// One that is not there, or no longer this one, is gone.
 fn gone<T>(deleted: Result<T, Refusal>, what: &str) -> Result<(), Unavailable> {
     match deleted {
@@ -399,24 +239,60 @@ fn gone<T>(deleted: Result<T, Refusal>, what: &str) -> Result<(), Unavailable> {
     }
 }
 
-fn placed(name: Name, node: String, public_ip: IpAddr) -> Placed {
-    Placed { pod: name.to_string(), node, public_ip }
+impl Inner {
+    /// Where an instance is to be made.
+    fn place(&self, region: &Region) -> Option<(&Site, &[(String, String)])> {
+        if self.regions.is_empty() {
+            return Some((self.sites.first()?, &[]));
+        }
+        let place = self.regions.get(region)?;
+        let site = self.sites.iter().find(|site| site.context() == place.context.as_deref())?;
+        Some((site, &place.selector))
+    }
 }
 
 impl Backend for KubeBackend {
     async fn create(&self, order: &Order) -> Result<Made, CreateError> {
-        self.0.create(order).await
+        let Some((site, selector)) = self.0.place(&order.region) else {
+            let message = format!("no --region says where {} is", order.region);
+            return Err(CreateError::Refused { reason: "region-unknown", message });
+        };
+        site.create(order, selector, &self.0.terms).await
     }
 
     async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
-        self.0.find(name).await
+        // Whether it is in none of them is known once all have answered.
+        let mut unknown = Ok(None);
+        for site in &self.0.sites {
+            match site.find(name).await {
+                Ok(Some(made)) => return Ok(Some(made)),
+                Ok(None) => {}
+                Err(error) => unknown = Err(error),
+            }
+        }
+        unknown
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
-        self.0.list().await
+    async fn list(&self) -> Listed {
+        let mut listed = self.listed().await;
+        let there: HashSet<_> = listed.instances.iter().map(|instance| instance.name).collect();
+        let missing = self.0.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.instances.extend(missing.difference(&there).map(|name| Instance {
+            name: *name,
+            created: System.now(),
+            state: State::Exited(Exit { how: How::Failed(DELETED), message: Some("the pod is gone".into()) }),
+        }));
+        listed
     }
 
     async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
-        self.0.delete(name).await
+        let mut there = Ok(false);
+        for site in &self.0.sites {
+            match site.delete(name).await {
+                Ok(deleted) => there = there.map(|there| there || deleted),
+                Err(error) => there = Err(error),
+            }
+        }
+        there
     }
 }

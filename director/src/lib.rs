@@ -3,7 +3,7 @@
 //! - [`reaction`]: what the log's events bring about; [`watch`]: what happens without one.
 //! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine; [`kube`]: as pods of a
 //!   Kubernetes cluster.
-//! - [`redis`]: the games' sealed keys.
+//! - [`redis`]: the games' sealed secrets.
 
 pub mod backend;
 pub mod config;
@@ -16,11 +16,15 @@ pub mod watch;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use async_nats::jetstream::Context as JetStream;
-use garage_events::{game, jetstream::setup::DIRECTOR, lease, world::System};
+use garage_events::{
+    game,
+    jetstream::{JetStreamLog, setup::DIRECTOR},
+    lease,
+    world::System,
+};
 use garage_worker::{
     Ground, Shutdown,
-    config::{nats_urls, secret},
+    config::nats_urls,
     reactor,
     redis::Redis,
     seal::{SealKey, SealKeys},
@@ -49,13 +53,18 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             let backend = kube::KubeBackend::open(&config.kube, &config.process).await?;
             let name = lease::director(backend.namespace());
             let (watched, end) = (backend.clone(), shutdown.clone());
-            let look_after = move |ground: &mut Ground, context: &JetStream| {
-                ground.spawn("cluster", watched.watch(end));
-                let (leases, keeping) =
-                    garage_worker::lease::keep(context.clone(), vec![name.clone()], ground.health.clone());
+            let session = time::Duration::seconds(config.session_s.into());
+            let look_after = move |ground: &mut Ground, log: &JetStreamLog| {
+                let context = log.context().clone();
+                let (leases, keeping) = garage_worker::lease::keep(context, vec![name.clone()], ground.health.clone());
                 ground.spawn("leases", keeping);
                 leases.compete();
-                move || leases.holds(&name)
+                let leases = Arc::new(leases);
+                let leads = move || leases.holds(&name);
+                let missing = kube::missing::watch(watched.clone(), log.reader(), session, leads.clone(), end.clone());
+                ground.spawn("missing pods", missing);
+                ground.spawn("cluster", watched.watch(end));
+                leads
             };
             serve(config, backend, shutdown, look_after).await
         }
@@ -66,13 +75,13 @@ async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
     config: Config,
     backend: B,
     shutdown: Shutdown,
-    look_after: impl FnOnce(&mut Ground, &JetStream) -> F,
+    look_after: impl FnOnce(&mut Ground, &JetStreamLog) -> F,
 ) -> anyhow::Result<()> {
     let (seal, terms, redis) = read(&config)?;
     let mut ground = Ground::start("director", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
     let context = log.context().clone();
-    let leads = look_after(&mut ground, &context);
+    let leads = look_after(&mut ground, &log);
 
     let keys = redis::Parked { redis: redis.clone(), seal };
     let app = reaction::App { log, world: System, backend, keys, terms: Arc::new(terms) };
@@ -116,17 +125,12 @@ fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
     if let Some(file) = &config.token_key_also_file {
         token_keys.extend([self::token_key(file, "token-key-also-file")?]);
     }
-    let password = config.game_nats_password_file.as_deref().map(secret).transpose()?;
     let url = match &config.game_nats_url {
         Some(url) => nats_urls(url, "game-nats")?,
         None => config.worker.nats.urls()?,
     };
-    let nats = game::Nats {
-        url: url.to_owned(),
-        user: config.game_nats_user.clone(),
-        password: password.unwrap_or_else(|| game::Secret::new("")),
-    };
-    Ok(reaction::Terms { token_key, token_keys, nats, session: time::Duration::seconds(config.session_s.into()) })
+    let session = time::Duration::seconds(config.session_s.into());
+    Ok(reaction::Terms { token_key, token_keys, nats_url: url.to_owned(), session })
 }
 
 /// A key that tokens are verified with, and before it the `kid` by which they name it.

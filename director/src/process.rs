@@ -39,7 +39,7 @@ use time::OffsetDateTime;
 
 use self::folder::{Folder, Held};
 use crate::{
-    backend::{Backend, CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, Unavailable},
+    backend::{Backend, CreateError, Exit, How, Instance, Listed, Made, Name, Order, Placed, State, Unavailable},
     config,
 };
 
@@ -121,9 +121,12 @@ impl Backend for ProcessBackend {
         Ok(running.contains_key(&name).then(|| Made::Placed(self.0.placed(name))))
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
-        let listed = self.blocking(Inner::list).await?;
-        listed.map_err(|error| unavailable(error, "look through the instances"))
+    async fn list(&self) -> Listed {
+        let listed = self
+            .blocking(Inner::list)
+            .await
+            .and_then(|listed| listed.map_err(|error| unavailable(error, "look through the instances")));
+        listed.into()
     }
 
     async fn delete(&self, name: Name) -> Result<bool, Unavailable> {

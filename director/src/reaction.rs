@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use garage_events::{
     event::Event as _,
-    game::{Config, Nats, Secret},
+    game::{Config, Nats, Secrets},
     id::SessionId,
     log::Log,
     reaction::decide_session,
     session::{Command, Event, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
-    subject::{Aggregate, Report, ReportKind},
+    subject::{Aggregate, Report, ReportKind, game_inbox},
     world::World,
 };
 use garage_worker::reactor::{Delivery, Failure};
@@ -31,19 +31,19 @@ pub struct Terms {
     pub token_key: String,
     /// All such keys, by the `kid` that names them.
     pub token_keys: BTreeMap<String, String>,
-    /// Where and as whom they report.
-    pub nats: Nats,
+    /// Where they report.
+    pub nats_url: String,
     /// From the match to the hard end.
     pub session: Duration,
 }
 
-/// Has the games' private keys, which session parked.
+/// Has the games' secrets, which session parked.
 pub trait Keys: Clone + Send + Sync + 'static {
-    /// The private key that is parked under a fingerprint, PKCS #8 PEM.
+    /// What is parked under a fingerprint.
     ///
     /// # Errors
     /// [`CreateError::Refused`] when it is lost: it is not there, or does not open.
-    fn private_key(&self, fingerprint: &str) -> impl Future<Output = Result<Secret, CreateError>> + Send;
+    fn secrets(&self, fingerprint: &str) -> impl Future<Output = Result<Secrets, CreateError>> + Send;
 }
 
 /// What reactions work with.
@@ -127,8 +127,8 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
     }
 
     async fn make(&self, name: Name, open: &Open, requested: PodRequested) -> Result<Made, CreateError> {
-        let private_key = match self.keys.private_key(&requested.fingerprint).await {
-            Ok(key) => key,
+        let Secrets { private_key, credentials } = match self.keys.secrets(&requested.fingerprint).await {
+            Ok(secrets) => secrets,
             // One that is made needs its key no more, which may be gone from Redis by now.
             Err(error) => return self.backend.find(name).await?.ok_or(error),
         };
@@ -140,7 +140,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
             private_key,
             token_key: self.terms.token_key.clone(),
             token_keys: self.terms.token_keys.clone(),
-            nats: self.terms.nats.clone(),
+            nats: Nats { url: self.terms.nats_url.clone(), credentials, inbox: game_inbox(name.session, name.attempt) },
             ready: report(ReportKind::Ready),
             finished: report(ReportKind::Finished),
             ends_at: open.began + self.terms.session,
@@ -239,7 +239,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
 mod tests {
     use futures::executor::block_on;
     use garage_events::{
-        game::Loadout,
+        game::{Loadout, Secret},
         id::TicketId,
         log::{Append, Decision, Head, Load},
         session::{Matched, Member, Team},
@@ -249,7 +249,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::backend::Instance;
+    use crate::backend::Listed;
 
     /// Has one instance, which is over.
     #[derive(Clone)]
@@ -264,8 +264,8 @@ mod tests {
             Ok(None)
         }
 
-        async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
-            Ok(Vec::new())
+        async fn list(&self) -> Listed {
+            Ok(Vec::new()).into()
         }
 
         async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
@@ -277,8 +277,8 @@ mod tests {
     struct There;
 
     impl Keys for There {
-        async fn private_key(&self, _: &str) -> Result<Secret, CreateError> {
-            Ok(Secret::new("private"))
+        async fn secrets(&self, _: &str) -> Result<Secrets, CreateError> {
+            Ok(Secrets { private_key: Secret::new("private"), credentials: Secret::new("user") })
         }
     }
 
@@ -308,8 +308,12 @@ mod tests {
         let decision = decision.change(&world, Aggregate::Session(session), Head::default(), events);
         block_on(log.append(decision)).unwrap();
 
-        let nats = Nats { url: String::new(), user: String::new(), password: Secret::new("") };
-        let terms = Terms { token_key: String::new(), token_keys: BTreeMap::new(), nats, session: Duration::MINUTE };
+        let terms = Terms {
+            token_key: String::new(),
+            token_keys: BTreeMap::new(),
+            nats_url: String::new(),
+            session: Duration::MINUTE,
+        };
         let app = App { log: log.clone(), world, backend: Over, keys: There, terms: Arc::new(terms) };
         let message = log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
         let delivery = Delivery {

@@ -1,7 +1,7 @@
-//! Redis: the games' sealed keys, which session parks there. Without it a director can start nothing, but it can still
+//! Redis: the games' sealed secrets, which session parks there. Without it a director can start nothing, but it can still
 //! remove what is over.
 
-use garage_events::{game::Secret, projection::parked_key};
+use garage_events::{game::Secrets, projection::parked_key};
 use garage_worker::{redis::Redis, seal::SealKeys};
 use redis::{AsyncCommands, RedisError};
 
@@ -20,16 +20,16 @@ pub struct Parked {
 }
 
 impl Keys for Parked {
-    async fn private_key(&self, fingerprint: &str) -> Result<Secret, CreateError> {
+    async fn secrets(&self, fingerprint: &str) -> Result<Secrets, CreateError> {
         let lost = |message: String| CreateError::Refused { reason: "key-lost", message };
         let parked = self.sealed(fingerprint).await;
         let sealed =
             parked.map_err(|error| Unavailable(anyhow::Error::new(error).context("cannot ask for the key")))?;
         let sealed = sealed.ok_or_else(|| lost("the game's key is not in Redis".into()))?;
-        let key = self.seal.open(&sealed, fingerprint).map_err(|error| lost(error.to_string()))?;
-        let key = String::from_utf8(key)
-            .map_err(|error| lost(format!("the game's key is no text: {}", error.utf8_error())))?;
-        Ok(Secret::new(key))
+        let opened = self.seal.open(&sealed, fingerprint).map_err(|error| lost(error.to_string()))?;
+        // Where it cannot be read is told, and not what is there.
+        let unread = |error: serde_json::Error| lost(format!("what was parked cannot be read: {:?}", error.classify()));
+        serde_json::from_slice(&opened).map_err(unread)
     }
 }
 

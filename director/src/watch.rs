@@ -15,7 +15,7 @@ use garage_events::{
 use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
-    backend::{Backend, Exit, Instance, Name, State},
+    backend::{Backend, Exit, Instance, Listed, Name, State},
     reaction::{App, Keys},
 };
 
@@ -58,29 +58,22 @@ pub(crate) async fn run<L: Log + Reports, W: World, B: Backend, K: Keys>(
                 () = tokio::time::sleep(pause) => continue,
             }
         }
-        match backend.list().await {
-            Ok(instances) => {
-                health.up("backend");
-                gauge(&instances);
-                let result = watch.look(&instances, Instant::now()).await;
-                if let Err(error) = &result {
-                    pause = Duration::from_secs(1);
-                    // Once for each time that something is down, not once a second.
-                    if !down {
-                        tracing::warn!("instances cannot be looked after; trying again: {error:#}");
-                    }
-                }
-                down = result.is_err();
-            }
-            Err(error) => {
-                pause = Duration::from_secs(1);
-                if !down {
-                    tracing::warn!("instances cannot be listed; trying again: {error}");
-                }
-                down = true;
-                health.down("backend", error.to_string());
+        let Listed { instances, whole } = backend.list().await;
+        gauge(&instances);
+        match &whole {
+            Ok(()) => health.up("backend"),
+            Err(error) => health.down("backend", error.to_string()),
+        }
+        let looked = watch.look(&instances, Instant::now()).await.map_err(|error| format!("{error:#}"));
+        let result = looked.and(whole.map_err(|error| error.to_string()));
+        if let Err(error) = &result {
+            pause = Duration::from_secs(1);
+            // Once for each time that something is down, not once a second.
+            if !down {
+                tracing::warn!("instances cannot be looked after; trying again: {error}");
             }
         }
+        down = result.is_err();
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}

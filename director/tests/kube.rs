@@ -6,7 +6,7 @@
 #![cfg(test)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -27,7 +27,7 @@ use garage_events::{
     player,
     projection::parked_key,
     reaction::decide_session,
-    session::{self, Event, Matched, Member, PodFailed, PodRequested, PodScheduled, Team},
+    session::{Command, Event, Matched, Member, PodFailed, PodRequested, PodScheduled, Team},
     subject::{Aggregate, Report, ReportKind},
     world::{System, World},
 };
@@ -168,6 +168,9 @@ impl Cluster {
     /// As a kubelet, or the scheduler, writes it.
     async fn status(&self, name: Name, status: Value) {
         self.pod(name).await;
+        if kubelet_is_real() {
+            return;
+        }
         let patch = Patch::Strategic(json!({"status": status}));
         self.pods.patch_status(&name.to_string(), &PatchParams::default(), &patch).await.unwrap();
     }
@@ -249,6 +252,8 @@ impl Drop for Cluster {
     }
 }
 
+type Director = (Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>);
+
 /// A director with all that it needs. Dropping it ends all of it.
 struct Ground {
     folder: tempfile::TempDir,
@@ -256,7 +261,8 @@ struct Ground {
     redis: Redis,
     log: JetStreamLog,
     cluster: Cluster,
-    director: Option<(Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>)>,
+    /// Those that run, the oldest first.
+    directors: Vec<Director>,
     more: Vec<String>,
 }
 
@@ -273,8 +279,10 @@ impl Ground {
         let log = JetStreamLog::open(admin).await.unwrap();
         let cluster = Cluster::new().await;
         fs::write(folder.path().join("kubeconfig"), cluster.proxy.kubeconfig()).unwrap();
-        let ground = Self { folder, nats, redis, log, cluster, director: None, more: Vec::new() };
-        let sealed = SealKey::new(&SEAL).seal(b"the private key", FINGERPRINT).unwrap();
+        let ground = Self { folder, nats, redis, log, cluster, directors: Vec::new(), more: Vec::new() };
+        let secret = game::Secret::new;
+        let secrets = game::Secrets { private_key: secret("the private key"), credentials: secret("the game's user") };
+        let sealed = SealKey::new(&SEAL).seal(&serde_json::to_vec(&secrets).unwrap(), FINGERPRINT).unwrap();
         let client = redis::Client::open(ground.redis.url_with_password()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await.unwrap();
@@ -293,7 +301,6 @@ impl Ground {
     }
 
     fn config(&self) -> garage_director::Config {
-        let (user, password_file) = self.nats.user(Role::Director);
         let file = |path: &Path| path.to_str().unwrap().to_owned();
         let flags = [
             ("--backend", "kube".to_owned()),
@@ -302,8 +309,7 @@ impl Ground {
             ("--image", image()),
             ("--game-ports", "7000-7100".to_owned()),
             ("--nats-url", self.nats.url()),
-            ("--nats-user", user.to_owned()),
-            ("--nats-password-file", file(&password_file)),
+            ("--nats-credentials", file(&self.nats.credentials(Role::Director))),
             ("--redis-url", self.redis.url()),
             ("--redis-password-file", file(self.redis.password_file())),
             ("--seal-key-file", self.path("seal")),
@@ -323,13 +329,20 @@ impl Ground {
     fn start(&mut self) {
         let shutdown = Shutdown::new();
         let director = tokio::spawn(garage_director::run(self.config(), shutdown.clone()));
-        self.director = Some((shutdown, director));
+        self.directors.push((shutdown, director));
     }
 
     async fn stop(&mut self) {
-        let (shutdown, director) = self.director.take().unwrap();
+        let (shutdown, director) = self.directors.remove(0);
         shutdown.cancel();
         tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap().unwrap();
+    }
+
+    /// The director that runs dies, without a word to anybody.
+    async fn kill(&mut self) {
+        let (_, director) = self.directors.remove(0);
+        director.abort();
+        let _ = director.await;
     }
 
     /// A session that asks for its first server.
@@ -363,7 +376,7 @@ impl Ground {
     }
 
     async fn close(&self, name: Name) {
-        let command = session::Command::Fail { reason: "test".into() };
+        let command = Command::Fail { reason: "test".into() };
         decide_session(&self.log, &System, name.session, command, None).await.unwrap().unwrap();
     }
 
@@ -391,10 +404,11 @@ impl Ground {
         self.event(name, "pod-failed", pick).await
     }
 
-    /// An attempt fails for a reason, and nothing of it is left.
+    /// An attempt fails for a reason, of which this is said among other things, and nothing of it is left.
     async fn fails(&self, name: Name, reason: &str, message: &str) {
         let failed = self.failed(name).await;
-        assert_eq!((failed.reason.as_str(), failed.message.as_str()), (reason, message));
+        assert_eq!(failed.reason, reason, "{}", failed.message);
+        assert!(failed.message.contains(message), "{}", failed.message);
         self.cluster.confirm(name).await;
         self.cluster.gone(name).await;
     }
@@ -500,10 +514,12 @@ async fn a_pod_takes_three_requests_and_is_scheduled_once_it_is_bound() {
     ground.cluster.bind(name).await;
     let scheduled = ground.scheduled(name).await;
     assert_eq!((scheduled.pod, scheduled.attempt), (name.to_string(), 1));
-    assert_eq!(
-        (scheduled.node.as_str(), scheduled.public_ip.to_string()),
-        (ground.cluster.node.as_str(), "203.0.113.11".into())
-    );
+    let pod = ground.cluster.pod(name).await;
+    assert_eq!(Some(&scheduled.node), pod.spec.unwrap().node_name.as_ref());
+    if !kubelet_is_real() {
+        let expected = (ground.cluster.node.as_str(), "203.0.113.11".to_owned());
+        assert_eq!((scheduled.node.as_str(), scheduled.public_ip.to_string()), expected);
+    }
     let made = |verb, resource: &str, status| (verb, resource.to_owned(), Some(status));
     let expected = [made("create", "secrets", 201), made("create", "pods", 201), made("patch", "secrets", 200)];
     assert_eq!(ground.cluster.changes(), expected);
@@ -511,18 +527,41 @@ async fn a_pod_takes_three_requests_and_is_scheduled_once_it_is_bound() {
 
 #[tokio::test]
 async fn the_address_is_looked_for_in_the_given_order() {
+    if only_played("run pods on nodes with such addresses") {
+        return;
+    }
     let mut ground = Ground::new().await;
-    ground.more = vec!["--node-address=external-ip,internal-ip".into()];
-    ground.start();
-    let inside = format!("inside-{}", ground.cluster.namespace);
+    let [both, inside] = ["both", "inside"].map(|node| format!("{node}-{}", ground.cluster.namespace));
+    ground.cluster.add_node(&both, &[("InternalIP", "10.0.0.12"), ("ExternalIP", "203.0.113.12")]).await;
     ground.cluster.add_node(&inside, &[("InternalIP", "2001:db8::12")]).await;
-    let name = ground.session().await;
-    ground.cluster.bind_to(name, &inside).await;
-    assert_eq!(ground.scheduled(name).await.public_ip.to_string(), "2001:db8::12");
+    for node in [&both, &inside] {
+        let said =
+            json!({"metadata": {"annotations": {"public": "198.51.100.7"}, "labels": {"public": "2001-db8--7"}}});
+        ground.cluster.nodes.patch(node, &PatchParams::default(), &Patch::Merge(said)).await.unwrap();
+    }
+    for (order, of_both, of_inside) in [
+        ("external-ip,internal-ip", "203.0.113.12", "2001:db8::12"),
+        ("external-ip,annotation:public,internal-ip", "203.0.113.12", "198.51.100.7"),
+        ("annotation:public,external-ip", "198.51.100.7", "198.51.100.7"),
+        ("label:none,label:public", "2001:db8::7", "2001:db8::7"),
+        ("internal-ip", "10.0.0.12", "2001:db8::12"),
+    ] {
+        ground.more = vec![format!("--node-address={order}")];
+        ground.start();
+        for (node, address) in [(&both, of_both), (&inside, of_inside)] {
+            let name = ground.session().await;
+            ground.cluster.bind_to(name, node).await;
+            assert_eq!(ground.scheduled(name).await.public_ip.to_string(), address, "{order}");
+        }
+        ground.stop().await;
+    }
 }
 
 #[tokio::test]
 async fn a_node_without_a_public_address_fails_the_attempt() {
+    if only_played("run pods on a node without an address") {
+        return;
+    }
     let ground = Ground::started().await;
     let inside = format!("inside-{}", ground.cluster.namespace);
     ground.cluster.add_node(&inside, &[("InternalIP", "10.0.0.12")]).await;
@@ -569,6 +608,115 @@ async fn a_pod_that_is_bound_while_there_is_no_director_is_scheduled_by_the_next
 }
 
 #[tokio::test]
+async fn a_server_that_is_ready_is_left_to_play() {
+    let ground = Ground::started().await;
+    let (ready, closed) = (ground.session().await, ground.session().await);
+    for name in [ready, closed] {
+        ground.cluster.bind(name).await;
+        ground.scheduled(name).await;
+        ground.cluster.container(name, "Running", json!({"running": {}})).await;
+    }
+    let report = game::Ready { tcp_port: 7000, udp_port: 7001 };
+    let answered = Command::Ready { attempt: 1, report };
+    decide_session(&ground.log, &System, ready.session, answered, None).await.unwrap().unwrap();
+    // The other one's end is met after this one's readiness.
+    ground.close(closed).await;
+    ground.cluster.confirm(closed).await;
+    ground.cluster.gone(closed).await;
+    let history = ground.load(ready).await.history;
+    assert!(matches!(history.last().unwrap().event, Event::PodReady(_)), "{history:?}");
+    assert!(ground.cluster.pod(ready).await.metadata.deletion_timestamp.is_none());
+}
+
+#[tokio::test]
+async fn a_pod_that_went_away_while_there_was_no_director_fails_the_attempt() {
+    let mut ground = Ground::started().await;
+    let (lost, kept) = (ground.session().await, ground.session().await);
+    for name in [lost, kept] {
+        ground.cluster.bind(name).await;
+        ground.scheduled(name).await;
+    }
+    ground.stop().await;
+    let at_once = DeleteParams::default().grace_period(0);
+    ground.cluster.pods.delete(&lost.to_string(), &at_once).await.unwrap();
+    until("the pod to be gone", async || {
+        ground.cluster.pods.get_opt(&lost.to_string()).await.unwrap().is_none().then_some(())
+    })
+    .await;
+    ground.start();
+    ground.fails(lost, "deleted", "the pod is gone").await;
+    let history = ground.load(kept).await.history;
+    assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
+}
+
+#[tokio::test]
+async fn a_director_that_dies_between_a_pod_and_its_event_is_followed_by_another_that_goes_on() {
+    let mut ground = Ground::started().await;
+    let name = ground.session().await;
+    let made = ground.cluster.pod(name).await;
+    ground.kill().await;
+    ground.cluster.bind(name).await;
+    ground.start();
+    ground.scheduled(name).await;
+    until("the pod to own its secret", async || {
+        let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+        (Some(&secret.owner_references().first()?.uid) == made.metadata.uid.as_ref()).then_some(())
+    })
+    .await;
+    assert_eq!(ground.cluster.pod(name).await.metadata.uid, made.metadata.uid);
+    assert_eq!(ground.cluster.made(), 2);
+}
+
+#[tokio::test]
+async fn of_two_directors_both_make_pods_and_one_looks_after_them() {
+    let mut ground = Ground::started().await;
+    ground.start();
+    let mut names = Vec::new();
+    for _ in 0..20 {
+        names.push(ground.session().await);
+    }
+    for name in &names {
+        ground.cluster.bind(*name).await;
+    }
+    for name in &names {
+        ground.scheduled(*name).await;
+    }
+    assert_eq!(ground.cluster.made(), 2 * names.len());
+    // Whichever led, the other one takes over.
+    ground.stop().await;
+    let name = names[0];
+    ground.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
+    ground.fails(name, "deleted", "").await;
+}
+
+#[tokio::test]
+async fn a_director_uses_the_verbs_that_its_role_allows_and_all_of_them() {
+    let mut ground = Ground::started().await;
+    let (name, other) = (ground.session().await, ground.session().await);
+    ground.cluster.bind(name).await;
+    ground.scheduled(name).await;
+    ground.close(name).await;
+    ground.cluster.confirm(name).await;
+    ground.cluster.gone(name).await;
+    // Asked for again, both are read.
+    ground.stop().await;
+    ground.cluster.pod(other).await;
+    ground.cluster.fail("create", "secrets", Answer::Lost);
+    ground.cluster.fail("create", "pods", Answer::Lost);
+    ground.start();
+    let again = ground.session().await;
+    ground.cluster.bind(again).await;
+    ground.scheduled(again).await;
+    let asked = ground.cluster.proxy.asked();
+    let used: BTreeSet<_> = asked.iter().map(|asked| format!("{} {}", asked.resource, asked.verb)).collect();
+    let allowed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/base/director.verbs");
+    let allowed = fs::read_to_string(allowed).unwrap();
+    let allowed: BTreeSet<_> =
+        allowed.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(str::to_owned).collect();
+    assert_eq!(used, allowed);
+}
+
+#[tokio::test]
 async fn a_closed_session_has_its_pod_and_its_secret_removed() {
     let ground = Ground::started().await;
     let (bound, waiting) = (ground.session().await, ground.session().await);
@@ -587,43 +735,66 @@ async fn a_closed_session_has_its_pod_and_its_secret_removed() {
 #[tokio::test]
 async fn a_pod_that_fits_no_node_fails_the_attempt_after_the_patience() {
     let mut ground = Ground::new().await;
+    let greedy =
+        "spec: {containers: [{name: gameserver, resources: {requests: {cpu: '5000'}, limits: {cpu: '5000'}}}]}";
+    fs::write(ground.path("greedy.yaml"), greedy).unwrap();
     ground.more = vec!["--pod-patience=1".into()];
+    if kubelet_is_real() {
+        ground.more.push(format!("--pod-template={}", ground.path("greedy.yaml")));
+    }
     ground.start();
     let name = ground.session().await;
     let message = "0/2 nodes are available: 2 Insufficient cpu.";
     let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
     ground.cluster.status(name, json!({"conditions": [condition]})).await;
-    ground.fails(name, "unschedulable", message).await;
+    ground.fails(name, "unschedulable", "Insufficient cpu").await;
 }
 
 #[tokio::test]
 async fn an_image_that_cannot_be_pulled_fails_the_attempt() {
-    let ground = Ground::started().await;
+    let mut ground = Ground::new().await;
+    if kubelet_is_real() {
+        ground.more = vec!["--image=garage.invalid/none:1".into()];
+    }
+    ground.start();
     let name = ground.session().await;
     ground.cluster.bind(name).await;
     let message = "Back-off pulling image \"gameserver:test\"";
     let waiting = json!({"reason": "ImagePullBackOff", "message": message});
     ground.cluster.container(name, "Pending", json!({"waiting": waiting})).await;
-    ground.fails(name, "image-not-pulled", message).await;
+    ground.fails(name, "image-not-pulled", "Back-off pulling image").await;
 }
 
 #[tokio::test]
-async fn a_server_that_crashes_or_takes_too_much_memory_fails_the_attempt() {
-    let ground = Ground::started().await;
-    for (code, theirs, reason, message) in [
-        (3, "Error", "exited", "exit code 3"),
-        (137, "OOMKilled", "out-of-memory", "exit code 137: killed for its memory (OOMKilled)"),
-    ] {
-        let name = ground.session().await;
-        ground.cluster.bind(name).await;
-        let terminated = json!({"exitCode": code, "reason": theirs});
-        ground.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
-        ground.fails(name, reason, message).await;
+async fn a_server_that_crashes_before_it_is_ready_fails_the_attempt() {
+    let mut ground = Ground::new().await;
+    ground.more = vec!["--game-arg=--no-such-flag".into()];
+    ground.start();
+    let name = ground.session().await;
+    ground.cluster.bind(name).await;
+    let terminated = json!({"exitCode": 2, "reason": "Error"});
+    ground.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
+    ground.fails(name, "exited", "exit code 2").await;
+}
+
+#[tokio::test]
+async fn a_server_that_takes_too_much_memory_fails_the_attempt() {
+    if only_played("run out of memory at will") {
+        return;
     }
+    let ground = Ground::started().await;
+    let name = ground.session().await;
+    ground.cluster.bind(name).await;
+    let terminated = json!({"exitCode": 137, "reason": "OOMKilled"});
+    ground.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
+    ground.fails(name, "out-of-memory", "exit code 137: killed for its memory (OOMKilled)").await;
 }
 
 #[tokio::test]
 async fn an_evicted_pod_fails_the_attempt_with_what_the_node_said() {
+    if only_played("evict a pod") {
+        return;
+    }
     let ground = Ground::started().await;
     let name = ground.session().await;
     ground.cluster.bind(name).await;
@@ -634,6 +805,9 @@ async fn an_evicted_pod_fails_the_attempt_with_what_the_node_said() {
 
 #[tokio::test]
 async fn a_lost_node_fails_the_attempt() {
+    if only_played("lose its node") {
+        return;
+    }
     let ground = Ground::started().await;
     let name = ground.session().await;
     ground.cluster.bind(name).await;
@@ -661,6 +835,9 @@ async fn a_pod_that_somebody_else_deletes_fails_the_attempt() {
 
 #[tokio::test]
 async fn a_pod_that_succeeds_after_it_reported_its_results_has_not_failed() {
+    if only_played("race without players") {
+        return;
+    }
     let ground = Ground::started().await;
     let (reported, silent) = (ground.session().await, ground.session().await);
     let report = Report { session: reported.session, attempt: 1, kind: ReportKind::Finished };
@@ -797,7 +974,9 @@ async fn a_queue_in_a_region_that_is_nowhere_keeps_the_director_from_starting() 
 #[tokio::test]
 async fn of_a_thousand_pods_that_were_made_and_closed_nothing_is_left() {
     let ground = Ground::started().await;
-    for _ in 0..10 {
+    // A machine with a kubelet takes a hundred pods or so.
+    let at_once = if kubelet_is_real() { 25 } else { 100 };
+    for _ in 0..1_000 / at_once {
         let game = async || {
             let name = ground.session().await;
             ground.cluster.bind(name).await;
@@ -806,7 +985,7 @@ async fn of_a_thousand_pods_that_were_made_and_closed_nothing_is_left() {
             ground.cluster.confirm(name).await;
             ground.cluster.gone(name).await;
         };
-        join_all((0..100).map(|_| game())).await;
+        join_all((0..at_once).map(|_| game())).await;
     }
     let all = ListParams::default();
     let pods = ground.cluster.pods.list(&all).await.unwrap();

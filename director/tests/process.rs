@@ -22,6 +22,8 @@ use garage_events::{
 const DEADLINE: Duration = Duration::from_secs(30);
 const KEY: &str =
     "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n-----END PRIVATE KEY-----\n";
+const USER: &str =
+    "-----BEGIN USER NKEY SEED-----\nSUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV7DHNCZQBKT\n------END USER NKEY SEED------\n";
 
 /// Looks again and again until there is something, and fails after the deadline.
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -111,7 +113,7 @@ fn game(attempt: u32) -> Config {
         private_key: Secret::new(KEY),
         token_key: "public".into(),
         token_keys: [].into(),
-        nats: Nats { url: "nats://x".into(), user: "game".into(), password: Secret::new("hunter2") },
+        nats: Nats { url: "nats://x".into(), credentials: Secret::new(USER), inbox: "_INBOX.x".into() },
         ready: format!("report.{session}.{attempt}.ready"),
         finished: format!("report.{session}.{attempt}.finished"),
         ends_at: System.now(),
@@ -131,7 +133,7 @@ async fn create(backend: &ProcessBackend, game: &Config) -> Result<Placed, Creat
 }
 
 async fn only(backend: &ProcessBackend) -> Option<Instance> {
-    let mut instances = backend.list().await.unwrap();
+    let mut instances = backend.list().await.instances;
     assert!(instances.len() <= 1, "{instances:?}");
     instances.pop()
 }
@@ -234,9 +236,11 @@ async fn a_killed_instance_says_by_what() {
 
 #[tokio::test]
 async fn a_last_line_with_a_secret_is_withheld() {
-    for line in
-        ["connecting as game with hunter2", "key MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is bad", "token eyJhbGciOiJFZERTQSJ9"]
-    {
+    for line in [
+        "signing with SUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV",
+        "key MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is bad",
+        "token eyJhbGciOiJFZERTQSJ9",
+    ] {
         let ground = Ground::new(&format!("echo '{line}'\nexit 1"));
         let backend = ground.backend();
         create(&backend, &game(1)).await.unwrap();

@@ -90,12 +90,10 @@ impl Ground {
     }
 
     async fn start(&mut self) {
-        let (user, password_file) = self.nats.user(Role::Director);
         let file = |path: &Path| path.to_str().unwrap().to_owned();
         let flags = [
             ("--nats-url", self.nats.url()),
-            ("--nats-user", user.to_owned()),
-            ("--nats-password-file", file(&password_file)),
+            ("--nats-credentials", file(&self.nats.credentials(Role::Director))),
             ("--redis-url", self.redis.url()),
             ("--redis-password-file", file(self.redis.password_file())),
             ("--seal-key-file", self.path("seal")),
@@ -131,7 +129,10 @@ impl Ground {
     }
 
     async fn park_with(&self, seal: &[u8; 32], fingerprint: &str, key: &str) {
-        let sealed = SealKey::new(seal).seal(key.as_bytes(), fingerprint).unwrap();
+        let secrets =
+            game::Secrets { private_key: game::Secret::new(key), credentials: game::Secret::new("the game's user") };
+        let secrets = serde_json::to_vec(&secrets).unwrap();
+        let sealed = SealKey::new(seal).seal(&secrets, fingerprint).unwrap();
         let client = redis::Client::open(self.redis.url_with_password()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let () = redis::cmd("SET").arg(parked_key(fingerprint)).arg(sealed).query_async(&mut connection).await.unwrap();
@@ -273,6 +274,8 @@ async fn a_requested_server_is_started_and_told_what_it_needs() {
     let config: game::Config = serde_json::from_slice(&text).unwrap();
     assert_eq!(config.players, requested(1).loadouts);
     assert_eq!(config.private_key.expose(), "the private key");
+    assert_eq!(config.nats.credentials.expose(), "the game's user");
+    assert_eq!(config.nats.inbox, format!("_INBOX.{id}.1"));
     assert_eq!(config.ready, format!("report.{id}.1.ready"));
     assert_eq!(config.finished, format!("report.{id}.1.finished"));
     let State::Open(open) = ground.load(id).await.state else { panic!("not open") };
@@ -391,7 +394,7 @@ async fn a_lost_key_fails_the_attempt() {
     // Parked under another game's name.
     let client = redis::Client::open(ground.redis.url_with_password()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    let sealed = SealKey::new(&SEAL).seal(b"key", "other").unwrap();
+    let sealed = SealKey::new(&SEAL).seal(br#"{"private_key": "key", "credentials": "user"}"#, "other").unwrap();
     let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await.unwrap();
     let forged = ground.session().await;
     assert_eq!(ground.failed(forged).await.reason, "key-lost");
@@ -520,7 +523,7 @@ async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
             private_key: game::Secret::new("key"),
             token_key: String::new(),
             token_keys: [].into(),
-            nats: game::Nats { url: String::new(), user: String::new(), password: game::Secret::new("") },
+            nats: game::Nats { url: String::new(), credentials: game::Secret::new("user"), inbox: String::new() },
             ready: String::new(),
             finished: String::new(),
             ends_at: System.now(),

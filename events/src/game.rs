@@ -86,15 +86,24 @@ pub struct Config {
     pub ends_at: OffsetDateTime,
 }
 
-/// A NATS server and a user of it.
+/// A NATS server and a user of it, which is this game server's alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Nats {
     /// One or more URLs, separated by commas.
     pub url: String,
-    /// The user's name.
-    pub user: String,
-    /// The user's password.
-    pub password: Secret,
+    /// The text of a credentials file: the user's JWT and its seed.
+    pub credentials: Secret,
+    /// The inbox prefix that the client must use: the user may subscribe to nothing else.
+    pub inbox: String,
+}
+
+/// What one game server alone knows, as session parks it, sealed, for the director.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secrets {
+    /// The game's RSA key, PKCS #8 PEM.
+    pub private_key: Secret,
+    /// The text of the credentials file of its NATS user.
+    pub credentials: Secret,
 }
 
 /// The first report: the server listens.

@@ -27,6 +27,7 @@ use jetstream_extra::batch_fetch::BatchFetchExt;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use self::reader::Reader;
 use crate::{
     crash::{self, Point},
     event::{Event, Recorded},
@@ -86,6 +87,11 @@ impl JetStreamLog {
     /// The connection's JetStream context.
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Reads the log in its order.
+    pub fn reader(&self) -> Reader {
+        Reader::of(self.context.clone(), self.stream.clone(), subject::STREAM)
     }
 
     /// Waits until nothing can be appended any more, because the committer has ended; which it does not by itself.

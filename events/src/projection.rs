@@ -72,7 +72,7 @@ pub const ANEW: Keys = [
     "garage:anew:closed",
 ];
 
-/// Where a game's sealed private key is parked.
+/// Where the sealed secrets of a game are parked, by the fingerprint of its key.
 pub fn parked_key(fingerprint: &str) -> String {
     format!("garage:key:{fingerprint}")
 }

@@ -168,6 +168,11 @@ impl fmt::Display for Report {
     }
 }
 
+/// The inbox prefix of the game server of an attempt at a session: what it asks is answered below it.
+pub fn game_inbox(session: SessionId, attempt: u32) -> String {
+    format!("_INBOX.{session}.{attempt}")
+}
+
 /// A subject that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSubject {

@@ -16,9 +16,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Where inboxes are; a game's user may subscribe to nothing else.
-const INBOX_PREFIX: &str = "_INBOX.game";
-
 /// How long an attempt may take. An acknowledgement takes milliseconds, a leader election of the stream some seconds.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
@@ -29,6 +26,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// A report was not acknowledged; it may have arrived all the same.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Nobody can connect with these.
+    #[error("reading the credentials for nats")]
+    Credentials(#[source] std::io::Error),
     /// There is no connection.
     #[error("connecting to nats")]
     Connect(#[source] async_nats::ConnectError),
@@ -76,22 +76,22 @@ impl OverNats {
     }
 
     async fn connect(&self) -> Result<(Client, Context), Error> {
-        let client =
-            ConnectOptions::with_user_and_password(self.user.user.clone(), self.user.password.expose().to_owned())
-                .name("garage-gameserver")
-                .custom_inbox_prefix(INBOX_PREFIX)
-                .connection_timeout(ATTEMPT)
-                .event_callback(|event| async move {
-                    match event {
-                        // Permissions are refused this way, beside the request that then hears nothing.
-                        Event::ServerError(error) => tracing::warn!(%error, "nats refused"),
-                        Event::ClientError(error) => tracing::warn!(%error, "nats client failed"),
-                        event => tracing::debug!(%event, "nats connection changed"),
-                    }
-                })
-                .connect(self.servers.clone())
-                .await
-                .map_err(Error::Connect)?;
+        let client = ConnectOptions::with_credentials(self.user.credentials.expose())
+            .map_err(Error::Credentials)?
+            .name("garage-gameserver")
+            .custom_inbox_prefix(&self.user.inbox)
+            .connection_timeout(ATTEMPT)
+            .event_callback(|event| async move {
+                match event {
+                    // Permissions are refused this way, beside the request that then hears nothing.
+                    Event::ServerError(error) => tracing::warn!(%error, "nats refused"),
+                    Event::ClientError(error) => tracing::warn!(%error, "nats client failed"),
+                    event => tracing::debug!(%event, "nats connection changed"),
+                }
+            })
+            .connect(self.servers.clone())
+            .await
+            .map_err(Error::Connect)?;
         let context = jetstream::new(client.clone());
         Ok((client, context))
     }

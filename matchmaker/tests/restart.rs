@@ -59,12 +59,10 @@ impl Fixture {
         let context = jetstream::new(nats.connect(Role::Matchmaker).await?);
         let queues = folder.path().join("queues.toml");
         std::fs::write(&queues, garage_stack::workers::QUEUES)?;
-        let (user, password) = nats.user(Role::Matchmaker);
         let args = vec![
             "matchmaker".into(),
             format!("--nats-url={}", nats.url()),
-            format!("--nats-user={user}"),
-            format!("--nats-password-file={}", password.display()),
+            format!("--nats-credentials={}", nats.credentials(Role::Matchmaker).display()),
             format!("--queues={}", queues.display()),
         ];
         Ok(Self { log, context, args, _nats: nats, _folder: folder })

@@ -100,7 +100,7 @@ impl Rivals {
         let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
         let queues = folder.path().join("queues.toml");
         std::fs::write(&queues, garage_stack::workers::QUEUES)?;
-        let (user, password) = nats.user(Role::Matchmaker);
+        let credentials = nats.credentials(Role::Matchmaker);
         let shutdown = Shutdown::new();
         let ready = Arc::new(Semaphore::new(0));
         let mut running = JoinSet::new();
@@ -110,10 +110,8 @@ impl Rivals {
                 "matchmaker",
                 "--nats-url",
                 &nats.url(),
-                "--nats-user",
-                user,
-                "--nats-password-file",
-                &password.display().to_string(),
+                "--nats-credentials",
+                &credentials.display().to_string(),
                 "--queues",
                 &queues.display().to_string(),
             ])?;

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use garage_events::session::Limits;
-use garage_worker::{config, redis::Redis, seal::SealKey};
+use garage_worker::{config, operator::Mint, redis::Redis, seal::SealKey};
 
 use crate::token::Signer;
 
@@ -27,6 +28,10 @@ pub struct Config {
     #[arg(long, env = "GARAGE_TOKEN_KEY_FILE")]
     pub token_key_file: PathBuf,
 
+    /// A file with the seed of the NATS account's signing key for games' users; the account is that of the credentials.
+    #[arg(long, env = "GARAGE_GAME_SIGNING_KEY", requires = "nats_credentials")]
+    pub game_signing_key: PathBuf,
+
     /// RSA keys made ahead.
     #[arg(long, env = "GARAGE_KEY_POOL", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub key_pool: u16,
@@ -44,6 +49,14 @@ pub struct Config {
     pub session_s: u32,
 }
 
+/// What is read from files.
+pub(crate) struct Read {
+    pub(crate) seal: SealKey,
+    pub(crate) signer: Signer,
+    pub(crate) mint: Mint,
+    pub(crate) redis: Redis,
+}
+
 impl Config {
     /// Checks what can be checked before anything connects.
     ///
@@ -55,10 +68,19 @@ impl Config {
     }
 
     /// Reads the keys, and says where Redis is.
-    pub(crate) fn read(&self) -> anyhow::Result<(SealKey, Signer, Redis)> {
-        let seal = SealKey::from_file(&self.seal_key_file)?;
-        let signer = Signer::from_pem(&config::secret(&self.token_key_file)?)?;
-        Ok((seal, signer, Redis::new(&self.redis)?))
+    pub(crate) fn read(&self) -> anyhow::Result<Read> {
+        let own = self.worker.nats.nats_credentials.as_deref().context("--nats-credentials is missing")?;
+        let unlike = || {
+            let (key, own) = (self.game_signing_key.display(), own.display());
+            format!("games' users cannot be signed with {key} (--game-signing-key) in the account of {own}")
+        };
+        let mint = Mint::new(&config::secret(&self.game_signing_key)?, &config::secret(own)?).with_context(unlike)?;
+        Ok(Read {
+            seal: SealKey::from_file(&self.seal_key_file)?,
+            signer: Signer::from_pem(&config::secret(&self.token_key_file)?)?,
+            mint,
+            redis: Redis::new(&self.redis)?,
+        })
     }
 
     pub(crate) fn limits(&self) -> Limits {

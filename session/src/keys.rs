@@ -3,8 +3,7 @@
 use std::{future::Future, sync::Arc};
 
 use anyhow::Context;
-use garage_events::game;
-use garage_worker::seal::SealKey;
+use garage_events::game::{self, Secret};
 use rsa::{
     RsaPrivateKey,
     pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding},
@@ -14,15 +13,15 @@ use tokio::sync::{Mutex, mpsc};
 /// Bits of a game's key.
 const BITS: usize = 2_048;
 
-/// A game's key: the public half, and the private one sealed.
+/// A game's key.
 #[derive(Debug, Clone)]
 pub struct GameKey {
     /// SubjectPublicKeyInfo PEM.
     pub public_key: String,
     /// Of the public half; see [`game::fingerprint`].
     pub fingerprint: String,
-    /// PKCS #8 PEM, sealed under the fingerprint.
-    pub sealed: Vec<u8>,
+    /// The private half, PKCS #8 PEM.
+    pub private_key: Secret,
 }
 
 impl GameKey {
@@ -30,13 +29,13 @@ impl GameKey {
     ///
     /// # Errors
     /// When the key cannot be encoded.
-    pub fn generate(seal: &SealKey) -> anyhow::Result<Self> {
+    pub fn generate() -> anyhow::Result<Self> {
         let private = RsaPrivateKey::new(&mut rand::rng(), BITS).context("cannot make an RSA key")?;
         let public = private.to_public_key();
         let fingerprint = game::fingerprint(public.to_public_key_der()?.as_bytes());
         let pem = private.to_pkcs8_pem(LineEnding::LF)?;
-        let sealed = seal.seal(pem.as_bytes(), &fingerprint)?;
-        Ok(Self { public_key: public.to_public_key_pem(LineEnding::LF)?, fingerprint, sealed })
+        let private_key = Secret::new(pem.as_str());
+        Ok(Self { public_key: public.to_public_key_pem(LineEnding::LF)?, fingerprint, private_key })
     }
 }
 
@@ -47,11 +46,11 @@ pub struct Pool(Arc<Mutex<mpsc::Receiver<GameKey>>>);
 impl Pool {
     /// Starts to fill a pool of `size` keys on a thread of its own. The future ends when there is nobody left to take
     /// from the pool, and fails when no more keys will come.
-    pub fn start(size: u16, seal: SealKey) -> (Self, impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    pub fn start(size: u16) -> (Self, impl Future<Output = anyhow::Result<()>> + Send + 'static) {
         let (fill, keys) = mpsc::channel(usize::from(size.max(1)));
         let filling = tokio::task::spawn_blocking(move || {
             loop {
-                let key = GameKey::generate(&seal).context("no game can have a key")?;
+                let key = GameKey::generate().context("no game can have a key")?;
                 // Blocks while the pool is full; fails once nobody can take from it any more.
                 if fill.blocking_send(key).is_err() {
                     return Ok(());

@@ -3,7 +3,7 @@
 //! - [`reaction`]: what the session's events, reports and deadlines bring about.
 //! - [`keys`]: RSA keys, made ahead; [`token`]: connection tokens.
 //! - [`query`]: answers to requests; [`projector`]: the projections in Redis; [`letters`]: what is dead, beside them.
-//! - [`redis`]: parked keys and projections.
+//! - [`redis`]: parked secrets and projections.
 
 pub mod config;
 pub mod keys;
@@ -21,6 +21,7 @@ use garage_events::{
 use garage_worker::{Ground, Shutdown, reactor};
 
 pub use config::Config;
+use config::Read;
 
 /// Reactions at a time; each spends its time waiting for the log.
 const REACTIONS: usize = 64;
@@ -30,11 +31,11 @@ const REACTIONS: usize = 64;
 /// # Errors
 /// When something it needs is wrong or missing at the start, or a long task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    let (seal, signer, redis) = config.read()?;
+    let Read { seal, signer, mint, redis } = config.read()?;
     let redis = redis::Redis::new(redis);
     let mut ground = Ground::start("session", &config.worker, shutdown.clone()).await?;
     let log = ground.open_log().await?;
-    let (keys, filling) = keys::Pool::start(config.key_pool, seal);
+    let (keys, filling) = keys::Pool::start(config.key_pool);
     ground.spawn("keys", filling);
     let limits = config.limits();
     let (context, health) = (log.context().clone(), ground.health.clone());
@@ -42,7 +43,14 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let app = reaction::App {
         log: log.clone(),
         world: System,
-        effects: reaction::Live { client: ground.client.clone(), keys, redis: redis.clone(), context: context.clone() },
+        effects: reaction::Live {
+            client: ground.client.clone(),
+            keys,
+            mint,
+            seal,
+            redis: redis.clone(),
+            context: context.clone(),
+        },
         limits,
     };
     let reactor = app.clone();

@@ -12,12 +12,16 @@ use garage_events::{
     jetstream::timer,
     log::Log,
     reaction::decide_session,
-    session::{Command, Event, Limits, Matched, Next, PodFailed, PodRequested, Rejection, State},
+    session::{Command, Event, Limits, Next, Open, PodFailed, PodRequested, Rejection, State},
     subject::{self, Aggregate, Report, ReportKind},
     svc::{self, CallError, Loadouts},
     world::World,
 };
-use garage_worker::reactor::{Delivery, Failure};
+use garage_worker::{
+    operator::Mint,
+    reactor::{Delivery, Failure},
+    seal::SealKey,
+};
 use time::OffsetDateTime;
 
 use crate::{
@@ -34,8 +38,15 @@ pub trait Effects: Clone + Send + Sync + 'static {
     /// Asks what the players bring.
     fn loadouts(&self, players: Vec<PlayerId>) -> impl Future<Output = Result<Vec<Loadout>, Failure>> + Send;
 
-    /// Takes a new key, and parks its private half where the director finds it.
-    fn park_key(&self, keep: Duration) -> impl Future<Output = Result<GameKey, Failure>> + Send;
+    /// Takes a new key and makes a NATS user for an attempt at a session that ends hard at `ends_at`, and parks both
+    /// where the director finds them.
+    fn park(
+        &self,
+        session: SessionId,
+        attempt: u32,
+        ends_at: OffsetDateTime,
+        keep: Duration,
+    ) -> impl Future<Output = Result<GameKey, Failure>> + Send;
 
     /// Sets the session's timer, or takes it away.
     fn set_timer(
@@ -52,7 +63,11 @@ pub struct Live {
     pub client: async_nats::Client,
     /// Keys made ahead.
     pub keys: Pool,
-    /// Where keys are parked.
+    /// Who makes games' users.
+    pub mint: Mint,
+    /// What is parked is sealed with it.
+    pub seal: SealKey,
+    /// Where it is parked.
     pub redis: Redis,
     /// Where timers are set.
     pub context: Context,
@@ -66,9 +81,20 @@ impl Effects for Live {
         })
     }
 
-    async fn park_key(&self, keep: Duration) -> Result<GameKey, Failure> {
+    async fn park(
+        &self,
+        session: SessionId,
+        attempt: u32,
+        ends_at: OffsetDateTime,
+        keep: Duration,
+    ) -> Result<GameKey, Failure> {
+        let retry = |error: anyhow::Error| Failure::Retry(error.context("cannot seal a game's secrets"));
         let key = self.keys.take().await.map_err(Failure::Unavailable)?;
-        let parked = self.redis.park(&key.fingerprint, &key.sealed, keep).await;
+        let credentials = self.mint.game(session, attempt, ends_at).map_err(|error| retry(error.into()))?;
+        let secrets = game::Secrets { private_key: key.private_key.clone(), credentials };
+        let secrets = serde_json::to_vec(&secrets).map_err(|error| retry(error.into()))?;
+        let sealed = self.seal.seal(&secrets, &key.fingerprint).map_err(|error| retry(error.into()))?;
+        let parked = self.redis.park(&key.fingerprint, &sealed, keep).await;
         parked.map_err(|error| Failure::Unavailable(error.into()))?;
         Ok(key)
     }
@@ -204,7 +230,7 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
                 Next::RequestPod { attempt } => {
                     // First: what a request needs may be down beyond the hard end, or refuse for good.
                     self.effects.set_timer(id, deadline).await?;
-                    Command::RequestPod(self.request(&open.matched, attempt).await?)
+                    Command::RequestPod(self.request(id, open, attempt).await?)
                 }
                 Next::Open(opened) => Command::Open(opened),
                 Next::End(command) => command,
@@ -216,10 +242,11 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
         }
     }
 
-    async fn request(&self, matched: &Matched, attempt: u32) -> Result<PodRequested, Failure> {
+    async fn request(&self, id: SessionId, open: &Open, attempt: u32) -> Result<PodRequested, Failure> {
+        let matched = &open.matched;
         let loadouts = self.effects.loadouts(matched.players().cloned().collect()).await?;
         let keep = Duration::try_from(self.limits.ready).unwrap_or_default() + PARK_MARGIN;
-        let key = self.effects.park_key(keep).await?;
+        let key = self.effects.park(id, attempt, open.began + self.limits.session, keep).await?;
         Ok(PodRequested {
             attempt,
             region: matched.region.clone(),
@@ -230,5 +257,5 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
     }
 }
 
-/// How long a parked key outlives the time in which its server must be ready: a director may be restarted meanwhile.
+/// How long what is parked outlives the time in which its server must be ready: a director may be restarted meanwhile.
 const PARK_MARGIN: Duration = Duration::from_secs(60);

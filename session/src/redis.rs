@@ -1,4 +1,4 @@
-//! Redis: parked keys and projections.
+//! Redis: parked secrets and projections.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -28,7 +28,7 @@ impl Redis {
         Self(connection)
     }
 
-    /// Parks a sealed key for its director.
+    /// Parks the sealed secrets of a game for its director.
     ///
     /// # Errors
     /// When Redis does not confirm it.

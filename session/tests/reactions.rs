@@ -9,7 +9,7 @@ use std::{
 use futures::executor::block_on;
 use garage_events::{
     event::Event as _,
-    game::{Car, Finished, Loadout, Placing, Ready, Stats},
+    game::{Car, Finished, Loadout, Placing, Ready, Secret, Stats},
     id::{PlayerId, SessionId, TicketId},
     log::{Append, Decision, Head, Load},
     player::{self, Ending, Queued},
@@ -36,6 +36,7 @@ struct Played(Arc<Mutex<Record>>);
 #[derive(Default)]
 struct Record {
     keys: u32,
+    users: Vec<(SessionId, u32, OffsetDateTime)>,
     timer: Option<OffsetDateTime>,
     inventory_down: bool,
     redis_down: bool,
@@ -61,14 +62,21 @@ impl Effects for Played {
         Ok(players.into_iter().map(|player| Loadout { player, car: car(), items: BTreeMap::new() }).collect())
     }
 
-    async fn park_key(&self, _keep: std::time::Duration) -> Result<GameKey, Failure> {
+    async fn park(
+        &self,
+        session: SessionId,
+        attempt: u32,
+        ends_at: OffsetDateTime,
+        _keep: std::time::Duration,
+    ) -> Result<GameKey, Failure> {
         let mut record = self.record();
         if record.redis_down {
             return Err(Failure::Unavailable(anyhow::anyhow!("redis is down")));
         }
         record.keys += 1;
         let fingerprint = format!("key-{}", record.keys);
-        Ok(GameKey { public_key: "public".into(), fingerprint, sealed: Vec::new() })
+        record.users.push((session, attempt, ends_at));
+        Ok(GameKey { public_key: "public".into(), fingerprint, private_key: Secret::new("private") })
     }
 
     async fn set_timer(&self, _session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {
@@ -284,6 +292,16 @@ fn a_server_that_does_not_report_is_replaced_and_its_late_report_left_alone() {
     game.goes_on();
     assert_eq!(game.types().last(), Some(&"Opened"));
     assert_eq!(game.app.effects.record().keys, 2, "each attempt has a key of its own");
+}
+
+#[test]
+fn a_second_attempt_has_a_user_of_its_own_that_ends_with_the_session_too() {
+    let game = Match::made();
+    game.told().unwrap();
+    game.app.world.advance(Duration::seconds(5));
+    game.timer_fires();
+    let hard_end = BEGAN + Limits::default().session;
+    assert_eq!(game.app.effects.record().users, [(game.session, 1, hard_end), (game.session, 2, hard_end)]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `garage config`: what the workers are told, where it comes from, and whether they would take it.
+//! `garage config`: what the workers are told, where it comes from, and whether they would take it; and what NATS goes by.
 
 mod reference;
 mod shown;
@@ -7,6 +7,7 @@ use std::{any::TypeId, ffi::OsString, path::PathBuf};
 
 use clap::{Arg, Command, CommandFactory, Parser};
 use garage_events::game::Secret;
+use garage_stack::servers::nats::Operator;
 
 use crate::report::say;
 
@@ -25,6 +26,8 @@ pub(crate) enum Config {
     Inventory(Show),
     /// Every flag and variable of every worker, in Markdown: deploy/CONFIGURATION.md.
     Reference,
+    /// Makes or renews what NATS goes by, in files for their owner alone.
+    Nats(Nats),
 }
 
 /// Shows each setting with where it comes from, and checks them as the worker does before it connects. Secrets are not
@@ -37,6 +40,17 @@ pub(crate) struct Show {
     /// The worker's flags, after --; its variables are those of this process.
     #[arg(last = true, value_name = "FLAGS")]
     flags: Vec<OsString>,
+}
+
+/// Writes the servers' part of the configuration (nats-operator.conf, which is public), credentials for each worker,
+/// admin and sys (nats-NAME.creds), and the key that games' users are signed with (nats-game.seed). The seeds that are
+/// there are kept, so that credentials of before go on to be accepted; the rest is written anew, with the rights of this
+/// version.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Nats {
+    /// The folder of these files; made when it is not there.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
 }
 
 /// A worker, as far as its configuration goes.
@@ -86,6 +100,7 @@ impl Config {
                 say(reference::of(&[GATEWAY, MATCHMAKER, SESSION, DIRECTOR, INVENTORY]).trim_end());
                 Ok(())
             }
+            Self::Nats(Nats { out }) => Ok(Operator::renew(&out)?.write_settings()?),
         }
     }
 }
@@ -115,7 +130,9 @@ impl Kind {
     fn of(arg: &Arg) -> Self {
         let holds = arg.get_value_parser().type_id();
         let variable = arg.get_env().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let secret = variable.contains("KEY") && !variable.contains("PUBLIC") || variable.contains("PASSWORD");
+        let secret = variable.contains("KEY") && !variable.contains("PUBLIC")
+            || variable.contains("PASSWORD")
+            || variable.contains("CREDENTIALS");
         if holds == TypeId::of::<Secret>() {
             Self::Url
         } else if holds == TypeId::of::<PathBuf>() && secret {

@@ -55,13 +55,11 @@ async fn serve(root: &Path, options: Options, shutdown: Shutdown) -> anyhow::Res
         stack = starting => stack?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let (user, password_file) = stack.nats.user(Role::Admin);
     say("Garage is up. In another shell:\n");
     say(format!("export GATEWAY={}", stack.gateway()));
     say(format!("export GARAGE_GATEWAY_JWT_KEY_FILE={}", root.join("secrets/jwt.key").display()));
     say(format!("export GARAGE_NATS_URL={}", stack.nats.url()));
-    say(format!("export GARAGE_NATS_USER={user}"));
-    say(format!("export GARAGE_NATS_PASSWORD_FILE={}", password_file.display()));
+    say(format!("export GARAGE_NATS_CREDENTIALS={}", stack.nats.credentials(Role::Admin).display()));
     say(format!("export GARAGE_REDIS_URL={}", stack.redis.url()));
     say(format!("export GARAGE_REDIS_PASSWORD_FILE={}", stack.redis.password_file().display()));
     say(format!("\nWhat goes on: {}", stack.ops()));

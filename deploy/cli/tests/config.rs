@@ -2,7 +2,9 @@
 #![cfg(test)]
 
 use std::{
+    collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output},
 };
@@ -93,8 +95,8 @@ fn what_a_worker_would_refuse_is_an_error_that_names_it() {
         (("GARAGE_GATEWAY_JWT_KEY_FILE", "/nowhere/jwt.key"), "/nowhere/jwt.key"),
         (("GARAGE_GATEWAY_GRACE_S", "soon"), "--grace"),
         (("GARAGE_GATEWAY_TLS_CERT", "tls.crt"), "--tls-key"),
-        (("GARAGE_NATS_URL", "nats://ann:hunter2@one"), "--nats-password-file"),
-        (("GARAGE_NATS_USER", "ann"), "--nats-password-file"),
+        (("GARAGE_NATS_URL", "nats://ann:hunter2@one"), "--nats-credentials"),
+        (("GARAGE_NATS_CREDENTIALS", short.as_str()), "--nats-credentials"),
     ] {
         let variables: Vec<_> = good.into_iter().filter(|(name, _)| *name != more.0).chain([more]).collect();
         let shown = config(&["gateway", "--json"], &variables);
@@ -131,7 +133,15 @@ fn every_worker_is_checked_as_it_checks_itself() {
     let (public, private) = (file("token.pub.pem", public), file("token.pem", private));
     let game = std::env::current_exe().unwrap();
     let instances = folder.path().join("games");
-    let session = [("GARAGE_SEAL_KEY_FILE", seal.as_str()), ("GARAGE_TOKEN_KEY_FILE", private.as_str())];
+    let nats = folder.path().join("nats");
+    assert!(config(&["nats", "--out", nats.to_str().unwrap()], &[]).status.success());
+    let (own, signing) = (nats.join("nats-session.creds"), nats.join("nats-game.seed"));
+    let session = [
+        ("GARAGE_NATS_CREDENTIALS", own.to_str().unwrap()),
+        ("GARAGE_GAME_SIGNING_KEY", signing.to_str().unwrap()),
+        ("GARAGE_SEAL_KEY_FILE", seal.as_str()),
+        ("GARAGE_TOKEN_KEY_FILE", private.as_str()),
+    ];
     let director = [
         ("GARAGE_SEAL_KEY_FILE", seal.as_str()),
         ("GARAGE_TOKEN_PUBLIC_KEY_FILE", public.as_str()),
@@ -139,9 +149,10 @@ fn every_worker_is_checked_as_it_checks_itself() {
         ("GARAGE_INSTANCES", instances.to_str().unwrap()),
     ];
     type Variables<'a> = &'a [(&'a str, &'a str)];
-    let workers: [(&str, Variables<'_>, &str, &str); 4] = [
+    let workers: [(&str, Variables<'_>, &str, &str); 5] = [
         ("matchmaker", &[("GARAGE_QUEUES", &queues)], "GARAGE_QUEUES", "queues"),
         ("session", &session, "GARAGE_TOKEN_KEY_FILE", "Ed25519"),
+        ("session", &session, "GARAGE_GAME_SIGNING_KEY", "--game-signing-key"),
         ("director", &director, "GARAGE_GAMESERVER", "game server"),
         ("inventory", &[], "GARAGE_MYSQL_URL", "--mysql-url"),
     ];
@@ -163,4 +174,61 @@ fn the_reference_is_printed() {
     let shown = config(&["reference"], &[]);
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../CONFIGURATION.md")).unwrap();
     assert_eq!(text(&shown), page);
+}
+
+/// The files in a folder, by name.
+fn contents(folder: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap())).collect()
+}
+
+#[test]
+fn what_nats_goes_by_is_made_for_its_owner_alone_and_again_without_new_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("secrets");
+    let renew = || {
+        let made = config(&["nats", "--out", out.to_str().unwrap()], &[]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let made = contents(&out);
+        for name in made.keys() {
+            assert_eq!(fs::metadata(out.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        }
+        made
+    };
+    let first = renew();
+    let names: Vec<_> = first.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "nats-account.seed",
+            "nats-admin.creds",
+            "nats-director.creds",
+            "nats-game.seed",
+            "nats-gateway.creds",
+            "nats-inventory.creds",
+            "nats-matchmaker.creds",
+            "nats-operator.conf",
+            "nats-operator.seed",
+            "nats-session.creds",
+            "nats-sys.creds",
+            "nats-sys.seed",
+        ]
+    );
+    let seeds = |files: &BTreeMap<String, String>| -> Vec<_> {
+        files.iter().filter(|(name, _)| name.ends_with(".seed")).map(|(_, seed)| seed.clone()).collect()
+    };
+    for seed in seeds(&first) {
+        assert!(!first["nats-operator.conf"].contains(&seed), "what servers are told is public");
+    }
+    fs::remove_file(out.join("nats-session.creds")).unwrap();
+    let second = renew();
+    assert_eq!(seeds(&first), seeds(&second));
+    assert_ne!(first["nats-session.creds"], second["nats-session.creds"]);
+
+    // One that was spoilt is no reason to make another, which would shut everybody out.
+    fs::write(out.join("nats-account.seed"), "hunter2").unwrap();
+    let refused = config(&["nats", "--out", out.to_str().unwrap()], &[]);
+    assert!(!refused.status.success());
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(error.contains("nats-account.seed") && !error.contains("hunter2"), "{error}");
 }

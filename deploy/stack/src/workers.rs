@@ -205,13 +205,11 @@ impl Stack {
 
     /// Runs `garage init`, as an operator would.
     async fn init(&self, options: &Options) -> Result<()> {
-        let (user, password_file) = self.nats.user(Role::Admin);
         let mut init = Launch::new("garage init", binary("garage")?, self.log("init"))
             .arg("init")
             .args(["--replicas", &options.nats_nodes.to_string()])
             .env("GARAGE_NATS_URL", self.nats.url())
-            .env("GARAGE_NATS_USER", user)
-            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_NATS_CREDENTIALS", self.nats.credentials(Role::Admin))
             .env("GARAGE_MYSQL_URL", self.mariadb.url())
             .env("GARAGE_MYSQL_PASSWORD_FILE", self.mariadb.password_file())
             .spawn()?;
@@ -222,13 +220,11 @@ impl Stack {
         let [admin, listen] = ports::reserve::<2>()?;
         let (admin, listen) = (format!("127.0.0.1:{admin}"), format!("127.0.0.1:{listen}"));
         let secrets = self.root.join("secrets");
-        let (user, password_file) = self.nats.user(worker.role());
         let name = format!("{}-{number}", worker.name());
         let program = binary(&format!("garage-{}", worker.name()))?;
         let mut launch = Launch::new(name.clone(), program, self.log(&name))
             .env("GARAGE_NATS_URL", self.nats.url())
-            .env("GARAGE_NATS_USER", user)
-            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_NATS_CREDENTIALS", self.nats.credentials(worker.role()))
             .env("GARAGE_ADMIN", &admin);
         match worker {
             Worker::Gateway => {
@@ -245,20 +241,18 @@ impl Stack {
                     .env("GARAGE_REDIS_URL", self.redis.url())
                     .env("GARAGE_REDIS_PASSWORD_FILE", self.redis.password_file())
                     .env("GARAGE_SEAL_KEY_FILE", secrets.join("seal.key"))
-                    .env("GARAGE_TOKEN_KEY_FILE", secrets.join("token.pem"));
+                    .env("GARAGE_TOKEN_KEY_FILE", secrets.join("token.pem"))
+                    .env("GARAGE_GAME_SIGNING_KEY", self.nats.game_signing_key());
                 if matches!(options.games, Games::Kube(_)) {
                     launch = unless_set(launch, "GARAGE_READY_S", "60");
                 }
             }
             Worker::Director => {
-                let (game, password_file) = self.nats.user(Role::Game);
                 launch = launch
                     .env("GARAGE_REDIS_URL", self.redis.url())
                     .env("GARAGE_REDIS_PASSWORD_FILE", self.redis.password_file())
                     .env("GARAGE_SEAL_KEY_FILE", secrets.join("seal.key"))
-                    .env("GARAGE_TOKEN_PUBLIC_KEY_FILE", secrets.join("token.pub.pem"))
-                    .env("GARAGE_GAME_NATS_USER", game)
-                    .env("GARAGE_GAME_NATS_PASSWORD_FILE", password_file);
+                    .env("GARAGE_TOKEN_PUBLIC_KEY_FILE", secrets.join("token.pub.pem"));
                 launch = match &options.games {
                     Games::Process => launch
                         .env("GARAGE_BACKEND", "process")

@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::anyhow;
 use futures::{Stream, StreamExt, pin_mut};
-use garage_worker::Shutdown;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     Api, ResourceExt,
@@ -101,22 +100,13 @@ impl Pods {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches the cluster until `shutdown`.
-    ///
-    /// # Errors
-    /// None; what fails is tried again.
-    pub(super) async fn watch(
-        self,
-        pods: Api<Pod>,
-        secrets: Api<PartialObjectMeta<Secret>>,
-        shutdown: Shutdown,
-    ) -> anyhow::Result<()> {
+    /// Watches the cluster. What fails is tried again.
+    pub(super) async fn watch(self, pods: Api<Pod>, secrets: Api<PartialObjectMeta<Secret>>) -> anyhow::Result<()> {
         let (label, value) = manifest::MANAGED_BY;
         let ours = || watcher::Config::default().labels(&format!("{label}={value}")).page_size(PAGE);
         let pods = self.clone().follow_pods(watcher(pods, ours()).backoff(Pauses::default()));
         let secrets = self.follow_secrets(watcher(secrets, ours()).backoff(Pauses::default()));
         tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
             () = pods => Err(anyhow!("the watch of pods ended")),
             () = secrets => Err(anyhow!("the watch of secrets ended")),
         }

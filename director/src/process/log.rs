@@ -14,7 +14,7 @@ const TAIL: u64 = 4 << 10;
 /// Characters of a last line that are kept.
 const LENGTH: usize = 200;
 
-/// The shortest piece of a private key that counts as one; a full line of PEM has 64 characters.
+/// The shortest piece of a secret that counts as one; a full line of PEM has 64 characters, a seed 58.
 const PIECE: usize = 16;
 
 const WITHHELD: &str = "(last line withheld: it holds a secret)";
@@ -33,8 +33,7 @@ pub(super) fn last_line(log: &Path, config: &Path) -> Option<String> {
     Some(if holds_secret(line, &kept, config) { WITHHELD.into() } else { kept })
 }
 
-/// Looks for a password in the whole line, since a cut might leave the better part of it, and for the long key in what
-/// is kept.
+/// Whether there is a piece of a secret in what is kept, or anybody's key or token in the whole line.
 fn holds_secret(line: &str, kept: &str, config: &Path) -> bool {
     // A token begins with the base64 of `{"`.
     if line.contains("PRIVATE KEY") || line.contains("eyJ") {
@@ -45,8 +44,7 @@ fn holds_secret(line: &str, kept: &str, config: &Path) -> bool {
     else {
         return true;
     };
-    let password = config.nats.password.expose();
-    let key = config.private_key.expose().as_bytes();
-    let in_key = |piece: &[u8]| key.windows(PIECE).any(|part| part == piece);
-    (!password.is_empty() && line.contains(password)) || kept.as_bytes().windows(PIECE).any(in_key)
+    let secrets = [config.private_key.expose(), config.nats.credentials.expose()];
+    let is_secret = |piece: &[u8]| secrets.iter().any(|text| text.as_bytes().windows(PIECE).any(|part| part == piece));
+    kept.as_bytes().windows(PIECE).any(is_secret)
 }

@@ -48,6 +48,10 @@ impl Reader {
         Ok(reader)
     }
 
+    pub(super) fn of(context: Context, stream: Stream<()>, name: &'static str) -> Self {
+        Self { context, stream, name }
+    }
+
     /// What the stream holds at present.
     ///
     /// # Errors

@@ -24,21 +24,19 @@ use crate::ending::until;
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
     pub(crate) urls: Vec<String>,
-    user: &'static str,
-    password: String,
+    credentials: String,
 }
 
 impl Access {
     fn of(nats: &Nats) -> Self {
-        let (user, file) = nats.user(Role::Admin);
-        let password = fs::read_to_string(file).unwrap().trim().to_owned();
+        let credentials = fs::read_to_string(nats.credentials(Role::Admin)).unwrap();
         let urls = nats.url().split(',').map(str::to_owned).collect();
-        Self { urls, user, password }
+        Self { urls, credentials }
     }
 
     /// Connects to the first of these places that answers, now and whenever the connection is lost.
     pub(crate) async fn connect(&self, urls: &[String]) -> Client {
-        let options = ConnectOptions::with_user_and_password(self.user.into(), self.password.clone());
+        let options = ConnectOptions::with_credentials(&self.credentials).unwrap();
         options.retain_servers_order().ignore_discovered_servers().connect(urls).await.unwrap()
     }
 

@@ -23,13 +23,9 @@ pub struct Nats {
     )]
     pub nats_url: Secret,
 
-    /// The NATS user.
-    #[arg(long, env = "GARAGE_NATS_USER", requires = "nats_password_file")]
-    pub nats_user: Option<String>,
-
-    /// A file with the NATS user's password.
-    #[arg(long, env = "GARAGE_NATS_PASSWORD_FILE", requires = "nats_user")]
-    pub nats_password_file: Option<PathBuf>,
+    /// A file with the credentials of a NATS user: its JWT and its seed.
+    #[arg(long, env = "GARAGE_NATS_CREDENTIALS")]
+    pub nats_credentials: Option<PathBuf>,
 }
 
 /// Where Redis is.
@@ -66,7 +62,7 @@ impl Worker {
     /// Checks what can be checked before anything connects.
     ///
     /// # Errors
-    /// When a URL is wrong, or the password's file cannot be read.
+    /// When a URL is wrong, or the credentials cannot be read.
     pub fn check(&self) -> anyhow::Result<()> {
         self.nats.urls()?;
         self.nats.options("check").map(drop)
@@ -118,8 +114,8 @@ pub fn nats_urls<'a>(urls: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
     let text = urls.expose();
     ensure!(
         !text.contains('@'),
-        "the URL of --{name}-url names a user or holds a secret, which other processes may see; name the user with \
-         --{name}-user, and a file with his password with --{name}-password-file"
+        "the URL of --{name}-url names a user or holds a secret, which other processes may see; name a \
+         file with the user's credentials with --nats-credentials"
     );
     for url in text.split(',') {
         let unlike = || format!("{url:?} of --{name}-url is not like nats://HOST:PORT");
@@ -162,8 +158,10 @@ impl Nats {
 
     pub(crate) fn options(&self, name: &str) -> anyhow::Result<async_nats::ConnectOptions> {
         let mut options = async_nats::ConnectOptions::new().name(format!("garage-{name}")).ping_interval(PING);
-        if let (Some(user), Some(file)) = (&self.nats_user, &self.nats_password_file) {
-            options = options.user_and_password(user.clone(), secret(file)?.expose().to_owned());
+        if let Some(file) = &self.nats_credentials {
+            let unlike = || format!("{} (--nats-credentials) holds no credentials of a NATS user", file.display());
+            // The last line counts only with its end.
+            options = options.credentials(&format!("{}\n", secret(file)?.expose())).with_context(unlike)?;
         }
         Ok(options.event_callback(|event| async move {
             match event {
@@ -180,7 +178,7 @@ mod tests {
     use super::*;
 
     fn nats(url: &str) -> Nats {
-        Nats { nats_url: Secret::new(url), nats_user: None, nats_password_file: None }
+        Nats { nats_url: Secret::new(url), nats_credentials: None }
     }
 
     #[test]
@@ -198,7 +196,7 @@ mod tests {
         }
         for text in ["nats://ann:hunter2@127.0.0.1", "nats://one,nats://ann:hunter2@two:4222", "nats://hunter2@one"] {
             let error = format!("{:#} {:?}", nats(text).urls().unwrap_err(), nats(text));
-            assert!(error.contains("--nats-password-file") && !error.contains("hunter2"), "{text}: {error}");
+            assert!(error.contains("--nats-credentials") && !error.contains("hunter2"), "{text}: {error}");
         }
     }
 

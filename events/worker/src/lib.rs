@@ -4,7 +4,8 @@
 //! - [`Ground`]: the connection to NATS, the admin port, long tasks and their clean end.
 //! - [`redis`]: the connection to Redis.
 //! - [`lag`]: whether a reader of the log keeps up with it; [`lease`]: which of several instances does something.
-//! - [`seal`]: a game's private key on its way from session to director.
+//! - [`operator`]: accounts and users of NATS in operator mode, and the games' users.
+//! - [`seal`]: a game's secrets on their way from session to director.
 //! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
 
 mod admin;
@@ -12,6 +13,7 @@ pub mod config;
 mod ground;
 pub mod lag;
 pub mod lease;
+pub mod operator;
 mod process;
 pub mod reactor;
 pub mod redis;

@@ -1,5 +1,5 @@
-//! Sealing of a game's private key on its way from session to director: AES-256-GCM under a key that only these two
-//! hold. Redis, and whoever reads it, sees the sealed form only.
+//! Sealing of a game's secrets on their way from session to director: AES-256-GCM under a key that only these two hold.
+//! Redis, and whoever reads it, sees the sealed form only.
 //!
 //! The form is `version (1 byte) ‖ key's id (8 bytes) ‖ nonce (12 bytes) ‖ ciphertext and tag`, version 2. The id tells
 //! the key in use from its successor while keys are rotated. Version 1 had none; it is tried with each key. The

@@ -153,7 +153,8 @@ async fn what_a_killed_instance_held_is_taken_over() {
 async fn who_is_cut_off_stops_believing_before_another_takes_it_and_is_told_when_he_is_back() {
     let fixture = Fixture::start().await;
     let proxy = Proxy::start(fixture.nats.url().trim_start_matches("nats://").parse().unwrap()).await.unwrap();
-    let client = fixture.nats.options(Role::Matchmaker).connect(format!("nats://{}", proxy.address())).await.unwrap();
+    let client =
+        fixture.nats.options(Role::Matchmaker).unwrap().connect(format!("nats://{}", proxy.address())).await.unwrap();
     let mut one = Instance::start(jetstream::new(client));
     one.until_it_holds().await;
     let other = Instance::start(fixture.context().await);

@@ -1,6 +1,6 @@
 """A game server that is not Garage's: who draws the higher card wins. It honours ../../CONTRACT.md and nothing else.
 
-    server.py --config FILE        needs nats-py, websockets, PyJWT and cryptography
+    server.py --config FILE        needs nats-py[nkeys], websockets, PyJWT and cryptography
 """
 
 import argparse, asyncio, datetime, json, os, random, ssl
@@ -9,6 +9,7 @@ import jwt, nats, websockets
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
+from nats.aio.client import RawCredentials
 
 
 def tls(private_key):
@@ -32,8 +33,8 @@ async def report(config, subject, body):
     to = config["nats"]
     while True:
         try:
-            client = await nats.connect(to["url"].split(","), user=to["user"], password=to["password"],
-                                        inbox_prefix=b"_INBOX.game", allow_reconnect=False)
+            client = await nats.connect(to["url"].split(","), user_credentials=RawCredentials(to["credentials"]),
+                                        inbox_prefix=to["inbox"].encode(), allow_reconnect=False)
             await client.jetstream().publish(subject, json.dumps(body).encode(), timeout=5)
             return await client.close()
         except Exception as error:  # whatever it is, the report must arrive

@@ -124,7 +124,7 @@ pub(crate) fn config(players: &[&str], signer: &Signer, nats: &str) -> Config {
         private_key: Secret::new(&RSA.0),
         token_key: signer.public_pem(),
         token_keys: [(signer.kid(), signer.public_pem())].into(),
-        nats: Nats { url: nats.to_owned(), user: "u".to_owned(), password: Secret::new("p") },
+        nats: Nats { url: nats.to_owned(), credentials: Secret::new("none"), inbox: "_INBOX.x".to_owned() },
         ready: format!("report.{session}.1.ready"),
         finished: format!("report.{session}.1.finished"),
         ends_at: in_seconds(120),

@@ -10,9 +10,9 @@ use std::{
 
 use async_nats::jetstream;
 use garage_events::{
-    game::{Config, Finished, Ready, Secret},
+    game::{Config, Finished, Ready},
     jetstream::setup,
-    subject::REPORTS,
+    subject::{REPORTS, game_inbox},
 };
 use garage_gameserver::client::{self, Driving};
 use garage_stack::servers::{Nats, Role};
@@ -119,9 +119,8 @@ async fn a_game_that_is_played_exits_with_0_once_its_second_report_is_stored() {
     let reports = jetstream::new(admin).get_stream(REPORTS).await.unwrap();
     let signer = Signer::new();
     let mut config = config(&["anna"], &signer, &nats.url());
-    let (user, password) = nats.user(Role::Game);
-    config.nats.user = user.to_owned();
-    config.nats.password = Secret::new(fs::read_to_string(password).unwrap().trim());
+    config.nats.credentials = nats.game(config.session, config.attempt, config.ends_at).unwrap();
+    config.nats.inbox = game_inbox(config.session, config.attempt);
     let file = written(folder.path(), &serde_json::to_string(&config).unwrap(), 0o600);
     let mut command = command(&file);
     command.args(["--distance-m", "5"]);

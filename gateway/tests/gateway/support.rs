@@ -79,12 +79,10 @@ impl App {
         let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\n\
             [queues.ranked.regions]\neu = 120\nus = 120\n\
             [queues.open]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nclient_rank = true\nregions.eu = 120\n";
-        let (user, password) = nats.user(Role::Gateway);
         let mut args = vec![
             "garage-gateway".to_owned(),
             format!("--nats-url={}", nats.url()),
-            format!("--nats-user={user}"),
-            format!("--nats-password-file={}", password.display()),
+            format!("--nats-credentials={}", nats.credentials(Role::Gateway).display()),
             "--listen=127.0.0.1:0".to_owned(),
             format!("--queues={}", file("queues.toml", queues)),
             format!("--jwt-key-file={}", file("jwt.key", &format!("{KEY}\n"))),

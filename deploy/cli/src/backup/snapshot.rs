@@ -6,7 +6,7 @@
 use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use async_nats::{Client, Request};
+use async_nats::{Client, Request, RequestErrorKind};
 use bytes::Bytes;
 use futures::StreamExt;
 use garage_events::game::hex;
@@ -21,6 +21,10 @@ use tokio::{
 
 /// Bytes of a message; far below the megabyte that a server takes by default.
 const CHUNK: usize = 128 << 10;
+
+/// How often, and how far apart, a chunk is offered to a leader that this node has not heard of yet: for five seconds.
+const INTEREST_TRIES: u32 = 100;
+const INTEREST_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long the server has to answer, or to send the next chunk.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -107,8 +111,16 @@ impl Snapshot {
         let begun = api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), wish, ANSWER).await?;
         let to = begun.get("deliver_subject").and_then(Value::as_str).context("the server does not say where to")?;
         self.read(path, async |chunk| {
-            let answer =
-                client.send_request(to.to_owned(), Request::new().payload(chunk).timeout(Some(ANSWER))).await?;
+            let mut left = INTEREST_TRIES;
+            let answer = loop {
+                let request = Request::new().payload(chunk.clone()).timeout(Some(ANSWER));
+                match client.send_request(to.to_owned(), request).await {
+                    // The answer may overtake what tells this node where the stream's leader listens.
+                    Err(error) if error.kind() == RequestErrorKind::NoResponders && left > 0 => left -= 1,
+                    answer => break answer?,
+                }
+                tokio::time::sleep(INTEREST_PAUSE).await;
+            };
             // Empty as long as all is well.
             if !answer.payload.is_empty() {
                 refusal(&serde_json::from_slice(&answer.payload)?)?;

@@ -145,11 +145,9 @@ impl Matchmaker {
     fn new(root: &Path, nats: &Nats, log: JetStreamLog) -> anyhow::Result<Self> {
         let queues = root.join("queues.toml");
         fs::write(&queues, QUEUES)?;
-        let (user, password_file) = nats.user(Role::Matchmaker);
         let mut process = Launch::new("matchmaker", binary("garage-matchmaker")?, root.join("logs/matchmaker.log"))
             .env("GARAGE_NATS_URL", nats.url())
-            .env("GARAGE_NATS_USER", user)
-            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_NATS_CREDENTIALS", nats.credentials(Role::Matchmaker))
             .env("GARAGE_QUEUES", queues)
             .spawn()?;
         process.kill();

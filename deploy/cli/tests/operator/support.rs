@@ -79,13 +79,11 @@ impl Fixture {
     }
 
     pub(crate) fn garage(&self, args: &[&str]) -> Command {
-        let (user, password_file) = self.nats.user(Role::Admin);
         let mut command = Command::new(env!("CARGO_BIN_EXE_garage"));
         command
             .args(args)
             .env("GARAGE_NATS_URL", self.nats.url())
-            .env("GARAGE_NATS_USER", user)
-            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_NATS_CREDENTIALS", self.nats.credentials(Role::Admin))
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .kill_on_drop(true);

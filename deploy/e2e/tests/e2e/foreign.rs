@@ -16,14 +16,14 @@ const PYTHON: &str = root!("target/venv-foreign/bin/python");
 
 /// Makes the environment that the examples need, or finds it.
 async fn python() {
-    let ready = Command::new(PYTHON).args(["-c", "import nats, jwt, cryptography, websockets"]).output().await;
+    let ready = Command::new(PYTHON).args(["-c", "import nats, nkeys, jwt, cryptography, websockets"]).output().await;
     if ready.is_ok_and(|output| output.status.success()) {
         return;
     }
     let venv = root!("target/venv-foreign");
     let made = Command::new("python3").args(["-m", "venv", "--clear", venv]).output().await.unwrap();
     assert!(made.status.success(), "{made:?}");
-    let packages = ["nats-py==2.16.0", "websockets==17.4", "PyJWT==2.15.1", "cryptography==50.0.2"];
+    let packages = ["nats-py[nkeys]==2.16.0", "websockets==17.4", "PyJWT==2.15.1", "cryptography==50.0.2"];
     let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
     let installed = Command::new(PYTHON).args(install).args(packages).output().await.unwrap();
     assert!(installed.status.success(), "{installed:?}");

@@ -26,7 +26,7 @@ impl Secrets {
     }
 
     fn add(&mut self, name: &str, content: &str) {
-        for line in content.lines().map(str::trim).filter(|line| !line.starts_with("-----")) {
+        for line in content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("-----")) {
             assert!(line.len() >= 16, "{name}: too short to be told from other text");
             self.0.push((name.to_owned(), line.to_owned()));
         }
@@ -149,6 +149,7 @@ async fn no_process_is_given_a_secret_in_its_arguments_or_its_environment() {
     // A key's last line may be a few characters.
     let lines: Vec<_> = key.lines().filter(|line| line.len() >= 16).collect();
     secrets.add("the game's key", &lines.join("\n"));
+    secrets.add("the game's NATS user", config.nats.credentials.expose());
 
     let [game_server] = garage.stack.game_servers().try_into().unwrap();
     let has = |pid: u32, begin: &str| started_with(pid).iter().any(|one| one.starts_with(begin));
@@ -158,7 +159,7 @@ async fn no_process_is_given_a_secret_in_its_arguments_or_its_environment() {
         ours.extend(garage.stack.instances(worker).map(|instance| instance.process.pid().unwrap()));
     }
     assert_eq!(ours.len(), 6);
-    assert!(ours[1..].iter().all(|pid| has(*pid, "GARAGE_NATS_PASSWORD_FILE=")));
+    assert!(ours[1..].iter().all(|pid| has(*pid, "GARAGE_NATS_CREDENTIALS=")));
     // The servers of NATS and MariaDB, and whoever else was told of this Garage's folder. Redis writes its title over both.
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -197,13 +197,11 @@ impl Garage {
 
     /// The same, with further variables in its environment.
     pub(crate) async fn cli_with<const N: usize>(&self, args: &[&str], env: [(&str, &OsStr); N]) -> (bool, String) {
-        let (user, password_file) = self.stack.nats.user(Role::Admin);
         let output = tokio::process::Command::new(binary("garage").unwrap())
             .args(args)
             .envs(env)
             .env("GARAGE_NATS_URL", self.stack.nats.url())
-            .env("GARAGE_NATS_USER", user)
-            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_NATS_CREDENTIALS", self.stack.nats.credentials(Role::Admin))
             .output()
             .await
             .unwrap();
@@ -213,7 +211,7 @@ impl Garage {
 
     /// The log's end, without a runtime: the test's own may be what failed.
     fn last_events(&self) -> String {
-        let (url, options) = (self.stack.nats.url(), self.stack.nats.options(Role::Admin));
+        let (url, options) = (self.stack.nats.url(), self.stack.nats.options(Role::Admin).unwrap());
         let read = async {
             let client = options.connect(url.split(',').collect::<Vec<_>>()).await.ok()?;
             let log = JetStreamLog::open(client).await.ok()?;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use garage_director::backend::{
-    Backend, CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, Unavailable,
+    Backend, CreateError, Exit, How, Instance, Listed, Made, Name, Order, Placed, State, Unavailable,
 };
 use garage_events::{
     game::{Config, Finished, Placing, Ready},
@@ -197,11 +197,13 @@ impl Backend for Games {
         Ok(runs.then(|| Made::Placed(Self::placed(name))))
     }
 
-    async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
-        self.asked().await?;
+    async fn list(&self) -> Listed {
+        if let Err(error) = self.asked().await {
+            return Err(error).into();
+        }
         let listed = self.state().there.values().cloned().collect();
         self.stage.hop().await;
-        Ok(listed)
+        Ok(listed).into()
     }
 
     async fn delete(&self, name: Name) -> Result<bool, Unavailable> {

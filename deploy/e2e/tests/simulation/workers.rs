@@ -19,7 +19,7 @@ use garage_director::{
 };
 use garage_events::{
     event::Recorded,
-    game::{Car, Loadout, Nats, Secret, Stats},
+    game::{Car, Loadout, Secret, Secrets, Stats},
     id::{PlayerId, QueueName, SessionId},
     player,
     queue::{Queue, Queues},
@@ -134,9 +134,12 @@ impl Shared {
         // Instants count from whenever; only how far they lie apart matters.
         let (began, at) = (Instant::now(), self.stage.now());
         self.stage.employ(move |process| {
-            let nats = Nats { url: String::new(), user: String::new(), password: Secret::new("") };
-            let terms =
-                Terms { token_key: String::new(), token_keys: BTreeMap::new(), nats, session: limits().session };
+            let terms = Terms {
+                token_key: String::new(),
+                token_keys: BTreeMap::new(),
+                nats_url: String::new(),
+                session: limits().session,
+            };
             let app = director::App {
                 log: shared.net.clone(),
                 world: world.clone(),
@@ -153,10 +156,11 @@ impl Shared {
             let (stage, games) = (shared.stage.clone(), shared.games.clone());
             shared.stage.spawn(process, async move {
                 loop {
-                    if let Ok(instances) = games.list().await {
+                    let listed = games.list().await;
+                    if listed.whole.is_ok() {
                         let passed = Duration::try_from(stage.now() - at).unwrap_or_default();
                         // What fails is looked at again the next time.
-                        let _ = watch.look(&instances, began + passed).await;
+                        let _ = watch.look(&listed.instances, began + passed).await;
                     }
                     stage.sleep(LOOK).await;
                 }
@@ -265,7 +269,13 @@ impl Effects for Shared {
         Ok(players.into_iter().map(|player| Loadout { player, car: car(), items: BTreeMap::new() }).collect())
     }
 
-    async fn park_key(&self, keep: Duration) -> Result<GameKey, Failure> {
+    async fn park(
+        &self,
+        _session: SessionId,
+        _attempt: u32,
+        _ends_at: OffsetDateTime,
+        keep: Duration,
+    ) -> Result<GameKey, Failure> {
         self.asked("redis").await.map_err(Failure::Unavailable)?;
         let fingerprint = {
             let mut made = self.made.lock().unwrap();
@@ -276,7 +286,7 @@ impl Effects for Shared {
             self.keys.lock().unwrap().insert(fingerprint.clone(), self.stage.now() + keep);
         }
         self.stage.hop().await;
-        Ok(GameKey { public_key: String::new(), fingerprint, sealed: Vec::new() })
+        Ok(GameKey { public_key: String::new(), fingerprint, private_key: Secret::new("private") })
     }
 
     async fn set_timer(&self, session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {
@@ -288,13 +298,13 @@ impl Effects for Shared {
 }
 
 impl Keys for Shared {
-    async fn private_key(&self, fingerprint: &str) -> Result<Secret, CreateError> {
+    async fn secrets(&self, fingerprint: &str) -> Result<Secrets, CreateError> {
         self.asked("redis").await.map_err(Unavailable)?;
         let kept = self.keys.lock().unwrap().get(fingerprint).is_some_and(|until| *until > self.stage.now());
         if !kept {
             return Err(CreateError::Refused { reason: "key-lost", message: "it is gone".into() });
         }
-        Ok(Secret::new("private"))
+        Ok(Secrets { private_key: Secret::new("private"), credentials: Secret::new("user") })
     }
 }
 

@@ -1,23 +1,28 @@
 //! nats-server: one node, or a cluster whose routes can be cut.
 //!
-//! One account, GARAGE, holds everything; its users and their rights are in [`Role`].
+//! It runs in operator mode. One account, GARAGE, holds everything; its users and their rights are in [`Role`].
 
 mod config;
 mod monitor;
+mod operator;
 mod role;
 mod routes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use async_nats::{Client, ConnectOptions};
+use garage_events::{game::Secret, id::SessionId};
+use garage_worker::operator::Mint;
+use time::OffsetDateTime;
 
-pub use self::role::Role;
-use self::{config::User, routes::Routes};
+use self::routes::Routes;
+pub use self::{operator::Operator, role::Role};
 use super::binary;
 use crate::{
     Error, Result, ports,
@@ -30,8 +35,7 @@ use crate::{
 pub struct Nats {
     nodes: Vec<Node>,
     routes: Option<Routes>,
-    passwords: BTreeMap<&'static str, String>,
-    secrets: PathBuf,
+    operator: Operator,
 }
 
 /// One nats-server.
@@ -96,16 +100,7 @@ impl Nats {
 
     async fn try_start(root: &Path, count: usize, wiring: Wiring, on: IpAddr) -> Result<Self> {
         let program = binary::nats_server()?;
-        let secrets = root.join("secrets");
-        let mut passwords = BTreeMap::new();
-        for role in Role::ALL {
-            passwords.insert(role.name(), secret::load_or_create(&password_file(&secrets, role))?);
-        }
-        let system = secret::load_or_create(&secrets.join("nats-sys.password"))?;
-        let users: Vec<User<'_>> = Role::ALL
-            .into_iter()
-            .filter_map(|role| Some(User { role, password: passwords.get(role.name())? }))
-            .collect();
+        let operator = Operator::renew(&root.join("secrets"))?;
 
         let mut cluster_addresses = Vec::new();
         for _ in 0..count {
@@ -140,8 +135,7 @@ impl Nats {
                 client: SocketAddr::new(on, client.port()),
                 monitor,
                 store: &folder.join("jetstream"),
-                users: &users,
-                system_password: &system,
+                operator: &operator,
                 cluster,
             });
             let file = folder.join("nats.conf");
@@ -153,7 +147,7 @@ impl Nats {
         for node in &mut nodes {
             node.wait_answers().await?;
         }
-        let mut nats = Self { nodes, routes, passwords, secrets };
+        let mut nats = Self { nodes, routes, operator };
         nats.wait_healthy().await?;
         Ok(nats)
     }
@@ -191,19 +185,41 @@ impl Nats {
         self.nodes.iter().map(url).collect::<Vec<_>>().join(",")
     }
 
-    /// The name of the role's user and the file that holds its password.
+    /// The file with the credentials of the role's user.
     #[must_use]
-    pub fn user(&self, role: Role) -> (&'static str, PathBuf) {
-        (role.name(), password_file(&self.secrets, role))
+    pub fn credentials(&self, role: Role) -> PathBuf {
+        self.operator.credentials(role)
+    }
+
+    /// The file with the seed of the key that games' users are signed with.
+    #[must_use]
+    pub fn game_signing_key(&self) -> PathBuf {
+        self.operator.game_signing_key()
+    }
+
+    /// The credentials of a game server, as session makes them.
+    ///
+    /// # Errors
+    /// When the keys cannot be read.
+    pub fn game(&self, session: SessionId, attempt: u32, ends_at: OffsetDateTime) -> Result<Secret> {
+        let read = |file: PathBuf| {
+            fs::read_to_string(&file).map(Secret::new).map_err(Error::io(format!("read {}", file.display())))
+        };
+        let (key, own) = (read(self.game_signing_key())?, read(self.credentials(Role::Session))?);
+        let made = Mint::new(&key, &own).and_then(|mint| mint.game(session, attempt, ends_at));
+        made.map_err(Error::other("make a game's user"))
     }
 
     /// What a client of the role needs to connect, to which callers may add.
-    #[must_use]
-    pub fn options(&self, role: Role) -> ConnectOptions {
-        let password = self.passwords.get(role.name()).cloned().unwrap_or_default();
-        ConnectOptions::with_user_and_password(role.name().to_owned(), password)
-            .name(role.name())
-            .custom_inbox_prefix(role.inbox_prefix())
+    ///
+    /// # Errors
+    /// When the credentials cannot be read.
+    pub fn options(&self, role: Role) -> Result<ConnectOptions> {
+        let file = self.credentials(role);
+        let reading = || format!("read {}", file.display());
+        let text = fs::read_to_string(&file).map_err(Error::io(reading()))?;
+        let options = ConnectOptions::with_credentials(&text).map_err(Error::io(reading()))?;
+        Ok(options.name(role.name()))
     }
 
     /// Connects as the role, to whichever node.
@@ -212,7 +228,10 @@ impl Nats {
     /// When no node takes the connection.
     pub async fn connect(&self, role: Role) -> Result<Client> {
         let urls = self.nodes.iter().map(Node::url).collect::<Vec<_>>();
-        self.options(role).connect(urls.as_slice()).await.map_err(|source| Error::Connect { user: role.name(), source })
+        self.options(role)?
+            .connect(urls.as_slice())
+            .await
+            .map_err(|source| Error::Connect { user: role.name(), source })
     }
 
     /// The number of nodes.
@@ -382,8 +401,4 @@ async fn agreed_leader(monitors: &[SocketAddr]) -> bool {
         seen.insert(monitor::leader(*monitor).await);
     }
     seen.len() == 1 && !seen.contains(&None)
-}
-
-fn password_file(secrets: &Path, role: Role) -> PathBuf {
-    secrets.join(format!("nats-{}.password", role.name()))
 }

@@ -107,6 +107,13 @@ impl Redis {
         &self.reader_file
     }
 
+    /// What that user may, as Redis writes it.
+    #[must_use]
+    pub fn reader_rights() -> String {
+        let keys = LIVE.iter().chain([&LETTERS]).map(|key| format!("~{key} ")).collect::<String>();
+        keys + "-@all +@read +@connection +@transaction +time -@dangerous"
+    }
+
     /// Kills it and starts it on the same port; it holds nothing then.
     ///
     /// # Errors
@@ -162,12 +169,12 @@ impl Redis {
 }
 
 fn configuration(port: u16, password: &str, reader: &str) -> String {
-    let keys = LIVE.iter().chain([&LETTERS]).map(|key| format!("~{key}")).collect::<Vec<_>>().join(" ");
+    let rights = Redis::reader_rights();
     format!(
         "bind 127.0.0.1\n\
          port {port}\n\
          requirepass {password}\n\
-         user {READER} on >{reader} {keys} -@all +@read +@connection +@transaction +time -@dangerous\n\
+         user {READER} on >{reader} {rights}\n\
          daemonize no\n\
          save \"\"\n\
          appendonly no\n"

@@ -33,6 +33,9 @@ const FINGERPRINT: &str = "bench";
 /// As long as a private key in PEM.
 const KEY_BYTES: usize = 1_704;
 
+/// As long as the credentials of a game's NATS user.
+const CREDENTIALS_BYTES: usize = 1_000;
+
 // Made with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`; nothing is signed with it.
 const TOKEN: &str = "-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
@@ -54,7 +57,7 @@ impl Stage {
         let admin = nats.connect(Role::Admin).await?;
         setup::init(admin.clone(), 1).await?;
         let log = JetStreamLog::open(admin).await?;
-        let sealed = SealKey::new(&SEAL).seal("k".repeat(KEY_BYTES).as_bytes(), FINGERPRINT)?;
+        let sealed = SealKey::new(&SEAL).seal(&serde_json::to_vec(&secrets())?, FINGERPRINT)?;
         let client = redis::Client::open(redis.url_with_password())?;
         let mut connection = client.get_multiplexed_async_connection().await?;
         let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await?;
@@ -63,13 +66,11 @@ impl Stage {
         fs::write(folder.join("token.pub.pem"), TOKEN)?;
         let [admin] = ports::reserve()?;
         let admin = format!("127.0.0.1:{admin}");
-        let (user, password_file) = nats.user(Role::Director);
         let process = Launch::new("director", binary("garage-director")?, folder.join("director.log"))
             .args(flags)
             .env("GARAGE_ADMIN", &admin)
             .env("GARAGE_NATS_URL", nats.url())
-            .env("GARAGE_NATS_USER", user)
-            .env("GARAGE_NATS_PASSWORD_FILE", password_file)
+            .env("GARAGE_NATS_CREDENTIALS", nats.credentials(Role::Director))
             .env("GARAGE_REDIS_URL", redis.url())
             .env("GARAGE_REDIS_PASSWORD_FILE", redis.password_file())
             .spawn()?;
@@ -127,20 +128,27 @@ impl Stage {
     pub(super) fn order(&self) -> anyhow::Result<Order> {
         let session = SessionId::new(System.id());
         let report = |kind| Report { session, attempt: 1, kind }.to_string();
+        let game::Secrets { private_key, credentials } = secrets();
         let config = game::Config {
             session,
             attempt: 1,
             players: vec![loadout(&PlayerId::from_foreign(&System.id().to_string())?)?],
-            private_key: Secret::new("k".repeat(KEY_BYTES)),
+            private_key,
             token_key: TOKEN.into(),
             token_keys: [("bench".into(), TOKEN.into())].into(),
-            nats: game::Nats { url: self.nats.url(), user: "game".into(), password: Secret::new("") },
+            nats: game::Nats { url: self.nats.url(), credentials, inbox: String::new() },
             ready: report(ReportKind::Ready),
             finished: report(ReportKind::Finished),
             ends_at: System.now() + time::Duration::minutes(15),
         };
         Ok(Order { queue: queue()?, region: region()?, config })
     }
+}
+
+/// As long as a real game's.
+fn secrets() -> game::Secrets {
+    let text = |bytes| Secret::new("k".repeat(bytes));
+    game::Secrets { private_key: text(KEY_BYTES), credentials: text(CREDENTIALS_BYTES) }
 }
 
 fn queue() -> anyhow::Result<QueueName> {

@@ -29,13 +29,11 @@ pub(crate) async fn run(mark: &str, folder: &Path, variables: &[(&str, String)])
 
 /// What an operator's shell knows of the servers, and where the backup is.
 pub(crate) fn variables(nats: &Nats, mariadb: &MariaDb, backup: &Path) -> Vec<(&'static str, String)> {
-    let (user, password_file) = nats.user(Role::Admin);
     let url = mariadb.url();
     let (host, port) = url.trim_end_matches("/garage").rsplit_once('@').unwrap().1.split_once(':').unwrap();
     vec![
         ("GARAGE_NATS_URL", nats.url()),
-        ("GARAGE_NATS_USER", user.into()),
-        ("GARAGE_NATS_PASSWORD_FILE", password_file.display().to_string()),
+        ("GARAGE_NATS_CREDENTIALS", nats.credentials(Role::Admin).display().to_string()),
         ("GARAGE_MYSQL_URL", url.clone()),
         ("GARAGE_MYSQL_PASSWORD_FILE", mariadb.password_file().display().to_string()),
         ("MYSQL_HOST", host.into()),

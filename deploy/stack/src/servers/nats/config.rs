@@ -2,23 +2,17 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::role::Role;
+use super::operator::Operator;
 
 pub(super) struct Server<'a> {
     pub(super) name: &'a str,
     pub(super) client: SocketAddr,
     pub(super) monitor: SocketAddr,
     pub(super) store: &'a Path,
-    pub(super) users: &'a [User<'a>],
-    pub(super) system_password: &'a str,
+    pub(super) operator: &'a Operator,
     pub(super) cluster: Option<Cluster<'a>>,
-}
-
-pub(super) struct User<'a> {
-    pub(super) role: Role,
-    pub(super) password: &'a str,
 }
 
 pub(super) struct Cluster<'a> {
@@ -45,37 +39,17 @@ pub(super) fn server(server: &Server<'_>) -> String {
             "max_file_store": 16_u64 << 30,
             "limits": { "batch": { "max_inflight_per_stream": 500, "timeout": "2s" } },
         },
-        "system_account": "SYS",
-        "accounts": {
-            "SYS": { "users": [{ "user": "sys", "password": server.system_password }] },
-            "GARAGE": {
-                "jetstream": "enabled",
-                "users": server.users.iter().map(user).collect::<Vec<_>>(),
-            },
-        },
     });
-    if let (Some(cluster), Some(fields)) = (&server.cluster, config.as_object_mut()) {
-        fields.insert("cluster".to_owned(), routes(cluster));
+    if let Some(fields) = config.as_object_mut() {
+        fields.extend(server.operator.settings());
+        if let Some(cluster) = &server.cluster {
+            fields.insert("cluster".to_owned(), routes(cluster));
+        }
     }
     format!("{config:#}\n")
 }
 
-fn user(user: &User<'_>) -> serde_json::Value {
-    let mut entry = json!({ "user": user.role.name(), "password": user.password });
-    if let (Some(rights), Some(fields)) = (user.role.rights(), entry.as_object_mut()) {
-        let mut permissions = json!({
-            "publish": { "allow": rights.publish },
-            "subscribe": { "allow": rights.subscribe },
-        });
-        if let (true, Some(permissions)) = (rights.responds, permissions.as_object_mut()) {
-            permissions.insert("allow_responses".to_owned(), json!({ "max": 1, "expires": "1m" }));
-        }
-        fields.insert("permissions".to_owned(), permissions);
-    }
-    entry
-}
-
-fn routes(cluster: &Cluster<'_>) -> serde_json::Value {
+fn routes(cluster: &Cluster<'_>) -> Value {
     let routes = cluster.peers.iter().map(|peer| format!("nats-route://route:{}@{peer}", cluster.password));
     let mut config = json!({
         "name": "garage",

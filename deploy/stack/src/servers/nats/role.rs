@@ -1,4 +1,6 @@
-//! Who may say what: the NATS users, one per role.
+//! Who may say what: the NATS users, one per role, and what the user of each game may.
+
+use garage_worker::operator::Rights;
 
 /// A user of the account GARAGE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,17 +17,6 @@ pub enum Role {
     Director,
     /// The worker of that name.
     Inventory,
-    /// Game servers, all as one user so far. They use the inbox prefix `_INBOX.game`.
-    Game,
-}
-
-/// Publish and subscribe rights of a user.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Rights {
-    pub(crate) publish: Vec<&'static str>,
-    pub(crate) subscribe: Vec<&'static str>,
-    /// Whether it may answer a request, once, to wherever the request asks.
-    pub(crate) responds: bool,
 }
 
 /// What every worker may publish: reading the log and its buckets, consuming, asking the others.
@@ -50,8 +41,8 @@ const EVERY_WORKER_SUBSCRIBES: &[&str] = &["$SRV.>", "_INBOX.>"];
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Admin, Self::Gateway, Self::Matchmaker, Self::Session, Self::Director, Self::Inventory, Self::Game];
+    pub const ALL: [Self; 6] =
+        [Self::Admin, Self::Gateway, Self::Matchmaker, Self::Session, Self::Director, Self::Inventory];
 
     /// The user's name.
     #[must_use]
@@ -63,16 +54,6 @@ impl Role {
             Self::Session => "session",
             Self::Director => "director",
             Self::Inventory => "inventory",
-            Self::Game => "game",
-        }
-    }
-
-    /// What clients of this role must set as inbox prefix.
-    #[must_use]
-    pub fn inbox_prefix(self) -> &'static str {
-        match self {
-            Self::Game => "_INBOX.game",
-            _ => "_INBOX",
         }
     }
 
@@ -123,8 +104,17 @@ impl Role {
                 &["garage.inventory.>", "dead.inventory", "$JS.API.CONSUMER.*.GARAGE.inventory"],
                 &["svc.inventory.>", "retry.inventory"],
             ),
-            Self::Game => Rights { publish: vec!["report.>"], subscribe: vec!["_INBOX.game.>"], responds: false },
         })
+    }
+}
+
+/// What a game's user may: its own reports, and requests about its own session. The server fills in the tags of the user,
+/// which session has signed with the key that has this scope.
+pub(super) fn game() -> Rights {
+    Rights {
+        publish: vec!["report.{{tag(session)}}.{{tag(attempt)}}.>", "svc.game.{{tag(session)}}.>"],
+        subscribe: vec!["_INBOX.{{tag(session)}}.{{tag(attempt)}}.>"],
+        responds: false,
     }
 }
 

@@ -1,0 +1,176 @@
+//! The overlays as kubectl renders them, and the programs that judge them.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::LazyLock,
+};
+
+use serde_json::Value;
+
+pub(crate) const OVERLAYS: [&str; 2] = ["dev", "production"];
+
+/// In seconds, for anything that is run here; pip's downloads take the longest.
+const WITHIN: &str = "120";
+
+/// An overlay, rendered.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    pub(crate) name: &'static str,
+    pub(crate) objects: Vec<Value>,
+}
+
+/// What a workload makes pods of.
+#[derive(Debug)]
+pub(crate) struct Pod<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) namespace: &'a Value,
+    pub(crate) labels: &'a Value,
+    pub(crate) spec: &'a Value,
+}
+
+impl Overlay {
+    pub(crate) fn object(&self, kind: &str, name: &str) -> &Value {
+        // The names of rendered ConfigMaps end in a hash of what they hold.
+        let named = |object: &&Value| {
+            let full = object["metadata"]["name"].as_str().unwrap();
+            full == name || kind == "ConfigMap" && full.rsplit_once('-').is_some_and(|(start, _)| start == name)
+        };
+        let mut found = self.objects.iter().filter(|object| object["kind"] == kind).filter(named);
+        found.next().unwrap_or_else(|| panic!("{}: no {kind} {name}", self.name))
+    }
+
+    pub(crate) fn pods(&self) -> impl Iterator<Item = Pod<'_>> {
+        self.objects.iter().filter_map(|object| {
+            let template = object["spec"].get("template")?;
+            let (name, namespace) = (object["metadata"]["name"].as_str()?, &object["metadata"]["namespace"]);
+            Some(Pod { name, namespace, labels: &template["metadata"]["labels"], spec: &template["spec"] })
+        })
+    }
+
+    /// All containers, those that run first too, with the names of their workloads.
+    pub(crate) fn containers(&self) -> Vec<(&str, &Value)> {
+        let all = self.pods().flat_map(|pod| {
+            let lists = [&pod.spec["initContainers"], &pod.spec["containers"]];
+            let containers = lists.into_iter().filter_map(Value::as_array).flatten();
+            containers.map(|container| (pod.name, container)).collect::<Vec<_>>()
+        });
+        all.collect()
+    }
+}
+
+pub(crate) fn overlays() -> &'static [Overlay] {
+    static RENDERED: LazyLock<Vec<Overlay>> =
+        LazyLock::new(|| OVERLAYS.into_iter().map(|name| Overlay { name, objects: yaml(&render(name)) }).collect());
+    &RENDERED
+}
+
+pub(crate) fn overlay(name: &str) -> &'static Overlay {
+    overlays().iter().find(|overlay| overlay.name == name).unwrap()
+}
+
+/// The variables of a container that have a value of their own.
+pub(crate) fn variables(container: &Value) -> BTreeMap<&str, &str> {
+    let entries = container["env"].as_array().into_iter().flatten();
+    entries.filter_map(|entry| Some((entry["name"].as_str()?, entry["value"].as_str()?))).collect()
+}
+
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The names of the images that are built here.
+pub(crate) fn images() -> Vec<String> {
+    let script = fs::read_to_string(root().join("deploy/images/build.sh")).unwrap();
+    let list = script.lines().find_map(|line| line.strip_prefix("ALL=(")).unwrap().trim_end_matches(')');
+    list.split(' ').map(ToOwned::to_owned).collect()
+}
+
+/// The program of an image, from this build.
+pub(crate) fn program(image: &str) -> PathBuf {
+    let name = if image == "cli" { "garage".to_owned() } else { format!("garage-{image}") };
+    garage_stack::workers::binary(&name).unwrap()
+}
+
+/// Runs a program to its end: whether it succeeded, and what it printed, complaints last.
+pub(crate) fn run(program: &Path, args: &[&str], variables: &[(String, String)], input: &str) -> (bool, String) {
+    let mut command = Command::new("timeout");
+    command.arg(WITHIN).arg(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for (name, _) in env::vars().filter(|(name, _)| name.starts_with("GARAGE_")) {
+        command.env_remove(name);
+    }
+    let mut child = command.envs(variables.iter().cloned()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // Who does not read what it is given is right not to.
+    let writing = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writing.join().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[track_caller]
+fn succeed(program: &Path, args: &[&str], input: &str) -> String {
+    let (succeeded, text) = run(program, args, &[], input);
+    assert!(succeeded, "{} {args:?}:\n{text}", program.display());
+    text
+}
+
+/// kubectl of the path, or else the one that was installed for the tests.
+fn kubectl() -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|file| file.is_file());
+    let home = PathBuf::from(env::var_os("HOME").unwrap_or_default());
+    let cache = env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
+    let bin = fs::read_dir(cache.join("garage/bin")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let installed = bin.map(|folder| folder.join("kubectl")).find(|file| file.is_file());
+    on_path
+        .or(installed)
+        .expect("no kubectl, neither on the path nor in the cache; run deploy/local/install.sh --tests")
+}
+
+pub(crate) fn render(overlay: &str) -> String {
+    let folder = root().join("deploy/kubernetes/overlays").join(overlay);
+    succeed(&kubectl(), &["kustomize", folder.to_str().unwrap()], "")
+}
+
+/// The Secrets, as an operator makes them; their files are left in the folder.
+pub(crate) fn secrets_yaml(folder: &Path) -> String {
+    let path = env::var("PATH").unwrap_or_default();
+    let path = format!("{path}:{}", kubectl().parent().unwrap().display());
+    let script = root().join("deploy/kubernetes/secrets.sh");
+    let garage = ("GARAGE".into(), program("cli").display().to_string());
+    let (made, text) = run(&script, &[folder.to_str().unwrap()], &[("PATH".into(), path), garage], "");
+    assert!(made, "{text}");
+    text
+}
+
+/// Python with what reads YAML and judges manifests, installed into the build's folder, where a later run finds it.
+fn python() -> PathBuf {
+    static INSTALLED: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kubernetes-validate");
+        let versions = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes-validate.txt");
+        let bin = folder.join("bin");
+        succeed(Path::new("python3"), &["-m", "venv", folder.to_str().unwrap()], "");
+        succeed(&bin.join("pip"), &["install", "-q", "--no-deps", "-r", versions.to_str().unwrap()], "");
+        bin.join("python")
+    });
+    INSTALLED.clone()
+}
+
+/// The documents of a YAML text.
+pub(crate) fn yaml(text: &str) -> Vec<Value> {
+    let program = "import json, sys, yaml; print(json.dumps([d for d in yaml.safe_load_all(sys.stdin) if d]))";
+    serde_json::from_str(&succeed(&python(), &["-c", program], text)).unwrap()
+}
+
+/// Holds files of manifests to the schema of a version of the API, in which nothing is that it does not know.
+#[track_caller]
+pub(crate) fn validate(version: &str, files: &[&Path]) {
+    let files = files.iter().map(|file| file.to_str().unwrap());
+    let args: Vec<_> = ["-m", "kubernetes_validate", "--strict", "-k", version].into_iter().chain(files).collect();
+    succeed(&python(), &args, "");
+}

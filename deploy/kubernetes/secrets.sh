@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Prints the Secrets of a Garage, each with what its one reader needs and no more. The files they are made of are in
+# FOLDER, and are made there first where they are missing; the credentials of NATS are made anew. Keep that folder as you
+# keep secrets: it is what a cluster that was lost is set up from again.
+#
+#   secrets.sh FOLDER | kubectl apply -f -
+set -euo pipefail
+
+[ $# -eq 1 ] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2; }
+command -v kubectl >/dev/null || { echo "secrets: error: kubectl is not on the path" >&2; exit 1; }
+"$(dirname "$0")/../local/secrets.sh" "$1"
+cd "$1"
+
+secret() {
+    local name=$1 args=() file
+    shift
+    for file in "$@"; do args+=("--from-file=$file"); done
+    echo ---
+    kubectl create secret generic "$name" --namespace garage --dry-run=client --output yaml "${args[@]}"
+}
+
+# A managed database's own certificate authority, if you have put one here.
+ca=()
+[ ! -e mysql-ca.pem ] || ca=(mysql-ca.pem)
+# The second key of a rotation, while there is one (deploy/OPERATIONS.md).
+also() { [ ! -e "$1" ] || echo "$1"; }
+
+secret nats operator.conf=nats-operator.conf routes.conf=nats-routes.conf
+secret redis users.acl=redis-users.acl
+secret mariadb mysql.password
+secret admin nats.creds=nats-admin.creds mysql.password "${ca[@]}"
+secret gateway nats.creds=nats-gateway.creds redis.password=redis-gateway.password jwt.key $(also jwt.next)
+secret matchmaker nats.creds=nats-matchmaker.creds
+secret session nats.creds=nats-session.creds redis.password seal.key token.pem nats-game.seed \
+    $(also seal.next) $(also token.next.pem)
+secret director nats.creds=nats-director.creds redis.password seal.key token.pub.pem \
+    $(also seal.next) $(also token.next.pub.pem)
+secret inventory nats.creds=nats-inventory.creds mysql.password "${ca[@]}"

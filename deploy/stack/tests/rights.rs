@@ -1,0 +1,296 @@
+//! Who may say and hear what in NATS: the role's users, and the user of each game.
+#![cfg(test)]
+
+use std::path::Path;
+
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event,
+    jetstream::{self, stream},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use garage_events::{
+    game::Secret,
+    id::SessionId,
+    subject::{Report, ReportKind, game_inbox},
+    world::{System, World},
+};
+use garage_stack::{
+    process::DEADLINE,
+    servers::{Nats, Role},
+};
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::{sync::mpsc, time::timeout};
+
+/// Publishes as the role and tells whether the server let it through.
+async fn may_publish(nats: &Nats, role: Role, subject: &'static str) -> bool {
+    let options = nats.options(role).unwrap();
+    !refusal(nats, options, async |client| client.publish(subject, "".into()).await.unwrap()).await.contains("publish")
+}
+
+/// What the server says, in lower case, to what a client does that may not subscribe to `forbidden`.
+async fn refusal(nats: &Nats, options: ConnectOptions, act: impl AsyncFnOnce(&Client)) -> String {
+    let (events, mut seen) = mpsc::unbounded_channel();
+    let options = options.event_callback(move |event| {
+        let events = events.clone();
+        async move {
+            if let Event::ServerError(error) = event {
+                let _ = events.send(error.to_string());
+            }
+        }
+    });
+    let client = options.connect(servers(nats)).await.unwrap();
+    act(&client).await;
+    // Silence proves nothing, so something follows that no role may do: its refusal comes first only if there was no
+    // other.
+    let _marker = client.subscribe("forbidden").await.unwrap();
+    let error = timeout(DEADLINE, seen.recv()).await.unwrap().unwrap_or_default().to_lowercase();
+    assert!(error.contains("permissions violation"), "{error}");
+    error
+}
+
+#[tokio::test]
+async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let nats = Nats::start(root.path(), 1).await.unwrap();
+    let allowed = [
+        (Role::Gateway, "garage.player.p1"),
+        (Role::Gateway, "svc.inventory.cars"),
+        (Role::Gateway, "$KV.PRESENCE.player.p1"),
+        (Role::Matchmaker, "garage.session.s1.matched"),
+        (Role::Matchmaker, "$KV.LEASES.matchmaker.ranked"),
+        (Role::Matchmaker, "$O.SNAPSHOTS.C.x"),
+        (Role::Session, "garage.session.s1.closed"),
+        (Role::Session, "timer.set.s1"),
+        (Role::Director, "garage.session.s1.pod-failed"),
+        (Role::Inventory, "garage.inventory.p1.car-purchased"),
+        (Role::Inventory, "dead.inventory"),
+        // Its own consumers, should they stop.
+        (Role::Session, "$JS.API.CONSUMER.CREATE.REPORTS.session-reports"),
+        (Role::Director, "$JS.API.CONSUMER.DELETE.GARAGE.director"),
+    ];
+    for (role, subject) in allowed {
+        assert!(may_publish(&nats, role, subject).await, "{role:?} may not publish {subject}");
+    }
+    let forbidden = [
+        (Role::Gateway, "garage.session.x.closed"),
+        (Role::Gateway, "$JS.API.STREAM.PURGE.GARAGE"),
+        (Role::Gateway, "dead.session"),
+        (Role::Gateway, "$KV.QUEUES.ranked"),
+        (Role::Matchmaker, "$KV.QUEUES.ranked"),
+        (Role::Matchmaker, "$KV.PRESENCE.player.p1"),
+        (Role::Matchmaker, "$JS.API.STREAM.PURGE.GARAGE"),
+        (Role::Session, "$KV.LEASES.matchmaker.ranked"),
+        (Role::Matchmaker, "garage.session.s1.closed"),
+        (Role::Matchmaker, "timer.set.s1"),
+        (Role::Session, "$JS.API.STREAM.DELETE.GARAGE"),
+        (Role::Director, "garage.session.s1.closed"),
+        (Role::Director, "garage.player.p1"),
+        (Role::Inventory, "garage.player.p1"),
+        (Role::Inventory, "$JS.API.CONSUMER.DELETE.GARAGE.session"),
+        (Role::Director, "$JS.API.CONSUMER.CREATE.GARAGE.session"),
+        (Role::Gateway, "$JS.API.CONSUMER.PAUSE.GARAGE.session"),
+        (Role::Gateway, "$JS.API.CONSUMER.DURABLE.CREATE.GARAGE.session"),
+    ];
+    for (role, subject) in forbidden {
+        assert!(!may_publish(&nats, role, subject).await, "{role:?} may publish {subject}");
+    }
+}
+
+/// A game server's user.
+struct Game {
+    session: SessionId,
+    attempt: u32,
+    credentials: Secret,
+}
+
+impl Game {
+    /// Of an attempt at a session that ends in a minute.
+    fn of(nats: &Nats, session: SessionId, attempt: u32) -> Self {
+        Self::until(nats, session, attempt, System.now() + time::Duration::MINUTE)
+    }
+
+    fn until(nats: &Nats, session: SessionId, attempt: u32, ends_at: OffsetDateTime) -> Self {
+        Self { session, attempt, credentials: nats.game(session, attempt, ends_at).unwrap() }
+    }
+
+    fn options(&self) -> ConnectOptions {
+        let options = ConnectOptions::with_credentials(self.credentials.expose()).unwrap();
+        options.custom_inbox_prefix(game_inbox(self.session, self.attempt))
+    }
+
+    fn ready(&self) -> String {
+        Report { session: self.session, attempt: self.attempt, kind: ReportKind::Ready }.to_string()
+    }
+}
+
+fn servers(nats: &Nats) -> Vec<String> {
+    nats.url().split(',').map(ToOwned::to_owned).collect()
+}
+
+fn session() -> SessionId {
+    SessionId::new(System.id())
+}
+
+async fn started(root: &Path, nodes: usize) -> Nats {
+    let nats = Nats::start(root, nodes).await.unwrap();
+    let context = jetstream::new(nats.connect(Role::Admin).await.unwrap());
+    for (name, subject) in [("REPORTS", "report.>"), ("GARAGE", "garage.>")] {
+        let subjects = vec![subject.to_owned()];
+        let config = stream::Config { name: name.into(), subjects, num_replicas: nodes, ..Default::default() };
+        context.create_stream(config).await.unwrap();
+    }
+    nats
+}
+
+#[tokio::test]
+async fn a_game_reports_for_its_own_attempt_and_nobody_elses_on_one_node_and_on_three() {
+    for nodes in [1, 3] {
+        let root = tempfile::tempdir().unwrap();
+        let nats = started(root.path(), nodes).await;
+        let game = Game::of(&nats, session(), 1);
+        let client = game.options().connect(servers(&nats)).await.unwrap();
+        // The acknowledgement comes to its own inbox.
+        let acknowledged = jetstream::new(client).publish(game.ready(), "{}".into()).await.unwrap().await.unwrap();
+        assert_eq!((acknowledged.stream.as_str(), acknowledged.sequence), ("REPORTS", 1));
+
+        let of_another = Game::of(&nats, session(), 1).ready();
+        let next = Game::of(&nats, game.session, 2);
+        for subject in [
+            of_another,
+            next.ready(),
+            "garage.player.p1".into(),
+            format!("garage.session.{}.finished", game.session),
+            "svc.inventory.execute".into(),
+            "$JS.API.STREAM.INFO.GARAGE".into(),
+            "$JS.API.STREAM.MSG.GET.GARAGE".into(),
+            "$JS.API.DIRECT.GET.GARAGE.1".into(),
+            "$JS.API.CONSUMER.CREATE.GARAGE".into(),
+            "$JS.API.STREAM.PURGE.REPORTS".into(),
+        ] {
+            let said = refusal(&nats, game.options(), async |client| {
+                client.publish(subject.clone(), "".into()).await.unwrap();
+            });
+            assert!(said.await.contains("publish"), "a game may publish {subject}");
+        }
+        // The next attempt has what this one lacks.
+        let client = next.options().connect(servers(&nats)).await.unwrap();
+        jetstream::new(client).publish(next.ready(), "{}".into()).await.unwrap().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_game_hears_its_own_inbox_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let nats = started(root.path(), 1).await;
+    let (game, other) = (Game::of(&nats, session(), 1), Game::of(&nats, session(), 1));
+    let hears = async |subject: String| {
+        let said = refusal(&nats, game.options(), async |client| {
+            client.subscribe(subject.clone()).await.unwrap();
+        });
+        // The marker is refused too.
+        said.await.contains("forbidden")
+    };
+    assert!(hears(format!("{}.x", game_inbox(game.session, 1))).await);
+    for subject in [
+        format!("{}.x", game_inbox(game.session, 2)),
+        format!("{}.x", game_inbox(other.session, 1)),
+        "_INBOX.>".into(),
+        "garage.>".into(),
+        "report.>".into(),
+        ">".into(),
+    ] {
+        assert!(!hears(subject.clone()).await, "a game may subscribe to {subject}");
+    }
+}
+
+#[tokio::test]
+async fn a_game_whose_user_has_expired_is_refused_and_cut_off_if_it_is_connected() {
+    let root = tempfile::tempdir().unwrap();
+    let nats = started(root.path(), 1).await;
+    // Users are good for five minutes after the end.
+    let over = |seconds| System.now() - time::Duration::minutes(5) + time::Duration::seconds(seconds);
+    let expired = Game::until(&nats, session(), 1, over(-2));
+    let refused = expired.options().connect(servers(&nats)).await.unwrap_err();
+    assert_eq!(refused.kind(), ConnectErrorKind::AuthorizationViolation, "{refused}");
+
+    let game = Game::until(&nats, session(), 1, over(3));
+    let (events, mut seen) = mpsc::unbounded_channel();
+    let options = game.options().event_callback(move |event| {
+        let _ = events.send(event);
+        async {}
+    });
+    let client = options.connect(servers(&nats)).await.unwrap();
+    client.flush().await.unwrap();
+    let cut = async { while !matches!(seen.recv().await.unwrap(), Event::Disconnected) {} };
+    timeout(DEADLINE, cut).await.expect("it is cut off");
+    // A user is good to the end of his last second, and who comes in it is told that he expired.
+    let refused = async {
+        loop {
+            let connected = game.options().connect(servers(&nats)).await;
+            if connected.is_err_and(|error| error.kind() == ConnectErrorKind::AuthorizationViolation) {
+                return;
+            }
+        }
+    };
+    timeout(DEADLINE, refused).await.expect("it is refused");
+}
+
+/// Credentials of a user with these claims, signed with the key for games.
+fn signed(nats: &Nats, claims: &Value) -> String {
+    let key = KeyPair::from_seed(std::fs::read_to_string(nats.game_signing_key()).unwrap().trim()).unwrap();
+    let user = KeyPair::new_user();
+    let mut token = json!({"jti": "1", "iss": key.public_key(), "sub": user.public_key(), "name": "x"});
+    token["nats"] = claims.clone();
+    let part = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let text = format!("{}.{}", part(&json!({"typ": "JWT", "alg": "ed25519-nkey"})), part(&token));
+    let jwt = format!("{text}.{}", URL_SAFE_NO_PAD.encode(key.sign(text.as_bytes()).unwrap()));
+    format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\
+         -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+        user.seed().unwrap()
+    )
+}
+
+/// The account that a game's user is in.
+fn account(game: &Game) -> Value {
+    let jwt = game.credentials.expose().lines().find(|line| line.starts_with("eyJ")).unwrap();
+    let claims = URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1).unwrap()).unwrap();
+    serde_json::from_slice::<Value>(&claims).unwrap()["nats"]["issuer_account"].take()
+}
+
+#[tokio::test]
+async fn the_key_for_games_makes_no_user_with_rights_of_its_own() {
+    let root = tempfile::tempdir().unwrap();
+    let nats = started(root.path(), 1).await;
+    let session = session();
+    let account = account(&Game::of(&nats, session, 1));
+    let plain = json!({
+        "type": "user", "version": 2, "issuer_account": account, "tags": [format!("session:{session}"), "attempt:1"],
+    });
+    let connect = async |claims: &Value| {
+        let options = ConnectOptions::with_credentials(&signed(&nats, claims)).unwrap();
+        options.connect(servers(&nats)).await
+    };
+    connect(&plain).await.expect("a user with the rights of the scope is taken");
+    for (name, own) in [
+        ("pub", json!({"allow": [">"]})),
+        ("sub", json!({"allow": [">"]})),
+        ("resp", json!({"max": 1, "ttl": 1_000_000_000})),
+        ("subs", json!(-1)),
+    ] {
+        let mut claims = plain.clone();
+        claims[name] = own;
+        let refused = connect(&claims).await.expect_err(name);
+        assert_eq!(refused.kind(), ConnectErrorKind::AuthorizationViolation, "{name}: {refused}");
+    }
+    // Without the tags there is nothing that the scope would give.
+    let mut untagged = plain;
+    untagged["tags"] = json!([]);
+    let options = ConnectOptions::with_credentials(&signed(&nats, &untagged)).unwrap();
+    let said = refusal(&nats, options, async |client| {
+        client.publish(format!("report.{session}.1.ready"), "".into()).await.unwrap();
+    });
+    assert!(said.await.contains("publish"));
+}
