@@ -275,10 +275,13 @@ impl Backend for KubeBackend {
 
     async fn list(&self) -> Listed {
         let mut listed = self.listed().await;
-        let there: HashSet<_> = listed.instances.iter().map(|instance| instance.name).collect();
-        let missing = self.0.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        listed.instances.extend(missing.difference(&there).map(|name| Instance {
-            name: *name,
+        let mut missing = self.0.missing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for instance in listed.instances.iter().filter(|instance| missing::has_pod(instance)) {
+            missing.remove(&instance.name);
+        }
+        listed.instances.retain(|instance| !missing.contains(&instance.name));
+        listed.instances.extend(missing.into_iter().map(|name| Instance {
+            name,
             created: System.now(),
             state: State::Exited(Exit { how: How::Failed(DELETED), message: Some("the pod is gone".into()) }),
         }));

@@ -171,7 +171,7 @@ async fn answer(request: Request<Incoming>, server: Client, shared: Arc<Shared>)
         return Err(Cut);
     }
     let (head, body) = forwarded.into_parts();
-    let data = BodyDataStream::new(body).map(|data| data.map(Frame::data).map_err(|_| Cut));
+    let data = BodyDataStream::new(body).map(|data| data.map(Frame::data).map_err(Cut::by));
     if call.as_ref().is_some_and(|call| call.verb == "watch") {
         note(None);
         let mut cuts = shared.cuts.subscribe();
@@ -186,15 +186,15 @@ async fn answer(request: Request<Incoming>, server: Client, shared: Arc<Shared>)
 /// Asks the server the same. One that is not there is a connection that is cut.
 async fn forward(request: Request<Incoming>, server: &Client) -> Result<Response<kube::client::Body>, Cut> {
     let (head, body) = request.into_parts();
-    let body = body.collect().await.map(Collected::to_bytes).map_err(|_| Cut)?;
+    let body = body.collect().await.map(Collected::to_bytes).map_err(Cut::by)?;
     let mut same = Request::builder().method(head.method).uri(head.uri);
     for name in ["accept", "content-type"] {
         if let Some(value) = head.headers.get(name) {
             same = same.header(name, value);
         }
     }
-    let same = same.body(kube::client::Body::from(body.to_vec())).map_err(|_| Cut)?;
-    server.send(same).await.map_err(|_| Cut)
+    let same = same.body(kube::client::Body::from(body.to_vec())).map_err(Cut::by)?;
+    server.send(same).await.map_err(Cut::by)
 }
 
 /// What goes wrong with this call, if it is one of those.

@@ -39,6 +39,13 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
 #[error("cut")]
 pub(crate) struct Cut;
 
+impl Cut {
+    /// Whatever it was that went wrong: a client is told no more of it.
+    pub(crate) fn by<E>(_: E) -> Self {
+        Self
+    }
+}
+
 /// Serves whoever comes, until the task is aborted.
 pub(crate) async fn run<S, F>(listener: TcpListener, answer: S)
 where
@@ -218,9 +225,9 @@ fn patch(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {
         return rules::not_found(&call.resource, &call.name);
     };
     match call.part.as_str() {
-        "status" if call.resource == "pods" && call.strategic => rules::merge_status(&mut object, &body),
+        "status" if call.resource == "pods" && call.strategic => rules::merge_status(&mut object, body),
         "status" => rules::merge(&mut object["status"], &body["status"]),
-        _ => rules::merge(&mut object, &body),
+        _ => rules::merge(&mut object, body),
     }
     (200, state.put(key(call), object))
 }
@@ -279,14 +286,11 @@ struct Watching {
 
 fn watch(call: &Call, shared: &Arc<Shared>) -> Result<Response<Body>, (u16, Value)> {
     let from = call.asks("resourceVersion");
-    let revision = match from {
-        "" => 0,
-        text => text.parse().map_err(|_: std::num::ParseIntError| {
-            let message = format!(
-                "resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
-            );
-            rules::refusal(500, "", &message, Value::Null)
-        })?,
+    let Ok(revision) = (if from.is_empty() { Ok(0) } else { from.parse() }) else {
+        let message = format!(
+            "resourceVersion: Invalid value: \"{from}\": strconv.ParseUint: parsing \"{from}\": invalid syntax"
+        );
+        return Err(rules::refusal(500, "", &message, Value::Null));
     };
     let selector = Selector::parse(call.asks("labelSelector"));
     let mut first = Vec::new();

@@ -1,5 +1,7 @@
 //! What is made for a game: a Secret with its configuration, and a Pod that mounts it.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::core::v1::{Pod, Secret},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -51,7 +53,8 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
     let name = order.name();
     let mut arguments = vec!["--config".to_owned(), format!("{FOLDER}/{FILE}")];
     arguments.extend(terms.arguments.iter().cloned());
-    let mut ours = json!({
+    let selector: BTreeMap<_, _> = selector.iter().cloned().collect();
+    let ours = json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -67,6 +70,7 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "activeDeadlineSeconds": seconds,
+            "nodeSelector": selector,
             "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{
                 "name": CONTAINER,
@@ -91,10 +95,6 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
             ],
         },
     });
-    if !selector.is_empty() {
-        let selector = selector.iter().map(|(label, value)| (label.clone(), Value::from(value.as_str())));
-        ours["spec"]["nodeSelector"] = Value::Object(selector.collect());
-    }
     let mut pod = defaults();
     overlay(&mut pod, &terms.template);
     overlay(&mut pod, &ours);

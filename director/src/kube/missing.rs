@@ -17,7 +17,7 @@ use garage_events::{
 use garage_worker::Shutdown;
 
 use super::KubeBackend;
-use crate::backend::{Backend, Name};
+use crate::backend::{Backend, Instance, Name, State};
 
 /// Between two comparisons of the log with the clusters.
 const LOOK: Duration = Duration::from_secs(5);
@@ -91,11 +91,16 @@ pub(crate) async fn watch(
     }
 }
 
+/// Of one that is claimed the secret alone is there.
+pub(super) fn has_pod(instance: &Instance) -> bool {
+    instance.state != State::Claimed
+}
+
 async fn look(backend: &KubeBackend, placed: &mut Placed) -> anyhow::Result<()> {
     placed.read().await?;
     let listed = backend.listed().await;
     listed.whole?;
-    let there: HashSet<_> = listed.instances.iter().map(|instance| instance.name).collect();
+    let there: HashSet<_> = listed.instances.iter().filter(|instance| has_pod(instance)).map(|one| one.name).collect();
     let mut missing = HashSet::new();
     for (session, attempt) in &placed.attempts {
         let name = Name { session: *session, attempt: *attempt };
