@@ -19,16 +19,6 @@ pub(crate) fn knows(image: &str, args: &[&str], variable: &str) -> bool {
     [']', '='].iter().any(|end| help.contains(&format!("[env: {variable}{end}")))
 }
 
-/// Settings of the director that come with its backend on Kubernetes. Each has to go from here when it has come.
-const AWAITED: [&str; 6] = [
-    "GARAGE_BACKEND",
-    "GARAGE_NAMESPACE",
-    "GARAGE_IMAGE",
-    "GARAGE_PULL_POLICY",
-    "GARAGE_POD_TEMPLATE",
-    "GARAGE_QUEUES",
-];
-
 /// The name of an image of ours, without registry and tag.
 fn ours(container: &Value) -> Option<&str> {
     let image = container["image"].as_str()?;
@@ -49,10 +39,7 @@ fn every_variable_is_a_setting_of_the_program_that_is_given_it() {
             let Some(image) = ours(container) else { continue };
             for variable in variables(container).keys() {
                 assert!(variable.starts_with("GARAGE_") || *variable == "RUST_LOG", "{pod}: {variable}");
-                let awaited = image == "director" && AWAITED.contains(variable);
-                let known = knows(image, &args(container), variable);
-                assert!(known || awaited, "{pod}: garage/{image} does not know {variable}");
-                assert!(!known || !awaited, "{variable} has come: take it from AWAITED");
+                assert!(knows(image, &args(container), variable), "{pod}: garage/{image} does not know {variable}");
                 seen += 1;
             }
         }
