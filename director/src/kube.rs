@@ -6,7 +6,7 @@
 //! its labels say that it is of this instance. The secret is owned by its pod, so that it goes with it should nobody
 //! else remove it; before there is a pod, it is an instance that was claimed, and swept as one.
 //!
-//! Nobody waits for the scheduler. What becomes of pods is watched ([`pods`]) and read ([`fate`]).
+//! Nobody waits for the scheduler. What becomes of pods is watched (`pods`) and read (`fate`).
 
 pub mod bare;
 pub mod cluster;
