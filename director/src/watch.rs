@@ -143,8 +143,9 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
             State::Running(placed) => Some((instance.name, placed)),
             State::Claimed | State::Waiting | State::Exited(_) => None,
         });
-        let placed: HashMap<_, _> = placed.collect();
-        self.told.retain(|name| placed.contains_key(name));
+        let placed: Vec<_> = placed.collect();
+        let there: HashSet<_> = placed.iter().map(|(name, _)| *name).collect();
+        self.told.retain(|name| there.contains(name));
         let news = placed.into_iter().filter(|(name, _)| !self.told.contains(name));
         let news: Vec<_> = news.map(|(name, placed)| (name, placed.clone())).collect();
         // Together they are one commit.

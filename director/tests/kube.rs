@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -39,6 +40,10 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use rsa::{
+    RsaPrivateKey,
+    pkcs8::{EncodePrivateKey, LineEnding},
+};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -52,14 +57,23 @@ MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
 -----END PUBLIC KEY-----
 ";
 
+/// The game's key.
+static KEY: LazyLock<String> = LazyLock::new(|| {
+    let key = RsaPrivateKey::new(&mut rand::rng(), 2_048).unwrap();
+    key.to_pkcs8_pem(LineEnding::LF).unwrap().to_string()
+});
+
 async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
+    // A hundred who wait at a time are not to keep a real server from its work.
+    let mut pause = Duration::from_millis(10);
     loop {
         if let Some(found) = look().await {
             return found;
         }
         assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
     }
 }
 
@@ -280,8 +294,10 @@ impl Ground {
         let cluster = Cluster::new().await;
         fs::write(folder.path().join("kubeconfig"), cluster.proxy.kubeconfig()).unwrap();
         let ground = Self { folder, nats, redis, log, cluster, directors: Vec::new(), more: Vec::new() };
-        let secret = game::Secret::new;
-        let secrets = game::Secrets { private_key: secret("the private key"), credentials: secret("the game's user") };
+        // A real game server is to start, and may be anybody for this test.
+        let credentials = fs::read_to_string(ground.nats.credentials(Role::Admin)).unwrap();
+        let secrets =
+            game::Secrets { private_key: game::Secret::new(KEY.as_str()), credentials: game::Secret::new(credentials) };
         let sealed = SealKey::new(&SEAL).seal(&serde_json::to_vec(&secrets).unwrap(), FINGERPRINT).unwrap();
         let client = redis::Client::open(ground.redis.url_with_password()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -347,6 +363,10 @@ impl Ground {
 
     /// A session that asks for its first server.
     async fn session(&self) -> Name {
+        self.session_in("eu").await
+    }
+
+    async fn session_in(&self, region: &str) -> Name {
         let id = SessionId::new(System.id());
         let player: PlayerId = format!("p{}", System.id().simple()).parse().unwrap();
         let (ticket, team) = (TicketId::new(System.id()), "red".to_owned());
@@ -360,13 +380,13 @@ impl Ground {
         };
         let matched = Matched {
             queue,
-            region: "eu".parse().unwrap(),
+            region: region.parse().unwrap(),
             teams: vec![Team { name: team, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
             rules: "v1".into(),
             pool_seq: 1,
             clock: System.now(),
         };
-        let events = [Event::from(matched), requested().into()];
+        let events = [Event::from(matched), requested(region).into()];
         let decision = Decision::new(&System, id.uuid(), None);
         let decision = decision.change(&System, Aggregate::Session(id), Default::default(), events);
         let joined = [player::Event::from(joined)];
@@ -414,7 +434,7 @@ impl Ground {
     }
 }
 
-fn requested() -> PodRequested {
+fn requested(region: &str) -> PodRequested {
     let car = Car {
         id: "brick".parse().unwrap(),
         model: "m".into(),
@@ -423,7 +443,7 @@ fn requested() -> PodRequested {
     };
     PodRequested {
         attempt: 1,
-        region: "eu".parse().unwrap(),
+        region: region.parse().unwrap(),
         loadouts: vec![Loadout { player: "p1".parse().unwrap(), car, items: BTreeMap::new() }],
         public_key: "public".into(),
         fingerprint: FINGERPRINT.into(),
@@ -493,12 +513,12 @@ spec:
     let expected = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
         "capabilities": {"drop": ["ALL"]}});
     assert_eq!(container["securityContext"], expected);
-    assert!(!pod.to_string().contains("the private key"));
+    assert!(!pod.to_string().contains("PRIVATE KEY"));
 
     let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
     let config: game::Config = serde_json::from_slice(&secret.data.as_ref().unwrap()["config.json"].0).unwrap();
-    assert_eq!(config.private_key.expose(), "the private key");
-    assert_eq!(config.players, requested().loadouts);
+    assert_eq!(config.private_key.expose(), KEY.as_str());
+    assert_eq!(config.players, requested("eu").loadouts);
     assert_eq!(secret.labels()["garage/session"], name.session.to_string());
     until("the pod to own its secret", async || {
         let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
@@ -969,6 +989,57 @@ async fn a_queue_in_a_region_that_is_nowhere_keeps_the_director_from_starting() 
     ground.config().check().unwrap();
     ground.more = vec![format!("--queues={}", ground.path("queues.toml"))];
     ground.config().check().unwrap();
+}
+
+#[tokio::test]
+async fn a_region_may_be_another_cluster_and_one_that_is_down_keeps_none_from_the_others() {
+    let mut ground = Ground::new().await;
+    let far = ApiServer::start().await.unwrap();
+    let kubeconfig = Kubeconfig::from_yaml(&far.kubeconfig()).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let client = Client::try_from(config).unwrap();
+    let namespace = ground.cluster.namespace.clone();
+    let post = PostParams::default();
+    let named = serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
+    Api::<Namespace>::all(client.clone()).create(&post, &named).await.unwrap();
+    let addresses = json!([{"type": "ExternalIP", "address": "198.51.100.1"}]);
+    let node = json!({"metadata": {"name": "far-node"}, "status": {"addresses": addresses}});
+    Api::<Node>::all(client.clone()).create(&post, &serde_json::from_value(node).unwrap()).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client, &namespace);
+
+    let mut kubeconfig: Value = serde_json::from_str(&ground.cluster.proxy.kubeconfig()).unwrap();
+    let also = |list: &str, entry: Value, kubeconfig: &mut Value| kubeconfig[list].as_array_mut().unwrap().push(entry);
+    also("clusters", json!({"name": "far", "cluster": {"server": far.url()}}), &mut kubeconfig);
+    also("contexts", json!({"name": "far", "context": {"cluster": "far", "user": "test"}}), &mut kubeconfig);
+    fs::write(ground.path("kubeconfig"), kubeconfig.to_string()).unwrap();
+    ground.more = vec!["--region=eu".into(), "--region=us@far".into()];
+    ground.config().check().unwrap();
+    ground.start();
+
+    let (here, there) = (ground.session_in("eu").await, ground.session_in("us").await);
+    ground.cluster.bind(here).await;
+    ground.scheduled(here).await;
+    let target = json!({"apiVersion": "v1", "kind": "Node", "name": "far-node"});
+    let metadata = json!({"name": there.to_string()});
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": metadata, "target": target});
+    until("the pod to be made there", async || pods.get_opt(&there.to_string()).await.unwrap()).await;
+    let _: Value = pods.create_subresource("binding", &there.to_string(), &post, &binding).await.unwrap();
+    assert_eq!(ground.scheduled(there).await.public_ip.to_string(), "198.51.100.1");
+    assert!(ground.cluster.pods.get_opt(&there.to_string()).await.unwrap().is_none());
+
+    drop(far);
+    let next = ground.session_in("eu").await;
+    ground.cluster.bind(next).await;
+    ground.scheduled(next).await;
+    ground.close(here).await;
+    ground.cluster.confirm(here).await;
+    ground.cluster.gone(here).await;
+    let history = ground.load(there).await.history;
+    assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
+
+    ground.more = vec!["--region=us@nowhere".into()];
+    let refused = format!("{:#}", ground.config().check().unwrap_err());
+    assert!(refused.ends_with("has no context nowhere, which --region names"), "{refused}");
 }
 
 #[tokio::test]

@@ -126,11 +126,14 @@ fn every_crate_with_a_rule_exists() {
 #[test]
 fn each_outer_system_is_known_to_one_crate() {
     let homes = [("sqlx", "inventory"), ("kube", "director"), ("k8s-openapi", "director"), ("warp", "gateway")];
+    // It stands in for the system.
+    let double = ("kube", "deploy/apiserver");
     let mut wrong = Vec::new();
     for member in members() {
         for name in member.built_of() {
             if let Some((_, home)) = homes.iter().find(|(system, _)| *system == name)
                 && *home != member.folder
+                && double != (name.as_str(), member.folder.as_str())
             {
                 wrong.push(format!("{}/Cargo.toml: depends on {name}, which only {home} may", member.folder));
             }

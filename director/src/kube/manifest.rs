@@ -54,6 +54,7 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
     let mut arguments = vec!["--config".to_owned(), format!("{FOLDER}/{FILE}")];
     arguments.extend(terms.arguments.iter().cloned());
     let selector: BTreeMap<_, _> = selector.iter().cloned().collect();
+    let selector = (!selector.is_empty()).then_some(selector);
     let ours = json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -155,6 +156,8 @@ fn overlay(under: &mut Value, over: &Value) {
                 }
             }
         }
+        // Nothing is said of it.
+        (_, Value::Null) => {}
         (under, over) => under.clone_from(over),
     }
 }

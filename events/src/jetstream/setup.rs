@@ -14,7 +14,7 @@ use async_nats::{
         },
     },
 };
-use tokio::time::error::Elapsed;
+use tokio::time::{Instant, error::Elapsed, sleep};
 
 use super::OpenError;
 use crate::{
@@ -41,6 +41,10 @@ const LOG_BYTES: i64 = 8 << 30;
 
 /// How often the server is asked that does not answer, 5 s each time.
 const TRIES: u32 = 6;
+
+/// How long, and how often, a cluster is asked that has too few nodes: they hear of each other every few seconds.
+pub const GATHERING: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a worker has to answer for a delivery, or to say that it is still at it. It is also how long everything
 /// stands still that a worker held when it was killed: half of what a game server has to get ready (10 s), so that a
@@ -124,14 +128,17 @@ pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Asks again where there is no answer: in a cluster that has just started nobody answers for a stream until its leader
-/// is elected.
+/// Asks again where there is no answer, and where there are too few nodes: in a cluster that has just started nobody
+/// answers for a stream until its leader is elected, and each node takes the others for absent until it has heard of them.
 async fn patiently(mut make: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
     let mut left = TRIES;
+    let began = Instant::now();
     loop {
-        left -= 1;
         match make().await {
-            Err(SetupError::Make { source, .. }) if left > 0 && is_silence(&*source) => {}
+            Err(SetupError::Make { source, .. }) if left > 1 && is_silence(&*source) => left -= 1,
+            Err(SetupError::Make { source, .. }) if began.elapsed() < GATHERING && is_short(&*source) => {
+                sleep(PAUSE).await;
+            }
             made => return made,
         }
     }
@@ -146,6 +153,15 @@ fn is_silence(error: &(dyn Error + 'static)) -> bool {
             || of_consumer == Some(ConsumerErrorKind::TimedOut)
     };
     std::iter::successors(Some(error), |&error| error.source()).any(silent)
+}
+
+/// Whether the cluster has too few nodes for a stream.
+fn is_short(error: &(dyn Error + 'static)) -> bool {
+    let short = |error: &(dyn Error + 'static)| match error.downcast_ref().map(CreateStreamError::kind) {
+        Some(CreateStreamErrorKind::JetStream(error)) => error.error_code() == ErrorCode::CLUSTER_NO_PEERS,
+        _ => false,
+    };
+    std::iter::successors(Some(error), |&error| error.source()).any(short)
 }
 
 async fn make_stream(context: &Context, config: &Config) -> Result<(), SetupError> {
@@ -361,6 +377,8 @@ pub enum SetupError {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -371,6 +389,16 @@ mod tests {
         ];
         assert!(silent.iter().all(|error| is_silence(&**error)));
         let refused: async_nats::Error = CreateStreamError::new(CreateStreamErrorKind::JetStreamUnavailable).into();
-        assert!(!is_silence(&*refused));
+        assert!(!is_silence(&*refused) && !is_short(&*refused));
+    }
+
+    #[test]
+    fn too_few_nodes_are_told_from_too_little_room() {
+        let refused = |code: u64| -> async_nats::Error {
+            let error = json!({"code": 400, "err_code": code, "description": "no"});
+            CreateStreamError::new(CreateStreamErrorKind::JetStream(serde_json::from_value(error).unwrap())).into()
+        };
+        assert!(is_short(&*refused(10_005)) && !is_silence(&*refused(10_005)));
+        assert!(!is_short(&*refused(10_023)));
     }
 }

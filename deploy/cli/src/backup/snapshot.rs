@@ -6,17 +6,17 @@
 use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use async_nats::{Client, Request, RequestErrorKind};
+use async_nats::{Client, Request, RequestErrorKind, jetstream::ErrorCode};
 use bytes::Bytes;
 use futures::StreamExt;
-use garage_events::game::hex;
+use garage_events::{game::hex, jetstream::setup::GATHERING};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{
     fs::File,
     io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 /// Bytes of a message; far below the megabyte that a server takes by default.
@@ -24,7 +24,7 @@ const CHUNK: usize = 128 << 10;
 
 /// How often, and how far apart, a chunk is offered to a leader that this node has not heard of yet: for five seconds.
 const INTEREST_TRIES: u32 = 100;
-const INTEREST_PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long the server has to answer, or to send the next chunk.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -108,7 +108,14 @@ impl Snapshot {
     pub(crate) async fn put(&self, client: &Client, path: &Path) -> anyhow::Result<()> {
         let stream = self.name()?;
         let wish = json!({ "config": self.config, "state": self.state }).to_string();
-        let begun = api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), wish, ANSWER).await?;
+        let began = Instant::now();
+        let begun = loop {
+            match api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), wish.clone(), ANSWER).await {
+                // The nodes of a cluster that has just started take each other for absent at first.
+                Err(error) if is_short(&error) && began.elapsed() < GATHERING => sleep(PAUSE).await,
+                begun => break begun?,
+            }
+        };
         let to = begun.get("deliver_subject").and_then(Value::as_str).context("the server does not say where to")?;
         self.read(path, async |chunk| {
             let mut left = INTEREST_TRIES;
@@ -119,7 +126,7 @@ impl Snapshot {
                     Err(error) if error.kind() == RequestErrorKind::NoResponders && left > 0 => left -= 1,
                     answer => break answer?,
                 }
-                tokio::time::sleep(INTEREST_PAUSE).await;
+                tokio::time::sleep(PAUSE).await;
             };
             // Empty as long as all is well.
             if !answer.payload.is_empty() {
@@ -159,9 +166,21 @@ async fn api(client: &Client, subject: String, body: String, wait: Duration) -> 
     Ok(answer)
 }
 
-fn refusal(answer: &Value) -> anyhow::Result<()> {
-    match answer.get("error") {
-        Some(error) => bail!("nats refuses: {}", error.get("description").unwrap_or(error)),
-        None => Ok(()),
-    }
+/// What the server says no with.
+#[derive(Debug, thiserror::Error)]
+#[error("nats refuses: {description}")]
+struct Refused {
+    code: ErrorCode,
+    description: String,
+}
+
+fn refusal(answer: &Value) -> Result<(), Refused> {
+    let Some(error) = answer.get("error") else { return Ok(()) };
+    let code = error.get("err_code").and_then(Value::as_u64).unwrap_or(0);
+    Err(Refused { code: ErrorCode(code), description: error.get("description").unwrap_or(error).to_string() })
+}
+
+/// Whether the cluster has too few nodes for a stream.
+fn is_short(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == ErrorCode::CLUSTER_NO_PEERS)
 }
