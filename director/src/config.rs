@@ -107,8 +107,8 @@ pub struct Kube {
     pub node_address: Vec<node::Source>,
 
     /// Seconds for which a pod may fit no node before its attempt counts as failed; less than session waits for it.
-    #[arg(long, env = "GARAGE_POD_PATIENCE_S", default_value_t = 45, value_name = "SECONDS")]
-    pub pod_patience: u32,
+    #[arg(long = "pod-patience", env = "GARAGE_POD_PATIENCE_S", default_value_t = 45, value_name = "SECONDS")]
+    pub pod_max_wait: u32,
 
     /// A region of the queues, and where it is: a label that its nodes have, `eu=topology.kubernetes.io/region=europe-west1`,
     /// another cluster, by its context in the kubeconfig, `us@virginia`, or both, `us@virginia=zone=b`; `eu` alone is every

@@ -6,14 +6,14 @@
 //! its labels say that it is of this instance. The secret is owned by its pod, so that it goes with it should nobody
 //! else remove it; before there is a pod, it is an instance that was claimed, and swept as one.
 //!
-//! Nobody waits for the scheduler. What becomes of pods is watched (`pods`) and read (`fate`).
+//! Nobody waits for the scheduler. What becomes of pods is watched (`pods`) and read (`pod_status`).
 
-pub mod bare;
+pub mod baseline_client;
 pub mod cluster;
-mod fate;
+pub(crate) mod lost_pods;
 mod manifest;
-pub(crate) mod missing;
 pub mod node;
+mod pod_status;
 mod pods;
 mod site;
 
@@ -28,9 +28,9 @@ use std::{
 use anyhow::{Context, anyhow, ensure};
 use futures::future::{join_all, select_all};
 use garage_events::{
+    env::{Env, System},
     id::Region,
     queue::Queues,
-    world::{System, World},
 };
 use garage_worker::Shutdown;
 use k8s_openapi::api::core::v1::Pod;
@@ -55,15 +55,15 @@ struct Inner {
     /// Each is another cluster.
     sites: Vec<Site>,
     /// Where each region is; none says that every region is the first site.
-    regions: BTreeMap<Region, Place>,
+    regions: BTreeMap<Region, RegionSite>,
     terms: Terms,
     /// Instances that the log knows, and no site has.
-    missing: Mutex<HashSet<Name>>,
+    lost_pods: Mutex<HashSet<Name>>,
 }
 
 /// Where a region is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
+struct RegionSite {
     /// The kubeconfig's context; none for the one that it is set to.
     context: Option<String>,
     /// The labels of its nodes.
@@ -100,10 +100,10 @@ fn template(config: &config::Kube) -> anyhow::Result<Value> {
 }
 
 /// Where the regions are; none says that every region is the one cluster.
-fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, Place>> {
-    let mut regions: BTreeMap<Region, Place> = BTreeMap::new();
+fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, RegionSite>> {
+    let mut regions: BTreeMap<Region, RegionSite> = BTreeMap::new();
     for config::Selected { region, context, label } in &config.region {
-        let place = Place { context: context.clone(), selector: Vec::new() };
+        let place = RegionSite { context: context.clone(), selector: Vec::new() };
         let place = regions.entry(region.clone()).or_insert(place);
         ensure!(place.context == *context, "--region says of {region} that it is in two clusters");
         place.selector.extend(label.clone());
@@ -147,7 +147,7 @@ impl KubeBackend {
             template: template(config)?,
             arguments: ports.chain(further).collect(),
         };
-        Ok(Self(Arc::new(Inner { sites, regions, terms, missing: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { sites, regions, terms, lost_pods: Mutex::default() })))
     }
 
     /// The namespace that games run in.
@@ -170,8 +170,8 @@ impl KubeBackend {
 
 impl KubeBackend {
     /// Notes which instances are missing.
-    fn miss(&self, missing: HashSet<Name>) {
-        *self.0.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    fn miss(&self, lost_pods: HashSet<Name>) {
+        *self.0.lost_pods.lock().unwrap_or_else(PoisonError::into_inner) = lost_pods;
     }
 
     /// What the clusters have.
@@ -275,12 +275,12 @@ impl Backend for KubeBackend {
 
     async fn list(&self) -> Listed {
         let mut listed = self.listed().await;
-        let mut missing = self.0.missing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for instance in listed.instances.iter().filter(|instance| missing::has_pod(instance)) {
-            missing.remove(&instance.name);
+        let mut lost_pods = self.0.lost_pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for instance in listed.instances.iter().filter(|instance| lost_pods::has_pod(instance)) {
+            lost_pods.remove(&instance.name);
         }
-        listed.instances.retain(|instance| !missing.contains(&instance.name));
-        listed.instances.extend(missing.into_iter().map(|name| Instance {
+        listed.instances.retain(|instance| !lost_pods.contains(&instance.name));
+        listed.instances.extend(lost_pods.into_iter().map(|name| Instance {
             name,
             created: System.now(),
             state: State::Exited(Exit { how: How::Failed(DELETED), message: Some("the pod is gone".into()) }),

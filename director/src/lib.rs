@@ -17,13 +17,13 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::{
+    env::System,
     game,
     jetstream::{JetStreamLog, setup::DIRECTOR},
     lease,
-    world::System,
 };
 use garage_worker::{
-    Ground, Shutdown,
+    Runtime, Shutdown,
     config::nats_urls,
     reactor,
     redis::Redis,
@@ -54,16 +54,17 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             let name = lease::director(backend.namespace());
             let (watched, end) = (backend.clone(), shutdown.clone());
             let session = time::Duration::seconds(config.session_s.into());
-            let look_after = move |ground: &mut Ground, log: &JetStreamLog| {
+            let look_after = move |runtime: &mut Runtime, log: &JetStreamLog| {
                 let context = log.context().clone();
-                let (leases, keeping) = garage_worker::lease::keep(context, vec![name.clone()], ground.health.clone());
-                ground.spawn("leases", keeping);
+                let (leases, keeping) = garage_worker::lease::keep(context, vec![name.clone()], runtime.health.clone());
+                runtime.spawn("leases", keeping);
                 leases.compete();
                 let leases = Arc::new(leases);
                 let leads = move || leases.holds(&name);
-                let missing = kube::missing::watch(watched.clone(), log.reader(), session, leads.clone(), end.clone());
-                ground.spawn("missing pods", missing);
-                ground.spawn("cluster", watched.watch(end));
+                let missing =
+                    kube::lost_pods::watch(watched.clone(), log.reader(), session, leads.clone(), end.clone());
+                runtime.spawn("missing pods", missing);
+                runtime.spawn("cluster", watched.watch(end));
                 leads
             };
             serve(config, backend, shutdown, look_after).await
@@ -75,26 +76,26 @@ async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
     config: Config,
     backend: B,
     shutdown: Shutdown,
-    look_after: impl FnOnce(&mut Ground, &JetStreamLog) -> F,
+    look_after: impl FnOnce(&mut Runtime, &JetStreamLog) -> F,
 ) -> anyhow::Result<()> {
     let (seal, terms, redis) = read(&config)?;
-    let mut ground = Ground::start("director", &config.worker, shutdown.clone()).await?;
-    let log = ground.open_log().await?;
+    let mut runtime = Runtime::start("director", &config.worker, shutdown.clone()).await?;
+    let log = runtime.open_log().await?;
     let context = log.context().clone();
-    let leads = look_after(&mut ground, &log);
+    let leads = look_after(&mut runtime, &log);
 
     let keys = redis::Parked { redis: redis.clone(), seal };
-    let app = reaction::App { log, world: System, backend, keys, terms: Arc::new(terms) };
+    let app = reaction::App { log, env: System, backend, keys, terms: Arc::new(terms) };
     let grace = Duration::from_secs(config.orphan_grace.into());
-    ground.spawn("redis watch", redis.watch(ground.health.clone(), shutdown.clone()));
-    ground.spawn("watch", watch::run(app.clone(), grace, leads, ground.health.clone(), shutdown.clone()));
-    let reactions = reactor::react(context, DIRECTOR, REACTIONS, ground.health.clone(), shutdown, move |delivery| {
+    runtime.spawn("redis watch", redis.watch(runtime.health.clone(), shutdown.clone()));
+    runtime.spawn("watch", watch::run(app.clone(), grace, leads, runtime.health.clone(), shutdown.clone()));
+    let reactions = reactor::react(context, DIRECTOR, REACTIONS, runtime.health.clone(), shutdown, move |delivery| {
         let app = app.clone();
         async move { app.on_event(&delivery).await }
     });
-    ground.spawn("events", reactions);
+    runtime.spawn("events", reactions);
     tracing::info!("director runs");
-    ground.wait().await
+    runtime.wait().await
 }
 
 impl Config {

@@ -37,7 +37,7 @@ use garage_events::{
 };
 use time::OffsetDateTime;
 
-use self::folder::{Folder, Held};
+use self::folder::{Folder, LockAttempt};
 use crate::{
     backend::{Backend, CreateError, Exit, How, Instance, Listed, Made, Name, Order, Placed, State, Unavailable},
     config,
@@ -222,12 +222,12 @@ impl Inner {
                 continue;
             }
             match folder.try_hold()? {
-                Held::Gone => {}
+                LockAttempt::Gone => {}
                 // Somebody is just making or removing it.
-                Held::Elsewhere => {
+                LockAttempt::Elsewhere => {
                     instances.insert(name, Instance { name, created, state: self.running(name) });
                 }
-                Held::Here(lock) => silent.push((folder, name, created, lock)),
+                LockAttempt::Here(lock) => silent.push((folder, name, created, lock)),
             }
         }
         // Of a folder that the director did not remove.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use garage_events::{
+    env::Env,
     event::Event as _,
     game::{Config, Nats, Secrets},
     id::SessionId,
@@ -10,7 +11,6 @@ use garage_events::{
     reaction::decide_session,
     session::{Command, Event, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
     subject::{Aggregate, Report, ReportKind, game_inbox},
-    world::World,
 };
 use garage_worker::reactor::{Delivery, Failure};
 use time::Duration;
@@ -52,7 +52,7 @@ pub struct App<L, W, B, K> {
     /// The log.
     pub log: L,
     /// Time and ids.
-    pub world: W,
+    pub env: W,
     /// What runs game servers.
     pub backend: B,
     /// Where the games' keys are.
@@ -61,7 +61,7 @@ pub struct App<L, W, B, K> {
     pub terms: Arc<Terms>,
 }
 
-impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
+impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
     /// Reacts to an event of the consumer `director`.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
     async fn scheduled(&self, name: Name, cause: Option<Uuid>, placed: Placed) -> Result<(), Failure> {
         let Placed { pod, node, public_ip } = placed;
         let command = Command::Schedule(PodScheduled { attempt: name.attempt, pod, node, public_ip });
-        match decide_session(&self.log, &self.world, name.session, command, cause).await? {
+        match decide_session(&self.log, &self.env, name.session, command, cause).await? {
             Ok(_) => {
                 tracing::info!(session.id = %name.session, pod.name = %name, "instance placed");
                 Ok(())
@@ -197,7 +197,7 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
     ) -> Result<(), Failure> {
         tracing::warn!(session.id = %name.session, pod.name = %name, reason, message, "instance failed");
         let command = Command::FailPod(PodFailed { attempt: name.attempt, reason: reason.into(), message });
-        match decide_session(&self.log, &self.world, name.session, command, cause).await? {
+        match decide_session(&self.log, &self.env, name.session, command, cause).await? {
             Ok(_) => Ok(self.backend.delete(name).await.map(drop)?),
             Err(rejection) => self.rejected(name, &rejection).await,
         }
@@ -239,12 +239,12 @@ impl<L: Log, W: World, B: Backend, K: Keys> App<L, W, B, K> {
 mod tests {
     use futures::executor::block_on;
     use garage_events::{
+        env::Simulated,
         game::{Loadout, Secret},
         id::TicketId,
         log::{Append, Decision, Head, Load},
         session::{Matched, Member, Team},
         sim::SimLog,
-        world::Simulated,
     };
     use time::macros::datetime;
 
@@ -284,17 +284,17 @@ mod tests {
 
     #[test]
     fn a_request_that_comes_again_when_its_server_is_over_does_not_say_that_it_failed() {
-        let world = Simulated::at(datetime!(2026-01-01 00:00 UTC));
-        let log = SimLog::new(world.clone());
-        let session = SessionId::new(world.id());
-        let member = Member { player: "anna".parse().unwrap(), ticket: TicketId::new(world.id()), rank: 0 };
+        let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
+        let log = SimLog::new(env.clone());
+        let session = SessionId::new(env.id());
+        let member = Member { player: "anna".parse().unwrap(), ticket: TicketId::new(env.id()), rank: 0 };
         let matched = Matched {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams: vec![Team { name: "1".into(), players: vec![member] }],
             rules: "test".into(),
             pool_seq: 0,
-            clock: world.now(),
+            clock: env.now(),
         };
         let requested = PodRequested {
             attempt: 1,
@@ -304,8 +304,8 @@ mod tests {
             fingerprint: "f00d".into(),
         };
         let events = [Event::from(matched), requested.into()];
-        let decision = Decision::new(&world, session.uuid(), None);
-        let decision = decision.change(&world, Aggregate::Session(session), Head::default(), events);
+        let decision = Decision::new(&env, session.uuid(), None);
+        let decision = decision.change(&env, Aggregate::Session(session), Head::default(), events);
         block_on(log.append(decision)).unwrap();
 
         let terms = Terms {
@@ -314,7 +314,7 @@ mod tests {
             nats_url: String::new(),
             session: Duration::MINUTE,
         };
-        let app = App { log: log.clone(), world, backend: Over, keys: There, terms: Arc::new(terms) };
+        let app = App { log: log.clone(), env, backend: Over, keys: There, terms: Arc::new(terms) };
         let message = log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
         let delivery = Delivery {
             seq: message.seq,

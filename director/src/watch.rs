@@ -7,10 +7,10 @@ use std::{
 
 use futures::{StreamExt, stream};
 use garage_events::{
+    env::Env,
     log::{Log, Reports},
     session,
     subject::{Report, ReportKind},
-    world::World,
 };
 use garage_worker::{Health, Shutdown, reactor::Failure};
 
@@ -37,7 +37,7 @@ const DOUBT: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// None; a look that fails is repeated.
-pub(crate) async fn run<L: Log + Reports, W: World, B: Backend, K: Keys>(
+pub(crate) async fn run<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     app: App<L, W, B, K>,
     grace: Duration,
     leads: impl Fn() -> bool,
@@ -101,24 +101,24 @@ pub struct Watch<L, W, B, K> {
     /// When they were last compared with the log.
     scanned: Option<Instant>,
     /// Instances that are over: since when this director knows, and whether it has judged them.
-    seen: HashMap<Name, Seen>,
+    seen: HashMap<Name, FirstSight>,
     /// Instances of which the log knows where they are placed.
-    told: HashSet<Name>,
+    announced: HashSet<Name>,
     /// Instances that no open session asked for at the last scan. One read may be that of a node which leads no more;
     /// by the next scan it has noticed.
     suspects: HashSet<Name>,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct FirstSight {
     since: Instant,
     judged: bool,
 }
 
-impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
+impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
     /// Nothing is known yet.
     pub fn new(app: App<L, W, B, K>, grace: Duration) -> Self {
-        Self { app, grace, scanned: None, seen: HashMap::new(), told: HashSet::new(), suspects: HashSet::new() }
+        Self { app, grace, scanned: None, seen: HashMap::new(), announced: HashSet::new(), suspects: HashSet::new() }
     }
 
     /// Looks at all instances: says where they are placed, judges those that are over, and every [`SCAN`] removes those
@@ -145,20 +145,20 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
         });
         let placed: Vec<_> = placed.collect();
         let there: HashSet<_> = placed.iter().map(|(name, _)| *name).collect();
-        self.told.retain(|name| there.contains(name));
-        let news = placed.into_iter().filter(|(name, _)| !self.told.contains(name));
+        self.announced.retain(|name| there.contains(name));
+        let news = placed.into_iter().filter(|(name, _)| !self.announced.contains(name));
         let news: Vec<_> = news.map(|(name, placed)| (name, placed.clone())).collect();
         // Together they are one commit.
         let app = &self.app;
-        let told = stream::iter(news)
+        let announced = stream::iter(news)
             .map(async |(name, placed)| (name, app.placed(name, &placed).await))
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;
         let mut first = Ok(());
-        for (name, told) in told {
-            match told {
-                Ok(true) => drop(self.told.insert(name)),
+        for (name, announced) in announced {
+            match announced {
+                Ok(true) => drop(self.announced.insert(name)),
                 Ok(false) => {}
                 Err(error) => first = first.and(Err(error)),
             }
@@ -174,7 +174,7 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
         let mut first = Ok(());
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
-            let seen = self.seen.entry(instance.name).or_insert(Seen { since: now, judged: false });
+            let seen = self.seen.entry(instance.name).or_insert(FirstSight { since: now, judged: false });
             if seen.judged || (exit.doubtful() && now - seen.since < DOUBT) {
                 continue;
             }
@@ -187,7 +187,7 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
     }
 
     async fn orphans(&mut self, instances: &[Instance]) -> Result<(), Failure> {
-        let now = self.app.world.now();
+        let now = self.app.env.now();
         let before = std::mem::take(&mut self.suspects);
         let mut first = Ok(());
         for Instance { name, created, .. } in instances {
@@ -220,7 +220,7 @@ impl<L: Log + Reports, W: World, B: Backend, K: Keys> Watch<L, W, B, K> {
 }
 
 /// An instance is over: is its attempt? False when that cannot be said yet.
-async fn judge<L: Log + Reports, W: World, B: Backend, K: Keys>(
+async fn judge<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     app: &App<L, W, B, K>,
     name: Name,
     exit: &Exit,
@@ -235,7 +235,7 @@ async fn judge<L: Log + Reports, W: World, B: Backend, K: Keys>(
         return Ok(true);
     }
     if let session::State::Open(open) = &state {
-        if app.world.now() >= open.began + app.terms.session {
+        if app.env.now() >= open.began + app.terms.session {
             // Its session has come to its hard end, at which servers exit by themselves. It is abandoned, not failed,
             // and its own deadline says so.
             return Ok(true);

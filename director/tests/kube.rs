@@ -21,6 +21,7 @@ use garage_apiserver::{
 };
 use garage_director::backend::Name;
 use garage_events::{
+    env::{Env, System},
     game::{self, Car, Loadout, Stats},
     id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
@@ -30,7 +31,6 @@ use garage_events::{
     reaction::decide_session,
     session::{Command, Event, Matched, Member, PodFailed, PodRequested, PodScheduled, Team},
     subject::{Aggregate, Report, ReportKind},
-    world::{System, World},
 };
 use garage_stack::servers::{Nats, Redis, Role};
 use garage_worker::{Shutdown, seal::SealKey};
@@ -269,7 +269,7 @@ impl Drop for Cluster {
 type Director = (Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>);
 
 /// A director with all that it needs. Dropping it ends all of it.
-struct Ground {
+struct Fixture {
     folder: tempfile::TempDir,
     nats: Nats,
     redis: Redis,
@@ -280,7 +280,7 @@ struct Ground {
     more: Vec<String>,
 }
 
-impl Ground {
+impl Fixture {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("seal"), "09".repeat(32)).unwrap();
@@ -293,23 +293,23 @@ impl Ground {
         let log = JetStreamLog::open(admin).await.unwrap();
         let cluster = Cluster::new().await;
         fs::write(folder.path().join("kubeconfig"), cluster.proxy.kubeconfig()).unwrap();
-        let ground = Self { folder, nats, redis, log, cluster, directors: Vec::new(), more: Vec::new() };
+        let fixture = Self { folder, nats, redis, log, cluster, directors: Vec::new(), more: Vec::new() };
         // A real game server is to start, and may be anybody for this test.
-        let credentials = fs::read_to_string(ground.nats.credentials(Role::Admin)).unwrap();
+        let credentials = fs::read_to_string(fixture.nats.credentials(Role::Admin)).unwrap();
         let secrets =
             game::Secrets { private_key: game::Secret::new(KEY.as_str()), credentials: game::Secret::new(credentials) };
         let sealed = SealKey::new(&SEAL).seal(&serde_json::to_vec(&secrets).unwrap(), FINGERPRINT).unwrap();
-        let client = redis::Client::open(ground.redis.url_with_password()).unwrap();
+        let client = redis::Client::open(fixture.redis.url_with_password()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await.unwrap();
-        ground
+        fixture
     }
 
     /// With a director that runs.
     async fn started() -> Self {
-        let mut ground = Self::new().await;
-        ground.start();
-        ground
+        let mut fixture = Self::new().await;
+        fixture.start();
+        fixture
     }
 
     fn path(&self, file: &str) -> String {
@@ -452,7 +452,7 @@ fn requested(region: &str) -> PodRequested {
 
 #[tokio::test]
 async fn a_requested_server_is_a_pod_that_is_told_what_it_needs_in_a_file() {
-    let mut ground = Ground::new().await;
+    let mut fixture = Fixture::new().await;
     let template = "
 metadata:
   labels: {team: racing}
@@ -467,14 +467,14 @@ spec:
       resources: {requests: {cpu: '2'}}
       env: [{name: RUST_LOG, value: debug}]
 ";
-    fs::write(ground.path("pod.yaml"), template).unwrap();
-    ground.more = vec![
-        format!("--pod-template={}", ground.path("pod.yaml")),
+    fs::write(fixture.path("pod.yaml"), template).unwrap();
+    fixture.more = vec![
+        format!("--pod-template={}", fixture.path("pod.yaml")),
         "--region=eu=topology.kubernetes.io/region=europe-west1".into(),
     ];
-    ground.start();
-    let name = ground.session().await;
-    let pod = serde_json::to_value(ground.cluster.pod(name).await).unwrap();
+    fixture.start();
+    let name = fixture.session().await;
+    let pod = serde_json::to_value(fixture.cluster.pod(name).await).unwrap();
     let labels = &pod["metadata"]["labels"];
     for (label, value) in [
         ("app.kubernetes.io/managed-by", "garage"),
@@ -515,13 +515,13 @@ spec:
     assert_eq!(container["securityContext"], expected);
     assert!(!pod.to_string().contains("PRIVATE KEY"));
 
-    let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+    let secret = fixture.cluster.secrets.get(&name.to_string()).await.unwrap();
     let config: game::Config = serde_json::from_slice(&secret.data.as_ref().unwrap()["config.json"].0).unwrap();
     assert_eq!(config.private_key.expose(), KEY.as_str());
     assert_eq!(config.players, requested("eu").loadouts);
     assert_eq!(secret.labels()["garage/session"], name.session.to_string());
     until("the pod to own its secret", async || {
-        let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+        let secret = fixture.cluster.secrets.get(&name.to_string()).await.unwrap();
         (secret.owner_references().first()?.uid == pod["metadata"]["uid"]).then_some(())
     })
     .await;
@@ -529,20 +529,20 @@ spec:
 
 #[tokio::test]
 async fn a_pod_takes_three_requests_and_is_scheduled_once_it_is_bound() {
-    let ground = Ground::started().await;
-    let name = ground.session().await;
-    ground.cluster.bind(name).await;
-    let scheduled = ground.scheduled(name).await;
+    let fixture = Fixture::started().await;
+    let name = fixture.session().await;
+    fixture.cluster.bind(name).await;
+    let scheduled = fixture.scheduled(name).await;
     assert_eq!((scheduled.pod, scheduled.attempt), (name.to_string(), 1));
-    let pod = ground.cluster.pod(name).await;
+    let pod = fixture.cluster.pod(name).await;
     assert_eq!(Some(&scheduled.node), pod.spec.unwrap().node_name.as_ref());
     if !kubelet_is_real() {
-        let expected = (ground.cluster.node.as_str(), "203.0.113.11".to_owned());
+        let expected = (fixture.cluster.node.as_str(), "203.0.113.11".to_owned());
         assert_eq!((scheduled.node.as_str(), scheduled.public_ip.to_string()), expected);
     }
     let made = |verb, resource: &str, status| (verb, resource.to_owned(), Some(status));
     let expected = [made("create", "secrets", 201), made("create", "pods", 201), made("patch", "secrets", 200)];
-    assert_eq!(ground.cluster.changes(), expected);
+    assert_eq!(fixture.cluster.changes(), expected);
 }
 
 #[tokio::test]
@@ -550,14 +550,14 @@ async fn the_address_is_looked_for_in_the_given_order() {
     if only_played("run pods on nodes with such addresses") {
         return;
     }
-    let mut ground = Ground::new().await;
-    let [both, inside] = ["both", "inside"].map(|node| format!("{node}-{}", ground.cluster.namespace));
-    ground.cluster.add_node(&both, &[("InternalIP", "10.0.0.12"), ("ExternalIP", "203.0.113.12")]).await;
-    ground.cluster.add_node(&inside, &[("InternalIP", "2001:db8::12")]).await;
+    let mut fixture = Fixture::new().await;
+    let [both, inside] = ["both", "inside"].map(|node| format!("{node}-{}", fixture.cluster.namespace));
+    fixture.cluster.add_node(&both, &[("InternalIP", "10.0.0.12"), ("ExternalIP", "203.0.113.12")]).await;
+    fixture.cluster.add_node(&inside, &[("InternalIP", "2001:db8::12")]).await;
     for node in [&both, &inside] {
         let said =
             json!({"metadata": {"annotations": {"public": "198.51.100.7"}, "labels": {"public": "2001-db8--7"}}});
-        ground.cluster.nodes.patch(node, &PatchParams::default(), &Patch::Merge(said)).await.unwrap();
+        fixture.cluster.nodes.patch(node, &PatchParams::default(), &Patch::Merge(said)).await.unwrap();
     }
     for (order, of_both, of_inside) in [
         ("external-ip,internal-ip", "203.0.113.12", "2001:db8::12"),
@@ -566,14 +566,14 @@ async fn the_address_is_looked_for_in_the_given_order() {
         ("label:none,label:public", "2001:db8::7", "2001:db8::7"),
         ("internal-ip", "10.0.0.12", "2001:db8::12"),
     ] {
-        ground.more = vec![format!("--node-address={order}")];
-        ground.start();
+        fixture.more = vec![format!("--node-address={order}")];
+        fixture.start();
         for (node, address) in [(&both, of_both), (&inside, of_inside)] {
-            let name = ground.session().await;
-            ground.cluster.bind_to(name, node).await;
-            assert_eq!(ground.scheduled(name).await.public_ip.to_string(), address, "{order}");
+            let name = fixture.session().await;
+            fixture.cluster.bind_to(name, node).await;
+            assert_eq!(fixture.scheduled(name).await.public_ip.to_string(), address, "{order}");
         }
-        ground.stop().await;
+        fixture.stop().await;
     }
 }
 
@@ -582,152 +582,152 @@ async fn a_node_without_a_public_address_fails_the_attempt() {
     if only_played("run pods on a node without an address") {
         return;
     }
-    let ground = Ground::started().await;
-    let inside = format!("inside-{}", ground.cluster.namespace);
-    ground.cluster.add_node(&inside, &[("InternalIP", "10.0.0.12")]).await;
-    let name = ground.session().await;
-    ground.cluster.bind_to(name, &inside).await;
+    let fixture = Fixture::started().await;
+    let inside = format!("inside-{}", fixture.cluster.namespace);
+    fixture.cluster.add_node(&inside, &[("InternalIP", "10.0.0.12")]).await;
+    let name = fixture.session().await;
+    fixture.cluster.bind_to(name, &inside).await;
     let message = format!("the node {inside} has no address that --node-address asks for");
-    ground.fails(name, "no-public-ip", &message).await;
+    fixture.fails(name, "no-public-ip", &message).await;
 }
 
 #[tokio::test]
 async fn what_is_half_made_is_finished_once_when_the_answer_to_any_request_is_lost() {
     for (verb, resource) in [("create", "secrets"), ("create", "pods"), ("patch", "secrets")] {
-        let ground = Ground::started().await;
-        ground.cluster.fail(verb, resource, Answer::Lost);
-        let name = ground.session().await;
-        ground.cluster.bind(name).await;
-        ground.scheduled(name).await;
-        let pod = ground.cluster.pod(name).await;
+        let fixture = Fixture::started().await;
+        fixture.cluster.fail(verb, resource, Answer::Lost);
+        let name = fixture.session().await;
+        fixture.cluster.bind(name).await;
+        fixture.scheduled(name).await;
+        let pod = fixture.cluster.pod(name).await;
         until("the pod to own its secret", async || {
-            let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+            let secret = fixture.cluster.secrets.get(&name.to_string()).await.unwrap();
             (Some(&secret.owner_references().first()?.uid) == pod.metadata.uid.as_ref()).then_some(())
         })
         .await;
         // Of one the answer was lost.
-        assert_eq!(ground.cluster.made(), if verb == "create" { 1 } else { 2 }, "{verb} {resource}");
+        assert_eq!(fixture.cluster.made(), if verb == "create" { 1 } else { 2 }, "{verb} {resource}");
     }
 }
 
 #[tokio::test]
 async fn a_pod_that_is_bound_while_there_is_no_director_is_scheduled_by_the_next() {
-    let mut ground = Ground::started().await;
-    let name = ground.session().await;
-    let stream = ground.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
-    ground.cluster.pod(name).await;
+    let mut fixture = Fixture::started().await;
+    let name = fixture.session().await;
+    let stream = fixture.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
+    fixture.cluster.pod(name).await;
     until("the request to be done with", async || {
         let info = stream.consumer_info(setup::DIRECTOR.name).await.ok()?;
         (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
     })
     .await;
-    ground.stop().await;
-    ground.cluster.bind(name).await;
-    ground.start();
-    ground.scheduled(name).await;
+    fixture.stop().await;
+    fixture.cluster.bind(name).await;
+    fixture.start();
+    fixture.scheduled(name).await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_ready_is_left_to_play() {
-    let ground = Ground::started().await;
-    let (ready, closed) = (ground.session().await, ground.session().await);
+    let fixture = Fixture::started().await;
+    let (ready, closed) = (fixture.session().await, fixture.session().await);
     for name in [ready, closed] {
-        ground.cluster.bind(name).await;
-        ground.scheduled(name).await;
-        ground.cluster.container(name, "Running", json!({"running": {}})).await;
+        fixture.cluster.bind(name).await;
+        fixture.scheduled(name).await;
+        fixture.cluster.container(name, "Running", json!({"running": {}})).await;
     }
     let report = game::Ready { tcp_port: 7000, udp_port: 7001 };
     let answered = Command::Ready { attempt: 1, report };
-    decide_session(&ground.log, &System, ready.session, answered, None).await.unwrap().unwrap();
+    decide_session(&fixture.log, &System, ready.session, answered, None).await.unwrap().unwrap();
     // The other one's end is met after this one's readiness.
-    ground.close(closed).await;
-    ground.cluster.confirm(closed).await;
-    ground.cluster.gone(closed).await;
-    let history = ground.load(ready).await.history;
+    fixture.close(closed).await;
+    fixture.cluster.confirm(closed).await;
+    fixture.cluster.gone(closed).await;
+    let history = fixture.load(ready).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodReady(_)), "{history:?}");
-    assert!(ground.cluster.pod(ready).await.metadata.deletion_timestamp.is_none());
+    assert!(fixture.cluster.pod(ready).await.metadata.deletion_timestamp.is_none());
 }
 
 #[tokio::test]
 async fn a_pod_that_went_away_while_there_was_no_director_fails_the_attempt() {
-    let mut ground = Ground::started().await;
-    let (lost, kept) = (ground.session().await, ground.session().await);
+    let mut fixture = Fixture::started().await;
+    let (lost, kept) = (fixture.session().await, fixture.session().await);
     for name in [lost, kept] {
-        ground.cluster.bind(name).await;
-        ground.scheduled(name).await;
+        fixture.cluster.bind(name).await;
+        fixture.scheduled(name).await;
     }
-    ground.stop().await;
+    fixture.stop().await;
     let at_once = DeleteParams::default().grace_period(0);
-    ground.cluster.pods.delete(&lost.to_string(), &at_once).await.unwrap();
+    fixture.cluster.pods.delete(&lost.to_string(), &at_once).await.unwrap();
     until("the pod to be gone", async || {
-        ground.cluster.pods.get_opt(&lost.to_string()).await.unwrap().is_none().then_some(())
+        fixture.cluster.pods.get_opt(&lost.to_string()).await.unwrap().is_none().then_some(())
     })
     .await;
-    ground.start();
-    ground.fails(lost, "deleted", "the pod is gone").await;
-    let history = ground.load(kept).await.history;
+    fixture.start();
+    fixture.fails(lost, "deleted", "the pod is gone").await;
+    let history = fixture.load(kept).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 }
 
 #[tokio::test]
 async fn a_director_that_dies_between_a_pod_and_its_event_is_followed_by_another_that_goes_on() {
-    let mut ground = Ground::started().await;
-    let name = ground.session().await;
-    let made = ground.cluster.pod(name).await;
-    ground.kill().await;
-    ground.cluster.bind(name).await;
-    ground.start();
-    ground.scheduled(name).await;
+    let mut fixture = Fixture::started().await;
+    let name = fixture.session().await;
+    let made = fixture.cluster.pod(name).await;
+    fixture.kill().await;
+    fixture.cluster.bind(name).await;
+    fixture.start();
+    fixture.scheduled(name).await;
     until("the pod to own its secret", async || {
-        let secret = ground.cluster.secrets.get(&name.to_string()).await.unwrap();
+        let secret = fixture.cluster.secrets.get(&name.to_string()).await.unwrap();
         (Some(&secret.owner_references().first()?.uid) == made.metadata.uid.as_ref()).then_some(())
     })
     .await;
-    assert_eq!(ground.cluster.pod(name).await.metadata.uid, made.metadata.uid);
-    assert_eq!(ground.cluster.made(), 2);
+    assert_eq!(fixture.cluster.pod(name).await.metadata.uid, made.metadata.uid);
+    assert_eq!(fixture.cluster.made(), 2);
 }
 
 #[tokio::test]
 async fn of_two_directors_both_make_pods_and_one_looks_after_them() {
-    let mut ground = Ground::started().await;
-    ground.start();
+    let mut fixture = Fixture::started().await;
+    fixture.start();
     let mut names = Vec::new();
     for _ in 0..20 {
-        names.push(ground.session().await);
+        names.push(fixture.session().await);
     }
     for name in &names {
-        ground.cluster.bind(*name).await;
+        fixture.cluster.bind(*name).await;
     }
     for name in &names {
-        ground.scheduled(*name).await;
+        fixture.scheduled(*name).await;
     }
-    assert_eq!(ground.cluster.made(), 2 * names.len());
+    assert_eq!(fixture.cluster.made(), 2 * names.len());
     // Whichever led, the other one takes over.
-    ground.stop().await;
+    fixture.stop().await;
     let name = names[0];
-    ground.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
-    ground.fails(name, "deleted", "").await;
+    fixture.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
+    fixture.fails(name, "deleted", "").await;
 }
 
 #[tokio::test]
 async fn a_director_uses_the_verbs_that_its_role_allows_and_all_of_them() {
-    let mut ground = Ground::started().await;
-    let (name, other) = (ground.session().await, ground.session().await);
-    ground.cluster.bind(name).await;
-    ground.scheduled(name).await;
-    ground.close(name).await;
-    ground.cluster.confirm(name).await;
-    ground.cluster.gone(name).await;
+    let mut fixture = Fixture::started().await;
+    let (name, other) = (fixture.session().await, fixture.session().await);
+    fixture.cluster.bind(name).await;
+    fixture.scheduled(name).await;
+    fixture.close(name).await;
+    fixture.cluster.confirm(name).await;
+    fixture.cluster.gone(name).await;
     // Asked for again, both are read.
-    ground.stop().await;
-    ground.cluster.pod(other).await;
-    ground.cluster.fail("create", "secrets", Answer::Lost);
-    ground.cluster.fail("create", "pods", Answer::Lost);
-    ground.start();
-    let again = ground.session().await;
-    ground.cluster.bind(again).await;
-    ground.scheduled(again).await;
-    let asked = ground.cluster.proxy.asked();
+    fixture.stop().await;
+    fixture.cluster.pod(other).await;
+    fixture.cluster.fail("create", "secrets", Answer::Lost);
+    fixture.cluster.fail("create", "pods", Answer::Lost);
+    fixture.start();
+    let again = fixture.session().await;
+    fixture.cluster.bind(again).await;
+    fixture.scheduled(again).await;
+    let asked = fixture.cluster.proxy.asked();
     let used: BTreeSet<_> = asked.iter().map(|asked| format!("{} {}", asked.resource, asked.verb)).collect();
     let allowed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/base/director.verbs");
     let allowed = fs::read_to_string(allowed).unwrap();
@@ -738,63 +738,63 @@ async fn a_director_uses_the_verbs_that_its_role_allows_and_all_of_them() {
 
 #[tokio::test]
 async fn a_closed_session_has_its_pod_and_its_secret_removed() {
-    let ground = Ground::started().await;
-    let (bound, waiting) = (ground.session().await, ground.session().await);
-    ground.cluster.bind(bound).await;
-    ground.scheduled(bound).await;
-    ground.cluster.pod(waiting).await;
+    let fixture = Fixture::started().await;
+    let (bound, waiting) = (fixture.session().await, fixture.session().await);
+    fixture.cluster.bind(bound).await;
+    fixture.scheduled(bound).await;
+    fixture.cluster.pod(waiting).await;
     for name in [bound, waiting] {
-        ground.close(name).await;
-        ground.cluster.confirm(name).await;
-        ground.cluster.gone(name).await;
-        let history = ground.load(name).await.history;
+        fixture.close(name).await;
+        fixture.cluster.confirm(name).await;
+        fixture.cluster.gone(name).await;
+        let history = fixture.load(name).await.history;
         assert!(!history.iter().any(|recorded| matches!(recorded.event, Event::PodFailed(_))), "{history:?}");
     }
 }
 
 #[tokio::test]
 async fn a_pod_that_fits_no_node_fails_the_attempt_after_the_patience() {
-    let mut ground = Ground::new().await;
+    let mut fixture = Fixture::new().await;
     let greedy =
         "spec: {containers: [{name: gameserver, resources: {requests: {cpu: '5000'}, limits: {cpu: '5000'}}}]}";
-    fs::write(ground.path("greedy.yaml"), greedy).unwrap();
-    ground.more = vec!["--pod-patience=1".into()];
+    fs::write(fixture.path("greedy.yaml"), greedy).unwrap();
+    fixture.more = vec!["--pod-patience=1".into()];
     if kubelet_is_real() {
-        ground.more.push(format!("--pod-template={}", ground.path("greedy.yaml")));
+        fixture.more.push(format!("--pod-template={}", fixture.path("greedy.yaml")));
     }
-    ground.start();
-    let name = ground.session().await;
+    fixture.start();
+    let name = fixture.session().await;
     let message = "0/2 nodes are available: 2 Insufficient cpu.";
     let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
-    ground.cluster.status(name, json!({"conditions": [condition]})).await;
-    ground.fails(name, "unschedulable", "Insufficient cpu").await;
+    fixture.cluster.status(name, json!({"conditions": [condition]})).await;
+    fixture.fails(name, "unschedulable", "Insufficient cpu").await;
 }
 
 #[tokio::test]
 async fn an_image_that_cannot_be_pulled_fails_the_attempt() {
-    let mut ground = Ground::new().await;
+    let mut fixture = Fixture::new().await;
     if kubelet_is_real() {
-        ground.more = vec!["--image=garage.invalid/none:1".into()];
+        fixture.more = vec!["--image=garage.invalid/none:1".into()];
     }
-    ground.start();
-    let name = ground.session().await;
-    ground.cluster.bind(name).await;
+    fixture.start();
+    let name = fixture.session().await;
+    fixture.cluster.bind(name).await;
     let message = "Back-off pulling image \"gameserver:test\"";
     let waiting = json!({"reason": "ImagePullBackOff", "message": message});
-    ground.cluster.container(name, "Pending", json!({"waiting": waiting})).await;
-    ground.fails(name, "image-not-pulled", "Back-off pulling image").await;
+    fixture.cluster.container(name, "Pending", json!({"waiting": waiting})).await;
+    fixture.fails(name, "image-not-pulled", "Back-off pulling image").await;
 }
 
 #[tokio::test]
 async fn a_server_that_crashes_before_it_is_ready_fails_the_attempt() {
-    let mut ground = Ground::new().await;
-    ground.more = vec!["--game-arg=--no-such-flag".into()];
-    ground.start();
-    let name = ground.session().await;
-    ground.cluster.bind(name).await;
+    let mut fixture = Fixture::new().await;
+    fixture.more = vec!["--game-arg=--no-such-flag".into()];
+    fixture.start();
+    let name = fixture.session().await;
+    fixture.cluster.bind(name).await;
     let terminated = json!({"exitCode": 2, "reason": "Error"});
-    ground.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
-    ground.fails(name, "exited", "exit code 2").await;
+    fixture.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
+    fixture.fails(name, "exited", "exit code 2").await;
 }
 
 #[tokio::test]
@@ -802,12 +802,12 @@ async fn a_server_that_takes_too_much_memory_fails_the_attempt() {
     if only_played("run out of memory at will") {
         return;
     }
-    let ground = Ground::started().await;
-    let name = ground.session().await;
-    ground.cluster.bind(name).await;
+    let fixture = Fixture::started().await;
+    let name = fixture.session().await;
+    fixture.cluster.bind(name).await;
     let terminated = json!({"exitCode": 137, "reason": "OOMKilled"});
-    ground.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
-    ground.fails(name, "out-of-memory", "exit code 137: killed for its memory (OOMKilled)").await;
+    fixture.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
+    fixture.fails(name, "out-of-memory", "exit code 137: killed for its memory (OOMKilled)").await;
 }
 
 #[tokio::test]
@@ -815,12 +815,12 @@ async fn an_evicted_pod_fails_the_attempt_with_what_the_node_said() {
     if only_played("evict a pod") {
         return;
     }
-    let ground = Ground::started().await;
-    let name = ground.session().await;
-    ground.cluster.bind(name).await;
+    let fixture = Fixture::started().await;
+    let name = fixture.session().await;
+    fixture.cluster.bind(name).await;
     let message = "The node was low on resource: memory.";
-    ground.cluster.status(name, json!({"phase": "Failed", "reason": "Evicted", "message": message})).await;
-    ground.fails(name, "evicted", message).await;
+    fixture.cluster.status(name, json!({"phase": "Failed", "reason": "Evicted", "message": message})).await;
+    fixture.fails(name, "evicted", message).await;
 }
 
 #[tokio::test]
@@ -828,28 +828,28 @@ async fn a_lost_node_fails_the_attempt() {
     if only_played("lose its node") {
         return;
     }
-    let ground = Ground::started().await;
-    let name = ground.session().await;
-    ground.cluster.bind(name).await;
-    ground.scheduled(name).await;
+    let fixture = Fixture::started().await;
+    let name = fixture.session().await;
+    fixture.cluster.bind(name).await;
+    fixture.scheduled(name).await;
     let message = "Taint manager: deleting due to NoExecute taint";
     let condition =
         json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": message});
-    ground.cluster.status(name, json!({"conditions": [condition]})).await;
-    ground.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
-    ground.fails(name, "node-lost", message).await;
+    fixture.cluster.status(name, json!({"conditions": [condition]})).await;
+    fixture.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
+    fixture.fails(name, "node-lost", message).await;
 }
 
 #[tokio::test]
 async fn a_pod_that_somebody_else_deletes_fails_the_attempt() {
-    let ground = Ground::started().await;
+    let fixture = Fixture::started().await;
     for grace in [30, 0] {
-        let name = ground.session().await;
-        ground.cluster.bind(name).await;
-        ground.scheduled(name).await;
+        let name = fixture.session().await;
+        fixture.cluster.bind(name).await;
+        fixture.scheduled(name).await;
         let with = DeleteParams::default().grace_period(grace);
-        ground.cluster.pods.delete(&name.to_string(), &with).await.unwrap();
-        ground.fails(name, "deleted", "the pod was deleted, and not by Garage").await;
+        fixture.cluster.pods.delete(&name.to_string(), &with).await.unwrap();
+        fixture.fails(name, "deleted", "the pod was deleted, and not by Garage").await;
     }
 }
 
@@ -858,52 +858,52 @@ async fn a_pod_that_succeeds_after_it_reported_its_results_has_not_failed() {
     if only_played("race without players") {
         return;
     }
-    let ground = Ground::started().await;
-    let (reported, silent) = (ground.session().await, ground.session().await);
+    let fixture = Fixture::started().await;
+    let (reported, silent) = (fixture.session().await, fixture.session().await);
     let report = Report { session: reported.session, attempt: 1, kind: ReportKind::Finished };
-    ground.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
+    fixture.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
     for name in [reported, silent] {
-        ground.cluster.bind(name).await;
-        ground.scheduled(name).await;
+        fixture.cluster.bind(name).await;
+        fixture.scheduled(name).await;
         let terminated = json!({"exitCode": 0, "reason": "Completed"});
-        ground.cluster.container(name, "Succeeded", json!({"terminated": terminated})).await;
+        fixture.cluster.container(name, "Succeeded", json!({"terminated": terminated})).await;
     }
-    ground.fails(silent, "exited", "exit code 0").await;
+    fixture.fails(silent, "exited", "exit code 0").await;
     // One that ends later is judged later: by then the first has been.
-    let history = ground.load(reported).await.history;
+    let history = fixture.load(reported).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 }
 
 #[tokio::test]
 async fn what_the_cluster_will_never_take_fails_the_attempt_and_what_it_may_take_later_is_tried_again() {
-    let ground = Ground::started().await;
+    let fixture = Fixture::started().await;
     for answer in [Answer::Forbidden, Answer::Unauthorized, Answer::Internal, Answer::TooMany] {
-        ground.cluster.fail("create", "pods", answer);
+        fixture.cluster.fail("create", "pods", answer);
     }
-    let name = ground.session().await;
-    ground.cluster.bind(name).await;
-    ground.scheduled(name).await;
-    ground.close(name).await;
-    ground.cluster.confirm(name).await;
-    ground.cluster.gone(name).await;
+    let name = fixture.session().await;
+    fixture.cluster.bind(name).await;
+    fixture.scheduled(name).await;
+    fixture.close(name).await;
+    fixture.cluster.confirm(name).await;
+    fixture.cluster.gone(name).await;
 
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "0"}}});
     let quota = serde_json::from_value(quota).unwrap();
-    ground.cluster.quotas.create(&PostParams::default(), &quota).await.unwrap();
-    ground.cluster.quota_holds().await;
-    let name = ground.session().await;
-    let failed = ground.failed(name).await;
+    fixture.cluster.quotas.create(&PostParams::default(), &quota).await.unwrap();
+    fixture.cluster.quota_holds().await;
+    let name = fixture.session().await;
+    let failed = fixture.failed(name).await;
     let message =
         format!("pods \"{name}\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0");
     assert_eq!((failed.reason.as_str(), failed.message), ("quota-exceeded", message));
-    ground.cluster.gone(name).await;
+    fixture.cluster.gone(name).await;
 }
 
 #[tokio::test]
 async fn what_nobody_asks_for_is_removed_and_what_is_not_garages_is_left_alone() {
-    let mut ground = Ground::new().await;
-    ground.more = vec!["--orphan-grace=0".into()];
-    let wanted = ground.session().await;
+    let mut fixture = Fixture::new().await;
+    fixture.more = vec!["--orphan-grace=0".into()];
+    let wanted = fixture.session().await;
     let [orphan, secret, foreign] = [(); 3].map(|()| Name { session: SessionId::new(System.id()), attempt: 1 });
     let labels = |name: Name| {
         json!({"app.kubernetes.io/managed-by": "garage", "garage/session": name.session.to_string(),
@@ -923,16 +923,16 @@ async fn what_nobody_asks_for_is_removed_and_what_is_not_garages_is_left_alone()
         pod("game-of-others", json!({"app.kubernetes.io/managed-by": "garage"})),
     ];
     for pod in [pod(&orphan.to_string(), labels(orphan))].iter().chain(&others) {
-        ground.cluster.pods.create(&post, pod).await.unwrap();
+        fixture.cluster.pods.create(&post, pod).await.unwrap();
     }
     let alone = json!({"metadata": {"name": secret.to_string(), "labels": labels(secret)}});
-    ground.cluster.secrets.create(&post, &serde_json::from_value(alone).unwrap()).await.unwrap();
-    ground.start();
-    ground.cluster.gone(orphan).await;
-    ground.cluster.gone(secret).await;
-    ground.cluster.bind(wanted).await;
-    ground.scheduled(wanted).await;
-    let left = ground.cluster.pods.list(&ListParams::default()).await.unwrap();
+    fixture.cluster.secrets.create(&post, &serde_json::from_value(alone).unwrap()).await.unwrap();
+    fixture.start();
+    fixture.cluster.gone(orphan).await;
+    fixture.cluster.gone(secret).await;
+    fixture.cluster.bind(wanted).await;
+    fixture.scheduled(wanted).await;
+    let left = fixture.cluster.pods.list(&ListParams::default()).await.unwrap();
     let mut left: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
     let mut expected = vec![wanted.to_string(), foreign.to_string(), "game-of-others".into()];
     left.sort();
@@ -942,63 +942,63 @@ async fn what_nobody_asks_for_is_removed_and_what_is_not_garages_is_left_alone()
 
 #[tokio::test]
 async fn a_name_that_somebody_else_has_taken_fails_the_attempt_and_is_left_alone() {
-    let mut ground = Ground::new().await;
-    let name = ground.session().await;
+    let mut fixture = Fixture::new().await;
+    let name = fixture.session().await;
     let taken = json!({"metadata": {"name": name.to_string()}, "spec": {"schedulerName": "the-test", "containers": [{"name": "x", "image": "x"}]}});
     let taken = serde_json::from_value(taken).unwrap();
-    ground.cluster.pods.create(&PostParams::default(), &taken).await.unwrap();
-    ground.start();
-    let failed = ground.failed(name).await;
+    fixture.cluster.pods.create(&PostParams::default(), &taken).await.unwrap();
+    fixture.start();
+    let failed = fixture.failed(name).await;
     let message = format!("there is a pod {name} already, which is not Garage's");
     assert_eq!((failed.reason.as_str(), failed.message), ("name-taken", message));
     until("its secret to be gone", async || {
-        ground.cluster.secrets.get_opt(&name.to_string()).await.unwrap().is_none().then_some(())
+        fixture.cluster.secrets.get_opt(&name.to_string()).await.unwrap().is_none().then_some(())
     })
     .await;
-    assert!(ground.cluster.pods.get_opt(&name.to_string()).await.unwrap().is_some());
+    assert!(fixture.cluster.pods.get_opt(&name.to_string()).await.unwrap().is_some());
 }
 
 #[tokio::test]
 async fn the_watch_goes_on_when_it_is_cut_forgotten_or_refused() {
-    let ground = Ground::started().await;
-    let before = ground.session().await;
-    ground.cluster.bind(before).await;
-    ground.scheduled(before).await;
+    let fixture = Fixture::started().await;
+    let before = fixture.session().await;
+    fixture.cluster.bind(before).await;
+    fixture.scheduled(before).await;
     for upsets in [vec![], vec![Answer::Gone], vec![Answer::Internal, Answer::TooMany, Answer::Gone]] {
         for answer in upsets {
-            ground.cluster.fail("watch", "pods", answer);
+            fixture.cluster.fail("watch", "pods", answer);
         }
-        ground.cluster.proxy.cut();
-        let name = ground.session().await;
-        ground.cluster.bind(name).await;
-        ground.scheduled(name).await;
+        fixture.cluster.proxy.cut();
+        let name = fixture.session().await;
+        fixture.cluster.bind(name).await;
+        fixture.scheduled(name).await;
     }
-    let history = ground.load(before).await.history;
+    let history = fixture.load(before).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 }
 
 #[tokio::test]
 async fn a_queue_in_a_region_that_is_nowhere_keeps_the_director_from_starting() {
-    let mut ground = Ground::new().await;
+    let mut fixture = Fixture::new().await;
     let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nregions = { eu = 120, us = 120 }\n";
-    fs::write(ground.path("queues.toml"), queues).unwrap();
-    ground.more = vec![format!("--queues={}", ground.path("queues.toml")), "--region=eu".into()];
-    let refused = format!("{:#}", ground.config().check().unwrap_err());
+    fs::write(fixture.path("queues.toml"), queues).unwrap();
+    fixture.more = vec![format!("--queues={}", fixture.path("queues.toml")), "--region=eu".into()];
+    let refused = format!("{:#}", fixture.config().check().unwrap_err());
     assert_eq!(refused, "queue ranked is played in us, which no --region says where to find");
-    ground.more.push("--region=us=zone=b".into());
-    ground.config().check().unwrap();
-    ground.more = vec![format!("--queues={}", ground.path("queues.toml"))];
-    ground.config().check().unwrap();
+    fixture.more.push("--region=us=zone=b".into());
+    fixture.config().check().unwrap();
+    fixture.more = vec![format!("--queues={}", fixture.path("queues.toml"))];
+    fixture.config().check().unwrap();
 }
 
 #[tokio::test]
 async fn a_region_may_be_another_cluster_and_one_that_is_down_keeps_none_from_the_others() {
-    let mut ground = Ground::new().await;
+    let mut fixture = Fixture::new().await;
     let far = ApiServer::start().await.unwrap();
     let kubeconfig = Kubeconfig::from_yaml(&far.kubeconfig()).unwrap();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
     let client = Client::try_from(config).unwrap();
-    let namespace = ground.cluster.namespace.clone();
+    let namespace = fixture.cluster.namespace.clone();
     let post = PostParams::default();
     let named = serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
     Api::<Namespace>::all(client.clone()).create(&post, &named).await.unwrap();
@@ -1007,60 +1007,60 @@ async fn a_region_may_be_another_cluster_and_one_that_is_down_keeps_none_from_th
     Api::<Node>::all(client.clone()).create(&post, &serde_json::from_value(node).unwrap()).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(client, &namespace);
 
-    let mut kubeconfig: Value = serde_json::from_str(&ground.cluster.proxy.kubeconfig()).unwrap();
+    let mut kubeconfig: Value = serde_json::from_str(&fixture.cluster.proxy.kubeconfig()).unwrap();
     let also = |list: &str, entry: Value, kubeconfig: &mut Value| kubeconfig[list].as_array_mut().unwrap().push(entry);
     also("clusters", json!({"name": "far", "cluster": {"server": far.url()}}), &mut kubeconfig);
     also("contexts", json!({"name": "far", "context": {"cluster": "far", "user": "test"}}), &mut kubeconfig);
-    fs::write(ground.path("kubeconfig"), kubeconfig.to_string()).unwrap();
-    ground.more = vec!["--region=eu".into(), "--region=us@far".into()];
-    ground.config().check().unwrap();
-    ground.start();
+    fs::write(fixture.path("kubeconfig"), kubeconfig.to_string()).unwrap();
+    fixture.more = vec!["--region=eu".into(), "--region=us@far".into()];
+    fixture.config().check().unwrap();
+    fixture.start();
 
-    let (here, there) = (ground.session_in("eu").await, ground.session_in("us").await);
-    ground.cluster.bind(here).await;
-    ground.scheduled(here).await;
+    let (here, there) = (fixture.session_in("eu").await, fixture.session_in("us").await);
+    fixture.cluster.bind(here).await;
+    fixture.scheduled(here).await;
     let target = json!({"apiVersion": "v1", "kind": "Node", "name": "far-node"});
     let metadata = json!({"name": there.to_string()});
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": metadata, "target": target});
     until("the pod to be made there", async || pods.get_opt(&there.to_string()).await.unwrap()).await;
     let _: Value = pods.create_subresource("binding", &there.to_string(), &post, &binding).await.unwrap();
-    assert_eq!(ground.scheduled(there).await.public_ip.to_string(), "198.51.100.1");
-    assert!(ground.cluster.pods.get_opt(&there.to_string()).await.unwrap().is_none());
+    assert_eq!(fixture.scheduled(there).await.public_ip.to_string(), "198.51.100.1");
+    assert!(fixture.cluster.pods.get_opt(&there.to_string()).await.unwrap().is_none());
 
     drop(far);
-    let next = ground.session_in("eu").await;
-    ground.cluster.bind(next).await;
-    ground.scheduled(next).await;
-    ground.close(here).await;
-    ground.cluster.confirm(here).await;
-    ground.cluster.gone(here).await;
-    let history = ground.load(there).await.history;
+    let next = fixture.session_in("eu").await;
+    fixture.cluster.bind(next).await;
+    fixture.scheduled(next).await;
+    fixture.close(here).await;
+    fixture.cluster.confirm(here).await;
+    fixture.cluster.gone(here).await;
+    let history = fixture.load(there).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 
-    ground.more = vec!["--region=us@nowhere".into()];
-    let refused = format!("{:#}", ground.config().check().unwrap_err());
+    fixture.more = vec!["--region=us@nowhere".into()];
+    let refused = format!("{:#}", fixture.config().check().unwrap_err());
     assert!(refused.ends_with("has no context nowhere, which --region names"), "{refused}");
 }
 
 #[tokio::test]
 async fn of_a_thousand_pods_that_were_made_and_closed_nothing_is_left() {
-    let ground = Ground::started().await;
+    let fixture = Fixture::started().await;
     // A machine with a kubelet takes a hundred pods or so.
     let at_once = if kubelet_is_real() { 25 } else { 100 };
     for _ in 0..1_000 / at_once {
         let game = async || {
-            let name = ground.session().await;
-            ground.cluster.bind(name).await;
-            ground.scheduled(name).await;
-            ground.close(name).await;
-            ground.cluster.confirm(name).await;
-            ground.cluster.gone(name).await;
+            let name = fixture.session().await;
+            fixture.cluster.bind(name).await;
+            fixture.scheduled(name).await;
+            fixture.close(name).await;
+            fixture.cluster.confirm(name).await;
+            fixture.cluster.gone(name).await;
         };
         join_all((0..at_once).map(|_| game())).await;
     }
     let all = ListParams::default();
-    let pods = ground.cluster.pods.list(&all).await.unwrap();
-    let secrets = ground.cluster.secrets.list(&all.labels(OURS)).await.unwrap();
+    let pods = fixture.cluster.pods.list(&all).await.unwrap();
+    let secrets = fixture.cluster.secrets.list(&all.labels(OURS)).await.unwrap();
     assert_eq!((pods.items.len(), secrets.items.len()), (0, 0));
-    assert_eq!(ground.cluster.made(), 2_000);
+    assert_eq!(fixture.cluster.made(), 2_000);
 }

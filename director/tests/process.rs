@@ -15,8 +15,8 @@ use garage_director::{
     process::ProcessBackend,
 };
 use garage_events::{
+    env::{Env, System},
     game::{Config, Nats, Secret},
-    world::{System, World},
 };
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -38,11 +38,11 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 /// A folder with a game server that is a shell script, which ends with the test.
-struct Ground {
+struct Fixture {
     folder: tempfile::TempDir,
 }
 
-impl Ground {
+impl Fixture {
     /// Each start of the script adds a line to `starts`.
     fn new(script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -96,7 +96,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Fixture {
     fn drop(&mut self) {
         for (pid, _) in self.processes() {
             let _ = Command::new("kill").args(["-9", "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
@@ -146,36 +146,36 @@ async fn exit(backend: &ProcessBackend) -> Exit {
     .await
 }
 
-const WAITS: &str = "sleep 300";
+const SLEEPS: &str = "sleep 300";
 
 #[tokio::test]
 async fn an_instance_is_started_once_however_often_it_is_asked_for() {
-    let ground = Ground::new(WAITS);
-    let (backend, game) = (ground.backend(), game(1));
+    let fixture = Fixture::new(SLEEPS);
+    let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
     assert_eq!(backend.find(name).await.unwrap(), None);
     let placed = create(&backend, &game).await.unwrap();
     assert_eq!(placed.pod, name.to_string());
     assert_eq!((placed.node.as_str(), placed.public_ip.to_string().as_str()), ("here", "203.0.113.7"));
-    until("the start", async || (ground.starts() == 1).then_some(())).await;
+    until("the start", async || (fixture.starts() == 1).then_some(())).await;
     for _ in 0..3 {
         assert_eq!(create(&backend, &game).await.unwrap(), placed);
     }
     assert_eq!(backend.find(name).await.unwrap(), Some(Made::Placed(placed.clone())));
     assert_eq!(only(&backend).await.unwrap().state, State::Running(placed));
-    let line = &ground.processes().into_iter().find(|(_, line)| line.contains("--config")).unwrap().1;
+    let line = &fixture.processes().into_iter().find(|(_, line)| line.contains("--config")).unwrap().1;
     assert!(line.contains("config.json --ports 7000-7100 --distance-m 50"), "{line}");
-    assert_eq!(ground.starts(), 1);
+    assert_eq!(fixture.starts(), 1);
     backend.delete(name).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_directors_at_once_start_one() {
-    let ground = Ground::new(WAITS);
-    let (one, other) = (ground.backend(), ground.backend());
+    let fixture = Fixture::new(SLEEPS);
+    let (one, other) = (fixture.backend(), fixture.backend());
     for _ in 0..5 {
         let game = game(1);
-        let before = ground.starts();
+        let before = fixture.starts();
         let asks = (0..8).map(|index| {
             let (backend, game) = (if index % 2 == 0 { one.clone() } else { other.clone() }, game.clone());
             // The work of each is done on a thread of its own.
@@ -184,28 +184,28 @@ async fn two_directors_at_once_start_one() {
         for answer in futures::future::join_all(asks).await {
             answer.unwrap();
         }
-        until("the start", async || (ground.starts() > before).then_some(())).await;
+        until("the start", async || (fixture.starts() > before).then_some(())).await;
         other.delete(name_of(&game)).await.unwrap();
-        assert_eq!(ground.starts(), before + 1);
+        assert_eq!(fixture.starts(), before + 1);
     }
-    assert_eq!(ground.processes(), []);
+    assert_eq!(fixture.processes(), []);
 }
 
 #[tokio::test]
 async fn an_instance_outlives_its_director_and_is_found_again() {
-    let ground = Ground::new("sleep 300; exit 4");
+    let fixture = Fixture::new("sleep 300; exit 4");
     let game = game(2);
     let name = name_of(&game);
-    let first = ground.backend();
+    let first = fixture.backend();
     let placed = create(&first, &game).await.unwrap();
     let created = only(&first).await.unwrap().created;
     drop(first);
-    let second = ground.backend();
+    let second = fixture.backend();
     assert_eq!(only(&second).await.unwrap(), Instance { name, created, state: State::Running(placed) });
     create(&second, &game).await.unwrap();
-    until("the start", async || (ground.starts() == 1).then_some(())).await;
+    until("the start", async || (fixture.starts() == 1).then_some(())).await;
     // Dies unseen: the second is not its parent.
-    let (pid, _) = ground.processes().into_iter().find(|(_, line)| line.contains("--config")).unwrap();
+    let (pid, _) = fixture.processes().into_iter().find(|(_, line)| line.contains("--config")).unwrap();
     assert!(Command::new("kill").args(["-9", "--", &format!("-{pid}")]).status().unwrap().success());
     assert_eq!(exit(&second).await.how, How::Unknown);
     second.delete(name).await.unwrap();
@@ -214,22 +214,22 @@ async fn an_instance_outlives_its_director_and_is_found_again() {
 
 #[tokio::test]
 async fn the_end_of_an_instance_is_reported_and_it_is_not_started_again() {
-    let ground = Ground::new("echo 'no port is free' >&2\necho >&2\nexit 3");
-    let (backend, game) = (ground.backend(), game(1));
+    let fixture = Fixture::new("echo 'no port is free' >&2\necho >&2\nexit 3");
+    let (backend, game) = (fixture.backend(), game(1));
     create(&backend, &game).await.unwrap();
     let seen = exit(&backend).await;
     assert_eq!(seen, Exit { how: How::Code(3), message: Some("no port is free".into()) });
     // Another director reads what the first has noted.
-    assert_eq!(exit(&ground.backend()).await, seen);
-    let again = create(&ground.backend(), &game).await;
+    assert_eq!(exit(&fixture.backend()).await, seen);
+    let again = create(&fixture.backend(), &game).await;
     assert!(matches!(again, Err(CreateError::Over)), "{again:?}");
-    assert_eq!(ground.starts(), 1);
+    assert_eq!(fixture.starts(), 1);
 }
 
 #[tokio::test]
 async fn a_killed_instance_says_by_what() {
-    let ground = Ground::new("kill -9 $$");
-    let backend = ground.backend();
+    let fixture = Fixture::new("kill -9 $$");
+    let backend = fixture.backend();
     create(&backend, &game(1)).await.unwrap();
     assert_eq!(exit(&backend).await.how, How::Signal(9));
 }
@@ -241,23 +241,23 @@ async fn a_last_line_with_a_secret_is_withheld() {
         "key MIIEvQIBADANBgkqhkiG9w0BAQEFAASC is bad",
         "token eyJhbGciOiJFZERTQSJ9",
     ] {
-        let ground = Ground::new(&format!("echo '{line}'\nexit 1"));
-        let backend = ground.backend();
+        let fixture = Fixture::new(&format!("echo '{line}'\nexit 1"));
+        let backend = fixture.backend();
         create(&backend, &game(1)).await.unwrap();
         let last = exit(&backend).await.message.unwrap();
         assert!(last.contains("withheld"), "{last}");
     }
-    let ground = Ground::new("head -c 9000 /dev/zero | tr '\\0' x\nexit 1");
-    let backend = ground.backend();
+    let fixture = Fixture::new("head -c 9000 /dev/zero | tr '\\0' x\nexit 1");
+    let backend = fixture.backend();
     create(&backend, &game(1)).await.unwrap();
     assert_eq!(exit(&backend).await.message.unwrap(), "x".repeat(200));
 }
 
 #[tokio::test]
 async fn a_program_that_cannot_be_run_is_refused() {
-    let ground = Ground::new("");
-    fs::set_permissions(ground.folder.path().join("game.sh"), fs::Permissions::from_mode(0o644)).unwrap();
-    match create(&ground.backend(), &game(1)).await {
+    let fixture = Fixture::new("");
+    fs::set_permissions(fixture.folder.path().join("game.sh"), fs::Permissions::from_mode(0o644)).unwrap();
+    match create(&fixture.backend(), &game(1)).await {
         Err(CreateError::Refused { reason: "not-started", message }) => {
             assert!(message.contains("game.sh"), "{message}");
         }
@@ -267,41 +267,41 @@ async fn a_program_that_cannot_be_run_is_refused() {
 
 #[tokio::test]
 async fn deletion_leaves_nothing_and_may_be_repeated() {
-    let ground = Ground::new(&format!("sh -c '{WAITS}' & wait"));
-    let (backend, game) = (ground.backend(), game(1));
+    let fixture = Fixture::new(&format!("sh -c '{SLEEPS}' & wait"));
+    let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
     backend.delete(name).await.unwrap();
     create(&backend, &game).await.unwrap();
-    until("the start", async || (ground.starts() == 1).then_some(())).await;
+    until("the start", async || (fixture.starts() == 1).then_some(())).await;
     for _ in 0..2 {
         backend.delete(name).await.unwrap();
-        assert_eq!(ground.processes(), []);
-        assert_eq!(fs::read_dir(ground.instances()).unwrap().count(), 0);
+        assert_eq!(fixture.processes(), []);
+        assert_eq!(fs::read_dir(fixture.instances()).unwrap().count(), 0);
     }
     assert_eq!(only(&backend).await, None);
 }
 
 #[tokio::test]
 async fn an_instance_deaf_to_sigterm_is_killed() {
-    let ground = Ground::new("trap '' TERM\ntouch ../../deaf\nwhile :; do sleep 1; done");
-    let (backend, game) = (ground.backend(), game(1));
+    let fixture = Fixture::new("trap '' TERM\ntouch ../../deaf\nwhile :; do sleep 1; done");
+    let (backend, game) = (fixture.backend(), game(1));
     create(&backend, &game).await.unwrap();
-    until("deafness", async || ground.folder.path().join("deaf").exists().then_some(())).await;
+    until("deafness", async || fixture.folder.path().join("deaf").exists().then_some(())).await;
     // By a director that is not its parent.
     let start = Instant::now();
-    ground.backend().delete(name_of(&game)).await.unwrap();
+    fixture.backend().delete(name_of(&game)).await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    assert_eq!(ground.processes(), []);
+    assert_eq!(fixture.processes(), []);
 }
 
 #[tokio::test]
 async fn the_configuration_is_for_the_owner_alone() {
-    let ground = Ground::new(WAITS);
-    let (backend, game) = (ground.backend(), game(1));
+    let fixture = Fixture::new(SLEEPS);
+    let (backend, game) = (fixture.backend(), game(1));
     create(&backend, &game).await.unwrap();
-    let folder = ground.folder_of(name_of(&game));
+    let folder = fixture.folder_of(name_of(&game));
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-    assert_eq!(mode(&ground.instances()), 0o700);
+    assert_eq!(mode(&fixture.instances()), 0o700);
     assert_eq!(mode(&folder), 0o700);
     for file in fs::read_dir(&folder).unwrap() {
         assert_eq!(mode(&file.unwrap().path()), 0o600);
@@ -313,11 +313,11 @@ async fn the_configuration_is_for_the_owner_alone() {
 
 #[tokio::test]
 async fn what_is_foreign_is_left_alone() {
-    let ground = Ground::new(WAITS);
-    let (backend, game) = (ground.backend(), game(1));
+    let fixture = Fixture::new(SLEEPS);
+    let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
     create(&backend, &game).await.unwrap();
-    let instances = ground.instances().canonicalize().unwrap();
+    let instances = fixture.instances().canonicalize().unwrap();
     let config = instances.join(name.to_string()).join("config.json");
     for foreign in ["mine", "game-x-1", ".hidden"] {
         fs::create_dir(instances.join(foreign)).unwrap();
@@ -343,11 +343,11 @@ async fn what_is_foreign_is_left_alone() {
 
 #[tokio::test]
 async fn what_a_dead_director_began_is_gone_on_with() {
-    let ground = Ground::new(WAITS);
-    let (backend, game) = (ground.backend(), game(1));
+    let fixture = Fixture::new(SLEEPS);
+    let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
     // Died before the mark: nothing has run.
-    let folder = ground.folder_of(name);
+    let folder = fixture.folder_of(name);
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("config.new"), "{").unwrap();
     assert_eq!(only(&backend).await.unwrap().state, State::Claimed);
@@ -361,7 +361,7 @@ async fn what_a_dead_director_began_is_gone_on_with() {
     assert!(matches!(again, Err(CreateError::Over)), "{again:?}");
     backend.delete(name).await.unwrap();
     // Died in the midst of removing.
-    let gone = ground.instances().join(format!(".gone-{name}"));
+    let gone = fixture.instances().join(format!(".gone-{name}"));
     fs::create_dir(&gone).unwrap();
     fs::write(gone.join("config.json"), KEY).unwrap();
     assert_eq!(only(&backend).await, None);

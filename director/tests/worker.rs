@@ -16,6 +16,7 @@ use garage_director::{
     process::ProcessBackend,
 };
 use garage_events::{
+    env::{Env, System},
     game::{self, Car, Loadout, Ready, Stats},
     id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
@@ -25,7 +26,6 @@ use garage_events::{
     reaction::decide_session,
     session::{self, Event, Matched, Member, Opened, Phase, PodFailed, PodRequested, State, Team},
     subject::{Aggregate, Report, ReportKind},
-    world::{System, World},
 };
 use garage_stack::servers::{Nats, Redis, Role};
 use garage_worker::{Shutdown, seal::SealKey};
@@ -33,7 +33,7 @@ use garage_worker::{Shutdown, seal::SealKey};
 const DEADLINE: Duration = Duration::from_secs(30);
 const FINGERPRINT: &str = "f00d";
 const SEAL: [u8; 32] = [9; 32];
-const WAITS: &str = "sleep 300";
+const SLEEPS: &str = "sleep 300";
 
 // Made for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`; below each what
 // `openssl pkey -pubin -outform der | sha256sum` says of it.
@@ -60,7 +60,7 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 /// A director with all that it needs. Dropping it ends all of it.
-struct Ground {
+struct Fixture {
     folder: tempfile::TempDir,
     nats: Nats,
     redis: Redis,
@@ -70,7 +70,7 @@ struct Ground {
     more: Vec<String>,
 }
 
-impl Ground {
+impl Fixture {
     async fn new(script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |file: &str| folder.path().join(file);
@@ -84,9 +84,9 @@ impl Ground {
         let admin = nats.connect(Role::Admin).await.unwrap();
         setup::init(admin.clone(), 1).await.unwrap();
         let log = JetStreamLog::open(admin).await.unwrap();
-        let ground = Self { folder, nats, redis, log, director: None, grace: 60, more: Vec::new() };
-        ground.park(FINGERPRINT, "the private key").await;
-        ground
+        let fixture = Self { folder, nats, redis, log, director: None, grace: 60, more: Vec::new() };
+        fixture.park(FINGERPRINT, "the private key").await;
+        fixture
     }
 
     async fn start(&mut self) {
@@ -224,7 +224,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Fixture {
     fn drop(&mut self) {
         for pid in processes(&self.folder.path().join("games")) {
             let _ = Command::new("kill").args(["-9", "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
@@ -264,13 +264,13 @@ const fn name(session: SessionId, attempt: u32) -> Name {
 
 #[tokio::test]
 async fn a_requested_server_is_started_and_told_what_it_needs() {
-    let mut ground = Ground::new(WAITS).await;
-    ground.start().await;
-    let id = ground.session().await;
-    let scheduled = ground.scheduled(id, 1).await;
+    let mut fixture = Fixture::new(SLEEPS).await;
+    fixture.start().await;
+    let id = fixture.session().await;
+    let scheduled = fixture.scheduled(id, 1).await;
     assert_eq!(scheduled.pod, name(id, 1).to_string());
     assert_eq!((scheduled.node.as_str(), scheduled.public_ip.to_string().as_str()), ("here", "127.0.0.1"));
-    let text = fs::read(ground.instance(name(id, 1)).join("config.json")).unwrap();
+    let text = fs::read(fixture.instance(name(id, 1)).join("config.json")).unwrap();
     let config: game::Config = serde_json::from_slice(&text).unwrap();
     assert_eq!(config.players, requested(1).loadouts);
     assert_eq!(config.private_key.expose(), "the private key");
@@ -278,103 +278,103 @@ async fn a_requested_server_is_started_and_told_what_it_needs() {
     assert_eq!(config.nats.inbox, format!("_INBOX.{id}.1"));
     assert_eq!(config.ready, format!("report.{id}.1.ready"));
     assert_eq!(config.finished, format!("report.{id}.1.finished"));
-    let State::Open(open) = ground.load(id).await.state else { panic!("not open") };
+    let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
     assert_eq!(config.ends_at, open.began + time::Duration::minutes(15));
-    ground.stop().await;
+    fixture.stop().await;
     // It goes on without its director, and is removed by the next one.
-    assert!(!processes(&ground.instance(name(id, 1))).is_empty());
-    ground.decide(id, session::Command::Fail { reason: "test".into() }).await;
-    ground.start().await;
-    ground.gone(name(id, 1)).await;
+    assert!(!processes(&fixture.instance(name(id, 1))).is_empty());
+    fixture.decide(id, session::Command::Fail { reason: "test".into() }).await;
+    fixture.start().await;
+    fixture.gone(name(id, 1)).await;
 }
 
 #[tokio::test]
 async fn a_request_that_comes_again_brings_one_instance_and_one_event() {
-    let mut ground = Ground::new(WAITS).await;
-    let id = ground.session().await;
-    ground.start().await;
-    ground.scheduled(id, 1).await;
+    let mut fixture = Fixture::new(SLEEPS).await;
+    let id = fixture.session().await;
+    fixture.start().await;
+    fixture.scheduled(id, 1).await;
     for _ in 0..2 {
-        ground.idle().await;
-        ground.stop().await;
+        fixture.idle().await;
+        fixture.stop().await;
         // As after a director that died before it acknowledged, and with the key gone since.
-        ground.unpark(FINGERPRINT).await;
-        let stream = ground.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
+        fixture.unpark(FINGERPRINT).await;
+        let stream = fixture.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
         stream.delete_consumer(setup::DIRECTOR.name).await.unwrap();
-        setup::make(ground.log.context(), setup::DIRECTOR).await.unwrap();
-        ground.start().await;
+        setup::make(fixture.log.context(), setup::DIRECTOR).await.unwrap();
+        fixture.start().await;
     }
-    ground.idle().await;
-    assert_eq!(ground.load(id).await.history.len(), 3);
-    assert_eq!(ground.starts(), 1);
-    assert!(!processes(&ground.instance(name(id, 1))).is_empty());
+    fixture.idle().await;
+    assert_eq!(fixture.load(id).await.history.len(), 3);
+    assert_eq!(fixture.starts(), 1);
+    assert!(!processes(&fixture.instance(name(id, 1))).is_empty());
 }
 
 #[tokio::test]
 async fn a_stale_request_leaves_nothing() {
-    let mut ground = Ground::new(WAITS).await;
-    let id = ground.session().await;
-    ground.fail(id, 1).await;
-    let closed = ground.session().await;
-    ground.decide(closed, session::Command::Fail { reason: "test".into() }).await;
-    ground.start().await;
-    ground.idle().await;
-    assert_eq!(ground.load(id).await.history.len(), 3);
-    assert_eq!(ground.starts(), 0);
-    assert!(!ground.instance(name(id, 1)).exists() && !ground.instance(name(closed, 1)).exists());
+    let mut fixture = Fixture::new(SLEEPS).await;
+    let id = fixture.session().await;
+    fixture.fail(id, 1).await;
+    let closed = fixture.session().await;
+    fixture.decide(closed, session::Command::Fail { reason: "test".into() }).await;
+    fixture.start().await;
+    fixture.idle().await;
+    assert_eq!(fixture.load(id).await.history.len(), 3);
+    assert_eq!(fixture.starts(), 0);
+    assert!(!fixture.instance(name(id, 1)).exists() && !fixture.instance(name(closed, 1)).exists());
 }
 
 #[tokio::test]
 async fn a_request_removes_the_attempts_below_it() {
-    let mut ground = Ground::new(WAITS).await;
-    ground.start().await;
-    let id = ground.session().await;
-    ground.scheduled(id, 1).await;
-    ground.fail(id, 1).await;
-    ground.decide(id, session::Command::RequestPod(requested(2))).await;
-    ground.scheduled(id, 2).await;
-    ground.gone(name(id, 1)).await;
-    assert!(!processes(&ground.instance(name(id, 2))).is_empty());
+    let mut fixture = Fixture::new(SLEEPS).await;
+    fixture.start().await;
+    let id = fixture.session().await;
+    fixture.scheduled(id, 1).await;
+    fixture.fail(id, 1).await;
+    fixture.decide(id, session::Command::RequestPod(requested(2))).await;
+    fixture.scheduled(id, 2).await;
+    fixture.gone(name(id, 1)).await;
+    assert!(!processes(&fixture.instance(name(id, 2))).is_empty());
 }
 
 #[tokio::test]
 async fn while_keys_are_rotated_either_opens_and_games_are_told_both() {
-    let mut ground = Ground::new(WAITS).await;
+    let mut fixture = Fixture::new(SLEEPS).await;
     let next = [8; 32];
-    fs::write(ground.path("next-seal"), "08".repeat(32)).unwrap();
-    fs::write(ground.path("next-token.pem"), NEXT_TOKEN).unwrap();
+    fs::write(fixture.path("next-seal"), "08".repeat(32)).unwrap();
+    fs::write(fixture.path("next-token.pem"), NEXT_TOKEN).unwrap();
     for (flag, file) in [("seal-key-also-file", "next-seal"), ("token-key-also-file", "next-token.pem")] {
-        ground.more.push(format!("--{flag}={}", ground.path(file)));
+        fixture.more.push(format!("--{flag}={}", fixture.path(file)));
     }
-    ground.start().await;
+    fixture.start().await;
     for seal in [SEAL, next] {
-        ground.park_with(&seal, FINGERPRINT, "the private key").await;
-        let id = ground.session().await;
-        ground.scheduled(id, 1).await;
-        let config = fs::read(ground.instance(name(id, 1)).join("config.json")).unwrap();
+        fixture.park_with(&seal, FINGERPRINT, "the private key").await;
+        let id = fixture.session().await;
+        fixture.scheduled(id, 1).await;
+        let config = fs::read(fixture.instance(name(id, 1)).join("config.json")).unwrap();
         let config: game::Config = serde_json::from_slice(&config).unwrap();
         assert_eq!(config.private_key.expose(), "the private key");
         assert_eq!(config.token_key, TOKEN);
         let both = [(KID, TOKEN), (NEXT_KID, NEXT_TOKEN)].map(|(kid, key)| (kid.to_owned(), key.to_owned()));
         assert_eq!(config.token_keys, both.into());
     }
-    ground.stop().await;
-    ground.more.clear();
-    ground.start().await;
-    let id = ground.session().await;
-    let failed = ground.failed(id).await;
+    fixture.stop().await;
+    fixture.more.clear();
+    fixture.start().await;
+    let id = fixture.session().await;
+    let failed = fixture.failed(id).await;
     assert!(failed.reason == "key-lost" && failed.message.contains("--seal-key-also-file"), "{failed:?}");
 }
 
 #[tokio::test]
 async fn what_is_no_public_key_is_not_handed_to_game_servers() {
-    let mut ground = Ground::new(WAITS).await;
+    let mut fixture = Fixture::new(SLEEPS).await;
     let private = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
     for text in ["", "key", private, &format!("{TOKEN}{private}"), "-----BEGIN PUBLIC KEY-----\n"] {
-        fs::write(ground.path("wrong.pem"), text).unwrap();
-        ground.more = vec![format!("--token-key-also-file={}", ground.path("wrong.pem"))];
-        ground.start().await;
-        let (_, director) = ground.director.take().unwrap();
+        fs::write(fixture.path("wrong.pem"), text).unwrap();
+        fixture.more = vec![format!("--token-key-also-file={}", fixture.path("wrong.pem"))];
+        fixture.start().await;
+        let (_, director) = fixture.director.take().unwrap();
         let ended = tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap();
         let error = format!("{:#}", ended.unwrap_err());
         assert!(
@@ -386,135 +386,135 @@ async fn what_is_no_public_key_is_not_handed_to_game_servers() {
 
 #[tokio::test]
 async fn a_lost_key_fails_the_attempt() {
-    let mut ground = Ground::new(WAITS).await;
-    ground.start().await;
-    ground.unpark(FINGERPRINT).await;
-    let missing = ground.session().await;
-    assert_eq!(ground.failed(missing).await.reason, "key-lost");
+    let mut fixture = Fixture::new(SLEEPS).await;
+    fixture.start().await;
+    fixture.unpark(FINGERPRINT).await;
+    let missing = fixture.session().await;
+    assert_eq!(fixture.failed(missing).await.reason, "key-lost");
     // Parked under another game's name.
-    let client = redis::Client::open(ground.redis.url_with_password()).unwrap();
+    let client = redis::Client::open(fixture.redis.url_with_password()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let sealed = SealKey::new(&SEAL).seal(br#"{"private_key": "key", "credentials": "user"}"#, "other").unwrap();
     let () = redis::cmd("SET").arg(parked_key(FINGERPRINT)).arg(sealed).query_async(&mut connection).await.unwrap();
-    let forged = ground.session().await;
-    assert_eq!(ground.failed(forged).await.reason, "key-lost");
-    assert_eq!(ground.starts(), 0);
+    let forged = fixture.session().await;
+    assert_eq!(fixture.failed(forged).await.reason, "key-lost");
+    assert_eq!(fixture.starts(), 0);
 }
 
 #[tokio::test]
 async fn a_request_waits_for_redis() {
-    let mut ground = Ground::new(WAITS).await;
-    ground.redis.kill();
-    ground.start().await;
-    let id = ground.session().await;
-    let context = ground.log.context().clone();
+    let mut fixture = Fixture::new(SLEEPS).await;
+    fixture.redis.kill();
+    fixture.start().await;
+    let id = fixture.session().await;
+    let context = fixture.log.context().clone();
     let stream = context.get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
     until("the delivery", async || {
         (stream.consumer_info(setup::DIRECTOR.name).await.ok()?.num_ack_pending == 1).then_some(())
     })
     .await;
-    ground.redis.restart_empty().await.unwrap();
-    ground.park(FINGERPRINT, "the private key").await;
+    fixture.redis.restart_empty().await.unwrap();
+    fixture.park(FINGERPRINT, "the private key").await;
     // Empty for a moment: the key may have been asked for just then, which costs an attempt and no more.
-    until("an answer", async || (ground.load(id).await.history.len() == 3).then_some(())).await;
+    until("an answer", async || (fixture.load(id).await.history.len() == 3).then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_server_that_dies_before_it_is_ready_fails_the_attempt() {
-    let mut ground = Ground::new("echo 'no port is free' >&2\nexit 3").await;
-    ground.start().await;
-    let id = ground.session().await;
-    let failed = ground.failed(id).await;
+    let mut fixture = Fixture::new("echo 'no port is free' >&2\nexit 3").await;
+    fixture.start().await;
+    let id = fixture.session().await;
+    let failed = fixture.failed(id).await;
     assert_eq!((failed.attempt, failed.reason.as_str()), (1, "exited"));
     assert_eq!(failed.message, "exit code 3: no port is free");
-    ground.gone(name(id, 1)).await;
-    assert_eq!(ground.starts(), 1);
+    fixture.gone(name(id, 1)).await;
+    assert_eq!(fixture.starts(), 1);
 }
 
 #[tokio::test]
 async fn a_server_that_dies_in_the_game_breaks_the_session() {
-    let mut ground = Ground::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
-    ground.start().await;
-    let id = ground.session().await;
-    let scheduled = ground.scheduled(id, 1).await;
+    let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
+    fixture.start().await;
+    let id = fixture.session().await;
+    let scheduled = fixture.scheduled(id, 1).await;
     let report = Ready { tcp_port: 1, udp_port: 2 };
-    ground.decide(id, session::Command::Ready { attempt: 1, report }).await;
+    fixture.decide(id, session::Command::Ready { attempt: 1, report }).await;
     let address = Address { ip: scheduled.public_ip, tcp_port: 1, udp_port: 2, fingerprint: FINGERPRINT.into() };
-    ground.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
-    fs::write(ground.path("die"), "").unwrap();
-    let failed = ground.failed(id).await;
+    fixture.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
+    fs::write(fixture.path("die"), "").unwrap();
+    let failed = fixture.failed(id).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("killed", "signal 9"));
     // Closing it is session's part; the director has no right to.
-    let State::Open(open) = ground.load(id).await.state else { panic!("not open") };
+    let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
     assert_eq!(open.phase, Phase::Broken { attempt: 1, reason: "killed".into() });
-    ground.gone(name(id, 1)).await;
+    fixture.gone(name(id, 1)).await;
 }
 
 #[tokio::test]
 async fn a_server_that_reported_its_results_has_not_failed_however_it_ended() {
-    let mut ground = Ground::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
-    ground.start().await;
-    let (reported, silent) = (ground.session().await, ground.session().await);
+    let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
+    fixture.start().await;
+    let (reported, silent) = (fixture.session().await, fixture.session().await);
     for id in [reported, silent] {
-        let scheduled = ground.scheduled(id, 1).await;
+        let scheduled = fixture.scheduled(id, 1).await;
         let report = Ready { tcp_port: 1, udp_port: 2 };
-        ground.decide(id, session::Command::Ready { attempt: 1, report }).await;
+        fixture.decide(id, session::Command::Ready { attempt: 1, report }).await;
         let address = Address { ip: scheduled.public_ip, tcp_port: 1, udp_port: 2, fingerprint: FINGERPRINT.into() };
-        ground.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
+        fixture.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
     }
     // Nobody sees how they end, and session has not judged the report yet.
-    ground.stop().await;
+    fixture.stop().await;
     let report = Report { session: reported, attempt: 1, kind: ReportKind::Finished };
-    ground.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
-    fs::write(ground.path("die"), "").unwrap();
-    let running = |id| !processes(&ground.instance(name(id, 1))).is_empty();
+    fixture.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
+    fs::write(fixture.path("die"), "").unwrap();
+    let running = |id| !processes(&fixture.instance(name(id, 1))).is_empty();
     until("both have ended", async || (!running(reported) && !running(silent)).then_some(())).await;
 
-    ground.start().await;
-    assert_eq!(ground.failed(silent).await.reason, "exited");
+    fixture.start().await;
+    assert_eq!(fixture.failed(silent).await.reason, "exited");
     // Both were judged in one look.
-    let events = ground.load(reported).await.history;
+    let events = fixture.load(reported).await.history;
     assert!(matches!(events.last().unwrap().event, Event::Opened(_)), "{events:?}");
 }
 
 #[tokio::test]
 async fn a_server_that_ends_well_has_failed_unless_it_reported_its_results() {
-    let mut ground = Ground::new("while [ ! -e ../../die ]; do sleep 0.05; done").await;
-    ground.start().await;
-    let (reported, silent) = (ground.session().await, ground.session().await);
+    let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done").await;
+    fixture.start().await;
+    let (reported, silent) = (fixture.session().await, fixture.session().await);
     for id in [reported, silent] {
-        ground.scheduled(id, 1).await;
+        fixture.scheduled(id, 1).await;
     }
     let report = Report { session: reported, attempt: 1, kind: ReportKind::Finished };
-    ground.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
-    fs::write(ground.path("die"), "").unwrap();
-    let failed = ground.failed(silent).await;
+    fixture.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
+    fs::write(fixture.path("die"), "").unwrap();
+    let failed = fixture.failed(silent).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("exited", "exit code 0"));
-    ground.gone(name(silent, 1)).await;
+    fixture.gone(name(silent, 1)).await;
     // One that ends later is judged later: by then the first has been.
-    let other = ground.session().await;
-    ground.failed(other).await;
-    let events = ground.load(reported).await.history;
+    let other = fixture.session().await;
+    fixture.failed(other).await;
+    let events = fixture.load(reported).await.history;
     assert!(matches!(events.last().unwrap().event, Event::PodScheduled(_)), "{events:?}");
-    ground.decide(reported, session::Command::Fail { reason: "test".into() }).await;
-    ground.gone(name(reported, 1)).await;
+    fixture.decide(reported, session::Command::Fail { reason: "test".into() }).await;
+    fixture.gone(name(reported, 1)).await;
 }
 
 #[tokio::test]
 async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
-    let mut ground = Ground::new(WAITS).await;
-    ground.grace = 0;
+    let mut fixture = Fixture::new(SLEEPS).await;
+    fixture.grace = 0;
     let config = garage_director::Config::parse_from([
         "director",
         "--seal-key-file=s",
         "--token-key-file=t",
-        &format!("--gameserver={}", ground.path("game.sh")),
-        &format!("--instances={}", ground.path("games")),
+        &format!("--gameserver={}", fixture.path("game.sh")),
+        &format!("--instances={}", fixture.path("games")),
     ]);
     // Made by nobody's request.
     let backend = ProcessBackend::open(&config.process).unwrap();
     let orphan = SessionId::new(System.id());
-    let wanted = ground.session().await;
+    let wanted = fixture.session().await;
     for session in [orphan, wanted] {
         let config = game::Config {
             session,
@@ -532,9 +532,9 @@ async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
         // Another test's fork may hold the script open for a moment.
         until("the start", async || backend.create(&order).await.ok()).await;
     }
-    ground.start().await;
-    ground.gone(name(orphan, 1)).await;
-    assert!(!processes(&ground.instance(name(wanted, 1))).is_empty());
-    ground.scheduled(wanted, 1).await;
-    assert_eq!(ground.starts(), 2);
+    fixture.start().await;
+    fixture.gone(name(orphan, 1)).await;
+    assert!(!processes(&fixture.instance(name(wanted, 1))).is_empty());
+    fixture.scheduled(wanted, 1).await;
+    assert_eq!(fixture.starts(), 2);
 }

@@ -67,7 +67,7 @@ points! {
     /// A deadline is acknowledged.
     TimerAcknowledged = "session.timer-acknowledged",
     /// A message that cannot be handled is put with the dead letters.
-    LetterStored = "session.letter-stored",
+    DeadLetterStored = "session.letter-stored",
     /// A consumer that has stopped is made again.
     ConsumerMade = "session.consumer-made",
     /// The projections are brought forward.
@@ -75,7 +75,7 @@ points! {
     /// The projections are begun anew.
     ProjectionsReset = "session.projections-reset",
     /// It is noted what is among the dead letters.
-    LettersNoted = "session.letters-noted",
+    DeadLettersNoted = "session.letters-noted",
     /// An instance's folder is made.
     InstanceClaimed = "director.instance-claimed",
     /// An instance's configuration is written.

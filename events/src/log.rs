@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use crate::{
     crash::Point,
+    env::Env,
     event::{DecodeError, Event, Recorded},
     id::{PlayerId, SessionId},
     inventory, player, session,
     subject::{Aggregate, Report},
-    world::World,
 };
 
 /// The most messages one commit takes; the server's bound on an atomic batch.
@@ -178,20 +178,20 @@ pub(crate) struct Pending {
 
 impl Decision {
     /// An empty decision. `correlation` is the ticket or session that it is about, `cause` the event that it answers.
-    pub fn new(world: &impl World, correlation: Uuid, cause: Option<Uuid>) -> Self {
-        Self { at: world.now(), correlation, cause, changes: Vec::new() }
+    pub fn new(env: &impl Env, correlation: Uuid, cause: Option<Uuid>) -> Self {
+        Self { at: env.now(), correlation, cause, changes: Vec::new() }
     }
 
     /// Adds events of an aggregate, which was read up to `head`.
     #[must_use]
     pub fn change<E: Event>(
         mut self,
-        world: &impl World,
+        env: &impl Env,
         aggregate: Aggregate,
         head: Head,
         events: impl IntoIterator<Item = E>,
     ) -> Self {
-        let events = events.into_iter().map(|event| Pending::new(world.id(), &event)).collect();
+        let events = events.into_iter().map(|event| Pending::new(env.id(), &event)).collect();
         self.changes.push(Change { aggregate, head, events });
         self
     }

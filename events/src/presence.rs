@@ -24,7 +24,7 @@ pub const PLAYERS: &str = "$KV.PRESENCE.player.*";
 /// Whose entry it is. It is displayed as the entry's subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
-    /// A player's: a [`Seat`].
+    /// A player's: a [`Connection`].
     Player(PlayerId),
     /// A gateway's; its timestamp is all it says.
     Gateway(Uuid),
@@ -53,7 +53,7 @@ impl fmt::Display for Key {
 
 /// A player's newest socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seat {
+pub struct Connection {
     /// The gateway that has it.
     pub gateway: Uuid,
     /// Which one.

@@ -3,7 +3,7 @@
 //! They hold only what the retained log determines, by the stream's timestamps: folded again they are the same. What is
 //! of a time is kept for [`MINUTES`], which is far less than the log is.
 
-mod letters;
+mod dead_letters;
 mod minute;
 mod timeline;
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 pub use self::{
-    letters::{Buried, Letters},
+    dead_letters::{DeadLetterSummary, DeadLetters},
     minute::{Flow, Histogram, Minute, Reached, minute_of},
     timeline::{Entry, Step, Timeline},
 };
@@ -45,8 +45,8 @@ pub const TIMELINES: &str = "garage:timelines";
 /// Sorted set of the sessions that were closed in the last [`MINUTES`], at most [`CLOSED_KEPT`]: id, by the stream's
 /// timestamp in milliseconds.
 pub const CLOSED: &str = "garage:closed";
-/// The [`Letters`]: no fold, and therefore no part of a set that is made anew.
-pub const LETTERS: &str = "garage:letters";
+/// The [`DeadLetters`]: no fold, and therefore no part of a set that is made anew.
+pub const DEAD_LETTERS: &str = "garage:letters";
 
 /// Minutes that are looked back on, the present one among them.
 pub const MINUTES: i64 = 60;

@@ -4,12 +4,12 @@ use futures::future::try_join_all;
 use uuid::Uuid;
 
 use crate::{
+    env::Env,
     id::SessionId,
     log::{AppendError, Behind, Decision, Log, Player, ReadError},
     player::{self, Address, Ending},
     session::{self, Command, Event, Rejection},
     subject::Aggregate,
-    world::World,
 };
 
 /// How often a decision is made anew when its aggregates keep moving.
@@ -36,9 +36,9 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`] when the log does not answer, or not with all that it has, or the session kept moving.
-pub async fn decide_session<L: Log, W: World>(
+pub async fn decide_session<L: Log, W: Env>(
     log: &L,
-    world: &W,
+    env: &W,
     id: SessionId,
     command: Command,
     cause: Option<Uuid>,
@@ -50,13 +50,13 @@ pub async fn decide_session<L: Log, W: World>(
             Ok(events) => events,
             Err(rejection) => return Ok(Err(rejection)),
         };
-        let mut decision = Decision::new(world, id.uuid(), cause.or(session.cause())).change(
-            world,
+        let mut decision = Decision::new(env, id.uuid(), cause.or(session.cause())).change(
+            env,
             Aggregate::Session(id),
             session.head,
             events.iter().cloned(),
         );
-        if let Some(told) = events.iter().find_map(Told::of)
+        if let Some(notice) = events.iter().find_map(Notice::of)
             && let Some(matched) = session.state.matched()
         {
             let began = session.history.first().map(|first| first.seq).unwrap_or_default();
@@ -64,8 +64,8 @@ pub async fn decide_session<L: Log, W: World>(
                 matched.players().map(async |player| log.player(player).await.map(|found| (player.clone(), found))),
             );
             for (player, Player { state, head, .. }) in players.await? {
-                match player::decide(&state, told.command(id)) {
-                    Ok(event) => decision = decision.change(world, Aggregate::Player(player), head, [event]),
+                match player::decide(&state, notice.command(id)) {
+                    Ok(event) => decision = decision.change(env, Aggregate::Player(player), head, [event]),
                     // He came into the session in the commit that it began with, and as long as the log has that it has
                     // an event of him that is no older: he was read at a node that led until lately.
                     Err(_) if head.seq < began => return Err(Behind { read: head.seq, known: began }.into()),
@@ -87,12 +87,12 @@ pub async fn decide_session<L: Log, W: World>(
 }
 
 /// What a session's players are told of an event of it.
-enum Told {
+enum Notice {
     Address(Address),
     Ending(Ending),
 }
 
-impl Told {
+impl Notice {
     fn of(event: &Event) -> Option<Self> {
         match event {
             Event::Opened(opened) => Some(Self::Address(opened.address.clone())),
@@ -122,6 +122,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        env::Simulated,
         event::Recorded,
         id::{PlayerId, TicketId},
         inventory,
@@ -129,7 +130,6 @@ mod tests {
         player::{Queued, Released, State},
         session::{Matched, Member, Team},
         sim::SimLog,
-        world::Simulated,
     };
 
     const BEGAN: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
@@ -163,14 +163,14 @@ mod tests {
     }
 
     /// A session of anna and bert, who have just been matched; and anna as she was before.
-    fn matched(world: &Simulated, log: &SimLog<Simulated>) -> (SessionId, Player) {
-        let session = SessionId::new(world.id());
-        let mut decision = Decision::new(world, session.uuid(), None);
+    fn matched(env: &Simulated, log: &SimLog<Simulated>) -> (SessionId, Player) {
+        let session = SessionId::new(env.id());
+        let mut decision = Decision::new(env, session.uuid(), None);
         let mut teams = Vec::new();
         let mut before = Vec::new();
         let mut events = Vec::new();
         for name in ["anna", "bert"] {
-            let (player, ticket) = (name.parse::<PlayerId>().unwrap(), TicketId::new(world.id()));
+            let (player, ticket) = (name.parse::<PlayerId>().unwrap(), TicketId::new(env.id()));
             let queued = Queued {
                 ticket,
                 queue: "ranked".parse().unwrap(),
@@ -181,8 +181,8 @@ mod tests {
                 expires_at: BEGAN + time::Duration::MINUTE,
             };
             let aggregate = Aggregate::Player(player.clone());
-            let queue = Decision::new(world, ticket.uuid(), None);
-            let queue = queue.change(world, aggregate.clone(), Head::default(), [player::Event::from(queued)]);
+            let queue = Decision::new(env, ticket.uuid(), None);
+            let queue = queue.change(env, aggregate.clone(), Head::default(), [player::Event::from(queued)]);
             block_on(log.append(queue)).unwrap();
             let was = block_on(log.player(&player)).unwrap();
             let command = player::Command::Match { ticket, session, team: name.into() };
@@ -198,9 +198,9 @@ mod tests {
             pool_seq: 2,
             clock: BEGAN,
         };
-        decision = decision.change(world, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
+        decision = decision.change(env, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
         for (aggregate, head, event) in events {
-            decision = decision.change(world, aggregate, head, [event]);
+            decision = decision.change(env, aggregate, head, [event]);
         }
         block_on(log.append(decision)).unwrap();
         (session, before.remove(0))
@@ -212,18 +212,18 @@ mod tests {
 
     #[test]
     fn no_player_is_left_out_because_he_was_read_as_he_was_before_the_match() {
-        let world = Simulated::at(BEGAN);
-        let log = SimLog::new(world.clone());
-        let (session, anna) = matched(&world, &log);
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let (session, anna) = matched(&env, &log);
         let fail = || Command::Fail { reason: "no-server".into() };
         // As she waited still, and as if nobody had heard of her.
         for was in [anna, Player::default()] {
             let lagging = Lagging { log: log.clone(), player: ("anna".parse().unwrap(), was) };
-            let outcome = block_on(decide_session(&lagging, &world, session, fail(), None));
+            let outcome = block_on(decide_session(&lagging, &env, session, fail(), None));
             assert!(matches!(outcome, Err(Error::Behind(_))), "{outcome:?}");
             assert!(matches!(state(&log, "bert"), State::Matched(_)), "nothing is stored");
         }
-        block_on(decide_session(&log, &world, session, fail(), None)).unwrap().unwrap();
+        block_on(decide_session(&log, &env, session, fail(), None)).unwrap().unwrap();
         for name in ["anna", "bert"] {
             assert!(matches!(state(&log, name), State::Idle { .. }), "{name}");
         }
@@ -231,17 +231,17 @@ mod tests {
 
     #[test]
     fn who_was_let_go_already_does_not_keep_the_session_open() {
-        let world = Simulated::at(BEGAN);
-        let log = SimLog::new(world.clone());
-        let (session, _) = matched(&world, &log);
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let (session, _) = matched(&env, &log);
         let anna = block_on(log.player(&"anna".parse().unwrap())).unwrap();
         let released = Released { ticket: anna.state.ticket().unwrap(), session, why: Ending::Failed };
-        let decision = Decision::new(&world, session.uuid(), None);
+        let decision = Decision::new(&env, session.uuid(), None);
         let aggregate = Aggregate::Player("anna".parse().unwrap());
-        let decision = decision.change(&world, aggregate, anna.head, [player::Event::from(released)]);
+        let decision = decision.change(&env, aggregate, anna.head, [player::Event::from(released)]);
         block_on(log.append(decision)).unwrap();
         let fail = Command::Fail { reason: "no-server".into() };
-        block_on(decide_session(&log, &world, session, fail, None)).unwrap().unwrap();
+        block_on(decide_session(&log, &env, session, fail, None)).unwrap().unwrap();
         assert!(matches!(state(&log, "bert"), State::Idle { .. }));
         assert!(matches!(block_on(log.session(session)).unwrap().state, session::State::Closed(_)));
     }

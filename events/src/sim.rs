@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
+    env::Env,
     event::{Event, Recorded},
     id::{PlayerId, SessionId},
     inventory,
@@ -23,7 +24,6 @@ use crate::{
     },
     player,
     subject::Aggregate,
-    world::World,
 };
 
 /// What may go wrong, as three real nodes show it when one of them dies: how many of a hundred calls it hits. By
@@ -68,7 +68,7 @@ pub struct Message {
 /// The log in memory. Clones are one log, as are the connections of several processes to one server.
 #[derive(Debug, Clone)]
 pub struct SimLog<W> {
-    world: W,
+    env: W,
     state: Arc<Mutex<State>>,
     /// The sequence of the last message, for those who wait for the next.
     end: watch::Sender<u64>,
@@ -97,9 +97,9 @@ impl AsRef<Encoded> for Submission {
     }
 }
 
-impl<W: World> SimLog<W> {
+impl<W: Env> SimLog<W> {
     /// An empty log without faults.
-    pub fn new(world: W) -> Self {
+    pub fn new(env: W) -> Self {
         let state = State {
             messages: Vec::new(),
             aggregates: HashMap::new(),
@@ -108,7 +108,7 @@ impl<W: World> SimLog<W> {
             faults: Faults::default(),
             dice: StdRng::seed_from_u64(0),
         };
-        Self { world, state: Arc::new(Mutex::new(state)), end: watch::Sender::new(0) }
+        Self { env, state: Arc::new(Mutex::new(state)), end: watch::Sender::new(0) }
     }
 
     /// From now on these faults, drawn from the seed.
@@ -185,7 +185,7 @@ impl<W: World> SimLog<W> {
         let mut waiting = std::mem::take(&mut state.waiting);
         while !waiting.is_empty() {
             let group = take(&mut waiting, &HashSet::new());
-            state.commit(group, self.world.now());
+            state.commit(group, self.env.now());
         }
         let end = state.end();
         drop(state);
@@ -274,7 +274,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<W: World> Load for SimLog<W> {
+impl<W: Env> Load for SimLog<W> {
     async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
         let Some(last) = self.last::<player::Event>(&Aggregate::Player(id.clone()))? else {
             return Ok(Player::default());
@@ -292,7 +292,7 @@ impl<W: World> Load for SimLog<W> {
     }
 }
 
-impl<W: World> Append for SimLog<W> {
+impl<W: Env> Append for SimLog<W> {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
         let (reply, mut outcome) = oneshot::channel();
         self.state().waiting.push(Submission { decision: Encoded::new(decision)?, reply });
@@ -353,18 +353,18 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::{session, world::Simulated};
+    use crate::{env::Simulated, session};
 
     /// Stores two decisions on one aggregate as if nobody had kept them out of one commit; how many are stored.
     fn together<E: crate::event::Event>(aggregate: &Aggregate, event: &E) -> usize {
-        let world = Simulated::at(datetime!(2026-01-01 00:00 UTC));
-        let log = SimLog::new(world.clone());
+        let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
+        let log = SimLog::new(env.clone());
         let submission = || {
-            let decision = Decision::new(&world, world.id(), None);
-            let decision = decision.change(&world, aggregate.clone(), Head::default(), [event.clone()]);
+            let decision = Decision::new(&env, env.id(), None);
+            let decision = decision.change(&env, aggregate.clone(), Head::default(), [event.clone()]);
             Submission { decision: Encoded::new(decision).unwrap(), reply: oneshot::channel().0 }
         };
-        log.state().commit(vec![submission(), submission()], world.now());
+        log.state().commit(vec![submission(), submission()], env.now());
         log.state().messages.len()
     }
 

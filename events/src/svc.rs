@@ -351,7 +351,8 @@ call!(ConnectToken => SignedToken, "svc.session.connect-token");
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Retry {
     /// Its sequence in the stream of dead letters.
-    pub letter: u64,
+    #[serde(rename = "letter")]
+    pub number: u64,
 }
 impl Call for Retry {
     const SUBJECT: &'static str = "retry";
@@ -417,8 +418,8 @@ pub async fn call<C: Call>(client: &Client, call: &C) -> Result<C::Reply, CallEr
 ///
 /// # Errors
 /// See [`CallError`].
-pub async fn retry(client: &Client, consumer: &str, letter: u64) -> Result<(), CallError> {
-    call_at(client, subject::retry(consumer), &Retry { letter }).await
+pub async fn retry(client: &Client, consumer: &str, number: u64) -> Result<(), CallError> {
+    call_at(client, subject::retry(consumer), &Retry { number }).await
 }
 
 async fn call_at<C: Call>(client: &Client, at: String, call: &C) -> Result<C::Reply, CallError> {

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     domain::race::{Race, TICK_HZ, Throttle},
-    seat::Seat,
+    player_slot::PlayerSlot,
     socket::{Event, Outgoing},
     wire::{
         CarState, FromServer, Snapshot, Welcome, close,
@@ -34,7 +34,7 @@ const SNAPSHOT_EVERY: u32 = 3;
 pub(crate) struct Game {
     session: SessionId,
     loadouts: Vec<Loadout>,
-    seats: Vec<Seat>,
+    slots: Vec<PlayerSlot>,
     race: Race,
     distance_m: f64,
     join_timeout: Duration,
@@ -56,15 +56,15 @@ impl Game {
     pub(crate) fn new(session: SessionId, loadouts: Vec<Loadout>, options: &crate::Options) -> Self {
         let cars = loadouts.iter().map(|loadout| (loadout.player.clone(), loadout.car.stats));
         let race = Race::new(cars, options.distance_m, options.race_timeout.as_secs_f64());
-        let mut seats = Vec::with_capacity(loadouts.len());
+        let mut slots = Vec::with_capacity(loadouts.len());
         for loadout in &loadouts {
-            let seat = Seat::new(loadout.player.clone(), &seats);
-            seats.push(seat);
+            let slot = PlayerSlot::new(loadout.player.clone(), &slots);
+            slots.push(slot);
         }
         Self {
             session,
             loadouts,
-            seats,
+            slots,
             race,
             distance_m: options.distance_m,
             join_timeout: options.join_timeout,
@@ -98,9 +98,9 @@ impl Game {
         }
         let results = self.race.placings();
         let result = Outgoing::text(&FromServer::Result { results: results.clone() });
-        for seat in &mut self.seats {
-            seat.send(result.clone());
-            seat.send(Outgoing::Close(close::DONE, "the race is over"));
+        for slot in &mut self.slots {
+            slot.send(result.clone());
+            slot.send(Outgoing::Close(close::DONE, "the race is over"));
         }
         results
     }
@@ -109,12 +109,12 @@ impl Game {
     fn advance(&mut self, udp: &UdpSocket) {
         match &self.phase {
             Phase::Gathering(_) => {
-                let present = self.seats.iter().filter(|seat| seat.is_linked()).count();
+                let present = self.slots.iter().filter(|slot| slot.is_linked()).count();
                 if present == 0 {
                     tracing::info!("nobody came");
                     self.phase = Phase::Over;
                 } else {
-                    tracing::info!(present, expected = self.seats.len(), "not everybody came, starting");
+                    tracing::info!(present, expected = self.slots.len(), "not everybody came, starting");
                     self.phase = Phase::Countdown(Instant::now() + COUNTDOWN);
                 }
             }
@@ -144,31 +144,31 @@ impl Game {
             Event::Joined { connection, player, out } => {
                 let started = matches!(self.phase, Phase::Racing(_));
                 let (session, players) = (self.session, self.loadouts.clone());
-                let fresh_id = Seat::fresh_id(&self.seats);
-                let Some(seat) = self.seats.get_mut(player) else { return };
-                let (udp_key, udp_id) = seat.link(connection, out, fresh_id);
+                let fresh_id = PlayerSlot::fresh_id(&self.slots);
+                let Some(slot) = self.slots.get_mut(player) else { return };
+                let (udp_key, udp_id) = slot.link(connection, out, fresh_id);
                 let distance_m = self.distance_m;
                 let welcome = Welcome { session, udp_key, udp_id, players, tick_hz: TICK_HZ, distance_m };
-                seat.send(Outgoing::text(&FromServer::Welcome(welcome)));
+                slot.send(Outgoing::text(&FromServer::Welcome(welcome)));
                 if started {
-                    seat.send(Outgoing::text(&FromServer::Start));
+                    slot.send(Outgoing::text(&FromServer::Start));
                 }
-                tracing::info!(player.id = %seat.player(), connection, "player joined");
-                if matches!(self.phase, Phase::Gathering(_)) && self.seats.iter().all(Seat::is_linked) {
+                tracing::info!(player.id = %slot.player(), connection, "player joined");
+                if matches!(self.phase, Phase::Gathering(_)) && self.slots.iter().all(PlayerSlot::is_linked) {
                     self.phase = Phase::Countdown(Instant::now() + COUNTDOWN);
                 }
             }
             Event::Input { connection, player, throttle } => {
                 // A connection that was replaced may still have frames under way.
-                if self.seats.get(player).is_some_and(|seat| seat.is_linked_by(connection)) {
+                if self.slots.get(player).is_some_and(|slot| slot.is_linked_by(connection)) {
                     self.race.set_throttle(player, throttle);
                 }
             }
             Event::Left { connection, player } => {
-                if let Some(seat) = self.seats.get_mut(player)
-                    && seat.unlink(connection)
+                if let Some(slot) = self.slots.get_mut(player)
+                    && slot.unlink(connection)
                 {
-                    tracing::info!(player.id = %seat.player(), connection, "player left");
+                    tracing::info!(player.id = %slot.player(), connection, "player left");
                 }
             }
         }
@@ -177,9 +177,9 @@ impl Game {
     /// A datagram that is malformed, forged, replayed or no number moves nothing, and is not answered.
     fn hear_datagram(&mut self, datagram: &[u8], from: SocketAddr) {
         let Some(id) = Input::claimed_id(datagram) else { return };
-        let found = self.seats.iter_mut().enumerate().find(|(_, seat)| seat.udp_id() == id);
-        if let Some((index, seat)) = found
-            && let Some(input) = seat.admit(datagram, from, Instant::now())
+        let found = self.slots.iter_mut().enumerate().find(|(_, slot)| slot.udp_id() == id);
+        if let Some((index, slot)) = found
+            && let Some(input) = slot.admit(datagram, from, Instant::now())
             && let Some(throttle) = Throttle::parse(input.throttle)
         {
             self.race.set_throttle(index, throttle);
@@ -197,21 +197,21 @@ impl Game {
         // The same for all, so it is written at most once.
         let mut frame = None;
         let now = Instant::now();
-        for seat in &mut self.seats {
-            if let Some((address, key)) = seat.datagrams(now) {
+        for slot in &mut self.slots {
+            if let Some((address, key)) = slot.datagrams(now) {
                 // What the system does not take at once is lost, as datagrams may be; the next one is near.
                 let _ = udp.try_send_to(&snapshot.seal(key), address);
-            } else if seat.is_linked() {
+            } else if slot.is_linked() {
                 let frame = frame.get_or_insert_with(|| Outgoing::text(&FromServer::Snapshot(snapshot.clone())));
-                seat.send(frame.clone());
+                slot.send(frame.clone());
             }
         }
     }
 
     fn broadcast(&mut self, message: &FromServer) {
         let frame = Outgoing::text(message);
-        for seat in &mut self.seats {
-            seat.send(frame.clone());
+        for slot in &mut self.slots {
+            slot.send(frame.clone());
         }
     }
 }

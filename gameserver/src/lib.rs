@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: flags, variables, and the game's configuration file.
 //! - [`domain`]: the race itself, pure.
-//! - `game`: gathers the players, runs the race; `seat`: a player's place in it.
+//! - `game`: gathers the players, runs the race; `player_slot`: a player's place in it.
 //! - `socket`, `places`, `tls`, `token`, `ports`: how players reach it; [`wire`]: what is said then.
 //! - [`report`]: what Garage is told.
 //! - [`client`]: the other end of [`wire`], for bots and tests.
@@ -27,9 +27,9 @@ pub mod config;
 pub mod domain;
 mod game;
 mod places;
+mod player_slot;
 mod ports;
 pub mod report;
-mod seat;
 mod socket;
 mod tls;
 mod token;
@@ -117,7 +117,7 @@ fn left(ends_at: OffsetDateTime) -> Duration {
 async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: R) -> Result<Vec<Placing>, Error> {
     let identity = tls::identity(&config.private_key)?;
     let tls = TlsAcceptor::from(Arc::clone(&identity.config));
-    let door = socket::Door::new(tls, token::Verifier::new(&config)?, config.players.len());
+    let acceptor = socket::Acceptor::new(tls, token::Verifier::new(&config)?, config.players.len());
     let listener = ports::tcp(options.bind, options.ports).await?;
     let udp = ports::udp(options.bind, options.ports).await?;
     let ready = Ready {
@@ -142,6 +142,6 @@ async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: 
         report::until_acknowledged(&reporter, Point::FinishedReported, &config.finished, report).await;
         Ok(results)
     };
-    let (results, ()) = tokio::join!(play, socket::accept(listener, door, events, stop.clone()));
+    let (results, ()) = tokio::join!(play, socket::accept(listener, acceptor, events, stop.clone()));
     results
 }

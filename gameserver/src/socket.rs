@@ -68,13 +68,13 @@ impl Outgoing {
 }
 
 /// What every connection needs.
-pub(crate) struct Door {
+pub(crate) struct Acceptor {
     tls: TlsAcceptor,
     verifier: Verifier,
     places: Mutex<Places>,
 }
 
-impl Door {
+impl Acceptor {
     pub(crate) fn new(tls: TlsAcceptor, verifier: Verifier, players: usize) -> Self {
         Self { tls, verifier, places: Mutex::new(Places::new(players)) }
     }
@@ -85,8 +85,13 @@ impl Door {
 }
 
 /// Lets connections in until `stop`, then waits for those that are there to close, for a bounded time.
-pub(crate) async fn accept(listener: TcpListener, door: Door, events: mpsc::Sender<Event>, stop: CancellationToken) {
-    let door = Arc::new(door);
+pub(crate) async fn accept(
+    listener: TcpListener,
+    acceptor: Acceptor,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
+    let acceptor = Arc::new(acceptor);
     let mut connections = JoinSet::new();
     let mut next = 0;
     loop {
@@ -96,9 +101,9 @@ pub(crate) async fn accept(listener: TcpListener, door: Door, events: mpsc::Send
             accepted = listener.accept() => match accepted {
                 Ok((stream, from)) => {
                     next += 1;
-                    let connection = serve(stream, next, Arc::clone(&door), events.clone());
+                    let connection = serve(stream, next, Arc::clone(&acceptor), events.clone());
                     // Taken before it runs: it must not join before it has entered.
-                    let mut places = door.places();
+                    let mut places = acceptor.places();
                     let task = connections.spawn(connection.in_current_span());
                     places.enter(next, from.ip(), task);
                 }
@@ -119,8 +124,8 @@ pub(crate) async fn accept(listener: TcpListener, door: Door, events: mpsc::Send
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
-async fn serve(stream: TcpStream, connection: u64, door: Arc<Door>, events: mpsc::Sender<Event>) {
-    let opened = match timeout(HANDSHAKE, open(stream, &door.tls)).await {
+async fn serve(stream: TcpStream, connection: u64, acceptor: Arc<Acceptor>, events: mpsc::Sender<Event>) {
+    let opened = match timeout(HANDSHAKE, open(stream, &acceptor.tls)).await {
         Ok(opened) => opened,
         Err(_) => Err("it took too long".to_owned()),
     };
@@ -128,12 +133,12 @@ async fn serve(stream: TcpStream, connection: u64, door: Arc<Door>, events: mpsc
         Ok(socket) => socket,
         Err(error) => return tracing::debug!(connection, error, "handshake failed"),
     };
-    let player = match timeout(HANDSHAKE, join(&mut socket, &door.verifier)).await {
+    let player = match timeout(HANDSHAKE, join(&mut socket, &acceptor.verifier)).await {
         Ok(Ok(player)) => player,
         Ok(Err(end)) => return end.tell(socket, connection).await,
         Err(_) => return End::Refused("there was no join in time".to_owned()).tell(socket, connection).await,
     };
-    door.places().join(connection, player);
+    acceptor.places().join(connection, player);
     let (out, frames) = mpsc::channel(QUEUE);
     // Sending fails only when the game is over; then nobody is there to tell.
     if events.send(Event::Joined { connection, player, out }).await.is_err() {
@@ -167,7 +172,7 @@ enum End {
     /// Its token does not admit.
     Refused(String),
     /// The game wants it.
-    Told(u16, &'static str),
+    Notified(u16, &'static str),
 }
 
 impl End {
@@ -176,7 +181,7 @@ impl End {
         let (code, reason) = match self {
             Self::Gone => return,
             Self::Malformed => (close::MALFORMED, "malformed frame"),
-            Self::Told(code, reason) => (code, reason),
+            Self::Notified(code, reason) => (code, reason),
             Self::Refused(reason) => {
                 tracing::info!(connection, reason, "client refused");
                 let refused = Outgoing::text(&FromServer::Refused { reason });
@@ -237,7 +242,7 @@ async fn relay(
         tokio::select! {
             frame = frames.recv() => match frame {
                 None => return End::Gone,
-                Some(Outgoing::Close(code, reason)) => return End::Told(code, reason),
+                Some(Outgoing::Close(code, reason)) => return End::Notified(code, reason),
                 Some(Outgoing::Text(text)) => {
                     if !matches!(timeout(SEND, socket.send(Message::Text(text))).await, Ok(Ok(()))) {
                         return End::Gone;

@@ -1,17 +1,17 @@
 //! A player's commands: load, decide, append, and again from the start when he has moved meanwhile.
 
 use garage_events::{
+    env::Env,
     id::{PlayerId, TicketId},
     log::{AppendError, Decision, Log, Player},
     player::{CancelReason, Event, Queued, Rejection},
     subject::Aggregate,
-    world::World,
 };
 use uuid::Uuid;
 
 use crate::{
-    door::Doors,
     problem::Problem,
+    queue_status::QueueStatuses,
     ticket::{self, Cancelling, Queueing, Ticket},
 };
 
@@ -26,34 +26,34 @@ const TRIES: u32 = 5;
 /// [`Problem`], which is the client's when he waits already, or is in a match.
 pub async fn queue(
     log: &impl Log,
-    world: &impl World,
-    doors: &Doors,
+    env: &impl Env,
+    queue_statuses: &QueueStatuses,
     id: &PlayerId,
-    mut wish: Queued,
+    mut ticket_request: Queued,
     rank: impl Future<Output = Result<i32, Problem>>,
 ) -> Result<Ticket, Problem> {
     let mut tries = Tries::default();
     let mut rank = Some(rank);
     loop {
         let player = log.player(id).await?;
-        let event = match ticket::queue(&player, &wish, world.now()) {
+        let event = match ticket::queue(&player, &ticket_request, env.now()) {
             Ok(Queueing::Have(ticket)) => return Ok(ticket),
             Ok(Queueing::First(event)) => {
                 // The wish is decided on in the next round, on what the log then holds.
-                tries.append(log, world, id, &player, event).await?;
+                tries.append(log, env, id, &player, event).await?;
                 continue;
             }
             Ok(Queueing::Append) => {
-                doors.admit(&wish.queue)?;
+                queue_statuses.admit(&ticket_request.queue)?;
                 if let Some(rank) = rank.take() {
-                    wish.rank = rank.await?;
+                    ticket_request.rank = rank.await?;
                 }
-                Event::from(wish.clone())
+                Event::from(ticket_request.clone())
             }
             Err(rejection) => return Err(rejected(&rejection)),
         };
-        if let Some(seq) = tries.append(log, world, id, &player, event.clone()).await? {
-            tracing::debug!(player.id = %id, ticket.id = %wish.ticket, event.seq = seq, "queued");
+        if let Some(seq) = tries.append(log, env, id, &player, event.clone()).await? {
+            tracing::debug!(player.id = %id, ticket.id = %ticket_request.ticket, event.seq = seq, "queued");
             return Ok(Ticket::of(&event, seq));
         }
     }
@@ -65,7 +65,7 @@ pub async fn queue(
 /// [`Problem`], which is the client's when it is too late, or he has another ticket.
 pub async fn cancel(
     log: &impl Log,
-    world: &impl World,
+    env: &impl Env,
     id: &PlayerId,
     ticket: TicketId,
     reason: CancelReason,
@@ -79,7 +79,7 @@ pub async fn cancel(
             Cancelling::Matched(session) => return Err(Problem::in_session(session)),
             Cancelling::Unknown => return Err(unknown()),
         };
-        if let Some(seq) = tries.append(log, world, id, &player, event).await? {
+        if let Some(seq) = tries.append(log, env, id, &player, event).await? {
             tracing::debug!(player.id = %id, ticket.id = %ticket, event.seq = seq, "cancelled");
             return Ok(());
         }
@@ -109,7 +109,7 @@ impl Tries {
     async fn append(
         &mut self,
         log: &impl Log,
-        world: &impl World,
+        env: &impl Env,
         id: &PlayerId,
         player: &Player,
         event: Event,
@@ -119,8 +119,8 @@ impl Tries {
             garage_events::player::State::evolve(&event).ticket().map_or_else(Uuid::nil, |ticket| ticket.uuid());
         // A new wish answers nothing; all that ends one answers the event that it ends.
         let cause = player.last.as_ref().map(|last| last.id).filter(|_| !matches!(event, Event::Queued(_)));
-        let decision = Decision::new(world, about, cause);
-        let decision = decision.change(world, Aggregate::Player(id.clone()), player.head, [event]);
+        let decision = Decision::new(env, about, cause);
+        let decision = decision.change(env, Aggregate::Player(id.clone()), player.head, [event]);
         match log.append(decision).await {
             Ok(sequences) => Ok(sequences.first().copied()),
             Err(AppendError::Conflict(_)) if self.0 < TRIES => Ok(None),
@@ -137,11 +137,11 @@ mod tests {
     };
 
     use garage_events::{
+        env::System,
         event::Recorded,
         id::SessionId,
         inventory,
         log::{Append, Load, ReadError, Session},
-        world::System,
     };
     use time::OffsetDateTime;
 
@@ -187,7 +187,7 @@ mod tests {
         for (error, tries) in cases {
             let log = Closed { appends: Arc::default(), error };
             let now = OffsetDateTime::UNIX_EPOCH;
-            let wish = Queued {
+            let ticket_request = Queued {
                 ticket: TicketId::new(System.id()),
                 queue: "ranked".parse().unwrap(),
                 rank: 1,
@@ -196,8 +196,8 @@ mod tests {
                 waiting_since: now,
                 expires_at: now,
             };
-            let (doors, ann, rank) = (Doors::default(), "ann".parse().unwrap(), async { Ok(1) });
-            let problem = queue(&log, &System, &doors, &ann, wish, rank).await.unwrap_err();
+            let (queue_statuses, ann, rank) = (QueueStatuses::default(), "ann".parse().unwrap(), async { Ok(1) });
+            let problem = queue(&log, &System, &queue_statuses, &ann, ticket_request, rank).await.unwrap_err();
             assert_eq!((problem.status().as_u16(), log.appends.load(Ordering::Relaxed)), (503, tries));
         }
     }

@@ -19,7 +19,7 @@ pub(crate) struct Frame {
 /// The part of an envelope that clients see. The data stays as it is: a type that this build does not know is forwarded
 /// like any other, and skipping it is the client's choice.
 #[derive(Deserialize)]
-struct Seen<'a> {
+struct Envelope<'a> {
     n: u64,
     #[serde(rename = "type", borrow)]
     type_name: Cow<'a, str>,
@@ -39,7 +39,7 @@ struct Shown<'a> {
 impl Frame {
     /// The frame of a message of the log.
     pub(crate) fn of(seq: u64, body: &[u8]) -> serde_json::Result<Self> {
-        let Seen { n, type_name, data } = serde_json::from_slice(body)?;
+        let Envelope { n, type_name, data } = serde_json::from_slice(body)?;
         let text = serde_json::to_string(&Shown { seq, n, type_name: &type_name, data })?;
         Ok(Self { seq, text: text.into() })
     }

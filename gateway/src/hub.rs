@@ -10,19 +10,19 @@ use std::{
 };
 
 use garage_events::{
+    env::{Env, System},
     id::PlayerId,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
     },
     subject::{self, Aggregate},
-    world::{System, World},
 };
-use garage_worker::{Health, Shutdown, Stopped, lag, patiently};
+use garage_worker::{Health, Shutdown, Stopped, keep_trying, lag};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::{frame::Frame, wait::Waits};
+use crate::{frame::Frame, wait_estimate::WaitEstimates};
 
 /// Frames that may wait for a socket; the channel takes memory as they come. More than one request to the log brings,
 /// which is handed out in one go when the log was out of reach for a while: a socket that is closed for its queue has
@@ -37,11 +37,11 @@ pub(crate) struct Hub(Arc<Mutex<State>>);
 struct State {
     position: u64,
     /// One socket a player: the newest.
-    players: HashMap<PlayerId, Held>,
+    players: HashMap<PlayerId, ConnectedPlayer>,
 }
 
-struct Held {
-    place: Place,
+struct ConnectedPlayer {
+    entry: SocketEntry,
     /// The newest entry of another socket of the player, while it is not known what revision this one's has.
     other: u64,
     frames: mpsc::Sender<Frame>,
@@ -51,14 +51,14 @@ struct Held {
 
 /// A socket's place among all of the player's, wherever they are.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct SocketEntry {
     /// Which socket.
     pub(crate) socket: Uuid,
     /// The revision of its entry in the presence bucket; 0 until it is known.
     revision: Arc<AtomicU64>,
 }
 
-impl Place {
+impl SocketEntry {
     /// The revision of its entry, once it is known.
     pub(crate) fn revision(&self) -> Option<u64> {
         Some(self.revision.load(Ordering::Acquire)).filter(|revision| *revision > 0)
@@ -75,31 +75,31 @@ pub(crate) enum Closing {
 }
 
 /// A socket's place in the hub; dropping it gives the place up.
-pub(crate) struct Seat {
+pub(crate) struct Registration {
     pub(crate) frames: mpsc::Receiver<Frame>,
     pub(crate) end: oneshot::Receiver<Closing>,
     /// The last sequence that was handed out before this place was taken. Everything after it comes through `frames`.
     pub(crate) position: u64,
-    pub(crate) place: Place,
+    pub(crate) entry: SocketEntry,
     player: PlayerId,
     hub: Hub,
 }
 
 impl Hub {
     /// Takes a place for a socket of a player.
-    pub(crate) fn register(&self, player: &PlayerId) -> Seat {
+    pub(crate) fn register(&self, player: &PlayerId) -> Registration {
         let (frames, receive) = mpsc::channel(QUEUE);
         let (end, ended) = oneshot::channel();
-        let place = Place { socket: System.id(), revision: Arc::default() };
+        let entry = SocketEntry { socket: System.id(), revision: Arc::default() };
         let mut state = self.state();
         let position = state.position;
-        let held = Held { place: place.clone(), other: 0, frames, end };
+        let held = ConnectedPlayer { entry: entry.clone(), other: 0, frames, end };
         if let Some(older) = state.players.insert(player.clone(), held) {
             close(older, Closing::Replaced);
         }
         drop(state);
         metrics::gauge!("garage_gateway_sockets").increment(1);
-        Seat { frames: receive, end: ended, position, place, player: player.clone(), hub: self.clone() }
+        Registration { frames: receive, end: ended, position, entry, player: player.clone(), hub: self.clone() }
     }
 
     /// Whether a player has a socket here.
@@ -109,14 +109,14 @@ impl Hub {
 
     /// Whether a player's socket here is this one.
     pub(crate) fn holds(&self, player: &PlayerId, socket: Uuid) -> bool {
-        self.state().players.get(player).is_some_and(|held| held.place.socket == socket)
+        self.state().players.get(player).is_some_and(|held| held.entry.socket == socket)
     }
 
     /// The entry of a player's socket here is stored, with this revision.
-    pub(crate) fn entered(&self, player: &PlayerId, place: &Place, revision: u64) {
+    pub(crate) fn entered(&self, player: &PlayerId, entry: &SocketEntry, revision: u64) {
         let mut state = self.state();
-        place.revision.fetch_max(revision, Ordering::AcqRel);
-        if state.players.get(player).is_some_and(|held| held.place.socket == place.socket && held.other > revision)
+        entry.revision.fetch_max(revision, Ordering::AcqRel);
+        if state.players.get(player).is_some_and(|held| held.entry.socket == entry.socket && held.other > revision)
             && let Some(older) = state.players.remove(player)
         {
             close(older, Closing::Replaced);
@@ -125,14 +125,14 @@ impl Hub {
 
     /// A player's entry names this socket, as of a revision. It closes an older one that is here; if it is itself
     /// here, its place is returned.
-    pub(crate) fn newest(&self, player: &PlayerId, socket: Uuid, revision: u64) -> Option<Place> {
+    pub(crate) fn newest(&self, player: &PlayerId, socket: Uuid, revision: u64) -> Option<SocketEntry> {
         let mut state = self.state();
         let held = state.players.get_mut(player)?;
-        if held.place.socket == socket {
-            held.place.revision.fetch_max(revision, Ordering::AcqRel);
-            return Some(held.place.clone());
+        if held.entry.socket == socket {
+            held.entry.revision.fetch_max(revision, Ordering::AcqRel);
+            return Some(held.entry.clone());
         }
-        match held.place.revision() {
+        match held.entry.revision() {
             None => held.other = held.other.max(revision),
             Some(own) if own > revision => {}
             Some(_) => {
@@ -181,16 +181,16 @@ impl Hub {
     }
 }
 
-fn close(held: Held, why: Closing) {
+fn close(held: ConnectedPlayer, why: Closing) {
     // A socket that has gone needs no telling.
     let _ = held.end.send(why);
 }
 
-impl Drop for Seat {
+impl Drop for Registration {
     fn drop(&mut self) {
         metrics::gauge!("garage_gateway_sockets").decrement(1);
         let mut state = self.hub.state();
-        if state.players.get(&self.player).is_some_and(|held| held.place.socket == self.place.socket) {
+        if state.players.get(&self.player).is_some_and(|held| held.entry.socket == self.entry.socket) {
             state.players.remove(&self.player);
         }
     }
@@ -202,12 +202,12 @@ impl Drop for Seat {
 /// [`Stopped`]
 pub(crate) async fn follow(
     hub: Hub,
-    waits: Waits,
+    wait_estimates: WaitEstimates,
     log: JetStreamLog,
     health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
-    let beginning = patiently("the log", || async {
+    let beginning = keep_trying("the log", || async {
         hub.start_at(log.state().await?.last_sequence);
         let filters = vec![subject::PLAYERS.to_owned()];
         let mut follow = Follow::new(log.context().clone(), subject::STREAM, filters, hub.position() + 1);
@@ -219,7 +219,7 @@ pub(crate) async fn follow(
     Ok(async move {
         let hand_out = async {
             tokio::select! {
-                () = hand_out_all(&hub, &waits, &mut follow) => {}
+                () = hand_out_all(&hub, &wait_estimates, &mut follow) => {}
                 never = lag::watch("log", &log, subject::PLAYERS, || hub.position(), &health) => never,
             }
         };
@@ -228,10 +228,10 @@ pub(crate) async fn follow(
     })
 }
 
-async fn hand_out_all(hub: &Hub, waits: &Waits, follow: &mut Follow) {
+async fn hand_out_all(hub: &Hub, wait_estimates: &WaitEstimates, follow: &mut Follow) {
     loop {
         let message = follow.next().await;
-        waits.note(&message);
+        wait_estimates.note(&message);
         hub.hand_out(&message);
     }
 }
@@ -274,12 +274,12 @@ mod tests {
     #[test]
     fn what_the_log_brings_in_one_go_closes_nobody() {
         let hub = Hub::default();
-        let mut seat = hub.register(&player("ann"));
+        let mut connection = hub.register(&player("ann"));
         for seq in 1..=500 {
             hub.hand_out(&message(seq, "ann"));
         }
-        assert!(seat.end.try_recv().is_err());
-        assert_eq!(std::iter::from_fn(|| seat.frames.try_recv().ok()).count(), 500);
+        assert!(connection.end.try_recv().is_err());
+        assert_eq!(std::iter::from_fn(|| connection.frames.try_recv().ok()).count(), 500);
     }
 
     #[test]
@@ -311,17 +311,17 @@ mod tests {
         // The other's entry, ours, and whether ours is known before the other's is seen.
         for (other, own, known_first) in [(5, 6, true), (5, 6, false), (7, 6, true), (7, 6, false)] {
             let hub = Hub::default();
-            let mut seat = hub.register(&ann);
-            let place = seat.place.clone();
+            let mut connection = hub.register(&ann);
+            let entry = connection.entry.clone();
             if known_first {
-                hub.entered(&ann, &place, own);
+                hub.entered(&ann, &entry, own);
                 assert!(hub.newest(&ann, elsewhere, other).is_none());
             } else {
                 assert!(hub.newest(&ann, elsewhere, other).is_none());
-                hub.entered(&ann, &place, own);
+                hub.entered(&ann, &entry, own);
             }
-            assert!(hub.newest(&ann, place.socket, own).is_none_or(|found| found.socket == place.socket));
-            assert_eq!(seat.end.try_recv().is_ok(), other > own, "{other} {own} {known_first}");
+            assert!(hub.newest(&ann, entry.socket, own).is_none_or(|found| found.socket == entry.socket));
+            assert_eq!(connection.end.try_recv().is_ok(), other > own, "{other} {own} {known_first}");
         }
     }
 }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use garage_events::{
     crash::Point,
+    env::{Env, System},
     id::PlayerId,
     jetstream::{
         JetStreamLog,
@@ -24,8 +25,7 @@ use garage_events::{
     },
     log::{Load, ReadError},
     player::{CancelReason, State},
-    presence::{self, Key, Seat},
-    world::{System, World},
+    presence::{self, Connection, Key},
 };
 use garage_worker::Shutdown;
 use serde::Serialize;
@@ -37,7 +37,7 @@ use uuid::Uuid;
 
 use crate::{
     commands,
-    hub::{Hub, Place},
+    hub::{Hub, SocketEntry},
     socket::End,
 };
 
@@ -84,19 +84,19 @@ enum NotPut {
 
 /// A player's entry, as it was read.
 #[derive(Debug, Clone)]
-struct Entry {
+struct PlayerEntry {
     player: PlayerId,
-    seat: Seat,
+    connection: Connection,
     revision: u64,
     /// The stream's timestamp.
     time: OffsetDateTime,
 }
 
-impl Entry {
+impl PlayerEntry {
     fn of(message: &Message) -> Option<Self> {
         let Some(Key::Player(player)) = Key::of(&message.subject) else { return None };
-        let seat = serde_json::from_slice(&message.body).ok()?;
-        Some(Self { player, seat, revision: message.seq, time: message.time })
+        let connection = serde_json::from_slice(&message.body).ok()?;
+        Some(Self { player, connection, revision: message.seq, time: message.time })
     }
 }
 
@@ -111,13 +111,13 @@ impl Presence {
 
     /// Notes a player's socket, before its client hears that it is connected: one that the client opens later, here or
     /// elsewhere, is noted later.
-    pub(crate) async fn enter(&self, player: PlayerId, place: Place) -> Noted {
-        let noted = Noted { presence: self.clone(), player, place, vanished: true };
-        if !self.note(&noted.player, &noted.place).await {
+    pub(crate) async fn enter(&self, player: PlayerId, entry: SocketEntry) -> Noted {
+        let noted = Noted { presence: self.clone(), player, entry, vanished: true };
+        if !self.note(&noted.player, &noted.entry).await {
             // He must not be taken for gone because of an older entry.
-            let (presence, player, place) = (self.clone(), noted.player.clone(), noted.place.clone());
+            let (presence, player, entry) = (self.clone(), noted.player.clone(), noted.entry.clone());
             self.spawn(async move {
-                while presence.0.hub.holds(&player, place.socket) && !presence.note(&player, &place).await {
+                while presence.0.hub.holds(&player, entry.socket) && !presence.note(&player, &entry).await {
                     sleep(AGAIN).await;
                 }
             });
@@ -125,11 +125,11 @@ impl Presence {
         noted
     }
 
-    async fn note(&self, player: &PlayerId, place: &Place) -> bool {
-        let seat = Seat { gateway: self.0.gateway, socket: place.socket, gone: false };
-        match self.put(&Key::Player(player.clone()), &seat, None).await {
+    async fn note(&self, player: &PlayerId, entry: &SocketEntry) -> bool {
+        let connection = Connection { gateway: self.0.gateway, socket: entry.socket, gone: false };
+        match self.put(&Key::Player(player.clone()), &connection, None).await {
             Ok(revision) => {
-                self.0.hub.entered(player, place, revision);
+                self.0.hub.entered(player, entry, revision);
                 true
             }
             Err(NotPut::Moved) => true,
@@ -153,7 +153,7 @@ impl Presence {
     async fn watch(&self) {
         // From the beginning: a gateway that died before this one started left its entry.
         let mut follow = Follow::new(self.0.context.clone(), presence::STREAM, vec![presence::ALL.into()], 1);
-        let mut gateways = Gateways::default();
+        let mut gateways = GatewayHeartbeats::default();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -182,17 +182,18 @@ impl Presence {
 
     /// A player's entry has changed.
     fn see(&self, message: &Message) {
-        let Some(Entry { player, seat, revision, .. }) = Entry::of(message) else { return };
-        let Some(place) = self.0.hub.newest(&player, seat.socket, revision) else { return };
-        if seat.gone {
-            // Somebody took this gateway for dead, and it is not. In the place of that entry only: the player may have
+        let Some(PlayerEntry { player, connection, revision, .. }) = PlayerEntry::of(message) else { return };
+        let Some(entry) = self.0.hub.newest(&player, connection.socket, revision) else { return };
+        if connection.gone {
+            // Somebody took this gateway for dead, and it is not. In the entry of that entry only: the player may have
             // a newer socket by now.
-            let (presence, seat) = (self.clone(), Seat { gateway: self.0.gateway, gone: false, ..seat });
+            let (presence, connection) =
+                (self.clone(), Connection { gateway: self.0.gateway, gone: false, ..connection });
             self.spawn(async move {
                 let key = Key::Player(player.clone());
                 loop {
-                    match presence.put(&key, &seat, Some(revision)).await {
-                        Ok(revision) => return presence.0.hub.entered(&player, &place, revision),
+                    match presence.put(&key, &connection, Some(revision)).await {
+                        Ok(revision) => return presence.0.hub.entered(&player, &entry, revision),
                         Err(NotPut::Moved) => return,
                         Err(NotPut::Failed(reason)) => {
                             tracing::warn!(player.id = %player, reason, "socket not noted again yet");
@@ -206,9 +207,10 @@ impl Presence {
 
     /// Marks a player's socket as gone, unless he has a newer one, and waits for him to return.
     async fn leave(&self, player: PlayerId, socket: Uuid, revision: u64) {
-        let (key, seat) = (Key::Player(player.clone()), Seat { gateway: self.0.gateway, socket, gone: true });
+        let (key, connection) =
+            (Key::Player(player.clone()), Connection { gateway: self.0.gateway, socket, gone: true });
         loop {
-            match self.put(&key, &seat, Some(revision)).await {
+            match self.put(&key, &connection, Some(revision)).await {
                 Ok(revision) => return self.wait_for(&player, revision).await,
                 Err(NotPut::Moved) => return,
                 Err(NotPut::Failed(reason)) => tracing::warn!(player.id = %player, reason, "end of a socket not noted"),
@@ -245,14 +247,15 @@ impl Presence {
         };
         let found = self.0.log.player(player).await?;
         // A wish of after he went needs no socket.
-        if let (State::Waiting(wish), Some(queued)) = (&found.state, &found.last)
+        if let (State::Waiting(ticket_request), Some(queued)) = (&found.state, &found.last)
             && queued.time <= last.time
         {
-            let cancelled = commands::cancel(&self.0.log, &System, player, wish.ticket, CancelReason::Disconnected);
+            let cancelled =
+                commands::cancel(&self.0.log, &System, player, ticket_request.ticket, CancelReason::Disconnected);
             match cancelled.await {
                 Ok(()) => {
                     metrics::counter!("garage_gateway_vanished_total").increment(1);
-                    tracing::info!(player.id = %player, ticket.id = %wish.ticket, "cancelled: the player has vanished");
+                    tracing::info!(player.id = %player, ticket.id = %ticket_request.ticket, "cancelled: the player has vanished");
                 }
                 // Matched in the last moment, or cancelled by himself.
                 Err(problem) => anyhow::ensure!(problem.is_clients(), "{problem:?}"),
@@ -273,13 +276,14 @@ impl Presence {
     async fn sweep_once(&self, dead: Uuid) -> anyhow::Result<()> {
         // Those who went long since have been seen to.
         let since = System.now() - self.0.grace - STALE;
-        let left = self.entries().await?.into_iter().filter(|entry| entry.seat.gateway == dead);
-        let left = left.filter(|entry| !entry.seat.gone || entry.time > since);
-        let marked = stream::iter(left.map(async |Entry { player, seat, revision, .. }| {
-            if seat.gone {
+        let left = self.entries().await?.into_iter().filter(|entry| entry.connection.gateway == dead);
+        let left = left.filter(|entry| !entry.connection.gone || entry.time > since);
+        let marked = stream::iter(left.map(async |PlayerEntry { player, connection, revision, .. }| {
+            if connection.gone {
                 return Ok(Some((player, revision)));
             }
-            match self.put(&Key::Player(player.clone()), &Seat { gone: true, ..seat }, Some(revision)).await {
+            match self.put(&Key::Player(player.clone()), &Connection { gone: true, ..connection }, Some(revision)).await
+            {
                 Ok(revision) => Ok(Some((player, revision))),
                 Err(NotPut::Moved) => Ok(None),
                 Err(NotPut::Failed(reason)) => Err(anyhow::anyhow!(reason)),
@@ -300,13 +304,13 @@ impl Presence {
     }
 
     /// Every player's entry.
-    async fn entries(&self) -> anyhow::Result<Vec<Entry>> {
+    async fn entries(&self) -> anyhow::Result<Vec<PlayerEntry>> {
         let Some(last) = self.last(presence::PLAYERS).await? else { return Ok(Vec::new()) };
         let mut follow = Follow::new(self.0.context.clone(), presence::STREAM, vec![presence::PLAYERS.into()], 1);
         let mut entries = Vec::new();
         loop {
             let message = timeout(ANSWER, follow.next()).await?;
-            entries.extend(Entry::of(&message));
+            entries.extend(PlayerEntry::of(&message));
             if message.seq >= last.sequence {
                 return Ok(entries);
             }
@@ -355,7 +359,7 @@ impl Presence {
 pub(crate) struct Noted {
     presence: Presence,
     player: PlayerId,
-    place: Place,
+    entry: SocketEntry,
     vanished: bool,
 }
 
@@ -368,8 +372,8 @@ impl Noted {
 
 impl Drop for Noted {
     fn drop(&mut self) {
-        if let (true, Some(revision)) = (self.vanished, self.place.revision()) {
-            let (presence, player, socket) = (self.presence.clone(), self.player.clone(), self.place.socket);
+        if let (true, Some(revision)) = (self.vanished, self.entry.revision()) {
+            let (presence, player, socket) = (self.presence.clone(), self.player.clone(), self.entry.socket);
             self.presence.spawn(async move { presence.leave(player, socket, revision).await });
         }
     }
@@ -377,13 +381,13 @@ impl Drop for Noted {
 
 /// When each gateway said last that it lives, by the stream's clock.
 #[derive(Debug, Default)]
-struct Gateways {
+struct GatewayHeartbeats {
     seen: HashMap<Uuid, OffsetDateTime>,
     /// The stream's clock, as far as it is known.
     now: Option<OffsetDateTime>,
 }
 
-impl Gateways {
+impl GatewayHeartbeats {
     fn see(&mut self, id: Uuid, time: OffsetDateTime, seen_to: bool) {
         self.now = self.now.max(Some(time));
         if seen_to {
@@ -408,7 +412,7 @@ mod tests {
     fn a_gateway_is_dead_when_others_beat_and_it_does_not() {
         let at = |seconds| OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(seconds);
         let (one, two, old) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
-        let mut gateways = Gateways::default();
+        let mut gateways = GatewayHeartbeats::default();
         assert!(gateways.silent().is_empty());
         gateways.see(old, at(0), false);
         gateways.see(one, at(100), false);

@@ -120,14 +120,14 @@ pub(crate) struct OneItem {
 /// The body of `POST /v1/matchmaking/tickets`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Wish {
+pub(crate) struct TicketRequest {
     queue: QueueName,
     /// His rank, where the queue lets his client say it.
     pub(crate) rank: Option<i32>,
     latencies: BTreeMap<Region, u32>,
 }
 
-impl Wish {
+impl TicketRequest {
     /// Checks it against the queues; tells how long it may wait.
     pub(crate) fn check(&self, queues: &Queues) -> Result<Duration, Problem> {
         let wrong = |detail: String| Err(Problem::unprocessable(detail));
@@ -189,12 +189,12 @@ mod tests {
         Queues { queues: queues.map(|(name, region)| (name.parse().unwrap(), queue(region))).into() }
     }
 
-    fn wish(body: &Value) -> Result<Queued, Problem> {
+    fn ticket_request(body: &Value) -> Result<Queued, Problem> {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json; charset=utf-8".parse().unwrap())]);
-        let wish: Wish = json(&headers, &body.to_string().into())?;
-        let timeout = wish.check(&queues())?;
-        let rank = wish.rank;
-        let queued = wish.queued(TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH, timeout);
+        let ticket_request: TicketRequest = json(&headers, &body.to_string().into())?;
+        let timeout = ticket_request.check(&queues())?;
+        let rank = ticket_request.rank;
+        let queued = ticket_request.queued(TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH, timeout);
         Ok(Queued { rank: rank.unwrap_or(7), ..queued })
     }
 
@@ -206,7 +206,9 @@ mod tests {
     #[test]
     fn a_wish_within_bounds_waits_as_long_as_its_queue_says() {
         for rank in [-100_000, 0, 100_000] {
-            let queued = wish(&json!({"queue": "ranked", "rank": rank, "latencies": {"eu": 0, "us": 10_000}})).unwrap();
+            let queued =
+                ticket_request(&json!({"queue": "ranked", "rank": rank, "latencies": {"eu": 0, "us": 10_000}}))
+                    .unwrap();
             assert_eq!((queued.rank, queued.expires_at.unix_timestamp()), (rank, 120));
         }
         for body in [
@@ -214,7 +216,7 @@ mod tests {
             json!({"queue": "ranked", "rank": null, "latencies": {"eu": 1}}),
             json!({"queue": "quick", "latencies": {"us": 1}}),
         ] {
-            assert_eq!(wish(&body).unwrap().rank, 7, "{body}: it is somebody else's to say");
+            assert_eq!(ticket_request(&body).unwrap().rank, 7, "{body}: it is somebody else's to say");
         }
     }
 
@@ -236,7 +238,7 @@ mod tests {
             (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}, "vip": true}), 422, "unknown field `vip`"),
             (json!({"queue": "quick", "rank": 1, "latencies": {"us": 1}}), 422, "takes no rank"),
         ] {
-            let (found, problem) = refusal(wish(&body));
+            let (found, problem) = refusal(ticket_request(&body));
             assert!(found == status && problem.contains(why), "{body}: {problem}");
         }
     }

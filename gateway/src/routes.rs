@@ -7,13 +7,13 @@ use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
 use garage_events::{
+    env::Env,
     game,
     id::{PlayerId, SessionId, TicketId},
     log::Load,
     player::CancelReason,
     session::View,
     svc::{self, ConnectToken, GetProfile, GetSession},
-    world::World,
 };
 use hyper::{
     HeaderMap, Method, StatusCode,
@@ -27,7 +27,7 @@ use warp::{Filter, filters::BoxedFilter, path, reply::Response};
 use crate::{
     App, commands,
     problem::Problem,
-    request::{self, Wish},
+    request::{self, TicketRequest},
     ticket::{Me, Ticket},
     token::Identity,
 };
@@ -130,19 +130,19 @@ async fn description(call: Call) -> Answer {
 async fn tickets(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
     let Identity { player, rank: claimed } = request::identity(&call.app.keys, &call.headers)?;
-    let wish: Wish = call.body()?;
+    let ticket_request: TicketRequest = call.body()?;
     let Call { app, headers, .. } = call;
-    let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.world.id()));
-    let timeout = wish.check(&app.queues)?;
-    let rank = wish.rank.or(claimed);
+    let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
+    let timeout = ticket_request.check(&app.queues)?;
+    let rank = ticket_request.rank.or(claimed);
     let rank = async {
         match rank {
             Some(rank) => Ok(rank),
             None => Ok(svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank),
         }
     };
-    let wish = wish.queued(ticket, app.world.now(), timeout);
-    let ticket = commands::queue(&app.log, &app.world, &app.doors, &player, wish, rank).await?;
+    let ticket_request = ticket_request.queued(ticket, app.env.now(), timeout);
+    let ticket = commands::queue(&app.log, &app.env, &app.queue_statuses, &player, ticket_request, rank).await?;
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // A UUID is always a header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {
@@ -157,12 +157,12 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
             let player = call.app.log.player(&call.player()?).await?;
             let ticket = Ticket::latest(&player).filter(|ticket| ticket.ticket == id);
             let ticket = ticket.ok_or_else(commands::unknown)?;
-            ok(StatusCode::OK, &ticket.estimated(|queue| call.app.waits.estimate(queue)))
+            ok(StatusCode::OK, &ticket.estimated(|queue| call.app.wait_estimates.estimate(queue)))
         }
         Method::DELETE => {
             let player = call.player()?;
             let reason = CancelReason::Player;
-            commands::cancel(&call.app.log, &call.app.world, &player, id, reason).await?;
+            commands::cancel(&call.app.log, &call.app.env, &player, id, reason).await?;
             let mut response = Response::default();
             *response.status_mut() = StatusCode::NO_CONTENT;
             Ok(response)

@@ -29,10 +29,10 @@ use warp::reply::Response;
 
 use crate::{
     App,
-    patience::Patient,
     problem::Problem,
     routes::{self, Route},
     upgrade,
+    write_timeout::WriteTimeout,
 };
 
 /// For a client to shake hands, to send a request's head, its body, for us to answer it, and for the client to take
@@ -115,7 +115,7 @@ async fn connection(
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let stream = Patient::new(stream, DEADLINE);
+    let stream = WriteTimeout::new(stream, DEADLINE);
     let Some(tls) = tls else { return http(stream, server, place).await };
     match timeout(DEADLINE, tls.accept(stream)).await {
         Ok(Ok(stream)) => http(stream, server, place).await,

@@ -44,7 +44,7 @@ use tokio_tungstenite::{
 
 use crate::{
     frame::Frame,
-    hub::{Closing, Seat},
+    hub::{Closing, Registration},
     ticket::Me,
 };
 
@@ -146,7 +146,7 @@ impl From<Closing> for End {
 /// A socket that is served.
 pub(crate) struct Socket<S> {
     pub(crate) stream: WebSocketStream<S>,
-    pub(crate) seat: Seat,
+    pub(crate) registration: Registration,
     pub(crate) player: PlayerId,
     pub(crate) pace: Pace,
     pub(crate) shutdown: Shutdown,
@@ -173,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     async fn backlog(&mut self, missed: &impl Missed, since: Option<u64>) -> Result<u64, End> {
-        let Some(mut written) = since else { return Ok(self.seat.position) };
+        let Some(mut written) = since else { return Ok(self.registration.position) };
         let player = self.player.clone();
         let mut first = true;
         loop {
@@ -204,7 +204,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 TRY_AGAIN
             }),
             () = self.shutdown.cancelled() => Err(GOING_AWAY),
-            why = &mut self.seat.end => Err(why.map_or(GOING_AWAY, End::from)),
+            why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
         }
     }
 
@@ -215,8 +215,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         loop {
             let wrote = tokio::select! {
                 () = self.shutdown.cancelled() => Err(self.last_words(written).await),
-                why = &mut self.seat.end => Err(why.map_or(GOING_AWAY, End::from)),
-                Some(frame) = self.seat.frames.recv() => {
+                why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
+                Some(frame) = self.registration.frames.recv() => {
                     if frame.seq <= written {
                         continue;
                     }
@@ -250,7 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// written then would be skipped for good.
     async fn last_words(&mut self, written: u64) -> End {
         let words = async {
-            while let Ok(frame) = self.seat.frames.try_recv() {
+            while let Ok(frame) = self.registration.frames.try_recv() {
                 if frame.seq > written {
                     self.stream.send(Message::Text(frame.text)).await?;
                     metrics::counter!("garage_gateway_frames_total").increment(1);
@@ -282,7 +282,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Err(_) => Err(TOO_SLOW),
             },
             () = self.shutdown.cancelled() => Err(GOING_AWAY),
-            why = &mut self.seat.end => Err(why.map_or(GOING_AWAY, End::from)),
+            why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
         }
     }
 }

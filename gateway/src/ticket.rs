@@ -182,15 +182,15 @@ pub(crate) enum Queueing {
 }
 
 /// Decides on the wish to queue.
-pub(crate) fn queue(player: &Player, wish: &Queued, now: OffsetDateTime) -> Result<Queueing, Rejection> {
-    if let Some(have) = Ticket::latest(player).filter(|latest| latest.ticket == wish.ticket) {
+pub(crate) fn queue(player: &Player, ticket_request: &Queued, now: OffsetDateTime) -> Result<Queueing, Rejection> {
+    if let Some(have) = Ticket::latest(player).filter(|latest| latest.ticket == ticket_request.ticket) {
         return Ok(Queueing::Have(have));
     }
     match &player.state {
         State::Waiting(Queued { ticket, expires_at, .. }) if *expires_at <= now => {
             player::decide(&player.state, Command::TimeOut { ticket: *ticket, now }).map(Queueing::First)
         }
-        state => player::decide(state, Command::Queue(wish.clone())).map(|_wish| Queueing::Append),
+        state => player::decide(state, Command::Queue(ticket_request.clone())).map(|_queued| Queueing::Append),
     }
 }
 

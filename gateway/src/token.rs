@@ -8,10 +8,10 @@
 use std::{fmt, path::Path, time::Duration};
 
 use garage_events::{
+    env::{Env, System},
     game::{Secret, hex, key_id},
     id::PlayerId,
     player::RANKS,
-    world::{System, World},
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use serde::{Deserialize, Serialize};

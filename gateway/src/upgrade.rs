@@ -62,8 +62,8 @@ pub(crate) async fn handle(
         return Err(Problem::bad_request("since is ahead of the log; begin with 0"));
     }
     // Before the client hears that it is connected: what happens after that must reach it.
-    let seat = app.hub.register(&player);
-    let noted = app.presence.enter(player.clone(), seat.place.clone()).await;
+    let registration = app.hub.register(&player);
+    let noted = app.presence.enter(player.clone(), registration.entry.clone()).await;
     let upgrade = hyper::upgrade::on(&mut request);
     let (app, shutdown) = (Arc::clone(app), shutdown.clone());
     tasks.spawn(async move {
@@ -71,7 +71,7 @@ pub(crate) async fn handle(
             Ok(Ok(upgraded)) => {
                 let io = TokioIo::new(upgraded);
                 let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(socket::config())).await;
-                let socket = Socket { stream, seat, player, pace: Pace::default(), shutdown };
+                let socket = Socket { stream, registration, player, pace: Pace::default(), shutdown };
                 noted.ended(socket.run(&app.log, since).await);
             }
             Ok(Err(error)) => tracing::debug!(%error, "a connection was lost before it became a socket"),

@@ -18,7 +18,7 @@ pub mod service;
 
 use std::time::Duration;
 
-use garage_worker::{Ground, Health, Shutdown};
+use garage_worker::{Health, Runtime, Shutdown};
 use sqlx::MySqlPool;
 use tokio::time::timeout;
 
@@ -46,30 +46,30 @@ const FORGET: Duration = Duration::from_secs(600);
 /// task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let pool = config.mysql.pool()?;
-    let mut ground = Ground::start("inventory", &config.worker, shutdown).await?;
-    let stop = ground.shutdown.clone();
+    let mut runtime = Runtime::start("inventory", &config.worker, shutdown).await?;
+    let stop = runtime.shutdown.clone();
 
-    ground.health.down("mysql", "not asked yet");
-    if !ready(&pool, &ground.health, &stop).await? {
-        return ground.wait().await;
+    runtime.health.down("mysql", "not asked yet");
+    if !ready(&pool, &runtime.health, &stop).await? {
+        return runtime.wait().await;
     }
-    ground.spawn("mysql watch", watch(pool.clone(), ground.health.clone(), stop.clone()));
-    ground.spawn("idempotency", forget(pool.clone(), stop.clone()));
-    let log = ground.open_log().await?;
+    runtime.spawn("mysql watch", watch(pool.clone(), runtime.health.clone(), stop.clone()));
+    runtime.spawn("idempotency", forget(pool.clone(), stop.clone()));
+    let log = runtime.open_log().await?;
 
-    service::start(&mut ground, &pool, config.concurrency.into()).await?;
+    service::start(&mut runtime, &pool, config.concurrency.into()).await?;
     let rewards = {
-        let (health, concurrency) = (ground.health.clone(), config.rewards_concurrency.into());
+        let (health, concurrency) = (runtime.health.clone(), config.rewards_concurrency.into());
         rewards::react(pool.clone(), log.clone(), concurrency, health, stop.clone())
     };
-    ground.spawn("rewards", rewards);
+    runtime.spawn("rewards", rewards);
     let publisher = outbox::publish(pool.clone(), log, stop);
-    ground.spawn("outbox", async move {
+    runtime.spawn("outbox", async move {
         publisher.await;
         Ok(())
     });
     tracing::info!("inventory is up");
-    let result = ground.wait().await;
+    let result = runtime.wait().await;
     pool.close().await;
     result
 }

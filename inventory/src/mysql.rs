@@ -3,12 +3,12 @@
 //! The one order of locks: a transaction that changes what players own first takes their wallets' rows, in the order of
 //! their ids (`lock`), and reads only then, so that its snapshot is as young as its lock.
 
-pub mod books;
 pub mod catalogue;
 pub mod commands;
 pub mod garage;
 pub mod idempotency;
 pub mod ledger;
+pub mod ledger_audit;
 pub mod outbox;
 pub mod players;
 pub mod ratings;

@@ -18,11 +18,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use futures::{StreamExt, stream};
 use garage_events::{
+    env::Env,
     event::Recorded,
     inventory::Event,
     log::{AppendError, Decision, Head, Log, ReadError},
     subject::Aggregate,
-    world::World,
 };
 use sqlx::MySqlPool;
 use time::OffsetDateTime;
@@ -196,7 +196,7 @@ async fn append<L: Log>(log: &L, row: &Row, last: Option<Recorded<Event>>) -> Re
 #[derive(Debug, Clone, Copy)]
 struct Decided(OffsetDateTime);
 
-impl World for Decided {
+impl Env for Decided {
     fn now(&self) -> OffsetDateTime {
         self.0
     }

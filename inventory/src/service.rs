@@ -2,7 +2,7 @@
 
 use garage_events::svc::{Call, Execute, GetGarage, GetLedger, GetProfile, Loadouts, StoreCars, StoreItems};
 use garage_worker::{
-    Ground,
+    Runtime,
     service::{Refusal, Service},
 };
 use sqlx::MySqlPool;
@@ -17,53 +17,53 @@ use crate::{
 ///
 /// # Errors
 /// When the service cannot be announced.
-pub async fn start(ground: &mut Ground, pool: &MySqlPool, concurrency: usize) -> anyhow::Result<()> {
-    let service = Service::start(&ground.client, "inventory", "cars, items, wallets, ratings").await?;
+pub async fn start(runtime: &mut Runtime, pool: &MySqlPool, concurrency: usize) -> anyhow::Result<()> {
+    let service = Service::start(&runtime.client, "inventory", "cars, items, wallets, ratings").await?;
 
     let database = pool.clone();
-    serve(ground, &service, "loadouts", concurrency, move |call: Loadouts| {
+    serve(runtime, &service, "loadouts", concurrency, move |call: Loadouts| {
         let pool = database.clone();
         async move { garage::loadouts(&pool, &call.players).await }
     })
     .await?;
 
     let database = pool.clone();
-    serve(ground, &service, "cars", concurrency, move |StoreCars {}| {
+    serve(runtime, &service, "cars", concurrency, move |StoreCars {}| {
         let pool = database.clone();
         async move { catalogue::cars(&pool).await }
     })
     .await?;
 
     let database = pool.clone();
-    serve(ground, &service, "garage", concurrency, move |call: GetGarage| {
+    serve(runtime, &service, "garage", concurrency, move |call: GetGarage| {
         let pool = database.clone();
         async move { garage::garage(&pool, &call.player).await }
     })
     .await?;
 
     let database = pool.clone();
-    serve(ground, &service, "items", concurrency, move |StoreItems {}| {
+    serve(runtime, &service, "items", concurrency, move |StoreItems {}| {
         let pool = database.clone();
         async move { catalogue::items(&pool).await }
     })
     .await?;
 
     let database = pool.clone();
-    serve(ground, &service, "execute", concurrency, move |call: Execute| {
+    serve(runtime, &service, "execute", concurrency, move |call: Execute| {
         let pool = database.clone();
         async move { commands::execute(&pool, &call.player, call.key.as_ref(), &call.command).await }
     })
     .await?;
 
     let database = pool.clone();
-    serve(ground, &service, "profile", concurrency, move |call: GetProfile| {
+    serve(runtime, &service, "profile", concurrency, move |call: GetProfile| {
         let pool = database.clone();
         async move { ratings::profile(&pool, &call.player).await }
     })
     .await?;
 
     let database = pool.clone();
-    serve(ground, &service, "ledger", concurrency, move |call: GetLedger| {
+    serve(runtime, &service, "ledger", concurrency, move |call: GetLedger| {
         let pool = database.clone();
         async move { ledger::page(&pool, &call.player, call.before, call.limit).await }
     })
@@ -71,7 +71,7 @@ pub async fn start(ground: &mut Ground, pool: &MySqlPool, concurrency: usize) ->
 }
 
 async fn serve<C, F, R>(
-    ground: &mut Ground,
+    runtime: &mut Runtime,
     service: &Service,
     name: &'static str,
     concurrency: usize,
@@ -86,8 +86,8 @@ where
         let answer = handler(call);
         async move { answer.await.map_err(|error| refusal(name, error)) }
     };
-    let task = service.serve(concurrency, ground.shutdown.clone(), answering).await?;
-    ground.spawn(name, task);
+    let task = service.serve(concurrency, runtime.shutdown.clone(), answering).await?;
+    runtime.spawn(name, task);
     Ok(())
 }
 

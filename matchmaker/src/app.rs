@@ -9,6 +9,7 @@ use std::{
 };
 
 use garage_events::{
+    env::Env,
     event::Recorded,
     jetstream::{
         JetStreamLog,
@@ -18,9 +19,8 @@ use garage_events::{
     player,
     queue::Queues,
     subject::{Aggregate, PLAYERS, STREAM},
-    world::World,
 };
-use garage_worker::{Health, Shutdown, lag, patiently};
+use garage_worker::{Health, Shutdown, keep_trying, lag};
 use tokio::time::{sleep, timeout};
 
 use crate::{
@@ -43,10 +43,10 @@ pub struct Matchmaker<W, L> {
     folded: Arc<AtomicU64>,
 }
 
-impl<W: World, L: Lead> Matchmaker<W, L> {
+impl<W: Env, L: Lead> Matchmaker<W, L> {
     /// A matchmaker that knows nobody yet.
-    pub fn new(log: JetStreamLog, world: W, queues: Queues, lead: L, health: Health) -> Self {
-        let matching = Matching::new(log.clone(), world, queues, lead);
+    pub fn new(log: JetStreamLog, env: W, queues: Queues, lead: L, health: Health) -> Self {
+        let matching = Matching::new(log.clone(), env, queues, lead);
         Self { log, matching, health, folded: Arc::default() }
     }
 
@@ -82,7 +82,7 @@ impl<W: World, L: Lead> Matchmaker<W, L> {
             let log = snapshot::Log { created, first: state.first_sequence, last: state.last_sequence };
             Ok::<_, ReadError>((log, self.log.last_sequence(PLAYERS).await?))
         };
-        let (log, end) = patiently("the log", look).await;
+        let (log, end) = keep_trying("the log", look).await;
         let context = self.log.context().clone();
         let restored = snapshots::restore(&context, log).await;
         let begin = restored.seq();
@@ -111,16 +111,16 @@ impl<W: World, L: Lead> Matchmaker<W, L> {
             if self.matching.writes() {
                 writer.offer(self.matching.pool());
             }
-            let mut patience = if busy { Duration::ZERO } else { self.matching.patience() };
+            let mut max_wait = if busy { Duration::ZERO } else { self.matching.max_wait() };
             for _ in 0..FOLD {
                 let message = tokio::select! {
                     () = shutdown.cancelled() => break,
                     () = self.matching.lead_changed() => break,
-                    message = timeout(patience, follow.next()) => message,
+                    message = timeout(max_wait, follow.next()) => message,
                 };
                 let Ok(message) = message else { break };
                 self.fold(&message)?;
-                patience = Duration::ZERO;
+                max_wait = Duration::ZERO;
             }
         }
         Ok(())

@@ -4,5 +4,5 @@ pub mod pool;
 pub mod rule;
 pub mod snapshot;
 
-pub use pool::{Entry, Pool};
+pub use pool::{Pool, WaitingPlayer};
 pub use rule::{Proposal, propose};

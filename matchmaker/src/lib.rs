@@ -12,8 +12,8 @@ pub mod lead;
 pub mod matching;
 pub mod snapshots;
 
-use garage_events::{lease, queue::Queues, world::System};
-use garage_worker::{Ground, Shutdown};
+use garage_events::{env::System, lease, queue::Queues};
+use garage_worker::{Runtime, Shutdown};
 
 pub use config::Config;
 
@@ -23,12 +23,12 @@ pub use config::Config;
 /// When something it needs is wrong or missing at the start, or a long task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
-    let mut ground = Ground::start("matchmaker", &config.worker, shutdown.clone()).await?;
-    let log = ground.open_log().await?;
+    let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;
+    let log = runtime.open_log().await?;
     let names = queues.queues.keys().map(lease::matchmaker).collect();
-    let (leases, keeping) = garage_worker::lease::keep(log.context().clone(), names, ground.health.clone());
-    ground.spawn("leases", keeping);
-    let matchmaker = app::Matchmaker::new(log, System, queues, leases, ground.health.clone());
-    ground.spawn("matching", matchmaker.run(shutdown));
-    ground.wait().await
+    let (leases, keeping) = garage_worker::lease::keep(log.context().clone(), names, runtime.health.clone());
+    runtime.spawn("leases", keeping);
+    let matchmaker = app::Matchmaker::new(log, System, queues, leases, runtime.health.clone());
+    runtime.spawn("matching", matchmaker.run(shutdown));
+    runtime.wait().await
 }

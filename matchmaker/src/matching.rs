@@ -5,6 +5,7 @@ use std::{slice, time::Duration};
 
 use futures::future::join_all;
 use garage_events::{
+    env::Env,
     event::Recorded,
     id::{PlayerId, QueueName, SessionId},
     log::{AppendError, Decision, Head, Log},
@@ -12,11 +13,10 @@ use garage_events::{
     queue::Queues,
     session::{self, Matched},
     subject::Aggregate,
-    world::World,
 };
 
 use crate::{
-    domain::{Entry, Pool, Proposal, propose, rule},
+    domain::{Pool, Proposal, WaitingPlayer, propose, rule},
     lead::Lead,
 };
 
@@ -30,7 +30,7 @@ pub const IDLE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Matching<G, W, L> {
     log: G,
-    world: W,
+    env: W,
     queues: Queues,
     lead: L,
     pool: Pool,
@@ -45,10 +45,10 @@ pub struct Cycle {
     pub failed: bool,
 }
 
-impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
+impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Knows nobody yet.
-    pub fn new(log: G, world: W, queues: Queues, lead: L) -> Self {
-        Self { log, world, queues, lead, pool: Pool::default() }
+    pub fn new(log: G, env: W, queues: Queues, lead: L) -> Self {
+        Self { log, env, queues, lead, pool: Pool::default() }
     }
 
     /// Begins with a pool of before.
@@ -93,17 +93,17 @@ impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
     }
 
     /// How long one may wait for news before the next cycle.
-    pub fn patience(&self) -> Duration {
+    pub fn max_wait(&self) -> Duration {
         let expiries = self.ended_here().filter_map(|queue| self.pool.next_expiry(queue));
-        let until = expiries.min().map(|at| at - self.world.now());
+        let until = expiries.min().map(|at| at - self.env.now());
         until.map_or(IDLE, |until| Duration::try_from(until).unwrap_or_default().min(IDLE))
     }
 
     /// Makes what matches can be made, and ends what tickets have expired.
     pub async fn cycle(&mut self) -> Cycle {
-        let now = self.world.now();
+        let now = self.env.now();
         let expired = self.ended_here().flat_map(|queue| self.pool.expired(queue, now));
-        let expired: Vec<Entry> = expired.take(CYCLE).cloned().collect();
+        let expired: Vec<WaitingPlayer> = expired.take(CYCLE).cloned().collect();
         let timeouts = expired.iter().map(|entry| self.time_out(entry, now));
         let mut proposals = Vec::new();
         for (name, queue) in &self.queues.queues {
@@ -134,7 +134,7 @@ impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
     }
 
     async fn make(&self, name: &QueueName, proposal: &Proposal, now: time::OffsetDateTime) -> Outcome {
-        let session = SessionId::new(self.world.id());
+        let session = SessionId::new(self.env.id());
         let teams = proposal.teams();
         let matched = Matched {
             queue: name.clone(),
@@ -144,8 +144,8 @@ impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
             pool_seq: self.pool.seq(),
             clock: now,
         };
-        let mut decision = Decision::new(&self.world, session.uuid(), None).change(
-            &self.world,
+        let mut decision = Decision::new(&self.env, session.uuid(), None).change(
+            &self.env,
             Aggregate::Session(session),
             Head::default(),
             [session::Event::from(matched)],
@@ -156,7 +156,7 @@ impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
             match player::decide(&state, command) {
                 Ok(event) => {
                     let aggregate = Aggregate::Player(entry.player.clone());
-                    decision = decision.change(&self.world, aggregate, entry.head, [event]);
+                    decision = decision.change(&self.env, aggregate, entry.head, [event]);
                 }
                 Err(rejection) => {
                     tracing::error!(player.id = %entry.player, %rejection, "the pool holds who does not wait");
@@ -175,14 +175,14 @@ impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
         }
     }
 
-    async fn time_out(&self, entry: &Entry, now: time::OffsetDateTime) -> Outcome {
+    async fn time_out(&self, entry: &WaitingPlayer, now: time::OffsetDateTime) -> Outcome {
         let ticket = entry.queued.ticket;
         let state = player::State::Waiting(entry.queued.clone());
         let Ok(event) = player::decide(&state, player::Command::TimeOut { ticket, now }) else {
             return Outcome::default();
         };
-        let decision = Decision::new(&self.world, ticket.uuid(), None).change(
-            &self.world,
+        let decision = Decision::new(&self.env, ticket.uuid(), None).change(
+            &self.env,
             Aggregate::Player(entry.player.clone()),
             entry.head,
             [event],
@@ -197,12 +197,12 @@ impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
         }
     }
 
-    async fn recover(&self, error: AppendError, entries: &[Entry]) -> Outcome {
+    async fn recover(&self, error: AppendError, entries: &[WaitingPlayer]) -> Outcome {
         match error {
             AppendError::Conflict(aggregate) => {
                 metrics::counter!("garage_conflicts_total").increment(1);
                 tracing::debug!(%aggregate, "match not made");
-                let moved = |entry: &&Entry| aggregate == Aggregate::Player(entry.player.clone());
+                let moved = |entry: &&WaitingPlayer| aggregate == Aggregate::Player(entry.player.clone());
                 match entries.iter().find(moved) {
                     Some(moved) => self.reread(slice::from_ref(moved)).await,
                     // Whoever it was, with all that is known unchanged the next try would fare the same.
@@ -217,7 +217,7 @@ impl<G: Log, W: World, L: Lead> Matching<G, W, L> {
     }
 
     /// Reads players anew whose place in the pool is in doubt.
-    async fn reread(&self, entries: &[Entry]) -> Outcome {
+    async fn reread(&self, entries: &[WaitingPlayer]) -> Outcome {
         let mut outcome = Outcome::default();
         for entry in entries {
             match self.log.player(&entry.player).await {

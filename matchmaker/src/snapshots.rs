@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::domain::{
-    Entry, Pool,
+    Pool, WaitingPlayer,
     snapshot::{self, Log},
 };
 
@@ -165,7 +165,12 @@ impl Writer {
     }
 }
 
-async fn encode_and_write(context: &Context, log: Log, seq: u64, entries: Vec<Arc<Entry>>) -> anyhow::Result<()> {
+async fn encode_and_write(
+    context: &Context,
+    log: Log,
+    seq: u64,
+    entries: Vec<Arc<WaitingPlayer>>,
+) -> anyhow::Result<()> {
     let bytes = spawn_blocking(move || snapshot::encode(log.created, seq, &entries)).await??;
     write(context, bytes).await
 }

@@ -12,13 +12,13 @@ use async_nats::jetstream::{self, Context};
 use clap::Parser;
 use futures::future::try_join_all;
 use garage_events::{
+    env::{Env, System},
     event::Recorded,
     id::{PlayerId, TicketId},
     jetstream::{JetStreamLog, follow::Follow, setup},
     log::{Append, Decision, Head, Load},
     player::{self, CancelReason, Queued, State},
     subject::{Aggregate, PLAYERS, SNAPSHOT_BUCKET, SNAPSHOTS, STREAM, snapshot_pieces},
-    world::{System, World},
 };
 use garage_matchmaker::{
     Config,

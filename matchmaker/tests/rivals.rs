@@ -14,6 +14,7 @@ use anyhow::Context;
 use clap::Parser;
 use futures::future::try_join_all;
 use garage_events::{
+    env::{Env, System},
     event::{Event, Recorded},
     id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, follow::Follow, setup},
@@ -22,11 +23,10 @@ use garage_events::{
     queue::Queues,
     session,
     subject::{ALL, Aggregate, STREAM},
-    world::{System, World},
 };
 use garage_matchmaker::{Config, app::Matchmaker, lead::Lead};
 use garage_stack::servers::{Nats, Role};
-use garage_worker::{Ground, Shutdown};
+use garage_worker::{Runtime, Shutdown};
 use time::OffsetDateTime;
 use tokio::{
     sync::Semaphore,
@@ -61,7 +61,7 @@ impl Lead for Always {
 #[derive(Clone, Default)]
 struct Counted(Arc<AtomicUsize>);
 
-impl World for Counted {
+impl Env for Counted {
     fn now(&self) -> OffsetDateTime {
         System.now()
     }
@@ -73,19 +73,19 @@ impl World for Counted {
 }
 
 /// A matchmaker as `garage_matchmaker::run` is one, but for its leases.
-async fn run(world: Counted, config: Config, ready: Arc<Semaphore>, shutdown: Shutdown) -> anyhow::Result<()> {
+async fn run(env: Counted, config: Config, ready: Arc<Semaphore>, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
-    let mut ground = Ground::start("matchmaker", &config.worker, shutdown.clone()).await?;
-    let log = ground.open_log().await?;
-    let matchmaker = Matchmaker::new(log, world, queues, Always { ready }, ground.health.clone());
-    ground.spawn("matching", matchmaker.run(shutdown));
-    ground.wait().await
+    let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;
+    let log = runtime.open_log().await?;
+    let matchmaker = Matchmaker::new(log, env, queues, Always { ready }, runtime.health.clone());
+    runtime.spawn("matching", matchmaker.run(shutdown));
+    runtime.wait().await
 }
 
 /// A log, and two matchmakers on it.
 struct Rivals {
     log: JetStreamLog,
-    worlds: [Counted; 2],
+    envs: [Counted; 2],
     shutdown: Shutdown,
     running: JoinSet<anyhow::Result<()>>,
     _nats: Nats,
@@ -104,8 +104,8 @@ impl Rivals {
         let shutdown = Shutdown::new();
         let ready = Arc::new(Semaphore::new(0));
         let mut running = JoinSet::new();
-        let worlds = <[Counted; 2]>::default();
-        for world in &worlds {
+        let envs = <[Counted; 2]>::default();
+        for env in &envs {
             let config = Config::try_parse_from([
                 "matchmaker",
                 "--nats-url",
@@ -115,11 +115,11 @@ impl Rivals {
                 "--queues",
                 &queues.display().to_string(),
             ])?;
-            running.spawn(run(world.clone(), config, Arc::clone(&ready), shutdown.clone()));
+            running.spawn(run(env.clone(), config, Arc::clone(&ready), shutdown.clone()));
         }
         let _both =
             timeout(DEADLINE, ready.acquire_many(2)).await.context("the matchmakers are not ready in time")??;
-        Ok(Self { log, worlds, shutdown, running, _nats: nats, _folder: folder })
+        Ok(Self { log, envs, shutdown, running, _nats: nats, _folder: folder })
     }
 
     async fn queue(&self, number: u32) -> anyhow::Result<(PlayerId, TicketId)> {
@@ -167,25 +167,25 @@ impl Rivals {
     }
 
     /// Reads the log until it tells of everybody's fate.
-    async fn fates(&self, players: usize) -> anyhow::Result<Fates> {
-        let mut fates = Fates::default();
+    async fn outcomes(&self, players: usize) -> anyhow::Result<Outcomes> {
+        let mut outcomes = Outcomes::default();
         let mut follow = Follow::new(self.log.context().clone(), STREAM, vec![ALL.into()], 1);
         let all = async {
-            while fates.decided.len() < players {
+            while outcomes.decided.len() < players {
                 let message = follow.next().await;
                 match Aggregate::of(&message.subject).context("a foreign subject")? {
                     Aggregate::Player(player) => {
                         let recorded = Recorded::<player::Event>::decode(message.seq, message.time, &message.body)?;
                         if !matches!(recorded.event, player::Event::Queued(_)) {
-                            fates.decided.insert(player.clone());
+                            outcomes.decided.insert(player.clone());
                         }
-                        fates.players.entry(player).or_default().push(recorded.event);
+                        outcomes.players.entry(player).or_default().push(recorded.event);
                     }
                     Aggregate::Session(session) => {
                         let recorded = Recorded::<session::Event>::decode(message.seq, message.time, &message.body)?;
                         let session::Event::Matched(matched) = recorded.event else { continue };
                         let members = matched.players().cloned().collect();
-                        anyhow::ensure!(fates.sessions.insert(session, members).is_none(), "{session} twice");
+                        anyhow::ensure!(outcomes.sessions.insert(session, members).is_none(), "{session} twice");
                     }
                     Aggregate::Inventory(player) => anyhow::bail!("nobody trades here: {player}"),
                 }
@@ -193,8 +193,8 @@ impl Rivals {
             Ok(())
         };
         let read = timeout(DEADLINE, all).await;
-        read.with_context(|| format!("{} of {players} fates known in time", fates.decided.len()))??;
-        Ok(fates)
+        read.with_context(|| format!("{} of {players} fates known in time", outcomes.decided.len()))??;
+        Ok(outcomes)
     }
 
     async fn stop(mut self) -> anyhow::Result<()> {
@@ -207,27 +207,27 @@ impl Rivals {
 }
 
 #[derive(Default)]
-struct Fates {
+struct Outcomes {
     players: BTreeMap<PlayerId, Vec<player::Event>>,
     sessions: BTreeMap<SessionId, BTreeSet<PlayerId>>,
     decided: BTreeSet<PlayerId>,
 }
 
-impl Fates {
+impl Outcomes {
     /// Each player queued once and then met one fate; each session has its players, and they have it.
     fn check(&self) -> anyhow::Result<()> {
-        let mut told: BTreeMap<SessionId, BTreeSet<PlayerId>> = BTreeMap::new();
+        let mut notified: BTreeMap<SessionId, BTreeSet<PlayerId>> = BTreeMap::new();
         for (player, events) in &self.players {
             let types: Vec<_> = events.iter().map(Event::type_name).collect();
             match &events[..] {
                 [player::Event::Queued(_), player::Event::Matched(matched)] => {
-                    told.entry(matched.session).or_default().insert(player.clone());
+                    notified.entry(matched.session).or_default().insert(player.clone());
                 }
                 [player::Event::Queued(_), player::Event::Cancelled(_)] => {}
                 _ => anyhow::bail!("{player} went through {types:?}"),
             }
         }
-        anyhow::ensure!(told == self.sessions, "sessions and their players differ");
+        anyhow::ensure!(notified == self.sessions, "sessions and their players differ");
         anyhow::ensure!(self.sessions.values().all(|members| members.len() == 2), "a session without two players");
         Ok(())
     }
@@ -239,10 +239,10 @@ async fn a_thousand_players_and_nobody_in_two_matches(nodes: usize) -> anyhow::R
     for first in (0..1_000).step_by(20) {
         try_join_all((first..first + 20).map(|number| rivals.queue(number))).await?;
     }
-    let fates = rivals.fates(1_000).await?;
-    fates.check()?;
-    assert_eq!(fates.sessions.len(), 500);
-    let decided = rivals.worlds.each_ref().map(|world| world.0.load(Ordering::Relaxed));
+    let outcomes = rivals.outcomes(1_000).await?;
+    outcomes.check()?;
+    assert_eq!(outcomes.sessions.len(), 500);
+    let decided = rivals.envs.each_ref().map(|env| env.0.load(Ordering::Relaxed));
     assert!(decided.iter().all(|ids| *ids > 0), "both were at work: {decided:?}");
     rivals.stop().await
 }
@@ -276,10 +276,10 @@ async fn a_cancel_that_races_a_match_ends_one_way(nodes: usize) -> anyhow::Resul
             break;
         }
     }
-    let fates = rivals.fates(cancels.len()).await?;
-    fates.check()?;
+    let outcomes = rivals.outcomes(cancels.len()).await?;
+    outcomes.check()?;
     for (player, cancelled) in cancels {
-        let last = fates.players[&player].last().map(Event::type_name);
+        let last = outcomes.players[&player].last().map(Event::type_name);
         assert_eq!(last, Some(if cancelled { "Cancelled" } else { "Matched" }), "{player} was told otherwise");
     }
     rivals.stop().await

@@ -2,12 +2,12 @@
 //!
 //! - [`reaction`]: what the session's events, reports and deadlines bring about.
 //! - [`keys`]: RSA keys, made ahead; [`token`]: connection tokens.
-//! - [`query`]: answers to requests; [`projector`]: the projections in Redis; [`letters`]: what is dead, beside them.
+//! - [`query`]: answers to requests; [`projector`]: the projections in Redis; [`dead_letters`]: what is dead, beside them.
 //! - [`redis`]: parked secrets and projections.
 
 pub mod config;
+pub mod dead_letters;
 pub mod keys;
-pub mod letters;
 pub mod projector;
 pub mod query;
 pub mod reaction;
@@ -15,10 +15,10 @@ pub mod redis;
 pub mod token;
 
 use garage_events::{
+    env::System,
     jetstream::setup::{SESSION, SESSION_REPORTS, SESSION_TIMERS},
-    world::System,
 };
-use garage_worker::{Ground, Shutdown, reactor};
+use garage_worker::{Runtime, Shutdown, reactor};
 
 pub use config::Config;
 use config::Read;
@@ -33,18 +33,18 @@ const REACTIONS: usize = 64;
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let Read { seal, signer, mint, redis } = config.read()?;
     let redis = redis::Redis::new(redis);
-    let mut ground = Ground::start("session", &config.worker, shutdown.clone()).await?;
-    let log = ground.open_log().await?;
+    let mut runtime = Runtime::start("session", &config.worker, shutdown.clone()).await?;
+    let log = runtime.open_log().await?;
     let (keys, filling) = keys::Pool::start(config.key_pool);
-    ground.spawn("keys", filling);
+    runtime.spawn("keys", filling);
     let limits = config.limits();
-    let (context, health) = (log.context().clone(), ground.health.clone());
+    let (context, health) = (log.context().clone(), runtime.health.clone());
 
     let app = reaction::App {
         log: log.clone(),
-        world: System,
+        env: System,
         effects: reaction::Live {
-            client: ground.client.clone(),
+            client: runtime.client.clone(),
             keys,
             mint,
             seal,
@@ -54,7 +54,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         limits,
     };
     let reactor = app.clone();
-    ground.spawn(
+    runtime.spawn(
         "events",
         reactor::react(context.clone(), SESSION, REACTIONS, health.clone(), shutdown.clone(), move |delivery| {
             let app = reactor.clone();
@@ -62,7 +62,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         }),
     );
     let reactor = app.clone();
-    ground.spawn(
+    runtime.spawn(
         "reports",
         reactor::react(
             context.clone(),
@@ -76,17 +76,17 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             },
         ),
     );
-    ground.spawn(
+    runtime.spawn(
         "timers",
         reactor::react(context, SESSION_TIMERS, REACTIONS, health.clone(), shutdown.clone(), move |delivery| {
             let app = app.clone();
             async move { app.on_timer(&delivery).await }
         }),
     );
-    query::serve(&mut ground, &log, &redis, signer, limits).await?;
-    ground.spawn("letters", letters::watch(ground.client.clone(), redis.clone(), shutdown.clone()));
+    query::serve(&mut runtime, &log, &redis, signer, limits).await?;
+    runtime.spawn("letters", dead_letters::watch(runtime.client.clone(), redis.clone(), shutdown.clone()));
     let projector = projector::Projector::new(log, redis, health);
-    ground.spawn("projector", projector.run(shutdown));
+    runtime.spawn("projector", projector.run(shutdown));
     tracing::info!("session runs");
-    ground.wait().await
+    runtime.wait().await
 }

@@ -21,14 +21,14 @@ use garage_events::{
     projection::{FORM, Keys, LIVE},
     subject::{ALL, Aggregate, PLAYERS, SESSIONS, STREAM},
 };
-use garage_worker::{Health, Shutdown, patiently};
+use garage_worker::{Health, Shutdown, keep_trying};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{sleep, timeout};
 
-use self::fold::{Seen, Touched, fold};
+use self::fold::{ProjectedEvent, Touched, fold};
 pub use self::{
     rebuild::{Rebuilt, rebuild},
-    whole::{Held, Whole},
+    whole::{ProjectedState, Whole},
 };
 use crate::redis::{Advance, Applied, Redis};
 
@@ -62,7 +62,7 @@ impl Projector {
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         self.health.down("redis", "not asked yet");
         let project = async {
-            let identity = patiently("the log's identity", || identity(self.log.context())).await;
+            let identity = keep_trying("the log's identity", || identity(self.log.context())).await;
             self.project(&identity).await;
         };
         shutdown.run_until_cancelled(project).await;
@@ -139,7 +139,7 @@ async fn apply(
     batch: &[Message],
     mut advance: Advance,
 ) -> anyhow::Result<Applied> {
-    let events: Vec<_> = batch.iter().filter_map(Seen::of).collect();
+    let events: Vec<_> = batch.iter().filter_map(ProjectedEvent::of).collect();
     advance.time = batch.last().map(|last| last.time);
     if !events.is_empty() {
         let present = redis.present(keys, &Touched::by(&events)).await?;
@@ -179,11 +179,11 @@ struct Batch {
 /// What is there, up to a bound.
 async fn gather(follow: &mut Follow) -> Batch {
     let mut batch = Batch::default();
-    let mut patience = IDLE;
+    let mut max_wait = IDLE;
     while batch.messages.len() < BATCH {
-        let Ok(message) = timeout(patience, follow.next()).await else { break };
+        let Ok(message) = timeout(max_wait, follow.next()).await else { break };
         batch.behind = Some(message.pending);
-        patience = LINGER;
+        max_wait = LINGER;
         if concerns(&message) {
             batch.messages.push(message);
         }

@@ -1,14 +1,14 @@
 //! Answers to requests of other workers.
 
 use garage_events::{
+    env::{Env, System},
     jetstream::JetStreamLog,
     log::{Load, Session},
     session::{Limits, Open, Phase, State, View},
     svc::{ConnectToken, GetSession, ListSessions, SignedToken},
-    world::{System, World},
 };
 use garage_worker::{
-    Ground,
+    Runtime,
     service::{Refusal, Service},
 };
 
@@ -22,14 +22,14 @@ const CONCURRENCY: usize = 64;
 /// # Errors
 /// When one cannot be opened.
 pub async fn serve(
-    ground: &mut Ground,
+    runtime: &mut Runtime,
     log: &JetStreamLog,
     redis: &Redis,
     signer: Signer,
     limits: Limits,
 ) -> anyhow::Result<()> {
-    let service = Service::start(&ground.client, "session", "sessions of the log").await?;
-    let stop = &ground.shutdown.clone();
+    let service = Service::start(&runtime.client, "session", "sessions of the log").await?;
+    let stop = &runtime.shutdown.clone();
 
     let reader = log.clone();
     let get = service.serve::<GetSession, _, _>(CONCURRENCY, stop.clone(), move |GetSession { session }| {
@@ -39,21 +39,21 @@ pub async fn serve(
             View::of(session, &found.history).ok_or_else(|| Refusal::new(404, format!("there is no session {session}")))
         }
     });
-    ground.spawn("svc.session.get", get.await?);
+    runtime.spawn("svc.session.get", get.await?);
 
     let redis = redis.clone();
     let list = service.serve::<ListSessions, _, _>(CONCURRENCY, stop.clone(), move |ListSessions {}| {
         let redis = redis.clone();
         async move { redis.live().await.map_err(|error| Refusal::new(503, format!("{error:#}"))) }
     });
-    ground.spawn("svc.session.list", list.await?);
+    runtime.spawn("svc.session.list", list.await?);
 
     let reader = log.clone();
     let token = service.serve::<ConnectToken, _, _>(CONCURRENCY, stop.clone(), move |asked: ConnectToken| {
         let (log, signer) = (reader.clone(), signer.clone());
         async move { connect_token(&asked, &log.session(asked.session).await?, &signer, &limits) }
     });
-    ground.spawn("svc.session.connect-token", token.await?);
+    runtime.spawn("svc.session.connect-token", token.await?);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::{future::Future, time::Duration};
 
 use async_nats::jetstream::Context;
 use garage_events::{
+    env::Env,
     game::{self, Loadout},
     id::{PlayerId, SessionId},
     jetstream::timer,
@@ -15,7 +16,6 @@ use garage_events::{
     session::{Command, Event, Limits, Next, Open, PodFailed, PodRequested, Rejection, State},
     subject::{self, Aggregate, Report, ReportKind},
     svc::{self, CallError, Loadouts},
-    world::World,
 };
 use garage_worker::{
     operator::Mint,
@@ -114,14 +114,14 @@ pub struct App<L, W, E> {
     /// Where sessions are.
     pub log: L,
     /// Time and ids.
-    pub world: W,
+    pub env: W,
     /// All else.
     pub effects: E,
     /// How long the phases may take.
     pub limits: Limits,
 }
 
-impl<L: Log, W: World, E: Effects> App<L, W, E> {
+impl<L: Log, W: Env, E: Effects> App<L, W, E> {
     /// Reacts to an event of a session.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
                 return Err(poison(error.into()));
             }
         };
-        match decide_session(&self.log, &self.world, session, command, None).await? {
+        match decide_session(&self.log, &self.env, session, command, None).await? {
             Ok(_) => {}
             Err(rejection @ Rejection::Early) => return Err(Failure::Retry(rejection.into())),
             Err(rejection @ Rejection::Unasked) if self.is_fresh(delivery) => {
@@ -175,7 +175,7 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
     /// Whether what a report speaks of may be in the log although it was read without. Later the report is somebody's
     /// invention: it is not kept, as enough of them would leave the real ones no room.
     fn is_fresh(&self, report: &Delivery) -> bool {
-        self.world.now() - report.time < LAG
+        self.env.now() - report.time < LAG
     }
 
     /// A server whose report cannot be used has failed: there will be no other.
@@ -187,7 +187,7 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
         report: &impl std::fmt::Display,
     ) -> Result<(), Failure> {
         let failed = PodFailed { attempt, reason: "bad-report".into(), message: report.to_string() };
-        match decide_session(&self.log, &self.world, session, Command::FailPod(failed), None).await? {
+        match decide_session(&self.log, &self.env, session, Command::FailPod(failed), None).await? {
             Ok(_) => {}
             Err(rejection @ Rejection::Unasked) if self.is_fresh(delivery) => {
                 return Err(Failure::Retry(rejection.into()));
@@ -207,7 +207,7 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
         let session =
             subject::timer_session(&delivery.subject).map_err(|error| Failure::Poison(anyhow::Error::from(error)))?;
         let command = Command::Deadline { now: delivery.time, limits: self.limits };
-        if let Ok(events) = decide_session(&self.log, &self.world, session, command, None).await? {
+        if let Ok(events) = decide_session(&self.log, &self.env, session, command, None).await? {
             let types: Vec<_> = events.iter().map(garage_events::event::Event::type_name).collect();
             tracing::info!(session.id = %session, ?types, "deadline passed");
         }
@@ -236,7 +236,7 @@ impl<L: Log, W: World, E: Effects> App<L, W, E> {
                 Next::End(command) => command,
             };
             // Rejected when another instance was quicker; reading again shows what it did.
-            if let Err(rejection) = decide_session(&self.log, &self.world, id, command, None).await? {
+            if let Err(rejection) = decide_session(&self.log, &self.env, id, command, None).await? {
                 tracing::debug!(session.id = %id, %rejection, "somebody else was quicker");
             }
         }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use garage_events::{
     crash::Point,
     id::{PlayerId, QueueName, SessionId},
-    projection::{self, ANEW, CLOSED_KEPT, Keys, LETTERS, LIVE, Letters, Live, LivePlayer, LiveSession},
+    projection::{self, ANEW, CLOSED_KEPT, DEAD_LETTERS, DeadLetters, Keys, LIVE, Live, LivePlayer, LiveSession},
 };
 use garage_worker::redis::Redis as Connection;
 use redis::{AsyncCommands, RedisError, Script};
@@ -14,8 +14,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::projector::{
-    Held,
-    fold::{Changes, Present, Touched},
+    ProjectedState,
+    fold::{Changes, CurrentState, Touched},
 };
 
 /// What session asks of Redis. Clones share a connection.
@@ -42,7 +42,7 @@ impl Redis {
     ///
     /// # Errors
     /// When Redis does not answer, or holds what cannot be read.
-    pub async fn present(&self, keys: &Keys, touched: &Touched) -> anyhow::Result<Present> {
+    pub async fn present(&self, keys: &Keys, touched: &Touched) -> anyhow::Result<CurrentState> {
         let [_, _, players, queues, _, minutes, timelines, _] = keys;
         let mut connection = self.0.connection().await.context("redis does not answer")?;
         let mut pipe = redis::pipe();
@@ -52,7 +52,7 @@ impl Redis {
         many(&mut pipe, minutes, &touched.minutes);
         let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("redis does not answer")?;
         let (depths, kept, found_players, found_timelines, found_minutes): (Vec<(String, u64)>, _, _, _, _) = read;
-        Ok(Present {
+        Ok(CurrentState {
             players: found(&touched.players, found_players)?,
             timelines: found(&touched.sessions, found_timelines)?,
             minutes: found(&touched.minutes, found_minutes)?,
@@ -91,9 +91,12 @@ impl Redis {
     ///
     /// # Errors
     /// When Redis does not confirm it.
-    pub async fn note_letters(&self, letters: &Letters) -> anyhow::Result<()> {
-        let letters = serde_json::to_string(letters)?;
-        Ok(self.0.change(Point::LettersNoted, async |connection| connection.set(LETTERS, letters).await).await?)
+    pub async fn note_dead_letters(&self, dead_letters: &DeadLetters) -> anyhow::Result<()> {
+        let dead_letters = serde_json::to_string(dead_letters)?;
+        Ok(self
+            .0
+            .change(Point::DeadLettersNoted, async |connection| connection.set(DEAD_LETTERS, dead_letters).await)
+            .await?)
     }
 
     /// Empties projections and sets them to the beginning of a log, unless they are of that log already.
@@ -198,7 +201,7 @@ impl Redis {
             Set,
             Set,
         ) = read;
-        let mut held = Held::new();
+        let mut held = ProjectedState::new();
         for (key, fields) in hashes.into_iter().zip([sessions, players, queues, counts, timelines]) {
             // What is no JSON is not what it should be, and comes out as the text that it is.
             let read = |text: String| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
@@ -219,7 +222,7 @@ pub struct Copied {
     /// The last sequence applied.
     pub seq: u64,
     /// What they hold.
-    pub held: Held,
+    pub held: ProjectedState,
 }
 
 /// A step of a set of projections from one sequence to another.

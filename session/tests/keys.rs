@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use garage_events::{
+    env::{Env, System},
     game::{CONNECT_AUDIENCE, ConnectClaims, Secret, fingerprint},
     id::SessionId,
-    world::{System, World},
 };
 use garage_session::{
     keys::{GameKey, Pool},

@@ -8,6 +8,7 @@ use std::{
 
 use futures::executor::block_on;
 use garage_events::{
+    env::{Env, Simulated},
     event::Event as _,
     game::{Car, Finished, Loadout, Placing, Ready, Secret, Stats},
     id::{PlayerId, SessionId, TicketId},
@@ -17,7 +18,6 @@ use garage_events::{
     session::{Command, Event, Limits, Matched, Member, PodFailed, PodScheduled, State, Team},
     sim::{Faults, SimLog},
     subject::{Aggregate, Report, ReportKind, timer_due},
-    world::{Simulated, World},
 };
 use garage_session::{
     keys::GameKey,
@@ -93,12 +93,12 @@ struct Match {
 
 impl Match {
     fn made() -> Self {
-        let world = Simulated::at(BEGAN);
-        let log = SimLog::new(world.clone());
-        let app = App { log, world: world.clone(), effects: Played::default(), limits: Limits::default() };
-        let session = SessionId::new(world.id());
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let app = App { log, env: env.clone(), effects: Played::default(), limits: Limits::default() };
+        let session = SessionId::new(env.id());
         let mut teams = Vec::new();
-        let mut decision = Decision::new(&world, session.uuid(), None);
+        let mut decision = Decision::new(&env, session.uuid(), None);
         for (name, number) in [("anna", 1), ("bert", 2)] {
             let (player, ticket) = (name.parse::<PlayerId>().unwrap(), TicketId::new(Uuid::from_u128(number)));
             let queued = Queued {
@@ -110,8 +110,8 @@ impl Match {
                 waiting_since: BEGAN,
                 expires_at: BEGAN + Duration::MINUTE,
             };
-            let queue = Decision::new(&world, ticket.uuid(), None).change(
-                &world,
+            let queue = Decision::new(&env, ticket.uuid(), None).change(
+                &env,
                 Aggregate::Player(player.clone()),
                 Head::default(),
                 [player::Event::from(queued)],
@@ -120,7 +120,7 @@ impl Match {
             let state = block_on(app.log.player(&player)).unwrap().state;
             let command = player::Command::Match { ticket, session, team: name.into() };
             let matched = player::decide(&state, command).unwrap();
-            decision = decision.change(&world, Aggregate::Player(player.clone()), Head { seq, n: 1 }, [matched]);
+            decision = decision.change(&env, Aggregate::Player(player.clone()), Head { seq, n: 1 }, [matched]);
             teams.push(Team { name: name.into(), players: vec![Member { player, ticket, rank: 0 }] });
         }
         let matched = Matched {
@@ -131,13 +131,13 @@ impl Match {
             pool_seq: 2,
             clock: BEGAN,
         };
-        let decision = decision.change(&world, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
+        let decision = decision.change(&env, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
         block_on(app.log.append(decision)).unwrap();
         Self { app, session }
     }
 
     fn delivery(&self, subject: String, body: impl Into<bytes::Bytes>) -> Delivery {
-        Delivery { seq: 1, time: self.app.world.now(), subject, body: body.into(), delivered: 1 }
+        Delivery { seq: 1, time: self.app.env.now(), subject, body: body.into(), delivered: 1 }
     }
 
     /// The session's last event, as it is delivered.
@@ -149,7 +149,7 @@ impl Match {
     }
 
     /// Delivers the session's last event.
-    fn told(&self) -> Result<(), Failure> {
+    fn open_game(&self) -> Result<(), Failure> {
         block_on(self.app.on_event(&self.last()))
     }
 
@@ -158,12 +158,12 @@ impl Match {
         let mut before = 0;
         while before != self.types().len() {
             before = self.types().len();
-            self.told().unwrap();
+            self.open_game().unwrap();
         }
     }
 
     fn happens(&self, command: Command) {
-        let done = block_on(decide_session(&self.app.log, &self.app.world, self.session, command, None)).unwrap();
+        let done = block_on(decide_session(&self.app.log, &self.app.env, self.session, command, None)).unwrap();
         done.unwrap();
     }
 
@@ -189,7 +189,7 @@ impl Match {
 
     fn timer_fires(&self) {
         let at = self.app.effects.record().timer.expect("a timer is set");
-        self.app.world.advance(at - self.app.world.now());
+        self.app.env.advance(at - self.app.env.now());
         block_on(self.app.on_timer(&self.delivery(timer_due(self.session), ""))).unwrap();
     }
 
@@ -207,7 +207,7 @@ impl Match {
 #[test]
 fn a_match_asks_for_a_server_with_its_players_loadouts_and_a_parked_key() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     let session = block_on(game.app.log.session(game.session)).unwrap();
     let Event::PodRequested(requested) = &session.history[1].event else { panic!("{:?}", game.types()) };
     let players: Vec<_> = requested.loadouts.iter().map(|loadout| loadout.player.as_str()).collect();
@@ -218,9 +218,9 @@ fn a_match_asks_for_a_server_with_its_players_loadouts_and_a_parked_key() {
 #[test]
 fn an_event_that_comes_twice_has_one_effect() {
     let game = Match::made();
-    game.told().unwrap();
-    game.told().unwrap();
-    game.told().unwrap();
+    game.open_game().unwrap();
+    game.open_game().unwrap();
+    game.open_game().unwrap();
     assert_eq!(game.types(), ["Matched", "PodRequested"]);
     assert_eq!(game.app.effects.record().keys, 1);
 }
@@ -229,7 +229,7 @@ fn an_event_that_comes_twice_has_one_effect() {
 fn the_players_are_told_once_the_server_is_placed_and_ready_in_either_order() {
     for scheduled_first in [true, false] {
         let game = Match::made();
-        game.told().unwrap();
+        game.open_game().unwrap();
         if scheduled_first {
             game.scheduled(1);
             game.ready(1).unwrap();
@@ -252,14 +252,14 @@ fn the_players_are_told_once_the_server_is_placed_and_ready_in_either_order() {
 #[test]
 fn results_close_the_session_and_let_the_players_go() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     game.scheduled(1);
     game.ready(1).unwrap();
     game.goes_on();
     game.finished(1).unwrap();
     assert!(game.types().ends_with(&["Finished", "Closed"]));
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));
-    game.told().unwrap();
+    game.open_game().unwrap();
     assert_eq!(game.app.effects.record().timer, None, "its timer is taken away");
     // The report is repeated until it is acknowledged.
     let before = game.types();
@@ -270,7 +270,7 @@ fn results_close_the_session_and_let_the_players_go() {
 #[test]
 fn results_that_overtake_the_opening_wait_for_it() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     game.scheduled(1);
     assert!(matches!(game.finished(1), Err(Failure::Retry(_))));
     game.ready(1).unwrap();
@@ -282,7 +282,7 @@ fn results_that_overtake_the_opening_wait_for_it() {
 #[test]
 fn a_server_that_does_not_report_is_replaced_and_its_late_report_left_alone() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     game.timer_fires();
     assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
     game.ready(1).unwrap();
@@ -297,8 +297,8 @@ fn a_server_that_does_not_report_is_replaced_and_its_late_report_left_alone() {
 #[test]
 fn a_second_attempt_has_a_user_of_its_own_that_ends_with_the_session_too() {
     let game = Match::made();
-    game.told().unwrap();
-    game.app.world.advance(Duration::seconds(5));
+    game.open_game().unwrap();
+    game.app.env.advance(Duration::seconds(5));
     game.timer_fires();
     let hard_end = BEGAN + Limits::default().session;
     assert_eq!(game.app.effects.record().users, [(game.session, 1, hard_end), (game.session, 2, hard_end)]);
@@ -307,7 +307,7 @@ fn a_second_attempt_has_a_user_of_its_own_that_ends_with_the_session_too() {
 #[test]
 fn after_the_last_attempt_the_session_fails_and_lets_its_players_go() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     for attempt in 1..=3 {
         let message = "exit code 3".into();
         game.happens(Command::FailPod(PodFailed { attempt, reason: "exited".into(), message }));
@@ -320,7 +320,7 @@ fn after_the_last_attempt_the_session_fails_and_lets_its_players_go() {
 #[test]
 fn a_server_that_dies_in_the_game_ends_the_session() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     game.scheduled(1);
     game.ready(1).unwrap();
     game.goes_on();
@@ -333,7 +333,7 @@ fn a_server_that_dies_in_the_game_ends_the_session() {
 #[test]
 fn a_game_without_end_is_abandoned_at_its_hard_end() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     game.scheduled(1);
     game.ready(1).unwrap();
     game.goes_on();
@@ -341,20 +341,20 @@ fn a_game_without_end_is_abandoned_at_its_hard_end() {
     let session = block_on(game.app.log.session(game.session)).unwrap();
     let State::Closed(past) = session.state else { panic!("{:?}", game.types()) };
     assert_eq!(past.closed.why, Ending::Abandoned);
-    assert_eq!(game.app.world.now(), BEGAN + Limits::default().session);
+    assert_eq!(game.app.env.now(), BEGAN + Limits::default().session);
 }
 
 #[test]
 fn what_is_down_is_waited_for_and_costs_no_attempt() {
     let game = Match::made();
     game.app.effects.record().inventory_down = true;
-    assert!(matches!(game.told(), Err(Failure::Unavailable(_))));
+    assert!(matches!(game.open_game(), Err(Failure::Unavailable(_))));
     game.app.effects.record().inventory_down = false;
     game.app.effects.record().redis_down = true;
-    assert!(matches!(game.told(), Err(Failure::Unavailable(_))));
+    assert!(matches!(game.open_game(), Err(Failure::Unavailable(_))));
     assert_eq!(game.types(), ["Matched"]);
     game.app.effects.record().redis_down = false;
-    game.told().unwrap();
+    game.open_game().unwrap();
     assert_eq!(game.types(), ["Matched", "PodRequested"]);
 }
 
@@ -362,11 +362,11 @@ fn what_is_down_is_waited_for_and_costs_no_attempt() {
 fn a_session_that_waits_for_what_is_down_still_ends_at_its_hard_end() {
     let game = Match::made();
     game.app.effects.record().inventory_down = true;
-    assert!(matches!(game.told(), Err(Failure::Unavailable(_))));
+    assert!(matches!(game.open_game(), Err(Failure::Unavailable(_))));
     game.timer_fires();
     assert!(game.types().ends_with(&["Failed", "Closed"]), "{:?}", game.types());
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));
-    assert_eq!(game.app.world.now(), BEGAN + Limits::default().session);
+    assert_eq!(game.app.env.now(), BEGAN + Limits::default().session);
 }
 
 #[test]
@@ -378,7 +378,7 @@ fn nothing_is_acknowledged_upon_a_read_that_lacks_what_is_known() {
     retried(block_on(game.app.on_event(&matched)));
     retried(block_on(game.app.on_timer(&game.delivery(timer_due(game.session), ""))));
     game.app.log.set_faults(Faults::default(), 0);
-    game.told().unwrap();
+    game.open_game().unwrap();
     let timer = game.app.effects.record().timer;
     assert!(timer.is_some());
 
@@ -395,14 +395,14 @@ fn nothing_is_acknowledged_upon_a_read_that_lacks_what_is_known() {
 #[test]
 fn what_nobody_asked_for_is_waited_for_no_longer_than_a_read_may_lag() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     let unknown = Report { session: SessionId::new(Uuid::from_u128(7)), attempt: 1, kind: ReportKind::Ready };
     let later = Report { session: game.session, attempt: 2, kind: ReportKind::Finished };
     for (report, body) in [(unknown, r#"{"tcp_port":1,"udp_port":2}"#), (later, r#"{"results":[]}"#)] {
         let delivery = game.delivery(report.to_string(), body);
         let early = block_on(game.app.on_report(&delivery));
         assert!(matches!(early, Err(Failure::Retry(_))), "{early:?}");
-        game.app.world.advance(Duration::seconds(20));
+        game.app.env.advance(Duration::seconds(20));
         block_on(game.app.on_report(&delivery)).unwrap();
     }
     assert_eq!(game.types(), ["Matched", "PodRequested"]);
@@ -411,7 +411,7 @@ fn what_nobody_asked_for_is_waited_for_no_longer_than_a_read_may_lag() {
 #[test]
 fn rubbish_is_put_aside_and_changes_nothing() {
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     let before = game.types();
     let rubbish = [
         block_on(game.app.on_report(&game.delivery("report.x.1.ready".into(), "{}"))),
@@ -428,7 +428,7 @@ fn rubbish_is_put_aside_and_changes_nothing() {
 fn a_server_whose_report_cannot_be_used_has_failed() {
     let poison = |result| assert!(matches!(result, Err(Failure::Poison(_))), "{result:?}");
     let game = Match::made();
-    game.told().unwrap();
+    game.open_game().unwrap();
     poison(game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": 70_000, "udp_port": 1 })));
     game.goes_on();
     assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);

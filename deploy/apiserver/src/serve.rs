@@ -265,11 +265,11 @@ fn delete(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {
     object["metadata"]["deletionTimestamp"] = rules::now().into();
     object["metadata"]["deletionGracePeriodSeconds"] = grace.into();
     object["metadata"]["generation"] = 2.into();
-    let told = state.put(key(call), object);
+    let notified = state.put(key(call), object);
     if grace > 0 {
-        return (200, told);
+        return (200, notified);
     }
-    (200, state.remove(&key(call)).unwrap_or(told))
+    (200, state.remove(&key(call)).unwrap_or(notified))
 }
 
 /// One watch, from a revision on.

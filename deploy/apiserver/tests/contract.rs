@@ -274,9 +274,9 @@ async fn who_watches_from_what_is_forgotten_is_told_so() {
     let double = Double::new().await;
     double.proxy.fail("watch", "pods", Answer::Gone);
     let mut watch = double.watch("resourceVersion=1").await;
-    let told = watch.next().await.unwrap();
-    assert_eq!((&told["type"], &told["object"]["code"]), (&json!("ERROR"), &json!(410)));
-    assert_eq!((&told["object"]["reason"], watch.next().await), (&json!("Expired"), None));
+    let notified = watch.next().await.unwrap();
+    assert_eq!((&notified["type"], &notified["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!((&notified["object"]["reason"], watch.next().await), (&json!("Expired"), None));
 }
 
 #[tokio::test]

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use async_nats::{Client, jetstream};
 use garage_events::{
+    env::{Env, System},
     jetstream::setup,
     subject::{HISTORY, SNAPSHOTS},
-    world::{System, World},
 };
 use garage_worker::{Shutdown, config::Nats};
 use serde::{Deserialize, Serialize};

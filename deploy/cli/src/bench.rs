@@ -8,9 +8,9 @@ mod recovery;
 mod sample;
 
 use garage_events::{
+    env::{Env, System},
     id::TicketId,
     player::{self, Queued},
-    world::{System, World},
 };
 use garage_worker::Shutdown;
 

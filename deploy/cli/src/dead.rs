@@ -6,8 +6,8 @@ use async_nats::{
     jetstream::{self, message::StreamMessage},
 };
 use garage_events::{
+    dead_letter::DeadLetter,
     jetstream::reader::Reader,
-    letter::Letter,
     subject::{self, ALL_DEAD, DEAD},
     svc::{self, CallError},
 };
@@ -49,7 +49,8 @@ pub(crate) struct List {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Show {
     /// Its number, as `garage dead list` has it.
-    letter: u64,
+    #[arg(value_name = "LETTER")]
+    number: u64,
     /// Prints a JSON line: letter, buried, error, consumer, stream, seq, time, subject, body.
     #[arg(long)]
     json: bool,
@@ -61,10 +62,10 @@ pub(crate) struct Show {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Retry {
     /// Their numbers, as `garage dead list` has them.
-    #[arg(required_unless_present = "all")]
-    letters: Vec<u64>,
+    #[arg(required_unless_present = "all", value_name = "LETTERS")]
+    numbers: Vec<u64>,
     /// All of them, the oldest first.
-    #[arg(long, conflicts_with = "letters")]
+    #[arg(long, conflicts_with = "numbers")]
     all: bool,
     /// Only those of this worker, as session, or of one of its consumers, as session-reports.
     #[arg(long, value_name = "WORKER", requires = "all")]
@@ -75,12 +76,13 @@ pub(crate) struct Retry {
 
 /// A letter with its place. Its fields are those of a JSON line, and stay.
 #[derive(Debug, Serialize)]
-struct Buried {
-    letter: u64,
-    #[serde(with = "time::serde::rfc3339")]
-    buried: OffsetDateTime,
+struct StoredDeadLetter {
+    #[serde(rename = "letter")]
+    number: u64,
+    #[serde(rename = "buried", with = "time::serde::rfc3339")]
+    dead_lettered_at: OffsetDateTime,
     #[serde(flatten)]
-    content: Letter,
+    content: DeadLetter,
 }
 
 impl Dead {
@@ -96,12 +98,12 @@ impl Dead {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let reader = Reader::open(self.nats.connect("cli").await?, DEAD).await?;
-        let letters = all(&reader, self.worker.as_deref()).await?;
-        if letters.is_empty() && !self.json {
+        let dead_letters = all(&reader, self.worker.as_deref()).await?;
+        if dead_letters.is_empty() && !self.json {
             say("no dead letters");
         }
-        for letter in letters {
-            let line = if self.json { serde_json::to_string(&letter)? } else { letter.line() };
+        for dead_letter in dead_letters {
+            let line = if self.json { serde_json::to_string(&dead_letter)? } else { dead_letter.line() };
             if print(line)?.is_break() {
                 break;
             }
@@ -113,11 +115,11 @@ impl List {
 impl Show {
     async fn run(self) -> anyhow::Result<()> {
         let reader = Reader::open(self.nats.connect("cli").await?, DEAD).await?;
-        let letter = one(&reader, self.letter).await?;
+        let dead_letter = one(&reader, self.number).await?;
         if self.json {
-            say(serde_json::to_string(&letter)?);
+            say(serde_json::to_string(&dead_letter)?);
         } else {
-            letter.show();
+            dead_letter.show();
         }
         Ok(())
     }
@@ -127,30 +129,30 @@ impl Retry {
     async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let client = self.nats.connect("cli").await?;
         let reader = Reader::open(client.clone(), DEAD).await?;
-        let letters = if self.all {
+        let dead_letters = if self.all {
             all(&reader, self.worker.as_deref()).await?
         } else {
-            let mut letters = Vec::new();
-            for number in self.letters {
-                letters.push(one(&reader, number).await?);
+            let mut dead_letters = Vec::new();
+            for number in self.numbers {
+                dead_letters.push(one(&reader, number).await?);
             }
-            letters
+            dead_letters
         };
-        if letters.is_empty() {
+        if dead_letters.is_empty() {
             say("no dead letters");
         }
-        let (count, mut left) = (letters.len(), 0);
-        for (done, letter) in letters.iter().enumerate() {
+        let (count, mut left) = (dead_letters.len(), 0);
+        for (done, dead_letter) in dead_letters.iter().enumerate() {
             let retried = tokio::select! {
                 // Whether a letter that was asked for is handled is unknown then; it is retried without harm.
                 () = shutdown.cancelled() => bail!("interrupted after {done} of {count} letters; the others are kept"),
-                retried = letter.retry(&client, &reader) => retried,
+                retried = dead_letter.retry(&client, &reader) => retried,
             };
             match retried {
-                Ok(()) => say(format!("{}: handled by {}", letter.letter, letter.content.consumer)),
+                Ok(()) => say(format!("{}: handled by {}", dead_letter.number, dead_letter.content.consumer)),
                 Err(error) => {
                     left += 1;
-                    note(format!("{}: {error:#}", letter.letter));
+                    note(format!("{}: {error:#}", dead_letter.number));
                 }
             }
         }
@@ -159,31 +161,32 @@ impl Retry {
     }
 }
 
-impl Buried {
-    fn of(letter: u64, buried: OffsetDateTime, at: &str, message: &[u8]) -> Self {
+impl StoredDeadLetter {
+    fn of(number: u64, dead_lettered_at: OffsetDateTime, at: &str, message: &[u8]) -> Self {
         let consumer = subject::dead_of(at).unwrap_or(at).to_owned();
-        let content = match serde_json::from_slice::<Letter>(message) {
-            Ok(content) => Letter { consumer, ..content },
+        let content = match serde_json::from_slice::<DeadLetter>(message) {
+            Ok(content) => DeadLetter { consumer, ..content },
             // Shown all the same: somebody wrote it, and somebody looks for it.
             Err(error) => {
                 let error = format!("the letter itself cannot be read: {error}");
                 let (stream, subject) = (DEAD.into(), at.into());
                 let (body, raw) = (String::new(), None);
-                Letter { error, consumer, stream, seq: letter, time: buried, subject, body, raw }.with_body(message)
+                DeadLetter { error, consumer, stream, seq: number, time: dead_lettered_at, subject, body, raw }
+                    .with_body(message)
             }
         };
-        Self { letter, buried, content }
+        Self { number, dead_lettered_at, content }
     }
 
     fn line(&self) -> String {
-        let Self { letter, buried, content } = self;
-        let Letter { consumer, subject, error, .. } = content;
-        format!("{letter:>6}  {}  {consumer:<15}  {subject}  {}", when(*buried), error.escape_debug())
+        let Self { number, dead_lettered_at, content } = self;
+        let DeadLetter { consumer, subject, error, .. } = content;
+        format!("{number:>6}  {}  {consumer:<15}  {subject}  {}", when(*dead_lettered_at), error.escape_debug())
     }
 
     fn show(&self) {
-        let Self { letter, buried, content } = self;
-        say(format!("letter    {letter}, given up by {} at {}", content.consumer, when(*buried)));
+        let Self { number, dead_lettered_at, content } = self;
+        say(format!("letter    {number}, given up by {} at {}", content.consumer, when(*dead_lettered_at)));
         say(format!("error     {}", content.error.escape_debug()));
         say(format!("message   {} of stream {}, at {}", content.seq, content.stream, when(content.time)));
         say(format!("subject   {}", content.subject));
@@ -195,7 +198,7 @@ impl Buried {
 
     /// Returns once the message is handled and the letter is gone.
     async fn retry(&self, client: &Client, reader: &Reader) -> anyhow::Result<()> {
-        svc::retry(client, &self.content.consumer, self.letter).await.map_err(|error| match error {
+        svc::retry(client, &self.content.consumer, self.number).await.map_err(|error| match error {
             CallError::Refused { message, .. } => anyhow::anyhow!("not handled: {message}"),
             CallError::Unavailable { reason, .. } => {
                 anyhow::anyhow!("the worker of consumer {} does not answer: {reason}", self.content.consumer)
@@ -203,33 +206,33 @@ impl Buried {
             CallError::Malformed { .. } => error.into(),
         })?;
         let dead = jetstream::new(client.clone()).get_stream_no_info(DEAD).await?;
-        match dead.delete_message(self.letter).await {
+        match dead.delete_message(self.number).await {
             Ok(_) => Ok(()),
             // Another operator did the same.
-            Err(_) if reader.get(self.letter).await?.is_none() => Ok(()),
+            Err(_) if reader.get(self.number).await?.is_none() => Ok(()),
             Err(error) => Err(error).context("handled, but the letter cannot be removed; retrying it does no harm"),
         }
     }
 }
 
 /// The letters at present, of a worker or of all.
-async fn all(reader: &Reader, worker: Option<&str>) -> anyhow::Result<Vec<Buried>> {
+async fn all(reader: &Reader, worker: Option<&str>) -> anyhow::Result<Vec<StoredDeadLetter>> {
     let bounds = reader.bounds().await?;
     let mut range = reader.range(vec![ALL_DEAD.into()], bounds.first, bounds.last);
-    let mut letters = Vec::new();
+    let mut dead_letters = Vec::new();
     while let Some(message) = range.next().await? {
-        let letter = Buried::of(message.seq, message.time, &message.subject, &message.body);
-        if worker.is_none_or(|worker| is_of(&letter.content.consumer, worker)) {
-            letters.push(letter);
+        let dead_letter = StoredDeadLetter::of(message.seq, message.time, &message.subject, &message.body);
+        if worker.is_none_or(|worker| is_of(&dead_letter.content.consumer, worker)) {
+            dead_letters.push(dead_letter);
         }
     }
-    Ok(letters)
+    Ok(dead_letters)
 }
 
-async fn one(reader: &Reader, number: u64) -> anyhow::Result<Buried> {
+async fn one(reader: &Reader, number: u64) -> anyhow::Result<StoredDeadLetter> {
     let message: Option<StreamMessage> = reader.get(number).await?;
     let message = message.with_context(|| format!("there is no dead letter {number}; see `garage dead list`"))?;
-    Ok(Buried::of(message.sequence, message.time, &message.subject, &message.payload))
+    Ok(StoredDeadLetter::of(message.sequence, message.time, &message.subject, &message.payload))
 }
 
 /// A consumer is named after its worker, or after it and what it reads.

@@ -41,7 +41,7 @@ pub(crate) struct Demo {
 }
 
 /// How long the bots may take altogether: what a machine needs for the races, and a good deal more.
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// Failures that are shown as they happen; a hundred players of one broken Garage say the same.
 const SHOWN: usize = 5;
@@ -100,7 +100,7 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         // Neighbours in rank, so that each finds an opponent; there are ranks for 500 such pairs apart.
         let rank = i32::try_from(number / 2 % 500 * 200)?;
         let token = stack.token(&name, Some(rank))?;
-        let bot = Bot::new(http.clone(), &stack.gateway(), &name, &token).with_patience(PATIENCE);
+        let bot = Bot::new(http.clone(), &stack.gateway(), &name, &token).with_max_wait(MAX_WAIT);
         playing.spawn(async move { bot.play("ranked").await });
     }
     let mut played: Vec<Played> = Vec::new();
@@ -122,8 +122,8 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         }
     }
     let log = JetStreamLog::open(stack.nats.connect(Role::Admin).await?).await?;
-    let told = u32::try_from(played.len()).unwrap_or(u32::MAX);
-    let steps = Steps::read(&log, u64::from(told)).await?;
+    let notified = u32::try_from(played.len()).unwrap_or(u32::MAX);
+    let steps = Steps::read(&log, u64::from(notified)).await?;
     if let Some(one) = played.first() {
         say(format!("\none match, from the log (session {}):", one.session));
         timeline::print(&timeline::of_match(&log, one.session.parse::<SessionId>()?).await?);
@@ -132,7 +132,7 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
     steps.print();
     say("");
     let mut counts = steps.counts();
-    counts.push(("paid (seen by the players)", told));
+    counts.push(("paid (seen by the players)", notified));
     table(
         &["players", "count"],
         &counts.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]).collect::<Vec<_>>(),

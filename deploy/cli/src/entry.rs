@@ -18,7 +18,7 @@ const UNREADABLE: &str = "?";
 
 /// An event with its place in the log. Its fields are those of a JSON line, and stay.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Entry {
+pub(crate) struct LogEntry {
     pub(crate) seq: u64,
     /// The stream's timestamp.
     #[serde(with = "time::serde::rfc3339")]
@@ -30,7 +30,7 @@ pub(crate) struct Entry {
     pub(crate) type_name: String,
 }
 
-impl Entry {
+impl LogEntry {
     /// # Errors
     /// None that a body can bring about.
     pub(crate) fn new(seq: u64, time: OffsetDateTime, subject: &str, body: &[u8]) -> serde_json::Result<Self> {
@@ -86,8 +86,8 @@ mod tests {
 
     const AT: OffsetDateTime = time::macros::datetime!(2026-11-22 10:00:00.1234 UTC);
 
-    fn entry(body: &str) -> Entry {
-        Entry::new(7, AT, "garage.player.anna", body.as_bytes()).unwrap()
+    fn entry(body: &str) -> LogEntry {
+        LogEntry::new(7, AT, "garage.player.anna", body.as_bytes()).unwrap()
     }
 
     fn body(data: &Value) -> String {

@@ -16,7 +16,7 @@ use garage_stack::workers;
 use crate::report::say;
 
 /// How long the cluster has to be rid of pods: many times the grace that game servers have.
-const PATIENCE: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// What is said of it.
 #[derive(Debug, clap::Args)]
@@ -98,7 +98,7 @@ impl Games {
     /// Waits until the director has removed every pod and secret: of closed sessions none is to be left.
     pub(crate) async fn wait_none_left(&self) -> anyhow::Result<()> {
         let Some((cluster, _)) = &self.0 else { return Ok(()) };
-        cluster.wait_empty(PATIENCE).await.context("all sessions are closed, and yet")?;
+        cluster.wait_empty(MAX_WAIT).await.context("all sessions are closed, and yet")?;
         self.say_none_left();
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Games {
     /// Removes what is left of a Garage whose director is gone, however it ended.
     pub(crate) async fn clear(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         let Some((cluster, _)) = &self.0 else { return ended };
-        match cluster.clear(PATIENCE).await.context("what this Garage has in the cluster is not all removed") {
+        match cluster.clear(MAX_WAIT).await.context("what this Garage has in the cluster is not all removed") {
             Ok(()) => self.say_none_left(),
             Err(error) if ended.is_ok() => return Err(error),
             // Why it ended is the error; this has to be known besides.

@@ -10,9 +10,9 @@ use async_nats::jetstream::{
 };
 use futures::TryStreamExt;
 use garage_events::{
-    door::{self, Door},
     id::QueueName,
     lease,
+    queue_status::{self, QueueStatus},
 };
 use garage_worker::config::Nats;
 use serde::Serialize;
@@ -67,37 +67,37 @@ pub(crate) struct List {
 
 /// A queue. Its fields are those of a JSON line, and stay.
 #[derive(Debug, Serialize)]
-struct Line {
+struct QueueLine {
     queue: QueueName,
     #[serde(flatten)]
-    door: Door,
+    queue_status: QueueStatus,
     /// By the stream's clock; none where it was never closed.
     #[serde(with = "time::serde::rfc3339::option")]
     since: Option<OffsetDateTime>,
 }
 
 /// What is known of the queues.
-struct Known {
+struct QueueReader {
     context: Context,
     /// Those that have a matchmaker, or had one an hour ago: the command does not know the file.
     matched: Vec<QueueName>,
     /// Those that were ever closed, and since when they are as they are.
-    doors: BTreeMap<QueueName, (Door, OffsetDateTime)>,
+    queue_statuses: BTreeMap<QueueName, (QueueStatus, OffsetDateTime)>,
 }
 
 impl Queue {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Close(Close { name, reason, nats }) => {
-                let known = Known::read(&nats).await?;
+                let known = QueueReader::read(&nats).await?;
                 known.check(&name)?;
-                known.put(&name, &Door::Closed { reason }).await?;
+                known.put(&name, &QueueStatus::Closed { reason }).await?;
                 say(format!("queue {name} is closed; who waits there is still matched"));
             }
             Self::Open(Open { name, nats }) => {
-                let known = Known::read(&nats).await?;
+                let known = QueueReader::read(&nats).await?;
                 known.check(&name)?;
-                known.put(&name, &Door::Open).await?;
+                known.put(&name, &QueueStatus::Open).await?;
                 say(format!("queue {name} is open"));
             }
             Self::List(list) => list.run().await?,
@@ -108,7 +108,7 @@ impl Queue {
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let lines = Known::read(&self.nats).await?.lines();
+        let lines = QueueReader::read(&self.nats).await?.lines();
         if lines.is_empty() && !self.json {
             say("no queue is known: no matchmaker has run in the last hour");
         }
@@ -122,19 +122,19 @@ impl List {
     }
 }
 
-impl Line {
+impl QueueLine {
     fn text(&self) -> String {
-        let (state, reason) = match &self.door {
-            Door::Open => ("open", String::new()),
+        let (state, reason) = match &self.queue_status {
+            QueueStatus::Open => ("open", String::new()),
             // Another tool may have put it there, with what a terminal would obey.
-            Door::Closed { reason } => ("closed", format!("  {}", reason.replace(char::is_control, " "))),
+            QueueStatus::Closed { reason } => ("closed", format!("  {}", reason.replace(char::is_control, " "))),
         };
         let since = self.since.map_or_else(|| "-".into(), when);
         format!("{:<32}  {state:<6}  {since:<24}{reason}", self.queue).trim_end().into()
     }
 }
 
-impl Known {
+impl QueueReader {
     async fn read(nats: &Nats) -> anyhow::Result<Self> {
         let context = jetstream::new(nats.connect("cli").await?);
         let bucket = async |name: &str| {
@@ -143,25 +143,26 @@ impl Known {
         };
         let leases = entries(&bucket(lease::STREAM).await?, lease::MATCHMAKERS).await?;
         let matched = leases.iter().filter_map(|entry| lease::queue_of(&entry.subject)).collect();
-        let mut doors = BTreeMap::new();
-        for entry in entries(&bucket(door::STREAM).await?, door::ALL).await? {
+        let mut queue_statuses = BTreeMap::new();
+        for entry in entries(&bucket(queue_status::STREAM).await?, queue_status::ALL).await? {
             // One that was deleted with a KV client has no body.
-            if let (Some(queue), false) = (door::queue_of(&entry.subject), entry.payload.is_empty()) {
-                let door = serde_json::from_slice(&entry.payload);
-                let door = door.with_context(|| format!("what is said of queue {queue} cannot be read"))?;
-                doors.insert(queue, (door, entry.time));
+            if let (Some(queue), false) = (queue_status::queue_of(&entry.subject), entry.payload.is_empty()) {
+                let queue_status = serde_json::from_slice(&entry.payload);
+                let queue_status =
+                    queue_status.with_context(|| format!("what is said of queue {queue} cannot be read"))?;
+                queue_statuses.insert(queue, (queue_status, entry.time));
             }
         }
-        Ok(Self { context, matched, doors })
+        Ok(Self { context, matched, queue_statuses })
     }
 
-    fn lines(self) -> Vec<Line> {
+    fn lines(self) -> Vec<QueueLine> {
         let open = self.matched.into_iter().map(|queue| (queue, None));
         let mut lines: BTreeMap<_, _> = open.collect();
-        lines.extend(self.doors.into_iter().map(|(queue, door)| (queue, Some(door))));
-        let line = |(queue, door): (_, Option<_>)| match door {
-            Some((door, since)) => Line { queue, door, since: Some(since) },
-            None => Line { queue, door: Door::Open, since: None },
+        lines.extend(self.queue_statuses.into_iter().map(|(queue, queue_status)| (queue, Some(queue_status))));
+        let line = |(queue, queue_status): (_, Option<_>)| match queue_status {
+            Some((queue_status, since)) => QueueLine { queue, queue_status, since: Some(since) },
+            None => QueueLine { queue, queue_status: QueueStatus::Open, since: None },
         };
         lines.into_iter().map(line).collect()
     }
@@ -176,16 +177,16 @@ impl Known {
         }
         let names: Vec<_> = self.matched.iter().map(QueueName::as_str).collect();
         ensure!(
-            self.matched.contains(name) || self.doors.contains_key(name),
+            self.matched.contains(name) || self.queue_statuses.contains_key(name),
             "no matchmaker has a queue {name}; they have: {}",
             names.join(", ")
         );
         Ok(())
     }
 
-    async fn put(&self, queue: &QueueName, door: &Door) -> anyhow::Result<()> {
-        let body = serde_json::to_vec(door)?;
-        let stored = async { self.context.publish(door::subject(queue), body.into()).await?.await };
+    async fn put(&self, queue: &QueueName, queue_status: &QueueStatus) -> anyhow::Result<()> {
+        let body = serde_json::to_vec(queue_status)?;
+        let stored = async { self.context.publish(queue_status::subject(queue), body.into()).await?.await };
         stored.await.context("not stored")?;
         Ok(())
     }
@@ -209,8 +210,8 @@ async fn entries(bucket: &Stream, filter: &str) -> anyhow::Result<Vec<StreamMess
 /// A reason that players can be told.
 fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
-    if text.is_empty() || text.chars().count() > door::MAX_REASON || text.chars().any(char::is_control) {
-        return Err(format!("a line of 1 to {} characters", door::MAX_REASON));
+    if text.is_empty() || text.chars().count() > queue_status::MAX_REASON || text.chars().any(char::is_control) {
+        return Err(format!("a line of 1 to {} characters", queue_status::MAX_REASON));
     }
     Ok(text.into())
 }
@@ -222,7 +223,7 @@ mod tests {
     #[test]
     fn a_reason_is_a_line() {
         assert_eq!(reason(" season's end ").unwrap(), "season's end");
-        for bad in ["", "  ", "two\nlines", &"x".repeat(door::MAX_REASON + 1)] {
+        for bad in ["", "  ", "two\nlines", &"x".repeat(queue_status::MAX_REASON + 1)] {
             reason(bad).unwrap_err();
         }
     }

@@ -19,7 +19,7 @@ use self::{
     pace::{Pace, Speed},
     target::Target,
 };
-use crate::{entry::Entry, progress::Progress, report::note, select::Select};
+use crate::{entry::LogEntry, progress::Progress, report::note, select::Select};
 
 /// How long the mirror has to get what the log had when the replay began; it is milliseconds behind, if it is well.
 const MIRROR: Duration = Duration::from_secs(10);
@@ -160,9 +160,9 @@ struct Paced {
 }
 
 impl Paced {
-    async fn next(&mut self) -> anyhow::Result<Option<Entry>> {
+    async fn next(&mut self) -> anyhow::Result<Option<LogEntry>> {
         while let Some(message) = self.events.next().await? {
-            let entry = Entry::new(message.seq, message.time, &message.subject, &message.body)?;
+            let entry = LogEntry::new(message.seq, message.time, &message.subject, &message.body)?;
             if self.select.takes(&entry) {
                 sleep_until(self.began + self.pace.due(entry.time).min(FAR)).await;
                 return Ok(Some(entry));

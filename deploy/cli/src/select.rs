@@ -8,7 +8,7 @@ use garage_events::{
     subject::{ALL, Aggregate, Filter},
 };
 
-use crate::entry::Entry;
+use crate::entry::LogEntry;
 
 /// Which events.
 #[derive(Debug, Clone, clap::Args)]
@@ -42,7 +42,7 @@ impl Select {
     }
 
     /// Whether an event that the server selected is wanted.
-    pub(crate) fn takes(&self, entry: &Entry) -> bool {
+    pub(crate) fn takes(&self, entry: &LogEntry) -> bool {
         self.types.is_empty() || self.types.contains(&entry.type_name)
     }
 }

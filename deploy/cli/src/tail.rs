@@ -4,13 +4,13 @@ use std::{str::FromStr, time::Duration};
 
 use anyhow::Context;
 use garage_events::{
+    env::{Env, System},
     jetstream::reader::Reader,
     subject::STREAM,
-    world::{System, World},
 };
 use garage_worker::{Shutdown, config::Nats};
 
-use crate::{entry::Entry, report::print, select::Select};
+use crate::{entry::LogEntry, report::print, select::Select};
 
 /// Follows the log, a line an event, until Ctrl-C.
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,7 @@ impl Tail {
                 () = shutdown.cancelled() => return Ok(()),
                 message = follow.next() => message,
             };
-            let entry = Entry::new(message.seq, message.time, &message.subject, &message.body)?;
+            let entry = LogEntry::new(message.seq, message.time, &message.subject, &message.body)?;
             if self.select.takes(&entry) && print(if self.json { entry.json()? } else { entry.line() })?.is_break() {
                 return Ok(());
             }

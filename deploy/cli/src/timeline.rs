@@ -13,7 +13,7 @@ use serde::Deserialize;
 use time::format_description::well_known::Rfc3339;
 
 use crate::{
-    entry::Entry,
+    entry::LogEntry,
     report::{say, table},
 };
 
@@ -72,8 +72,8 @@ impl OfPlayer {
 
 /// An event, as a timeline shows it.
 #[derive(Debug, Clone)]
-pub(crate) struct Line {
-    entry: Entry,
+pub(crate) struct TimelineLine {
+    entry: LogEntry,
     about: About,
 }
 
@@ -85,13 +85,13 @@ struct About {
 }
 
 /// A match: the session, and what its players went through from queueing to being paid, in the log's order.
-pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Result<Vec<Line>> {
+pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Result<Vec<TimelineLine>> {
     let mut lines = of(log, &Aggregate::Session(id)).await?;
     let session = log.session(id).await?;
     for member in session.state.matched().into_iter().flat_map(|matched| &matched.teams).flat_map(|team| &team.players)
     {
         // By what each event is about: when he is paid he may have queued again long since.
-        let about = |line: &Line| line.about.session == Some(id) || line.about.ticket == Some(member.ticket);
+        let about = |line: &TimelineLine| line.about.session == Some(id) || line.about.ticket == Some(member.ticket);
         for aggregate in [Aggregate::Player(member.player.clone()), Aggregate::Inventory(member.player.clone())] {
             lines.extend(of(log, &aggregate).await?.into_iter().filter(about));
         }
@@ -101,7 +101,7 @@ pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Resul
 }
 
 /// A player's last match, or, without one, all that happened to him.
-pub(crate) async fn of_last_match(log: &JetStreamLog, player: &PlayerId) -> anyhow::Result<Vec<Line>> {
+pub(crate) async fn of_last_match(log: &JetStreamLog, player: &PlayerId) -> anyhow::Result<Vec<TimelineLine>> {
     let aggregate = Aggregate::Player(player.clone());
     let Some(last) = log.player(player).await?.last else { return Ok(Vec::new()) };
     // From the match on, every event of one matter has the session's id as its correlation.
@@ -112,15 +112,15 @@ pub(crate) async fn of_last_match(log: &JetStreamLog, player: &PlayerId) -> anyh
     Ok(lines)
 }
 
-async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Line>> {
+async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<TimelineLine>> {
     let filter = aggregate.filter();
     let mut lines = Vec::new();
     let mut from = 1;
     while let Some(message) = log.next(&filter, from).await? {
         from = message.sequence + 1;
         let envelope = Envelope::from_slice(&message.payload).with_context(|| format!("event {}", message.sequence))?;
-        lines.push(Line {
-            entry: Entry::new(message.sequence, message.time, &message.subject, &message.payload)?,
+        lines.push(TimelineLine {
+            entry: LogEntry::new(message.sequence, message.time, &message.subject, &message.payload)?,
             about: serde_json::from_str(envelope.data.get()).unwrap_or_default(),
         });
     }
@@ -128,12 +128,12 @@ async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Lin
 }
 
 /// Prints a timeline: milliseconds since its first event, type, subject, sequence.
-pub(crate) fn print(lines: &[Line]) {
+pub(crate) fn print(lines: &[TimelineLine]) {
     let Some(begin) = lines.first().map(|line| line.entry.time) else { return };
     // Text to the left, numbers to the right.
-    let widest = |len: fn(&Entry) -> usize| lines.iter().map(|line| len(&line.entry)).max().unwrap_or_default();
+    let widest = |len: fn(&LogEntry) -> usize| lines.iter().map(|line| len(&line.entry)).max().unwrap_or_default();
     let (event, subject) = (widest(|entry| entry.type_name.len()), widest(|entry| entry.subject.len()));
-    let row = |Line { entry, .. }: &Line| {
+    let row = |TimelineLine { entry, .. }: &TimelineLine| {
         let since = (entry.time - begin).as_seconds_f64() * 1_000.0;
         vec![
             format!("{:>9}", format!("+{since:.1}")),
@@ -147,7 +147,7 @@ pub(crate) fn print(lines: &[Line]) {
     table(&["       ms", &format!("{:<event$}", "event"), "seq", &format!("{:<subject$}", "subject")], &rows);
 }
 
-fn print_json(lines: &[Line]) -> anyhow::Result<()> {
+fn print_json(lines: &[TimelineLine]) -> anyhow::Result<()> {
     for line in lines {
         say(line.entry.json()?);
     }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use garage_events::{
+    env::{Env, System},
     game::{hex, key_id},
     player::RANKS,
-    world::{System, World},
 };
 use garage_worker::config::secret;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};

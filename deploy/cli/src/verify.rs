@@ -19,16 +19,16 @@ use anyhow::{bail, ensure};
 use async_nats::{Client, jetstream};
 use garage_director::backend::Name;
 use garage_events::{
+    env::{Env, System},
     jetstream::reader::{Bounds, Reader},
     log::MAX_COMMIT,
     subject::{ALL, STREAM},
-    world::{System, World},
 };
 use garage_inventory::{
     config::MySql,
     mysql::{
         self,
-        books::{self, Wrong},
+        ledger_audit::{self, Wrong},
     },
 };
 use garage_session::{projector::identity, redis::Redis};
@@ -96,7 +96,7 @@ impl Verify {
             bail!("interrupted; only a part was read")
         };
         let (summary, violations) = (summary?, verified.violations);
-        let text = format!("{}; {}", told(&summary), if violations == 0 { "all holds" } else { "not all holds" });
+        let text = format!("{}; {}", counts(&summary), if violations == 0 { "all holds" } else { "not all holds" });
         // Of JSON, standard output holds nothing but lines.
         if self.json {
             note(text);
@@ -170,7 +170,7 @@ impl Verify {
                 session.parse().into_iter().fold(violation.player(&player), Violation::session)
             }
         };
-        Ok(books::audit(&pool).await?.into_iter().map(violation).collect())
+        Ok(ledger_audit::audit(&pool).await?.into_iter().map(violation).collect())
     }
 }
 
@@ -217,7 +217,7 @@ impl Verified {
     }
 }
 
-fn told(summary: &Summary) -> String {
+fn counts(summary: &Summary) -> String {
     let Summary { events, players, sessions, tickets, paid, open, midway } = summary;
     let mut text = format!("{events} events: {players} players, {sessions} sessions, {tickets} tickets, {paid} paid");
     if *open > 0 {

@@ -15,7 +15,7 @@ use anyhow::Context;
 use async_nats::Client;
 use futures::StreamExt;
 use garage_events::{
-    door::{self, Door},
+    env::{Env, System},
     id::SessionId,
     jetstream::{
         JetStreamLog,
@@ -23,10 +23,10 @@ use garage_events::{
     },
     log::{Append, Decision, Head},
     player::{self, CancelReason, Cancelled},
+    queue_status::{self, QueueStatus},
     session,
     subject::Aggregate,
     svc::GetSession,
-    world::{System, World},
 };
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{
@@ -264,11 +264,11 @@ async fn service_ls_and_a_request() -> anyhow::Result<()> {
 async fn kv_get_of_a_queue() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let context = async_nats::jetstream::new(fixture.client.clone());
-    let closed = Door::Closed { reason: "season's end".into() };
-    let subject = door::subject(&"ranked".parse()?);
+    let closed = QueueStatus::Closed { reason: "season's end".into() };
+    let subject = queue_status::subject(&"ranked".parse()?);
     context.publish(subject, serde_json::to_vec(&closed)?.into()).await?.await?;
     let entry = fixture.client.request("$JS.API.DIRECT.GET.KV_QUEUES.$KV.QUEUES.ranked", "".into()).await?;
-    assert_eq!(serde_json::from_slice::<Door>(&entry.payload)?, closed);
+    assert_eq!(serde_json::from_slice::<QueueStatus>(&entry.payload)?, closed);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! A player by public interfaces only: REST, the WebSocket, and the game server that he is told of.
 
+mod event_stream;
 mod gateways;
-mod line;
 mod socket;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
@@ -15,12 +15,12 @@ use tokio_tungstenite::tungstenite::{client::IntoClientRequest, http::HeaderValu
 
 use self::gateways::Gateways;
 pub use self::{
-    line::Line,
+    event_stream::EventStream,
     socket::{Frame, Socket},
 };
 
 /// How long a bot waits for anything, by default.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Between two tries of what may do later.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -33,7 +33,7 @@ pub struct Bot {
     http: Client,
     gateways: Gateways,
     token: String,
-    patience: Duration,
+    max_wait: Duration,
 }
 
 /// What a bot met instead of what it waited for.
@@ -123,14 +123,14 @@ impl Bot {
             http,
             gateways: Gateways::new(&[gateway]),
             token: token.into(),
-            patience: PATIENCE,
+            max_wait: MAX_WAIT,
         }
     }
 
     /// Waits longer, or less long, for what it waits for.
     #[must_use]
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub fn with_max_wait(mut self, max_wait: Duration) -> Self {
+        self.max_wait = max_wait;
         self
     }
 
@@ -190,7 +190,7 @@ impl Bot {
         let begin = Instant::now();
         loop {
             match ask().await {
-                Err(problem) if problem.may_pass() && begin.elapsed() < self.patience => sleep(PAUSE).await,
+                Err(problem) if problem.may_pass() && begin.elapsed() < self.max_wait => sleep(PAUSE).await,
                 result => return result,
             }
         }
@@ -209,7 +209,7 @@ impl Bot {
         };
         let gateway = self.gateways.present();
         let mut request =
-            self.http.request(method, format!("{gateway}{path}")).bearer_auth(&self.token).timeout(self.patience);
+            self.http.request(method, format!("{gateway}{path}")).bearer_auth(&self.token).timeout(self.max_wait);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -264,11 +264,11 @@ impl Bot {
     ///
     /// # Errors
     /// [`BotError`]
-    pub async fn line(&self) -> Result<Line, BotError> {
+    pub async fn event_stream(&self) -> Result<EventStream, BotError> {
         let me: Result<Me, Problem> = self.insist(Method::GET, "/v1/players/me", None).await;
         let seen = me.map_err(|problem| self.error("nothing", format!("asking where he stands: {problem:?}")))?.seq;
-        let line = Line::new(self.clone(), seen);
-        line.open().await
+        let event_stream = EventStream::new(self.clone(), seen);
+        event_stream.open().await
     }
 
     /// Opens the player's socket.
@@ -290,11 +290,11 @@ impl Bot {
         let bearer =
             HeaderValue::from_str(&format!("Bearer {}", self.token)).map_err(|error| fail(error.to_string()))?;
         request.headers_mut().insert("authorization", bearer);
-        let connected = timeout(self.patience, tokio_tungstenite::connect_async(request)).await;
+        let connected = timeout(self.max_wait, tokio_tungstenite::connect_async(request)).await;
         let (stream, _) =
             connected.map_err(|_elapsed| fail("no answer".into()))?.map_err(|error| fail(error.to_string()))?;
-        let (player, patience) = (self.player.clone(), self.patience);
-        Ok(Socket { stream, gateway, last: "connecting".into(), player, patience })
+        let (player, max_wait) = (self.player.clone(), self.max_wait);
+        Ok(Socket { stream, gateway, last: "connecting".into(), player, max_wait })
     }
 
     /// The whole way: queue, match, race, be paid.
@@ -303,14 +303,14 @@ impl Bot {
     /// [`BotError`]
     pub async fn play(&self, queue: &str) -> Result<Played, BotError> {
         let before = self.balance().await?;
-        let mut line = self.line().await?;
+        let mut event_stream = self.event_stream().await?;
         self.queue(queue).await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
-        let frame = line.until("PlayerMatched").await?;
+        let frame = event_stream.until("PlayerMatched").await?;
         let unread = |error| self.error("PlayerMatched", format!("its data cannot be read: {error}"));
         let Address { session, at } = serde_json::from_value(frame.data).map_err(unread)?;
         // He hears by his line at once when the match is lost, however the game server's connection takes it.
         let released = async {
-            let released = line.until("Released").await?;
+            let released = event_stream.until("Released").await?;
             match released.data.get("why").and_then(Value::as_str) {
                 Some("finished") => Ok(()),
                 why => Err(self.error("Released", format!("the match ended as {}", why.unwrap_or("nothing")))),
@@ -321,7 +321,7 @@ impl Bot {
         let place = place.map(|placing| placing.place);
         let place = place.ok_or_else(|| self.error("Released", "the results do not name him".into()))?;
         let earned = self.paid(before).await?;
-        Ok(Played { session, place, earned, breaks: line.breaks(), frames: line.close().await })
+        Ok(Played { session, place, earned, breaks: event_stream.breaks(), frames: event_stream.close().await })
     }
 
     /// Asks for what it takes to connect to a game server: its key, which must be the one announced, and a token.
@@ -359,7 +359,7 @@ impl Bot {
         at: &garage_events::player::Address,
     ) -> Result<Vec<garage_events::game::Placing>, BotError> {
         let (server, token) = self.admission(session, at).await?;
-        let driving = Driving { within: self.patience, ..Driving::default() };
+        let driving = Driving { within: self.max_wait, ..Driving::default() };
         let results = client::drive(&server, &token, driving).await;
         results.map_err(|error| self.error("PlayerMatched", format!("racing: {:#}", anyhow::Error::from(error))))
     }
@@ -385,7 +385,7 @@ impl Bot {
                 sleep(PAUSE).await;
             }
         };
-        let paid = timeout(self.patience, paid).await;
+        let paid = timeout(self.max_wait, paid).await;
         paid.map_err(|_elapsed| self.error("Released", "was not paid".into()))?
     }
 

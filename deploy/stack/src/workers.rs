@@ -13,7 +13,7 @@ use ed25519_dalek::{
     SigningKey,
     pkcs8::{EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
 };
-use garage_events::world::{System, World};
+use garage_events::env::{Env, System};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use nix::{
     errno::Errno,

@@ -9,10 +9,10 @@ use async_nats::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use garage_events::{
+    env::{Env, System},
     game::Secret,
     id::SessionId,
     subject::{Report, ReportKind, game_inbox},
-    world::{System, World},
 };
 use garage_stack::{
     process::DEADLINE,

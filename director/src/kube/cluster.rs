@@ -207,8 +207,8 @@ impl Cluster {
     ///
     /// # Errors
     /// What is there still after so long.
-    pub async fn wait_empty(&self, patience: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
+    pub async fn wait_empty(&self, max_wait: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + max_wait;
         while !self.is_empty_by(deadline).await? {
             tokio::time::sleep(POLL).await;
         }
@@ -219,8 +219,8 @@ impl Cluster {
     ///
     /// # Errors
     /// What is there still after so long, or why it cannot be removed.
-    pub async fn clear(&self, patience: Duration) -> anyhow::Result<()> {
-        let deadline = Instant::now() + patience;
+    pub async fn clear(&self, max_wait: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + max_wait;
         loop {
             // Not only once: what a director asked for when it was killed may still be made.
             self.remove().await?;

@@ -17,8 +17,8 @@ use kube::{
 use time::OffsetDateTime;
 
 use super::{
-    fate::{self, Fate},
     manifest,
+    pod_status::{self, PodStatus},
 };
 use crate::backend::{Exit, Name, Unavailable};
 
@@ -37,11 +37,11 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// The pods and secrets of Garage. Clones are one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Pods(Arc<Mutex<Known>>);
+pub(super) struct Pods(Arc<Mutex<Index>>);
 
 #[derive(Debug, Default)]
-struct Known {
-    pods: HashMap<Name, Seen>,
+struct Index {
+    pods: HashMap<Name, ObservedPod>,
     /// Pods that were there, and are no more, and that nobody has removed here.
     gone: HashMap<Name, Gone>,
     secrets: HashMap<Name, OffsetDateTime>,
@@ -51,9 +51,9 @@ struct Known {
 
 /// A pod, as far as it is of interest.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub(super) struct ObservedPod {
     pub(super) created: OffsetDateTime,
-    pub(super) fate: Fate,
+    pub(super) pod_status: PodStatus,
 }
 
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Watched {
 }
 
 impl Pods {
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, Index> {
         // Each change is whole: a panic of another holder leaves nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,7 +134,7 @@ impl Pods {
         pin_mut!(events);
         let mut listing = HashMap::new();
         let entry = |secret: &PartialObjectMeta<Secret>| {
-            let created = fate::time(secret.metadata.creation_timestamp.as_ref());
+            let created = pod_status::time(secret.metadata.creation_timestamp.as_ref());
             manifest::instance(&secret.metadata).map(|name| (name, created))
         };
         while let Some(event) = events.next().await {
@@ -164,14 +164,14 @@ impl Pods {
     ///
     /// # Errors
     /// [`Unavailable`] when it is not known.
-    pub(super) fn list(&self) -> Result<Listed, Unavailable> {
+    pub(super) fn list(&self) -> Result<Snapshot, Unavailable> {
         let mut known = self.known();
         known.gone.retain(|_, gone| gone.since.elapsed() < REMEMBERED);
         known.pods_watched.check()?;
         known.secrets_watched.check()?;
         let alone =
             known.secrets.iter().filter(|(name, _)| !known.pods.contains_key(name) && !known.gone.contains_key(name));
-        Ok(Listed {
+        Ok(Snapshot {
             pods: known.pods.iter().map(|(name, seen)| (*name, seen.clone())).collect(),
             gone: known.gone.iter().map(|(name, gone)| (*name, gone.created, gone.exit.clone())).collect(),
             secrets: alone.map(|(name, created)| (*name, *created)).collect(),
@@ -186,14 +186,14 @@ impl Pods {
 
 /// What is known of the cluster.
 #[derive(Debug)]
-pub(super) struct Listed {
-    pub(super) pods: Vec<(Name, Seen)>,
+pub(super) struct Snapshot {
+    pub(super) pods: Vec<(Name, ObservedPod)>,
     pub(super) gone: Vec<(Name, OffsetDateTime, Exit)>,
     pub(super) secrets: Vec<(Name, OffsetDateTime)>,
 }
 
-impl Known {
-    fn pod(&mut self, event: watcher::Event<Pod>, listing: &mut HashMap<Name, Seen>) {
+impl Index {
+    fn pod(&mut self, event: watcher::Event<Pod>, listing: &mut HashMap<Name, ObservedPod>) {
         match event {
             watcher::Event::Init => listing.clear(),
             watcher::Event::InitApply(pod) => listing.extend(entry(&pod)),
@@ -201,7 +201,7 @@ impl Known {
                 let before = std::mem::replace(&mut self.pods, std::mem::take(listing));
                 for (name, seen) in before {
                     if !self.pods.contains_key(&name) {
-                        self.bury(name, seen.created, seen.fate, fate::removed(&Default::default()));
+                        self.record_end(name, seen.created, seen.pod_status, pod_status::removed(&Default::default()));
                     }
                 }
                 self.pods_watched.listed = true;
@@ -216,27 +216,27 @@ impl Known {
                 }
             }
             watcher::Event::Delete(pod) => {
-                if let Some((name, Seen { created, fate })) = entry(&pod)
+                if let Some((name, ObservedPod { created, pod_status })) = entry(&pod)
                     && self.pods.remove(&name).is_some()
                 {
-                    self.bury(name, created, fate, fate::removed(&pod.status.unwrap_or_default()));
+                    self.record_end(name, created, pod_status, pod_status::removed(&pod.status.unwrap_or_default()));
                 }
             }
         }
     }
 
-    fn bury(&mut self, name: Name, created: OffsetDateTime, fate: Fate, removed: Exit) {
-        let exit = match fate {
-            Fate::Over(exit) => exit,
-            Fate::Waiting(_) | Fate::Bound(_) => removed,
+    fn record_end(&mut self, name: Name, created: OffsetDateTime, pod_status: PodStatus, removed: Exit) {
+        let exit = match pod_status {
+            PodStatus::Over(exit) => exit,
+            PodStatus::Waiting(_) | PodStatus::Bound(_) => removed,
         };
         self.gone.insert(name, Gone { since: Instant::now(), created, exit });
     }
 }
 
-fn entry(pod: &Pod) -> Option<(Name, Seen)> {
-    let created = fate::time(pod.metadata.creation_timestamp.as_ref());
-    manifest::instance(&pod.metadata).map(|name| (name, Seen { created, fate: fate::of(pod) }))
+fn entry(pod: &Pod) -> Option<(Name, ObservedPod)> {
+    let created = pod_status::time(pod.metadata.creation_timestamp.as_ref());
+    manifest::instance(&pod.metadata).map(|name| (name, ObservedPod { created, pod_status: pod_status::of(pod) }))
 }
 
 /// The pauses between tries: each twice the one before.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use garage_events::{
     crash::{Point, effect},
-    world::{System, World},
+    env::{Env, System},
 };
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::{
@@ -22,12 +22,11 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    ANSWER, ask,
-    fate::{self, Fate},
-    gone,
+    ANSWER, ask, gone,
     manifest::{self, Terms},
     node,
-    pods::{Pods, Seen},
+    pod_status::{self, PodStatus},
+    pods::{ObservedPod, Pods},
 };
 use crate::{
     backend::{CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, Unavailable},
@@ -51,7 +50,7 @@ pub(super) struct Site {
     namespace: String,
     known: Pods,
     addresses: Vec<node::Source>,
-    patience: time::Duration,
+    max_wait: time::Duration,
     /// Of nodes that were asked for: their addresses, and when they were.
     asked: Mutex<HashMap<String, (IpAddr, Instant)>>,
 }
@@ -80,7 +79,7 @@ impl Site {
             namespace,
             known: Pods::default(),
             addresses: config.node_address.clone(),
-            patience: time::Duration::seconds(config.pod_patience.into()),
+            max_wait: time::Duration::seconds(config.pod_max_wait.into()),
             asked: Mutex::default(),
         })
     }
@@ -146,13 +145,13 @@ impl Site {
 
     /// How far a pod has come; none if it is over.
     async fn made(&self, name: Name, pod: &Pod) -> Result<Option<Made>, Unavailable> {
-        Ok(match fate::of(pod) {
-            Fate::Waiting(_) => Some(Made::Waiting),
+        Ok(match pod_status::of(pod) {
+            PodStatus::Waiting(_) => Some(Made::Waiting),
             // A node without an address is for who looks after instances to judge.
-            Fate::Bound(node) => {
+            PodStatus::Bound(node) => {
                 Some(self.address(&node).await?.map_or(Made::Waiting, |ip| Made::Placed(placed(name, node, ip))))
             }
-            Fate::Over(_) => None,
+            PodStatus::Over(_) => None,
         })
     }
 
@@ -192,14 +191,14 @@ impl Site {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn state(&self, name: Name, seen: Seen) -> Result<State, Unavailable> {
-        Ok(match seen.fate {
-            Fate::Over(exit) => State::Exited(exit),
-            Fate::Waiting(Some(said)) if System.now() - seen.created > self.patience => {
+    async fn state(&self, name: Name, seen: ObservedPod) -> Result<State, Unavailable> {
+        Ok(match seen.pod_status {
+            PodStatus::Over(exit) => State::Exited(exit),
+            PodStatus::Waiting(Some(said)) if System.now() - seen.created > self.max_wait => {
                 State::Exited(Exit { how: How::Failed("unschedulable"), message: Some(said) })
             }
-            Fate::Waiting(_) => State::Waiting,
-            Fate::Bound(node) => match self.address(&node).await? {
+            PodStatus::Waiting(_) => State::Waiting,
+            PodStatus::Bound(node) => match self.address(&node).await? {
                 Some(ip) => State::Running(placed(name, node, ip)),
                 None => {
                     let message = format!("the node {node} has no address that --node-address asks for");

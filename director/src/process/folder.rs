@@ -58,7 +58,7 @@ pub(super) fn names(root: &Path) -> io::Result<Vec<Name>> {
 pub(super) type Lock = Flock<File>;
 
 /// What became of an attempt to lock.
-pub(super) enum Held {
+pub(super) enum LockAttempt {
     /// It is ours.
     Here(Lock),
     /// Somebody else has it.
@@ -116,27 +116,27 @@ impl Folder {
     fn hold_until(&self, until: Instant) -> io::Result<Option<Lock>> {
         loop {
             match self.try_hold()? {
-                Held::Here(lock) => return Ok(Some(lock)),
-                Held::Gone => return Ok(None),
-                Held::Elsewhere if Instant::now() >= until => {
+                LockAttempt::Here(lock) => return Ok(Some(lock)),
+                LockAttempt::Gone => return Ok(None),
+                LockAttempt::Elsewhere if Instant::now() >= until => {
                     return Err(io::Error::new(ErrorKind::TimedOut, "another director holds the instance's lock"));
                 }
-                Held::Elsewhere => sleep(POLL),
+                LockAttempt::Elsewhere => sleep(POLL),
             }
         }
     }
 
     /// Locks the folder unless somebody else has.
-    pub(super) fn try_hold(&self) -> io::Result<Held> {
+    pub(super) fn try_hold(&self) -> io::Result<LockAttempt> {
         let path = self.path.join("lock");
         let file = match OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Held::Gone),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LockAttempt::Gone),
             Err(error) => return Err(error),
         };
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
-            Err((_, Errno::EWOULDBLOCK)) => return Ok(Held::Elsewhere),
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(LockAttempt::Elsewhere),
             Err((_, error)) => return Err(error.into()),
         };
         // Who had it may have removed the folder while this one waited; another one may be there by now, under another
@@ -146,10 +146,10 @@ impl Folder {
                 let here = lock.metadata()?;
                 (there.dev(), there.ino()) == (here.dev(), here.ino())
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Held::Gone),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LockAttempt::Gone),
             Err(error) => return Err(error),
         };
-        Ok(if same { Held::Here(lock) } else { Held::Elsewhere })
+        Ok(if same { LockAttempt::Here(lock) } else { LockAttempt::Elsewhere })
     }
 
     /// When it was made: the lock is the first thing in it, and is never written to.

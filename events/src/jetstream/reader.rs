@@ -16,7 +16,7 @@ use super::{
 use crate::log::ReadError;
 
 /// How long a message that was said to be ahead may take; it may have grown too old in the meantime.
-const PATIENCE: Duration = Duration::from_secs(2);
+const MAX_WAIT: Duration = Duration::from_secs(2);
 
 /// Reads one of the streams. What it looks up, the stream's leader answers.
 #[derive(Debug, Clone)]
@@ -125,7 +125,7 @@ impl Range {
                 return Ok(None);
             }
             self.ahead = true;
-            let Ok(message) = timeout(PATIENCE, self.follow.next()).await else {
+            let Ok(message) = timeout(MAX_WAIT, self.follow.next()).await else {
                 self.ahead = false;
                 continue;
             };

@@ -19,7 +19,7 @@ use tokio::time::{Instant, error::Elapsed, sleep};
 use super::OpenError;
 use crate::{
     crash::Point,
-    door, lease, presence,
+    lease, presence, queue_status,
     subject::{
         self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS, STREAM,
         TIMERS,
@@ -120,17 +120,17 @@ pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
     check_server(&client)?;
     let context = jetstream::new(client);
     for config in streams(replicas) {
-        patiently(async || make_stream(&context, &config).await).await?;
+        keep_trying(async || make_stream(&context, &config).await).await?;
     }
     for consumer in CONSUMERS {
-        patiently(async || make(&context, consumer).await).await?;
+        keep_trying(async || make(&context, consumer).await).await?;
     }
     Ok(())
 }
 
 /// Asks again where there is no answer, and where there are too few nodes: in a cluster that has just started nobody
 /// answers for a stream until its leader is elected, and each node takes the others for absent until it has heard of them.
-async fn patiently(mut make: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
+async fn keep_trying(mut make: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
     let mut left = TRIES;
     let began = Instant::now();
     loop {
@@ -303,7 +303,7 @@ fn streams(replicas: usize) -> [Config; 9] {
         },
         // What nobody has renewed for so long belongs to a queue that there is no more.
         Config { max_age: HOUR, max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
-        Config { max_bytes: 16 << 20, ..bucket(door::STREAM, door::ALL) },
+        Config { max_bytes: 16 << 20, ..bucket(queue_status::STREAM, queue_status::ALL) },
         Config {
             // A snapshot older than the log's beginning is of no use; nor are the pieces that a writer left who was
             // killed, and which must not keep out what comes after them.

@@ -26,7 +26,7 @@ fn ranked() -> QueueName {
     "ranked".parse().unwrap()
 }
 
-fn wish(number: u128) -> Queued {
+fn ticket_request(number: u128) -> Queued {
     Queued {
         ticket: ticket(number),
         queue: ranked(),
@@ -43,7 +43,7 @@ fn address() -> Address {
 }
 
 fn queued(number: u128) -> Event {
-    wish(number).into()
+    ticket_request(number).into()
 }
 
 fn cancelled(number: u128) -> Event {
@@ -68,7 +68,7 @@ fn released(number: u128, from: u128) -> Event {
 }
 
 fn queue(number: u128) -> Command {
-    Command::Queue(wish(number))
+    Command::Queue(ticket_request(number))
 }
 
 fn cancel(number: u128) -> Command {
@@ -210,16 +210,16 @@ fn a_ticket_times_out_from_its_expiry_on() {
 
 #[test]
 fn who_waited_less_than_nothing_waited_nothing() {
-    let wish = Queued { waiting_since: after(300), ..wish(1) };
-    given([wish.into()]).when(time_out(1, 120)).then(timed_out(1, 0));
+    let ticket_request = Queued { waiting_since: after(300), ..ticket_request(1) };
+    given([ticket_request.into()]).when(time_out(1, 120)).then(timed_out(1, 0));
 }
 
 #[test]
 fn a_match_takes_over_since_when_he_waited() {
-    let wish = Queued { waiting_since: after(-60), ..wish(1) };
+    let ticket_request = Queued { waiting_since: after(-60), ..ticket_request(1) };
     let Event::Matched(expected) = matched(1, 7) else { unreachable!() };
     let expected = Matched { waiting_since: after(-60), ..expected };
-    given([wish.into()]).when(join(1, 7)).then(expected.into());
+    given([ticket_request.into()]).when(join(1, 7)).then(expected.into());
 }
 
 #[test]
@@ -230,8 +230,8 @@ fn who_waits_is_matched_once() {
 #[test]
 fn who_is_matched_is_told_the_address_once() {
     given([queued(1), matched(1, 7)]).when(open(7)).then(player_matched(1, 7));
-    let told = given([queued(1), matched(1, 7), player_matched(1, 7)]);
-    told.when(open(7)).refused(Rejection::NotInSession { session: session(7) });
+    let notified = given([queued(1), matched(1, 7), player_matched(1, 7)]);
+    notified.when(open(7)).refused(Rejection::NotInSession { session: session(7) });
 }
 
 #[test]

@@ -12,10 +12,10 @@ use futures::{
     future::{join_all, try_join_all},
 };
 use garage_events::{
+    env::{Env, System},
     jetstream::{JetStreamLog, setup::CONSUMERS},
     log::{Append, AppendError, Head},
     subject::{ALL, STREAM},
-    world::{System, World},
 };
 use tokio::task::JoinHandle;
 use uuid::Uuid;

@@ -4,12 +4,12 @@ use std::future::Future;
 
 use async_nats::jetstream::message::StreamMessage;
 use garage_events::{
+    env::Simulated,
     event::Envelope,
     jetstream::{JetStreamLog, follow},
     log::Log,
     sim::{self, SimLog},
     subject::STREAM,
-    world::Simulated,
 };
 use time::OffsetDateTime;
 

@@ -239,8 +239,9 @@ pub(crate) async fn no_player_is_ever_in_two_matches(fixture: impl Fixture) {
     loop {
         let seen: Vec<Player> = join_all(players.iter().map(async |id| logs[0].player(id).await.unwrap())).await;
         let mut tries = Vec::new();
-        for (log, (pair, seen)) in
-            logs.iter().flat_map(|log| players.windows(2).zip(seen.windows(2)).map(move |wish| (log, wish)))
+        for (log, (pair, seen)) in logs
+            .iter()
+            .flat_map(|log| players.windows(2).zip(seen.windows(2)).map(move |ticket_request| (log, ticket_request)))
         {
             let session = new_session();
             let (Some(first), Some(second)) = (join(&seen[0], session), join(&seen[1], session)) else { continue };
@@ -291,9 +292,9 @@ pub(crate) async fn no_player_is_ever_in_two_matches(fixture: impl Fixture) {
     }
     for (session, pair) in &stored {
         let read = logs[0].session(*session).await.unwrap();
-        let told: Vec<PlayerId> = read.state.matched().unwrap().players().cloned().collect();
-        assert_eq!((&told, read.history.len()), (&pair.to_vec(), 1));
-        assert_eq!(partners.remove(session), Some(told));
+        let notified: Vec<PlayerId> = read.state.matched().unwrap().players().cloned().collect();
+        assert_eq!((&notified, read.history.len()), (&pair.to_vec(), 1));
+        assert_eq!(partners.remove(session), Some(notified));
     }
     assert_eq!(partners, HashMap::new(), "matched in sessions that nobody was told of");
     at_most_one_decision_on_an_aggregate_in_each_commit(&logs[0], begin).await;

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use garage_events::{
+    env::{Env, System},
     event::Event,
     id::{PlayerId, SessionId, TicketId},
     log::{Decision, Head},
     player, session,
     subject::Aggregate,
-    world::{System, World},
 };
 use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
@@ -157,7 +157,7 @@ pub(crate) fn of_session(id: SessionId) -> String {
 #[derive(Debug, Clone, Default)]
 struct Ids(Arc<Mutex<Vec<Uuid>>>);
 
-impl World for Ids {
+impl Env for Ids {
     fn now(&self) -> OffsetDateTime {
         THEN
     }

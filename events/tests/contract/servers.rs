@@ -127,7 +127,7 @@ impl Own {
     }
 
     /// Starts a node without any stream.
-    pub(crate) async fn start_bare(nodes: usize) -> Self {
+    pub(crate) async fn start_unconfigured(nodes: usize) -> Self {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start(root.path(), nodes).await.unwrap();
         let access = Access::of(&nats);

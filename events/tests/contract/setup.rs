@@ -9,11 +9,10 @@ use async_nats::jetstream::{
 };
 use futures::StreamExt;
 use garage_events::{
-    door,
     jetstream::{JetStreamLog, OpenError, setup},
     lease,
     log::{Append, AppendError, Head, Load},
-    presence,
+    presence, queue_status,
     subject::{ALL, DEAD, HISTORY, REPORTS, SNAPSHOTS, STREAM, TIMERS},
 };
 use serde_json::json;
@@ -27,7 +26,7 @@ use crate::{
 
 /// All that is made.
 const STREAMS: [&str; 9] =
-    [STREAM, HISTORY, TIMERS, REPORTS, DEAD, SNAPSHOTS, presence::STREAM, lease::STREAM, door::STREAM];
+    [STREAM, HISTORY, TIMERS, REPORTS, DEAD, SNAPSHOTS, presence::STREAM, lease::STREAM, queue_status::STREAM];
 
 async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
     let own = Own::start(nodes).await;
@@ -103,7 +102,7 @@ async fn on_three_nodes_what_is_made_again_is_the_same_and_keeps_its_data() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
     within(async {
-        let own = Own::start_bare(1).await;
+        let own = Own::start_unconfigured(1).await;
         let client = own.access.connect_to(0).await;
         let context = jetstream::new(client.clone());
         let good = || Config {
@@ -143,7 +142,7 @@ async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_of_one_node_says_what_to_do_before_it_becomes_one_of_three() {
     within(async {
-        let own = Own::start_bare(3).await;
+        let own = Own::start_unconfigured(3).await;
         let client = own.access.connect_to(0).await;
         let context = jetstream::new(client.clone());
         setup::init(client.clone(), 1).await.unwrap();

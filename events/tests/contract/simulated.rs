@@ -3,10 +3,10 @@
 use std::{pin::pin, task::Poll};
 
 use garage_events::{
+    env::Simulated,
     log::{Append, AppendError, Head, Load},
     sim::{Faults, SimLog},
     subject::Aggregate,
-    world::Simulated,
 };
 
 use crate::samples::{Made, THEN, cancelled, made, matched, new_player, new_session, queued};

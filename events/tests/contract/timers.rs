@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use async_nats::jetstream;
 use garage_events::{
+    env::{Env, System},
     id::SessionId,
     jetstream::{follow, timer},
     subject::{ALL_DUE, TIMERS, timer_session},
-    world::{System, World},
 };
 use time::{Duration, OffsetDateTime};
 

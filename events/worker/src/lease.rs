@@ -21,16 +21,16 @@ use async_nats::jetstream::{
 use futures::future::join_all;
 use garage_events::{
     crash::Point,
+    env::{Env, System},
     jetstream::publish,
     lease::{self, Tenure},
-    world::{System, World},
 };
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
 
-use crate::{Health, Shutdown, ground::patiently};
+use crate::{Health, Shutdown, runtime::keep_trying};
 
 /// How long an entry must have stood still before another instance takes it over: as long as nobody leads after a
 /// crash. A restart that follows one is not to wait for longer than it takes to read a snapshot.
@@ -92,7 +92,7 @@ pub fn keep(
     let me = me();
     tracing::info!(lease.holder = me, "this instance's name");
     let keeping = async move {
-        let bucket = patiently("the leases", || context.get_stream_no_info(lease::STREAM));
+        let bucket = keep_trying("the leases", || context.get_stream_no_info(lease::STREAM));
         let Some(bucket) = end.run_until_cancelled(bucket).await else { return Ok(()) };
         let keeper = |name| Keeper { context: &context, bucket: &bucket, me: &me, name, held: &held, health: &health };
         let keepers: Vec<_> = names.into_iter().map(keeper).collect();

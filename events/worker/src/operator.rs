@@ -5,9 +5,9 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use garage_events::{
+    env::{Env, System},
     game::{Secret, fingerprint},
     id::SessionId,
-    world::{System, World},
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};

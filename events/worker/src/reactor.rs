@@ -10,8 +10,8 @@
 //!
 //! A consumer that has stopped is made again (`watchdog.rs`).
 
+mod failed_deliveries;
 mod retry;
-mod vain;
 mod watchdog;
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -21,9 +21,9 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use garage_events::{
     crash::{self, Point},
+    dead_letter::DeadLetter,
     event::{DecodeError, Event, Recorded},
     jetstream::{publish, setup},
-    letter::Letter,
     log::{AppendError, Behind, ReadError},
     reaction, subject,
 };
@@ -33,7 +33,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::{vain::Vain, watchdog::Watchdog};
+use self::{failed_deliveries::FailedDeliveries, watchdog::Watchdog};
 use crate::{Health, Shutdown};
 
 /// Deliveries in vain after which a message that still cannot be handled goes to the dead letters.
@@ -63,7 +63,7 @@ const PULL: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// After how long a message comes again whose dead letter could not be stored.
-const UNBURIED: Duration = Duration::from_secs(10);
+const DEAD_LETTER_RETRY: Duration = Duration::from_secs(10);
 
 /// A message to react to.
 #[derive(Debug, Clone)]
@@ -117,19 +117,19 @@ pub enum Then {
     /// It gives it back: it comes again after this time, to any instance.
     Return(Duration),
     /// It puts it aside, with the dead letters.
-    Bury,
+    DeadLetter,
 }
 
 impl Failure {
     /// What follows when this is how a try ended, the `tries`-th of a delivery of a message of which so many deliveries were
     /// in vain before.
-    pub fn then(&self, vain: u32, tries: u32) -> Then {
+    pub fn then(&self, failed_deliveries: u32, tries: u32) -> Then {
         // After 1 to 32 s: all [`DELIVERIES`] take three minutes.
-        let again_later = Then::Return(Duration::from_millis(1_000 << vain.min(5)));
+        let again_later = Then::Return(Duration::from_millis(1_000 << failed_deliveries.min(5)));
         match self {
-            Self::Poison(_) => Then::Bury,
+            Self::Poison(_) => Then::DeadLetter,
             Self::Unavailable(_) => Then::Hold(Duration::from_millis(100 << tries.clamp(1, 5))),
-            Self::Newer(_) | Self::Retry(_) if vain >= DELIVERIES => Then::Bury,
+            Self::Newer(_) | Self::Retry(_) if failed_deliveries >= DELIVERIES => Then::DeadLetter,
             Self::Newer(_) => again_later,
             Self::Retry(_) if tries >= TRIES => again_later,
             Self::Retry(_) => Then::Hold(Duration::from_millis(5 << tries)),
@@ -193,8 +193,15 @@ where
     let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
     let places = Arc::new(Semaphore::new(concurrency));
     let mut watchdog = Watchdog::new(context.clone(), consumer);
-    let reactor =
-        Reactor { context, consumer, places: Arc::clone(&places), vain: Vain::default(), health, shutdown, handler };
+    let reactor = Reactor {
+        context,
+        consumer,
+        places: Arc::clone(&places),
+        failed_deliveries: FailedDeliveries::default(),
+        health,
+        shutdown,
+        handler,
+    };
     // What is in flight goes on when this ends.
     let reacting = async {
         while !reactor.shutdown.is_cancelled() {
@@ -218,7 +225,7 @@ struct Reactor<F> {
     context: jetstream::Context,
     consumer: setup::Consumer,
     places: Arc<Semaphore>,
-    vain: Vain,
+    failed_deliveries: FailedDeliveries,
     health: Health,
     shutdown: Shutdown,
     handler: F,
@@ -271,7 +278,7 @@ where
             context: self.context.clone(),
             consumer: self.consumer,
             message,
-            vain: self.vain.clone(),
+            failed_deliveries: self.failed_deliveries.clone(),
             shutdown: self.shutdown.clone(),
         };
         let handler = self.handler.clone();
@@ -300,7 +307,7 @@ struct Reaction {
     context: jetstream::Context,
     consumer: setup::Consumer,
     message: jetstream::Message,
-    vain: Vain,
+    failed_deliveries: FailedDeliveries,
     shutdown: Shutdown,
 }
 
@@ -344,25 +351,25 @@ impl Reaction {
         };
         if delivery.delivered > DEADLY {
             let reason = format!("delivered {} times and never acknowledged", delivery.delivered);
-            return self.bury(&delivery, &reason).await;
+            return self.dead_letter(&delivery, &reason).await;
         }
         let mut tries = 0;
         loop {
             let failure = match attempt(&handler, &delivery).await {
                 Ok(()) => {
-                    self.vain.forget(delivery.seq);
+                    self.failed_deliveries.forget(delivery.seq);
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
                     return self.end(AckKind::Ack).await;
                 }
                 Err(failure) => failure,
             };
             tries += 1;
-            let then = failure.then(self.vain.so_far(delivery.seq), tries);
+            let then = failure.then(self.failed_deliveries.so_far(delivery.seq), tries);
             self.note(&delivery, &failure, then);
             match then {
-                Then::Bury => return self.bury(&delivery, &failure.to_string()).await,
+                Then::DeadLetter => return self.dead_letter(&delivery, &failure.to_string()).await,
                 Then::Return(pause) => {
-                    self.vain.count(delivery.seq);
+                    self.failed_deliveries.count(delivery.seq);
                     return self.answer(AckKind::Nak(Some(pause))).await;
                 }
                 Then::Hold(pause) => tokio::select! {
@@ -380,7 +387,7 @@ impl Reaction {
         let (name, seq) = (self.consumer.name, delivery.seq);
         let outcome = match (failure, then) {
             // That is said where it is buried.
-            (Failure::Poison(_), _) | (_, Then::Bury) => return,
+            (Failure::Poison(_), _) | (_, Then::DeadLetter) => return,
             (Failure::Unavailable(error), _) => {
                 tracing::warn!(consumer = name, event.seq = seq, "waiting for a dependency: {error:#}");
                 "held"
@@ -411,7 +418,7 @@ impl Reaction {
     }
 
     /// Puts the message aside, with the error in front, where an operator finds it.
-    async fn bury(&self, delivery: &Delivery, reason: &str) {
+    async fn dead_letter(&self, delivery: &Delivery, reason: &str) {
         let name = self.consumer.name;
         metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "dead").increment(1);
         tracing::error!(
@@ -421,7 +428,7 @@ impl Reaction {
             reason,
             "message given up"
         );
-        let letter = Letter {
+        let dead_letter = DeadLetter {
             error: reason.into(),
             consumer: name.into(),
             stream: self.consumer.stream.into(),
@@ -431,19 +438,19 @@ impl Reaction {
             body: String::new(),
             raw: None,
         };
-        let letter = letter.with_body(&delivery.body);
+        let dead_letter = dead_letter.with_body(&delivery.body);
         let sent = async {
-            let message = PublishMessage::build().payload(serde_json::to_vec(&letter)?.into());
-            anyhow::Ok(publish(&self.context, Point::LetterStored, subject::dead(name), message).await?)
+            let message = PublishMessage::build().payload(serde_json::to_vec(&dead_letter)?.into());
+            anyhow::Ok(publish(&self.context, Point::DeadLetterStored, subject::dead(name), message).await?)
         };
         match sent.await {
             Ok(_) => {
-                self.vain.forget(delivery.seq);
+                self.failed_deliveries.forget(delivery.seq);
                 self.end(AckKind::Term).await;
             }
             Err(error) => {
                 tracing::warn!(consumer = name, %error, "dead letter not stored; the message will come again");
-                self.answer(AckKind::Nak(Some(UNBURIED))).await;
+                self.answer(AckKind::Nak(Some(DEAD_LETTER_RETRY))).await;
             }
         }
     }
@@ -461,11 +468,11 @@ mod tests {
         let tries = [1, 4, 5].map(|tries| retry.then(0, tries));
         assert_eq!(tries, [Then::Hold(millis(10)), Then::Hold(millis(80)), Then::Return(millis(1_000))]);
         assert_eq!(retry.then(DELIVERIES - 1, TRIES), Then::Return(millis(32_000)));
-        assert_eq!(retry.then(DELIVERIES, 1), Then::Bury);
+        assert_eq!(retry.then(DELIVERIES, 1), Then::DeadLetter);
 
         let newer = Failure::Newer(error());
-        assert_eq!((newer.then(0, 1), newer.then(DELIVERIES, 1)), (Then::Return(millis(1_000)), Then::Bury));
-        assert_eq!(Failure::Poison(error()).then(0, 1), Then::Bury);
+        assert_eq!((newer.then(0, 1), newer.then(DELIVERIES, 1)), (Then::Return(millis(1_000)), Then::DeadLetter));
+        assert_eq!(Failure::Poison(error()).then(0, 1), Then::DeadLetter);
 
         // However long it takes, and however often its worker was killed meanwhile.
         let down = Failure::Unavailable(error());

@@ -100,7 +100,7 @@ impl Fixture {
     }
 
     /// Has the server wait for an acknowledgement no longer than 200 ms, which no progress that is reported comes up to.
-    async fn impatient(&self) -> anyhow::Result<()> {
+    async fn shorten_ack_wait(&self) -> anyhow::Result<()> {
         let config = self.consumer().await?.cached_info().config.clone();
         let config = pull::Config::try_from_consumer_config(config).map_err(anyhow::Error::from_boxed)?;
         let config = pull::Config { ack_wait: Duration::from_millis(200), ..config };
@@ -183,10 +183,10 @@ async fn a_message_that_cannot_be_handled_is_put_aside_with_its_error() -> anyho
     fixture.report("rubbish").await?;
     next(&mut deliveries).await?;
     fixture.settled().await?;
-    let letter = fixture.dead_letter().await?.context("a dead letter")?;
-    assert_eq!(letter["error"], "no report at all");
-    assert_eq!(letter["subject"], "report.x.1.ready");
-    assert_eq!(letter["body"], "rubbish");
+    let dead_letter = fixture.dead_letter().await?.context("a dead letter")?;
+    assert_eq!(dead_letter["error"], "no report at all");
+    assert_eq!(dead_letter["subject"], "report.x.1.ready");
+    assert_eq!(dead_letter["body"], "rubbish");
     Ok(())
 }
 
@@ -225,8 +225,8 @@ async fn a_message_that_was_tried_in_vain_too_often_is_put_aside() -> anyhow::Re
     }
     next(&mut deliveries).await?;
     fixture.settled().await?;
-    let letter = fixture.dead_letter().await?.context("a dead letter")?;
-    assert_eq!(letter["error"], "still moving");
+    let dead_letter = fixture.dead_letter().await?.context("a dead letter")?;
+    assert_eq!(dead_letter["error"], "still moving");
     Ok(())
 }
 
@@ -248,7 +248,7 @@ async fn a_handler_that_panics_has_tried_in_vain() -> anyhow::Result<()> {
 #[tokio::test]
 async fn what_is_delivered_in_an_outage_does_not_count() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
-    fixture.impatient().await?;
+    fixture.shorten_ack_wait().await?;
     let down = Arc::new(AtomicBool::new(true));
     let moved = Arc::new(AtomicU32::new(0));
     let outage = Arc::clone(&down);

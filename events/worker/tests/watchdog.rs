@@ -15,9 +15,9 @@ use async_nats::{
 };
 use futures::StreamExt;
 use garage_events::{
+    env::{Env, System},
     jetstream::setup::{self, ACK_WAIT, SESSION_REPORTS},
     subject,
-    world::{System, World},
 };
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{
@@ -189,8 +189,8 @@ async fn a_consumer_that_silently_stopped(nodes: usize) -> anyhow::Result<()> {
     fixture.stream().await?.pause_consumer(SESSION_REPORTS.name, System.now() + hour).await?;
     fixture.report(21..=40).await?;
     fixture.ready(false).await?;
-    let told = "session-reports: there are messages, but nothing of them comes here; it is made again\n";
-    assert_eq!(fixture.health.report().1, told);
+    let notified = "session-reports: there are messages, but nothing of them comes here; it is made again\n";
+    assert_eq!(fixture.health.report().1, notified);
     reactions.until(40).await?;
     fixture.ready(true).await?;
     assert!(reactions.came_once(), "{:?}", reactions.times);

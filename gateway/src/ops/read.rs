@@ -6,8 +6,8 @@ use anyhow::Context;
 use garage_events::{
     id::{QueueName, SessionId},
     projection::{
-        CLOSED, COUNTS, LETTERS, Letters, LiveSession, Minute, QUEUES, SESSIONS, TIMELINES, Timeline, WAITS, WATERMARK,
-        waiters, waiting_since,
+        CLOSED, COUNTS, DEAD_LETTERS, DeadLetters, LiveSession, Minute, QUEUES, SESSIONS, TIMELINES, Timeline, WAITS,
+        WATERMARK, waiters, waiting_since,
     },
 };
 use garage_worker::redis::Redis;
@@ -35,7 +35,7 @@ pub(super) struct Shot {
     /// The sessions that were closed last, the newest first.
     pub(super) closed: Vec<(SessionId, Timeline)>,
     /// The dead letters; none when nobody has looked yet.
-    pub(super) letters: Option<Letters>,
+    pub(super) dead_letters: Option<DeadLetters>,
 }
 
 /// How far the projections are.
@@ -61,10 +61,10 @@ pub(super) async fn shot(redis: &Redis) -> anyhow::Result<Shot> {
     let mut connection = redis.connection().await.context("Redis does not answer")?;
     let mut first = redis::pipe();
     first.atomic().cmd("TIME").cmd("HMGET").arg(WATERMARK).arg(&["seq", "time", "behind", "seen"]);
-    first.hgetall(QUEUES).hgetall(SESSIONS).hgetall(COUNTS).get(LETTERS).zrevrange(CLOSED, 0, LISTED - 1);
+    first.hgetall(QUEUES).hgetall(SESSIONS).hgetall(COUNTS).get(DEAD_LETTERS).zrevrange(CLOSED, 0, LISTED - 1);
     let read = redis.checked(first.query_async(&mut connection).await).await.context("Redis does not answer")?;
     type Read = ((i128, i128), [Option<String>; 4], Fields, Fields, Fields, Option<String>, Vec<String>);
-    let ((seconds, micros), mark, queues, sessions, minutes, letters, closed): Read = read;
+    let ((seconds, micros), mark, queues, sessions, minutes, dead_letters, closed): Read = read;
     let queues: BTreeMap<QueueName, u64> = parsed(queues)?;
 
     // What is to be asked for is only known now; it may be some milliseconds newer.
@@ -96,7 +96,10 @@ pub(super) async fn shot(redis: &Redis) -> anyhow::Result<Shot> {
         sessions: parsed(sessions)?,
         minutes: parsed(minutes)?,
         closed: stories.collect::<anyhow::Result<_>>().context(UNREADABLE)?,
-        letters: letters.map(|letters| serde_json::from_str(&letters)).transpose().context(UNREADABLE)?,
+        dead_letters: dead_letters
+            .map(|dead_letters| serde_json::from_str(&dead_letters))
+            .transpose()
+            .context(UNREADABLE)?,
     })
 }
 

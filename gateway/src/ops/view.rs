@@ -6,7 +6,8 @@ use garage_events::{
     id::{PlayerId, QueueName, SessionId},
     player::Ending,
     projection::{
-        Buried, Entry, Flow, Histogram, LiveSession, MINUTES, Minute, Server, Step, Timeline, millis, minute_of,
+        DeadLetterSummary, Entry, Flow, Histogram, LiveSession, MINUTES, Minute, Server, Step, Timeline, millis,
+        minute_of,
     },
     session::Status,
 };
@@ -34,7 +35,8 @@ pub(super) struct View {
     live: Vec<SessionView>,
     closed: Vec<SessionView>,
     failures: Failures,
-    letters: Option<LettersView>,
+    #[serde(rename = "letters")]
+    dead_letters: Option<DeadLettersView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,16 +101,17 @@ struct Failures {
 }
 
 #[derive(Debug, Serialize)]
-struct LettersView {
+struct DeadLettersView {
     counts: BTreeMap<String, u64>,
-    latest: Vec<LetterView>,
+    latest: Vec<DeadLetterView>,
     /// Since somebody looked.
     looked_age_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
-struct LetterView {
-    letter: u64,
+struct DeadLetterView {
+    #[serde(rename = "letter")]
+    number: u64,
     consumer: String,
     subject: String,
     error: String,
@@ -170,10 +173,10 @@ impl View {
             live: live.into_iter().take(LISTED).map(|(id, session)| SessionView::of(*id, session, now)).collect(),
             closed: shot.closed.iter().map(|(id, timeline)| SessionView::closed(*id, timeline, now)).collect(),
             failures: Failures { servers: sum.servers_failed, sessions: sum.sessions_failed },
-            letters: shot.letters.as_ref().map(|letters| LettersView {
-                counts: letters.counts.clone(),
-                latest: letters.latest.iter().map(|buried| LetterView::of(buried, now)).collect(),
-                looked_age_ms: letters.looked.map(|looked| age_ms(looked, now)),
+            dead_letters: shot.dead_letters.as_ref().map(|dead_letters| DeadLettersView {
+                counts: dead_letters.counts.clone(),
+                latest: dead_letters.latest.iter().map(|summary| DeadLetterView::of(summary, now)).collect(),
+                looked_age_ms: dead_letters.looked.map(|looked| age_ms(looked, now)),
             }),
         }
     }
@@ -271,10 +274,10 @@ impl SessionView {
     }
 }
 
-impl LetterView {
-    fn of(buried: &Buried, now: OffsetDateTime) -> Self {
-        let Buried { letter, consumer, subject, error, .. } = buried.clone();
-        Self { letter, consumer, subject, error, age_ms: age_ms(buried.buried, now) }
+impl DeadLetterView {
+    fn of(summary: &DeadLetterSummary, now: OffsetDateTime) -> Self {
+        let DeadLetterSummary { number, dead_lettered_at, consumer, subject, error } = summary.clone();
+        Self { number, consumer, subject, error, age_ms: age_ms(dead_lettered_at, now) }
     }
 }
 
@@ -319,7 +322,7 @@ mod tests {
             sessions: BTreeMap::new(),
             minutes: BTreeMap::new(),
             closed: Vec::new(),
-            letters: None,
+            dead_letters: None,
         }
     }
 

@@ -62,11 +62,11 @@ type Client = WebSocketStream<DuplexStream>;
 async fn open(hub: &Hub, log: Log, since: Option<u64>, pace: Pace, capacity: usize) -> (Client, Shutdown) {
     let (near, far) = tokio::io::duplex(capacity);
     let (player, shutdown) = ("ann".parse().unwrap(), Shutdown::new());
-    let seat = hub.register(&player);
+    let registration = hub.register(&player);
     let stop = shutdown.clone();
     tokio::spawn(async move {
         let stream = WebSocketStream::from_raw_socket(near, Role::Server, Some(config())).await;
-        Socket { stream, seat, player, pace, shutdown: stop }.run(&log, since).await;
+        Socket { stream, registration, player, pace, shutdown: stop }.run(&log, since).await;
     });
     (WebSocketStream::from_raw_socket(far, Role::Client, None).await, shutdown)
 }

@@ -68,10 +68,10 @@ fn the_same_wish_again_has_the_ticket_wherever_it_stands() {
 
 #[test]
 fn a_new_wish_needs_the_old_one_to_have_ended() {
-    let wish = queued(id(2));
-    assert_eq!(queue(&Player::default(), &wish, NOW), Ok(Queueing::Append));
+    let ticket_request = queued(id(2));
+    assert_eq!(queue(&Player::default(), &ticket_request, NOW), Ok(Queueing::Append));
     for (player, status) in histories() {
-        let result = queue(&player, &wish, NOW);
+        let result = queue(&player, &ticket_request, NOW);
         match status {
             Status::Waiting => assert_eq!(result, Err(Rejection::Waiting { ticket: id(1) })),
             Status::Matched | Status::Playing => assert_eq!(result, Err(Rejection::InSession { session: session() })),

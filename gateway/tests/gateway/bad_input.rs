@@ -8,7 +8,7 @@ use garage_gateway::{sign_token, token::Key};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{App, TICKETS, read, token, wish};
+use crate::support::{App, TICKETS, read, ticket_request, token};
 
 const ID: &str = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
 
@@ -83,10 +83,11 @@ async fn without_a_valid_token_nothing_is_answered() {
     let mut bad = vec!["Bearer".to_owned(), "Bearer ".to_owned(), "Basic YTpi".to_owned()];
     bad.extend(bad_tokens().map(|token| format!("Bearer {token}")));
     for (method, path) in endpoints() {
-        let (status, _) = read(app.anonymous(method.clone(), &path).json(&wish()).send().await.unwrap()).await;
+        let (status, _) =
+            read(app.anonymous(method.clone(), &path).json(&ticket_request()).send().await.unwrap()).await;
         assert_eq!(status, 401, "{method} {path}");
         for header in &bad {
-            let request = app.anonymous(method.clone(), &path).header("Authorization", header).json(&wish());
+            let request = app.anonymous(method.clone(), &path).header("Authorization", header).json(&ticket_request());
             let (status, body) = read(request.send().await.unwrap()).await;
             assert_eq!(status, 401, "{method} {path} {header}: {body}");
         }
@@ -143,7 +144,7 @@ async fn a_body_that_is_not_wanted_is_refused() {
         assert_eq!(send("application/json", "[\"ranked\", 1, {\"eu\": 1}]".into()).await, 422, "{path}");
         assert_eq!(send("application/json", "[\"gt\"]".into()).await, 422, "{path}");
         assert_eq!(send("application/json", "\u{0}\u{1}".into()).await, 400, "{path}");
-        assert_eq!(send("text/plain", wish().to_string()).await, 415, "{path}");
+        assert_eq!(send("text/plain", ticket_request().to_string()).await, 415, "{path}");
         assert_eq!(send("application/x-www-form-urlencoded", "a=b".into()).await, 415, "{path}");
         assert_eq!(send("application/json", " ".repeat((16 << 10) + 1)).await, 413, "{path}");
         let (status, _) = read(app.request("ann", method.clone(), path).send().await.unwrap()).await;
@@ -181,7 +182,7 @@ async fn a_body_that_is_not_wanted_is_refused() {
         }
     }
     let commands = [
-        (Method::POST, TICKETS, wish()),
+        (Method::POST, TICKETS, ticket_request()),
         (Method::PUT, "/v1/garage/active-car", json!({"car": "gt"})),
         (Method::POST, "/v1/garage/cars", json!({"car": "gt"})),
         (Method::DELETE, "/v1/garage/cars/gt", json!({})),

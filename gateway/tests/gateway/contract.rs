@@ -15,7 +15,7 @@ pub(crate) static ASYNCAPI: LazyLock<Document> = LazyLock::new(|| Document::read
 
 /// A response.
 #[derive(Debug)]
-pub(crate) struct Said<'a> {
+pub(crate) struct ReceivedResponse<'a> {
     pub(crate) status: StatusCode,
     pub(crate) headers: &'a HeaderMap,
     /// `None` where it was not read to its end.
@@ -33,7 +33,7 @@ pub(crate) fn methods(item: &Value) -> BTreeSet<String> {
 }
 
 /// What of a response is not as it is described.
-pub(crate) fn faults(method: &Method, path: &str, said: &Said<'_>) -> Vec<String> {
+pub(crate) fn faults(method: &Method, path: &str, said: &ReceivedResponse<'_>) -> Vec<String> {
     let path = path.split('?').next().unwrap();
     let none = json!({});
     let item = paths().find(|(template, item)| is_of(path, template, item)).map(|(_, item)| item);
@@ -95,7 +95,7 @@ fn headers(response: &Value, said: &HeaderMap) -> Vec<String> {
     faults.collect()
 }
 
-fn content(response: &Value, said: &Said<'_>, body: &[u8]) -> Vec<String> {
+fn content(response: &Value, said: &ReceivedResponse<'_>, body: &[u8]) -> Vec<String> {
     let kind = said.headers.get("content-type").map_or("", |kind| kind.to_str().unwrap());
     let Some(content) = response["content"].as_object() else {
         return if body.is_empty() { Vec::new() } else { vec!["a body, which is not described".into()] };

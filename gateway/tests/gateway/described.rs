@@ -10,7 +10,7 @@ use reqwest::{
 use serde_json::{Value, json};
 
 use crate::{
-    contract::{ASYNCAPI, OPENAPI, Said, faults, frame_faults, methods, paths},
+    contract::{ASYNCAPI, OPENAPI, ReceivedResponse, faults, frame_faults, methods, paths},
     support::{App, TICKETS},
 };
 
@@ -95,7 +95,8 @@ fn a_response_that_is_not_as_described_is_found_out() {
         }
         let (status, body) = (StatusCode::from_u16(status).unwrap(), body.to_string());
         move |method: Method, path: &str| {
-            faults(&method, path, &Said { status, headers: &headers, body: Some(body.as_bytes()) }).is_empty()
+            faults(&method, path, &ReceivedResponse { status, headers: &headers, body: Some(body.as_bytes()) })
+                .is_empty()
         }
     };
     let regions = json!({"regions": ["eu"]});

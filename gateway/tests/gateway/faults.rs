@@ -3,12 +3,12 @@
 use reqwest::{Method, StatusCode};
 use tokio::time::timeout;
 
-use crate::support::{App, DEADLINE, TICKETS, read, wish};
+use crate::support::{App, DEADLINE, TICKETS, read, ticket_request};
 
 const SESSION: &str = "/v1/sessions/0198c5a0-7b1e-7c3d-8000-0123456789ab";
 
 async fn unavailable(app: &App, method: Method, path: &str) {
-    let response = app.request("ann", method.clone(), path).json(&wish()).send().await.unwrap();
+    let response = app.request("ann", method.clone(), path).json(&ticket_request()).send().await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{method} {path}");
     assert!(response.headers()["retry-after"].to_str().unwrap().parse::<u64>().is_ok());
     read(response).await;

@@ -1,9 +1,9 @@
 //! Who is here: one socket a player, and what becomes of those who vanish.
 
 use garage_events::{
+    env::{Env, System},
     player::{CancelReason, Event, State},
     presence,
-    world::{System, World},
 };
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Error;
@@ -54,7 +54,7 @@ async fn who_vanishes_while_he_waits_is_cancelled_and_who_returns_in_time_is_not
     // So that he queues after his end was noted, which takes a moment.
     let bucket = app.log.context().get_key_value(presence::BUCKET).await.unwrap();
     let noted = async {
-        let gone = |value: &[u8]| serde_json::from_slice::<presence::Seat>(value).unwrap().gone;
+        let gone = |value: &[u8]| serde_json::from_slice::<presence::Connection>(value).unwrap().gone;
         while !bucket.get("player.carl").await.unwrap().is_some_and(|value| gone(&value)) {}
     };
     timeout(DEADLINE, noted).await.unwrap();
@@ -105,27 +105,29 @@ async fn a_socket_that_was_taken_for_gone_is_noted_again_unless_there_is_a_newer
         let found = async {
             loop {
                 let value = bucket.get(format!("player.{player}")).await.unwrap();
-                let seat = value.map(|value| serde_json::from_slice::<presence::Seat>(&value).unwrap());
-                if let Some(seat) = seat.filter(|seat| !seat.gone && (seat.socket == socket || socket.is_nil())) {
-                    return seat;
+                let connection = value.map(|value| serde_json::from_slice::<presence::Connection>(&value).unwrap());
+                if let Some(connection) =
+                    connection.filter(|connection| !connection.gone && (connection.socket == socket || socket.is_nil()))
+                {
+                    return connection;
                 }
             }
         };
         timeout(DEADLINE, found).await.unwrap()
     };
-    let put = async |player: &str, seat: presence::Seat| {
-        let value = serde_json::to_vec(&seat).unwrap();
+    let put = async |player: &str, connection: presence::Connection| {
+        let value = serde_json::to_vec(&connection).unwrap();
         bucket.put(format!("player.{player}"), value.into()).await.unwrap();
     };
     let (mut ann, mut bob) = (app.socket("ann", None).await, app.socket("bob", None).await);
     // Another gateway, which took this one for dead.
     let noted = look("ann", uuid::Uuid::nil()).await;
-    put("ann", presence::Seat { gone: true, ..noted }).await;
+    put("ann", presence::Connection { gone: true, ..noted }).await;
     assert_eq!(look("ann", noted.socket).await, noted);
     // It did so with bob as well, who has come to it meanwhile.
     let noted = look("bob", uuid::Uuid::nil()).await;
-    let newer = presence::Seat { socket: System.id(), gateway: System.id(), gone: false };
-    tokio::join!(put("bob", presence::Seat { gone: true, ..noted }), put("bob", newer));
+    let newer = presence::Connection { socket: System.id(), gateway: System.id(), gone: false };
+    tokio::join!(put("bob", presence::Connection { gone: true, ..noted }), put("bob", newer));
     assert_eq!(bob.closed().await, 4010);
     assert_eq!(look("bob", newer.socket).await, newer);
     app.queue("ann", None).await;

@@ -1,25 +1,25 @@
 //! Queues that an operator closes, and how long one waits in those that are open.
 
 use garage_events::{
-    door::{self, Door},
+    env::{Env, System},
     player::State,
-    world::{System, World},
+    queue_status::{self, QueueStatus},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::{App, DEADLINE, TICKETS, matched, queued, wish};
+use crate::support::{App, DEADLINE, TICKETS, matched, queued, ticket_request};
 
 /// As an operator would.
-async fn set(app: &App, queue: &str, door: &Door) {
-    let subject = door::subject(&queue.parse().unwrap());
-    let body = serde_json::to_vec(door).unwrap();
+async fn set(app: &App, queue: &str, queue_status: &QueueStatus) {
+    let subject = queue_status::subject(&queue.parse().unwrap());
+    let body = serde_json::to_vec(queue_status).unwrap();
     async_nats::jetstream::new(app.client.clone()).publish(subject, body.into()).await.unwrap().await.unwrap();
 }
 
-fn closed() -> Door {
-    Door::Closed { reason: "season's end".into() }
+fn closed() -> QueueStatus {
+    QueueStatus::Closed { reason: "season's end".into() }
 }
 
 /// Asks again until the gateway has heard of it.
@@ -56,7 +56,7 @@ async fn a_closed_queue_takes_nobody_and_says_why_until_it_is_opened() {
     let expected = json!({"type": "/problems/queue-closed", "title": "Queue closed", "status": 503,
         "detail": "queue ranked is closed: season's end", "queue": "ranked", "reason": "season's end"});
     assert_eq!(problem, expected);
-    let response = app.request("bob", Method::POST, TICKETS).json(&wish()).send().await.unwrap();
+    let response = app.request("bob", Method::POST, TICKETS).json(&ticket_request()).send().await.unwrap();
     assert_eq!(response.headers()["retry-after"], "60");
 
     // Who waits there waits on, and is told the same of his ticket.
@@ -65,7 +65,7 @@ async fn a_closed_queue_takes_nobody_and_says_why_until_it_is_opened() {
     assert_eq!(app.queue("ann", None).await.0, 409);
     assert_eq!(app.get("ann", &format!("{TICKETS}/{}", ann["ticket"].as_str().unwrap())).await, (200, ann));
 
-    set(&app, "ranked", &Door::Open).await;
+    set(&app, "ranked", &QueueStatus::Open).await;
     until(async || (app.queue("bob", None).await.0 == 201).then_some(())).await;
 }
 
@@ -73,8 +73,8 @@ async fn a_closed_queue_takes_nobody_and_says_why_until_it_is_opened() {
 async fn a_gateway_that_starts_knows_what_is_closed() {
     let mut app = App::start().await;
     // Of several, the last word counts.
-    for door in [closed(), Door::Open, closed()] {
-        set(&app, "ranked", &door).await;
+    for queue_status in [closed(), QueueStatus::Open, closed()] {
+        set(&app, "ranked", &queue_status).await;
     }
     set(&app, "unheard-of", &closed()).await;
     app.address = app.another().await;
@@ -109,11 +109,11 @@ async fn who_waits_is_told_how_long_others_did() {
         app.append(player, queued.clone()).await;
         app.append(player, matched(&queued)).await;
     }
-    let told = until(async || {
+    let notified = until(async || {
         let (_, ticket) = app.get("ann", &path).await;
         ticket["estimated_wait_ms"].as_u64().filter(|estimate| (40_000..600_000).contains(estimate))
     });
-    told.await;
+    notified.await;
     // The answer to her wish stays what it was.
     assert_eq!(app.queue("ann", Some("k")).await, (201, first.clone()));
     // Who does not wait is told nothing of it.

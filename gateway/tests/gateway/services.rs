@@ -6,6 +6,7 @@ use std::{
 };
 
 use garage_events::{
+    env::{Env, System},
     game::{Secret, fingerprint},
     id::SessionId,
     session::{Status, View},
@@ -13,7 +14,6 @@ use garage_events::{
         Call, Command, ConnectToken, Execute, Garage, GetGarage, GetLedger, GetProfile, GetSession, LedgerEntry,
         Profile, SignedToken, StoreCars, StoreItems,
     },
-    world::{System, World},
 };
 use garage_worker::service::{Refusal, Service};
 use reqwest::Method;

@@ -5,12 +5,12 @@ use std::{fs, net::SocketAddr, time::Duration};
 use clap::Parser;
 use futures::StreamExt;
 use garage_events::{
+    env::{Env, System},
     game::Secret,
     jetstream::{JetStreamLog, setup},
     log::{Append, Decision, Load, Player},
     player::{self, Address, Cancelled, Ending, Event, Matched, PlayerMatched, Queued, Released},
     subject::{self, Aggregate},
-    world::{System, World},
 };
 use garage_gateway::{Config, Gateway, sign_token, token::Key};
 use garage_stack::servers::{Nats, Role};
@@ -25,7 +25,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, client::IntoClientRequest, http},
 };
 
-use crate::contract::{self, Said};
+use crate::contract::{self, ReceivedResponse};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -114,7 +114,7 @@ impl App {
 
     /// Queues a player, with an idempotency key or without.
     pub(crate) async fn queue(&self, player: &str, key: Option<&str>) -> (u16, Value) {
-        let mut request = self.request(player, Method::POST, TICKETS).json(&wish());
+        let mut request = self.request(player, Method::POST, TICKETS).json(&ticket_request());
         if let Some(key) = key {
             request = request.header("Idempotency-Key", key);
         }
@@ -198,7 +198,8 @@ impl Request {
         let response = inner.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await?;
-        let faults = contract::faults(&method, &path, &Said { status, headers: &headers, body: Some(&body) });
+        let faults =
+            contract::faults(&method, &path, &ReceivedResponse { status, headers: &headers, body: Some(&body) });
         assert!(faults.is_empty(), "{method} {path}: {status} {body:?} is not as openapi.json says: {faults:#?}");
         let mut read = http::Response::new(body);
         (*read.status_mut(), *read.headers_mut()) = (status, headers);
@@ -222,7 +223,7 @@ async fn connect(
         Err(error) => panic!("{error}"),
     };
     // Of a refusal's body there may not be all.
-    let faults = contract::faults(&Method::GET, "/v1/ws", &Said { status, headers, body: None });
+    let faults = contract::faults(&Method::GET, "/v1/ws", &ReceivedResponse { status, headers, body: None });
     assert!(faults.is_empty(), "{status} {headers:?} is not as openapi.json says: {faults:#?}");
     let (stream, response) = connected?;
     Ok((Socket(stream), response))
@@ -274,7 +275,7 @@ impl Socket {
 
 pub(crate) const TICKETS: &str = "/v1/matchmaking/tickets";
 
-pub(crate) fn wish() -> Value {
+pub(crate) fn ticket_request() -> Value {
     json!({"queue": "ranked", "latencies": {"eu": 20}})
 }
 

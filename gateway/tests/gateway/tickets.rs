@@ -2,14 +2,14 @@
 
 use futures::future::join_all;
 use garage_events::{
+    env::{Env, System},
     event::Event as _,
     player::{Ending, Event, PlayerMatched, Queued, Released, State},
-    world::{System, World},
 };
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{App, TICKETS, address, matched, queued, read, wish};
+use crate::support::{App, TICKETS, address, matched, queued, read, ticket_request};
 
 fn id(body: &serde_json::Value) -> String {
     body["ticket"].as_str().unwrap().to_owned()
@@ -18,7 +18,7 @@ fn id(body: &serde_json::Value) -> String {
 #[tokio::test]
 async fn a_player_queues_cancels_and_queues_again() {
     let app = App::start().await;
-    let response = app.request("ann", Method::POST, TICKETS).json(&wish()).send().await.unwrap();
+    let response = app.request("ann", Method::POST, TICKETS).json(&ticket_request()).send().await.unwrap();
     let location = response.headers()["location"].to_str().unwrap().to_owned();
     let (status, first) = read(response).await;
     assert_eq!(

@@ -118,9 +118,9 @@ fn differences_are_told_line_by_line() {
     vixen.id = "vixen".parse().unwrap();
     next.cars.insert(vixen.id.clone(), vixen);
     next.items.clear();
-    let told: Vec<_> = good().differences(&next).iter().map(ToString::to_string).collect();
+    let notified: Vec<_> = good().differences(&next).iter().map(ToString::to_string).collect();
     assert_eq!(
-        told,
+        notified,
         [
             "~ resale_percent: 50 → 60",
             "+ slot wing",

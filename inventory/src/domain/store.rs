@@ -11,7 +11,7 @@ use garage_events::{
 
 /// A car or an item, as the catalogue has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ware {
+pub struct Product {
     /// What it costs.
     pub price: u64,
     /// What its owner gets for it.
@@ -83,8 +83,8 @@ pub enum Rejection {
 pub type Outcome = Result<Vec<Event>, Rejection>;
 
 /// He buys a car.
-pub fn buy_car(garage: &Garage, car: &CarId, ware: Option<Ware>) -> Outcome {
-    let price = for_sale(ware).ok_or_else(|| Rejection::NoSuchCar(car.clone()))?;
+pub fn buy_car(garage: &Garage, car: &CarId, product: Option<Product>) -> Outcome {
+    let price = for_sale(product).ok_or_else(|| Rejection::NoSuchCar(car.clone()))?;
     if owned(garage, car).is_ok() {
         return Err(Rejection::Owned(car.clone()));
     }
@@ -93,9 +93,9 @@ pub fn buy_car(garage: &Garage, car: &CarId, ware: Option<Ware>) -> Outcome {
 }
 
 /// He sells a car; what is mounted on it goes back to the shelf.
-pub fn sell_car(garage: &Garage, car: &CarId, ware: Option<Ware>) -> Outcome {
+pub fn sell_car(garage: &Garage, car: &CarId, product: Option<Product>) -> Outcome {
     let mounted = &owned(garage, car)?.items;
-    let price = ware.ok_or_else(|| Rejection::NoSuchCar(car.clone()))?.resale;
+    let price = product.ok_or_else(|| Rejection::NoSuchCar(car.clone()))?.resale;
     if garage.active_car == *car {
         return Err(Rejection::Active(car.clone()));
     }
@@ -105,16 +105,16 @@ pub fn sell_car(garage: &Garage, car: &CarId, ware: Option<Ware>) -> Outcome {
 }
 
 /// He buys one more of an item.
-pub fn buy_item(garage: &Garage, item: &ItemId, ware: Option<Ware>) -> Outcome {
-    let price = for_sale(ware).ok_or_else(|| Rejection::NoSuchItem(item.clone()))?;
+pub fn buy_item(garage: &Garage, item: &ItemId, product: Option<Product>) -> Outcome {
+    let price = for_sale(product).ok_or_else(|| Rejection::NoSuchItem(item.clone()))?;
     let balance = pay(garage, price)?;
     Ok(vec![ItemPurchased { item: item.clone(), price, balance }.into()])
 }
 
 /// He sells one of an item.
-pub fn sell_item(garage: &Garage, item: &ItemId, ware: Option<Ware>) -> Outcome {
+pub fn sell_item(garage: &Garage, item: &ItemId, product: Option<Product>) -> Outcome {
     on_the_shelf(garage, item)?;
-    let price = ware.ok_or_else(|| Rejection::NoSuchItem(item.clone()))?.resale;
+    let price = product.ok_or_else(|| Rejection::NoSuchItem(item.clone()))?.resale;
     let balance = garage.balance.saturating_add(price);
     Ok(vec![ItemSold { item: item.clone(), price, balance }.into()])
 }
@@ -156,8 +156,8 @@ pub fn activate(garage: &Garage, car: &CarId) -> Outcome {
     Ok(if garage.active_car == *car { Vec::new() } else { vec![event.into()] })
 }
 
-fn for_sale(ware: Option<Ware>) -> Option<u64> {
-    ware.filter(|ware| !ware.retired).map(|ware| ware.price)
+fn for_sale(product: Option<Product>) -> Option<u64> {
+    product.filter(|product| !product.retired).map(|product| product.price)
 }
 
 fn pay(garage: &Garage, price: u64) -> Result<u64, Rejection> {

@@ -13,7 +13,7 @@ use sqlx::{FromRow, MySqlConnection, MySqlExecutor};
 
 use super::unsigned;
 use crate::{
-    domain::store::{Ware, resale},
+    domain::store::{Product, resale},
     error::Error,
 };
 
@@ -120,33 +120,33 @@ pub async fn items(database: impl MySqlExecutor<'_>) -> Result<Vec<StoreItem>, E
 }
 
 #[derive(FromRow)]
-struct WareRow {
+struct ProductRow {
     price: i64,
     retired: bool,
     resale_percent: u8,
 }
 
-impl TryFrom<WareRow> for Ware {
+impl TryFrom<ProductRow> for Product {
     type Error = Error;
 
-    fn try_from(row: WareRow) -> Result<Self, Error> {
+    fn try_from(row: ProductRow) -> Result<Self, Error> {
         let price = unsigned(row.price)?;
         Ok(Self { price, resale: resale(price, row.resale_percent), retired: row.retired })
     }
 }
 
 /// What a car costs; `None` when there never was one of this name.
-pub(super) async fn car(connection: &mut MySqlConnection, car: &CarId) -> Result<Option<Ware>, Error> {
+pub(super) async fn car(connection: &mut MySqlConnection, car: &CarId) -> Result<Option<Product>, Error> {
     let query = "SELECT c.price, c.retired, store.resale_percent FROM cars c CROSS JOIN store WHERE c.id = ?";
-    let row: Option<WareRow> = sqlx::query_as(query).bind(car.as_str()).fetch_optional(connection).await?;
-    row.map(Ware::try_from).transpose()
+    let row: Option<ProductRow> = sqlx::query_as(query).bind(car.as_str()).fetch_optional(connection).await?;
+    row.map(Product::try_from).transpose()
 }
 
 /// What an item costs; `None` when there never was one of this name.
-pub(super) async fn item(connection: &mut MySqlConnection, item: &ItemId) -> Result<Option<Ware>, Error> {
+pub(super) async fn item(connection: &mut MySqlConnection, item: &ItemId) -> Result<Option<Product>, Error> {
     let query = "SELECT i.price, i.retired, store.resale_percent FROM items i CROSS JOIN store WHERE i.id = ?";
-    let row: Option<WareRow> = sqlx::query_as(query).bind(item.as_str()).fetch_optional(connection).await?;
-    row.map(Ware::try_from).transpose()
+    let row: Option<ProductRow> = sqlx::query_as(query).bind(item.as_str()).fetch_optional(connection).await?;
+    row.map(Product::try_from).transpose()
 }
 
 /// The slots that a car has.

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use garage_events::{
+    env::{Env, System},
     id::PlayerId,
     svc::{GetLedger, LedgerEntry},
-    world::{System, World},
 };
 use sqlx::{FromRow, MySqlConnection, MySqlPool};
 use time::OffsetDateTime;

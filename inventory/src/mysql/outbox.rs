@@ -2,10 +2,10 @@
 
 use garage_events::{
     crash::{self, Point},
+    env::{Env, System},
     event::Event as _,
     id::{PlayerId, SessionId},
     inventory::Event,
-    world::{System, World},
 };
 use sqlx::{FromRow, MySql, MySqlConnection, MySqlPool, QueryBuilder, Transaction};
 use time::OffsetDateTime;
@@ -42,13 +42,13 @@ pub(super) async fn put(
     session: Option<SessionId>,
     events: &[(&PlayerId, Event)],
 ) -> Result<(), Error> {
-    let world = System;
-    let now = world.now();
+    let env = System;
+    let now = env.now();
     let decided_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).ok().ok_or_else(|| beyond(now))?;
     let mut rows = Vec::with_capacity(events.len());
     for (player, event) in events {
         let data = event.data().map_err(|error| Error::Corrupt(format!("{}: {error}", event.type_name())))?;
-        let id = world.id();
+        let id = env.id();
         let correlation = session.map_or(id, |session| session.uuid());
         rows.push((player, event, data.to_string(), id, correlation));
     }

@@ -12,7 +12,7 @@ use garage_inventory::{
 
 use crate::{
     commands::{buy_car, buy_item, execute, grant, mount, sell_car},
-    support::{assert_books_balance, at_once, player, pool},
+    support::{assert_ledger_balances, at_once, player, pool},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,7 +57,7 @@ fn shipped() -> Catalogue {
     FILE.parse().unwrap()
 }
 
-fn told(differences: &[Difference]) -> Vec<String> {
+fn published(differences: &[Difference]) -> Vec<String> {
     differences.iter().map(ToString::to_string).collect()
 }
 
@@ -101,9 +101,9 @@ async fn a_file_is_applied_as_it_was_shown_and_its_reverse_takes_it_back() {
         "~ item paint-flames mass_kg: 0 → 0.5",
         "- item turbo-small",
     ];
-    assert_eq!(told(&apply::differences(&pool, &next).await.unwrap()), expected);
+    assert_eq!(published(&apply::differences(&pool, &next).await.unwrap()), expected);
     assert_eq!(apply::differences(&pool, &shipped()).await.unwrap(), [], "a look changes nothing");
-    assert_eq!(told(&apply::apply(&pool, &next).await.unwrap()), expected);
+    assert_eq!(published(&apply::apply(&pool, &next).await.unwrap()), expected);
     assert_eq!(apply::differences(&pool, &next).await.unwrap(), []);
 
     // What she owns she keeps, drives, and may sell.
@@ -119,7 +119,7 @@ async fn a_file_is_applied_as_it_was_shown_and_its_reverse_takes_it_back() {
     let after = execute(&pool, &anna, &sell_car("wren")).await.unwrap().balance;
     assert_eq!(after - before, 120, "a tenth");
 
-    let mut back: Vec<_> = told(&apply::apply(&pool, &shipped()).await.unwrap());
+    let mut back: Vec<_> = published(&apply::apply(&pool, &shipped()).await.unwrap());
     back.retain(|line| !line.starts_with('~'));
     assert_eq!(back, ["- slot nitro", "+ car magpie", "- car wren", "+ item turbo-small"]);
     assert_eq!(apply::present(&pool).await.unwrap(), shipped());
@@ -160,6 +160,6 @@ async fn purchases_and_new_catalogues_at_once_leave_the_books_right() {
         }
     })
     .await;
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
     assert_eq!(garage::garage(&pool, &anna).await.unwrap().items[&"paint-red".parse().unwrap()], 25);
 }

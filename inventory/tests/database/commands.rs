@@ -10,7 +10,7 @@ use garage_inventory::{
 };
 use sqlx::MySqlPool;
 
-use crate::support::{assert_books_balance, at_once, count, outbox, player, pool};
+use crate::support::{assert_ledger_balances, at_once, count, outbox, player, pool};
 
 pub(crate) fn buy_car(car: &str) -> Command {
     Command::BuyCar { car: car.parse().unwrap() }
@@ -52,7 +52,7 @@ pub(crate) async fn grant(pool: &MySqlPool, player: &PlayerId, coins: u64) {
     }
 }
 
-async fn told(pool: &MySqlPool) -> Vec<Event> {
+async fn published(pool: &MySqlPool) -> Vec<Event> {
     outbox(pool).await.into_iter().map(|row| row.event).collect()
 }
 
@@ -82,7 +82,7 @@ async fn cars_and_items_are_bought_mounted_and_sold_and_all_of_it_is_told() {
     assert_eq!(last.cars.len(), 1);
     let items: Vec<_> = last.items.iter().map(|(item, quantity)| (item.as_str(), *quantity)).collect();
     assert_eq!(items, [("paint-red", 1), ("tyres-street", 1)]);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 
     let (magpie, pebble) = ("magpie".parse().unwrap(), "pebble".parse().unwrap());
     let (flames, street) = ("paint-flames".parse().unwrap(), "tyres-street".parse().unwrap());
@@ -104,7 +104,7 @@ async fn cars_and_items_are_bought_mounted_and_sold_and_all_of_it_is_told() {
         CarSold { car: magpie, price: 600, balance: 600 }.into(),
         ItemSold { item: flames, price: 150, balance: 750 }.into(),
     ];
-    assert_eq!(told(&pool).await, expected);
+    assert_eq!(published(&pool).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +133,7 @@ async fn what_is_refused_changes_nothing() {
         assert!(matches!(error, Error::Rejected(_)), "{command:?}: {error:?}");
     }
     assert_eq!(garage::garage(&pool, &anna).await.unwrap(), before);
-    assert_eq!(told(&pool).await, []);
+    assert_eq!(published(&pool).await, []);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger").await, 1);
 }
 
@@ -152,7 +152,7 @@ async fn sixty_four_purchases_at_once_never_overdraw() {
         let error = refusal.unwrap_err();
         assert!(matches!(error, Error::Rejected(Rejection::TooDear { .. })), "{error:?}");
     }
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
     let garage = garage::garage(&pool, &anna).await.unwrap();
     let has = |item: &str| u64::from(garage.items.get(&item.parse().unwrap()).copied().unwrap_or_default());
     // One pair of street tyres is the starter's.
@@ -178,7 +178,7 @@ async fn a_car_bought_sixty_four_times_at_once_is_bought_and_paid_once() {
         assert!(matches!(error, Error::Rejected(Rejection::Owned(_))), "{error:?}");
     }
     assert_eq!(garage::garage(&pool, &anna).await.unwrap().balance, 99_800);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +201,7 @@ async fn one_item_goes_to_one_car_or_buyer_of_many_at_once() {
     let kinds: std::collections::BTreeSet<_> =
         outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).map(|(kind, _)| kind).collect();
     assert_eq!(kinds.len(), 1, "the one item went {kinds:?}");
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,9 +223,9 @@ async fn the_ledger_is_read_from_the_newest_page_by_page() {
     }
     execute(&pool, &player("bert"), &buy_item("paint-midnight")).await.unwrap();
     let all = ledger::page(&pool, &anna, None, 100).await.unwrap();
-    let told: Vec<_> = all.iter().map(|e| (&*e.reason, e.about.as_deref(), e.amount, e.balance)).collect();
+    let published: Vec<_> = all.iter().map(|e| (&*e.reason, e.about.as_deref(), e.amount, e.balance)).collect();
     assert_eq!(
-        told,
+        published,
         [
             ("item-sold", Some("paint-midnight"), 25, 875),
             ("item-purchased", Some("paint-midnight"), -50, 850),

@@ -3,7 +3,7 @@ use garage_inventory::{
     mysql::garage,
 };
 
-use crate::support::{assert_books_balance, at_once, count, player, pool};
+use crate::support::{assert_ledger_balances, at_once, count, player, pool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_player_gets_the_starter() {
@@ -18,7 +18,7 @@ async fn a_new_player_gets_the_starter() {
     assert_eq!(garage.cars[0].items.len(), STARTER_ITEMS.len());
     assert!(garage.items.values().all(|quantity| *quantity == 1));
     assert_eq!(garage::garage(&pool, &anna).await.unwrap(), garage, "asking again gives no more");
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +51,7 @@ async fn sixty_four_at_once_give_one_starter() {
     ] {
         assert_eq!(count(&pool, table).await, rows, "{table}");
     }
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +74,7 @@ async fn overlapping_groups_at_once_each_get_their_starters() {
     }
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM players").await, 71);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger").await, 71);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use garage_inventory::{
 
 use crate::{
     commands::{buy_car, buy_item, grant, sell_item},
-    support::{assert_books_balance, at_once, count, player, pool},
+    support::{assert_ledger_balances, at_once, count, player, pool},
 };
 
 fn key(text: &str) -> IdempotencyKey {
@@ -27,7 +27,7 @@ async fn one_key_sixty_four_times_at_once_gives_once() {
     assert!(answers.iter().all(|answer| *answer == answers[0]));
     assert_eq!(garage::garage(&pool, &anna).await.unwrap(), answers[0]);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 1);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,7 +52,7 @@ async fn a_key_names_one_command_of_one_player() {
     for (player, name) in [(&bert, "k"), (&anna, "K"), (&anna, "k2")] {
         execute(&pool, player, Some(&key(name)), &buy_item("paint-red")).await.unwrap();
     }
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

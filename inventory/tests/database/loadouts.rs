@@ -44,9 +44,9 @@ async fn a_starter_drives_better_than_the_bare_car() {
     let pool = pool().await;
     let loadouts = garage::loadouts(&pool, &[player("anna")]).await.unwrap();
     let cars = catalogue::cars(&pool).await.unwrap();
-    let bare = cars.iter().find(|car| car.id == loadouts[0].car.id).unwrap();
-    assert!(loadouts[0].car.stats.grip > bare.stats.grip);
-    assert_eq!(loadouts[0].car.stats.mass_kg, bare.stats.mass_kg);
+    let stock = cars.iter().find(|car| car.id == loadouts[0].car.id).unwrap();
+    assert!(loadouts[0].car.stats.grip > stock.stats.grip);
+    assert_eq!(loadouts[0].car.stats.mass_kg, stock.stats.mass_kg);
 }
 
 #[tokio::test(flavor = "multi_thread")]

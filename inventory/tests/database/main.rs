@@ -4,12 +4,12 @@
 #![cfg(test)]
 
 mod activation;
-mod books;
 mod catalogue;
 mod commands;
 mod connections;
 mod first_sight;
 mod idempotency;
+mod ledger_audit;
 mod loadouts;
 mod nats;
 mod publishing;

@@ -4,6 +4,7 @@ use std::sync::{
 };
 
 use garage_events::{
+    env::System,
     event::Recorded,
     game::Placing,
     id::{PlayerId, SessionId},
@@ -12,7 +13,6 @@ use garage_events::{
     log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
     subject::Aggregate,
     svc::Command,
-    world::System,
 };
 use garage_inventory::{
     mysql::{commands::execute, outbox},

@@ -29,7 +29,7 @@ async fn profiles(pool: &MySqlPool, players: &[&str]) -> Vec<Profile> {
 }
 
 /// What the outbox tells of a player's ratings.
-async fn told(pool: &MySqlPool, name: &str) -> Vec<RatingChanged> {
+async fn published(pool: &MySqlPool, name: &str) -> Vec<RatingChanged> {
     let rows = outbox(pool).await;
     let of_him = rows.into_iter().filter(|row| row.player == player(name));
     let changed = of_him.filter_map(|row| match row.event {
@@ -66,7 +66,7 @@ async fn a_match_moves_each_rating_once_and_tells_it() {
     assert!(moved.is_sorted_by(|one, next| one.rating > next.rating && one.rank > next.rank), "{moved:?}");
     for profile in &moved {
         let expected = RatingChanged { session: session(1), rating: profile.rating, before: 1_500.0 };
-        assert_eq!((told(&pool, profile.player.as_str()).await, profile.matches), (vec![expected], 1));
+        assert_eq!((published(&pool, profile.player.as_str()).await, profile.matches), (vec![expected], 1));
     }
     pay(&pool, session(1), &race(&["carl", "bert", "anna"])).await.unwrap();
     assert_eq!(profiles(&pool, &players).await, moved);
@@ -85,10 +85,10 @@ async fn matches_of_the_same_players_at_once_move_their_ratings_one_after_the_ot
         outcome.unwrap();
     }
     for profile in profiles(&pool, &players).await {
-        let told = told(&pool, profile.player.as_str()).await;
-        assert_eq!((told.len(), profile.matches), (16, 16));
+        let published = published(&pool, profile.player.as_str()).await;
+        assert_eq!((published.len(), profile.matches), (16, 16));
         let mut rating = 1_500.0;
-        for changed in told {
+        for changed in published {
             assert_eq!(changed.before, rating);
             rating = changed.rating;
         }
@@ -105,7 +105,7 @@ async fn a_match_that_nobody_finished_moves_nobody() {
     pay(&pool, session(2), &nobody.collect::<Vec<_>>()).await.unwrap();
     for profile in profiles(&pool, &players).await {
         assert_eq!((profile.rating, profile.matches), (1_500.0, 0));
-        assert!(told(&pool, profile.player.as_str()).await.is_empty());
+        assert!(published(&pool, profile.player.as_str()).await.is_empty());
     }
 }
 

@@ -6,7 +6,7 @@ use garage_events::{
 use garage_inventory::{mysql::garage, pay};
 use uuid::Uuid;
 
-use crate::support::{assert_books_balance, at_once, count, outbox, player, pool};
+use crate::support::{assert_ledger_balances, at_once, count, outbox, player, pool};
 
 fn session(number: u128) -> SessionId {
     SessionId::new(Uuid::from_u128(number))
@@ -36,16 +36,16 @@ async fn each_is_paid_by_place_and_told() {
     let pool = pool().await;
     pay(&pool, session(1), &results()).await.unwrap();
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 
     let mut rows = outbox(&pool).await;
     rows.sort_by(|a, b| a.player.cmp(&b.player));
     let paid = rows.iter().filter(|row| matches!(row.event, Event::RewardGranted(_)));
-    let told: Vec<_> = paid.map(|row| (row.player.as_str(), row.event.clone())).collect();
+    let published: Vec<_> = paid.map(|row| (row.player.as_str(), row.event.clone())).collect();
     let granted =
         |place, amount| Event::from(RewardGranted { session: session(1), place, amount, balance: 1_000 + amount });
     assert_eq!(
-        told,
+        published,
         [("anna", granted(1, 100)), ("bert", granted(2, 60)), ("carl", granted(3, 30)), ("dora", granted(4, 10))]
     );
     assert!(rows.iter().all(|row| row.correlation == session(1).uuid()));
@@ -61,7 +61,7 @@ async fn a_redelivered_reward_pays_once() {
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 8);
     pay(&pool, session(2), &results()).await.unwrap();
     assert_eq!(balances(&pool).await, [1_200, 1_120, 1_060, 1_020]);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +82,7 @@ async fn sixteen_at_once_pay_once() {
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger WHERE reason = 'reward'").await, 4);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 8);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,12 +97,12 @@ async fn many_sessions_of_the_same_players_at_once_all_count() {
         outcome.unwrap();
     }
     assert_eq!(balances(&pool).await, [4_200, 2_920, 1_960, 1_320]);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
     // A player's rows stand in the order of his transactions: each tells a higher balance than the one before.
     let rows = outbox(&pool).await;
     assert_eq!(rows.len(), 256);
     for result in results() {
-        let told: Vec<u64> = rows
+        let published: Vec<u64> = rows
             .iter()
             .filter(|row| row.player == result.player)
             .filter_map(|row| match &row.event {
@@ -110,7 +110,7 @@ async fn many_sessions_of_the_same_players_at_once_all_count() {
                 _ => None,
             })
             .collect();
-        assert!(told.is_sorted(), "{told:?}");
+        assert!(published.is_sorted(), "{published:?}");
     }
 }
 
@@ -121,7 +121,7 @@ async fn who_was_paid_before_is_left_out_and_the_others_are_not() {
     pay(&pool, session(1), &results[..2]).await.unwrap();
     pay(&pool, session(1), &results).await.unwrap();
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
-    assert_books_balance(&pool).await;
+    assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -171,7 +171,7 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl 
 }
 
 /// Whether every wallet holds the sum of its ledger, and what its last entry says.
-pub(crate) async fn assert_books_balance(pool: &MySqlPool) {
+pub(crate) async fn assert_ledger_balances(pool: &MySqlPool) {
     let wrong = "SELECT COUNT(*) FROM wallets w WHERE w.balance <>
             (SELECT COALESCE(SUM(l.amount), 0) FROM ledger l WHERE l.player = w.player)
          OR w.balance <> (SELECT l.balance FROM ledger l WHERE l.player = w.player ORDER BY l.id DESC LIMIT 1)";

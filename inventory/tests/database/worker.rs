@@ -5,6 +5,7 @@ use std::path::Path;
 use async_nats::Client;
 use clap::Parser;
 use garage_events::{
+    env::System,
     game::Placing,
     id::{PlayerId, SessionId},
     log::{Append, Decision, Head},
@@ -12,7 +13,6 @@ use garage_events::{
     session::{self, Closed},
     subject::Aggregate,
     svc::{self, CallError, Command, Execute, GetGarage, GetLedger, GetProfile, Loadouts, StoreCars, StoreItems},
-    world::System,
 };
 use garage_inventory::{Config, mysql, run};
 use garage_worker::Shutdown;

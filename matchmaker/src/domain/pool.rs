@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 /// A player who waits.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub struct WaitingPlayer {
     /// Who.
     pub player: PlayerId,
     /// What an append to him expects.
@@ -23,7 +23,7 @@ pub struct Entry {
     pub queued: Queued,
 }
 
-impl Entry {
+impl WaitingPlayer {
     fn of(player: &PlayerId, head: Head, state: State) -> Option<Arc<Self>> {
         match state {
             State::Waiting(queued) => Some(Arc::new(Self { player: player.clone(), head, queued })),
@@ -37,19 +37,19 @@ impl Entry {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pool {
     /// The fold, and nothing else: by queue and sequence.
-    queues: BTreeMap<QueueName, BTreeMap<u64, Arc<Entry>>>,
+    queues: BTreeMap<QueueName, BTreeMap<u64, Arc<WaitingPlayer>>>,
     /// Where in the fold a player is.
     places: HashMap<PlayerId, (QueueName, u64)>,
     /// Those of whom more is known than the fold has come to, from a commit's outcome; it hides what the fold has.
-    ahead: HashMap<PlayerId, Known>,
+    ahead: HashMap<PlayerId, PlayerRecord>,
     seq: u64,
 }
 
 /// A player's last event, and his entry if he waits.
 #[derive(Debug, Clone, PartialEq)]
-struct Known {
+struct PlayerRecord {
     seq: u64,
-    entry: Option<Arc<Entry>>,
+    entry: Option<Arc<WaitingPlayer>>,
 }
 
 impl Pool {
@@ -65,7 +65,7 @@ impl Pool {
             self.ahead.remove(player);
         }
         self.remove(player);
-        if let Some(entry) = Entry::of(player, head, State::evolve(event)) {
+        if let Some(entry) = WaitingPlayer::of(player, head, State::evolve(event)) {
             self.insert(entry);
         }
     }
@@ -88,12 +88,15 @@ impl Pool {
             return forgotten;
         }
         if seq > self.seq {
-            self.ahead.insert(player.clone(), Known { seq, entry: Entry::of(player, found.head, found.state) });
+            self.ahead.insert(
+                player.clone(),
+                PlayerRecord { seq, entry: WaitingPlayer::of(player, found.head, found.state) },
+            );
         }
         true
     }
 
-    fn folded_entry(&self, player: &PlayerId) -> Option<&Entry> {
+    fn folded_entry(&self, player: &PlayerId) -> Option<&WaitingPlayer> {
         let (queue, seq) = self.places.get(player)?;
         self.queues.get(queue)?.get(seq).map(Arc::as_ref)
     }
@@ -101,12 +104,12 @@ impl Pool {
     /// Notes that a player waits no more, by an event of this sequence.
     pub fn gone(&mut self, player: &PlayerId, seq: u64) {
         if seq > self.seq {
-            self.ahead.insert(player.clone(), Known { seq, entry: None });
+            self.ahead.insert(player.clone(), PlayerRecord { seq, entry: None });
         }
     }
 
     /// Makes an entry a part of the fold.
-    pub(super) fn insert(&mut self, entry: Arc<Entry>) {
+    pub(super) fn insert(&mut self, entry: Arc<WaitingPlayer>) {
         let (queue, seq) = (entry.queued.queue.clone(), entry.head.seq);
         self.places.insert(entry.player.clone(), (queue.clone(), seq));
         self.queues.entry(queue).or_default().insert(seq, entry);
@@ -129,7 +132,7 @@ impl Pool {
     }
 
     /// Those who wait as far as the fold has come, whatever is known beyond it. Cheap: entries are shared.
-    pub fn folded(&self) -> Vec<Arc<Entry>> {
+    pub fn folded(&self) -> Vec<Arc<WaitingPlayer>> {
         self.queues.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
@@ -139,7 +142,7 @@ impl Pool {
     }
 
     /// Those who wait in a queue, the oldest ticket first.
-    pub fn waiting(&self, queue: &QueueName) -> impl Iterator<Item = &Entry> {
+    pub fn waiting(&self, queue: &QueueName) -> impl Iterator<Item = &WaitingPlayer> {
         let folded = self.queues.get(queue).into_iter().flat_map(BTreeMap::values);
         let folded = folded.filter(|entry| !self.ahead.contains_key(&entry.player));
         let learnt = self.ahead.values().filter_map(|known| known.entry.as_ref());
@@ -158,7 +161,7 @@ impl Pool {
     }
 
     /// Those of a queue whose tickets have expired.
-    pub fn expired(&self, queue: &QueueName, now: OffsetDateTime) -> impl Iterator<Item = &Entry> {
+    pub fn expired(&self, queue: &QueueName, now: OffsetDateTime) -> impl Iterator<Item = &WaitingPlayer> {
         self.waiting(queue).filter(move |entry| entry.queued.expires_at <= now)
     }
 

@@ -8,7 +8,7 @@ use garage_events::{
     session::{Member, Team},
 };
 
-use super::Entry;
+use super::WaitingPlayer;
 
 /// The rule's name and version, as `session.matched` keeps it.
 pub const VERSION: &str = "band-region-fifo/1";
@@ -19,7 +19,7 @@ pub struct Proposal {
     /// Where it is to be played.
     pub region: Region,
     /// Who plays, the oldest ticket first.
-    pub players: Vec<Entry>,
+    pub players: Vec<WaitingPlayer>,
 }
 
 impl Proposal {
@@ -41,9 +41,9 @@ impl Proposal {
 ///
 /// Each player stands in line in every region that he reaches within the queue's ceiling, beside those of his band. A
 /// match is made as soon as a line is long enough; the player who completes it prefers his nearest region.
-pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a Entry>, limit: usize) -> Vec<Proposal> {
+pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a WaitingPlayer>, limit: usize) -> Vec<Proposal> {
     let band = |rank: i32| i64::from(rank).div_euclid(i64::from(queue.rank_band.max(1)));
-    let mut lines: HashMap<(i64, &'a Region), Vec<&'a Entry>> = HashMap::new();
+    let mut lines: HashMap<(i64, &'a Region), Vec<&'a WaitingPlayer>> = HashMap::new();
     let mut taken: HashSet<&'a PlayerId> = HashSet::new();
     let mut proposals = Vec::new();
     for entry in waiting {
@@ -64,7 +64,7 @@ pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a Entry>, limi
             // Those who stood in another region's line too may have been taken from there.
             line.retain(|entry| !taken.contains(&entry.player));
             if line.len() >= queue.players {
-                let chosen: Vec<&Entry> = line.drain(..queue.players).collect();
+                let chosen: Vec<&WaitingPlayer> = line.drain(..queue.players).collect();
                 taken.extend(chosen.iter().map(|entry| &entry.player));
                 let players = chosen.into_iter().cloned().collect();
                 proposals.push(Proposal { region: region.clone(), players });
@@ -91,9 +91,9 @@ mod tests {
         Queue { players, rank_band: 200, timeout_s: 120, client_rank: false, regions: regions.into() }
     }
 
-    fn entry(seq: u64, rank: i32, eu: u32, us: u32) -> Entry {
+    fn entry(seq: u64, rank: i32, eu: u32, us: u32) -> WaitingPlayer {
         let latencies = BTreeMap::from([("eu".parse().unwrap(), eu), ("us".parse().unwrap(), us)]);
-        Entry {
+        WaitingPlayer {
             player: format!("p{seq}").parse().unwrap(),
             head: Head { seq, n: 1 },
             queued: Queued {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     /// Matches as `region: players`.
-    fn matches(queue: &Queue, entries: &[Entry], limit: usize) -> Vec<String> {
+    fn matches(queue: &Queue, entries: &[WaitingPlayer], limit: usize) -> Vec<String> {
         let proposals = propose(queue, entries.iter(), limit);
         let text = |one: Proposal| {
             let names: Vec<_> = one.players.iter().map(|entry| entry.player.to_string()).collect();

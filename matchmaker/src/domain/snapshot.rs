@@ -7,7 +7,7 @@ use garage_events::{id::PlayerId, log::Head, player::Queued};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{Entry, Pool};
+use super::{Pool, WaitingPlayer};
 
 /// The form that this build writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
@@ -82,12 +82,12 @@ struct Read {
 ///
 /// # Errors
 /// When a ticket cannot be written as JSON.
-pub fn encode(log: OffsetDateTime, seq: u64, entries: &[Arc<Entry>]) -> serde_json::Result<Vec<u8>> {
+pub fn encode(log: OffsetDateTime, seq: u64, entries: &[Arc<WaitingPlayer>]) -> serde_json::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity((entries.len() + 1) * TICKET_BYTES);
     serde_json::to_writer(&mut bytes, &Header { format: FORMAT, log, seq, tickets: entries.len() })?;
     for entry in entries {
         bytes.push(b'\n');
-        let Entry { player, head, queued } = entry.as_ref();
+        let WaitingPlayer { player, head, queued } = entry.as_ref();
         serde_json::to_writer(&mut bytes, &Written { player, seq: head.seq, n: head.n, queued })?;
     }
     Ok(bytes)
@@ -118,7 +118,7 @@ pub fn decode(bytes: &[u8], log: Log) -> Result<Pool, Unusable> {
         let Read { player, seq, n, queued } = serde_json::from_slice(line).map_err(|error| damaged(&error))?;
         count += 1;
         if seq >= log.first {
-            pool.insert(Arc::new(Entry { player, head: Head { seq, n }, queued }));
+            pool.insert(Arc::new(WaitingPlayer { player, head: Head { seq, n }, queued }));
         }
     }
     if count != tickets {

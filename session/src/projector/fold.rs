@@ -21,7 +21,7 @@ const DETAIL: usize = 300;
 
 /// An event that the projections are made of.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ProjectedEvent {
     /// Its sequence in the log.
     pub seq: u64,
     /// The stream's timestamp.
@@ -38,7 +38,7 @@ pub enum What {
     Session(SessionId, session::Event),
 }
 
-impl Seen {
+impl ProjectedEvent {
     /// Reads a message; none when the projections take nothing from it. What cannot be read is skipped and counted.
     pub fn of(message: &Message) -> Option<Self> {
         let read = || -> Result<Option<What>, DecodeError> {
@@ -71,9 +71,9 @@ pub struct Touched {
 
 impl Touched {
     /// What these events may change.
-    pub fn by(events: &[Seen]) -> Self {
+    pub fn by(events: &[ProjectedEvent]) -> Self {
         let mut touched = Self::default();
-        for Seen { time, what, .. } in events {
+        for ProjectedEvent { time, what, .. } in events {
             touched.minutes.insert(minute_of(*time));
             match what {
                 What::Player(player, _) => drop(touched.players.insert(player.clone())),
@@ -86,7 +86,7 @@ impl Touched {
 
 /// What there is of it.
 #[derive(Debug, Default)]
-pub struct Present {
+pub struct CurrentState {
     /// The players of it who wait or play.
     pub players: BTreeMap<PlayerId, LivePlayer>,
     /// Its timelines.
@@ -121,10 +121,10 @@ pub struct Changes {
 }
 
 /// Folds events, in the log's order, into what there is of what they touch.
-pub fn fold(events: Vec<Seen>, present: Present) -> Changes {
-    let Present { players, timelines, minutes, kept, queues } = present;
+pub fn fold(events: Vec<ProjectedEvent>, present: CurrentState) -> Changes {
+    let CurrentState { players, timelines, minutes, kept, queues } = present;
     let mut fold = Fold { players, timelines, minutes, queues, changes: Changes::default() };
-    for Seen { seq, time, what } in events {
+    for ProjectedEvent { seq, time, what } in events {
         match what {
             What::Player(player, event) => fold.player(player, &event, time),
             What::Session(session, event) => fold.session(session, &event, seq, time),

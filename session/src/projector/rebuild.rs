@@ -9,15 +9,15 @@ use anyhow::{Context as _, bail};
 use async_nats::{Client, jetstream};
 use garage_events::{
     crash::Point,
+    env::{Env, System},
     jetstream::reader::{Range, Reader},
     log::ReadError,
     projection::ANEW,
     subject::STREAM,
-    world::{System, World},
 };
 use tokio::sync::mpsc;
 
-use super::{Message, Seen, Whole, apply, concerns, filters, identity};
+use super::{Message, ProjectedEvent, Whole, apply, concerns, filters, identity};
 use crate::redis::{Advance, Applied, Redis};
 
 /// Events that are folded at a time.
@@ -118,11 +118,11 @@ fn read(mut range: Range) -> Batches<Message> {
 }
 
 /// Parses ahead: neither who reads nor who folds waits for it.
-fn parse(mut batches: Batches<Message>) -> Batches<Seen> {
+fn parse(mut batches: Batches<Message>) -> Batches<ProjectedEvent> {
     let (give, parsed) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
         while let Some(batch) = batches.recv().await {
-            let parsed = |batch: Vec<Message>| batch.iter().filter_map(Seen::of).collect();
+            let parsed = |batch: Vec<Message>| batch.iter().filter_map(ProjectedEvent::of).collect();
             let batch = batch.map(|batch| batch.map(parsed));
             if give.send(batch).await.is_err() {
                 return;

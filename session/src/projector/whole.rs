@@ -14,13 +14,13 @@ use garage_events::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::fold::{Changes, Present, Seen, Touched, fold};
+use super::fold::{Changes, CurrentState, ProjectedEvent, Touched, fold};
 
 /// Fields written in one script; Redis does nothing else meanwhile, for some tens of milliseconds.
 const PART: usize = 2_000;
 
 /// What each key holds, by field or member: that of a hash, the score of a sorted set.
-pub type Held = BTreeMap<&'static str, BTreeMap<String, Value>>;
+pub type ProjectedState = BTreeMap<&'static str, BTreeMap<String, Value>>;
 
 /// The projections of a log, folded from its beginning.
 #[derive(Debug, Default)]
@@ -38,11 +38,11 @@ pub struct Whole {
 impl Whole {
     /// Folds the log's next messages.
     pub fn take(&mut self, messages: &[Message]) {
-        self.fold(messages.iter().filter_map(Seen::of).collect());
+        self.fold(messages.iter().filter_map(ProjectedEvent::of).collect());
     }
 
     /// Folds the log's next events.
-    pub(super) fn fold(&mut self, events: Vec<Seen>) {
+    pub(super) fn fold(&mut self, events: Vec<ProjectedEvent>) {
         if events.is_empty() {
             return;
         }
@@ -70,7 +70,7 @@ impl Whole {
     ///
     /// # Errors
     /// When something cannot be written as JSON.
-    pub fn held(&self) -> serde_json::Result<Held> {
+    pub fn held(&self) -> serde_json::Result<ProjectedState> {
         let waits = self.waits.iter().map(|waiter| (waiter.clone(), Value::from(0)));
         let closed = self.closed.iter().map(|(time, id)| Ok((id.to_string(), serde_json::to_value(time)?)));
         Ok([
@@ -86,9 +86,9 @@ impl Whole {
     }
 
     /// Takes out what events touch: the fold's changes bring all of it back.
-    fn present(&mut self, touched: &Touched) -> Present {
+    fn present(&mut self, touched: &Touched) -> CurrentState {
         let Touched { players, sessions, minutes } = touched;
-        Present {
+        CurrentState {
             kept: self.minutes.keys().copied().collect(),
             players: some(&mut self.players, players),
             timelines: some(&mut self.timelines, sessions),

@@ -59,8 +59,9 @@ impl Snapshot {
         let connects = client.statistics().connects.load(Ordering::Relaxed);
         let inbox = client.new_inbox();
         let mut chunks = client.subscribe(inbox.clone()).await?;
-        let wish = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK });
-        let mut begun = api(client, format!("$JS.API.STREAM.SNAPSHOT.{stream}"), wish.to_string(), ANSWER).await?;
+        let ticket_request = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK });
+        let mut begun =
+            api(client, format!("$JS.API.STREAM.SNAPSHOT.{stream}"), ticket_request.to_string(), ANSWER).await?;
         let (mut count, mut bytes, mut hash) = (0_u64, 0, Sha256::new());
         loop {
             let chunk = timeout(ANSWER, chunks.next()).await.ok().flatten();
@@ -107,10 +108,10 @@ impl Snapshot {
     /// Makes the stream of the file.
     pub(crate) async fn put(&self, client: &Client, path: &Path) -> anyhow::Result<()> {
         let stream = self.name()?;
-        let wish = json!({ "config": self.config, "state": self.state }).to_string();
+        let ticket_request = json!({ "config": self.config, "state": self.state }).to_string();
         let began = Instant::now();
         let begun = loop {
-            match api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), wish.clone(), ANSWER).await {
+            match api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), ticket_request.clone(), ANSWER).await {
                 // The nodes of a cluster that has just started take each other for absent at first.
                 Err(error) if is_short(&error) && began.elapsed() < GATHERING => sleep(PAUSE).await,
                 begun => break begun?,

@@ -15,7 +15,7 @@ use garage_apiserver::ApiServer;
 use garage_director::{
     backend::Order,
     kube::{
-        bare::{Bare, Coming},
+        baseline_client::{BaselineClient, Coming},
         cluster::Cluster,
     },
 };
@@ -30,7 +30,7 @@ use crate::report::{percentile, say, table};
 const AT_ONCE: usize = 16;
 
 /// How long the pods of a round may take to come, or to go.
-const PATIENCE: Duration = Duration::from_secs(600);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// A pod that no node takes: only the making of it is measured.
 const POD: &str = "spec: {nodeSelector: {garage/bench: nobody}}\n";
@@ -88,27 +88,33 @@ impl Director {
             ("--token-key-file", &folder.path().join("token.pub.pem")),
         ];
         let flags = flags.map(|(flag, value)| format!("{flag}={}", value.display()));
-        let told = ["garage-director"].into_iter().chain(flags.iter().map(String::as_str));
-        let bare = Bare::new(&cluster, &garage_director::Config::try_parse_from(told)?.kube)?;
-        let result = unless(&shutdown, self.measure(folder.path(), &cluster, &bare, &flags)).await;
+        let notified = ["garage-director"].into_iter().chain(flags.iter().map(String::as_str));
+        let baseline = BaselineClient::new(&cluster, &garage_director::Config::try_parse_from(notified)?.kube)?;
+        let result = unless(&shutdown, self.measure(folder.path(), &cluster, &baseline, &flags)).await;
         // The director has ended: nobody makes any more.
-        let cleared = try_join(cluster.clear(PATIENCE), bare.cluster().clear(PATIENCE)).await;
+        let cleared = try_join(cluster.clear(MAX_WAIT), baseline.cluster().clear(MAX_WAIT)).await;
         result.and(cleared.map(drop))
     }
 
-    async fn measure(&self, folder: &Path, cluster: &Cluster, bare: &Bare, flags: &[String]) -> anyhow::Result<()> {
+    async fn measure(
+        &self,
+        folder: &Path,
+        cluster: &Cluster,
+        baseline: &BaselineClient,
+        flags: &[String],
+    ) -> anyhow::Result<()> {
         let stage = Stage::start(folder, flags).await?;
         // What the first requests bring about is no round's.
         directed(&stage, cluster, AT_ONCE).await?;
-        asked(&stage, bare, AT_ONCE).await?;
+        asked(&stage, baseline, AT_ONCE).await?;
         let count = usize::try_from(self.pods)?;
         let (mut by_director, mut by_client) = (Vec::new(), Vec::new());
         for round in 1..=self.rounds {
             if round % 2 == 0 {
                 by_director.push(directed(&stage, cluster, count).await?);
-                by_client.push(asked(&stage, bare, count).await?);
+                by_client.push(asked(&stage, baseline, count).await?);
             } else {
-                by_client.push(asked(&stage, bare, count).await?);
+                by_client.push(asked(&stage, baseline, count).await?);
                 by_director.push(directed(&stage, cluster, count).await?);
             }
             say(format!("  round {round} of {}", self.rounds));
@@ -131,24 +137,24 @@ async fn directed(stage: &Stage, cluster: &Cluster, count: usize) -> anyhow::Res
     let mut coming = Coming::watch(cluster).await?;
     let began = Instant::now();
     let appended = stage.sessions(count);
-    let come = async { tokio::time::timeout(PATIENCE, coming.until(count)).await.context("the pods do not come")? };
+    let come = async { tokio::time::timeout(MAX_WAIT, coming.until(count)).await.context("the pods do not come")? };
     let (sessions, ()) = try_join(appended, come).await?;
     let took = began.elapsed();
     stage.close(&sessions).await?;
-    cluster.wait_empty(PATIENCE).await?;
+    cluster.wait_empty(MAX_WAIT).await?;
     Ok(took)
 }
 
 /// The same pods without a director.
-async fn asked(stage: &Stage, bare: &Bare, count: usize) -> anyhow::Result<Duration> {
+async fn asked(stage: &Stage, baseline: &BaselineClient, count: usize) -> anyhow::Result<Duration> {
     let orders = (0..count).map(|_| stage.order()).collect::<anyhow::Result<Vec<Order>>>()?;
-    let mut coming = Coming::watch(bare.cluster()).await?;
+    let mut coming = Coming::watch(baseline.cluster()).await?;
     let began = Instant::now();
-    let making = stream::iter(&orders).map(|order| bare.make(order)).buffer_unordered(AT_ONCE);
+    let making = stream::iter(&orders).map(|order| baseline.make(order)).buffer_unordered(AT_ONCE);
     let made = making.try_for_each(|()| future::ready(Ok(())));
     try_join(made, coming.until(count)).await?;
     let took = began.elapsed();
-    bare.cluster().clear(PATIENCE).await?;
+    baseline.cluster().clear(MAX_WAIT).await?;
     Ok(took)
 }
 

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, future::try_join_all, stream::FuturesUnordered};
 use garage_events::{
+    env::{Env, System},
     id::PlayerId,
     jetstream::{JetStreamLog, setup},
     log::{Append, Decision, Head},
     subject::Aggregate,
-    world::{System, World},
 };
 use garage_stack::servers::{Nats, Role};
 
@@ -89,11 +89,11 @@ async fn commits(log: &JetStreamLog, waiting: usize, time: Duration) -> anyhow::
 }
 
 fn decision() -> anyhow::Result<Decision> {
-    let world = System;
-    let mut decision = Decision::new(&world, world.id(), None);
+    let env = System;
+    let mut decision = Decision::new(&env, env.id(), None);
     for _ in 0..2 {
-        let player: PlayerId = PlayerId::from_foreign(&world.id().to_string())?;
-        decision = decision.change(&world, Aggregate::Player(player), Head::default(), [queued()?]);
+        let player: PlayerId = PlayerId::from_foreign(&env.id().to_string())?;
+        decision = decision.change(&env, Aggregate::Player(player), Head::default(), [queued()?]);
     }
     Ok(decision)
 }

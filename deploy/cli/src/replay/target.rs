@@ -20,7 +20,7 @@ use garage_events::{event::TYPE_HEADER, subject::Prefix};
 use tempfile::NamedTempFile;
 
 use crate::{
-    entry::Entry,
+    entry::LogEntry,
     report::{print, say},
 };
 
@@ -67,7 +67,7 @@ impl Target {
     }
 
     /// Takes one event; breaks when there is nobody who would take another.
-    pub(super) async fn take(&mut self, entry: &Entry) -> anyhow::Result<ControlFlow<()>> {
+    pub(super) async fn take(&mut self, entry: &LogEntry) -> anyhow::Result<ControlFlow<()>> {
         match self {
             Self::Output { json } => return Ok(print(if *json { entry.json()? } else { entry.line() })?),
             Self::File { path, file, .. } => {
@@ -129,7 +129,7 @@ impl Target {
     }
 }
 
-fn headers(entry: &Entry) -> HeaderMap {
+fn headers(entry: &LogEntry) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(TYPE_HEADER, entry.type_name.as_str());
     headers.insert(SEQ_HEADER, entry.seq.to_string());

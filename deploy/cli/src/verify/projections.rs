@@ -9,7 +9,7 @@ use garage_events::{
     subject::Aggregate,
 };
 use garage_session::{
-    projector::{Held, Whole},
+    projector::{ProjectedState, Whole},
     redis::Copied,
 };
 use serde_json::Value;
@@ -90,7 +90,7 @@ impl Projections {
         self.behind
     }
 
-    fn differences(&self, made: &Held) -> Vec<Violation> {
+    fn differences(&self, made: &ProjectedState) -> Vec<Violation> {
         let empty = Default::default();
         let mut found = Vec::new();
         for (key, made) in made {

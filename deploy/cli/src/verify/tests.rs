@@ -3,12 +3,12 @@
 mod instances;
 mod legal;
 mod midway;
+mod notified;
 mod payments;
 mod projections;
 mod sessions;
 mod story;
 mod tickets;
-mod told;
 mod written;
 
 use garage_events::{

@@ -15,14 +15,14 @@ use super::violation::{Rule, Violation};
 #[derive(Debug, Default)]
 pub(crate) struct Together {
     matched: BTreeMap<SessionId, (u64, session::Matched)>,
-    opened: BTreeMap<SessionId, Told<Address>>,
-    closed: BTreeMap<SessionId, Told<Ending>>,
+    opened: BTreeMap<SessionId, Notice<Address>>,
+    closed: BTreeMap<SessionId, Notice<Ending>>,
     players: BTreeMap<PlayerId, Vec<(u64, player::Event)>>,
 }
 
 /// What the players of a session are told.
 #[derive(Debug)]
-struct Told<T> {
+struct Notice<T> {
     seq: u64,
     what: T,
     /// Those of whom it is known that they are in the session; none when its beginning is not.
@@ -35,9 +35,9 @@ impl Together {
         match event {
             session::Event::Matched(matched) => drop(self.matched.insert(id, (seq, matched.clone()))),
             session::Event::Opened(opened) => {
-                self.opened.insert(id, Told { seq, what: opened.address.clone(), players });
+                self.opened.insert(id, Notice { seq, what: opened.address.clone(), players });
             }
-            session::Event::Closed(closed) => drop(self.closed.insert(id, Told { seq, what: closed.why, players })),
+            session::Event::Closed(closed) => drop(self.closed.insert(id, Notice { seq, what: closed.why, players })),
             session::Event::PodRequested(_)
             | session::Event::PodScheduled(_)
             | session::Event::PodFailed(_)
@@ -57,19 +57,19 @@ impl Together {
         for (session, (seq, matched)) in &self.matched {
             self.judge_matched(*session, *seq, matched, found);
         }
-        for (session, told) in &self.opened {
-            let is_told = |event: &player::Event| {
+        for (session, notified) in &self.opened {
+            let is_notified = |event: &player::Event| {
                 matches!(event, player::Event::PlayerMatched(player::PlayerMatched { session: id, address, .. })
-                if id == session && *address == told.what)
+                if id == session && *address == notified.what)
             };
-            self.judge_told(*session, told, "PlayerMatched with the server's address", is_told, found);
+            self.judge_notified(*session, notified, "PlayerMatched with the server's address", is_notified, found);
         }
-        for (session, told) in &self.closed {
-            let is_told = |event: &player::Event| {
+        for (session, notified) in &self.closed {
+            let is_notified = |event: &player::Event| {
                 matches!(event, player::Event::Released(player::Released { session: id, why, .. })
-                if id == session && *why == told.what)
+                if id == session && *why == notified.what)
             };
-            self.judge_told(*session, told, "Released for the same reason", is_told, found);
+            self.judge_notified(*session, notified, "Released for the same reason", is_notified, found);
         }
         for (player, events) in &self.players {
             for (seq, event) in events {
@@ -98,17 +98,17 @@ impl Together {
     }
 
     /// Every member of a session is told.
-    fn judge_told<T>(
+    fn judge_notified<T>(
         &self,
         session: SessionId,
-        told: &Told<T>,
+        notified: &Notice<T>,
         how: &str,
-        is_told: impl Fn(&player::Event) -> bool,
+        is_notified: impl Fn(&player::Event) -> bool,
         found: &mut Vec<Violation>,
     ) {
-        for player in told.players.iter().flatten().filter(|player| !self.has(player, &is_told)) {
+        for player in notified.players.iter().flatten().filter(|player| !self.has(player, &is_notified)) {
             let what = format!("a player of the session has no {how} beside this");
-            found.push(Violation::new(Rule::Told, [told.seq], what).player(player).session(session));
+            found.push(Violation::new(Rule::Notified, [notified.seq], what).player(player).session(session));
         }
     }
 
@@ -121,12 +121,18 @@ impl Together {
                     self.matched.get(session).is_some_and(|(_, matched)| matched.players().any(|one| one == player));
                 (Rule::Matched, session, "Matched", of)
             }
-            player::Event::PlayerMatched(player::PlayerMatched { session, .. }) => {
-                (Rule::Told, session, "Opened", self.opened.get(session).is_some_and(|told| is_of(&told.players)))
-            }
-            player::Event::Released(player::Released { session, .. }) => {
-                (Rule::Told, session, "Closed", self.closed.get(session).is_some_and(|told| is_of(&told.players)))
-            }
+            player::Event::PlayerMatched(player::PlayerMatched { session, .. }) => (
+                Rule::Notified,
+                session,
+                "Opened",
+                self.opened.get(session).is_some_and(|notified| is_of(&notified.players)),
+            ),
+            player::Event::Released(player::Released { session, .. }) => (
+                Rule::Notified,
+                session,
+                "Closed",
+                self.closed.get(session).is_some_and(|notified| is_of(&notified.players)),
+            ),
             player::Event::Queued(_) | player::Event::Cancelled(_) | player::Event::TimedOut(_) => return,
         };
         if !is_beside {

@@ -29,7 +29,8 @@ pub(crate) enum Rule {
     /// A session is matched together with its players.
     Matched,
     /// Its players are told when it opens and released when it closes: they all, and nobody else.
-    Told,
+    #[serde(rename = "told")]
+    Notified,
     /// A player is paid once for each match that was finished.
     Paid,
     /// Nothing is under way any more.

@@ -47,7 +47,7 @@ async fn a_long_stream_comes_back_whole_though_it_grew_meanwhile() -> anyhow::Re
     assert!(writing.await?? > 0);
     assert_eq!(ran.code, Some(0), "{ran:?}");
 
-    let other = Fixture::bare().await?;
+    let other = Fixture::without_workers().await?;
     let folder = fixture.folder.path().join("copy").display().to_string();
     let ran = other.run(&["restore", &folder]).await?;
     assert_eq!(ran.code, Some(0), "{ran:?}");

@@ -59,13 +59,15 @@ async fn report(client: &Client, attempt: u32, body: &'static [u8]) -> anyhow::R
     Ok(ack.await?.sequence)
 }
 
-async fn letters(fixture: &Fixture) -> anyhow::Result<Vec<Value>> {
+async fn dead_letters(fixture: &Fixture) -> anyhow::Result<Vec<Value>> {
     fixture.json(&["dead", "list", "--json"]).await
 }
 
 async fn until_dead(fixture: &Fixture, count: usize) -> anyhow::Result<Vec<Value>> {
-    until("the letters are there", async || Ok(Some(letters(fixture).await?).filter(|letters| letters.len() == count)))
-        .await
+    until("the letters are there", async || {
+        Ok(Some(dead_letters(fixture).await?).filter(|dead_letters| dead_letters.len() == count))
+    })
+    .await
 }
 
 #[tokio::test]
@@ -95,11 +97,11 @@ async fn a_letter_is_shown_and_retried_until_it_is_handled() -> anyhow::Result<(
     worker.mend(|_| Err(Failure::Poison(anyhow::anyhow!("another mistake"))));
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("1: not handled: another mistake"), "{ran:?}");
-    assert_eq!(letters(&fixture).await?.len(), 1);
+    assert_eq!(dead_letters(&fixture).await?.len(), 1);
     worker.mend(|_| Err(Failure::Unavailable(anyhow::anyhow!("redis is down"))));
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("redis is down"), "{ran:?}");
-    assert_eq!((worker.seen().len(), letters(&fixture).await?.len()), (1, 1));
+    assert_eq!((worker.seen().len(), dead_letters(&fixture).await?.len()), (1, 1));
 
     worker.mend(|_| Ok(()));
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
@@ -126,7 +128,7 @@ async fn a_conflict_is_tried_again_as_in_a_delivery() -> anyhow::Result<()> {
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("moved"), "{ran:?}");
     assert_eq!(worker.seen().len(), 5);
-    assert_eq!(letters(&fixture).await?.len(), 1);
+    assert_eq!(dead_letters(&fixture).await?.len(), 1);
     Ok(())
 }
 
@@ -145,7 +147,7 @@ async fn a_letter_waits_for_its_worker() -> anyhow::Result<()> {
         Ok((ran.code == Some(1) && ran.err.contains("no instance of it is running")).then_some(()))
     })
     .await?;
-    assert_eq!(letters(&fixture).await?.len(), 1);
+    assert_eq!(dead_letters(&fixture).await?.len(), 1);
 
     let worker = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
     worker.mend(|_| Ok(()));
@@ -155,7 +157,7 @@ async fn a_letter_waits_for_its_worker() -> anyhow::Result<()> {
     )
     .await?;
     assert_eq!(&*worker.seen()[0].body, b"\xff{");
-    assert!(letters(&fixture).await?.is_empty());
+    assert!(dead_letters(&fixture).await?.is_empty());
     Ok(())
 }
 
@@ -181,14 +183,14 @@ async fn all_letters_or_those_of_a_worker_are_retried() -> anyhow::Result<()> {
     let ran = fixture.run(&["dead", "retry", "--all", "--worker", "director"]).await?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(director.seen().iter().map(|one| one.seq).collect::<Vec<_>>(), [event]);
-    assert_eq!(letters(&fixture).await?.len(), 2);
+    assert_eq!(dead_letters(&fixture).await?.len(), 2);
     // One that still cannot be handled holds up no other.
     let ran = fixture.run(&["dead", "retry", "--all"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("1 of 2 letters are kept"), "{ran:?}");
     let mut seen: Vec<_> = reports.seen().iter().map(|one| one.seq).collect();
     seen.sort_unstable();
     assert_eq!(seen, [one, two]);
-    assert_eq!(letters(&fixture).await?[0]["subject"], "report.x.1.ready");
+    assert_eq!(dead_letters(&fixture).await?[0]["subject"], "report.x.1.ready");
     Ok(())
 }
 
@@ -210,7 +212,7 @@ async fn a_letter_that_cannot_be_read_is_shown_and_kept() -> anyhow::Result<()> 
     })
     .await?;
     assert!(ran.code == Some(1) && ran.err.contains("the letter cannot be read"), "{ran:?}");
-    assert_eq!(letters(&fixture).await?.len(), 1);
+    assert_eq!(dead_letters(&fixture).await?.len(), 1);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! `garage queue`: closed for as long as the operator says, and told to whoever asks.
 
 use async_nats::jetstream;
-use garage_events::{door, lease};
+use garage_events::{lease, queue_status};
 use serde_json::{Value, json};
 
 use crate::support::Fixture;
@@ -85,7 +85,7 @@ async fn a_closed_queue_stays_closed_when_the_servers_start_again() -> anyhow::R
     let before = fixture.json(&["queue", "list", "--json"]).await?;
     fixture.nats.node(0)?.restart().await?;
     // And is no matter of hours: the bucket forgets nothing.
-    let bucket = jetstream::new(fixture.client.clone()).get_stream(door::STREAM).await?;
+    let bucket = jetstream::new(fixture.client.clone()).get_stream(queue_status::STREAM).await?;
     assert!(bucket.cached_info().config.max_age.is_zero());
     garage_events::jetstream::setup::init(fixture.client.clone(), 1).await?;
     assert_eq!(fixture.json(&["queue", "list", "--json"]).await?, before);

@@ -220,16 +220,16 @@ async fn nobody_sees_half_of_a_rebuild_while_events_come_in() -> anyhow::Result<
         anyhow::Ok(seen)
     };
     let rebuilding = async {
-        let mut told = Vec::new();
+        let mut notified = Vec::new();
         for _ in 0..5 {
-            told.push(projected.rebuild().await);
+            notified.push(projected.rebuild().await);
         }
         done.store(true, Ordering::SeqCst);
-        told.into_iter().collect::<anyhow::Result<Vec<_>>>()
+        notified.into_iter().collect::<anyhow::Result<Vec<_>>>()
     };
-    let (played, seen, told) = tokio::join!(playing, reading, rebuilding);
+    let (played, seen, notified) = tokio::join!(playing, reading, rebuilding);
     played?;
-    assert!(told?.iter().all(|text| text.contains("the projections were replaced at ")));
+    assert!(notified?.iter().all(|text| text.contains("the projections were replaced at ")));
     let (seen, history) = (seen?, History::read(&projected.log).await?);
     assert!(seen.len() > 1, "the readers saw the projections move");
     for live in &seen {
@@ -256,8 +256,8 @@ async fn a_rebuild_mends_what_is_wrong_and_leaves_nothing_behind() -> anyhow::Re
     // What somebody left who was killed.
     let () = redis.hset("garage:anew:queues", "ranked", 77).await?;
     let () = redis.hset_multiple("garage:anew:watermark", &[("log", "another"), ("seq", "5")]).await?;
-    let told = projected.rebuild().await?;
-    assert!(told.starts_with("61 events folded"), "{told}");
+    let notified = projected.rebuild().await?;
+    assert!(notified.starts_with("61 events folded"), "{notified}");
     projected.until_right().await?;
     assert_eq!(projected.verified().await?, [] as [Value; 0]);
     let left: Vec<String> = redis.keys("garage:anew:*").await?;

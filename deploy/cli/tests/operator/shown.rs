@@ -17,7 +17,7 @@ async fn a_timeline_comes_as_json_too() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn every_shell_completes_every_verb() -> anyhow::Result<()> {
-    let fixture = Fixture::bare().await?;
+    let fixture = Fixture::without_workers().await?;
     for shell in ["bash", "zsh", "fish"] {
         let ran = fixture.run(&["completions", shell]).await?;
         assert_eq!(ran.code, Some(0), "{ran:?}");

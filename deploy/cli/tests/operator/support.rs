@@ -8,6 +8,7 @@ use std::{
 use anyhow::Context;
 use async_nats::Client;
 use garage_events::{
+    env::{Env, System},
     id::{PlayerId, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
     lease,
@@ -15,7 +16,6 @@ use garage_events::{
     player::{self, CancelReason, Cancelled, Ending, Queued},
     session,
     subject::{Aggregate, DEAD, HISTORY, STREAM},
-    world::{System, World},
 };
 use garage_stack::servers::{Nats, Role};
 use serde_json::Value;
@@ -49,14 +49,14 @@ pub(crate) struct Running {
 
 impl Fixture {
     /// Without streams.
-    pub(crate) async fn bare() -> anyhow::Result<Self> {
+    pub(crate) async fn without_workers() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let nats = Nats::start(folder.path(), 1).await?;
         Ok(Self { client: nats.connect(Role::Admin).await?, nats, folder })
     }
 
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let fixture = Self::bare().await?;
+        let fixture = Self::without_workers().await?;
         setup::init(fixture.client.clone(), 1).await?;
         Ok(fixture)
     }
@@ -219,7 +219,7 @@ pub(crate) async fn bodies(fixture: &Fixture) -> anyhow::Result<Vec<(String, Vec
 
 #[tokio::test]
 async fn without_streams_every_verb_says_what_to_do() -> anyhow::Result<()> {
-    let fixture = Fixture::bare().await?;
+    let fixture = Fixture::without_workers().await?;
     for (args, stream) in [
         (&["replay"][..], HISTORY),
         (&["tail"], STREAM),

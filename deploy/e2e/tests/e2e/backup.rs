@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use crate::support::{
     Garage, Setup,
-    history::{self, assert_told, paid},
+    history::{self, assert_notified, paid},
     operations, play, until,
 };
 
@@ -94,7 +94,7 @@ async fn everything_comes_back(setup: Setup) {
     assert_eq!(all[..events.len()], events);
     for ((bot, played), (before, _)) in bots.iter().zip(&played).zip(owned) {
         let new = &all[events.len()..];
-        assert_told(new, &bot.player, &played.frames);
+        assert_notified(new, &bot.player, &played.frames);
         assert_eq!((paid(&all, &bot.player).len(), paid(new, &bot.player).len()), (3, 1));
         assert_eq!(bot.balance().await.unwrap(), before["balance"].as_u64().unwrap() + played.earned);
     }

@@ -195,7 +195,7 @@ impl Dying {
                     let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
                 }
             }
-            Point::LetterStored => {
+            Point::DeadLetterStored => {
                 garage.jetstream().publish(UNREADABLE, "{}".into()).await.unwrap().await.unwrap();
             }
             // A deadline may come more than once, and late.
@@ -275,11 +275,11 @@ async fn whatever_a_process_dies_at_is_finished_once() {
     let players = crowd.leave().await;
     let garage = &dying.garage;
     let dead = garage.jetstream().get_stream(DEAD).await.unwrap();
-    let (_, letters) = garage.cli(&["dead", "list", "--json"]).await;
-    for letter in letters.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
-        assert_eq!(letter["subject"], UNREADABLE, "{letter}");
+    let (_, dead_letters) = garage.cli(&["dead", "list", "--json"]).await;
+    for dead_letter in dead_letters.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        assert_eq!(dead_letter["subject"], UNREADABLE, "{dead_letter}");
     }
-    assert!(!letters.is_empty(), "what cannot be read is put aside");
+    assert!(!dead_letters.is_empty(), "what cannot be read is put aside");
     dead.purge().await.unwrap();
     let events = garage.settled().await;
     eprint!("{players}{}", verify::holds(garage).await);

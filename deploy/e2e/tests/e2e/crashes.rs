@@ -4,7 +4,7 @@ use garage_stack::workers::Worker;
 
 use crate::support::{
     Garage, Setup,
-    history::{self, assert_told, paid},
+    history::{self, assert_notified, paid},
     play, until,
 };
 
@@ -34,7 +34,7 @@ async fn a_director_finds_its_game_servers_again() {
     let events = garage.settled().await;
     assert_eq!(history::count(&events, "Finished"), 3);
     for (bot, played) in bots.iter().zip(&played) {
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
     // What the first director held is taken up in time by the second. But it may have died between a server's mark and
@@ -63,7 +63,7 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
             ("Finished", 4, Worker::Matchmaker),
         ],
     ];
-    let mut told = vec![Vec::new(); bots.len()];
+    let mut received = vec![Vec::new(); bots.len()];
     for round in rounds {
         let faults = async {
             for fault in round {
@@ -71,8 +71,8 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
             }
         };
         let (played, ()) = tokio::join!(play(&bots), faults);
-        for (told, played) in told.iter_mut().zip(played) {
-            told.extend(played.frames);
+        for (received, played) in received.iter_mut().zip(played) {
+            received.extend(played.frames);
         }
         garage.stack.wait_ready().await.unwrap();
     }
@@ -80,8 +80,8 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
     let events = garage.settled().await;
     assert_eq!(history::count(&events, "Finished"), 6);
     assert_eq!(history::count(&events, "PodRequested"), 6);
-    for (bot, told) in bots.iter().zip(&told) {
-        assert_told(&events, &bot.player, told);
+    for (bot, received) in bots.iter().zip(&received) {
+        assert_notified(&events, &bot.player, received);
         assert_eq!(paid(&events, &bot.player).len(), 2);
         let coins: u64 = paid(&events, &bot.player).iter().map(|event| event.number("amount")).sum();
         assert_eq!(bot.balance().await.unwrap(), 1_000 + coins);

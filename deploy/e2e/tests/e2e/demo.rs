@@ -61,10 +61,10 @@ impl Demo {
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
             let folder = self.folder.path().to_str()?;
             // redis-server writes over its arguments; a game server has neither its parent's variables nor its folder.
-            let told = command.contains(folder) || String::from_utf8_lossy(&read("environ")).contains(folder);
+            let received = command.contains(folder) || String::from_utf8_lossy(&read("environ")).contains(folder);
             let within = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()));
             let zombie = command.is_empty();
-            ((told || within) && !zombie && pid != i32::try_from(std::process::id()).ok()?)
+            ((received || within) && !zombie && pid != i32::try_from(std::process::id()).ok()?)
                 .then_some((Pid::from_raw(pid), command))
         };
         fs::read_dir("/proc").unwrap().flatten().filter_map(ours).collect()

@@ -5,7 +5,7 @@ use garage_gameserver::{
     client::{self, Connection},
     wire::{FromClient, FromServer},
 };
-use garage_stack::bot::{Bot, Line};
+use garage_stack::bot::{Bot, EventStream};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -13,37 +13,37 @@ use nix::{
 
 use crate::support::{
     Garage, Setup,
-    history::{self, Event, assert_told, of_session, paid, steps},
+    history::{self, Event, assert_notified, of_session, paid, steps},
     play,
 };
 
 /// Two players who wait, with their lines open.
-async fn queued(garage: &Garage) -> Vec<(Bot, Line)> {
+async fn queued(garage: &Garage) -> Vec<(Bot, EventStream)> {
     let mut players = Vec::new();
     for bot in garage.bots("player", 2) {
-        let line = bot.line().await.unwrap();
+        let event_stream = bot.event_stream().await.unwrap();
         bot.queue("ranked").await.unwrap();
-        players.push((bot, line));
+        players.push((bot, event_stream));
     }
     players
 }
 
 /// Each is let go for this reason, may queue again, and has been paid nothing. What is left is the log.
-async fn let_go(garage: &Garage, players: Vec<(Bot, Line)>, why: &str) -> Vec<Event> {
+async fn let_go(garage: &Garage, players: Vec<(Bot, EventStream)>, why: &str) -> Vec<Event> {
     let mut balances = Vec::new();
-    for (bot, mut line) in players {
+    for (bot, mut event_stream) in players {
         let released = loop {
-            let frame = line.next().await.unwrap();
+            let frame = event_stream.next().await.unwrap();
             if frame.type_name == "Released" {
                 break frame;
             }
         };
         assert_eq!(released.data["why"], why);
         balances.push(bot.balance().await.unwrap());
-        assert_told(&garage.events().await, &bot.player, line.frames());
+        assert_notified(&garage.events().await, &bot.player, event_stream.frames());
         let ticket = bot.queue("ranked").await.unwrap();
         bot.cancel(&ticket).await.unwrap();
-        line.close().await;
+        event_stream.close().await;
     }
     let events = garage.settled().await;
     assert_eq!(balances, [1_000, 1_000]);
@@ -57,8 +57,8 @@ fn the_session(events: &[Event]) -> Vec<&Event> {
 }
 
 /// Connects to the game and waits for the green light.
-async fn at_the_start(bot: &Bot, line: &mut Line) -> Connection {
-    let data = line.until("PlayerMatched").await.unwrap().data;
+async fn at_the_start(bot: &Bot, event_stream: &mut EventStream) -> Connection {
+    let data = event_stream.until("PlayerMatched").await.unwrap().data;
     let address: Address = serde_json::from_value(data.clone()).unwrap();
     let (server, token) = bot.admission(data["session"].as_str().unwrap(), &address).await.unwrap();
     let mut connection = client::connect(&server).await.unwrap();
@@ -129,8 +129,8 @@ async fn a_game_server_killed_in_the_race_ends_the_match_unpaid() {
     let garage = Setup::long().start().await;
     let mut players = queued(&garage).await;
     let mut connections = Vec::new();
-    for (bot, line) in &mut players {
-        connections.push(at_the_start(bot, line).await);
+    for (bot, event_stream) in &mut players {
+        connections.push(at_the_start(bot, event_stream).await);
     }
     for connection in &mut connections {
         green(connection).await;
@@ -162,8 +162,8 @@ async fn a_session_beyond_its_hard_end_is_abandoned_in_the_midst_of_the_race() {
     let garage = Setup::long().env("GARAGE_SESSION_S", "10").start().await;
     let mut players = queued(&garage).await;
     let mut connections = Vec::new();
-    for (bot, line) in &mut players {
-        connections.push(at_the_start(bot, line).await);
+    for (bot, event_stream) in &mut players {
+        connections.push(at_the_start(bot, event_stream).await);
     }
     let events = let_go(&garage, players, "abandoned").await;
     let ending = steps(&the_session(&events))[5..].to_vec();

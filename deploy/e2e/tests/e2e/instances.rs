@@ -2,7 +2,7 @@
 
 use crate::support::{
     Setup,
-    history::{self, assert_told, paid},
+    history::{self, assert_notified, paid},
     play,
 };
 
@@ -21,7 +21,7 @@ async fn two_instances_of_every_worker_match_nobody_twice_and_pay_everyone() {
     assert_eq!(history::count(&events, "PodScheduled"), 10);
     for (bot, played) in bots.iter().zip(&played) {
         assert_eq!(played.frames.len(), 4);
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{
     Setup,
-    history::{self, assert_told, of_player, of_session, paid, steps},
+    history::{self, assert_notified, of_player, of_session, paid, steps},
     play,
 };
 
@@ -20,8 +20,8 @@ async fn two_players_queue_are_matched_race_and_are_paid() {
     assert_eq!(earned, [(1, 100), (2, 60)]);
     assert_eq!(played[0].session, played[1].session);
     for (bot, played) in bots.iter().zip(&played) {
-        let told: Vec<_> = played.frames.iter().map(|frame| (frame.n, &*frame.type_name)).collect();
-        assert_eq!(told, [(1, "Queued"), (2, "Matched"), (3, "PlayerMatched"), (4, "Released")]);
+        let received: Vec<_> = played.frames.iter().map(|frame| (frame.n, &*frame.type_name)).collect();
+        assert_eq!(received, [(1, "Queued"), (2, "Matched"), (3, "PlayerMatched"), (4, "Released")]);
         let sequences: Vec<_> = played.frames.iter().map(|frame| frame.seq).collect();
         assert!(sequences.is_sorted(), "{sequences:?}");
         assert!(played.frames[1..].iter().all(|frame| frame.data["session"] == played.session));
@@ -35,7 +35,7 @@ async fn two_players_queue_are_matched_race_and_are_paid() {
     let expected = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "Finished", "Closed"];
     assert_eq!(steps(&of_session(&events, session)), expected);
     for (name, played) in names.iter().zip(&played) {
-        assert_told(&events, name, &played.frames);
+        assert_notified(&events, name, &played.frames);
         assert_eq!(paid(&events, name).len(), 1);
     }
     assert_eq!(events.len(), 7 + 2 * (4 + 2));

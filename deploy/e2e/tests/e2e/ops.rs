@@ -145,8 +145,8 @@ async fn what_failed_is_told_by_reason_and_what_was_given_up_without_its_body() 
 
     let body = r#"{"a": "not to be shown"}"#;
     garage.jetstream().publish("report.x.1.ready", body.into()).await.unwrap().await.unwrap();
-    let letter = until_row(&browser, "letters", |row| row[1] == "session-reports").await;
-    assert!(letter[2].contains("report.x.1.ready") && !letter[3].is_empty(), "{letter:?}");
+    let dead_letter = until_row(&browser, "letters", |row| row[1] == "session-reports").await;
+    assert!(dead_letter[2].contains("report.x.1.ready") && !dead_letter[3].is_empty(), "{dead_letter:?}");
     assert_eq!(browser.text("#tile-letters").await, "1");
     assert!(!browser.run("return document.documentElement.outerHTML").await.to_string().contains("not to be shown"));
 

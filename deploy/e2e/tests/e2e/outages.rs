@@ -11,7 +11,7 @@ use garage_events::{
 
 use crate::support::{
     Garage, Setup,
-    history::{self, assert_told, paid},
+    history::{self, assert_notified, paid},
     play, until,
 };
 
@@ -20,7 +20,7 @@ const MANY: u64 = 25;
 
 /// Has the server wait for an acknowledgement no longer than 200 ms, which no progress that is reported comes up to: what
 /// is held is delivered again and again.
-async fn impatient(garage: &Garage) {
+async fn shorten_ack_wait(garage: &Garage) {
     for consumer in CONSUMERS {
         let stream = garage.jetstream().get_stream_no_info(consumer.stream).await.unwrap();
         let config = stream.consumer_info(consumer.name).await.unwrap().config;
@@ -46,7 +46,7 @@ async fn many_deliveries(garage: &Garage, consumer: Consumer) {
 #[tokio::test]
 async fn a_match_waits_for_redis_and_mysql() {
     let mut garage = Setup::short().start().await;
-    impatient(&garage).await;
+    shorten_ack_wait(&garage).await;
     garage.stack.redis.kill();
     garage.stack.mariadb.kill();
     for bot in garage.bots("player", 2) {
@@ -67,7 +67,7 @@ async fn a_match_waits_for_redis_and_mysql() {
 #[tokio::test]
 async fn a_payment_waits_for_mysql() {
     let mut garage = Setup::short().env("GARAGE_INVENTORY_REWARDS_CONCURRENCY", "64").start().await;
-    impatient(&garage).await;
+    shorten_ack_wait(&garage).await;
     let bots = garage.bots("player", 2);
     let outage = async {
         garage.until_event("Opened", 1).await;
@@ -80,7 +80,7 @@ async fn a_payment_waits_for_mysql() {
 
     let events = garage.settled().await;
     for (bot, played) in bots.iter().zip(&played) {
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
 }
@@ -88,7 +88,7 @@ async fn a_payment_waits_for_mysql() {
 #[tokio::test]
 async fn a_nats_that_stands_still_again_and_again_costs_no_message() {
     let mut garage = Setup::short().env("GARAGE_READY_S", "60").start().await;
-    impatient(&garage).await;
+    shorten_ack_wait(&garage).await;
     let bots = garage.bots("player", 4);
     let outages = async {
         garage.until_event("Matched", 1).await;
@@ -104,7 +104,7 @@ async fn a_nats_that_stands_still_again_and_again_costs_no_message() {
 
     let events = garage.settled().await;
     for (bot, played) in bots.iter().zip(&played) {
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
     assert_eq!(history::count(&events, "Closed"), 2);

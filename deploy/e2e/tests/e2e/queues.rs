@@ -71,10 +71,10 @@ async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
 
     let (success, text) = garage.cli(&["queue", "close", "ranked", "--reason", "season's end"]).await;
     assert!(success, "{text}");
-    let wish = json!({"queue": "ranked", "latencies": {"eu": 20}});
+    let ticket_request = json!({"queue": "ranked", "latencies": {"eu": 20}});
     let ask = async |name: &str| {
         let bot = garage.ranked(name, 5_000);
-        bot.ask::<Value>(reqwest::Method::POST, "/v1/matchmaking/tickets", Some(wish.clone())).await
+        bot.ask::<Value>(reqwest::Method::POST, "/v1/matchmaking/tickets", Some(ticket_request.clone())).await
     };
     let refused = until("the gateway has heard of it", async || match ask("bert").await {
         Err(problem) => Some(problem),
@@ -98,7 +98,8 @@ async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
         garage.kill_and_restart(worker);
     }
     garage.stack.wait_ready().await.unwrap();
-    let refused = garage.bot("bert").ask::<Value>(reqwest::Method::POST, "/v1/matchmaking/tickets", Some(wish)).await;
+    let refused =
+        garage.bot("bert").ask::<Value>(reqwest::Method::POST, "/v1/matchmaking/tickets", Some(ticket_request)).await;
     assert_eq!(refused.unwrap_err().body["type"], "/problems/queue-closed");
     let path = format!("/v1/matchmaking/tickets/{}", ticket.ticket);
     let still: Value = waiting.insist(reqwest::Method::GET, &path, None).await.unwrap();

@@ -36,13 +36,13 @@ async fn a_race_moves_the_ratings_once_and_the_next_ticket_has_the_new_rank() {
         assert_eq!(played.place == 1, rating > 1_500.0, "{profile} of place {}", played.place);
         assert!((rating - rank as f64).abs() <= 0.5 && rank != 1_500, "{profile}");
         assert_eq!(profile["matches"], 1);
-        let told: Vec<_> = events
+        let received: Vec<_> = events
             .iter()
             .filter(|event| event.type_name == "RatingChanged" && event.text("player") == bot.player)
             .collect();
-        let [told] = told[..] else { panic!("{told:?}") };
+        let [received] = received[..] else { panic!("{received:?}") };
         assert_eq!(
-            told.data,
+            received.data,
             json!({"player": bot.player, "session": played.session, "rating": rating, "before": 1_500.0})
         );
     }

@@ -10,7 +10,7 @@ use garage_stack::workers::Worker;
 
 use crate::support::{
     Garage, Setup,
-    history::{self, Event, assert_told, of_session, paid},
+    history::{self, Event, assert_notified, of_session, paid},
     play,
 };
 
@@ -41,7 +41,7 @@ async fn matches_go_on_when_their_consumers_are_deleted() {
 
     let events = garage.settled().await;
     for (bot, played) in bots.iter().zip(&played) {
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
     for once in ["PodRequested", "PodScheduled", "PodReady", "Opened", "Finished", "Closed"] {
@@ -76,7 +76,7 @@ async fn each_event_that_is_delivered_again_has_one_effect() {
 
     let events = garage.settled().await;
     for (bot, played) in bots.iter().zip(&played) {
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
     assert_eq!(history::sessions(&events).len(), 4);
@@ -105,8 +105,8 @@ fn session_of(events: &[Event], player: &str) -> SessionId {
 /// be dead before that is noted.
 fn way<'a>(events: &'a [Event], player: &str) -> Vec<&'a str> {
     let session = of_session(events, session_of(events, player)).into_iter();
-    let told = session.filter(|event| event.type_name != "PodScheduled");
-    told.map(|event| if event.type_name == "PodFailed" { event.text("reason") } else { &event.type_name }).collect()
+    let received = session.filter(|event| event.type_name != "PodScheduled");
+    received.map(|event| if event.type_name == "PodFailed" { event.text("reason") } else { &event.type_name }).collect()
 }
 
 #[tokio::test]
@@ -122,10 +122,10 @@ async fn an_attempt_that_fails_fails_once_however_often_it_is_told() {
         .into();
     let fails = async |bot| {
         let bot = garage.ranked(bot, 10_000);
-        let mut line = bot.line().await.unwrap();
+        let mut event_stream = bot.event_stream().await.unwrap();
         bot.queue("ranked").await.unwrap();
-        while line.next().await.unwrap().type_name != "Released" {}
-        (bot, line.close().await)
+        while event_stream.next().await.unwrap().type_name != "Released" {}
+        (bot, event_stream.close().await)
     };
     let faults = async {
         for (type_name, count) in
@@ -144,10 +144,10 @@ async fn an_attempt_that_fails_fails_once_however_often_it_is_told() {
     assert_eq!(way(&events, "dies-0"), expected(&["PodRequested", "exited"], &goes_on));
     assert_eq!(way(&events, "hangs-0"), expected(&["PodRequested", "not-ready"], &goes_on));
     assert_eq!(way(&events, "fails-0"), expected(&["PodRequested", "exited"].repeat(3), &["Failed", "Closed"]));
-    let told = bots.iter().zip(&played).map(|(bot, played)| (bot, &played.frames, 1));
+    let received = bots.iter().zip(&played).map(|(bot, played)| (bot, &played.frames, 1));
     let failed = failed.iter().map(|(bot, frames)| (bot, frames, 0));
-    for (bot, frames, times) in told.chain(failed) {
-        assert_told(&events, &bot.player, frames);
+    for (bot, frames, times) in received.chain(failed) {
+        assert_notified(&events, &bot.player, frames);
         assert_eq!(paid(&events, &bot.player).len(), times, "{}", bot.player);
     }
     // One that is started while the end of the one before it is noted is seen to be too late, and removed at once.

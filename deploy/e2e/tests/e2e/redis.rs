@@ -15,7 +15,7 @@ use garage_stack::workers::Worker;
 
 use crate::support::{
     Garage, Setup,
-    history::{self, Event, assert_told, of_session, steps},
+    history::{self, Event, assert_notified, of_session, steps},
     play, until,
 };
 
@@ -121,7 +121,7 @@ async fn players_notice_nothing_when_redis_loses_all_in_the_midst_of_their_match
         assert!(requested <= 2, "{session} took {requested} attempts");
     }
     for (bot, played) in bots.iter().zip(&played) {
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(history::paid(&events, &bot.player).len(), 1);
     }
     // None of this needs Redis.
@@ -163,7 +163,7 @@ async fn a_key_that_is_lost_before_its_director_has_fetched_it_costs_one_attempt
     let fingerprint = |event: &Event| event.text("fingerprint").to_owned();
     assert_ne!(fingerprint(session[1]), fingerprint(session[3]), "the second attempt has a key of its own");
     for (bot, played) in bots.iter().zip(&played) {
-        assert_told(&events, &bot.player, &played.frames);
+        assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(history::paid(&events, &bot.player).len(), 1);
     }
 }

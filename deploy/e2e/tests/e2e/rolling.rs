@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::support::{
     Garage, Setup,
-    history::{self, assert_told, paid},
+    history::{self, assert_notified, paid},
     until,
 };
 
@@ -28,7 +28,7 @@ const QUEUES: &str =
     "[queues.ranked]\nplayers = 16\nrank_band = 200\ntimeout_s = 600\n[queues.ranked.regions]\neu = 120\n";
 
 /// How long a player waits for anything. This test is about what is lost, not about how fast the machine is.
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// How long all restarts may take, beyond what is asked for.
 const BOUND: Duration = Duration::from_secs(300);
@@ -98,7 +98,7 @@ async fn nobody_notices_that_every_worker_is_restarted_at_50_new_players_a_secon
     let gateways = garage.stack.gateways();
     let bot = |number: usize| {
         let his = [&gateways[number % 2], &gateways[(number + 1) % 2]];
-        garage.bot(&format!("player-{number}")).with_gateways(&his).with_patience(PATIENCE)
+        garage.bot(&format!("player-{number}")).with_gateways(&his).with_max_wait(MAX_WAIT)
     };
     let seconds = usize::try_from((at_least() + BOUND).as_secs()).unwrap();
     let bots: Vec<_> = (0..RATE * seconds).map(bot).collect();
@@ -114,9 +114,9 @@ async fn nobody_notices_that_every_worker_is_restarted_at_50_new_players_a_secon
     assert_eq!(history::count(&events, "PodFailed"), 0);
     assert!(breaks > 0, "no socket was open when its gateway went");
     for (player, played) in &played {
-        let told: Vec<_> = played.frames.iter().map(|frame| &*frame.type_name).collect();
-        assert_eq!(told, ["Queued", "Matched", "PlayerMatched", "Released"], "{player}");
-        assert_told(&events, player, &played.frames);
+        let received: Vec<_> = played.frames.iter().map(|frame| &*frame.type_name).collect();
+        assert_eq!(received, ["Queued", "Matched", "PlayerMatched", "Released"], "{player}");
+        assert_notified(&events, player, &played.frames);
         assert_eq!(paid(&events, player).len(), 1, "{player}");
     }
 }

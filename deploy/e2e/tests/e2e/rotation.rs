@@ -43,7 +43,7 @@ async fn bot_of_key(garage: &Garage, name: &str, key: &str) -> Bot {
     let key = garage.stack.root().join("secrets").join(key).display().to_string();
     let (made, token) = garage.cli(&["token", name, "--rank", "0", "--jwt-key-file", &key]).await;
     assert!(made, "{token}");
-    Bot::new(Client::new(), &garage.stack.gateway(), name, token.trim()).with_patience(DEADLINE)
+    Bot::new(Client::new(), &garage.stack.gateway(), name, token.trim()).with_max_wait(DEADLINE)
 }
 
 async fn bots_of_key(garage: &Garage, key: &str) -> Vec<Bot> {
@@ -130,8 +130,8 @@ async fn the_ids_of_keys_are_those_that_openssl_tells() {
     let mut garage = Setup::long().start().await;
     let secrets = garage.stack.root().join("secrets");
     operations::run("new-keys", &secrets, &[]).await;
-    let told = operations::run("key-ids", &secrets, &[]).await;
-    let (of_tokens, of_players) = told.trim().split_once('\n').unwrap();
+    let received = operations::run("key-ids", &secrets, &[]).await;
+    let (of_tokens, of_players) = received.trim().split_once('\n').unwrap();
 
     let next = bot_of_key(&garage, "anna", "jwt.next").await;
     let key = secrets.join("jwt.next").display().to_string();
@@ -141,12 +141,12 @@ async fn the_ids_of_keys_are_those_that_openssl_tells() {
     roll(&mut garage, Worker::Session, &[("GARAGE_TOKEN_KEY_FILE", Some("token.next.pem"))]).await;
     roll(&mut garage, Worker::Director, &[("GARAGE_TOKEN_PUBLIC_KEY_ALSO_FILE", Some("token.next.pub.pem"))]).await;
     roll(&mut garage, Worker::Gateway, &[("GARAGE_GATEWAY_JWT_KEY_ALSO_FILE", Some("jwt.next"))]).await;
-    let mut line = next.line().await.unwrap();
+    let mut event_stream = next.event_stream().await.unwrap();
     next.queue("ranked").await.unwrap();
     garage.bot("bert").queue("ranked").await.unwrap();
-    let told = line.until("PlayerMatched").await.unwrap().data;
-    let session = told["session"].as_str().unwrap().to_owned();
-    let (_, token) = next.admission(&session, &serde_json::from_value(told).unwrap()).await.unwrap();
+    let received = event_stream.until("PlayerMatched").await.unwrap().data;
+    let session = received["session"].as_str().unwrap().to_owned();
+    let (_, token) = next.admission(&session, &serde_json::from_value(received).unwrap()).await.unwrap();
     assert_eq!(kid(&token), of_tokens);
     let config = until("the game's configuration", async || {
         let config =

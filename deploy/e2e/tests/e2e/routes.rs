@@ -10,7 +10,7 @@ use futures::future::join_all;
 
 use crate::support::{
     Setup,
-    history::{assert_told, of_player},
+    history::{assert_notified, of_player},
 };
 
 /// How long a route is cut: a node notices at once, and the others elect a new leader in its place in this time or
@@ -26,7 +26,7 @@ async fn a_route_cut_for_a_second_loses_no_frame() {
     let mut garage = Setup::short().three_nodes().start().await;
     // Each alone in his band of ranks.
     let bots: Vec<_> = (0..4).map(|number| garage.ranked(&format!("player-{number}"), number * 200)).collect();
-    let mut lines = join_all(bots.iter().map(async |bot| bot.line().await.unwrap())).await;
+    let mut event_streams = join_all(bots.iter().map(async |bot| bot.event_stream().await.unwrap())).await;
 
     let stop = AtomicBool::new(false);
     let restless = bots.iter().map(async |bot| {
@@ -40,9 +40,9 @@ async fn a_route_cut_for_a_second_loses_no_frame() {
         }
         rounds
     });
-    let listening = lines.iter_mut().map(async |line| -> Infallible {
+    let listening = event_streams.iter_mut().map(async |event_stream| -> Infallible {
         loop {
-            line.next().await.unwrap();
+            event_stream.next().await.unwrap();
         }
     });
     let (restless, listening) = (join_all(restless), join_all(listening));
@@ -63,14 +63,14 @@ async fn a_route_cut_for_a_second_loses_no_frame() {
     };
 
     let events = garage.settled().await;
-    for ((bot, rounds), line) in bots.iter().zip(rounds).zip(&mut lines) {
+    for ((bot, rounds), event_stream) in bots.iter().zip(rounds).zip(&mut event_streams) {
         // The last of it may still be under way.
         let said = of_player(&events, &bot.player).len();
         assert_eq!(said, 2 * rounds, "each command of {} once", bot.player);
-        while line.frames().len() < said {
-            line.next().await.unwrap();
+        while event_stream.frames().len() < said {
+            event_stream.next().await.unwrap();
         }
-        assert_told(&events, &bot.player, line.frames());
-        assert_eq!(line.breaks(), 0, "the gateway never hung up");
+        assert_notified(&events, &bot.player, event_stream.frames());
+        assert_eq!(event_stream.breaks(), 0, "the gateway never hung up");
     }
 }

@@ -164,13 +164,13 @@ async fn no_process_is_given_a_secret_in_its_arguments_or_its_environment() {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let folder = root.to_str().unwrap();
-    let told: Vec<u32> = pids.filter(|pid| started_with(pid).iter().any(|one| one.contains(folder))).collect();
+    let received: Vec<u32> = pids.filter(|pid| started_with(pid).iter().any(|one| one.contains(folder))).collect();
     for server in ["nats-server", "mariadbd"] {
-        assert!(told.iter().any(|pid| started_with(pid)[0].ends_with(server)), "{server} is looked at");
+        assert!(received.iter().any(|pid| started_with(pid)[0].ends_with(server)), "{server} is looked at");
     }
     // Not what all inherit from whoever runs the tests; nor would that be anybody's to read in a failed test's words.
     let inherited = started_with("self");
-    for pid in ours.into_iter().chain(told) {
+    for pid in ours.into_iter().chain(received) {
         for given in started_with(pid).iter().filter(|given| !inherited.contains(given)) {
             let name = given.split('=').next().unwrap();
             assert_eq!(secrets.find(given), None, "process {pid} was given it in {name:.40}");

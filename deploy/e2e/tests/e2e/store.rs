@@ -31,10 +31,10 @@ async fn buy(bot: &Bot, item: &str, keys: impl IntoIterator<Item = String>) -> V
 async fn balances(garage: &Garage, player: &str, count: usize) -> Vec<u64> {
     garage
         .until_log(&format!("{count} purchases of {player}"), |events| {
-            let told =
+            let received =
                 events.iter().filter(|event| event.type_name == "ItemPurchased" && event.text("player") == player);
-            let told: Vec<_> = told.map(|event| event.number("balance")).collect();
-            (told.len() >= count).then_some(told)
+            let received: Vec<_> = received.map(|event| event.number("balance")).collect();
+            (received.len() >= count).then_some(received)
         })
         .await
 }
@@ -71,11 +71,11 @@ async fn what_is_bought_and_mounted_is_raced_with() {
     let wallet: Value = buyer.insist(Method::GET, "/v1/wallet", None).await.unwrap();
     assert_eq!(wallet["balance"], 1_050 - price + played[0].earned);
     let ledger: Value = buyer.insist(Method::GET, "/v1/wallet/ledger?limit=3", None).await.unwrap();
-    let told: Vec<_> = ledger["entries"].as_array().unwrap().iter().map(|entry| entry["reason"].clone()).collect();
-    assert_eq!(told, ["reward", "item-sold", "item-purchased"]);
+    let received: Vec<_> = ledger["entries"].as_array().unwrap().iter().map(|entry| entry["reason"].clone()).collect();
+    assert_eq!(received, ["reward", "item-sold", "item-purchased"]);
     assert_eq!(ledger["entries"][0]["about"], *played[0].session);
-    let told = events.iter().filter(|event| event.subject.starts_with("garage.inventory.player-0."));
-    let types = history::types(&told.collect::<Vec<_>>());
+    let received = events.iter().filter(|event| event.subject.starts_with("garage.inventory.player-0."));
+    let types = history::types(&received.collect::<Vec<_>>());
     let expected = ["ItemPurchased", "ItemUnmounted", "ItemMounted", "ItemSold", "RatingChanged", "RewardGranted"];
     assert_eq!(types, expected);
 }

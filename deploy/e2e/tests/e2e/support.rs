@@ -98,7 +98,7 @@ impl Garage {
 
     fn player(&self, name: &str, rank: Option<i32>, gateway: &str) -> Bot {
         let token = self.stack.token(name, rank).unwrap();
-        Bot::new(self.http.clone(), gateway, name, &token).with_patience(DEADLINE)
+        Bot::new(self.http.clone(), gateway, name, &token).with_max_wait(DEADLINE)
     }
 
     /// Players `<prefix>-0`, `<prefix>-1` and so on, each of his neighbour's rank.

@@ -2,19 +2,19 @@
 
 use crate::support::{
     Setup,
-    history::{assert_told, of_player, types},
+    history::{assert_notified, of_player, types},
 };
 
 #[tokio::test]
 async fn a_player_who_cancels_while_he_waits_may_queue_again() {
     let garage = Setup::short().start().await;
     let bot = garage.bot("anna");
-    let mut line = bot.line().await.unwrap();
+    let mut event_stream = bot.event_stream().await.unwrap();
 
     let first = bot.queue("ranked").await.unwrap();
     assert_eq!(bot.me().await.unwrap()["status"], "waiting");
     bot.cancel(&first).await.unwrap();
-    let cancelled = line.until("Cancelled").await.unwrap();
+    let cancelled = event_stream.until("Cancelled").await.unwrap();
     assert_eq!(
         (cancelled.data["ticket"].as_str(), cancelled.data["reason"].as_str()),
         (Some(&*first.ticket), Some("player"))
@@ -25,12 +25,12 @@ async fn a_player_who_cancels_while_he_waits_may_queue_again() {
     assert_ne!(first, second);
     // Who does not wait with a ticket cannot be taken out of a match by it.
     bot.cancel(&first).await.unwrap_err();
-    let queued = line.until("Queued").await.unwrap();
+    let queued = event_stream.until("Queued").await.unwrap();
     assert_eq!(queued.data["ticket"], second.ticket);
     assert_eq!(bot.me().await.unwrap()["status"], "waiting");
     let again = bot.queue("ranked").await.unwrap_err();
     assert_eq!((again.status.as_u16(), again.body["ticket"].as_str()), (409, Some(&*second.ticket)));
-    assert_told(&garage.settled().await, "anna", line.frames());
+    assert_notified(&garage.settled().await, "anna", event_stream.frames());
 }
 
 #[tokio::test]
@@ -38,11 +38,11 @@ async fn a_player_whose_ticket_times_out_is_told_and_may_queue_again() {
     let queues = "[queues.brief]\nplayers = 2\nrank_band = 200\ntimeout_s = 1\n[queues.brief.regions]\neu = 120\n";
     let garage = Setup::short().queues(queues).start().await;
     let bot = garage.bot("anna");
-    let mut line = bot.line().await.unwrap();
+    let mut event_stream = bot.event_stream().await.unwrap();
 
     for _ in 0..2 {
         let ticket = bot.queue("brief").await.unwrap();
-        let timed_out = line.until("TimedOut").await.unwrap();
+        let timed_out = event_stream.until("TimedOut").await.unwrap();
         assert_eq!(timed_out.data["ticket"], ticket.ticket);
         assert!(timed_out.data["waited_ms"].as_u64().unwrap() >= 1_000);
         assert_eq!(bot.me().await.unwrap()["status"], "idle");
@@ -50,5 +50,5 @@ async fn a_player_whose_ticket_times_out_is_told_and_may_queue_again() {
 
     let events = garage.settled().await;
     assert_eq!(types(&of_player(&events, "anna")), ["Queued", "TimedOut", "Queued", "TimedOut"]);
-    assert_told(&events, "anna", line.frames());
+    assert_notified(&events, "anna", event_stream.frames());
 }

@@ -2,10 +2,10 @@
 
 use async_nats::HeaderMap;
 use garage_events::{
+    env::{Env, System},
     log::Head,
     subject::{Aggregate, DEAD},
     svc::{self, CallError, GetSession},
-    world::{System, World},
 };
 use garage_stack::{bot::Problem, workers::Worker};
 use reqwest::Method;
@@ -60,7 +60,7 @@ impl Garage {
         until(&line, look).await;
     }
 
-    async fn letters(&self) -> u64 {
+    async fn dead_letters(&self) -> u64 {
         self.jetstream().get_stream(DEAD).await.unwrap().cached_info().state.messages
     }
 }
@@ -113,14 +113,14 @@ async fn a_session_that_a_newer_build_has_gone_on_with_is_left_to_it() {
     // Offered to whoever knows it, and not given up.
     let stream = garage.jetstream().get_stream("GARAGE").await.unwrap();
     assert_eq!(stream.consumer_info("session").await.unwrap().num_ack_pending, 2);
-    assert_eq!(garage.letters().await, 0);
+    assert_eq!(garage.dead_letters().await, 0);
 
     // Nobody else is held up by it.
     for name in ["carl", "dora"] {
         garage.bot(name).queue("ranked").await.unwrap();
     }
     garage.until_event("Opened", 2).await;
-    assert_eq!(garage.letters().await, 0);
+    assert_eq!(garage.dead_letters().await, 0);
 }
 
 #[tokio::test]
@@ -137,8 +137,9 @@ async fn a_player_of_whom_a_newer_build_has_written_is_left_to_it() {
         garage.until_skipped(count).await;
 
         // The gateway does not decide on her.
-        let wish = json!({"queue": "ranked", "latencies": {"eu": 20}});
-        let refused: Result<Value, Problem> = bot.ask(Method::POST, "/v1/matchmaking/tickets", Some(wish)).await;
+        let ticket_request = json!({"queue": "ranked", "latencies": {"eu": 20}});
+        let refused: Result<Value, Problem> =
+            bot.ask(Method::POST, "/v1/matchmaking/tickets", Some(ticket_request)).await;
         let refused = refused.unwrap_err();
         assert!(refused.may_pass(), "a newer gateway would: {refused:?}");
         let (message, unknown) = (format!("message {seq} "), format!("event type {type_name} v{v} {CURE}"));
@@ -155,5 +156,5 @@ async fn a_player_of_whom_a_newer_build_has_written_is_left_to_it() {
         .await;
     // The others' commands are taken meanwhile, for the one that comes.
     garage.bot("bert").queue("ranked").await.unwrap();
-    assert_eq!(garage.letters().await, 0);
+    assert_eq!(garage.dead_letters().await, 0);
 }

@@ -6,12 +6,12 @@ use std::{
 };
 
 use garage_events::{
+    env::Env,
     id::{PlayerId, TicketId},
     player::{CancelReason, Queued, State},
     subject::Aggregate,
-    world::World,
 };
-use garage_gateway::{Doors, Problem, commands};
+use garage_gateway::{Problem, QueueStatuses, commands};
 use rand::RngExt;
 use uuid::Uuid;
 
@@ -27,7 +27,7 @@ const TRIES: u32 = 6;
 
 /// What a client was told, which must be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum Notice {
     /// The ticket is there.
     Queued(TicketId),
     /// The ticket is ended, without a match.
@@ -40,8 +40,8 @@ pub(crate) struct Clients {
     shared: Shared,
     /// The gateways, each with its clock.
     gateways: Arc<Vec<(Process, Clock)>>,
-    doors: Doors,
-    told: Arc<Mutex<Vec<Told>>>,
+    queue_statuses: QueueStatuses,
+    notices: Arc<Mutex<Vec<Notice>>>,
     busy: Arc<Mutex<u32>>,
 }
 
@@ -62,10 +62,10 @@ impl Clients {
             });
         }
         let gateways = Arc::new(gateways.lock().unwrap().clone());
-        let doors = Doors::new(&queues(stage.plan.match_of));
+        let queue_statuses = QueueStatuses::new(&queues(stage.plan.match_of));
         let players = stage.plan.players;
         let busy = Arc::new(Mutex::new(players));
-        let clients = Self { shared: shared.clone(), gateways, doors, told: Arc::default(), busy };
+        let clients = Self { shared: shared.clone(), gateways, queue_statuses, notices: Arc::default(), busy };
         for number in 0..players {
             stage.spawn(Process::Outside, clients.clone().play(number));
         }
@@ -76,8 +76,8 @@ impl Clients {
         *self.busy.lock().unwrap() == 0
     }
 
-    pub(crate) fn told(&self) -> Vec<Told> {
-        self.told.lock().unwrap().clone()
+    pub(crate) fn notices(&self) -> Vec<Notice> {
+        self.notices.lock().unwrap().clone()
     }
 
     fn stage(&self) -> &Stage {
@@ -114,10 +114,10 @@ impl Clients {
     async fn queue(&self, player: &PlayerId, number: u32, ticket: TicketId) -> bool {
         for _ in 0..TRIES {
             let (gateway, clock) = self.gateway();
-            let (net, doors, player) = (self.shared.net.clone(), self.doors.clone(), player.clone());
+            let (net, queue_statuses, player) = (self.shared.net.clone(), self.queue_statuses.clone(), player.clone());
             let command = async move {
                 let now = clock.now();
-                let wish = Queued {
+                let ticket_request = Queued {
                     ticket,
                     queue: "ranked".parse().unwrap(),
                     // Now and then somebody whom nobody fits.
@@ -127,12 +127,14 @@ impl Clients {
                     waiting_since: now,
                     expires_at: now + time::Duration::seconds(30),
                 };
-                let rank = wish.rank;
-                commands::queue(&net, &clock, &doors, &player, wish, async { Ok(rank) }).await.map(drop)
+                let rank = ticket_request.rank;
+                commands::queue(&net, &clock, &queue_statuses, &player, ticket_request, async { Ok(rank) })
+                    .await
+                    .map(drop)
             };
             match at_gateway(self.stage(), gateway, command).await {
                 Some(Ok(())) => {
-                    self.told.lock().unwrap().push(Told::Queued(ticket));
+                    self.notices.lock().unwrap().push(Notice::Queued(ticket));
                     return true;
                 }
                 Some(Err(problem)) if problem.is_clients() => return false,
@@ -148,7 +150,7 @@ impl Clients {
             let (net, player) = (self.shared.net.clone(), player.clone());
             let command = async move { commands::cancel(&net, &clock, &player, ticket, CancelReason::Player).await };
             match at_gateway::<Result<(), Problem>>(self.stage(), gateway, command).await {
-                Some(Ok(())) => return self.told.lock().unwrap().push(Told::Cancelled(ticket)),
+                Some(Ok(())) => return self.notices.lock().unwrap().push(Notice::Cancelled(ticket)),
                 Some(Err(problem)) if problem.is_clients() => return,
                 Some(Err(_)) | None => self.pause(2_000).await,
             }

@@ -113,25 +113,25 @@ impl Consumer {
     {
         let seq = delivery.seq;
         // The real one counts in each instance: none of them gives up sooner than this.
-        let vain = u32::try_from(delivery.delivered - 1).unwrap();
+        let failed_deliveries = u32::try_from(delivery.delivered - 1).unwrap();
         let mut tries = 0;
         loop {
             let Err(failure) = handler(delivery.clone()).await else {
                 return self.answer(move |consumer| drop(consumer.state().left.remove(&seq)));
             };
             tries += 1;
-            match failure.then(vain, tries) {
+            match failure.then(failed_deliveries, tries) {
                 Then::Hold(pause) => self.stage.sleep(pause).await,
                 Then::Return(pause) => return self.answer(move |consumer| consumer.put_off(seq, pause)),
-                Then::Bury => {
-                    let letter = format!("{}: {failure}", delivery.subject);
-                    let bury = move |consumer: &Self| {
+                Then::DeadLetter => {
+                    let dead_letter = format!("{}: {failure}", delivery.subject);
+                    let store = move |consumer: &Self| {
                         let mut state = consumer.state();
                         if state.left.remove(&seq).is_some() {
-                            state.dead.push(letter);
+                            state.dead.push(dead_letter);
                         }
                     };
-                    return self.answer(bury);
+                    return self.answer(store);
                 }
             }
         }

@@ -10,13 +10,13 @@ use garage_director::backend::{
     Backend, CreateError, Exit, How, Instance, Listed, Made, Name, Order, Placed, State, Unavailable,
 };
 use garage_events::{
+    env::Env,
     game::{Config, Finished, Placing, Ready},
     id::SessionId,
     log::Session,
     player::Ending,
     session::{Open, Phase, State as Course},
     subject::Aggregate,
-    world::World,
 };
 use rand::RngExt;
 use serde::Serialize;
@@ -47,7 +47,7 @@ struct Instances {
 
 /// What becomes of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum Behavior {
     Plays,
     DiesBeforeReady,
     NeverReady,
@@ -63,15 +63,15 @@ pub(crate) enum Fate {
 const JUDGED: time::Duration = time::Duration::seconds(40);
 
 /// What may be the matter with one.
-pub(crate) const BAD: [Fate; 8] = [
-    Fate::DiesBeforeReady,
-    Fate::NeverReady,
-    Fate::ReadyTooLate,
-    Fate::DiesWhileRacing,
-    Fate::DiesAfterItsResults,
-    Fate::NeverFinishes,
-    Fate::ReportsRubbish,
-    Fate::ReportsOthers,
+pub(crate) const BAD: [Behavior; 8] = [
+    Behavior::DiesBeforeReady,
+    Behavior::NeverReady,
+    Behavior::ReadyTooLate,
+    Behavior::DiesWhileRacing,
+    Behavior::DiesAfterItsResults,
+    Behavior::NeverFinishes,
+    Behavior::ReportsRubbish,
+    Behavior::ReportsOthers,
 ];
 
 impl Games {
@@ -79,7 +79,7 @@ impl Games {
         let games = Self { stage: stage.clone(), net: net.clone(), state: Arc::default() };
         if stage.plan.sweeps {
             // Of a session that no log knows.
-            let name = Name { session: SessionId::new(stage.world.id()), attempt: 1 };
+            let name = Name { session: SessionId::new(stage.env.id()), attempt: 1 };
             let orphan = Instance { name, created: stage.now(), state: State::Running(Self::placed(name)) };
             games.state().there.insert(name, orphan);
         }
@@ -139,11 +139,11 @@ impl Games {
     fn start(&self, name: Name, config: &Config) {
         let stage = &self.stage;
         let bad = stage.fault(stage.plan.bad_games);
-        let fate = stage.plan.one_fate.unwrap_or_else(|| stage.draw(|dice| dice.random_range(0..BAD.len())));
-        let fate = if bad { BAD[fate] } else { Fate::Plays };
+        let behavior = stage.plan.one_behavior.unwrap_or_else(|| stage.draw(|dice| dice.random_range(0..BAD.len())));
+        let behavior = if bad { BAD[behavior] } else { Behavior::Plays };
         let game = Game { games: self.clone(), name, config: config.clone() };
         self.state().started += 1;
-        stage.spawn(Process::Game(game.name), game.run(fate));
+        stage.spawn(Process::Game(game.name), game.run(behavior));
     }
 
     /// A session as it is, whatever is read of it.
@@ -227,39 +227,39 @@ struct Game {
 }
 
 impl Game {
-    async fn run(self, fate: Fate) {
+    async fn run(self, behavior: Behavior) {
         let (boot, race) = self.games.stage.draw(|dice| (dice.random_range(50..3_000), dice.random_range(500..20_000)));
         let ready = Ready { tcp_port: 4_000, udp_port: 4_001 };
         self.passes(boot).await;
-        match fate {
-            Fate::DiesBeforeReady => return self.over(self.death()),
-            Fate::NeverReady => return self.runs_to_its_end().await,
-            Fate::ReadyTooLate => self.passes(13_000).await,
-            Fate::ReportsRubbish => {
+        match behavior {
+            Behavior::DiesBeforeReady => return self.over(self.death()),
+            Behavior::NeverReady => return self.runs_to_its_end().await,
+            Behavior::ReadyTooLate => self.passes(13_000).await,
+            Behavior::ReportsRubbish => {
                 self.report(&self.config.ready, &"no report").await;
                 return self.runs_to_its_end().await;
             }
-            Fate::Plays
-            | Fate::DiesWhileRacing
-            | Fate::DiesAfterItsResults
-            | Fate::NeverFinishes
-            | Fate::ReportsOthers => {}
+            Behavior::Plays
+            | Behavior::DiesWhileRacing
+            | Behavior::DiesAfterItsResults
+            | Behavior::NeverFinishes
+            | Behavior::ReportsOthers => {}
         }
         self.report(&self.config.ready, &ready).await;
         self.passes(race).await;
         let players = self.config.players.iter().map(|loadout| loadout.player.clone());
         let mut results: Vec<Placing> =
             players.zip(1..).map(|(player, place)| Placing { player, place, time_ms: Some(9_000) }).collect();
-        match fate {
-            Fate::DiesWhileRacing => return self.over(self.death()),
-            Fate::NeverFinishes => return self.runs_to_its_end().await,
-            Fate::ReportsOthers => drop(results.pop()),
+        match behavior {
+            Behavior::DiesWhileRacing => return self.over(self.death()),
+            Behavior::NeverFinishes => return self.runs_to_its_end().await,
+            Behavior::ReportsOthers => drop(results.pop()),
             _ => {}
         }
         self.report(&self.config.finished, &Finished { results }).await;
-        let how = if fate == Fate::DiesAfterItsResults { self.death() } else { How::Code(0) };
+        let how = if behavior == Behavior::DiesAfterItsResults { self.death() } else { How::Code(0) };
         // Of one that was killed the director asks once, and whoever answers may not have heard of its results.
-        if fate != Fate::ReportsOthers && !matches!(how, How::Signal(_)) {
+        if behavior != Behavior::ReportsOthers && !matches!(how, How::Signal(_)) {
             self.games.played(self.name);
         }
         self.over(how);

@@ -41,7 +41,7 @@ pub(crate) struct End {
 struct Course {
     n: u64,
     /// What the next event must be one of.
-    stage: Stage,
+    stage: Progress,
     attempt: u32,
     scheduled: bool,
     ready: bool,
@@ -49,7 +49,7 @@ struct Course {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum Progress {
     #[default]
     New,
     Unserved,
@@ -69,7 +69,7 @@ struct Life {
 
 /// What one commit told players of a session.
 #[derive(Default)]
-struct Told {
+struct Notices {
     matched: BTreeMap<SessionId, BTreeSet<PlayerId>>,
     opened: BTreeMap<SessionId, BTreeSet<PlayerId>>,
     released: BTreeMap<SessionId, BTreeSet<PlayerId>>,
@@ -98,7 +98,7 @@ struct Judge {
 
 impl Judge {
     fn commit(&mut self, messages: &[Message]) -> Result<(), String> {
-        let (mut expected, mut found) = (Told::default(), Told::default());
+        let (mut expected, mut found) = (Notices::default(), Notices::default());
         for message in messages {
             let at = |what: String| format!("event {} ({}): {what}", message.seq, message.subject);
             let corrupt = |error: DecodeError| at(error.to_string());
@@ -129,7 +129,7 @@ impl Judge {
         Ok(())
     }
 
-    fn session(&mut self, id: SessionId, recorded: &Recorded<Event>, told: &mut Told) -> Result<(), String> {
+    fn session(&mut self, id: SessionId, recorded: &Recorded<Event>, notices: &mut Notices) -> Result<(), String> {
         let course = self.sessions.entry(id).or_default();
         if recorded.n != course.n + 1 {
             return Err(format!("n is {} after {}", recorded.n, course.n));
@@ -138,7 +138,7 @@ impl Judge {
         let before = course.stage;
         let present = |attempt: u32| attempt == course.attempt;
         course.stage = match (before, &recorded.event) {
-            (Stage::New, Event::Matched(matched)) => {
+            (Progress::New, Event::Matched(matched)) => {
                 let members = matched.teams.iter().flat_map(|team| &team.players);
                 course.members = members.map(|member| (member.player.clone(), member.ticket)).collect();
                 for player in course.members.keys() {
@@ -146,43 +146,47 @@ impl Judge {
                         return Err(format!("{player} is in {other} still"));
                     }
                 }
-                told.matched.insert(id, course.members.keys().cloned().collect());
-                Stage::Unserved
+                notices.matched.insert(id, course.members.keys().cloned().collect());
+                Progress::Unserved
             }
-            (Stage::Unserved, Event::PodRequested(requested)) if requested.attempt == course.attempt + 1 => {
+            (Progress::Unserved, Event::PodRequested(requested)) if requested.attempt == course.attempt + 1 => {
                 (course.attempt, course.scheduled, course.ready) = (requested.attempt, false, false);
-                Stage::Starting
+                Progress::Starting
             }
-            (Stage::Starting, Event::PodScheduled(scheduled)) if present(scheduled.attempt) && !course.scheduled => {
+            (Progress::Starting, Event::PodScheduled(scheduled)) if present(scheduled.attempt) && !course.scheduled => {
                 course.scheduled = true;
-                Stage::Starting
+                Progress::Starting
             }
-            (Stage::Starting, Event::PodReady(ready)) if present(ready.attempt) && !course.ready => {
+            (Progress::Starting, Event::PodReady(ready)) if present(ready.attempt) && !course.ready => {
                 course.ready = true;
-                Stage::Starting
+                Progress::Starting
             }
-            (Stage::Starting, Event::PodFailed(failed)) if present(failed.attempt) => Stage::Unserved,
-            (Stage::Running, Event::PodFailed(failed)) if present(failed.attempt) => Stage::Broken,
-            (Stage::Starting, Event::Opened(opened)) if present(opened.attempt) && course.scheduled && course.ready => {
-                told.opened.insert(id, course.members.keys().cloned().collect());
-                Stage::Running
+            (Progress::Starting, Event::PodFailed(failed)) if present(failed.attempt) => Progress::Unserved,
+            (Progress::Running, Event::PodFailed(failed)) if present(failed.attempt) => Progress::Broken,
+            (Progress::Starting, Event::Opened(opened))
+                if present(opened.attempt) && course.scheduled && course.ready =>
+            {
+                notices.opened.insert(id, course.members.keys().cloned().collect());
+                Progress::Running
             }
-            (Stage::Running | Stage::Broken, Event::Finished(finished)) if present(finished.attempt) => {
+            (Progress::Running | Progress::Broken, Event::Finished(finished)) if present(finished.attempt) => {
                 let named: BTreeSet<_> = finished.results.iter().map(|placing| placing.player.clone()).collect();
                 if finished.results.len() != course.members.len() || !course.members.keys().eq(&named) {
                     return Err("the results do not name each player once".into());
                 }
-                Stage::Finished
+                Progress::Finished
             }
-            (Stage::Unserved | Stage::Starting | Stage::Running | Stage::Broken, Event::Failed(_)) => Stage::Failed,
-            (Stage::Finished | Stage::Failed, Event::Closed(closed)) => {
-                if (before == Stage::Finished) != (closed.why == player::Ending::Finished) {
+            (Progress::Unserved | Progress::Starting | Progress::Running | Progress::Broken, Event::Failed(_)) => {
+                Progress::Failed
+            }
+            (Progress::Finished | Progress::Failed, Event::Closed(closed)) => {
+                if (before == Progress::Finished) != (closed.why == player::Ending::Finished) {
                     return Err(format!("closed as {:?} after {before:?}", closed.why));
                 }
                 self.living.retain(|_, session| *session != id);
-                told.released.insert(id, course.members.keys().cloned().collect());
+                notices.released.insert(id, course.members.keys().cloned().collect());
                 self.tally.ends.insert(id, End { why: closed.why, at: recorded.time, attempt: course.attempt });
-                Stage::Closed
+                Progress::Closed
             }
             (before, event) => {
                 return Err(format!("{} while it was {before:?} in attempt {}", event.type_name(), course.attempt));
@@ -191,7 +195,12 @@ impl Judge {
         Ok(())
     }
 
-    fn player(&mut self, id: &PlayerId, recorded: &Recorded<player::Event>, told: &mut Told) -> Result<(), String> {
+    fn player(
+        &mut self,
+        id: &PlayerId,
+        recorded: &Recorded<player::Event>,
+        notices: &mut Notices,
+    ) -> Result<(), String> {
         let life = self.players.entry(id.clone()).or_default();
         if recorded.n != life.n + 1 {
             return Err(format!("n is {} after {}", recorded.n, life.n));
@@ -204,16 +213,16 @@ impl Judge {
             (State::Waiting(_), player::Event::Cancelled(ended)) => Some(ended.ticket) == ticket,
             (State::Waiting(_), player::Event::TimedOut(ended)) => Some(ended.ticket) == ticket,
             (State::Waiting(_), player::Event::Matched(matched)) => {
-                told.matched.entry(matched.session).or_default().insert(id.clone());
+                notices.matched.entry(matched.session).or_default().insert(id.clone());
                 let member = self.sessions.get(&matched.session).and_then(|course| course.members.get(id));
                 Some(matched.ticket) == ticket && member == ticket.as_ref()
             }
             (State::Matched(_), player::Event::PlayerMatched(matched)) => {
-                told.opened.entry(matched.session).or_default().insert(id.clone());
+                notices.opened.entry(matched.session).or_default().insert(id.clone());
                 Some(matched.session) == session && Some(matched.ticket) == ticket
             }
             (State::Matched(_) | State::Playing(_), player::Event::Released(released)) => {
-                told.released.entry(released.session).or_default().insert(id.clone());
+                notices.released.entry(released.session).or_default().insert(id.clone());
                 Some(released.session) == session && Some(released.ticket) == ticket
             }
             _ => false,
@@ -229,7 +238,7 @@ impl Judge {
     }
 
     fn end(self) -> Result<Tally, String> {
-        if let Some((id, course)) = self.sessions.iter().find(|(_, course)| course.stage != Stage::Closed) {
+        if let Some((id, course)) = self.sessions.iter().find(|(_, course)| course.stage != Progress::Closed) {
             return Err(format!("session {id} is {:?}, and nothing more happens", course.stage));
         }
         let ended = |state: &State| matches!(state, State::Idle { .. });

@@ -26,15 +26,15 @@ use std::{
 };
 
 use garage_events::{
+    env::Simulated,
     event::Envelope,
     sim::Message,
     subject::{ALL, Aggregate},
-    world::Simulated,
 };
 use time::{Duration, OffsetDateTime, macros::datetime};
 
 use crate::{
-    clients::{Clients, Told},
+    clients::{Clients, Notice},
     history::Tally,
     stage::{Process, Stage},
     workers::{Leads, Shared, elect},
@@ -60,8 +60,8 @@ struct Run {
 }
 
 fn run(seed: u64) -> Run {
-    let world = Simulated::at(BEGAN);
-    let stage = Stage::new(world, seed);
+    let env = Simulated::at(BEGAN);
+    let stage = Stage::new(env, seed);
     let shared = Shared::new(&stage);
     let leads = <[Leads; 2]>::default();
     for lead in &leads {
@@ -124,20 +124,20 @@ fn judge(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, S
     if let Some(wrong) = shared.games.wrongs(&tally.ends).into_iter().next() {
         return Err(wrong);
     }
-    for told in clients.told() {
-        let (ticket, one_of): (_, &[&str]) = match told {
-            Told::Queued(ticket) => (ticket, &["Queued"]),
-            Told::Cancelled(ticket) => (ticket, &["Cancelled", "TimedOut"]),
+    for notice in clients.notices() {
+        let (ticket, one_of): (_, &[&str]) = match notice {
+            Notice::Queued(ticket) => (ticket, &["Queued"]),
+            Notice::Cancelled(ticket) => (ticket, &["Cancelled", "TimedOut"]),
         };
         let happened = tally.tickets.get(&ticket);
         if !happened.is_some_and(|events| one_of.iter().any(|event| events.contains(event))) {
-            return Err(format!("a client was told {told:?}, and the log says {happened:?}"));
+            return Err(format!("a client was told {notice:?}, and the log says {happened:?}"));
         }
     }
     let net = &shared.net;
     let mut dead = [&net.session, &net.director, &net.timers].into_iter().flat_map(|consumer| consumer.dead());
-    if let Some(letter) = dead.next() {
-        return Err(format!("given up: {letter}"));
+    if let Some(dead_letter) = dead.next() {
+        return Err(format!("given up: {dead_letter}"));
     }
     Ok(tally)
 }

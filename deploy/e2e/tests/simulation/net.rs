@@ -10,13 +10,13 @@ use std::{
 
 use futures::future::{Either, select};
 use garage_events::{
+    env::{Env, Simulated},
     event::Recorded,
     id::{PlayerId, SessionId},
     inventory,
     log::{Append, AppendError, Decision, Load, Player, ReadError, Reports, Session},
     sim::{Faults, SimLog},
     subject::{Report, SESSIONS, sessions, timer_due},
-    world::{Simulated, World},
 };
 use rand::RngExt;
 use time::OffsetDateTime;
@@ -30,17 +30,17 @@ use crate::{
 /// The clock of one machine, which is never quite right.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
-    pub(crate) world: Simulated,
+    pub(crate) env: Simulated,
     pub(crate) ahead: time::Duration,
 }
 
-impl World for Clock {
+impl Env for Clock {
     fn now(&self) -> OffsetDateTime {
-        self.world.now() + self.ahead
+        self.env.now() + self.ahead
     }
 
     fn id(&self) -> Uuid {
-        self.world.id()
+        self.env.id()
     }
 }
 
@@ -69,7 +69,7 @@ impl Net {
         let consumer = || Consumer::new(stage);
         let net = Self {
             stage: stage.clone(),
-            log: SimLog::new(stage.world.clone()),
+            log: SimLog::new(stage.env.clone()),
             session: consumer(),
             director: consumer(),
             reports: consumer(),
@@ -206,8 +206,8 @@ impl Append for Net {
         if !self.stage.fault(self.stage.plan.late_appends) {
             return append.await;
         }
-        let patience = Duration::from_micros(self.stage.draw(|dice| dice.random_range(0..8_000)));
-        match select(pin!(append), pin!(self.stage.sleep(patience))).await {
+        let max_wait = Duration::from_micros(self.stage.draw(|dice| dice.random_range(0..8_000)));
+        match select(pin!(append), pin!(self.stage.sleep(max_wait))).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right(_) => Err(AppendError::Unavailable("no answer in time".into())),
         }

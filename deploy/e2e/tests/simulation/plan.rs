@@ -42,7 +42,7 @@ pub(crate) struct Plan {
     /// Game servers with which something is the matter.
     pub(crate) bad_games: u32,
     /// Whether that is the same with all of them: which, if so.
-    pub(crate) one_fate: Option<usize>,
+    pub(crate) one_behavior: Option<usize>,
     /// Whether directors sweep up what nobody asks for; where they do not, nothing may need it.
     pub(crate) sweeps: bool,
     /// Whether each matchmaker leads whatever the other does.
@@ -75,7 +75,7 @@ impl Plan {
             rounds: dice.random_range(1..=3),
             match_of: dice.random_range(2..=3),
             trouble_s: dice.random_range(20..=90),
-            one_fate: (dice.random_range(0..2) == 0).then(|| dice.random_range(0..BAD.len())),
+            one_behavior: (dice.random_range(0..2) == 0).then(|| dice.random_range(0..BAD.len())),
             sweeps: dice.random_range(0..2) == 0,
             rivals: dice.random_range(0..2) == 0,
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use garage_director::backend::Name;
-use garage_events::world::{Simulated, World};
+use garage_events::env::{Env, Simulated};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
@@ -44,7 +44,7 @@ const COMMIT_US: u64 = 5_000;
 pub(crate) struct Stage {
     state: Arc<Mutex<State>>,
     rung: Rung,
-    pub(crate) world: Simulated,
+    pub(crate) env: Simulated,
     pub(crate) plan: Plan,
 }
 
@@ -87,7 +87,7 @@ impl Wake for Bell {
 }
 
 impl Stage {
-    pub(crate) fn new(world: Simulated, seed: u64) -> Self {
+    pub(crate) fn new(env: Simulated, seed: u64) -> Self {
         let mut dice = StdRng::seed_from_u64(seed);
         let plan = Plan::draw(&mut dice);
         let state = State {
@@ -100,7 +100,7 @@ impl Stage {
             mishaps: Mishaps::default(),
             polls: 0,
         };
-        Self { state: Arc::new(Mutex::new(state)), rung: Rung::default(), world, plan }
+        Self { state: Arc::new(Mutex::new(state)), rung: Rung::default(), env, plan }
     }
 
     /// Adds an instance of a worker, and starts it; again whenever it has crashed.
@@ -146,7 +146,7 @@ impl Stage {
     }
 
     pub(crate) fn now(&self) -> OffsetDateTime {
-        self.world.now()
+        self.env.now()
     }
 
     pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
@@ -237,10 +237,10 @@ impl Stage {
             // All of this instant, so that they may come in any order.
             let due: Vec<_> = state.alarms.extract_if(..=(at, u64::MAX), |_, _| true).collect();
             drop(state);
-            self.world.advance((at - self.now()).max(time::Duration::ZERO));
+            self.env.advance((at - self.now()).max(time::Duration::ZERO));
             due.into_iter().for_each(|(_, waker)| waker.wake());
         }
-        self.world.advance((end - self.now()).max(time::Duration::ZERO));
+        self.env.advance((end - self.now()).max(time::Duration::ZERO));
     }
 
     /// One of the futures that asked to be polled.
@@ -260,7 +260,7 @@ impl Stage {
         let mut state = self.state();
         state.polls += 1;
         let Some(process) = state.tasks.get(&id).map(|task| task.process) else { return };
-        if let Some(until) = state.paused(process).filter(|until| *until > self.world.now()) {
+        if let Some(until) = state.paused(process).filter(|until| *until > self.env.now()) {
             drop(state);
             self.wake_at(until, waker);
             return;
@@ -305,7 +305,7 @@ impl Stage {
             });
         } else if hit(&mut state.dice, pauses, 10_000) {
             state.mishaps.pauses += 1;
-            let until = self.world.now() + Duration::from_millis(state.dice.random_range(0..15_000));
+            let until = self.env.now() + Duration::from_millis(state.dice.random_range(0..15_000));
             state.workers[place].paused_until = Some(until);
         }
     }

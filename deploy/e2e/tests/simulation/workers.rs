@@ -96,7 +96,7 @@ impl Shared {
     /// A clock that goes wrong by up to two seconds.
     pub(crate) fn clock(&self) -> Clock {
         let ahead = self.stage.draw(|dice| dice.random_range(-2_000..=2_000));
-        Clock { world: self.stage.world.clone(), ahead: time::Duration::milliseconds(ahead) }
+        Clock { env: self.stage.env.clone(), ahead: time::Duration::milliseconds(ahead) }
     }
 
     /// Something that is asked, and may be down.
@@ -107,11 +107,10 @@ impl Shared {
     }
 
     pub(crate) fn employ_session(&self) {
-        let (shared, world) = (self.clone(), self.clock());
+        let (shared, env) = (self.clone(), self.clock());
         self.stage.employ(move |process| {
             let net = &shared.net;
-            let app =
-                session::App { log: net.clone(), world: world.clone(), effects: shared.clone(), limits: limits() };
+            let app = session::App { log: net.clone(), env: env.clone(), effects: shared.clone(), limits: limits() };
             let reactor = app.clone();
             net.session.react(process, REACTIONS, move |delivery| {
                 let app = reactor.clone();
@@ -130,7 +129,7 @@ impl Shared {
     }
 
     pub(crate) fn employ_director(&self) {
-        let (shared, world) = (self.clone(), self.clock());
+        let (shared, env) = (self.clone(), self.clock());
         // Instants count from whenever; only how far they lie apart matters.
         let (began, at) = (Instant::now(), self.stage.now());
         self.stage.employ(move |process| {
@@ -142,7 +141,7 @@ impl Shared {
             };
             let app = director::App {
                 log: shared.net.clone(),
-                world: world.clone(),
+                env: env.clone(),
                 backend: shared.games.clone(),
                 keys: shared.clone(),
                 terms: Arc::new(terms),
@@ -169,10 +168,10 @@ impl Shared {
     }
 
     pub(crate) fn employ_matchmaker(&self, leads: &Leads) {
-        let (shared, world, leads) = (self.clone(), self.clock(), leads.clone());
+        let (shared, env, leads) = (self.clone(), self.clock(), leads.clone());
         self.stage.employ(move |process| {
             let queues = queues(shared.stage.plan.match_of);
-            let matching = Matching::new(shared.net.clone(), world.clone(), queues, leads.clone());
+            let matching = Matching::new(shared.net.clone(), env.clone(), queues, leads.clone());
             shared.stage.spawn(process, shared.clone().matchmaker(matching));
         });
     }
@@ -207,11 +206,11 @@ impl Shared {
                 let bytes = snapshot::encode(created, seq, &pool).expect("a snapshot can be written");
                 *self.snapshot.lock().unwrap() = Some(bytes);
             }
-            let mut patience = if busy { Duration::ZERO } else { matching.patience() };
+            let mut max_wait = if busy { Duration::ZERO } else { matching.max_wait() };
             loop {
-                let Some(message) = within(stage, patience, follow.next()).await else { break };
+                let Some(message) = within(stage, max_wait, follow.next()).await else { break };
                 fold(&mut matching, &message);
-                patience = Duration::ZERO;
+                max_wait = Duration::ZERO;
             }
         }
     }

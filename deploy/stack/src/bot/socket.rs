@@ -31,7 +31,7 @@ pub struct Socket {
     pub(super) gateway: String,
     pub(super) last: String,
     pub(super) player: String,
-    pub(super) patience: Duration,
+    pub(super) max_wait: Duration,
 }
 
 impl Socket {
@@ -53,8 +53,8 @@ impl Socket {
                 }
             }
         };
-        let next = timeout(self.patience, waiting).await;
-        let next = next.unwrap_or_else(|_elapsed| Err(format!("no frame within {} s", self.patience.as_secs())));
+        let next = timeout(self.max_wait, waiting).await;
+        let next = next.unwrap_or_else(|_elapsed| Err(format!("no frame within {} s", self.max_wait.as_secs())));
         match next {
             Ok(frame) => {
                 self.last.clone_from(&frame.type_name);

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use garage_events::projection::{LETTERS, LIVE};
+use garage_events::projection::{DEAD_LETTERS, LIVE};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -110,7 +110,7 @@ impl Redis {
     /// What that user may, as Redis writes it.
     #[must_use]
     pub fn reader_rights() -> String {
-        let keys = LIVE.iter().chain([&LETTERS]).map(|key| format!("~{key} ")).collect::<String>();
+        let keys = LIVE.iter().chain([&DEAD_LETTERS]).map(|key| format!("~{key} ")).collect::<String>();
         keys + "-@all +@read +@connection +@transaction +time -@dangerous"
     }
 

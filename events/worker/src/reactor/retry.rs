@@ -9,8 +9,8 @@ use std::future::Future;
 
 use async_nats::{Client, jetstream};
 use garage_events::{
+    dead_letter::DeadLetter,
     jetstream::{reader::Reader, setup},
-    letter::Letter,
     subject,
     svc::Retry,
 };
@@ -36,14 +36,14 @@ where
     let client = context.client();
     let name = consumer.name;
     let service = Service::start(&client, &format!("{name}-retry"), "handles dead letters again").await?;
-    let answer = move |Retry { letter }: Retry| {
+    let answer = move |Retry { number }: Retry| {
         let (client, handler) = (client.clone(), handler.clone());
         async move {
-            let delivery = read(client, name, letter).await?;
+            let delivery = read(client, name, number).await?;
             let outcome = handle(handler, delivery).await;
             match &outcome {
-                Ok(()) => tracing::info!(consumer = name, letter, "dead letter handled"),
-                Err(error) => tracing::warn!(consumer = name, letter, %error, "dead letter not handled"),
+                Ok(()) => tracing::info!(consumer = name, dead_letter = number, "dead letter handled"),
+                Err(error) => tracing::warn!(consumer = name, dead_letter = number, %error, "dead letter not handled"),
             }
             let label = if outcome.is_ok() { "retried" } else { "still-dead" };
             metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => label).increment(1);
@@ -61,14 +61,14 @@ where
 }
 
 /// Reads what was given up from the letter, not from the stream that it was of: that one forgets sooner.
-async fn read(client: Client, consumer: &str, letter: u64) -> Result<Delivery, Refusal> {
-    let message = Reader::open(client, subject::DEAD).await?.get(letter).await?;
+async fn read(client: Client, consumer: &str, number: u64) -> Result<Delivery, Refusal> {
+    let message = Reader::open(client, subject::DEAD).await?.get(number).await?;
     let message = message.filter(|message| message.subject.as_str() == subject::dead(consumer));
-    let message = message.ok_or_else(|| Refusal::new(404, format!("{consumer} has no dead letter {letter}")))?;
-    let letter: Letter = serde_json::from_slice(&message.payload)
+    let message = message.ok_or_else(|| Refusal::new(404, format!("{consumer} has no dead letter {number}")))?;
+    let dead_letter: DeadLetter = serde_json::from_slice(&message.payload)
         .map_err(|error| Refusal::new(422, format!("the letter cannot be read: {error}")))?;
-    let body = letter.bytes();
-    Ok(Delivery { seq: letter.seq, time: letter.time, subject: letter.subject, body, delivered: 1 })
+    let body = dead_letter.bytes();
+    Ok(Delivery { seq: dead_letter.seq, time: dead_letter.time, subject: dead_letter.subject, body, delivered: 1 })
 }
 
 /// What one delivery gets, but that nobody waits for a dependency: the operator is told.
@@ -82,7 +82,7 @@ where
         match handler(delivery.clone()).await {
             Err(failure @ Failure::Retry(_)) => match failure.then(0, tries) {
                 Then::Hold(pause) => sleep(pause).await,
-                Then::Return(_) | Then::Bury => return Err(failure),
+                Then::Return(_) | Then::DeadLetter => return Err(failure),
             },
             outcome => return outcome,
         }

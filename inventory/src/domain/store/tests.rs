@@ -2,8 +2,8 @@ use std::str::FromStr;
 
 use super::*;
 
-const WARE: Ware = Ware { price: 300, resale: 150, retired: false };
-const RETIRED: Ware = Ware { retired: true, ..WARE };
+const PRODUCT: Product = Product { price: 300, resale: 150, retired: false };
+const RETIRED: Product = Product { retired: true, ..PRODUCT };
 
 fn id<T: FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
@@ -44,23 +44,23 @@ fn a_resale_is_a_share_without_fractions() {
 #[test]
 fn who_buys_pays() {
     let car = CarPurchased { car: id("adder"), price: 300, balance: 700 };
-    assert_eq!(buy_car(&anna(), &id("adder"), Some(WARE)), Ok(vec![car.into()]));
+    assert_eq!(buy_car(&anna(), &id("adder"), Some(PRODUCT)), Ok(vec![car.into()]));
     let item = ItemPurchased { item: id("red"), price: 300, balance: 700 };
-    assert_eq!(buy_item(&anna(), &id("red"), Some(WARE)), Ok(vec![item.into()]));
-    let all = Ware { price: 1_000, ..WARE };
+    assert_eq!(buy_item(&anna(), &id("red"), Some(PRODUCT)), Ok(vec![item.into()]));
+    let all = Product { price: 1_000, ..PRODUCT };
     let last = ItemPurchased { item: id("red"), price: 1_000, balance: 0 };
     assert_eq!(buy_item(&anna(), &id("red"), Some(all)), Ok(vec![last.into()]));
 }
 
 #[test]
 fn what_is_not_sold_or_too_dear_is_not_bought() {
-    let dear = Some(Ware { price: 1_001, ..WARE });
+    let dear = Some(Product { price: 1_001, ..PRODUCT });
     let too_dear = Rejection::TooDear { price: 1_001, balance: 1_000 };
     assert_eq!(buy_car(&anna(), &id("adder"), dear), Err(too_dear.clone()));
     assert_eq!(buy_item(&anna(), &id("red"), dear), Err(too_dear));
-    for ware in [None, Some(RETIRED)] {
-        assert_eq!(buy_car(&anna(), &id("adder"), ware), Err(Rejection::NoSuchCar(id("adder"))));
-        assert_eq!(buy_item(&anna(), &id("red"), ware), Err(Rejection::NoSuchItem(id("red"))));
+    for product in [None, Some(RETIRED)] {
+        assert_eq!(buy_car(&anna(), &id("adder"), product), Err(Rejection::NoSuchCar(id("adder"))));
+        assert_eq!(buy_item(&anna(), &id("red"), product), Err(Rejection::NoSuchItem(id("red"))));
     }
     assert_eq!(buy_car(&anna(), &id("vixen"), dear), Err(Rejection::Owned(id("vixen"))));
 }
@@ -71,24 +71,24 @@ fn a_car_is_sold_without_what_is_mounted_on_it() {
     let unmounted = ItemUnmounted { car: id("pebble"), slot: id("paint"), item: id("red") };
     let sold = CarSold { car: id("pebble"), price: 150, balance: 1_150 };
     let events = vec![unmounted.into(), sold.into()];
-    assert_eq!(sell_car(&garage, &id("pebble"), Some(WARE)), Ok(events.clone()));
+    assert_eq!(sell_car(&garage, &id("pebble"), Some(PRODUCT)), Ok(events.clone()));
     assert_eq!(sell_car(&garage, &id("pebble"), Some(RETIRED)), Ok(events), "who owns it may still sell it");
 }
 
 #[test]
 fn neither_the_active_car_nor_another_players_is_sold() {
-    assert_eq!(sell_car(&anna(), &id("pebble"), Some(WARE)), Err(Rejection::Active(id("pebble"))));
-    assert_eq!(sell_car(&anna(), &id("adder"), Some(WARE)), Err(Rejection::CarNotOwned(id("adder"))));
+    assert_eq!(sell_car(&anna(), &id("pebble"), Some(PRODUCT)), Err(Rejection::Active(id("pebble"))));
+    assert_eq!(sell_car(&anna(), &id("adder"), Some(PRODUCT)), Err(Rejection::CarNotOwned(id("adder"))));
 }
 
 #[test]
 fn an_item_is_sold_from_the_shelf() {
     let sold = ItemSold { item: id("red"), price: 150, balance: 1_150 };
-    assert_eq!(sell_item(&anna(), &id("red"), Some(WARE)), Ok(vec![sold.into()]));
+    assert_eq!(sell_item(&anna(), &id("red"), Some(PRODUCT)), Ok(vec![sold.into()]));
     let mut garage = anna();
     garage.items.insert(id("red"), 1);
-    assert_eq!(sell_item(&garage, &id("red"), Some(WARE)), Err(Rejection::AllMounted(id("red"))));
-    assert_eq!(sell_item(&anna(), &id("blue"), Some(WARE)), Err(Rejection::ItemNotOwned(id("blue"))));
+    assert_eq!(sell_item(&garage, &id("red"), Some(PRODUCT)), Err(Rejection::AllMounted(id("red"))));
+    assert_eq!(sell_item(&anna(), &id("blue"), Some(PRODUCT)), Err(Rejection::ItemNotOwned(id("blue"))));
 }
 
 #[test]

@@ -92,16 +92,16 @@ fn given_up() -> [session::Event; 2] {
     [Failed { reason: "exited".into() }.into(), Closed { why: Ending::Failed, results: Vec::new() }.into()]
 }
 
-fn of_player(player: &str, seconds: i64, event: player::Event) -> Seen {
-    Seen { seq: 1, time: at(seconds), what: What::Player(player.parse().unwrap(), event) }
+fn of_player(player: &str, seconds: i64, event: player::Event) -> ProjectedEvent {
+    ProjectedEvent { seq: 1, time: at(seconds), what: What::Player(player.parse().unwrap(), event) }
 }
 
-fn of_session(seconds: i64, event: session::Event) -> Seen {
-    Seen { seq: u64::try_from(seconds).unwrap(), time: at(seconds), what: What::Session(session(), event) }
+fn of_session(seconds: i64, event: session::Event) -> ProjectedEvent {
+    ProjectedEvent { seq: u64::try_from(seconds).unwrap(), time: at(seconds), what: What::Session(session(), event) }
 }
 
 /// What is there after changes, as if Redis held it.
-fn written(mut present: Present, changes: &Changes) -> Present {
+fn written(mut present: CurrentState, changes: &Changes) -> CurrentState {
     fn set<K: Ord + Clone, V: Clone>(there: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
         for (key, value) in changes {
             match value {
@@ -119,9 +119,9 @@ fn written(mut present: Present, changes: &Changes) -> Present {
 }
 
 /// Folds all of it, in batches of so many.
-fn in_batches(events: &[Seen], size: usize) -> Present {
-    events.chunks(size).fold(Present::default(), |present, batch| {
-        let copy = Present {
+fn in_batches(events: &[ProjectedEvent], size: usize) -> CurrentState {
+    events.chunks(size).fold(CurrentState::default(), |present, batch| {
+        let copy = CurrentState {
             players: present.players.clone(),
             timelines: present.timelines.clone(),
             minutes: present.minutes.clone(),
@@ -132,12 +132,12 @@ fn in_batches(events: &[Seen], size: usize) -> Present {
     })
 }
 
-fn in_one(events: &[Seen]) -> Present {
+fn in_one(events: &[ProjectedEvent]) -> CurrentState {
     in_batches(events, events.len())
 }
 
 /// Two attempts, the first of which dies before it is placed.
-fn a_life() -> Vec<Seen> {
+fn a_life() -> Vec<ProjectedEvent> {
     let way = [
         (0, matched()),
         (1, requested(1)),
@@ -173,7 +173,7 @@ fn who_queues_is_counted_and_waits_until_he_is_matched_or_thinks_better_of_it() 
 #[test]
 fn one_who_queues_again_waits_once() {
     let again = [of_player("ann", 0, queued(0)), of_player("ann", 5, cancelled()), of_player("ann", 6, queued(6))];
-    let changes = fold(again.to_vec(), Present::default());
+    let changes = fold(again.to_vec(), CurrentState::default());
     assert_eq!(changes.queues, [(queue(), Some(1))].into());
     let waiting: Vec<_> = changes.waits.iter().filter(|(_, waits)| **waits).collect();
     assert_eq!(waiting, [(&waiter(&queue(), at(6), &"ann".parse().unwrap()), &true)]);
@@ -203,9 +203,9 @@ fn a_step_is_counted_once_a_session_and_timed_from_the_latest_step_before() {
 fn a_timeline_tells_all_and_bounds_what_is_foreign() {
     let present = in_one(&a_life());
     let timeline = &present.timelines[&session()];
-    let told: Vec<_> = timeline.events.iter().map(|entry| (entry.type_name.as_str(), entry.attempt)).collect();
-    assert_eq!(told[2], ("PodFailed", Some(1)));
-    assert_eq!(told.last(), Some(&("Closed", None)));
+    let notified: Vec<_> = timeline.events.iter().map(|entry| (entry.type_name.as_str(), entry.attempt)).collect();
+    assert_eq!(notified[2], ("PodFailed", Some(1)));
+    assert_eq!(notified.last(), Some(&("Closed", None)));
     assert_eq!(timeline.events[2].detail.as_ref().map(|text| text.chars().count()), Some(DETAIL));
     assert_eq!(
         (timeline.ended, timeline.session.status, timeline.session.attempt),
@@ -217,7 +217,7 @@ fn a_timeline_tells_all_and_bounds_what_is_foreign() {
 fn a_server_is_as_far_as_its_session_knows() {
     let servers = |events: &[session::Event]| {
         let events = (0..).zip(events).map(|(at, event)| of_session(at, event.clone()));
-        let changes = fold(events.collect(), Present::default());
+        let changes = fold(events.collect(), CurrentState::default());
         changes.sessions[&session()].as_ref().unwrap().server
     };
     assert_eq!(servers(&[matched()]), None);
@@ -230,9 +230,9 @@ fn a_server_is_as_far_as_its_session_knows() {
 
 #[test]
 fn a_closed_session_is_live_no_more_and_one_whose_beginning_is_gone_is_not_shown() {
-    let changes = fold(a_life(), Present::default());
+    let changes = fold(a_life(), CurrentState::default());
     assert_eq!((changes.sessions[&session()].clone(), changes.closed[&session()]), (None, millis(at(70))));
-    let changes = fold(a_life().split_off(1), Present::default());
+    let changes = fold(a_life().split_off(1), CurrentState::default());
     assert!(changes.sessions.is_empty() && changes.timelines.is_empty() && changes.closed.is_empty());
 }
 
@@ -240,7 +240,7 @@ fn a_closed_session_is_live_no_more_and_one_whose_beginning_is_gone_is_not_shown
 fn what_is_older_than_an_hour_of_the_logs_own_time_goes() {
     let present = in_one(&[of_player("ann", 0, queued(0)), of_player("ann", 60, cancelled())]);
     // A batch is given the minutes that it touches, and of the others only which there are.
-    let present = Present { minutes: BTreeMap::new(), ..present };
+    let present = CurrentState { minutes: BTreeMap::new(), ..present };
     let changes = fold(vec![of_player("bob", 60 * 60, queued(0))], present);
     assert_eq!(changes.horizon, Some(minute(1)));
     let kept: Vec<_> = changes.minutes.iter().map(|(at, one)| (*at, one.is_some())).collect();

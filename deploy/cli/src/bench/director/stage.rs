@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use futures::future::try_join_all;
 use garage_director::backend::Order;
 use garage_events::{
+    env::{Env, System},
     game::{self, Car, Loadout, Secret, Stats},
     id::{PlayerId, QueueName, Region, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
@@ -14,7 +15,6 @@ use garage_events::{
     reaction::decide_session,
     session::{Command, Event, Matched, Member, PodRequested, Team},
     subject::{Aggregate, Report, ReportKind},
-    world::{System, World},
 };
 use garage_stack::{
     ports,

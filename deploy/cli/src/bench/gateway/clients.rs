@@ -8,7 +8,7 @@ use std::{io::Write, net::SocketAddr, process::Stdio, time::Duration};
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt, stream};
-use garage_events::world::{System, World};
+use garage_events::env::{Env, System};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
@@ -27,7 +27,7 @@ use tokio_tungstenite::{
 const AT_ONCE: usize = 128;
 
 /// For one socket to be opened, and for one frame to come.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Frames that may wait to be told of.
 const QUEUE: usize = 65_536;
@@ -35,7 +35,7 @@ const QUEUE: usize = 65_536;
 /// What a process of clients says, a line each.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Said {
+enum Report {
     Echo(SocketAddr),
     Open(usize),
     Frame(u64, i128),
@@ -54,7 +54,7 @@ impl Clients {
         let (say, said) = mpsc::channel(QUEUE);
         spawn_blocking(move || tell(said));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        say.send(Said::Echo(listener.local_addr()?)).await?;
+        say.send(Report::Echo(listener.local_addr()?)).await?;
         tokio::spawn(echo(listener));
 
         let tokens = spawn_blocking(|| {
@@ -68,13 +68,13 @@ impl Clients {
         for socket in sockets {
             tokio::spawn(listen(socket, say.clone()));
         }
-        say.send(Said::Open(count)).await?;
+        say.send(Report::Open(count)).await?;
         spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
         Ok(())
     }
 }
 
-fn tell(mut said: mpsc::Receiver<Said>) -> anyhow::Result<()> {
+fn tell(mut said: mpsc::Receiver<Report>) -> anyhow::Result<()> {
     let (mut output, mut batch) = (std::io::stdout(), Vec::new());
     while said.blocking_recv_many(&mut batch, 1_000) > 0 {
         let mut text = Vec::new();
@@ -96,21 +96,21 @@ async fn open(gateway: &str, token: &str) -> anyhow::Result<Socket> {
     // By default 128 KiB each way are taken at once.
     let config = WebSocketConfig::default().read_buffer_size(4 << 10).write_buffer_size(0);
     let opening = connect_async_with_config(request, Some(config), true);
-    Ok(timeout(PATIENCE, opening).await.context("the gateway does not answer")?.context("cannot open a socket")?.0)
+    Ok(timeout(MAX_WAIT, opening).await.context("the gateway does not answer")?.context("cannot open a socket")?.0)
 }
 
 #[derive(Deserialize)]
-struct Seen {
+struct SequenceOnly {
     seq: u64,
 }
 
-async fn listen(mut socket: Socket, say: mpsc::Sender<Said>) {
+async fn listen(mut socket: Socket, say: mpsc::Sender<Report>) {
     let why = loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => {
                 let now = System.now().unix_timestamp_nanos();
-                let said = match serde_json::from_str::<Seen>(&text) {
-                    Ok(Seen { seq }) => Said::Frame(seq, now),
+                let said = match serde_json::from_str::<SequenceOnly>(&text) {
+                    Ok(SequenceOnly { seq }) => Report::Frame(seq, now),
                     Err(error) => break format!("a frame that cannot be read: {error}"),
                 };
                 if say.send(said).await.is_err() {
@@ -124,7 +124,7 @@ async fn listen(mut socket: Socket, say: mpsc::Sender<Said>) {
             None => break "ended".into(),
         }
     };
-    let _ = say.send(Said::Closed(why)).await;
+    let _ = say.send(Report::Closed(why)).await;
 }
 
 /// Answers every request with the same, as little as HTTP lets it do.
@@ -166,23 +166,23 @@ pub(super) async fn start(gateway: &str, tokens: &[String]) -> anyhow::Result<Re
     let mut input = process.stdin.take().context("no way to the clients")?;
     let output = process.stdout.take().context("no way from the clients")?;
     let mut said = BufReader::new(output).lines();
-    let Said::Echo(echo) = next(&mut said).await? else { anyhow::bail!("the clients said something else") };
+    let Report::Echo(echo) = next(&mut said).await? else { anyhow::bail!("the clients said something else") };
     for token in tokens {
         input.write_all(format!("{token}\n").as_bytes()).await?;
     }
     input.write_all(b"\n").await?;
     input.flush().await?;
     match next(&mut said).await? {
-        Said::Open(count) if count == tokens.len() => {}
+        Report::Open(count) if count == tokens.len() => {}
         other => anyhow::bail!("not all sockets are open: {other:?}"),
     }
     Ok(Remote { said, echo, _input: input, _process: process })
 }
 
-async fn next(said: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<Said> {
+async fn next(said: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<Report> {
     let line = said.next_line().await?.context("the clients have ended")?;
     match serde_json::from_str(&line)? {
-        Said::Closed(why) => anyhow::bail!("a socket went: {why}"),
+        Report::Closed(why) => anyhow::bail!("a socket went: {why}"),
         said => Ok(said),
     }
 }
@@ -198,8 +198,8 @@ impl Remote {
     /// # Errors
     /// When none comes, or a socket went.
     pub(super) async fn frame(&mut self) -> anyhow::Result<(u64, i128)> {
-        match timeout(PATIENCE, next(&mut self.said)).await.context("a frame did not come")?? {
-            Said::Frame(seq, at) => Ok((seq, at)),
+        match timeout(MAX_WAIT, next(&mut self.said)).await.context("a frame did not come")?? {
+            Report::Frame(seq, at) => Ok((seq, at)),
             other => anyhow::bail!("the clients said {other:?}"),
         }
     }

@@ -6,11 +6,11 @@ use anyhow::Context;
 use async_nats::{Client, Subscriber};
 use futures::{StreamExt, future::try_join_all};
 use garage_events::{
+    env::{Env, System},
     id::PlayerId,
     jetstream::JetStreamLog,
     log::{Append, Decision, Head},
     subject::Aggregate,
-    world::{System, World},
 };
 use tokio::time::{Instant, sleep_until};
 

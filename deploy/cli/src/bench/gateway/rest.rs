@@ -22,7 +22,7 @@ pub(super) const PLAYERS: usize = 1_000;
 const WAIT: Duration = Duration::from_secs(1);
 
 /// For one answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Of ten requests eight ask where a player stands, one queues and one cancels.
 const TEN: u32 = 10;
@@ -47,7 +47,7 @@ struct Ticket {
 }
 
 fn client() -> anyhow::Result<Client> {
-    Ok(Client::builder().timeout(PATIENCE).pool_max_idle_per_host(usize::MAX).tcp_nodelay(true).build()?)
+    Ok(Client::builder().timeout(MAX_WAIT).pool_max_idle_per_host(usize::MAX).tcp_nodelay(true).build()?)
 }
 
 /// Asks as all kinds do, once.
@@ -135,8 +135,8 @@ impl Player<'_> {
     }
 
     async fn queue(&self) -> anyhow::Result<String> {
-        let wish = json!({"queue": "ranked", "latencies": {"eu": 20, "us": 90}});
-        let request = self.client.post(format!("{}/v1/matchmaking/tickets", self.gateway)).json(&wish);
+        let ticket_request = json!({"queue": "ranked", "latencies": {"eu": 20, "us": 90}});
+        let request = self.client.post(format!("{}/v1/matchmaking/tickets", self.gateway)).json(&ticket_request);
         let ticket: Ticket = serde_json::from_slice(&answered(request.bearer_auth(self.token)).await?)?;
         Ok(ticket.ticket)
     }

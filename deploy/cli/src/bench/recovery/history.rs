@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use futures::{StreamExt, stream};
 use garage_events::{
+    env::{Env, System},
     game::{Car, Loadout, Placing, Stats},
     id::{PlayerId, SessionId, TicketId},
     jetstream::JetStreamLog,
@@ -12,7 +13,6 @@ use garage_events::{
     player::{self, Address, Ending, PlayerMatched, Queued, Released},
     session::{Closed, Event, Finished, Matched, Member, Opened, PodReady, PodRequested, PodScheduled, Team},
     subject::Aggregate,
-    world::{System, World},
 };
 
 /// Events of one match of two, queueing included.
@@ -85,10 +85,10 @@ impl Pair {
 
     /// Both queue; their wishes.
     async fn queue(&mut self, log: &JetStreamLog, ranks: [i32; 2]) -> anyhow::Result<Vec<Queued>> {
-        let mut wishes = Vec::new();
+        let mut ticket_requests = Vec::new();
         for (player, rank) in self.0.iter_mut().zip(ranks) {
             let now = System.now();
-            let wish = Queued {
+            let ticket_request = Queued {
                 ticket: TicketId::new(System.id()),
                 queue: "ranked".parse()?,
                 rank,
@@ -98,28 +98,28 @@ impl Pair {
                 // Nobody is to time out while this is measured.
                 expires_at: now + time::Duration::DAY,
             };
-            let decision = Decision::new(&System, wish.ticket.uuid(), None);
-            append(log, decision, std::slice::from_mut(player), [wish.clone()]).await?;
-            wishes.push(wish);
+            let decision = Decision::new(&System, ticket_request.ticket.uuid(), None);
+            append(log, decision, std::slice::from_mut(player), [ticket_request.clone()]).await?;
+            ticket_requests.push(ticket_request);
         }
-        Ok(wishes)
+        Ok(ticket_requests)
     }
 
     async fn play(&mut self, log: &JetStreamLog, rank: i32) -> anyhow::Result<()> {
         let id = SessionId::new(System.id());
-        let wishes = self.queue(log, [rank; 2]).await?;
+        let ticket_requests = self.queue(log, [rank; 2]).await?;
         let decide = |head, events: Vec<Event>| {
             Decision::new(&System, id.uuid(), None).change(&System, Aggregate::Session(id), head, events)
         };
 
-        let matched = self.matched(&wishes)?;
+        let matched = self.matched(&ticket_requests)?;
         let teams = matched.teams.iter().map(|team| team.name.clone());
-        let told = wishes.iter().zip(teams).map(|(wish, team)| {
-            let Queued { ticket, queue, waiting_since, .. } = wish.clone();
+        let notified = ticket_requests.iter().zip(teams).map(|(ticket_request, team)| {
+            let Queued { ticket, queue, waiting_since, .. } = ticket_request.clone();
             player::Matched { ticket, queue, session: id, team, waiting_since }
         });
-        let told: Vec<_> = told.collect();
-        let mut seq = append(log, decide(Head::default(), vec![matched.into()]), &mut self.0, told).await?;
+        let notified: Vec<_> = notified.collect();
+        let mut seq = append(log, decide(Head::default(), vec![matched.into()]), &mut self.0, notified).await?;
 
         let address =
             Address { ip: [10, 0, 0, 1].into(), tcp_port: 30_001, udp_port: 30_002, fingerprint: "f".repeat(64) };
@@ -130,25 +130,32 @@ impl Pair {
         for (n, event) in (1..).zip([self.requested()?.into(), scheduled.into(), ready.into()]) {
             seq = append(log, decide(Head { seq, n }, vec![event]), &mut [], nobody()).await?;
         }
-        let told = wishes.iter().map(|wish| {
-            let Queued { ticket, queue, .. } = wish.clone();
+        let notified = ticket_requests.iter().map(|ticket_request| {
+            let Queued { ticket, queue, .. } = ticket_request.clone();
             PlayerMatched { ticket, queue, session: id, address: address.clone() }
         });
         let opened = Opened { attempt: 1, address: address.clone() };
-        let told: Vec<_> = told.collect();
-        seq = append(log, decide(Head { seq, n: 4 }, vec![opened.into()]), &mut self.0, told).await?;
+        let notified: Vec<_> = notified.collect();
+        seq = append(log, decide(Head { seq, n: 4 }, vec![opened.into()]), &mut self.0, notified).await?;
 
         let results: Vec<_> = self.0.iter().zip(1..).map(|(player, place)| placing(player, place)).collect();
         let why = Ending::Finished;
-        let told: Vec<_> = wishes.iter().map(|wish| Released { ticket: wish.ticket, session: id, why }).collect();
+        let notified: Vec<_> = ticket_requests
+            .iter()
+            .map(|ticket_request| Released { ticket: ticket_request.ticket, session: id, why })
+            .collect();
         let ended = vec![Finished { attempt: 1, results: results.clone() }.into(), Closed { why, results }.into()];
-        append(log, decide(Head { seq, n: 5 }, ended), &mut self.0, told).await.map(drop)
+        append(log, decide(Head { seq, n: 5 }, ended), &mut self.0, notified).await.map(drop)
     }
 
-    fn matched(&self, wishes: &[Queued]) -> anyhow::Result<Matched> {
-        let teams = self.0.iter().zip(wishes).zip(1_u32..).map(|((player, wish), number)| Team {
+    fn matched(&self, ticket_requests: &[Queued]) -> anyhow::Result<Matched> {
+        let teams = self.0.iter().zip(ticket_requests).zip(1_u32..).map(|((player, ticket_request), number)| Team {
             name: number.to_string(),
-            players: vec![Member { player: player.id.clone(), ticket: wish.ticket, rank: wish.rank }],
+            players: vec![Member {
+                player: player.id.clone(),
+                ticket: ticket_request.ticket,
+                rank: ticket_request.rank,
+            }],
         });
         Ok(Matched {
             queue: "ranked".parse()?,
@@ -188,9 +195,9 @@ async fn append<E: Into<player::Event>>(
     log: &JetStreamLog,
     mut decision: Decision,
     players: &mut [Player],
-    told: impl IntoIterator<Item = E>,
+    notified: impl IntoIterator<Item = E>,
 ) -> anyhow::Result<u64> {
-    for (player, event) in players.iter().zip(told) {
+    for (player, event) in players.iter().zip(notified) {
         let aggregate = Aggregate::Player(player.id.clone());
         decision = decision.change(&System, aggregate, player.head, [event.into()]);
     }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use async_nats::HeaderMap;
 use futures::executor::block_on;
 use garage_events::{
+    env::{Env, Simulated},
     event::Envelope,
     game::{self, Placing},
     id::{PlayerId, SessionId},
@@ -15,7 +16,6 @@ use garage_events::{
     session::{Command, Event, Limits, Next, PodFailed, State},
     sim::SimLog,
     subject::{ALL, Aggregate},
-    world::{Simulated, World},
 };
 use time::Duration;
 
@@ -26,15 +26,15 @@ use super::{
 
 /// A world in which players come, play and go.
 struct Played {
-    world: Simulated,
+    env: Simulated,
     log: SimLog<Simulated>,
     sessions: u128,
 }
 
 impl Played {
     fn new() -> Self {
-        let world = Simulated::at(BEGAN);
-        Self { log: SimLog::new(world.clone()), world, sessions: 0 }
+        let env = Simulated::at(BEGAN);
+        Self { log: SimLog::new(env.clone()), env, sessions: 0 }
     }
 
     /// What a player decides, and stores.
@@ -42,13 +42,13 @@ impl Played {
         let id: PlayerId = name.parse().unwrap();
         let found = block_on(self.log.player(&id)).unwrap();
         let event = player::decide(&found.state, command).unwrap();
-        let decision = Decision::new(&self.world, story::id(1), None);
-        let decision = decision.change(&self.world, Aggregate::Player(id), found.head, [event]);
+        let decision = Decision::new(&self.env, story::id(1), None);
+        let decision = decision.change(&self.env, Aggregate::Player(id), found.head, [event]);
         block_on(self.log.append(decision)).unwrap();
     }
 
     fn queue(&self, name: &str, number: u128) {
-        let now = self.world.now();
+        let now = self.env.now();
         let queued = player::Queued { waiting_since: now, expires_at: now + Duration::MINUTE, ..story::queued(number) };
         self.player(name, player::Command::Queue(queued));
     }
@@ -61,8 +61,8 @@ impl Played {
         self.sessions += 1;
         let session = story::session(self.sessions);
         let matched = Event::from(story::matched(&players));
-        let mut decision = Decision::new(&self.world, session.uuid(), None).change(
-            &self.world,
+        let mut decision = Decision::new(&self.env, session.uuid(), None).change(
+            &self.env,
             Aggregate::Session(session),
             Head::default(),
             [matched],
@@ -72,15 +72,15 @@ impl Played {
             let found = block_on(self.log.player(&id)).unwrap();
             let command = player::Command::Match { ticket: story::ticket(number), session, team: name.into() };
             let event = player::decide(&found.state, command).unwrap();
-            decision = decision.change(&self.world, Aggregate::Player(id), found.head, [event]);
+            decision = decision.change(&self.env, Aggregate::Player(id), found.head, [event]);
         }
         block_on(self.log.append(decision)).unwrap();
         session
     }
 
     fn session(&self, id: SessionId, command: Command) {
-        self.world.advance(Duration::MILLISECOND);
-        block_on(decide_session(&self.log, &self.world, id, command, None)).unwrap().unwrap();
+        self.env.advance(Duration::MILLISECOND);
+        block_on(decide_session(&self.log, &self.env, id, command, None)).unwrap().unwrap();
     }
 
     fn served(&self, id: SessionId, attempt: u32) {
@@ -101,7 +101,7 @@ impl Played {
     }
 
     fn deadline(&self, id: SessionId) {
-        self.session(id, Command::Deadline { now: self.world.now(), limits: Limits::default() });
+        self.session(id, Command::Deadline { now: self.env.now(), limits: Limits::default() });
     }
 
     /// The log, as JetStream has it.
@@ -152,8 +152,8 @@ fn what_the_deciders_decide_holds() {
     played.queue("cleo", 10);
     played.player("cleo", player::Command::Cancel { ticket: story::ticket(10), reason: CancelReason::Disconnected });
     played.queue("cleo", 11);
-    played.world.advance(Duration::MINUTE + Duration::microseconds(1_234));
-    played.player("cleo", player::Command::TimeOut { ticket: story::ticket(11), now: played.world.now() });
+    played.env.advance(Duration::MINUTE + Duration::microseconds(1_234));
+    played.player("cleo", player::Command::TimeOut { ticket: story::ticket(11), now: played.env.now() });
 
     // A match whose first server fails, and which is played.
     let first = played.matched([("anna", 1), ("bert", 2)]);
@@ -168,7 +168,7 @@ fn what_the_deciders_decide_holds() {
     let second = played.matched([("anna", 3), ("bert", 4)]);
     for attempt in 1..=3 {
         played.served(second, attempt);
-        played.world.advance(Limits::default().ready);
+        played.env.advance(Limits::default().ready);
         played.deadline(second);
     }
     played.session(second, Command::Fail { reason: "not-ready".into() });
@@ -177,7 +177,7 @@ fn what_the_deciders_decide_holds() {
     let third = played.matched([("anna", 5), ("bert", 6)]);
     played.served(third, 1);
     played.opens(third, 1);
-    played.world.advance(Limits::default().session);
+    played.env.advance(Limits::default().session);
     played.deadline(third);
     let fourth = played.matched([("anna", 7), ("cleo", 8)]);
     played.served(fourth, 1);

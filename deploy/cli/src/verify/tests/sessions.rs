@@ -27,8 +27,8 @@ fn a_session_is_matched_with_all_its_players() {
     story.queue("bert", 2);
     let matched = story::matched(&[("anna", 1), ("bert", 2)]);
     story.commit(vec![
-        (story::of_session(1), vec![story::Said::session(matched)]),
-        (story::of_player("anna"), vec![story::Said::player(story::is_matched(1, 1, "anna"))]),
+        (story::of_session(1), vec![story::StoryEvent::session(matched)]),
+        (story::of_player("anna"), vec![story::StoryEvent::player(story::is_matched(1, 1, "anna"))]),
     ]);
     assert_is(&only(&story), Rule::Matched, Some("bert"), Some(1), &[3]);
 }
@@ -40,8 +40,8 @@ fn a_player_is_matched_with_the_ticket_and_team_that_the_session_names() {
         story.queue("anna", 1);
         let matched = story::matched(&[("anna", 1)]);
         story.commit(vec![
-            (story::of_session(1), vec![story::Said::session(matched)]),
-            (story::of_player("anna"), vec![story::Said::player(wrong)]),
+            (story::of_session(1), vec![story::StoryEvent::session(matched)]),
+            (story::of_player("anna"), vec![story::StoryEvent::player(wrong)]),
         ]);
         let [violation] = of_rule(&story, Rule::Matched).try_into().unwrap();
         assert_is(&violation, Rule::Matched, Some("anna"), Some(1), &[2]);
@@ -62,10 +62,10 @@ fn all_players_of_an_opened_session_are_told_where_it_is() {
     story.matched(1, &[("anna", 1), ("bert", 2)]);
     story.served(1, 1);
     story.commit(vec![
-        (story::of_session(1), vec![story::Said::session(story::opened(1))]),
-        (story::of_player("bert"), vec![story::Said::player(story::told(1, 2))]),
+        (story::of_session(1), vec![story::StoryEvent::session(story::opened(1))]),
+        (story::of_player("bert"), vec![story::StoryEvent::player(story::player_matched(1, 2))]),
     ]);
-    assert_is(&only(&story), Rule::Told, Some("anna"), Some(1), &[9]);
+    assert_is(&only(&story), Rule::Notified, Some("anna"), Some(1), &[9]);
 }
 
 #[test]
@@ -75,13 +75,13 @@ fn nobody_else_is_told_where_a_session_is() {
     story.queue("cleo", 3);
     story.served(1, 1);
     story.commit(vec![
-        (story::of_session(1), vec![story::Said::session(story::opened(1))]),
-        (story::of_player("anna"), vec![story::Said::player(story::told(1, 1))]),
-        (story::of_player("bert"), vec![story::Said::player(story::told(1, 2))]),
-        (story::of_player("cleo"), vec![story::Said::player(story::told(1, 3))]),
+        (story::of_session(1), vec![story::StoryEvent::session(story::opened(1))]),
+        (story::of_player("anna"), vec![story::StoryEvent::player(story::player_matched(1, 1))]),
+        (story::of_player("bert"), vec![story::StoryEvent::player(story::player_matched(1, 2))]),
+        (story::of_player("cleo"), vec![story::StoryEvent::player(story::player_matched(1, 3))]),
     ]);
-    let [violation] = of_rule(&story, Rule::Told).try_into().unwrap();
-    assert_is(&violation, Rule::Told, Some("cleo"), Some(1), &[13]);
+    let [violation] = of_rule(&story, Rule::Notified).try_into().unwrap();
+    assert_is(&violation, Rule::Notified, Some("cleo"), Some(1), &[13]);
 }
 
 #[test]
@@ -89,8 +89,8 @@ fn a_player_is_told_by_his_session_alone() {
     let mut story = Story::default();
     story.matched(1, &[("anna", 1), ("bert", 2)]);
     story.served(1, 1);
-    story.player("anna", story::told(1, 1));
-    assert_is(&only(&story), Rule::Told, Some("anna"), Some(1), &[9]);
+    story.player("anna", story::player_matched(1, 1));
+    assert_is(&only(&story), Rule::Notified, Some("anna"), Some(1), &[9]);
 }
 
 #[test]
@@ -100,10 +100,10 @@ fn all_are_told_the_address_of_the_server_that_reported() {
     story.served(1, 1);
     let elsewhere = player::Address { tcp_port: 9, ..address() };
     let opened = session::Opened { attempt: 1, address: elsewhere.clone() };
-    let told = player::PlayerMatched { address: elsewhere, ..story::told(1, 1) };
+    let notified = player::PlayerMatched { address: elsewhere, ..story::player_matched(1, 1) };
     story.commit(vec![
-        (story::of_session(1), vec![story::Said::session(opened)]),
-        (story::of_player("anna"), vec![story::Said::player(told)]),
+        (story::of_session(1), vec![story::StoryEvent::session(opened)]),
+        (story::of_player("anna"), vec![story::StoryEvent::player(notified)]),
     ]);
     assert_is(&only(&story), Rule::Decided, None, Some(1), &[6, 7]);
 }
@@ -116,19 +116,19 @@ fn all_are_released_when_their_session_closes_and_for_its_reason() {
         let failed = Failed { reason: "no-attempts".into() };
         let closed = Closed { why: Ending::Failed, results: vec![] };
         let mut changes =
-            vec![(story::of_session(1), vec![story::Said::session(failed), story::Said::session(closed)])];
+            vec![(story::of_session(1), vec![story::StoryEvent::session(failed), story::StoryEvent::session(closed)])];
         for (name, number, why) in released {
             let released = Released { ticket: ticket(*number), session: session(1), why: *why };
-            changes.push((story::of_player(name), vec![story::Said::player(released)]));
+            changes.push((story::of_player(name), vec![story::StoryEvent::player(released)]));
         }
         story.commit(changes);
         story
     };
     let all = [("anna", 1, Ending::Failed), ("bert", 2, Ending::Failed)];
     assert_eq!(closing(&all).check(End::Settled).0, []);
-    assert_is(&only(&closing(&all[..1])), Rule::Told, Some("bert"), Some(1), &[7]);
+    assert_is(&only(&closing(&all[..1])), Rule::Notified, Some("bert"), Some(1), &[7]);
     let wrong = [all[0], ("bert", 2, Ending::Abandoned)];
-    assert_is(&only(&closing(&wrong)), Rule::Told, Some("bert"), Some(1), &[7]);
+    assert_is(&only(&closing(&wrong)), Rule::Notified, Some("bert"), Some(1), &[7]);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn nobody_is_released_while_his_session_lives() {
     let mut story = Story::default();
     story.matched(1, &[("anna", 1), ("bert", 2)]);
     story.player("anna", Released { ticket: ticket(1), session: session(1), why: Ending::Failed });
-    assert_is(&only(&story), Rule::Told, Some("anna"), Some(1), &[6]);
+    assert_is(&only(&story), Rule::Notified, Some("anna"), Some(1), &[6]);
 }
 
 #[test]
@@ -200,8 +200,8 @@ fn a_session_that_is_given_up_at_its_hard_end_holds() {
     let closed = Closed { why: Ending::Abandoned, results: vec![] };
     let released = Released { ticket: ticket(1), session: session(1), why: Ending::Abandoned };
     story.commit(vec![
-        (story::of_session(1), vec![story::Said::session(failed), story::Said::session(closed)]),
-        (story::of_player("anna"), vec![story::Said::player(released)]),
+        (story::of_session(1), vec![story::StoryEvent::session(failed), story::StoryEvent::session(closed)]),
+        (story::of_player("anna"), vec![story::StoryEvent::player(released)]),
     ]);
     assert_eq!(story.check(End::Settled).0, []);
 }
@@ -213,8 +213,8 @@ fn a_players_event_says_what_his_state_was() {
     let waiting_since = story::BEGAN + time::Duration::SECOND;
     let later = player::Matched { waiting_since, ..story::is_matched(1, 1, "anna") };
     story.commit(vec![
-        (story::of_session(1), vec![story::Said::session(story::matched(&[("anna", 1)]))]),
-        (story::of_player("anna"), vec![story::Said::player(later)]),
+        (story::of_session(1), vec![story::StoryEvent::session(story::matched(&[("anna", 1)]))]),
+        (story::of_player("anna"), vec![story::StoryEvent::player(later)]),
     ]);
     assert_is(&only(&story), Rule::Decided, Some("anna"), None, &[1, 3]);
 }

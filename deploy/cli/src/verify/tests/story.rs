@@ -28,13 +28,13 @@ pub(super) const BEGAN: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
 /// What an event is, in the log's words.
 #[derive(Debug, Clone)]
-pub(super) struct Said {
+pub(super) struct StoryEvent {
     type_name: &'static str,
     token: &'static str,
     data: Value,
 }
 
-impl Said {
+impl StoryEvent {
     pub(super) fn player(event: impl Into<player::Event>) -> Self {
         Self::of(&event.into())
     }
@@ -81,14 +81,14 @@ impl Story {
     }
 
     /// Stores events at once. What an aggregate's events expect is its head from before.
-    pub(super) fn commit(&mut self, changes: Vec<(Aggregate, Vec<Said>)>) {
+    pub(super) fn commit(&mut self, changes: Vec<(Aggregate, Vec<StoryEvent>)>) {
         self.commits += 1;
         let commit = id(self.commits);
         let count: usize = changes.iter().map(|(_, said)| said.len()).sum();
         let (before, mut number) = (self.heads.clone(), 0);
         for (aggregate, said) in changes {
             let Head { seq: expected, n } = before.get(&aggregate).copied().unwrap_or_default();
-            for (Said { type_name, token, mut data }, n) in said.into_iter().zip(n + 1..) {
+            for (StoryEvent { type_name, token, mut data }, n) in said.into_iter().zip(n + 1..) {
                 number += 1;
                 let seq = self.messages.last().map_or(0, |last| last.seq) + 1;
                 let (owner, subject) = match &aggregate {
@@ -131,11 +131,11 @@ impl Story {
     }
 
     pub(super) fn player(&mut self, name: &str, event: impl Into<player::Event>) {
-        self.commit(vec![(of_player(name), vec![Said::player(event)])]);
+        self.commit(vec![(of_player(name), vec![StoryEvent::player(event)])]);
     }
 
     pub(super) fn session(&mut self, number: u128, event: impl Into<session::Event>) {
-        self.commit(vec![(of_session(number), vec![Said::session(event)])]);
+        self.commit(vec![(of_session(number), vec![StoryEvent::session(event)])]);
     }
 
     pub(super) fn queue(&mut self, name: &str, number: u128) {
@@ -147,9 +147,9 @@ impl Story {
         for (name, ticket) in players {
             self.queue(name, *ticket);
         }
-        let mut changes = vec![(of_session(number), vec![Said::session(matched(players))])];
+        let mut changes = vec![(of_session(number), vec![StoryEvent::session(matched(players))])];
         for (name, ticket) in players {
-            changes.push((of_player(name), vec![Said::player(is_matched(*ticket, number, name))]));
+            changes.push((of_player(name), vec![StoryEvent::player(is_matched(*ticket, number, name))]));
         }
         self.commit(changes);
     }
@@ -163,9 +163,9 @@ impl Story {
 
     /// It opens, with attempt 1.
     pub(super) fn opens(&mut self, number: u128, players: &[(&str, u128)]) {
-        let mut changes = vec![(of_session(number), vec![Said::session(opened(1))])];
+        let mut changes = vec![(of_session(number), vec![StoryEvent::session(opened(1))])];
         for (name, ticket) in players {
-            changes.push((of_player(name), vec![Said::player(told(number, *ticket))]));
+            changes.push((of_player(name), vec![StoryEvent::player(player_matched(number, *ticket))]));
         }
         self.commit(changes);
     }
@@ -174,18 +174,18 @@ impl Story {
     pub(super) fn ends(&mut self, number: u128, results: Vec<Placing>, players: &[(&str, u128)]) {
         let finished = Finished { attempt: 1, results: results.clone() };
         let closed = Closed { why: Ending::Finished, results };
-        let mut changes = vec![(of_session(number), vec![Said::session(finished), Said::session(closed)])];
+        let mut changes = vec![(of_session(number), vec![StoryEvent::session(finished), StoryEvent::session(closed)])];
         for (name, number_of_ticket) in players {
             let released =
                 Released { ticket: ticket(*number_of_ticket), session: session(number), why: Ending::Finished };
-            changes.push((of_player(name), vec![Said::player(released)]));
+            changes.push((of_player(name), vec![StoryEvent::player(released)]));
         }
         self.commit(changes);
     }
 
     pub(super) fn paid(&mut self, name: &str, number: u128, place: u32) {
         let reward = inventory::RewardGranted { session: session(number), place, amount: 10, balance: 10 };
-        self.commit(vec![(Aggregate::Inventory(name.parse().unwrap()), vec![Said::inventory(reward)])]);
+        self.commit(vec![(Aggregate::Inventory(name.parse().unwrap()), vec![StoryEvent::inventory(reward)])]);
     }
 
     /// The log once it has forgotten its first messages.
@@ -329,7 +329,7 @@ pub(super) fn opened(attempt: u32) -> Opened {
     Opened { attempt, address: address() }
 }
 
-pub(super) fn told(of: u128, number: u128) -> player::PlayerMatched {
+pub(super) fn player_matched(of: u128, number: u128) -> player::PlayerMatched {
     player::PlayerMatched { ticket: ticket(number), queue: queue(), session: session(of), address: address() }
 }
 

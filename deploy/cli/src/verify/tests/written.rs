@@ -62,12 +62,12 @@ fn a_commit_holds_one_decision_on_an_aggregate() {
     story.queue("bert", 2);
     story.queue("cleo", 3);
     story.commit(vec![
-        (story::of_session(1), vec![story::Said::session(story::matched(&[("anna", 1), ("bert", 2)]))]),
-        (story::of_player("anna"), vec![story::Said::player(story::is_matched(1, 1, "anna"))]),
-        (story::of_player("bert"), vec![story::Said::player(story::is_matched(2, 1, "bert"))]),
-        (story::of_session(2), vec![story::Said::session(story::matched(&[("anna", 1), ("cleo", 3)]))]),
-        (story::of_player("anna"), vec![story::Said::player(story::is_matched(1, 2, "anna"))]),
-        (story::of_player("cleo"), vec![story::Said::player(story::is_matched(3, 2, "cleo"))]),
+        (story::of_session(1), vec![story::StoryEvent::session(story::matched(&[("anna", 1), ("bert", 2)]))]),
+        (story::of_player("anna"), vec![story::StoryEvent::player(story::is_matched(1, 1, "anna"))]),
+        (story::of_player("bert"), vec![story::StoryEvent::player(story::is_matched(2, 1, "bert"))]),
+        (story::of_session(2), vec![story::StoryEvent::session(story::matched(&[("anna", 1), ("cleo", 3)]))]),
+        (story::of_player("anna"), vec![story::StoryEvent::player(story::is_matched(1, 2, "anna"))]),
+        (story::of_player("cleo"), vec![story::StoryEvent::player(story::is_matched(3, 2, "cleo"))]),
     ]);
     let [violation] = of_rule(&story, Rule::Committed).try_into().unwrap();
     assert_is(&violation, Rule::Committed, Some("anna"), None, &[5, 8]);
@@ -81,7 +81,7 @@ fn two_decisions_side_by_side_are_two() {
     let mut story = Story::default();
     story.matched(1, &[("anna", 1)]);
     story.session(1, story::requested(1));
-    let both = vec![story::Said::session(story::scheduled(1)), story::Said::session(story::ready(1))];
+    let both = vec![story::StoryEvent::session(story::scheduled(1)), story::StoryEvent::session(story::ready(1))];
     story.commit(vec![(story::of_session(1), both)]);
     story.edit(6, |body| body["cause"] = json!(story::id(99)));
     assert_is(&only(&story), Rule::Committed, None, Some(1), &[5, 6]);

@@ -11,7 +11,7 @@ use std::{
 
 use futures::StreamExt;
 use garage_apiserver::ApiServer;
-use garage_events::world::{System, World};
+use garage_events::env::{Env, System};
 use garage_stack::workers::binary;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret};
 use kube::{

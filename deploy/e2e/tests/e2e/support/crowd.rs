@@ -11,7 +11,7 @@ use std::{
 };
 
 use garage_gameserver::client::{self, Driving};
-use garage_stack::bot::{Bot, Frame, Line};
+use garage_stack::bot::{Bot, EventStream, Frame};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::Deserialize;
 use tokio::{
@@ -21,14 +21,14 @@ use tokio::{
 
 use super::{
     Garage,
-    history::{Event, assert_told},
+    history::{Event, assert_notified},
 };
 
 /// More than come in a second.
 const A_SECOND: usize = 20;
 
 /// How long a player waits for an answer, or for the end of what he began. No fault lasts half as long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// What a player has in mind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Players {
         for player in &self.0 {
             assert!(player.lost.is_none(), "seed {seed}: {} was not served: {:?}", player.name, player.lost);
             if player.heard_all {
-                assert_told(events, &player.name, &player.frames);
+                assert_notified(events, &player.name, &player.frames);
             }
         }
     }
@@ -95,7 +95,7 @@ impl Crowd {
         let most = A_SECOND * usize::try_from(time.as_secs() + 10).unwrap();
         let bot = |number: usize| {
             let his = [number, number + 1].map(|number| &gateways[number % gateways.len()]);
-            garage.bot(&format!("player-{number}")).with_gateways(&his).with_patience(PATIENCE)
+            garage.bot(&format!("player-{number}")).with_gateways(&his).with_max_wait(MAX_WAIT)
         };
         let bots: Arc<[Bot]> = (0..most).map(bot).collect();
         let (full, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -137,8 +137,8 @@ async fn visit(bot: &Bot, mut random: StdRng, full: &AtomicBool) -> Player {
         ends: Vec::new(),
         lost: None,
     };
-    let mut line = match bot.line().await {
-        Ok(line) => line,
+    let mut event_stream = match bot.event_stream().await {
+        Ok(event_stream) => event_stream,
         Err(error) => {
             player.lost = Some(error.to_string());
             return player;
@@ -149,16 +149,18 @@ async fn visit(bot: &Bot, mut random: StdRng, full: &AtomicBool) -> Player {
         if number > 0 && full.load(Ordering::Relaxed) {
             break;
         }
-        match timeout(PATIENCE, round(bot, &mut line, mood, &mut random)).await {
+        match timeout(MAX_WAIT, round(bot, &mut event_stream, mood, &mut random)).await {
             Ok(Ok(end)) => player.ends.push(end),
             Ok(Err(what)) => player.lost = Some(what),
-            Err(_) => player.lost = Some(format!("his ticket did not end; he heard {:?}", types(line.frames()))),
+            Err(_) => {
+                player.lost = Some(format!("his ticket did not end; he heard {:?}", types(event_stream.frames())))
+            }
         }
         if player.lost.is_some() {
             break;
         }
     }
-    player.frames = line.close().await;
+    player.frames = event_stream.close().await;
     player
 }
 
@@ -167,7 +169,7 @@ fn types(frames: &[Frame]) -> Vec<&str> {
 }
 
 /// Queues, and what comes of it.
-async fn round(bot: &Bot, line: &mut Line, mood: Mood, random: &mut StdRng) -> Result<String, String> {
+async fn round(bot: &Bot, event_stream: &mut EventStream, mood: Mood, random: &mut StdRng) -> Result<String, String> {
     let ticket = bot.queue("ranked").await.map_err(|problem| format!("queueing: {problem:?}"))?;
     let pause = Duration::from_millis(random.random_range(0..1_000));
     match mood {
@@ -184,19 +186,20 @@ async fn round(bot: &Bot, line: &mut Line, mood: Mood, random: &mut StdRng) -> R
     }
     loop {
         let frame = if mood == Mood::Restless {
-            let Ok(frame) = timeout(Duration::from_millis(random.random_range(0..1_500)), line.next()).await else {
-                line.hang_up();
+            let Ok(frame) = timeout(Duration::from_millis(random.random_range(0..1_500)), event_stream.next()).await
+            else {
+                event_stream.hang_up();
                 continue;
             };
             frame
         } else {
-            line.next().await
+            event_stream.next().await
         };
         let frame = frame.map_err(|error| error.to_string())?;
         match &*frame.type_name {
             "PlayerMatched" => {
                 let bot = bot.clone();
-                // He hears by his line how it ends, whatever the game server says, if it says anything.
+                // He hears by his event_stream how it ends, whatever the game server says, if it says anything.
                 tokio::spawn(async move { race(&bot, &frame).await });
             }
             "Released" => return Ok(format!("released, {}", frame.data["why"].as_str().unwrap_or_default())),
@@ -214,8 +217,8 @@ struct Address {
     at: garage_events::player::Address,
 }
 
-async fn race(bot: &Bot, told: &Frame) {
-    let Ok(Address { session, at }) = serde_json::from_value(told.data.clone()) else { return };
+async fn race(bot: &Bot, notice: &Frame) {
+    let Ok(Address { session, at }) = serde_json::from_value(notice.data.clone()) else { return };
     if let Ok((server, token)) = bot.admission(&session, &at).await {
         let _ = client::drive(&server, &token, Driving::default()).await;
     }

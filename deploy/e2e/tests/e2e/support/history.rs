@@ -118,11 +118,11 @@ pub(crate) fn count(events: &[Event], type_name: &str) -> usize {
 }
 
 /// What a player was told must be what the log says of him, event by event.
-pub(crate) fn assert_told(events: &[Event], name: &str, frames: &[Frame]) {
-    let told: Vec<_> = frames.iter().map(|frame| (frame.seq, frame.n, &frame.type_name, &frame.data)).collect();
+pub(crate) fn assert_notified(events: &[Event], name: &str, frames: &[Frame]) {
+    let received: Vec<_> = frames.iter().map(|frame| (frame.seq, frame.n, &frame.type_name, &frame.data)).collect();
     let said = of_player(events, name);
     let said: Vec<_> = said.iter().map(|event| (event.seq, event.n, &event.type_name, &event.data)).collect();
-    assert_eq!(told, said, "what {name} was told, and what the log says of him");
+    assert_eq!(received, said, "what {name} was told, and what the log says of him");
 }
 
 /// Whether every session is closed, and whoever finished one is paid.
@@ -220,10 +220,11 @@ fn check_session(session: &Aggregate, history: &[&Event], all: &BTreeMap<&Aggreg
     for team in history[0].data["teams"].as_array().unwrap() {
         for member in team["players"].as_array().unwrap() {
             let player: PlayerId = member["player"].as_str().unwrap().parse().unwrap();
-            let told = all.get(&Aggregate::Player(player.clone())).unwrap();
+            let received = all.get(&Aggregate::Player(player.clone())).unwrap();
             let id = history[0].subject.split('.').nth(2).unwrap();
-            let count =
-                |name: &str| told.iter().filter(|event| event.type_name == name && event.text("session") == id).count();
+            let count = |name: &str| {
+                received.iter().filter(|event| event.type_name == name && event.text("session") == id).count()
+            };
             assert_eq!(count("Matched"), 1, "{player} was matched with {session}");
             assert_eq!(count("PlayerMatched"), opened, "{player} was told of {session} when it opened");
             assert_eq!(

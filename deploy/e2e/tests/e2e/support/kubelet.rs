@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use garage_events::world::{System, World};
+use garage_events::env::{Env, System};
 use garage_stack::process::{Launch, Process};
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::{
@@ -171,7 +171,7 @@ impl Work {
 
     /// Tells the pod's process to end. One that is over already, or was never started, is gone at once.
     async fn end(&self, pod: &Pod) {
-        let told = match self.containers.lock().unwrap().get_mut(&pod.name_any()) {
+        let received = match self.containers.lock().unwrap().get_mut(&pod.name_any()) {
             Some(container) if !container.over => {
                 let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
                 let deadline = Instant::now() + Duration::from_secs(grace.try_into().unwrap());
@@ -182,7 +182,7 @@ impl Work {
             }
             _ => false,
         };
-        if !told {
+        if !received {
             self.remove(pod).await;
         }
     }
@@ -202,11 +202,11 @@ impl Work {
             container.over = true;
             ended.push((container.pod.clone(), container.started.clone(), code, container.deadline.is_some()));
         }
-        for (pod, started, code, told) in ended {
+        for (pod, started, code, received) in ended {
             let (phase, reason) = if code == 0 { ("Succeeded", "Completed") } else { ("Failed", "Error") };
             let terminated = json!({"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now()});
             self.tell(&pod, phase, &json!({"terminated": terminated})).await;
-            if told {
+            if received {
                 self.remove(&pod).await;
             }
         }

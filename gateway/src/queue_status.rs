@@ -10,12 +10,12 @@ use std::{
 use anyhow::Context as _;
 use async_nats::jetstream::{Context, stream::LastRawMessageErrorKind};
 use garage_events::{
-    door::{self, Door},
     id::QueueName,
     jetstream::follow::{Follow, Message},
     queue::Queues,
+    queue_status::{self, QueueStatus},
 };
-use garage_worker::{Health, Shutdown, Stopped, patiently};
+use garage_worker::{Health, Shutdown, Stopped, keep_trying};
 use tokio::time::timeout;
 
 use crate::problem::Problem;
@@ -25,14 +25,14 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// The queues that are closed. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Doors {
+pub struct QueueStatuses {
     /// Those there are: no other is kept.
     queues: Arc<BTreeSet<QueueName>>,
     /// The closed ones, and why.
     closed: Arc<Mutex<BTreeMap<QueueName, String>>>,
 }
 
-impl Doors {
+impl QueueStatuses {
     /// Of these queues; all are open.
     pub fn new(queues: &Queues) -> Self {
         Self { queues: Arc::new(queues.queues.keys().cloned().collect()), closed: Arc::default() }
@@ -48,15 +48,18 @@ impl Doors {
 
     /// An entry has changed.
     fn see(&self, message: &Message) {
-        let Some(queue) = door::queue_of(&message.subject).filter(|queue| self.queues.contains(queue)) else { return };
+        let Some(queue) = queue_status::queue_of(&message.subject).filter(|queue| self.queues.contains(queue)) else {
+            return;
+        };
         // One that was deleted with a KV client has no body.
-        let door = if message.body.is_empty() { Ok(Door::Open) } else { serde_json::from_slice(&message.body) };
-        match door {
-            Ok(Door::Open) => {
+        let queue_status =
+            if message.body.is_empty() { Ok(QueueStatus::Open) } else { serde_json::from_slice(&message.body) };
+        match queue_status {
+            Ok(QueueStatus::Open) => {
                 self.closed().remove(&queue);
                 tracing::info!(queue = %queue, "queue is open");
             }
-            Ok(Door::Closed { reason }) => {
+            Ok(QueueStatus::Closed { reason }) => {
                 tracing::info!(queue = %queue, reason, "queue is closed");
                 self.closed().insert(queue, reason);
             }
@@ -78,14 +81,14 @@ impl Doors {
 /// # Errors
 /// [`Stopped`]
 pub(crate) async fn follow(
-    doors: Doors,
+    queue_statuses: QueueStatuses,
     context: Context,
     health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
     health.down("queues", "reading which are closed");
-    let reading = patiently("which queues are closed", || async {
-        let read = timeout(ANSWER, read(&doors, &context)).await.context("no answer").and_then(|read| read);
+    let reading = keep_trying("which queues are closed", || async {
+        let read = timeout(ANSWER, read(&queue_statuses, &context)).await.context("no answer").and_then(|read| read);
         read.inspect_err(|error| health.down("queues", format!("{error:#}")))
     });
     let mut follow = shutdown.run_until_cancelled(reading).await.ok_or(Stopped)?;
@@ -93,7 +96,7 @@ pub(crate) async fn follow(
     Ok(async move {
         let see_all = async {
             loop {
-                doors.see(&follow.next().await);
+                queue_statuses.see(&follow.next().await);
             }
         };
         shutdown.run_until_cancelled(see_all).await;
@@ -102,19 +105,20 @@ pub(crate) async fn follow(
 }
 
 /// Reads the bucket up to its last entry, told by its leader; what is returned goes on from there.
-async fn read(doors: &Doors, context: &Context) -> anyhow::Result<Follow> {
-    let bucket = context.get_stream(door::STREAM).await.context("there is no bucket of queues; run `garage init`")?;
-    let last = match bucket.get_last_raw_message_by_subject(door::ALL).await {
+async fn read(queue_statuses: &QueueStatuses, context: &Context) -> anyhow::Result<Follow> {
+    let bucket =
+        context.get_stream(queue_status::STREAM).await.context("there is no bucket of queues; run `garage init`")?;
+    let last = match bucket.get_last_raw_message_by_subject(queue_status::ALL).await {
         Ok(last) => last.sequence,
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
         Err(error) => return Err(error.into()),
     };
-    let mut follow = Follow::new(context.clone(), door::STREAM, vec![door::ALL.into()], 1);
+    let mut follow = Follow::new(context.clone(), queue_status::STREAM, vec![queue_status::ALL.into()], 1);
     let mut seen = 0;
     while seen < last {
         let message = follow.next().await;
         seen = message.seq;
-        doors.see(&message);
+        queue_statuses.see(&message);
     }
     Ok(follow)
 }
@@ -140,7 +144,7 @@ mod tests {
     #[test]
     fn a_queue_is_closed_from_when_it_is_said_until_it_is_taken_back() {
         let ranked: QueueName = "ranked".parse().unwrap();
-        let doors = Doors { queues: Arc::new([ranked.clone()].into()), ..Doors::default() };
+        let queue_statuses = QueueStatuses { queues: Arc::new([ranked.clone()].into()), ..QueueStatuses::default() };
         let closed = r#"{"state":"closed","reason":"r"}"#;
         for (body, open) in [
             (closed, false),
@@ -150,10 +154,10 @@ mod tests {
             (closed, false),
             ("", true),
         ] {
-            doors.see(&message("ranked", body));
-            assert_eq!(doors.admit(&ranked).is_ok(), open, "{body}");
+            queue_statuses.see(&message("ranked", body));
+            assert_eq!(queue_statuses.admit(&ranked).is_ok(), open, "{body}");
         }
-        doors.see(&message("unheard-of", closed));
-        assert!(doors.closed().is_empty());
+        queue_statuses.see(&message("unheard-of", closed));
+        assert!(queue_statuses.closed().is_empty());
     }
 }

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 /// What the stream of dead letters holds. It is looked at and not folded: a letter that was retried is taken out of the
 /// stream, which tells nobody.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letters {
+pub struct DeadLetters {
     /// When it was looked at, by the clock of who did.
     #[serde(with = "time::serde::rfc3339::option")]
     pub looked: Option<OffsetDateTime>,
@@ -17,17 +17,18 @@ pub struct Letters {
     /// How many there are, by the consumer whose worker gave them up.
     pub counts: BTreeMap<String, u64>,
     /// The latest, the newest first.
-    pub latest: Vec<Buried>,
+    pub latest: Vec<DeadLetterSummary>,
 }
 
 /// A dead letter, without what is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Buried {
+pub struct DeadLetterSummary {
     /// Its number, as `garage dead` has it.
-    pub letter: u64,
+    #[serde(rename = "letter")]
+    pub number: u64,
     /// When it was given up.
-    #[serde(with = "time::serde::rfc3339")]
-    pub buried: OffsetDateTime,
+    #[serde(rename = "buried", with = "time::serde::rfc3339")]
+    pub dead_lettered_at: OffsetDateTime,
     /// The consumer whose worker did.
     pub consumer: String,
     /// Where the message had come from.

@@ -5,7 +5,7 @@ use garage_events::{
     id::{PlayerId, SessionId},
 };
 use garage_inventory::{
-    mysql::books::{Wrong, audit},
+    mysql::ledger_audit::{Wrong, audit},
     pay,
 };
 use sqlx::{AssertSqlSafe, MySqlPool};

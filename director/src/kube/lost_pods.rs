@@ -6,13 +6,13 @@ use std::{
 };
 
 use garage_events::{
+    env::{Env, System},
     event::Recorded,
     id::SessionId,
     jetstream::{follow::Message, reader::Reader},
     log::ReadError,
     session::Event,
     subject::{Aggregate, sessions},
-    world::{System, World},
 };
 use garage_worker::Shutdown;
 
@@ -23,7 +23,7 @@ use crate::backend::{Backend, Instance, Name, State};
 const LOOK: Duration = Duration::from_secs(5);
 
 /// The placed instances of open sessions, as the log has them.
-struct Placed {
+struct PlacedInstances {
     reader: Reader,
     /// How long a session lives at the most: what began before is over.
     session: time::Duration,
@@ -32,7 +32,7 @@ struct Placed {
     attempts: HashMap<SessionId, u32>,
 }
 
-impl Placed {
+impl PlacedInstances {
     /// Reads on to the log's present end.
     async fn read(&mut self) -> Result<(), ReadError> {
         let next = match self.next {
@@ -74,7 +74,7 @@ pub(crate) async fn watch(
     leads: impl Fn() -> bool,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let mut placed = Placed { reader, session, next: None, attempts: HashMap::new() };
+    let mut placed = PlacedInstances { reader, session, next: None, attempts: HashMap::new() };
     let mut down = false;
     loop {
         if leads() {
@@ -96,7 +96,7 @@ pub(super) fn has_pod(instance: &Instance) -> bool {
     instance.state != State::Claimed
 }
 
-async fn look(backend: &KubeBackend, placed: &mut Placed) -> anyhow::Result<()> {
+async fn look(backend: &KubeBackend, placed: &mut PlacedInstances) -> anyhow::Result<()> {
     placed.read().await?;
     let listed = backend.listed().await;
     listed.whole?;

@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// What a worker stands on.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Runtime {
     /// The connection to NATS.
     pub client: async_nats::Client,
     /// Cancelled when the worker is to stop.
@@ -34,7 +34,7 @@ pub struct Ground {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
 }
 
-impl Ground {
+impl Runtime {
     /// Opens the admin port and connects to NATS, for which it waits.
     ///
     /// # Errors
@@ -64,15 +64,15 @@ impl Ground {
         // Before, so that a file that is not there is no reason to wait.
         config.check()?;
         let urls = config.nats.urls()?;
-        let connecting = patiently("nats", || async {
+        let connecting = keep_trying("nats", || async {
             let connected = config.nats.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
             connected.inspect_err(|error| health.down("nats", error.to_string())).map_err(anyhow::Error::from)
         });
         let client = shutdown.run_until_cancelled(connecting).await.ok_or(Stopped)?;
         health.up("nats");
-        let mut ground = Self { client, shutdown, health, tasks };
-        ground.spawn("nats watch", watch(ground.client.clone(), ground.health.clone()));
-        Ok(ground)
+        let mut runtime = Self { client, shutdown, health, tasks };
+        runtime.spawn("nats watch", watch(runtime.client.clone(), runtime.health.clone()));
+        Ok(runtime)
     }
 
     /// Opens the log, for which it waits. The worker ends should the log's committer end.
@@ -80,7 +80,7 @@ impl Ground {
     /// # Errors
     /// When there is no log, or one on which its guarantees do not hold, with what to do about it; or [`Stopped`].
     pub async fn open_log(&mut self) -> anyhow::Result<JetStreamLog> {
-        let opening = patiently("the log", || async {
+        let opening = keep_trying("the log", || async {
             match JetStreamLog::open(self.client.clone()).await {
                 Err(OpenError::Unavailable(reason)) => {
                     self.health.down("log", reason.clone());
@@ -150,7 +150,7 @@ impl Ground {
 pub struct Stopped;
 
 /// Does something for as long as it takes: what a worker needs may be started later than it, or just be electing.
-pub async fn patiently<T, E, F>(what: &str, attempt: impl Fn() -> F) -> T
+pub async fn keep_trying<T, E, F>(what: &str, attempt: impl Fn() -> F) -> T
 where
     E: std::fmt::Display,
     F: Future<Output = Result<T, E>>,

@@ -14,7 +14,7 @@ use crate::{
 /// to somebody who is long gone.
 const ADDRESS_FOR: Duration = Duration::from_secs(5);
 
-pub(crate) struct Seat {
+pub(crate) struct PlayerSlot {
     player: PlayerId,
     link: Option<Link>,
     udp_id: u32,
@@ -30,17 +30,17 @@ struct Link {
     out: mpsc::Sender<Outgoing>,
 }
 
-impl Seat {
+impl PlayerSlot {
     /// An empty seat, whose id differs from those of the others.
     pub(crate) fn new(player: PlayerId, others: &[Self]) -> Self {
         Self { player, link: None, udp_id: Self::fresh_id(others), key: None, counter: 0, heard: None }
     }
 
     /// A random id that none of the seats has.
-    pub(crate) fn fresh_id(seats: &[Self]) -> u32 {
+    pub(crate) fn fresh_id(slots: &[Self]) -> u32 {
         loop {
             let id = rand::random();
-            if seats.iter().all(|seat| seat.udp_id != id) {
+            if slots.iter().all(|slot| slot.udp_id != id) {
                 return id;
             }
         }
@@ -116,11 +116,11 @@ impl Seat {
 mod tests {
     use super::*;
 
-    fn seat() -> (Seat, Key, mpsc::Receiver<Outgoing>) {
-        let mut seat = Seat::new("p".parse().unwrap(), &[]);
+    fn slot() -> (PlayerSlot, Key, mpsc::Receiver<Outgoing>) {
+        let mut slot = PlayerSlot::new("p".parse().unwrap(), &[]);
         let (out, frames) = mpsc::channel(2);
-        let (key, _) = seat.link(1, out, 7);
-        (seat, key, frames)
+        let (key, _) = slot.link(1, out, 7);
+        (slot, key, frames)
     }
 
     fn from() -> SocketAddr {
@@ -129,42 +129,42 @@ mod tests {
 
     #[test]
     fn a_counter_is_taken_once_and_only_upwards() {
-        let (mut seat, key, _frames) = seat();
+        let (mut slot, key, _frames) = slot();
         let now = Instant::now();
         let mut admitted = |counter| {
             let datagram = Input { id: 7, counter, throttle: 1.0 }.seal(&key);
-            seat.admit(&datagram, from(), now).is_some()
+            slot.admit(&datagram, from(), now).is_some()
         };
         assert_eq!([1, 5, 5, 4, 6, 0].map(&mut admitted), [true, true, false, false, true, false]);
     }
 
     #[test]
     fn a_new_connection_closes_the_old_one_and_its_key() {
-        let (mut seat, old, mut frames) = seat();
+        let (mut slot, old, mut frames) = slot();
         let (out, _new_frames) = mpsc::channel(2);
-        seat.link(2, out, 8);
+        slot.link(2, out, 8);
         assert!(matches!(frames.try_recv(), Ok(Outgoing::Close(close::REPLACED, _))));
         let datagram = Input { id: 8, counter: 1, throttle: 1.0 }.seal(&old);
-        assert_eq!(seat.admit(&datagram, from(), Instant::now()), None);
-        assert!(!seat.unlink(1) && seat.is_linked());
+        assert_eq!(slot.admit(&datagram, from(), Instant::now()), None);
+        assert!(!slot.unlink(1) && slot.is_linked());
     }
 
     #[test]
     fn a_slow_reader_is_dropped() {
-        let (mut seat, _key, _frames) = seat();
+        let (mut slot, _key, _frames) = slot();
         for _ in 0..3 {
-            seat.send(Outgoing::Text("x".into()));
+            slot.send(Outgoing::Text("x".into()));
         }
-        assert!(!seat.is_linked());
+        assert!(!slot.is_linked());
     }
 
     #[test]
     fn an_address_is_forgotten() {
-        let (mut seat, key, _frames) = seat();
+        let (mut slot, key, _frames) = slot();
         let now = Instant::now();
-        assert!(seat.datagrams(now).is_none());
-        seat.admit(&Input { id: 7, counter: 1, throttle: 1.0 }.seal(&key), from(), now).unwrap();
-        assert_eq!(seat.datagrams(now).unwrap().0, from());
-        assert!(seat.datagrams(now + ADDRESS_FOR).is_none());
+        assert!(slot.datagrams(now).is_none());
+        slot.admit(&Input { id: 7, counter: 1, throttle: 1.0 }.seal(&key), from(), now).unwrap();
+        assert_eq!(slot.datagrams(now).unwrap().0, from());
+        assert!(slot.datagrams(now + ADDRESS_FOR).is_none());
     }
 }

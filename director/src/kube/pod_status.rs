@@ -1,7 +1,9 @@
 //! What the cluster says of a pod, read.
 
 use k8s_openapi::{
-    api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStateWaiting, Pod, PodCondition, PodStatus},
+    api::core::v1::{
+        ContainerState, ContainerStateTerminated, ContainerStateWaiting, Pod, PodCondition, PodStatus as KubePodStatus,
+    },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use time::OffsetDateTime;
@@ -10,7 +12,7 @@ use crate::backend::{DELETED, Exit, How};
 
 /// How a pod does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum PodStatus {
     /// No machine has it. What the scheduler says of that, if it has found none.
     Waiting(Option<String>),
     /// A machine has it, by this name.
@@ -49,40 +51,40 @@ fn word(table: &[(&str, &'static str)], reason: Option<&str>) -> Option<&'static
 }
 
 /// Reads a pod.
-pub(super) fn of(pod: &Pod) -> Fate {
-    let none = PodStatus::default();
+pub(super) fn of(pod: &Pod) -> PodStatus {
+    let none = KubePodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&none);
     if pod.metadata.deletion_timestamp.is_some() {
-        return Fate::Over(removed(status));
+        return PodStatus::Over(removed(status));
     }
     // A container that is over comes some seconds before its pod is, and only then is it said why.
     if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
-        return Fate::Over(ended(status));
+        return PodStatus::Over(ended(status));
     }
     if let Some(ContainerStateWaiting { reason, message }) = state(status).and_then(|state| state.waiting.as_ref())
         && let Some(word) = word(&STUCK, reason.as_deref())
     {
-        return Fate::Over(Exit { how: How::Failed(word), message: message.clone().or_else(|| reason.clone()) });
+        return PodStatus::Over(Exit { how: How::Failed(word), message: message.clone().or_else(|| reason.clone()) });
     }
     match pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) {
-        Some(node) => Fate::Bound(node),
+        Some(node) => PodStatus::Bound(node),
         None => {
             let refused = condition(status, "PodScheduled").filter(|condition| condition.status == "False");
             let refused = refused.filter(|condition| condition.reason.as_deref() == Some("Unschedulable"));
-            Fate::Waiting(refused.map(|condition| condition.message.clone().unwrap_or_default()))
+            PodStatus::Waiting(refused.map(|condition| condition.message.clone().unwrap_or_default()))
         }
     }
 }
 
 /// How a pod ended that is there no more, or about to be.
-pub(super) fn removed(status: &PodStatus) -> Exit {
+pub(super) fn removed(status: &KubePodStatus) -> Exit {
     disrupted(status).unwrap_or_else(|| Exit {
         how: How::Failed(DELETED),
         message: Some("the pod was deleted, and not by Garage".into()),
     })
 }
 
-fn ended(status: &PodStatus) -> Exit {
+fn ended(status: &KubePodStatus) -> Exit {
     let by_reason = word(&ENDED, status.reason.as_deref())
         .map(|word| Exit { how: How::Failed(word), message: status.message.clone().or_else(|| status.reason.clone()) });
     if let Some(exit) = by_reason.or_else(|| disrupted(status)) {
@@ -113,18 +115,18 @@ fn ended(status: &PodStatus) -> Exit {
 }
 
 /// The end that somebody of the cluster made of it, as it says there itself.
-fn disrupted(status: &PodStatus) -> Option<Exit> {
+fn disrupted(status: &KubePodStatus) -> Option<Exit> {
     let condition = condition(status, "DisruptionTarget").filter(|condition| condition.status == "True")?;
     let word = word(&ENDED, condition.reason.as_deref()).unwrap_or("evicted");
     Some(Exit { how: How::Failed(word), message: condition.message.clone().or_else(|| condition.reason.clone()) })
 }
 
-fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
+fn condition<'a>(status: &'a KubePodStatus, kind: &str) -> Option<&'a PodCondition> {
     status.conditions.iter().flatten().find(|condition| condition.type_ == kind)
 }
 
 /// The state of the game server's container, which is the first one.
-fn state(status: &PodStatus) -> Option<&ContainerState> {
+fn state(status: &KubePodStatus) -> Option<&ContainerState> {
     let mut containers = status.container_statuses.iter().flatten();
     containers.next().and_then(|container| container.state.as_ref())
 }
@@ -145,11 +147,11 @@ mod tests {
 
     /// What a real kubelet and a real scheduler wrote.
     fn recorded() -> BTreeMap<String, Pod> {
-        serde_json::from_str(include_str!("../../tests/recorded/fates.json")).unwrap()
+        serde_json::from_str(include_str!("../../tests/recorded/pod_statuses.json")).unwrap()
     }
 
-    fn over(how: How, message: Option<&str>) -> Fate {
-        Fate::Over(Exit { how, message: message.map(Into::into) })
+    fn over(how: How, message: Option<&str>) -> PodStatus {
+        PodStatus::Over(Exit { how, message: message.map(Into::into) })
     }
 
     #[test]
@@ -157,9 +159,9 @@ mod tests {
         let pods = recorded();
         let deleted = over(How::Failed("deleted"), Some("the pod was deleted, and not by Garage"));
         let oom = over(How::Failed("out-of-memory"), Some("exit code 137: killed for its memory (OOMKilled)"));
-        let bound = Fate::Bound("node-real".into());
-        for (pod, fate) in [
-            ("waits-for-a-machine", Fate::Waiting(None)),
+        let bound = PodStatus::Bound("node-real".into());
+        for (pod, pod_status) in [
+            ("waits-for-a-machine", PodStatus::Waiting(None)),
             ("creating", bound.clone()),
             ("running", bound.clone()),
             ("first-pull-failed", bound.clone()),
@@ -171,11 +173,11 @@ mod tests {
             ("gone", deleted),
             ("evicted", over(How::Failed("evicted"), Some("The node was low on resource: memory."))),
         ] {
-            assert_eq!(of(&pods[pod]), fate, "{pod}");
+            assert_eq!(of(&pods[pod]), pod_status, "{pod}");
         }
-        let Fate::Waiting(Some(said)) = of(&pods["unschedulable"]) else { panic!("it fits no machine") };
+        let PodStatus::Waiting(Some(said)) = of(&pods["unschedulable"]) else { panic!("it fits no machine") };
         assert!(said.starts_with("0/1 nodes are available: 1 Insufficient cpu."), "{said}");
-        let Fate::Over(exit) = of(&pods["image-pull-back-off"]) else { panic!("it has no image") };
+        let PodStatus::Over(exit) = of(&pods["image-pull-back-off"]) else { panic!("it has no image") };
         assert_eq!(exit.reason(), "image-not-pulled");
         assert!(exit.to_string().starts_with("Back-off pulling image"), "{exit}");
     }

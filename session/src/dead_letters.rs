@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use async_nats::Client;
 use futures::TryStreamExt;
 use garage_events::{
+    dead_letter::DeadLetter,
+    env::{Env, System},
     jetstream::reader::Reader,
-    letter::Letter,
-    projection::{Buried, Letters},
+    projection::{DeadLetterSummary, DeadLetters},
     subject::{self, ALL_DEAD, DEAD},
-    world::{System, World},
 };
 use garage_worker::Shutdown;
 
@@ -34,15 +34,15 @@ const ERROR: usize = 300;
 /// None; what does not answer is asked again.
 pub async fn watch(client: Client, redis: Redis, shutdown: Shutdown) -> anyhow::Result<()> {
     let watching = async {
-        let mut last = Letters::default();
+        let mut last = DeadLetters::default();
         loop {
             match look(&client, &last).await {
-                Ok(letters) => {
+                Ok(dead_letters) => {
                     // Written each time, as Redis may have been emptied.
-                    if let Err(error) = redis.note_letters(&letters).await {
+                    if let Err(error) = redis.note_dead_letters(&dead_letters).await {
                         tracing::debug!("dead letters not noted: {error:#}");
                     }
-                    last = letters;
+                    last = dead_letters;
                 }
                 Err(error) => tracing::debug!("dead letters not looked at: {error:#}"),
             }
@@ -54,7 +54,7 @@ pub async fn watch(client: Client, redis: Redis, shutdown: Shutdown) -> anyhow::
 }
 
 /// What the stream holds. The letters themselves are read only when it is not what it was.
-async fn look(client: &Client, last: &Letters) -> anyhow::Result<Letters> {
+async fn look(client: &Client, last: &DeadLetters) -> anyhow::Result<DeadLetters> {
     let stream = async_nats::jetstream::new(client.clone()).get_stream_no_info(DEAD).await?;
     let mut counts = BTreeMap::new();
     let mut subjects = stream.info_with_subjects(ALL_DEAD).await?;
@@ -64,22 +64,22 @@ async fn look(client: &Client, last: &Letters) -> anyhow::Result<Letters> {
     }
     let looked = Some(System.now());
     if last.seq == seq && last.counts == counts {
-        return Ok(Letters { looked, ..last.clone() });
+        return Ok(DeadLetters { looked, ..last.clone() });
     }
     let reader = Reader::open(client.clone(), DEAD).await?;
     let mut latest = Vec::new();
-    for letter in (seq.saturating_sub(DEPTH) + 1..=seq).rev() {
+    for number in (seq.saturating_sub(DEPTH) + 1..=seq).rev() {
         if latest.len() == LATEST {
             break;
         }
-        let Some(message) = reader.get(letter).await.context("a dead letter")? else { continue };
+        let Some(message) = reader.get(number).await.context("a dead letter")? else { continue };
         let consumer = subject::dead_of(&message.subject).unwrap_or(&message.subject).to_owned();
-        let (subject, error) = match serde_json::from_slice::<Letter>(&message.payload) {
+        let (subject, error) = match serde_json::from_slice::<DeadLetter>(&message.payload) {
             Ok(read) => (read.subject, read.error),
             Err(error) => (String::new(), format!("the letter cannot be read: {error}")),
         };
         let error = error.chars().take(ERROR).collect();
-        latest.push(Buried { letter, buried: message.time, consumer, subject, error });
+        latest.push(DeadLetterSummary { number, dead_lettered_at: message.time, consumer, subject, error });
     }
-    Ok(Letters { looked, seq, counts, latest })
+    Ok(DeadLetters { looked, seq, counts, latest })
 }

@@ -10,7 +10,7 @@ const ENDS: [&str; 3] = ["Cancelled", "TimedOut", "Released"];
 /// A player's line: his socket, opened again when it breaks, from the last event that he was told of. It holds the
 /// gateway to its word: each event once, in the log's order, none left out.
 #[derive(Debug)]
-pub struct Line {
+pub struct EventStream {
     bot: Bot,
     socket: Option<Socket>,
     seen: u64,
@@ -18,7 +18,7 @@ pub struct Line {
     breaks: u32,
 }
 
-impl Line {
+impl EventStream {
     pub(super) fn new(bot: Bot, seen: u64) -> Self {
         Self { bot, socket: None, seen, frames: Vec::new(), breaks: 0 }
     }
@@ -45,7 +45,7 @@ impl Line {
         loop {
             match self.bot.socket(Some(self.seen)).await {
                 Ok(socket) => return Ok(self.socket.insert(socket)),
-                Err(error) if begin.elapsed() >= self.bot.patience => return Err(self.error(error.what)),
+                Err(error) if begin.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
                 // The gateway may be on its way back.
                 Err(_) => sleep(PAUSE).await,
             }
@@ -65,7 +65,7 @@ impl Line {
             };
             match socket.next().await {
                 Ok(frame) => break frame,
-                Err(error) if begin.elapsed() >= self.bot.patience => return Err(self.error(error.what)),
+                Err(error) if begin.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
                 Err(_) => {
                     self.breaks += 1;
                     if let Some(broken) = self.socket.take() {

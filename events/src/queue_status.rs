@@ -19,7 +19,7 @@ pub const MAX_REASON: usize = 200;
 /// Whether a queue takes players. One without an entry does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
-pub enum Door {
+pub enum QueueStatus {
     /// It does.
     Open,
     /// It does not; who waits there already is matched as ever.
@@ -44,14 +44,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_and_its_door_are_read_as_they_were_written() {
+    fn a_queue_status_is_read_as_it_was_written() {
         let ranked: QueueName = "ranked".parse().unwrap();
         assert_eq!(queue_of(&subject(&ranked)), Some(ranked));
         assert_eq!(queue_of("$KV.LEASES.ranked"), None);
-        let closed = Door::Closed { reason: "season's end".into() };
+        let closed = QueueStatus::Closed { reason: "season's end".into() };
         assert_eq!(serde_json::to_string(&closed).unwrap(), r#"{"state":"closed","reason":"season's end"}"#);
-        for door in [closed, Door::Open] {
-            assert_eq!(serde_json::from_str::<Door>(&serde_json::to_string(&door).unwrap()).unwrap(), door);
+        for queue_status in [closed, QueueStatus::Open] {
+            assert_eq!(
+                serde_json::from_str::<QueueStatus>(&serde_json::to_string(&queue_status).unwrap()).unwrap(),
+                queue_status
+            );
         }
     }
 }

@@ -21,7 +21,7 @@ const MANAGED_BY: &str = "garage-bench";
 
 /// Makes instances without a director.
 #[derive(Clone)]
-pub struct Bare {
+pub struct BaselineClient {
     cluster: Cluster,
     secrets: Api<Secret>,
     labels: Api<PartialObjectMeta<Secret>>,
@@ -29,7 +29,7 @@ pub struct Bare {
     terms: manifest::Terms,
 }
 
-impl Bare {
+impl BaselineClient {
     /// On the terms of a director of this configuration.
     ///
     /// # Errors

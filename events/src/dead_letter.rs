@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 /// All that is needed to handle the message another time, also when its own stream has forgotten it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Letter {
+pub struct DeadLetter {
     /// Why it was given up.
     pub error: String,
     /// The consumer that it came from.
@@ -27,7 +27,7 @@ pub struct Letter {
     pub raw: Option<Vec<u8>>,
 }
 
-impl Letter {
+impl DeadLetter {
     /// Puts a body in.
     #[must_use]
     pub fn with_body(mut self, body: &[u8]) -> Self {
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_body_comes_back_as_it_was() {
-        let letter = Letter {
+        let dead_letter = DeadLetter {
             error: "why".into(),
             consumer: "session".into(),
             stream: "GARAGE".into(),
@@ -59,8 +59,8 @@ mod tests {
             raw: None,
         };
         for body in [&b"{}"[..], b"", b"\xff\x00"] {
-            let json = serde_json::to_string(&letter.clone().with_body(body)).unwrap();
-            let read: Letter = serde_json::from_str(&json).unwrap();
+            let json = serde_json::to_string(&dead_letter.clone().with_body(body)).unwrap();
+            let read: DeadLetter = serde_json::from_str(&json).unwrap();
             assert_eq!(&*read.bytes(), body);
             assert_eq!(read.raw.is_some(), body.first() == Some(&0xff));
         }

@@ -39,14 +39,14 @@ fn a_violation_names_its_player_its_session_and_its_messages() {
     assert_eq!(line, expected);
     let forged = Violation::new(Rule::Readable, [], "the player's \u{1b}[2J");
     assert_eq!(forged.to_string(), "readable   : the player's \\u{1b}[2J", "a terminal is left alone");
-    let bare = serde_json::to_value(Violation::new(Rule::OneSession, [0, 7], "x")).unwrap();
-    assert_eq!(bare, json!({ "rule": "one-session", "seqs": [7], "what": "x" }));
+    let unattributed = serde_json::to_value(Violation::new(Rule::OneSession, [0, 7], "x")).unwrap();
+    assert_eq!(unattributed, json!({ "rule": "one-session", "seqs": [7], "what": "x" }));
 }
 
 #[test]
 fn rewards_of_any_amount_are_paid() {
     let mut story = Story::finished(1);
     let reward = RewardGranted { session: session(1), place: 1, amount: 0, balance: 0 };
-    story.commit(vec![(Aggregate::Inventory("anna".parse().unwrap()), vec![story::Said::inventory(reward)])]);
+    story.commit(vec![(Aggregate::Inventory("anna".parse().unwrap()), vec![story::StoryEvent::inventory(reward)])]);
     assert_eq!(story.check(End::Open).0, []);
 }

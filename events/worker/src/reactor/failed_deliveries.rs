@@ -11,9 +11,9 @@ const MOST: usize = 1_000;
 /// The deliveries in vain of each message, by its sequence. Of one that another instance has handled in the end nobody
 /// hears here; beyond [`MOST`] the oldest is forgotten.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Vain(Arc<Mutex<BTreeMap<u64, u32>>>);
+pub(super) struct FailedDeliveries(Arc<Mutex<BTreeMap<u64, u32>>>);
 
-impl Vain {
+impl FailedDeliveries {
     /// How many there were of a message.
     pub(super) fn so_far(&self, seq: u64) -> u32 {
         self.counts().get(&seq).copied().unwrap_or_default()
@@ -48,21 +48,32 @@ mod tests {
 
     #[test]
     fn each_message_is_counted_by_itself_until_it_is_through() {
-        let vain = Vain::default();
-        assert_eq!((vain.so_far(7), vain.count(7), vain.count(7), vain.count(8)), (0, 1, 2, 1));
-        assert_eq!((vain.so_far(7), vain.so_far(8)), (2, 1));
-        vain.forget(7);
-        assert_eq!((vain.so_far(7), vain.so_far(8)), (0, 1));
+        let failed_deliveries = FailedDeliveries::default();
+        assert_eq!(
+            (
+                failed_deliveries.so_far(7),
+                failed_deliveries.count(7),
+                failed_deliveries.count(7),
+                failed_deliveries.count(8)
+            ),
+            (0, 1, 2, 1)
+        );
+        assert_eq!((failed_deliveries.so_far(7), failed_deliveries.so_far(8)), (2, 1));
+        failed_deliveries.forget(7);
+        assert_eq!((failed_deliveries.so_far(7), failed_deliveries.so_far(8)), (0, 1));
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let vain = Vain::default();
+        let failed_deliveries = FailedDeliveries::default();
         let most = u64::try_from(MOST).unwrap();
         for seq in 1..=most + 1 {
-            vain.count(seq);
+            failed_deliveries.count(seq);
         }
-        assert_eq!(vain.counts().len(), MOST);
-        assert_eq!((vain.so_far(1), vain.so_far(2), vain.so_far(most + 1)), (0, 1, 1));
+        assert_eq!(failed_deliveries.counts().len(), MOST);
+        assert_eq!(
+            (failed_deliveries.so_far(1), failed_deliveries.so_far(2), failed_deliveries.so_far(most + 1)),
+            (0, 1, 1)
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Time and ids. Deciders take them as arguments; whoever talks to the outside takes them from a [`World`].
+//! Time and ids. Deciders take them as arguments; whoever talks to the outside takes them from a [`Env`].
 
 use std::sync::{Arc, Mutex};
 
@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// A clock and a source of ids.
-pub trait World: Clone + Send + Sync + 'static {
+pub trait Env: Clone + Send + Sync + 'static {
     /// The time.
     fn now(&self) -> OffsetDateTime;
     /// A new id, UUID v7.
@@ -17,7 +17,7 @@ pub trait World: Clone + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
 
-impl World for System {
+impl Env for System {
     #[expect(clippy::disallowed_methods, reason = "this is the adapter that reads the clock")]
     fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
@@ -50,7 +50,7 @@ impl Simulated {
     }
 }
 
-impl World for Simulated {
+impl Env for Simulated {
     fn now(&self) -> OffsetDateTime {
         self.state().0
     }
