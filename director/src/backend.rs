@@ -1,4 +1,4 @@
-//! What runs game servers, as the director sees it.
+//! The interface between the director and whatever runs game servers: [`Backend`] and its types.
 
 use std::{fmt, future::Future, net::IpAddr, str::FromStr};
 
@@ -8,13 +8,13 @@ use garage_events::{
 };
 use time::OffsetDateTime;
 
-/// Which instance: one attempt at one session. Its text, `game-<session>-<attempt>`, is the instance's name wherever
-/// it runs, so that starting it twice is starting it once.
+/// Identifies an instance: one attempt to start a game server for a session. Every backend uses its text form,
+/// `game-<session>-<attempt>`, as the name of the folder or pod, so a repeated create request finds the same instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name {
-    /// Whose server.
+    /// The session that the server belongs to.
     pub session: SessionId,
-    /// Which attempt, from 1.
+    /// Counts from 1.
     pub attempt: u32,
 }
 
@@ -24,149 +24,152 @@ impl fmt::Display for Name {
     }
 }
 
-/// A text that names no instance.
+/// The text is not the name of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the name of an instance")]
-pub struct NoName;
+pub struct InvalidName;
 
 impl FromStr for Name {
-    type Err = NoName;
+    type Err = InvalidName;
 
-    fn from_str(text: &str) -> Result<Self, NoName> {
-        let (session, attempt) = text.strip_prefix("game-").and_then(|rest| rest.rsplit_once('-')).ok_or(NoName)?;
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let (session, attempt) =
+            text.strip_prefix("game-").and_then(|rest| rest.rsplit_once('-')).ok_or(InvalidName)?;
         let name = match (session.parse(), attempt.parse()) {
             (Ok(session), Ok(attempt)) => Self { session, attempt },
-            _ => return Err(NoName),
+            _ => return Err(InvalidName),
         };
-        // One spelling for each: `+1` and `01` parse as numbers too.
-        if name.attempt > 0 && name.to_string() == text { Ok(name) } else { Err(NoName) }
+        // Each name has exactly one spelling, but `+1` and `01` parse as numbers too.
+        if name.attempt > 0 && name.to_string() == text { Ok(name) } else { Err(InvalidName) }
     }
 }
 
-/// Where an instance was placed.
+/// Where an instance runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
-    /// The instance's name there.
+    /// The name of the pod. For a process, the name of the instance.
     pub pod: String,
-    /// The machine.
+    /// The node or machine that runs the instance.
     pub node: String,
-    /// How clients reach that machine.
+    /// The address by which clients reach the node.
     pub public_ip: IpAddr,
 }
 
-/// A game server that is asked for.
+/// A request to start a game server.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// The queue of its match.
+    /// The queue of the match.
     pub queue: QueueName,
-    /// Where its match is to be played.
+    /// The region to start the server in.
     pub region: Region,
-    /// What it is told.
+    /// The content of the game server's configuration file, including the game's private key.
     pub config: game::Config,
 }
 
 impl Order {
-    /// The name of the instance.
+    /// The name of the instance to start.
     pub fn name(&self) -> Name {
         name_of(&self.config)
     }
 }
 
-/// The name of the instance that a configuration is for.
+/// The name of the instance that a configuration belongs to.
 pub fn name_of(config: &game::Config) -> Name {
     Name { session: config.session, attempt: config.attempt }
 }
 
-/// How far an instance has come.
+/// A created instance that has not exited.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Made {
-    /// It has its place.
+pub enum Created {
+    /// It is assigned to a node.
     Placed(Placed),
-    /// It is made, and a machine is yet to be found for it. The list will tell of it.
+    /// No node is assigned yet. Once one is, [`Backend::list`] reports it.
     Waiting,
 }
 
-/// An instance that is there.
+/// An instance that a backend has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// Which.
+    /// The instance's name.
     pub name: Name,
-    /// When it was made, by the clock of the machine it is on.
+    /// When it was created, by the clock of the machine or the cluster that it is on.
     pub created: OffsetDateTime,
-    /// What it does.
+    /// What it is doing now.
     pub state: State,
 }
 
-/// What an instance does.
+/// What an instance is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// It was never started; whoever began to make it starts it, or the next delivery of the request.
+    /// A director has begun to create it, but has not started it yet. This director continues, or the next delivery of
+    /// the request does.
     Claimed,
-    /// It is made, and no machine has it yet.
+    /// It is created, and waits for a node.
     Waiting,
     /// It runs, or is being started.
     Running(Placed),
-    /// It ran once and is over.
+    /// It has exited. It is never started again.
     Exited(Exit),
 }
 
 /// How an instance ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// How, as far as anybody saw it.
-    pub how: How,
-    /// The last line that it wrote, or what is said of its end; without secrets.
+    /// How the process or pod ended, as far as the backend knows.
+    pub kind: ExitKind,
+    /// The last line of the process's output, or what the cluster says about the end. It contains no secrets.
     pub message: Option<String>,
 }
 
 impl Exit {
-    /// Why, as one word.
+    /// The reason as a single word, for `PodFailed` and metrics.
     pub fn reason(&self) -> &'static str {
-        match self.how {
-            How::Code(_) | How::Unknown => "exited",
-            How::Signal(_) => "killed",
-            How::Failed(reason) => reason,
+        match self.kind {
+            ExitKind::Code(_) | ExitKind::Unknown => "exited",
+            ExitKind::Signal(_) => "killed",
+            ExitKind::Failed(reason) => reason,
         }
     }
 
-    /// Whether it may be no failure: nobody saw how it ended, or it ended as it does after its results were taken.
-    pub fn doubtful(&self) -> bool {
-        match self.how {
-            How::Unknown | How::Code(0) => true,
-            How::Code(_) | How::Signal(_) => false,
-            // Whoever removes what is over may be quicker than the news of its results.
-            How::Failed(reason) => reason == DELETED,
+    /// Whether the server may have finished its work: nobody saw how it ended, or it ended as it does after it reported
+    /// its results.
+    pub fn inconclusive(&self) -> bool {
+        match self.kind {
+            ExitKind::Unknown | ExitKind::Code(0) => true,
+            ExitKind::Code(_) | ExitKind::Signal(_) => false,
+            // A finished pod may be deleted before this director learns of its results.
+            ExitKind::Failed(reason) => reason == DELETED,
         }
     }
 }
 
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.how, &self.message) {
-            (How::Failed(_), Some(message)) => f.write_str(message),
-            (how, Some(message)) => write!(f, "{how}: {message}"),
-            (how, None) => how.fmt(f),
+        match (&self.kind, &self.message) {
+            (ExitKind::Failed(_), Some(message)) => f.write_str(message),
+            (kind, Some(message)) => write!(f, "{kind}: {message}"),
+            (kind, None) => kind.fmt(f),
         }
     }
 }
 
-/// The reason of an instance that somebody else removed.
+/// The exit reason of an instance that something other than Garage removed.
 pub const DELETED: &str = "deleted";
 
-/// How a process ended.
+/// How an instance's process or pod ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// With this code.
+pub enum ExitKind {
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// This signal killed it.
     Signal(i32),
-    /// Nobody was there to see it.
+    /// Nobody observed the end, for example because another director was its parent process.
     Unknown,
-    /// It came to nothing, or was ended, by what runs it; why, as one word.
+    /// The cluster could not start it, or ended it. The reason is a single word.
     Failed(&'static str),
 }
 
-impl fmt::Display for How {
+impl fmt::Display for ExitKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
@@ -177,25 +180,25 @@ impl fmt::Display for How {
     }
 }
 
-/// What a backend says of its instances.
+/// The answer of [`Backend::list`].
 #[derive(Debug)]
-pub struct Listed {
-    /// Those that are known of.
+pub struct Listing {
+    /// The instances that the backend knows of.
     pub instances: Vec<Instance>,
-    /// An error is of a part of the machines, or of all, whose instances are not known.
-    pub whole: Result<(), Unavailable>,
+    /// An error if some clusters did not answer. `instances` then lacks the instances of these clusters.
+    pub complete: Result<(), Unavailable>,
 }
 
-impl From<Result<Vec<Instance>, Unavailable>> for Listed {
+impl From<Result<Vec<Instance>, Unavailable>> for Listing {
     fn from(listed: Result<Vec<Instance>, Unavailable>) -> Self {
         match listed {
-            Ok(instances) => Self { instances, whole: Ok(()) },
-            Err(error) => Self { instances: Vec::new(), whole: Err(error) },
+            Ok(instances) => Self { instances, complete: Ok(()) },
+            Err(error) => Self { instances: Vec::new(), complete: Err(error) },
         }
     }
 }
 
-/// The backend could not be asked; trying again later may help.
+/// The backend did not answer. A later retry may succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]
 pub struct Unavailable(#[from] pub anyhow::Error);
@@ -203,36 +206,37 @@ pub struct Unavailable(#[from] pub anyhow::Error);
 /// Why an instance was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    /// It won't be, however often this attempt is tried.
+    /// A retry cannot succeed: the attempt has failed.
     #[error("{reason}: {message}")]
     Refused {
-        /// As one word.
+        /// A single word.
         reason: &'static str,
-        /// For a person; without secrets.
+        /// For people. It contains no secrets.
         message: String,
     },
-    /// It ran once and is over. Whether it failed is for who looks after instances to judge.
-    #[error("it ran once and is over")]
+    /// The instance has already run and exited. [`crate::watch`] decides whether that was a failure.
+    #[error("the instance has already exited")]
     Over,
-    /// Trying again later may help.
+    /// A later retry may succeed.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
 
-/// Runs game servers. Clones are one backend. Instances live by themselves: they survive the director, and any
-/// director finds them again.
+/// Runs game servers. Clones share one backend. Instances outlive the director that started them, and every director
+/// finds them again.
 pub trait Backend: Clone + Send + Sync + 'static {
-    /// Makes an instance, which starts as soon as a machine has it; nobody waits here for that. One that is there
-    /// already is a success; one that ran and is over is not started again.
-    fn create(&self, order: &Order) -> impl Future<Output = Result<Made, CreateError>> + Send;
+    /// Creates an instance. It starts once a node is assigned; this call does not wait for that. An instance that
+    /// exists already counts as success. An instance that has exited is not started again.
+    fn create(&self, order: &Order) -> impl Future<Output = Result<Created, CreateError>> + Send;
 
-    /// How far an instance has come that lives; what is wanting to its making that takes no configuration is done.
-    fn find(&self, name: Name) -> impl Future<Output = Result<Option<Made>, Unavailable>> + Send;
+    /// Looks up an instance that has not exited. Also completes a half-finished creation, as far as that needs no
+    /// configuration.
+    fn find(&self, name: Name) -> impl Future<Output = Result<Option<Created>, Unavailable>> + Send;
 
-    /// Every instance that is there, whoever started it.
-    fn list(&self) -> impl Future<Output = Listed> + Send;
+    /// Lists every instance, no matter which director started it.
+    fn list(&self) -> impl Future<Output = Listing> + Send;
 
-    /// Ends and removes an instance, with all that belongs to it; whether there was anything.
+    /// Ends an instance and removes everything that belongs to it. Returns whether there was anything to remove.
     fn delete(&self, name: Name) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 }
 
@@ -241,30 +245,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_found_again_and_has_one_spelling() {
+    fn a_name_parses_from_its_text_and_has_only_one_spelling() {
         let session = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
         let name = Name { session: session.parse().unwrap(), attempt: 12 };
         assert_eq!(name.to_string().parse(), Ok(name));
         for bad in ["", "game", "game-x-1", &format!("game-{session}"), &format!("game-{session}-0")] {
-            assert_eq!(bad.parse::<Name>(), Err(NoName), "{bad}");
+            assert_eq!(bad.parse::<Name>(), Err(InvalidName), "{bad}");
         }
         for bad in ["+1", "01", "1.gone", "-1"] {
-            assert_eq!(format!("game-{session}-{bad}").parse::<Name>(), Err(NoName), "{bad}");
+            assert_eq!(format!("game-{session}-{bad}").parse::<Name>(), Err(InvalidName), "{bad}");
         }
     }
 
     #[test]
-    fn an_end_is_told_in_a_word_and_a_sentence() {
-        let exit = |how, message: Option<&str>| Exit { how, message: message.map(Into::into) };
-        for (exit, reason, message, doubtful) in [
-            (exit(How::Code(3), Some("no port")), "exited", "exit code 3: no port", false),
-            (exit(How::Code(0), None), "exited", "exit code 0", true),
-            (exit(How::Signal(9), None), "killed", "signal 9", false),
-            (exit(How::Unknown, None), "exited", "exit code unknown", true),
-            (exit(How::Failed("evicted"), Some("the node was low")), "evicted", "the node was low", false),
-            (exit(How::Failed(DELETED), None), "deleted", "deleted", true),
+    fn an_exit_has_a_one_word_reason_and_a_message() {
+        let exit = |kind, message: Option<&str>| Exit { kind, message: message.map(Into::into) };
+        for (exit, reason, message, inconclusive) in [
+            (exit(ExitKind::Code(3), Some("no port")), "exited", "exit code 3: no port", false),
+            (exit(ExitKind::Code(0), None), "exited", "exit code 0", true),
+            (exit(ExitKind::Signal(9), None), "killed", "signal 9", false),
+            (exit(ExitKind::Unknown, None), "exited", "exit code unknown", true),
+            (exit(ExitKind::Failed("evicted"), Some("the node was low")), "evicted", "the node was low", false),
+            (exit(ExitKind::Failed(DELETED), None), "deleted", "deleted", true),
         ] {
-            assert_eq!((exit.reason(), exit.to_string().as_str(), exit.doubtful()), (reason, message, doubtful));
+            assert_eq!(
+                (exit.reason(), exit.to_string().as_str(), exit.inconclusive()),
+                (reason, message, inconclusive)
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the director is told.
+//! The director's configuration: flags and environment variables.
 
 use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
@@ -7,7 +7,7 @@ use garage_worker::config;
 
 use crate::kube::node;
 
-/// Director: owns game server instances; starts, finds again, and removes them.
+/// Starts, monitors and removes game server instances.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "garage-director", version)]
 pub struct Config {
@@ -19,36 +19,36 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub redis: config::Redis,
 
-    /// A file with the key that private keys are sealed with: 32 bytes in base64. Session has the same.
+    /// File with the key that seals private keys: 32 bytes in base64. Session uses the same key.
     #[arg(long, env = "GARAGE_SEAL_KEY_FILE")]
     pub seal_key_file: PathBuf,
 
-    /// A file with another such key, accepted besides while keys are rotated: the next one, or the former one.
+    /// File with a second seal key, which is accepted too during a key rotation: the next key, or the previous one.
     #[arg(long, env = "GARAGE_SEAL_KEY_ALSO_FILE")]
     pub seal_key_also_file: Option<PathBuf>,
 
-    /// A file with the Ed25519 public key that game servers verify connection tokens with, SubjectPublicKeyInfo PEM.
-    // Not GARAGE_TOKEN_KEY_FILE, which is session's private half: one environment file may serve both.
+    /// File with the Ed25519 public key that game servers use to verify connection tokens: SubjectPublicKeyInfo in PEM.
+    // Not GARAGE_TOKEN_KEY_FILE, which names session's private key: session and director may share an environment file.
     #[arg(long, env = "GARAGE_TOKEN_PUBLIC_KEY_FILE")]
     pub token_key_file: PathBuf,
 
-    /// A file with another such key, which game servers accept besides while keys are rotated.
+    /// File with a second public key, which game servers accept too during a key rotation.
     #[arg(long, env = "GARAGE_TOKEN_PUBLIC_KEY_ALSO_FILE")]
     pub token_key_also_file: Option<PathBuf>,
 
-    /// URLs of the NATS servers that game servers report to, separated by commas; by default those of the director.
+    /// URLs of the NATS servers that game servers report to, separated by commas. Defaults to the director's own.
     #[arg(long, env = "GARAGE_GAME_NATS_URL", value_parser = config::unchecked, hide_env_values = true)]
     pub game_nats_url: Option<Secret>,
 
-    /// Seconds from the match to the session's hard end, which game servers are told. As session's.
+    /// Seconds from the match to the session's hard end. Game servers receive it. Use the same value as for session.
     #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
     pub session_s: u32,
 
-    /// Seconds until an instance that no open session asks for counts as an orphan and is removed.
+    /// Seconds after its creation at which an instance that no open session needs is removed as an orphan.
     #[arg(long, env = "GARAGE_ORPHAN_GRACE_S", default_value_t = 60, value_name = "SECONDS")]
     pub orphan_grace: u32,
 
-    /// What runs game servers: processes of this machine, or a Kubernetes cluster.
+    /// Where game servers run: as processes of this machine, or as pods of a Kubernetes cluster.
     #[arg(long, env = "GARAGE_BACKEND", default_value = "process")]
     pub backend: Kind,
 
@@ -61,42 +61,42 @@ pub struct Config {
     pub kube: Kube,
 }
 
-/// What runs game servers.
+/// Where game servers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// Processes of this machine.
     Process,
-    /// A Kubernetes cluster.
+    /// Pods of a Kubernetes cluster.
     Kube,
 }
 
-/// Game servers as pods of a Kubernetes cluster.
+/// The settings of the Kubernetes backend.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Kube {
-    /// The file that says where the cluster is and as whom to ask it; without one it is the cluster that the director
-    /// is a pod of.
+    /// The kubeconfig file for the cluster. Without it, the director uses the cluster that it runs in as a pod.
     #[arg(long, env = "GARAGE_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// The namespace that game servers run in; by default that of the kubeconfig, or of the director's pod.
+    /// The namespace for game servers. Defaults to the namespace of the kubeconfig, or of the director's pod.
     #[arg(long, env = "GARAGE_NAMESPACE", value_name = "NAME")]
     pub namespace: Option<String>,
 
-    /// The game server's image. Needed with a cluster.
+    /// The game server's image. Required with `--backend kube`.
     #[arg(long, env = "GARAGE_IMAGE", required_if_eq("backend", "kube"))]
     pub image: Option<String>,
 
-    /// When a machine pulls the image.
+    /// When a node pulls the image.
     #[arg(long, env = "GARAGE_PULL_POLICY", default_value = "IfNotPresent", value_name = "POLICY")]
     pub pull_policy: PullPolicy,
 
-    /// A file with a pod in YAML, of which game servers' pods have what Garage does not set itself: resources, priority
-    /// class, tolerations, labels and so on. Its container is called `gameserver`.
+    /// File with a pod in YAML. Game servers' pods take from it what Garage does not set itself: resources, priority
+    /// class, tolerations, labels and so on. Name its container `gameserver`.
     #[arg(long, env = "GARAGE_POD_TEMPLATE", value_name = "FILE")]
     pub pod_template: Option<PathBuf>,
 
-    /// Where the public address of a node is looked for, in this order, separated by commas: `external-ip`,
-    /// `internal-ip`, `annotation:NAME`, `label:NAME`. In a label an IPv6 address has hyphens for its colons.
+    /// Where to find a node's public address. Give one or more of `external-ip`, `internal-ip`, `annotation:NAME` and
+    /// `label:NAME`, separated by commas; the first that a node has is used. In a label, write an IPv6 address with
+    /// hyphens instead of colons.
     #[arg(
         long,
         env = "GARAGE_NODE_ADDRESS",
@@ -106,32 +106,32 @@ pub struct Kube {
     )]
     pub node_address: Vec<node::Source>,
 
-    /// Seconds for which a pod may fit no node before its attempt counts as failed; less than session waits for it.
+    /// Seconds that a pod may wait for a node with enough room before its attempt fails. Keep it below session's
+    /// `--ready-s`.
     #[arg(long = "pod-patience", env = "GARAGE_POD_PATIENCE_S", default_value_t = 45, value_name = "SECONDS")]
     pub pod_max_wait: u32,
 
-    /// A region of the queues, and where it is: a label that its nodes have, `eu=topology.kubernetes.io/region=europe-west1`,
-    /// another cluster, by its context in the kubeconfig, `us@virginia`, or both, `us@virginia=zone=b`; `eu` alone is every
-    /// node. May be given several times, or hold several, separated by commas. Without any, every region is the whole
-    /// cluster.
+    /// Where a region of the queues is. `eu=topology.kubernetes.io/region=europe-west1` means nodes with this label,
+    /// `us@virginia` another cluster, by its context in the kubeconfig, `us@virginia=zone=b` both, and `eu` alone any
+    /// node. Repeat the flag, or separate regions with commas. Without this flag, every region is the whole cluster.
     #[arg(long, env = "GARAGE_REGION", value_name = "REGION[@CONTEXT][=LABEL=VALUE]", value_delimiter = ',')]
-    pub region: Vec<Selected>,
+    pub region: Vec<RegionSelector>,
 
-    /// The queues file. With it, a queue that is played in a region of which no `--region` says where it is keeps the
-    /// director from starting.
+    /// The queues file. With it, the director refuses to start if a queue has a region that no `--region` defines.
+    /// Without any `--region` there is nothing to check.
     #[arg(long, env = "GARAGE_QUEUES", value_name = "FILE")]
     pub queues: Option<PathBuf>,
 }
 
-/// When a machine pulls an image.
+/// When a node pulls an image: the values of Kubernetes' `imagePullPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum PullPolicy {
     /// For each pod.
     Always,
-    /// When it has none of that name.
+    /// When the node has no image of that name.
     IfNotPresent,
-    /// Never: somebody else puts it there.
+    /// Never. The image must be on the node already.
     Never,
 }
 
@@ -141,32 +141,32 @@ impl fmt::Display for PullPolicy {
     }
 }
 
-/// A region, and where it is.
+/// A region, and the cluster and nodes that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selected {
-    /// The region.
+pub struct RegionSelector {
+    /// The region as the queues name it.
     pub region: Region,
-    /// The kubeconfig's context of its cluster; none for the one that it is set to.
+    /// The kubeconfig context of the region's cluster. `None` means the current context.
     pub context: Option<String>,
-    /// The label's name and its value; none for any node.
+    /// Name and value of the label that the region's nodes have. `None` means any node.
     pub label: Option<(String, String)>,
 }
 
-impl FromStr for Selected {
+impl FromStr for RegionSelector {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = "wanted is REGION, and behind it as one likes @CONTEXT and =LABEL=VALUE";
+        let expected = "expected REGION, optionally followed by @CONTEXT and by =LABEL=VALUE";
         let (place, label) = match text.split_once('=') {
             None => (text, None),
             Some((place, label)) => match label.split_once('=') {
                 Some((label, value)) if !label.is_empty() => (place, Some((label.to_owned(), value.to_owned()))),
-                _ => return Err(wanted.into()),
+                _ => return Err(expected.into()),
             },
         };
         let (region, context) = match place.split_once('@') {
             None => (place, None),
-            Some((_, "")) => return Err(wanted.into()),
+            Some((_, "")) => return Err(expected.into()),
             Some((region, context)) => (region, Some(context.to_owned())),
         };
         let region = region.parse::<Region>().map_err(|error| format!("{region}: {error}"))?;
@@ -174,31 +174,31 @@ impl FromStr for Selected {
     }
 }
 
-/// Game servers as processes of this machine.
+/// The settings of the process backend. The Kubernetes backend uses `game_ports` and `game_arg` too.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Process {
-    /// The game server's program; by default `garage-gameserver` beside the director's own.
+    /// The game server's program. Defaults to `garage-gameserver` in the folder of the director's program.
     #[arg(long, env = "GARAGE_GAMESERVER", value_name = "PATH")]
     pub gameserver: Option<PathBuf>,
 
-    /// The folder that instances live in; made when it is not there. It belongs to the directors of one log.
-    /// Needed unless they are pods.
+    /// The folder for instances. It is created if it does not exist. Only directors of the same log may share it.
+    /// Required with `--backend process`.
     #[arg(long, env = "GARAGE_INSTANCES", value_name = "DIR", required_unless_present = "image")]
     pub instances: Option<PathBuf>,
 
-    /// How clients reach this machine.
+    /// The address by which clients reach this machine.
     #[arg(long, env = "GARAGE_PUBLIC_IP", default_value = "127.0.0.1", value_name = "IP")]
     pub public_ip: IpAddr,
 
-    /// Ports that game servers listen on, both ends included; by default whichever are free.
+    /// The range of ports that game servers listen on, both ends included. Defaults to any free ports.
     #[arg(long, env = "GARAGE_GAME_PORTS", value_name = "LO-HI")]
     pub game_ports: Option<Ports>,
 
-    /// This machine's name in the log; by default its host name.
+    /// This machine's name in the log. Defaults to its host name.
     #[arg(long, env = "GARAGE_NODE", value_name = "NAME")]
     pub node: Option<String>,
 
-    /// A further argument for every game server; may be given several times, or hold several, separated by spaces.
+    /// An additional argument for every game server. Repeat the flag, or separate arguments with spaces.
     #[arg(long, env = "GARAGE_GAME_ARG", value_name = "ARG", value_delimiter = ' ', allow_hyphen_values = true)]
     pub game_arg: Vec<String>,
 }
@@ -222,9 +222,9 @@ impl FromStr for Ports {
     fn from_str(text: &str) -> Result<Self, String> {
         let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
         match text.split_once('-').and_then(|(low, high)| Some((port(low)?, port(high)?))) {
-            // Each game takes two.
+            // Each game server uses two ports, so the range must hold at least two.
             Some((low, high)) if low < high => Ok(Self { low, high }),
-            _ => Err("wanted is LO-HI with 1 <= LO < HI <= 65535".into()),
+            _ => Err("expected LO-HI with 1 <= LO < HI <= 65535".into()),
         }
     }
 }
@@ -235,25 +235,26 @@ mod tests {
 
     use super::*;
 
-    const NEEDED: [&str; 7] = ["garage-director", "--seal-key-file", "s", "--token-key-file", "t", "--instances", "i"];
+    const REQUIRED: [&str; 7] =
+        ["garage-director", "--seal-key-file", "s", "--token-key-file", "t", "--instances", "i"];
 
     #[test]
-    fn the_needed_flags_are_enough() {
-        let config = Config::parse_from(NEEDED);
+    fn required_flags_are_sufficient() {
+        let config = Config::parse_from(REQUIRED);
         assert_eq!(config.orphan_grace, 60);
         assert_eq!(config.process.public_ip.to_string(), "127.0.0.1");
         assert!(config.process.game_arg.is_empty());
     }
 
     #[test]
-    fn further_arguments_may_look_like_flags() {
+    fn game_arguments_may_look_like_flags() {
         let config =
-            Config::parse_from(NEEDED.into_iter().chain(["--game-arg", "--distance-m 50", "--game-arg", "-v"]));
+            Config::parse_from(REQUIRED.into_iter().chain(["--game-arg", "--distance-m 50", "--game-arg", "-v"]));
         assert_eq!(config.process.game_arg, ["--distance-m", "50", "-v"]);
     }
 
     #[test]
-    fn a_region_is_nodes_with_a_label_or_another_cluster_or_both() {
+    fn a_region_selects_nodes_by_label_or_another_cluster_or_both() {
         let label = |text: &str| text.split_once('=').map(|(label, value)| (label.into(), value.into()));
         for (text, context, selector) in [
             ("eu", None, None),
@@ -266,16 +267,16 @@ mod tests {
             ("eu@far=zone=b", Some("far"), label("zone=b")),
         ] {
             let expected =
-                Selected { region: "eu".parse().unwrap(), context: context.map(Into::into), label: selector };
+                RegionSelector { region: "eu".parse().unwrap(), context: context.map(Into::into), label: selector };
             assert_eq!(text.parse(), Ok(expected));
         }
         for bad in ["", "eu=", "eu=zone", "eu==b", "eu@", "@far", "eu@=a=b"] {
-            assert!(bad.parse::<Selected>().is_err(), "{bad:?}");
+            assert!(bad.parse::<RegionSelector>().is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn ports_are_a_range() {
+    fn ports_parse_as_a_range() {
         assert_eq!("7000-7100".parse::<Ports>().unwrap().to_string(), "7000-7100");
         for bad in ["", "7000", "7100-7000", "0-5", "1-70000", "7000-7000"] {
             assert!(bad.parse::<Ports>().is_err(), "{bad:?}");

@@ -1,12 +1,13 @@
-//! Game servers as pods of a Kubernetes cluster.
+//! Runs game servers as pods of a Kubernetes cluster.
 //!
-//! For each instance there is a Secret with what its game server is told, and a Pod that mounts it, both called
-//! `game-<session>-<attempt>`. They are made in three requests, secret, pod, owner, and a director that dies between
-//! any two is followed by one that finds what is there and goes on: what exists already is looked at, and is right if
-//! its labels say that it is of this instance. The secret is owned by its pod, so that it goes with it should nobody
-//! else remove it; before there is a pod, it is an instance that was claimed, and swept as one.
+//! Each instance consists of a Secret with the game server's configuration, and a Pod that mounts it. Both are named
+//! `game-<session>-<attempt>`. The director makes three requests: create the secret, create the pod, and set the pod as
+//! the secret's owner. If a director dies in between, another one continues: an object that exists already is accepted
+//! if its labels belong to this instance. Kubernetes deletes the secret with its owner, the pod, in case no director
+//! does. A secret without a pod counts as a claimed instance, and is removed like any other orphan.
 //!
-//! Nobody waits for the scheduler. What becomes of pods is watched (`pods`) and read (`pod_status`).
+//! The director does not wait for the scheduler. It watches the pods (`pods`) and interprets their status
+//! (`pod_status`).
 
 pub mod baseline_client;
 pub mod cluster;
@@ -38,75 +39,77 @@ use kube::{config::Kubeconfig, core::Status};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use self::{manifest::Terms, site::Site};
+use self::{manifest::PodSettings, site::Site};
 use crate::{
-    backend::{Backend, CreateError, DELETED, Exit, How, Instance, Listed, Made, Name, Order, State, Unavailable},
+    backend::{
+        Backend, CreateError, Created, DELETED, Exit, ExitKind, Instance, Listing, Name, Order, State, Unavailable,
+    },
     config,
 };
 
-/// How long the API server has to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long to wait for an answer of the API server.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Game servers as pods. Clones are one backend.
+/// Runs game servers as pods. Clones share one backend.
 #[derive(Clone)]
 pub struct KubeBackend(Arc<Inner>);
 
 struct Inner {
-    /// Each is another cluster.
+    /// One for each cluster.
     sites: Vec<Site>,
-    /// Where each region is; none says that every region is the first site.
+    /// Where each region is. Empty means that every region is the first site.
     regions: BTreeMap<Region, RegionSite>,
-    terms: Terms,
-    /// Instances that the log knows, and no site has.
+    settings: PodSettings,
+    /// Instances that are placed according to the log, but that no cluster has.
     lost_pods: Mutex<HashSet<Name>>,
 }
 
 /// Where a region is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RegionSite {
-    /// The kubeconfig's context; none for the one that it is set to.
+    /// The context in the kubeconfig. `None` means the current context.
     context: Option<String>,
-    /// The labels of its nodes.
+    /// Labels that the region's nodes must have.
     selector: Vec<(String, String)>,
 }
 
-/// Checks what can be checked without a cluster.
+/// Checks the configuration, as far as that is possible without a cluster.
 pub(crate) fn check(config: &config::Kube) -> anyhow::Result<()> {
     template(config)?;
     let regions = regions(config)?;
-    config.image.as_ref().context("the game server's image is not said (--image)")?;
+    config.image.as_ref().context("no image for game servers is set (--image)")?;
     let Some(path) = &config.kubeconfig else {
-        let context = regions.values().find_map(|place| place.context.as_ref());
-        ensure!(context.is_none(), "--region names a context, and there is no --kubeconfig that has it");
+        let context = regions.values().find_map(|region| region.context.as_ref());
+        ensure!(context.is_none(), "--region names a context, but there is no --kubeconfig to find it in");
         return Ok(());
     };
-    let wrong = || format!("cannot use {} (--kubeconfig)", path.display());
-    let kubeconfig = Kubeconfig::read_from(path).with_context(wrong)?;
-    for context in regions.values().filter_map(|place| place.context.as_ref()) {
-        let there = kubeconfig.contexts.iter().any(|named| named.name == *context);
-        ensure!(there, "{} (--kubeconfig) has no context {context}, which --region names", path.display());
+    let invalid = || format!("cannot use {} (--kubeconfig)", path.display());
+    let kubeconfig = Kubeconfig::read_from(path).with_context(invalid)?;
+    for context in regions.values().filter_map(|region| region.context.as_ref()) {
+        let exists = kubeconfig.contexts.iter().any(|named| named.name == *context);
+        ensure!(exists, "{} (--kubeconfig) has no context {context}, which --region names", path.display());
     }
     Ok(())
 }
 
 fn template(config: &config::Kube) -> anyhow::Result<Value> {
     let Some(path) = &config.pod_template else { return Ok(json!({})) };
-    let wrong = || format!("{} (--pod-template) is no pod", path.display());
+    let invalid = || format!("{} (--pod-template) is not a pod", path.display());
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let template: Value = serde_saphyr::from_str(&text).with_context(wrong)?;
-    // What it says has to fit a pod; a word that is none is refused by name.
-    serde_json::from_value::<Pod>(template.clone()).with_context(wrong)?;
+    let template: Value = serde_saphyr::from_str(&text).with_context(invalid)?;
+    // The template must have the structure of a pod. The error names the field that does not fit.
+    serde_json::from_value::<Pod>(template.clone()).with_context(invalid)?;
     Ok(template)
 }
 
-/// Where the regions are; none says that every region is the one cluster.
+/// Where each region is. Empty means that every region is the one cluster.
 fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, RegionSite>> {
     let mut regions: BTreeMap<Region, RegionSite> = BTreeMap::new();
-    for config::Selected { region, context, label } in &config.region {
-        let place = RegionSite { context: context.clone(), selector: Vec::new() };
-        let place = regions.entry(region.clone()).or_insert(place);
-        ensure!(place.context == *context, "--region says of {region} that it is in two clusters");
-        place.selector.extend(label.clone());
+    for config::RegionSelector { region, context, label } in &config.region {
+        let site = RegionSite { context: context.clone(), selector: Vec::new() };
+        let site = regions.entry(region.clone()).or_insert(site);
+        ensure!(site.context == *context, "--region puts {region} in two clusters");
+        site.selector.extend(label.clone());
     }
     if let Some(path) = &config.queues {
         let queues = Queues::load(path)?;
@@ -115,7 +118,7 @@ fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, RegionSite>
         {
             ensure!(
                 regions.is_empty() || regions.contains_key(region),
-                "queue {queue} is played in {region}, which no --region says where to find"
+                "queue {queue} has region {region}, which no --region defines"
             );
         }
     }
@@ -123,13 +126,13 @@ fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, RegionSite>
 }
 
 impl KubeBackend {
-    /// Finds the clusters; nothing is asked of them yet.
+    /// Prepares the connections to the clusters. Nothing is sent yet.
     ///
     /// # Errors
-    /// When what is said of one cannot be used.
+    /// When the configuration or the kubeconfig cannot be used.
     pub async fn open(config: &config::Kube, games: &config::Process) -> anyhow::Result<Self> {
         let regions = regions(config)?;
-        let mut contexts: Vec<_> = regions.values().map(|place| place.context.as_deref()).collect();
+        let mut contexts: Vec<_> = regions.values().map(|region| region.context.as_deref()).collect();
         contexts.sort_unstable();
         contexts.dedup();
         if contexts.is_empty() {
@@ -140,17 +143,17 @@ impl KubeBackend {
             sites.push(Site::open(config, context).await?);
         }
         let ports = games.game_ports.iter().flat_map(|ports| ["--ports".to_owned(), ports.to_string()]);
-        let further = games.game_arg.iter().filter(|argument| !argument.is_empty()).cloned();
-        let terms = Terms {
-            image: config.image.clone().context("the game server's image is not said (--image)")?,
+        let additional = games.game_arg.iter().filter(|argument| !argument.is_empty()).cloned();
+        let settings = PodSettings {
+            image: config.image.clone().context("no image for game servers is set (--image)")?,
             pull_policy: config.pull_policy.to_string(),
             template: template(config)?,
-            arguments: ports.chain(further).collect(),
+            arguments: ports.chain(additional).collect(),
         };
-        Ok(Self(Arc::new(Inner { sites, regions, terms, lost_pods: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { sites, regions, settings, lost_pods: Mutex::default() })))
     }
 
-    /// The namespace that games run in.
+    /// The namespace that game servers run in.
     pub fn namespace(&self) -> &str {
         self.0.sites.first().map_or("", Site::namespace)
     }
@@ -158,7 +161,7 @@ impl KubeBackend {
     /// Watches the clusters until `shutdown`.
     ///
     /// # Errors
-    /// None; what fails is tried again.
+    /// None. Failed requests are retried.
     pub async fn watch(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let watching = select_all(self.0.sites.iter().map(|site| Box::pin(site.watch())));
         tokio::select! {
@@ -169,40 +172,40 @@ impl KubeBackend {
 }
 
 impl KubeBackend {
-    /// Notes which instances are missing.
-    fn miss(&self, lost_pods: HashSet<Name>) {
+    /// Replaces the set of lost instances.
+    fn set_lost_pods(&self, lost_pods: HashSet<Name>) {
         *self.0.lost_pods.lock().unwrap_or_else(PoisonError::into_inner) = lost_pods;
     }
 
-    /// What the clusters have.
-    async fn listed(&self) -> Listed {
-        let mut all = Listed { instances: Vec::new(), whole: Ok(()) };
+    /// Lists the instances of all clusters, without the lost ones.
+    async fn list_existing(&self) -> Listing {
+        let mut all = Listing { instances: Vec::new(), complete: Ok(()) };
         for listed in join_all(self.0.sites.iter().map(Site::list)).await {
             match listed {
                 Ok(instances) => all.instances.extend(instances),
-                Err(error) => all.whole = Err(error),
+                Err(error) => all.complete = Err(error),
             }
         }
         all
     }
 }
 
-/// Asks the cluster, and no longer than it has to answer.
-async fn ask<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<T, Refusal> {
-    match timeout(ANSWER, asked).await {
+/// Sends a request to the API server, with a time-out.
+async fn request<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Refusal> {
+    match timeout(TIMEOUT, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(Refusal::Status(status)),
-        Ok(Err(error)) => Err(Refusal::Unreached(error.into())),
-        Err(_) => Err(Refusal::Unreached(anyhow!("no answer within {} s", ANSWER.as_secs()))),
+        Ok(Err(error)) => Err(Refusal::Unreachable(error.into())),
+        Err(_) => Err(Refusal::Unreachable(anyhow!("no answer within {} s", TIMEOUT.as_secs()))),
     }
 }
 
-/// Why the cluster did not do what it was asked for.
+/// Why a request to the API server failed.
 enum Refusal {
-    /// It says so.
+    /// The server answered with an error.
     Status(Box<Status>),
-    /// It did not answer.
-    Unreached(anyhow::Error),
+    /// The server did not answer.
+    Unreachable(anyhow::Error),
 }
 
 impl Refusal {
@@ -213,13 +216,13 @@ impl Refusal {
     fn unavailable(self, what: &str) -> Unavailable {
         let error = match self {
             Self::Status(status) => anyhow!("{} ({})", status.message, status.code),
-            Self::Unreached(error) => error,
+            Self::Unreachable(error) => error,
         };
         Unavailable(error.context(format!("cannot {what}")))
     }
 
-    /// What can never be made is refused; what an operator, or time, may mend is tried again.
-    fn of_making(self, what: &str) -> CreateError {
+    /// Classifies a failed create request: refused if no retry can succeed, unavailable if the cause may go away.
+    fn on_create(self, what: &str) -> CreateError {
         let refused = |reason, status: &Status| CreateError::Refused { reason, message: status.message.clone() };
         match &self {
             Self::Status(status) if status.code == 403 && status.message.contains("exceeded quota") => {
@@ -231,50 +234,50 @@ impl Refusal {
     }
 }
 
-/// One that is not there, or no longer this one, is gone.
-fn gone<T>(deleted: Result<T, Refusal>, what: &str) -> Result<(), Unavailable> {
-    match deleted {
+/// Treats "not found" and "conflict" as a successful deletion: the object is gone, or a new one has its name.
+fn ignore_missing<T>(result: Result<T, Refusal>, what: &str) -> Result<(), Unavailable> {
+    match result {
         Err(refusal) if !refusal.is("NotFound") && !refusal.is("Conflict") => Err(refusal.unavailable(what)),
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
 impl Inner {
-    /// Where an instance is to be made.
-    fn place(&self, region: &Region) -> Option<(&Site, &[(String, String)])> {
+    /// The cluster and the node labels for a region.
+    fn site_for(&self, region: &Region) -> Option<(&Site, &[(String, String)])> {
         if self.regions.is_empty() {
             return Some((self.sites.first()?, &[]));
         }
-        let place = self.regions.get(region)?;
-        let site = self.sites.iter().find(|site| site.context() == place.context.as_deref())?;
-        Some((site, &place.selector))
+        let region = self.regions.get(region)?;
+        let site = self.sites.iter().find(|site| site.context() == region.context.as_deref())?;
+        Some((site, &region.selector))
     }
 }
 
 impl Backend for KubeBackend {
-    async fn create(&self, order: &Order) -> Result<Made, CreateError> {
-        let Some((site, selector)) = self.0.place(&order.region) else {
-            let message = format!("no --region says where {} is", order.region);
+    async fn create(&self, order: &Order) -> Result<Created, CreateError> {
+        let Some((site, selector)) = self.0.site_for(&order.region) else {
+            let message = format!("no --region defines {}", order.region);
             return Err(CreateError::Refused { reason: "region-unknown", message });
         };
-        site.create(order, selector, &self.0.terms).await
+        site.create(order, selector, &self.0.settings).await
     }
 
-    async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
-        // Whether it is in none of them is known once all have answered.
-        let mut unknown = Ok(None);
+    async fn find(&self, name: Name) -> Result<Option<Created>, Unavailable> {
+        // "Not found" is certain only when all clusters have answered.
+        let mut not_found = Ok(None);
         for site in &self.0.sites {
             match site.find(name).await {
-                Ok(Some(made)) => return Ok(Some(made)),
+                Ok(Some(created)) => return Ok(Some(created)),
                 Ok(None) => {}
-                Err(error) => unknown = Err(error),
+                Err(error) => not_found = Err(error),
             }
         }
-        unknown
+        not_found
     }
 
-    async fn list(&self) -> Listed {
-        let mut listed = self.listed().await;
+    async fn list(&self) -> Listing {
+        let mut listed = self.list_existing().await;
         let mut lost_pods = self.0.lost_pods.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for instance in listed.instances.iter().filter(|instance| lost_pods::has_pod(instance)) {
             lost_pods.remove(&instance.name);
@@ -283,19 +286,19 @@ impl Backend for KubeBackend {
         listed.instances.extend(lost_pods.into_iter().map(|name| Instance {
             name,
             created: System.now(),
-            state: State::Exited(Exit { how: How::Failed(DELETED), message: Some("the pod is gone".into()) }),
+            state: State::Exited(Exit { kind: ExitKind::Failed(DELETED), message: Some("the pod is gone".into()) }),
         }));
         listed
     }
 
     async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
-        let mut there = Ok(false);
+        let mut result = Ok(false);
         for site in &self.0.sites {
             match site.delete(name).await {
-                Ok(deleted) => there = there.map(|there| there || deleted),
-                Err(error) => there = Err(error),
+                Ok(deleted) => result = result.map(|any| any || deleted),
+                Err(error) => result = Err(error),
             }
         }
-        there
+        result
     }
 }

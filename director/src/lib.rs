@@ -1,9 +1,10 @@
-//! Director: owns game server instances; starts, finds again, and removes them.
+//! The director starts game server instances, monitors them, and removes them.
 //!
-//! - [`reaction`]: what the log's events bring about; [`watch`]: what happens without one.
-//! - [`backend`]: what runs game servers, as a trait; [`process`]: as processes of this machine; [`kube`]: as pods of a
-//!   Kubernetes cluster.
-//! - [`redis`]: the games' sealed secrets.
+//! - [`reaction`]: handles the events of the log.
+//! - [`watch`]: checks the instances at regular intervals, for changes that no event announces.
+//! - [`backend`]: the trait that hides what runs game servers. [`process`] runs them as processes of this machine,
+//!   [`kube`] as pods of a Kubernetes cluster.
+//! - [`redis`]: reads the games' sealed secrets.
 
 pub mod backend;
 pub mod config;
@@ -35,18 +36,19 @@ use crate::backend::Backend;
 
 pub use config::Config;
 
-/// Reactions at a time; a removal may take seconds.
+/// The number of events handled at the same time. Several, because one removal may take seconds.
 const REACTIONS: usize = 16;
 
-/// Runs the worker until `shutdown`. Game servers go on without it.
+/// Runs the worker until `shutdown`. Game servers keep running without it.
 ///
 /// # Errors
-/// When something it needs is wrong or missing at the start, or a long task ended by itself.
+/// When the configuration is wrong, when the log does not exist, or when a background task ends unexpectedly.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     match config.backend {
         config::Kind::Process => {
             let backend = process::ProcessBackend::open(&config.process)?;
-            // Its instances are of this machine, where nobody else looks after them, or it does no harm.
+            // No lease is needed: the instances run on this machine, and several directors here do not disturb each
+            // other.
             serve(config, backend, shutdown, |_, _| || true).await
         }
         config::Kind::Kube => {
@@ -54,38 +56,40 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             let name = lease::director(backend.namespace());
             let (watched, end) = (backend.clone(), shutdown.clone());
             let session = time::Duration::seconds(config.session_s.into());
-            let look_after = move |runtime: &mut Runtime, log: &JetStreamLog| {
+            let spawn_tasks = move |runtime: &mut Runtime, log: &JetStreamLog| {
                 let context = log.context().clone();
                 let (leases, keeping) = garage_worker::lease::keep(context, vec![name.clone()], runtime.health.clone());
                 runtime.spawn("leases", keeping);
                 leases.compete();
                 let leases = Arc::new(leases);
                 let leads = move || leases.holds(&name);
-                let missing =
+                let lost_pods =
                     kube::lost_pods::watch(watched.clone(), log.reader(), session, leads.clone(), end.clone());
-                runtime.spawn("missing pods", missing);
+                runtime.spawn("lost pods", lost_pods);
                 runtime.spawn("cluster", watched.watch(end));
                 leads
             };
-            serve(config, backend, shutdown, look_after).await
+            serve(config, backend, shutdown, spawn_tasks).await
         }
     }
 }
 
+/// Runs the worker with this backend. `spawn_tasks` starts the backend's own background tasks, and returns a function
+/// that says whether this director is the one that monitors the instances.
 async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
     config: Config,
     backend: B,
     shutdown: Shutdown,
-    look_after: impl FnOnce(&mut Runtime, &JetStreamLog) -> F,
+    spawn_tasks: impl FnOnce(&mut Runtime, &JetStreamLog) -> F,
 ) -> anyhow::Result<()> {
-    let (seal, terms, redis) = read(&config)?;
+    let (seal, settings, redis) = load(&config)?;
     let mut runtime = Runtime::start("director", &config.worker, shutdown.clone()).await?;
     let log = runtime.open_log().await?;
     let context = log.context().clone();
-    let leads = look_after(&mut runtime, &log);
+    let leads = spawn_tasks(&mut runtime, &log);
 
-    let keys = redis::Parked { redis: redis.clone(), seal };
-    let app = reaction::App { log, env: System, backend, keys, terms: Arc::new(terms) };
+    let keys = redis::ParkedKeys { redis: redis.clone(), seal };
+    let app = reaction::App { log, env: System, backend, keys, settings: Arc::new(settings) };
     let grace = Duration::from_secs(config.orphan_grace.into());
     runtime.spawn("redis watch", redis.watch(runtime.health.clone(), shutdown.clone()));
     runtime.spawn("watch", watch::run(app.clone(), grace, leads, runtime.health.clone(), shutdown.clone()));
@@ -94,17 +98,17 @@ async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
         async move { app.on_event(&delivery).await }
     });
     runtime.spawn("events", reactions);
-    tracing::info!("director runs");
+    tracing::info!("director is running");
     runtime.wait().await
 }
 
 impl Config {
-    /// Checks what can be checked before anything connects, or is made.
+    /// Checks the configuration without connecting to anything and without creating anything.
     ///
     /// # Errors
-    /// What the worker would refuse to start for.
+    /// The problem that would keep the worker from starting.
     pub fn check(&self) -> anyhow::Result<()> {
-        read(self)?;
+        load(self)?;
         match self.backend {
             config::Kind::Process => drop(process::program(&self.process)?),
             config::Kind::Kube => kube::check(&self.kube)?,
@@ -113,14 +117,14 @@ impl Config {
     }
 }
 
-/// Reads the keys and what games are told, and says where Redis is.
-fn read(config: &Config) -> anyhow::Result<(SealKeys, reaction::Terms, Redis)> {
-    let also = config.seal_key_also_file.as_deref().map(SealKey::from_file).transpose()?;
-    let seal = SealKeys::new(SealKey::from_file(&config.seal_key_file)?, also);
-    Ok((seal, terms(config)?, Redis::new(&config.redis)?))
+/// Reads the key files, and prepares the game settings and the Redis client.
+fn load(config: &Config) -> anyhow::Result<(SealKeys, reaction::GameSettings, Redis)> {
+    let additional = config.seal_key_also_file.as_deref().map(SealKey::from_file).transpose()?;
+    let seal = SealKeys::new(SealKey::from_file(&config.seal_key_file)?, additional);
+    Ok((seal, game_settings(config)?, Redis::new(&config.redis)?))
 }
 
-fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
+fn game_settings(config: &Config) -> anyhow::Result<reaction::GameSettings> {
     let (kid, token_key) = token_key(&config.token_key_file, "token-key-file")?;
     let mut token_keys = BTreeMap::from([(kid, token_key.clone())]);
     if let Some(file) = &config.token_key_also_file {
@@ -131,15 +135,15 @@ fn terms(config: &Config) -> anyhow::Result<reaction::Terms> {
         None => config.worker.nats.urls()?,
     };
     let session = time::Duration::seconds(config.session_s.into());
-    Ok(reaction::Terms { token_key, token_keys, nats_url: url.to_owned(), session })
+    Ok(reaction::GameSettings { token_key, token_keys, nats_url: url.to_owned(), session })
 }
 
-/// A key that tokens are verified with, and before it the `kid` by which they name it.
+/// Reads a public key that verifies connection tokens. Returns its `kid`, by which tokens name it, and its PEM text.
 fn token_key(file: &Path, flag: &str) -> anyhow::Result<(String, String)> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let wrong = || format!("{} (--{flag}) is no public key in PEM", file.display());
-    // The private half here would go to every game server.
-    anyhow::ensure!(!text.contains("PRIVATE KEY"), wrong());
-    let key = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).with_context(wrong)?;
+    let invalid = || format!("{} (--{flag}) is not a public key in PEM", file.display());
+    // The text goes to every game server, so it must not contain the private key.
+    anyhow::ensure!(!text.contains("PRIVATE KEY"), invalid());
+    let key = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).with_context(invalid)?;
     Ok((game::fingerprint(&key), text))
 }

@@ -1,4 +1,4 @@
-//! The garage-director process.
+//! The entry point of the garage-director process.
 
 use std::process::ExitCode;
 

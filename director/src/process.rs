@@ -1,18 +1,27 @@
-//! Game servers as processes of this machine: the backend for development and for one machine.
+//! Runs game servers as processes of this machine: the backend for development and for single-machine deployments.
 //!
-//! Each instance has a folder `<instances>/game-<session>-<attempt>/`: `config.json`, which holds the game's private
-//! key; `log`, what the process writes; `lock`; `started` and, once its end was seen, `exit`. There is no file of
-//! process ids: one that is read may name a stranger by then. The process is the one that runs with `--config` and the
-//! very path of the configuration, whoever started it, so that any director finds it again.
+//! Each instance has a folder `<instances>/game-<session>-<attempt>/` with these files:
 //!
-//! **An attempt is started at most once.** Under the instance's lock: one that runs is left running; one with the mark
-//! `started` that does not run is over, and a redelivered request is told so (it ends in PodFailed and one more
-//! attempt) instead of starting it anew, since its first life may have reported itself ready under the same subjects.
-//! The mark is set before the spawn: a director that dies between the two costs an attempt, whereas with the mark
-//! after it, a process that started and died unseen would be started twice. Before the mark, nothing is lost by a
-//! director's death: the next delivery goes on from there.
+//! - `config.json`: the game server's configuration, with the game's private key
+//! - `log`: the output of the process
+//! - `lock`: locked by the director that creates or removes the instance
+//! - `started`: a marker, see below
+//! - `exit`: how the process ended, once a director saw it
 //!
-//! Whoever ends the director must leave its children alone: with systemd that takes `KillMode=process`.
+//! There is no PID file, because a stored process id may belong to another process by the time it is read. Instead, a
+//! director finds an instance's process by its arguments: `--config` and the exact path of the configuration. So any
+//! director finds it, no matter which one started it.
+//!
+//! **An attempt is started at most once.** Under the instance's lock, a director leaves a running process alone. A
+//! `started` marker without a process means that the instance has exited. A redelivered request then does not start it
+//! again, because the first process may have reported itself ready under the same subjects. Instead the attempt fails
+//! with `PodFailed`, and session requests another one.
+//!
+//! The marker is written before the spawn. A director that dies between the two costs one attempt. If the marker were
+//! written after the spawn, a process that started and died unseen would be started twice. If a director dies before it
+//! writes the marker, the next delivery of the request continues, and nothing is lost.
+//!
+//! The service manager must not kill the director's children. With systemd, set `KillMode=process`.
 
 mod folder;
 mod log;
@@ -39,54 +48,57 @@ use time::OffsetDateTime;
 
 use self::folder::{Folder, LockAttempt};
 use crate::{
-    backend::{Backend, CreateError, Exit, How, Instance, Listed, Made, Name, Order, Placed, State, Unavailable},
+    backend::{
+        Backend, CreateError, Created, Exit, ExitKind, Instance, Listing, Name, Order, Placed, State, Unavailable,
+    },
     config,
 };
 
-/// What a game server inherits of the director's environment. Not the rest: it is not the game's business where the
-/// director's secrets are.
+/// Environment variables that a game server inherits from the director. It does not get the others, because they tell
+/// where the director's secrets are.
 const INHERITED: [&str; 7] = ["PATH", "HOME", "LANG", "TZ", "RUST_LOG", "RUST_BACKTRACE", crash::FOLDER];
-/// And all that begin so.
+/// A game server also inherits the variables with this prefix.
 const INHERITED_PREFIX: &str = "GARAGE_GAMESERVER_";
 
-/// How long a process may take to show its command line. It takes microseconds; what takes a second hangs in exec.
+/// How long to wait until a new process shows its command line. Normally this takes microseconds; after a second the
+/// process probably hangs in exec.
 const VISIBLE: Duration = Duration::from_secs(1);
 
-/// Game servers as processes of this machine.
+/// Runs game servers as processes of this machine. Clones share one backend.
 #[derive(Debug, Clone)]
 pub struct ProcessBackend(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Without symbolic links: it is compared with command lines.
+    /// The folder of instances, without symbolic links, because it is compared with command lines.
     root: PathBuf,
     program: PathBuf,
     arguments: Vec<String>,
     node: String,
     public_ip: IpAddr,
-    /// Those that this director started and whose end it has not noted yet.
+    /// Processes that this director started and whose exit it has not recorded yet.
     children: Mutex<HashMap<Name, Child>>,
 }
 
-/// The game server's program, which must be there.
+/// The path of the game server's program. The program must exist.
 pub(crate) fn program(config: &config::Process) -> anyhow::Result<PathBuf> {
     let program = match &config.gameserver {
         Some(program) => program.clone(),
         None => std::env::current_exe()?.with_file_name("garage-gameserver"),
     };
-    program.canonicalize().with_context(|| format!("there is no game server {} (--gameserver)", program.display()))
+    program.canonicalize().with_context(|| format!("cannot find the game server {} (--gameserver)", program.display()))
 }
 
 impl ProcessBackend {
-    /// Opens the folder of instances.
+    /// Opens the folder of instances, and creates it if it does not exist.
     ///
     /// # Errors
-    /// When there is no such program, or the folder cannot be made.
+    /// When the game server's program does not exist, or the folder cannot be created.
     pub fn open(config: &config::Process) -> anyhow::Result<Self> {
         let program = program(config)?;
-        let instances = config.instances.as_deref().context("where instances live is not said (--instances)")?;
+        let instances = config.instances.as_deref().context("no folder for instances is set (--instances)")?;
         let root =
-            folder::root(instances).with_context(|| format!("cannot make {} (--instances)", instances.display()))?;
+            folder::root(instances).with_context(|| format!("cannot create {} (--instances)", instances.display()))?;
         let node = match &config.node {
             Some(node) => node.clone(),
             None => std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned(),
@@ -97,35 +109,35 @@ impl ProcessBackend {
         Ok(Self(Arc::new(Inner { root, program, arguments, node, public_ip, children })))
     }
 
-    /// Runs what waits for files and processes where it holds up nobody.
+    /// Runs blocking work on files and processes outside the async runtime's threads.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
         let inner = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || work(&inner)).await;
-        done.map_err(|error| Unavailable(anyhow::Error::new(error).context("the backend's task ended")))
+        done.map_err(|error| Unavailable(anyhow::Error::new(error).context("a task of the process backend failed")))
     }
 }
 
 impl Backend for ProcessBackend {
-    async fn create(&self, order: &Order) -> Result<Made, CreateError> {
+    async fn create(&self, order: &Order) -> Result<Created, CreateError> {
         let config = order.config.clone();
         let name = order.name();
-        self.blocking(move |inner| inner.create(name, &config)).await?.map(Made::Placed)
+        self.blocking(move |inner| inner.create(name, &config)).await?.map(Created::Placed)
     }
 
-    async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
+    async fn find(&self, name: Name) -> Result<Option<Created>, Unavailable> {
         let running = self.blocking(|inner| proc::running(&inner.root)).await?;
-        let running = running.map_err(|error| unavailable(error, "look for processes"))?;
-        Ok(running.contains_key(&name).then(|| Made::Placed(self.0.placed(name))))
+        let running = running.map_err(|error| unavailable(error, "list the processes"))?;
+        Ok(running.contains_key(&name).then(|| Created::Placed(self.0.placed(name))))
     }
 
-    async fn list(&self) -> Listed {
+    async fn list(&self) -> Listing {
         let listed = self
             .blocking(Inner::list)
             .await
-            .and_then(|listed| listed.map_err(|error| unavailable(error, "look through the instances")));
+            .and_then(|listed| listed.map_err(|error| unavailable(error, "list the instances")));
         listed.into()
     }
 
@@ -151,7 +163,7 @@ impl Inner {
     fn create(&self, name: Name, config: &game::Config) -> Result<Placed, CreateError> {
         let failed = |error| CreateError::from(unavailable(error, &format!("start {name}")));
         let folder = Folder::of(&self.root, name);
-        let lock = folder.claim().map_err(failed)?;
+        let lock = folder.create_and_lock().map_err(failed)?;
         let running = proc::running(&self.root).map_err(failed)?.contains_key(&name);
         self.reap();
         if running || self.children().contains_key(&name) {
@@ -178,15 +190,15 @@ impl Inner {
                 Err(CreateError::Refused { reason: "not-started", message })
             }
             Err(error) => {
-                // Too many processes, no memory: nothing ran, and it may do later.
+                // For example too many processes, or not enough memory. Nothing has run, and a retry may succeed.
                 folder.unmark_started().map_err(failed)?;
                 Err(failed(error))
             }
         }
     }
 
-    /// Waits until a new process shows its command line or is over. A spawn returns a moment before the kernel shows
-    /// it, and whoever got the lock in that moment would take the instance for a dead one.
+    /// Waits until a new process shows its command line or has exited. A spawn returns shortly before the kernel shows
+    /// the command line. Another director that got the lock in between would consider the instance dead.
     fn wait_visible(&self, name: Name, child: &mut Child) {
         let until = Instant::now() + VISIBLE;
         let pid = child.id();
@@ -201,19 +213,19 @@ impl Inner {
             INHERITED.contains(&&*name) || name.starts_with(INHERITED_PREFIX)
         });
         let mut command = Command::new(&self.program);
-        // A group of its own: the terminal's Ctrl-C is for the director alone.
+        // The server gets its own process group, so that Ctrl-C in a terminal stops only the director.
         command.arg("--config").arg(folder.config()).args(&self.arguments).process_group(0);
         command.env_clear().envs(inherited).current_dir(folder.path());
         command
     }
 
     fn list(&self) -> io::Result<Vec<Instance>> {
-        // Folders first: each process has had its folder before.
+        // Read the folders before the processes: an instance gets its folder before its process.
         let names = folder::names(&self.root)?;
         let mut running = proc::running(&self.root)?;
         self.reap();
         let mut instances = BTreeMap::new();
-        let mut silent = Vec::new();
+        let mut without_process = Vec::new();
         for name in names {
             let folder = Folder::of(&self.root, name);
             let Some(created) = folder.created() else { continue };
@@ -221,25 +233,25 @@ impl Inner {
                 instances.insert(name, Instance { name, created, state: self.running(name) });
                 continue;
             }
-            match folder.try_hold()? {
-                LockAttempt::Gone => {}
-                // Somebody is just making or removing it.
-                LockAttempt::Elsewhere => {
+            match folder.try_lock()? {
+                LockAttempt::NoFolder => {}
+                // Another director is creating or removing it.
+                LockAttempt::Busy => {
                     instances.insert(name, Instance { name, created, state: self.running(name) });
                 }
-                LockAttempt::Here(lock) => silent.push((folder, name, created, lock)),
+                LockAttempt::Acquired(lock) => without_process.push((folder, name, created, lock)),
             }
         }
-        // Of a folder that the director did not remove.
+        // These processes have no folder: something other than a director removed it.
         for (name, _) in running {
             let created = OffsetDateTime::UNIX_EPOCH;
             instances.insert(name, Instance { name, created, state: self.running(name) });
         }
-        if !silent.is_empty() {
-            // It may have been started since the first look; under the locks nothing more is.
+        if !without_process.is_empty() {
+            // Some may have been started since `running` was read. While the locks are held, no more are started.
             let running = proc::running(&self.root)?;
             self.reap();
-            for (folder, name, created, lock) in silent {
+            for (folder, name, created, lock) in without_process {
                 let running = running.contains_key(&name) || self.children().contains_key(&name);
                 let state = match (running, folder.started()) {
                     (true, _) => self.running(name),
@@ -255,7 +267,7 @@ impl Inner {
 
     fn delete(&self, name: Name) -> io::Result<bool> {
         let folder = Folder::of(&self.root, name);
-        let lock = folder.hold()?;
+        let lock = folder.lock()?;
         crash::effect_blocking(Point::InstanceEnded, || proc::end(&self.root, name))?;
         let child = self.children().remove(&name);
         if let Some(mut child) = child {
@@ -267,47 +279,47 @@ impl Inner {
         Ok(true)
     }
 
-    /// Notes how children ended, where every director can read it.
+    /// Records how child processes exited in their folders, where every director can read it.
     fn reap(&self) {
         self.children().retain(|name, child| {
             let status = match child.try_wait() {
                 Ok(None) => return true,
                 Ok(Some(status)) => status,
                 Err(error) => {
-                    tracing::warn!(pod.name = %name, %error, "cannot ask for the end of an instance");
+                    tracing::warn!(pod.name = %name, %error, "cannot get the exit status of an instance");
                     return true;
                 }
             };
-            match Folder::of(&self.root, *name).write_exit(how(status)) {
+            match Folder::of(&self.root, *name).write_exit(exit_kind(status)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(pod.name = %name, %error, "cannot note the end of an instance");
+                    tracing::warn!(pod.name = %name, %error, "cannot record how an instance exited");
                     true
                 }
-                // Without its folder it was removed; nobody asks any more.
+                // Either the exit is recorded, or the instance was removed with its folder.
                 _ => false,
             }
         });
     }
 
     fn children(&self) -> MutexGuard<'_, HashMap<Name, Child>> {
-        // Each change is one insert or remove: a panic of another holder leaves nothing half done.
+        // Each change is a single insert or remove, so a panic while the lock is held leaves no partial change.
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn how(status: ExitStatus) -> How {
+fn exit_kind(status: ExitStatus) -> ExitKind {
     match (status.code(), status.signal()) {
-        (Some(code), _) => How::Code(code),
-        (None, Some(signal)) => How::Signal(signal),
-        (None, None) => How::Unknown,
+        (Some(code), _) => ExitKind::Code(code),
+        (None, Some(signal)) => ExitKind::Signal(signal),
+        (None, None) => ExitKind::Unknown,
     }
 }
 
 fn exit_of(folder: &Folder) -> Exit {
-    Exit { how: folder.read_exit(), message: log::last_line(&folder.log(), folder.config()) }
+    Exit { kind: folder.read_exit(), message: log::last_line(&folder.log(), folder.config()) }
 }
 
-/// The path of an instance's configuration.
+/// The path of an instance's configuration file.
 fn config_of(root: &Path, name: Name) -> PathBuf {
     root.join(name.to_string()).join("config.json")
 }

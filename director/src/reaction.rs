@@ -1,4 +1,4 @@
-//! What the log's events bring about: a server is started, or removed.
+//! Reacts to the log's events: starts and removes game servers.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
@@ -16,7 +16,7 @@ use garage_worker::reactor::{Delivery, Failure};
 use time::Duration;
 use uuid::Uuid;
 
-use crate::backend::{Backend, CreateError, Made, Name, Order, Placed, Unavailable};
+use crate::backend::{Backend, CreateError, Created, Name, Order, Placed, Unavailable};
 
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
@@ -24,56 +24,58 @@ impl From<Unavailable> for Failure {
     }
 }
 
-/// What all games are told.
+/// The part of a game server's configuration that is the same for all game servers.
 #[derive(Debug, Clone)]
-pub struct Terms {
-    /// The key that connection tokens are verified with, SubjectPublicKeyInfo PEM.
+pub struct GameSettings {
+    /// The public key that verifies connection tokens: SubjectPublicKeyInfo in PEM.
     pub token_key: String,
-    /// All such keys, by the `kid` that names them.
+    /// All public keys that verify connection tokens, by their `kid`. Two during a key rotation.
     pub token_keys: BTreeMap<String, String>,
-    /// Where they report.
+    /// URLs of the NATS servers that game servers report to, separated by commas.
     pub nats_url: String,
-    /// From the match to the hard end.
+    /// The time from the match to the session's hard end.
     pub session: Duration,
 }
 
-/// Has the games' secrets, which session parked.
+/// Gives access to the games' secrets, which session parked.
 pub trait Keys: Clone + Send + Sync + 'static {
-    /// What is parked under a fingerprint.
+    /// Reads and opens the secrets that are parked under this fingerprint.
     ///
     /// # Errors
-    /// [`CreateError::Refused`] when it is lost: it is not there, or does not open.
+    /// [`CreateError::Refused`] when they are missing or cannot be opened.
     fn secrets(&self, fingerprint: &str) -> impl Future<Output = Result<Secrets, CreateError>> + Send;
 }
 
-/// What reactions work with.
+/// Everything that a reaction uses. [`crate::watch`] shares it.
 #[derive(Debug, Clone)]
 pub struct App<L, W, B, K> {
-    /// The log.
+    /// Sessions are read from it, and the director's decisions are appended to it.
     pub log: L,
-    /// Time and ids.
+    /// The clock and the source of ids.
     pub env: W,
-    /// What runs game servers.
+    /// Runs the game servers.
     pub backend: B,
-    /// Where the games' keys are.
+    /// The games' secrets.
     pub keys: K,
-    /// What all games are told.
-    pub terms: Arc<Terms>,
+    /// Goes into the configuration of every game server.
+    pub settings: Arc<GameSettings>,
 }
 
 impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
-    /// Reacts to an event of the consumer `director`.
+    /// Handles an event that the consumer `director` delivered.
     ///
     /// # Errors
     /// [`Failure`]
     pub async fn on_event(&self, delivery: &Delivery) -> Result<(), Failure> {
         let Some(Aggregate::Session(session)) = Aggregate::of(&delivery.subject) else {
-            return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
+            return Err(Failure::Poison(anyhow::anyhow!("{} is not the subject of a session", delivery.subject)));
         };
         let recorded = delivery.event::<Event>()?;
         match recorded.event {
-            Event::PodRequested(requested) => self.requested(session, recorded.seq, recorded.id, requested).await,
-            Event::Closed(_) => self.closed(session, recorded.seq).await,
+            Event::PodRequested(requested) => {
+                self.on_pod_requested(session, recorded.seq, recorded.id, requested).await
+            }
+            Event::Closed(_) => self.on_closed(session, recorded.seq).await,
             event @ (Event::Matched(_)
             | Event::PodScheduled(_)
             | Event::PodFailed(_)
@@ -81,13 +83,13 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             | Event::Opened(_)
             | Event::Failed(_)
             | Event::Finished(_)) => {
-                tracing::debug!(session.id = %session, event.type = event.type_name(), "not the director's matter");
+                tracing::debug!(session.id = %session, event.type = event.type_name(), "event ignored by the director");
                 Ok(())
             }
         }
     }
 
-    async fn requested(
+    async fn on_pod_requested(
         &self,
         session: SessionId,
         seq: u64,
@@ -95,13 +97,13 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
         requested: PodRequested,
     ) -> Result<(), Failure> {
         let name = Name { session, attempt: requested.attempt };
-        let state = self.log.session(session).await?.reaching(seq)?.state;
-        if state.present_attempt() != Some(name.attempt) {
+        let state = self.log.session(session).await?.read_up_to(seq)?.state;
+        if state.current_attempt() != Some(name.attempt) {
             self.backend.delete(name).await?;
             return Ok(());
         }
         let State::Open(open @ Open { phase: Phase::Starting(_), .. }) = state else {
-            // The players know its address already: an old delivery, and nothing to do.
+            // The session has opened: this is an old delivery, and there is nothing left to do.
             return Ok(());
         };
         if name.attempt > 1 {
@@ -109,27 +111,28 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
                 self.backend.delete(Name { session, attempt }).await?;
             }
         }
-        match self.make(name, &open, requested).await {
-            Ok(Made::Placed(placed)) => self.scheduled(name, Some(cause), placed).await,
-            // The watch sees when it has been. Its session may be over since it was read.
-            Ok(Made::Waiting) => self.remove_unwanted(name).await,
+        match self.create(name, &open, requested).await {
+            Ok(Created::Placed(placed)) => self.append_scheduled(name, Some(cause), placed).await,
+            // The watch notices when the instance is placed. Meanwhile the session may have ended.
+            Ok(Created::Waiting) => self.remove_unwanted(name).await,
             Err(CreateError::Refused { reason, message }) => {
                 metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
                 self.fail(name, reason, message, Some(cause)).await
             }
             Err(CreateError::Over) => {
-                // Since the session was read it may have been played to its end by it, and its results be on their way.
-                tracing::info!(session.id = %session, pod.name = %name, "instance is over; its end is judged elsewhere");
+                // This may not be a failure: the match may have finished since the session was read, and the results
+                // may be on their way.
+                tracing::info!(session.id = %session, pod.name = %name, "instance has exited; the watch will judge it");
                 Ok(())
             }
             Err(CreateError::Unavailable(error)) => Err(error.into()),
         }
     }
 
-    async fn make(&self, name: Name, open: &Open, requested: PodRequested) -> Result<Made, CreateError> {
+    async fn create(&self, name: Name, open: &Open, requested: PodRequested) -> Result<Created, CreateError> {
         let Secrets { private_key, credentials } = match self.keys.secrets(&requested.fingerprint).await {
             Ok(secrets) => secrets,
-            // One that is made needs its key no more, which may be gone from Redis by now.
+            // An instance that exists already does not need its key again, and Redis may not have it any more.
             Err(error) => return self.backend.find(name).await?.ok_or(error),
         };
         let report = |kind| Report { session: name.session, attempt: name.attempt, kind }.to_string();
@@ -138,27 +141,33 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             attempt: name.attempt,
             players: requested.loadouts,
             private_key,
-            token_key: self.terms.token_key.clone(),
-            token_keys: self.terms.token_keys.clone(),
-            nats: Nats { url: self.terms.nats_url.clone(), credentials, inbox: game_inbox(name.session, name.attempt) },
+            token_key: self.settings.token_key.clone(),
+            token_keys: self.settings.token_keys.clone(),
+            nats: Nats {
+                url: self.settings.nats_url.clone(),
+                credentials,
+                inbox: game_inbox(name.session, name.attempt),
+            },
             ready: report(ReportKind::Ready),
             finished: report(ReportKind::Finished),
-            ends_at: open.began + self.terms.session,
+            ends_at: open.began + self.settings.session,
         };
         let order = Order { queue: open.matched.queue.clone(), region: requested.region, config };
-        let made = self.backend.create(&order).await?;
+        let created = self.backend.create(&order).await?;
         metrics::counter!("garage_instances_created_total").increment(1);
-        Ok(made)
+        Ok(created)
     }
 
-    /// Notes where an instance is placed, if its attempt waits for that. False when that cannot be said yet.
+    /// Appends where an instance is placed, if the session does not have that yet. Returns false when the read is too
+    /// old to decide.
     ///
     /// # Errors
     /// [`Failure`]
-    pub(crate) async fn placed(&self, name: Name, placed: &Placed) -> Result<bool, Failure> {
+    pub(crate) async fn record_placement(&self, name: Name, placed: &Placed) -> Result<bool, Failure> {
         let session = self.log.session(name.session).await?;
         if session.state.last_attempt() < name.attempt {
-            // Who answered has not seen it asked for. If nobody ever did, it is an orphan.
+            // The NATS node that answered has not seen the request for this attempt. If there is no request at all, the
+            // instance is an orphan.
             return Ok(false);
         }
         let State::Open(Open { phase: Phase::Starting(starting), .. }) = &session.state else { return Ok(true) };
@@ -167,12 +176,12 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
                 Event::PodRequested(requested) if requested.attempt == name.attempt => Some(recorded.id),
                 _ => None,
             });
-            self.scheduled(name, cause, placed.clone()).await?;
+            self.append_scheduled(name, cause, placed.clone()).await?;
         }
         Ok(true)
     }
 
-    async fn scheduled(&self, name: Name, cause: Option<Uuid>, placed: Placed) -> Result<(), Failure> {
+    async fn append_scheduled(&self, name: Name, cause: Option<Uuid>, placed: Placed) -> Result<(), Failure> {
         let Placed { pod, node, public_ip } = placed;
         let command = Command::Schedule(PodScheduled { attempt: name.attempt, pod, node, public_ip });
         match decide_session(&self.log, &self.env, name.session, command, cause).await? {
@@ -180,11 +189,11 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
                 tracing::info!(session.id = %name.session, pod.name = %name, "instance placed");
                 Ok(())
             }
-            Err(rejection) => self.rejected(name, &rejection).await,
+            Err(rejection) => self.on_rejection(name, &rejection).await,
         }
     }
 
-    /// Notes that an attempt failed, and removes what is left of it.
+    /// Appends that an attempt failed, and removes what remains of its instance.
     ///
     /// # Errors
     /// [`Failure`]
@@ -199,34 +208,34 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
         let command = Command::FailPod(PodFailed { attempt: name.attempt, reason: reason.into(), message });
         match decide_session(&self.log, &self.env, name.session, command, cause).await? {
             Ok(_) => Ok(self.backend.delete(name).await.map(drop)?),
-            Err(rejection) => self.rejected(name, &rejection).await,
+            Err(rejection) => self.on_rejection(name, &rejection).await,
         }
     }
 
-    /// The session wants no news of an instance: what is no longer its present attempt is removed.
-    async fn rejected(&self, name: Name, rejection: &Rejection) -> Result<(), Failure> {
-        tracing::debug!(session.id = %name.session, pod.name = %name, %rejection, "instance is no news");
-        // Moot may mean either: scheduled before, or failed since.
+    /// The session rejected a command about an instance. If the instance is not its current attempt, it is removed.
+    async fn on_rejection(&self, name: Name, rejection: &Rejection) -> Result<(), Failure> {
+        tracing::debug!(session.id = %name.session, pod.name = %name, %rejection, "command rejected by the session");
+        // `Rejection::NoChange` does not say which: the attempt may be scheduled already, or may have failed since.
         self.remove_unwanted(name).await
     }
 
-    /// Reads the session at the leader again, after the instance was made, and removes what is no longer its present
-    /// attempt.
+    /// Reads the session again, at the leader, after the instance was created. Removes the instance if it is not the
+    /// current attempt.
     async fn remove_unwanted(&self, name: Name) -> Result<(), Failure> {
         let state = self.log.session(name.session).await?.state;
         if state.last_attempt() < name.attempt {
-            return Err(Failure::Retry(Rejection::Unasked.into()));
+            return Err(Failure::Retry(Rejection::UnknownAttempt.into()));
         }
-        if state.present_attempt() != Some(name.attempt) {
-            tracing::info!(session.id = %name.session, pod.name = %name, "instance came too late");
+        if state.current_attempt() != Some(name.attempt) {
+            tracing::info!(session.id = %name.session, pod.name = %name, "instance is not needed any more");
             self.backend.delete(name).await?;
         }
         Ok(())
     }
 
-    /// Removes every instance that was ever asked for.
-    async fn closed(&self, session: SessionId, seq: u64) -> Result<(), Failure> {
-        for recorded in self.log.session(session).await?.reaching(seq)?.history {
+    /// Removes the instances of all attempts that the session ever requested.
+    async fn on_closed(&self, session: SessionId, seq: u64) -> Result<(), Failure> {
+        for recorded in self.log.session(session).await?.read_up_to(seq)?.history {
             if let Event::PodRequested(PodRequested { attempt, .. }) = recorded.event {
                 self.backend.delete(Name { session, attempt }).await?;
             }
@@ -249,41 +258,41 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::backend::Listed;
+    use crate::backend::Listing;
 
-    /// Has one instance, which is over.
+    /// A backend with one instance, which has exited.
     #[derive(Clone)]
-    struct Over;
+    struct ExitedInstance;
 
-    impl Backend for Over {
-        async fn create(&self, _: &Order) -> Result<Made, CreateError> {
+    impl Backend for ExitedInstance {
+        async fn create(&self, _: &Order) -> Result<Created, CreateError> {
             Err(CreateError::Over)
         }
 
-        async fn find(&self, _: Name) -> Result<Option<Made>, Unavailable> {
+        async fn find(&self, _: Name) -> Result<Option<Created>, Unavailable> {
             Ok(None)
         }
 
-        async fn list(&self) -> Listed {
+        async fn list(&self) -> Listing {
             Ok(Vec::new()).into()
         }
 
         async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
-            panic!("{name} is removed before its end is judged");
+            panic!("{name} is removed before its exit is judged");
         }
     }
 
     #[derive(Clone)]
-    struct There;
+    struct FixedKeys;
 
-    impl Keys for There {
+    impl Keys for FixedKeys {
         async fn secrets(&self, _: &str) -> Result<Secrets, CreateError> {
             Ok(Secrets { private_key: Secret::new("private"), credentials: Secret::new("user") })
         }
     }
 
     #[test]
-    fn a_request_that_comes_again_when_its_server_is_over_does_not_say_that_it_failed() {
+    fn a_redelivered_request_does_not_fail_the_attempt_when_its_server_has_exited() {
         let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
         let log = SimLog::new(env.clone());
         let session = SessionId::new(env.id());
@@ -308,13 +317,13 @@ mod tests {
         let decision = decision.change(&env, Aggregate::Session(session), Head::default(), events);
         block_on(log.append(decision)).unwrap();
 
-        let terms = Terms {
+        let settings = GameSettings {
             token_key: String::new(),
             token_keys: BTreeMap::new(),
             nats_url: String::new(),
             session: Duration::MINUTE,
         };
-        let app = App { log: log.clone(), env, backend: Over, keys: There, terms: Arc::new(terms) };
+        let app = App { log: log.clone(), env, backend: ExitedInstance, keys: FixedKeys, settings: Arc::new(settings) };
         let message = log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
         let delivery = Delivery {
             seq: message.seq,

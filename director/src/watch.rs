@@ -1,4 +1,5 @@
-//! What happens without an event of the log: instances that end by themselves, and those that nobody asks for.
+//! Checks the instances at regular intervals, for what no event of the log announces: instances that a node got
+//! assigned, instances that exited, and orphans.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,28 +16,28 @@ use garage_events::{
 use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
-    backend::{Backend, Exit, Instance, Listed, Name, State},
+    backend::{Backend, Exit, Instance, Listing, Name, State},
     reaction::{App, Keys},
 };
 
-/// How often instances are looked at: as long as a dead server may go unnoticed.
-const LOOK: Duration = Duration::from_millis(250);
+/// Time between two checks: a server's exit can go unnoticed for this long.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How often they are compared with the log.
-pub const SCAN: Duration = Duration::from_secs(5);
+/// Time between two searches for orphans.
+pub const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Places told of at a time.
-const AT_ONCE: usize = 16;
+/// Placements appended at the same time.
+const CONCURRENCY: usize = 16;
 
-/// How long an instance is over before an end counts as a failure that may be none: one that nobody saw, as another
-/// director on this machine that started it notes its end within [`LOOK`]; and one that went well, as its results were
-/// acknowledged before it, and a node that leads the reports no longer may not know of them.
-const DOUBT: Duration = Duration::from_secs(3);
+/// How long to wait before an inconclusive exit counts as a failure. If nobody saw the exit, another director on this
+/// machine may have started the server; that director records the exit within [`CHECK_INTERVAL`]. If the server exited
+/// well, its results were acknowledged before, but a NATS node that has just lost its leadership may not have them.
+const INCONCLUSIVE: Duration = Duration::from_secs(3);
 
-/// Looks after instances until `shutdown`.
+/// Monitors the instances until `shutdown`, while `leads` says that this director is the one to do it.
 ///
 /// # Errors
-/// None; a look that fails is repeated.
+/// None. A check that fails is repeated.
 pub(crate) async fn run<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     app: App<L, W, B, K>,
     grace: Duration,
@@ -48,9 +49,9 @@ pub(crate) async fn run<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     let mut watch = Watch::new(app, grace);
     let mut down = false;
     loop {
-        let mut pause = LOOK;
+        let mut pause = CHECK_INTERVAL;
         if !leads() {
-            // Another looks, and tells how it goes.
+            // Another director monitors the instances and reports the backend's health and metrics.
             health.up("backend");
             gauge(&[]);
             tokio::select! {
@@ -58,19 +59,19 @@ pub(crate) async fn run<L: Log + Reports, W: Env, B: Backend, K: Keys>(
                 () = tokio::time::sleep(pause) => continue,
             }
         }
-        let Listed { instances, whole } = backend.list().await;
+        let Listing { instances, complete } = backend.list().await;
         gauge(&instances);
-        match &whole {
+        match &complete {
             Ok(()) => health.up("backend"),
             Err(error) => health.down("backend", error.to_string()),
         }
-        let looked = watch.look(&instances, Instant::now()).await.map_err(|error| format!("{error:#}"));
-        let result = looked.and(whole.map_err(|error| error.to_string()));
+        let checked = watch.check(&instances, Instant::now()).await.map_err(|error| format!("{error:#}"));
+        let result = checked.and(complete.map_err(|error| error.to_string()));
         if let Err(error) = &result {
             pause = Duration::from_secs(1);
-            // Once for each time that something is down, not once a second.
+            // Log once per outage, not once a second.
             if !down {
-                tracing::warn!("instances cannot be looked after; trying again: {error}");
+                tracing::warn!("cannot check the instances; retrying: {error}");
             }
         }
         down = result.is_err();
@@ -92,73 +93,73 @@ fn gauge(instances: &[Instance]) {
     metrics::gauge!("garage_instances", "state" => "exited").set(count(|state| matches!(state, State::Exited(_))));
 }
 
-/// What one director knows of the instances from looking at them.
+/// What one director remembers between its checks.
 #[derive(Debug)]
 pub struct Watch<L, W, B, K> {
     app: App<L, W, B, K>,
-    /// How old an instance must be to be taken for an orphan.
+    /// The minimum age of an orphan.
     grace: Duration,
-    /// When they were last compared with the log.
+    /// When orphans were last searched for.
     scanned: Option<Instant>,
-    /// Instances that are over: since when this director knows, and whether it has judged them.
-    seen: HashMap<Name, FirstSight>,
-    /// Instances of which the log knows where they are placed.
-    announced: HashSet<Name>,
-    /// Instances that no open session asked for at the last scan. One read may be that of a node which leads no more;
-    /// by the next scan it has noticed.
+    /// The instances that have exited.
+    exited: HashMap<Name, ObservedExit>,
+    /// The running instances whose placement is in the log.
+    recorded: HashSet<Name>,
+    /// The instances that no open session needed at the last scan. They are removed only if the next scan agrees: the
+    /// read may have come from a NATS node that had just lost its leadership.
     suspects: HashSet<Name>,
 }
 
 #[derive(Debug)]
-struct FirstSight {
+struct ObservedExit {
+    /// When this director saw the exit first.
     since: Instant,
     judged: bool,
 }
 
 impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
-    /// Nothing is known yet.
+    /// Starts without knowledge of any instance. `grace` is the minimum age of an orphan.
     pub fn new(app: App<L, W, B, K>, grace: Duration) -> Self {
-        Self { app, grace, scanned: None, seen: HashMap::new(), announced: HashSet::new(), suspects: HashSet::new() }
+        Self { app, grace, scanned: None, exited: HashMap::new(), recorded: HashSet::new(), suspects: HashSet::new() }
     }
 
-    /// Looks at all instances: says where they are placed, judges those that are over, and every [`SCAN`] removes those
-    /// that nobody asks for.
+    /// Checks all instances: appends new placements, judges exits, and removes orphans every [`SCAN_INTERVAL`].
     ///
     /// # Errors
-    /// The first [`Failure`]; the others were looked at all the same, and the next look tries it again.
-    pub async fn look(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
-        // One that cannot be told of must not keep the others from being judged.
-        let placed = self.places(instances).await;
-        self.exits(instances, now).await?;
+    /// The first [`Failure`]. The other instances were checked nevertheless, and the next check retries the failed one.
+    pub async fn check(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
+        // A failed append must not prevent other instances from being judged.
+        let placed = self.record_placements(instances).await;
+        self.judge_exits(instances, now).await?;
         placed?;
-        if self.scanned.is_none_or(|at| now - at >= SCAN) {
+        if self.scanned.is_none_or(|at| now - at >= SCAN_INTERVAL) {
             self.scanned = Some(now);
-            self.orphans(instances).await?;
+            self.remove_orphans(instances).await?;
         }
         Ok(())
     }
 
-    async fn places(&mut self, instances: &[Instance]) -> Result<(), Failure> {
+    async fn record_placements(&mut self, instances: &[Instance]) -> Result<(), Failure> {
         let placed = instances.iter().filter_map(|instance| match &instance.state {
             State::Running(placed) => Some((instance.name, placed)),
             State::Claimed | State::Waiting | State::Exited(_) => None,
         });
         let placed: Vec<_> = placed.collect();
-        let there: HashSet<_> = placed.iter().map(|(name, _)| *name).collect();
-        self.announced.retain(|name| there.contains(name));
-        let news = placed.into_iter().filter(|(name, _)| !self.announced.contains(name));
-        let news: Vec<_> = news.map(|(name, placed)| (name, placed.clone())).collect();
-        // Together they are one commit.
+        let running: HashSet<_> = placed.iter().map(|(name, _)| *name).collect();
+        self.recorded.retain(|name| running.contains(name));
+        let new = placed.into_iter().filter(|(name, _)| !self.recorded.contains(name));
+        let new: Vec<_> = new.map(|(name, placed)| (name, placed.clone())).collect();
+        // Concurrent appends share a commit.
         let app = &self.app;
-        let announced = stream::iter(news)
-            .map(async |(name, placed)| (name, app.placed(name, &placed).await))
-            .buffer_unordered(AT_ONCE)
+        let results = stream::iter(new)
+            .map(async |(name, placed)| (name, app.record_placement(name, &placed).await))
+            .buffer_unordered(CONCURRENCY)
             .collect::<Vec<_>>()
             .await;
         let mut first = Ok(());
-        for (name, announced) in announced {
-            match announced {
-                Ok(true) => drop(self.announced.insert(name)),
+        for (name, result) in results {
+            match result {
+                Ok(true) => drop(self.recorded.insert(name)),
                 Ok(false) => {}
                 Err(error) => first = first.and(Err(error)),
             }
@@ -166,35 +167,35 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
         first
     }
 
-    async fn exits(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
-        let over = instances.iter().filter(|instance| matches!(instance.state, State::Exited(_)));
-        let over: HashSet<_> = over.map(|instance| instance.name).collect();
-        self.seen.retain(|name, _| over.contains(name));
-        // One that cannot be judged must not keep the others from it.
+    async fn judge_exits(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
+        let exited = instances.iter().filter(|instance| matches!(instance.state, State::Exited(_)));
+        let exited: HashSet<_> = exited.map(|instance| instance.name).collect();
+        self.exited.retain(|name, _| exited.contains(name));
+        // A failure with one instance must not prevent the others from being judged.
         let mut first = Ok(());
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
-            let seen = self.seen.entry(instance.name).or_insert(FirstSight { since: now, judged: false });
-            if seen.judged || (exit.doubtful() && now - seen.since < DOUBT) {
+            let observed = self.exited.entry(instance.name).or_insert(ObservedExit { since: now, judged: false });
+            if observed.judged || (exit.inconclusive() && now - observed.since < INCONCLUSIVE) {
                 continue;
             }
             match judge(&self.app, instance.name, exit).await {
-                Ok(judged) => seen.judged = judged,
+                Ok(judged) => observed.judged = judged,
                 Err(error) => first = first.and(Err(error)),
             }
         }
         first
     }
 
-    async fn orphans(&mut self, instances: &[Instance]) -> Result<(), Failure> {
+    async fn remove_orphans(&mut self, instances: &[Instance]) -> Result<(), Failure> {
         let now = self.app.env.now();
-        let before = std::mem::take(&mut self.suspects);
+        let suspects = std::mem::take(&mut self.suspects);
         let mut first = Ok(());
         for Instance { name, created, .. } in instances {
             if now - *created < self.grace {
                 continue;
             }
-            match self.orphan(*name, before.contains(name)).await {
+            match self.remove_if_orphan(*name, suspects.contains(name)).await {
                 Ok(false) => {}
                 Ok(true) => drop(self.suspects.insert(*name)),
                 Err(error) => first = first.and(Err(error)),
@@ -203,23 +204,24 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
         first
     }
 
-    /// Removes an instance that no open session asks for, nor did at the last scan; whether it is to be suspected now.
-    async fn orphan(&self, name: Name, suspected: bool) -> Result<bool, Failure> {
+    /// Removes an instance if no open session needs it, neither now nor at the last scan. Returns whether it is a
+    /// suspect for the next scan.
+    async fn remove_if_orphan(&self, name: Name, suspected: bool) -> Result<bool, Failure> {
         let session = self.app.log.session(name.session).await?;
-        let wanted = session.state.present_attempt() == Some(name.attempt);
-        if wanted || !suspected {
-            return Ok(!wanted);
+        let needed = session.state.current_attempt() == Some(name.attempt);
+        if needed || !suspected {
+            return Ok(!needed);
         }
-        // One that is over may be gone already, and only its end be remembered.
+        // The backend may remember an exit after the instance itself is gone; then there is nothing to remove.
         if self.app.backend.delete(name).await? {
             metrics::counter!("garage_orphans_removed_total").increment(1);
-            tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session asks for it");
+            tracing::warn!(session.id = %name.session, pod.name = %name, "orphan removed: no open session needs it");
         }
         Ok(false)
     }
 }
 
-/// An instance is over: is its attempt? False when that cannot be said yet.
+/// Decides whether an instance's exit means that its attempt failed. Returns false when the read is too old to decide.
 async fn judge<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     app: &App<L, W, B, K>,
     name: Name,
@@ -227,22 +229,23 @@ async fn judge<L: Log + Reports, W: Env, B: Backend, K: Keys>(
 ) -> Result<bool, Failure> {
     let state = app.log.session(name.session).await?.state;
     if state.last_attempt() < name.attempt {
-        // Who answered has not seen it asked for. If nobody ever did, it is an orphan.
+        // The NATS node that answered has not seen the request for this attempt. If there is no request at all, the
+        // instance is an orphan.
         return Ok(false);
     }
-    if state.present_attempt() != Some(name.attempt) {
+    if state.current_attempt() != Some(name.attempt) {
         app.backend.delete(name).await?;
         return Ok(true);
     }
     if let session::State::Open(open) = &state {
-        if app.env.now() >= open.began + app.terms.session {
-            // Its session has come to its hard end, at which servers exit by themselves. It is abandoned, not failed,
-            // and its own deadline says so.
+        if app.env.now() >= open.began + app.settings.session {
+            // Servers exit by themselves at the session's hard end. That is no failed attempt: the session's timer
+            // closes the session as abandoned.
             return Ok(true);
         }
         let results = Report { session: name.session, attempt: name.attempt, kind: ReportKind::Finished };
         if app.log.reported(results).await? {
-            // It had done its work, however it ended; session is about to judge the results.
+            // The server has finished its work, no matter how it exited. Session processes the results.
             return Ok(true);
         }
     }

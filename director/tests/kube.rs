@@ -1,8 +1,10 @@
-//! The whole director on a real NATS and Redis, with pods of a cluster as game servers: that of
-//! `GARAGE_TEST_KUBECONFIG`, or without it a double of the API server. The director asks it through a proxy, which can
-//! let its requests go wrong. The test plays scheduler and kubelet, through the same API; with
-//! `GARAGE_TEST_KUBELET=real` those of the cluster do their work on the image `GARAGE_TEST_IMAGE`, and a test of what
-//! they cannot be made to do says so and ends.
+//! Tests the whole director with a real NATS and Redis, and with pods as game servers. `GARAGE_TEST_KUBECONFIG` names
+//! the cluster; if it is not set, the tests use a test double of the API server. The director's requests pass through a
+//! proxy, which can make them fail.
+//!
+//! The tests act as scheduler and kubelet, through the same API. With `GARAGE_TEST_KUBELET=real` the cluster's own
+//! scheduler and kubelet run the image `GARAGE_TEST_IMAGE`. A test that needs something which a real kubelet cannot be
+//! made to do then prints this and ends.
 #![cfg(test)]
 
 use std::{
@@ -46,58 +48,58 @@ use rsa::{
 };
 use serde_json::{Value, json};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 const FINGERPRINT: &str = "f00d";
 const SEAL: [u8; 32] = [9; 32];
 const OURS: &str = "app.kubernetes.io/managed-by=garage";
 
-// Made for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`.
+// Generated for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`.
 const TOKEN: &str = "-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
 -----END PUBLIC KEY-----
 ";
 
-/// The game's key.
+/// The game's private key.
 static KEY: LazyLock<String> = LazyLock::new(|| {
     let key = RsaPrivateKey::new(&mut rand::rng(), 2_048).unwrap();
     key.to_pkcs8_pem(LineEnding::LF).unwrap().to_string()
 });
 
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+/// Repeats `check` until it returns a value. Panics after the deadline.
+async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
-    // A hundred who wait at a time are not to keep a real server from its work.
+    // The pauses grow, because a hundred concurrent waits would overload a real API server.
     let mut pause = Duration::from_millis(10);
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = check().await {
             return found;
         }
-        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        assert!(start.elapsed() < DEADLINE, "no success within {DEADLINE:?}: {what}");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(500));
     }
 }
 
-/// Whether scheduler and kubelet are the cluster's own.
+/// Whether the cluster's own scheduler and kubelet run the pods.
 fn kubelet_is_real() -> bool {
     env::var("GARAGE_TEST_KUBELET").is_ok_and(|kubelet| kubelet == "real")
 }
 
-/// Whether a test has to do without a real kubelet; it then ends.
-fn only_played(what: &str) -> bool {
+/// Whether the test must end, because a real kubelet runs the pods and cannot be made to do this.
+fn impossible_with_real_kubelet(what: &str) -> bool {
     if kubelet_is_real() {
         eprintln!("not tested: a real kubelet cannot be made to {what}");
     }
     kubelet_is_real()
 }
 
-/// The game server's image.
 fn image() -> String {
     env::var("GARAGE_TEST_IMAGE").unwrap_or_else(|_| "gameserver:test".into())
 }
 
-/// A namespace of a cluster, with a node of its own. Both are removed in the end.
+/// A namespace of a cluster, with its own node. Dropping it removes both.
 struct Cluster {
-    /// The double, unless it is a real one.
+    /// `None` if `GARAGE_TEST_KUBECONFIG` names a real cluster.
     _double: Option<ApiServer>,
     proxy: Proxy,
     client: Client,
@@ -125,7 +127,8 @@ impl Cluster {
         let post = PostParams::default();
         let named = serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
         Api::<Namespace>::all(client.clone()).create(&post, &named).await.unwrap();
-        // Without a controller nobody makes the account that every pod runs as; the double asks for none.
+        // Every pod needs the default service account, which a cluster without controllers does not create. The test
+        // double does not need it.
         let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
         let _ = Api::<ServiceAccount>::namespaced(client.clone(), &namespace).create(&post, &account).await;
         let cluster = Self {
@@ -143,7 +146,7 @@ impl Cluster {
         cluster
     }
 
-    /// Lets the director's next such request go wrong.
+    /// Makes the director's next request of this kind fail.
     fn fail(&self, verb: &'static str, resource: &'static str, answer: Answer) {
         self.proxy.fail(verb, resource, answer);
     }
@@ -157,12 +160,12 @@ impl Cluster {
         self.nodes.create(&PostParams::default(), &node).await.unwrap();
     }
 
-    /// The pod of an instance, once it is there.
+    /// Waits for the pod of an instance.
     async fn pod(&self, name: Name) -> Pod {
         until("the pod", async || self.pods.get_opt(&name.to_string()).await.unwrap()).await
     }
 
-    /// As the scheduler does it.
+    /// Assigns the pod to a node, as the scheduler does.
     async fn bind_to(&self, name: Name, node: &str) {
         self.pod(name).await;
         if kubelet_is_real() {
@@ -179,7 +182,7 @@ impl Cluster {
         self.bind_to(name, &self.node).await;
     }
 
-    /// As a kubelet, or the scheduler, writes it.
+    /// Writes a pod's status, as the kubelet or the scheduler does.
     async fn status(&self, name: Name, status: Value) {
         self.pod(name).await;
         if kubelet_is_real() {
@@ -195,9 +198,9 @@ impl Cluster {
         self.status(name, json!({"phase": phase, "containerStatuses": [status]})).await;
     }
 
-    /// As a kubelet says that a pod which was told to go is over.
-    async fn confirm(&self, name: Name) {
-        until("the pod to be told to go", async || {
+    /// Confirms that a pod that is being deleted has ended, as the kubelet does.
+    async fn confirm_deletion(&self, name: Name) {
+        until("the deletion of the pod", async || {
             let pod = self.pods.get_opt(&name.to_string()).await.unwrap();
             pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()).then_some(())
         })
@@ -218,30 +221,30 @@ impl Cluster {
         .await;
     }
 
-    /// Waits until no pod is admitted: a controller counts first what there is, and the server hears of it later.
-    async fn quota_holds(&self) {
+    /// Waits until the quota takes effect: until the API server admits no pod.
+    async fn wait_for_quota(&self) {
         let status = Patch::Merge(json!({"status": {"hard": {"pods": "0"}, "used": {"pods": "0"}}}));
         self.quotas.patch_status("q", &PatchParams::default(), &status).await.unwrap();
         let container = json!({"name": "x", "image": "x"});
         let pod = json!({"metadata": {"name": "one-more"}, "spec": {"containers": [container]}});
         let pod = serde_json::from_value(pod).unwrap();
         let dry = PostParams { dry_run: true, ..PostParams::default() };
-        until("the quota to hold", async || {
+        until("the quota to take effect", async || {
             let refused = self.pods.create(&dry, &pod).await.err()?;
             refused.to_string().contains("exceeded quota").then_some(())
         })
         .await;
     }
 
-    /// What a director asked to be changed.
+    /// The requests of directors that change something: verb, resource and status code.
     fn changes(&self) -> Vec<(&'static str, String, Option<u16>)> {
         let changing = ["create", "patch", "delete"];
-        let asked = self.proxy.asked().into_iter().filter(|asked| changing.contains(&asked.verb));
-        asked.map(|asked| (asked.verb, asked.resource, asked.status)).collect()
+        let requests = self.proxy.requests().into_iter().filter(|request| changing.contains(&request.verb));
+        requests.map(|request| (request.verb, request.resource, request.status)).collect()
     }
 
-    /// How much a director made.
-    fn made(&self) -> usize {
+    /// The number of objects that directors created.
+    fn created(&self) -> usize {
         self.changes().iter().filter(|(verb, _, status)| *verb == "create" && *status == Some(201)).count()
     }
 }
@@ -260,7 +263,7 @@ impl Drop for Cluster {
             let _ = pods.delete_collection(&now, &ListParams::default()).await;
             let _ = Api::<Namespace>::all(client).delete(&namespace, &DeleteParams::default()).await;
         };
-        // What a test's own runtime is in the middle of ends with it.
+        // The test's own runtime may be shutting down, so the removal needs its own.
         let removing = std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(remove));
         let _ = removing.join();
     }
@@ -268,16 +271,17 @@ impl Drop for Cluster {
 
 type Director = (Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>);
 
-/// A director with all that it needs. Dropping it ends all of it.
+/// Directors with their NATS, Redis and cluster. Dropping it stops them all.
 struct Fixture {
     folder: tempfile::TempDir,
     nats: Nats,
     redis: Redis,
     log: JetStreamLog,
     cluster: Cluster,
-    /// Those that run, the oldest first.
+    /// The running directors, the oldest first.
     directors: Vec<Director>,
-    more: Vec<String>,
+    /// Additional flags for the directors.
+    flags: Vec<String>,
 }
 
 impl Fixture {
@@ -293,8 +297,8 @@ impl Fixture {
         let log = JetStreamLog::open(admin).await.unwrap();
         let cluster = Cluster::new().await;
         fs::write(folder.path().join("kubeconfig"), cluster.proxy.kubeconfig()).unwrap();
-        let fixture = Self { folder, nats, redis, log, cluster, directors: Vec::new(), more: Vec::new() };
-        // A real game server is to start, and may be anybody for this test.
+        let fixture = Self { folder, nats, redis, log, cluster, directors: Vec::new(), flags: Vec::new() };
+        // A real game server needs credentials to start. In this test any user will do.
         let credentials = fs::read_to_string(fixture.nats.credentials(Role::Admin)).unwrap();
         let secrets =
             game::Secrets { private_key: game::Secret::new(KEY.as_str()), credentials: game::Secret::new(credentials) };
@@ -305,7 +309,7 @@ impl Fixture {
         fixture
     }
 
-    /// With a director that runs.
+    /// A fixture with one running director.
     async fn started() -> Self {
         let mut fixture = Self::new().await;
         fixture.start();
@@ -331,15 +335,16 @@ impl Fixture {
             ("--seal-key-file", self.path("seal")),
             ("--token-key-file", self.path("token.pem")),
         ];
-        // The cluster's own scheduler is to leave alone what the test schedules; a small cluster's node has one address.
-        let by = match kubelet_is_real() {
+        // With a real kubelet, nodes may have only an internal address. Otherwise the template names another scheduler,
+        // so that the cluster's own one leaves the pods to the test.
+        let default = match kubelet_is_real() {
             true => ("--node-address", "external-ip,internal-ip".to_owned()),
             false => ("--pod-template", self.path("pod.yaml")),
         };
-        let said = self.more.iter().any(|flag| flag.starts_with(by.0));
-        let flags = flags.into_iter().chain((!said).then_some(by));
+        let overridden = self.flags.iter().any(|flag| flag.starts_with(default.0));
+        let flags = flags.into_iter().chain((!overridden).then_some(default));
         let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={value}"));
-        garage_director::Config::parse_from(["director".to_owned()].into_iter().chain(flags).chain(self.more.clone()))
+        garage_director::Config::parse_from(["director".to_owned()].into_iter().chain(flags).chain(self.flags.clone()))
     }
 
     fn start(&mut self) {
@@ -354,14 +359,14 @@ impl Fixture {
         tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap().unwrap();
     }
 
-    /// The director that runs dies, without a word to anybody.
+    /// Kills the oldest director.
     async fn kill(&mut self) {
         let (_, director) = self.directors.remove(0);
         director.abort();
         let _ = director.await;
     }
 
-    /// A session that asks for its first server.
+    /// Appends a session that requests its first server.
     async fn session(&self) -> Name {
         self.session_in("eu").await
     }
@@ -424,12 +429,13 @@ impl Fixture {
         self.event(name, "pod-failed", pick).await
     }
 
-    /// An attempt fails for a reason, of which this is said among other things, and nothing of it is left.
-    async fn fails(&self, name: Name, reason: &str, message: &str) {
+    /// Waits until the attempt fails with this reason and a message that contains `message`, and until its pod and
+    /// secret are gone.
+    async fn wait_for_failure(&self, name: Name, reason: &str, message: &str) {
         let failed = self.failed(name).await;
         assert_eq!(failed.reason, reason, "{}", failed.message);
         assert!(failed.message.contains(message), "{}", failed.message);
-        self.cluster.confirm(name).await;
+        self.cluster.confirm_deletion(name).await;
         self.cluster.gone(name).await;
     }
 }
@@ -451,7 +457,7 @@ fn requested(region: &str) -> PodRequested {
 }
 
 #[tokio::test]
-async fn a_requested_server_is_a_pod_that_is_told_what_it_needs_in_a_file() {
+async fn a_requested_server_is_a_pod_with_its_configuration_in_a_file() {
     let mut fixture = Fixture::new().await;
     let template = "
 metadata:
@@ -468,7 +474,7 @@ spec:
       env: [{name: RUST_LOG, value: debug}]
 ";
     fs::write(fixture.path("pod.yaml"), template).unwrap();
-    fixture.more = vec![
+    fixture.flags = vec![
         format!("--pod-template={}", fixture.path("pod.yaml")),
         "--region=eu=topology.kubernetes.io/region=europe-west1".into(),
     ];
@@ -528,7 +534,7 @@ spec:
 }
 
 #[tokio::test]
-async fn a_pod_takes_three_requests_and_is_scheduled_once_it_is_bound() {
+async fn a_pod_takes_three_requests_and_is_scheduled_once_it_has_a_node() {
     let fixture = Fixture::started().await;
     let name = fixture.session().await;
     fixture.cluster.bind(name).await;
@@ -546,32 +552,32 @@ async fn a_pod_takes_three_requests_and_is_scheduled_once_it_is_bound() {
 }
 
 #[tokio::test]
-async fn the_address_is_looked_for_in_the_given_order() {
-    if only_played("run pods on nodes with such addresses") {
+async fn node_address_sources_are_tried_in_the_given_order() {
+    if impossible_with_real_kubelet("run pods on nodes with such addresses") {
         return;
     }
     let mut fixture = Fixture::new().await;
-    let [both, inside] = ["both", "inside"].map(|node| format!("{node}-{}", fixture.cluster.namespace));
+    let [both, internal] = ["both", "internal"].map(|node| format!("{node}-{}", fixture.cluster.namespace));
     fixture.cluster.add_node(&both, &[("InternalIP", "10.0.0.12"), ("ExternalIP", "203.0.113.12")]).await;
-    fixture.cluster.add_node(&inside, &[("InternalIP", "2001:db8::12")]).await;
-    for node in [&both, &inside] {
-        let said =
+    fixture.cluster.add_node(&internal, &[("InternalIP", "2001:db8::12")]).await;
+    for node in [&both, &internal] {
+        let metadata =
             json!({"metadata": {"annotations": {"public": "198.51.100.7"}, "labels": {"public": "2001-db8--7"}}});
-        fixture.cluster.nodes.patch(node, &PatchParams::default(), &Patch::Merge(said)).await.unwrap();
+        fixture.cluster.nodes.patch(node, &PatchParams::default(), &Patch::Merge(metadata)).await.unwrap();
     }
-    for (order, of_both, of_inside) in [
+    for (sources, of_both, of_internal) in [
         ("external-ip,internal-ip", "203.0.113.12", "2001:db8::12"),
         ("external-ip,annotation:public,internal-ip", "203.0.113.12", "198.51.100.7"),
         ("annotation:public,external-ip", "198.51.100.7", "198.51.100.7"),
         ("label:none,label:public", "2001:db8::7", "2001:db8::7"),
         ("internal-ip", "10.0.0.12", "2001:db8::12"),
     ] {
-        fixture.more = vec![format!("--node-address={order}")];
+        fixture.flags = vec![format!("--node-address={sources}")];
         fixture.start();
-        for (node, address) in [(&both, of_both), (&inside, of_inside)] {
+        for (node, address) in [(&both, of_both), (&internal, of_internal)] {
             let name = fixture.session().await;
             fixture.cluster.bind_to(name, node).await;
-            assert_eq!(fixture.scheduled(name).await.public_ip.to_string(), address, "{order}");
+            assert_eq!(fixture.scheduled(name).await.public_ip.to_string(), address, "{sources}");
         }
         fixture.stop().await;
     }
@@ -579,20 +585,20 @@ async fn the_address_is_looked_for_in_the_given_order() {
 
 #[tokio::test]
 async fn a_node_without_a_public_address_fails_the_attempt() {
-    if only_played("run pods on a node without an address") {
+    if impossible_with_real_kubelet("run pods on a node without an address") {
         return;
     }
     let fixture = Fixture::started().await;
-    let inside = format!("inside-{}", fixture.cluster.namespace);
-    fixture.cluster.add_node(&inside, &[("InternalIP", "10.0.0.12")]).await;
+    let node = format!("internal-{}", fixture.cluster.namespace);
+    fixture.cluster.add_node(&node, &[("InternalIP", "10.0.0.12")]).await;
     let name = fixture.session().await;
-    fixture.cluster.bind_to(name, &inside).await;
-    let message = format!("the node {inside} has no address that --node-address asks for");
-    fixture.fails(name, "no-public-ip", &message).await;
+    fixture.cluster.bind_to(name, &node).await;
+    let message = format!("node {node} has no address that matches --node-address");
+    fixture.wait_for_failure(name, "no-public-ip", &message).await;
 }
 
 #[tokio::test]
-async fn what_is_half_made_is_finished_once_when_the_answer_to_any_request_is_lost() {
+async fn a_creation_is_completed_once_after_the_answer_to_any_of_its_requests_is_lost() {
     for (verb, resource) in [("create", "secrets"), ("create", "pods"), ("patch", "secrets")] {
         let fixture = Fixture::started().await;
         fixture.cluster.fail(verb, resource, Answer::Lost);
@@ -605,18 +611,18 @@ async fn what_is_half_made_is_finished_once_when_the_answer_to_any_request_is_lo
             (Some(&secret.owner_references().first()?.uid) == pod.metadata.uid.as_ref()).then_some(())
         })
         .await;
-        // Of one the answer was lost.
-        assert_eq!(fixture.cluster.made(), if verb == "create" { 1 } else { 2 }, "{verb} {resource}");
+        // The request whose answer was lost has no status code, so it does not count.
+        assert_eq!(fixture.cluster.created(), if verb == "create" { 1 } else { 2 }, "{verb} {resource}");
     }
 }
 
 #[tokio::test]
-async fn a_pod_that_is_bound_while_there_is_no_director_is_scheduled_by_the_next() {
+async fn a_pod_that_gets_a_node_while_no_director_runs_is_scheduled_by_the_next_director() {
     let mut fixture = Fixture::started().await;
     let name = fixture.session().await;
     let stream = fixture.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
     fixture.cluster.pod(name).await;
-    until("the request to be done with", async || {
+    until("the acknowledgement of the request", async || {
         let info = stream.consumer_info(setup::DIRECTOR.name).await.ok()?;
         (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
     })
@@ -628,7 +634,7 @@ async fn a_pod_that_is_bound_while_there_is_no_director_is_scheduled_by_the_next
 }
 
 #[tokio::test]
-async fn a_server_that_is_ready_is_left_to_play() {
+async fn a_server_that_is_ready_is_left_running() {
     let fixture = Fixture::started().await;
     let (ready, closed) = (fixture.session().await, fixture.session().await);
     for name in [ready, closed] {
@@ -636,12 +642,12 @@ async fn a_server_that_is_ready_is_left_to_play() {
         fixture.scheduled(name).await;
         fixture.cluster.container(name, "Running", json!({"running": {}})).await;
     }
-    let report = game::Ready { tcp_port: 7000, udp_port: 7001 };
-    let answered = Command::Ready { attempt: 1, report };
-    decide_session(&fixture.log, &System, ready.session, answered, None).await.unwrap().unwrap();
-    // The other one's end is met after this one's readiness.
+    let report = game::Ready { ports: game::Ports { tcp_port: 7000, udp_port: 7001 } };
+    let command = Command::Ready { attempt: 1, report };
+    decide_session(&fixture.log, &System, ready.session, command, None).await.unwrap().unwrap();
+    // Once the director has handled the end of the other session, it has also seen that this server is ready.
     fixture.close(closed).await;
-    fixture.cluster.confirm(closed).await;
+    fixture.cluster.confirm_deletion(closed).await;
     fixture.cluster.gone(closed).await;
     let history = fixture.load(ready).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodReady(_)), "{history:?}");
@@ -649,7 +655,7 @@ async fn a_server_that_is_ready_is_left_to_play() {
 }
 
 #[tokio::test]
-async fn a_pod_that_went_away_while_there_was_no_director_fails_the_attempt() {
+async fn a_pod_that_disappears_while_no_director_runs_fails_the_attempt() {
     let mut fixture = Fixture::started().await;
     let (lost, kept) = (fixture.session().await, fixture.session().await);
     for name in [lost, kept] {
@@ -664,31 +670,31 @@ async fn a_pod_that_went_away_while_there_was_no_director_fails_the_attempt() {
     })
     .await;
     fixture.start();
-    fixture.fails(lost, "deleted", "the pod is gone").await;
+    fixture.wait_for_failure(lost, "deleted", "the pod is gone").await;
     let history = fixture.load(kept).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 }
 
 #[tokio::test]
-async fn a_director_that_dies_between_a_pod_and_its_event_is_followed_by_another_that_goes_on() {
+async fn if_a_director_dies_after_it_created_a_pod_the_next_director_schedules_it() {
     let mut fixture = Fixture::started().await;
     let name = fixture.session().await;
-    let made = fixture.cluster.pod(name).await;
+    let created = fixture.cluster.pod(name).await;
     fixture.kill().await;
     fixture.cluster.bind(name).await;
     fixture.start();
     fixture.scheduled(name).await;
     until("the pod to own its secret", async || {
         let secret = fixture.cluster.secrets.get(&name.to_string()).await.unwrap();
-        (Some(&secret.owner_references().first()?.uid) == made.metadata.uid.as_ref()).then_some(())
+        (Some(&secret.owner_references().first()?.uid) == created.metadata.uid.as_ref()).then_some(())
     })
     .await;
-    assert_eq!(fixture.cluster.pod(name).await.metadata.uid, made.metadata.uid);
-    assert_eq!(fixture.cluster.made(), 2);
+    assert_eq!(fixture.cluster.pod(name).await.metadata.uid, created.metadata.uid);
+    assert_eq!(fixture.cluster.created(), 2);
 }
 
 #[tokio::test]
-async fn of_two_directors_both_make_pods_and_one_looks_after_them() {
+async fn two_directors_both_create_pods_and_one_of_them_monitors_the_pods() {
     let mut fixture = Fixture::started().await;
     fixture.start();
     let mut names = Vec::new();
@@ -701,24 +707,24 @@ async fn of_two_directors_both_make_pods_and_one_looks_after_them() {
     for name in &names {
         fixture.scheduled(*name).await;
     }
-    assert_eq!(fixture.cluster.made(), 2 * names.len());
-    // Whichever led, the other one takes over.
+    assert_eq!(fixture.cluster.created(), 2 * names.len());
+    // Stop one director. If it was the leader, the other one takes over.
     fixture.stop().await;
     let name = names[0];
     fixture.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
-    fixture.fails(name, "deleted", "").await;
+    fixture.wait_for_failure(name, "deleted", "").await;
 }
 
 #[tokio::test]
-async fn a_director_uses_the_verbs_that_its_role_allows_and_all_of_them() {
+async fn a_director_uses_exactly_the_verbs_that_its_role_allows() {
     let mut fixture = Fixture::started().await;
     let (name, other) = (fixture.session().await, fixture.session().await);
     fixture.cluster.bind(name).await;
     fixture.scheduled(name).await;
     fixture.close(name).await;
-    fixture.cluster.confirm(name).await;
+    fixture.cluster.confirm_deletion(name).await;
     fixture.cluster.gone(name).await;
-    // Asked for again, both are read.
+    // After a lost answer, the director reads the object that exists already: this uses `get`.
     fixture.stop().await;
     fixture.cluster.pod(other).await;
     fixture.cluster.fail("create", "secrets", Answer::Lost);
@@ -727,8 +733,8 @@ async fn a_director_uses_the_verbs_that_its_role_allows_and_all_of_them() {
     let again = fixture.session().await;
     fixture.cluster.bind(again).await;
     fixture.scheduled(again).await;
-    let asked = fixture.cluster.proxy.asked();
-    let used: BTreeSet<_> = asked.iter().map(|asked| format!("{} {}", asked.resource, asked.verb)).collect();
+    let requests = fixture.cluster.proxy.requests();
+    let used: BTreeSet<_> = requests.iter().map(|request| format!("{} {}", request.resource, request.verb)).collect();
     let allowed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/base/director.verbs");
     let allowed = fs::read_to_string(allowed).unwrap();
     let allowed: BTreeSet<_> =
@@ -737,7 +743,7 @@ async fn a_director_uses_the_verbs_that_its_role_allows_and_all_of_them() {
 }
 
 #[tokio::test]
-async fn a_closed_session_has_its_pod_and_its_secret_removed() {
+async fn the_pod_and_the_secret_of_a_closed_session_are_removed() {
     let fixture = Fixture::started().await;
     let (bound, waiting) = (fixture.session().await, fixture.session().await);
     fixture.cluster.bind(bound).await;
@@ -745,7 +751,7 @@ async fn a_closed_session_has_its_pod_and_its_secret_removed() {
     fixture.cluster.pod(waiting).await;
     for name in [bound, waiting] {
         fixture.close(name).await;
-        fixture.cluster.confirm(name).await;
+        fixture.cluster.confirm_deletion(name).await;
         fixture.cluster.gone(name).await;
         let history = fixture.load(name).await.history;
         assert!(!history.iter().any(|recorded| matches!(recorded.event, Event::PodFailed(_))), "{history:?}");
@@ -753,28 +759,28 @@ async fn a_closed_session_has_its_pod_and_its_secret_removed() {
 }
 
 #[tokio::test]
-async fn a_pod_that_fits_no_node_fails_the_attempt_after_the_patience() {
+async fn a_pod_that_fits_no_node_fails_the_attempt_after_the_maximum_wait() {
     let mut fixture = Fixture::new().await;
     let greedy =
         "spec: {containers: [{name: gameserver, resources: {requests: {cpu: '5000'}, limits: {cpu: '5000'}}}]}";
     fs::write(fixture.path("greedy.yaml"), greedy).unwrap();
-    fixture.more = vec!["--pod-patience=1".into()];
+    fixture.flags = vec!["--pod-patience=1".into()];
     if kubelet_is_real() {
-        fixture.more.push(format!("--pod-template={}", fixture.path("greedy.yaml")));
+        fixture.flags.push(format!("--pod-template={}", fixture.path("greedy.yaml")));
     }
     fixture.start();
     let name = fixture.session().await;
     let message = "0/2 nodes are available: 2 Insufficient cpu.";
     let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
     fixture.cluster.status(name, json!({"conditions": [condition]})).await;
-    fixture.fails(name, "unschedulable", "Insufficient cpu").await;
+    fixture.wait_for_failure(name, "unschedulable", "Insufficient cpu").await;
 }
 
 #[tokio::test]
 async fn an_image_that_cannot_be_pulled_fails_the_attempt() {
     let mut fixture = Fixture::new().await;
     if kubelet_is_real() {
-        fixture.more = vec!["--image=garage.invalid/none:1".into()];
+        fixture.flags = vec!["--image=garage.invalid/none:1".into()];
     }
     fixture.start();
     let name = fixture.session().await;
@@ -782,24 +788,24 @@ async fn an_image_that_cannot_be_pulled_fails_the_attempt() {
     let message = "Back-off pulling image \"gameserver:test\"";
     let waiting = json!({"reason": "ImagePullBackOff", "message": message});
     fixture.cluster.container(name, "Pending", json!({"waiting": waiting})).await;
-    fixture.fails(name, "image-not-pulled", "Back-off pulling image").await;
+    fixture.wait_for_failure(name, "image-not-pulled", "Back-off pulling image").await;
 }
 
 #[tokio::test]
 async fn a_server_that_crashes_before_it_is_ready_fails_the_attempt() {
     let mut fixture = Fixture::new().await;
-    fixture.more = vec!["--game-arg=--no-such-flag".into()];
+    fixture.flags = vec!["--game-arg=--no-such-flag".into()];
     fixture.start();
     let name = fixture.session().await;
     fixture.cluster.bind(name).await;
     let terminated = json!({"exitCode": 2, "reason": "Error"});
     fixture.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
-    fixture.fails(name, "exited", "exit code 2").await;
+    fixture.wait_for_failure(name, "exited", "exit code 2").await;
 }
 
 #[tokio::test]
 async fn a_server_that_takes_too_much_memory_fails_the_attempt() {
-    if only_played("run out of memory at will") {
+    if impossible_with_real_kubelet("run out of memory at will") {
         return;
     }
     let fixture = Fixture::started().await;
@@ -807,12 +813,12 @@ async fn a_server_that_takes_too_much_memory_fails_the_attempt() {
     fixture.cluster.bind(name).await;
     let terminated = json!({"exitCode": 137, "reason": "OOMKilled"});
     fixture.cluster.container(name, "Failed", json!({"terminated": terminated})).await;
-    fixture.fails(name, "out-of-memory", "exit code 137: killed for its memory (OOMKilled)").await;
+    fixture.wait_for_failure(name, "out-of-memory", "exit code 137: out of memory (OOMKilled)").await;
 }
 
 #[tokio::test]
-async fn an_evicted_pod_fails_the_attempt_with_what_the_node_said() {
-    if only_played("evict a pod") {
+async fn an_evicted_pod_fails_the_attempt_with_the_message_of_the_node() {
+    if impossible_with_real_kubelet("evict a pod") {
         return;
     }
     let fixture = Fixture::started().await;
@@ -820,12 +826,12 @@ async fn an_evicted_pod_fails_the_attempt_with_what_the_node_said() {
     fixture.cluster.bind(name).await;
     let message = "The node was low on resource: memory.";
     fixture.cluster.status(name, json!({"phase": "Failed", "reason": "Evicted", "message": message})).await;
-    fixture.fails(name, "evicted", message).await;
+    fixture.wait_for_failure(name, "evicted", message).await;
 }
 
 #[tokio::test]
 async fn a_lost_node_fails_the_attempt() {
-    if only_played("lose its node") {
+    if impossible_with_real_kubelet("lose its node") {
         return;
     }
     let fixture = Fixture::started().await;
@@ -837,7 +843,7 @@ async fn a_lost_node_fails_the_attempt() {
         json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": message});
     fixture.cluster.status(name, json!({"conditions": [condition]})).await;
     fixture.cluster.pods.delete(&name.to_string(), &DeleteParams::default()).await.unwrap();
-    fixture.fails(name, "node-lost", message).await;
+    fixture.wait_for_failure(name, "node-lost", message).await;
 }
 
 #[tokio::test]
@@ -849,13 +855,13 @@ async fn a_pod_that_somebody_else_deletes_fails_the_attempt() {
         fixture.scheduled(name).await;
         let with = DeleteParams::default().grace_period(grace);
         fixture.cluster.pods.delete(&name.to_string(), &with).await.unwrap();
-        fixture.fails(name, "deleted", "the pod was deleted, and not by Garage").await;
+        fixture.wait_for_failure(name, "deleted", "the pod was deleted, but not by Garage").await;
     }
 }
 
 #[tokio::test]
 async fn a_pod_that_succeeds_after_it_reported_its_results_has_not_failed() {
-    if only_played("race without players") {
+    if impossible_with_real_kubelet("race without players") {
         return;
     }
     let fixture = Fixture::started().await;
@@ -868,14 +874,14 @@ async fn a_pod_that_succeeds_after_it_reported_its_results_has_not_failed() {
         let terminated = json!({"exitCode": 0, "reason": "Completed"});
         fixture.cluster.container(name, "Succeeded", json!({"terminated": terminated})).await;
     }
-    fixture.fails(silent, "exited", "exit code 0").await;
-    // One that ends later is judged later: by then the first has been.
+    fixture.wait_for_failure(silent, "exited", "exit code 0").await;
+    // The pod that reported its results ended first, so by now it has been judged too.
     let history = fixture.load(reported).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 }
 
 #[tokio::test]
-async fn what_the_cluster_will_never_take_fails_the_attempt_and_what_it_may_take_later_is_tried_again() {
+async fn a_temporary_refusal_of_a_pod_is_retried_and_an_exceeded_quota_fails_the_attempt() {
     let fixture = Fixture::started().await;
     for answer in [Answer::Forbidden, Answer::Unauthorized, Answer::Internal, Answer::TooMany] {
         fixture.cluster.fail("create", "pods", answer);
@@ -884,13 +890,13 @@ async fn what_the_cluster_will_never_take_fails_the_attempt_and_what_it_may_take
     fixture.cluster.bind(name).await;
     fixture.scheduled(name).await;
     fixture.close(name).await;
-    fixture.cluster.confirm(name).await;
+    fixture.cluster.confirm_deletion(name).await;
     fixture.cluster.gone(name).await;
 
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "0"}}});
     let quota = serde_json::from_value(quota).unwrap();
     fixture.cluster.quotas.create(&PostParams::default(), &quota).await.unwrap();
-    fixture.cluster.quota_holds().await;
+    fixture.cluster.wait_for_quota().await;
     let name = fixture.session().await;
     let failed = fixture.failed(name).await;
     let message =
@@ -900,10 +906,10 @@ async fn what_the_cluster_will_never_take_fails_the_attempt_and_what_it_may_take
 }
 
 #[tokio::test]
-async fn what_nobody_asks_for_is_removed_and_what_is_not_garages_is_left_alone() {
+async fn orphans_are_removed_and_objects_of_others_are_left_alone() {
     let mut fixture = Fixture::new().await;
-    fixture.more = vec!["--orphan-grace=0".into()];
-    let wanted = fixture.session().await;
+    fixture.flags = vec!["--orphan-grace=0".into()];
+    let needed = fixture.session().await;
     let [orphan, secret, foreign] = [(); 3].map(|()| Name { session: SessionId::new(System.id()), attempt: 1 });
     let labels = |name: Name| {
         json!({"app.kubernetes.io/managed-by": "garage", "garage/session": name.session.to_string(),
@@ -930,18 +936,18 @@ async fn what_nobody_asks_for_is_removed_and_what_is_not_garages_is_left_alone()
     fixture.start();
     fixture.cluster.gone(orphan).await;
     fixture.cluster.gone(secret).await;
-    fixture.cluster.bind(wanted).await;
-    fixture.scheduled(wanted).await;
-    let left = fixture.cluster.pods.list(&ListParams::default()).await.unwrap();
-    let mut left: Vec<_> = left.iter().map(ResourceExt::name_any).collect();
-    let mut expected = vec![wanted.to_string(), foreign.to_string(), "game-of-others".into()];
-    left.sort();
+    fixture.cluster.bind(needed).await;
+    fixture.scheduled(needed).await;
+    let remaining = fixture.cluster.pods.list(&ListParams::default()).await.unwrap();
+    let mut remaining: Vec<_> = remaining.iter().map(ResourceExt::name_any).collect();
+    let mut expected = vec![needed.to_string(), foreign.to_string(), "game-of-others".into()];
+    remaining.sort();
     expected.sort();
-    assert_eq!(left, expected);
+    assert_eq!(remaining, expected);
 }
 
 #[tokio::test]
-async fn a_name_that_somebody_else_has_taken_fails_the_attempt_and_is_left_alone() {
+async fn a_foreign_pod_with_the_name_of_an_instance_fails_the_attempt_and_is_left_alone() {
     let mut fixture = Fixture::new().await;
     let name = fixture.session().await;
     let taken = json!({"metadata": {"name": name.to_string()}, "spec": {"schedulerName": "the-test", "containers": [{"name": "x", "image": "x"}]}});
@@ -949,7 +955,7 @@ async fn a_name_that_somebody_else_has_taken_fails_the_attempt_and_is_left_alone
     fixture.cluster.pods.create(&PostParams::default(), &taken).await.unwrap();
     fixture.start();
     let failed = fixture.failed(name).await;
-    let message = format!("there is a pod {name} already, which is not Garage's");
+    let message = format!("there is already a pod {name} that does not belong to Garage");
     assert_eq!((failed.reason.as_str(), failed.message), ("name-taken", message));
     until("its secret to be gone", async || {
         fixture.cluster.secrets.get_opt(&name.to_string()).await.unwrap().is_none().then_some(())
@@ -959,13 +965,13 @@ async fn a_name_that_somebody_else_has_taken_fails_the_attempt_and_is_left_alone
 }
 
 #[tokio::test]
-async fn the_watch_goes_on_when_it_is_cut_forgotten_or_refused() {
+async fn the_watch_continues_after_it_is_interrupted_expired_or_refused() {
     let fixture = Fixture::started().await;
     let before = fixture.session().await;
     fixture.cluster.bind(before).await;
     fixture.scheduled(before).await;
-    for upsets in [vec![], vec![Answer::Gone], vec![Answer::Internal, Answer::TooMany, Answer::Gone]] {
-        for answer in upsets {
+    for answers in [vec![], vec![Answer::Gone], vec![Answer::Internal, Answer::TooMany, Answer::Gone]] {
+        for answer in answers {
             fixture.cluster.fail("watch", "pods", answer);
         }
         fixture.cluster.proxy.cut();
@@ -978,21 +984,21 @@ async fn the_watch_goes_on_when_it_is_cut_forgotten_or_refused() {
 }
 
 #[tokio::test]
-async fn a_queue_in_a_region_that_is_nowhere_keeps_the_director_from_starting() {
+async fn the_configuration_is_refused_if_a_queue_has_an_undefined_region() {
     let mut fixture = Fixture::new().await;
     let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nregions = { eu = 120, us = 120 }\n";
     fs::write(fixture.path("queues.toml"), queues).unwrap();
-    fixture.more = vec![format!("--queues={}", fixture.path("queues.toml")), "--region=eu".into()];
+    fixture.flags = vec![format!("--queues={}", fixture.path("queues.toml")), "--region=eu".into()];
     let refused = format!("{:#}", fixture.config().check().unwrap_err());
-    assert_eq!(refused, "queue ranked is played in us, which no --region says where to find");
-    fixture.more.push("--region=us=zone=b".into());
+    assert_eq!(refused, "queue ranked has region us, which no --region defines");
+    fixture.flags.push("--region=us=zone=b".into());
     fixture.config().check().unwrap();
-    fixture.more = vec![format!("--queues={}", fixture.path("queues.toml"))];
+    fixture.flags = vec![format!("--queues={}", fixture.path("queues.toml"))];
     fixture.config().check().unwrap();
 }
 
 #[tokio::test]
-async fn a_region_may_be_another_cluster_and_one_that_is_down_keeps_none_from_the_others() {
+async fn a_region_may_be_another_cluster_and_its_failure_does_not_affect_other_clusters() {
     let mut fixture = Fixture::new().await;
     let far = ApiServer::start().await.unwrap();
     let kubeconfig = Kubeconfig::from_yaml(&far.kubeconfig()).unwrap();
@@ -1008,44 +1014,44 @@ async fn a_region_may_be_another_cluster_and_one_that_is_down_keeps_none_from_th
     let pods: Api<Pod> = Api::namespaced(client, &namespace);
 
     let mut kubeconfig: Value = serde_json::from_str(&fixture.cluster.proxy.kubeconfig()).unwrap();
-    let also = |list: &str, entry: Value, kubeconfig: &mut Value| kubeconfig[list].as_array_mut().unwrap().push(entry);
-    also("clusters", json!({"name": "far", "cluster": {"server": far.url()}}), &mut kubeconfig);
-    also("contexts", json!({"name": "far", "context": {"cluster": "far", "user": "test"}}), &mut kubeconfig);
+    let add = |list: &str, entry: Value, kubeconfig: &mut Value| kubeconfig[list].as_array_mut().unwrap().push(entry);
+    add("clusters", json!({"name": "far", "cluster": {"server": far.url()}}), &mut kubeconfig);
+    add("contexts", json!({"name": "far", "context": {"cluster": "far", "user": "test"}}), &mut kubeconfig);
     fs::write(fixture.path("kubeconfig"), kubeconfig.to_string()).unwrap();
-    fixture.more = vec!["--region=eu".into(), "--region=us@far".into()];
+    fixture.flags = vec!["--region=eu".into(), "--region=us@far".into()];
     fixture.config().check().unwrap();
     fixture.start();
 
-    let (here, there) = (fixture.session_in("eu").await, fixture.session_in("us").await);
-    fixture.cluster.bind(here).await;
-    fixture.scheduled(here).await;
+    let (near_game, far_game) = (fixture.session_in("eu").await, fixture.session_in("us").await);
+    fixture.cluster.bind(near_game).await;
+    fixture.scheduled(near_game).await;
     let target = json!({"apiVersion": "v1", "kind": "Node", "name": "far-node"});
-    let metadata = json!({"name": there.to_string()});
+    let metadata = json!({"name": far_game.to_string()});
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": metadata, "target": target});
-    until("the pod to be made there", async || pods.get_opt(&there.to_string()).await.unwrap()).await;
-    let _: Value = pods.create_subresource("binding", &there.to_string(), &post, &binding).await.unwrap();
-    assert_eq!(fixture.scheduled(there).await.public_ip.to_string(), "198.51.100.1");
-    assert!(fixture.cluster.pods.get_opt(&there.to_string()).await.unwrap().is_none());
+    until("the pod in the far cluster", async || pods.get_opt(&far_game.to_string()).await.unwrap()).await;
+    let _: Value = pods.create_subresource("binding", &far_game.to_string(), &post, &binding).await.unwrap();
+    assert_eq!(fixture.scheduled(far_game).await.public_ip.to_string(), "198.51.100.1");
+    assert!(fixture.cluster.pods.get_opt(&far_game.to_string()).await.unwrap().is_none());
 
     drop(far);
     let next = fixture.session_in("eu").await;
     fixture.cluster.bind(next).await;
     fixture.scheduled(next).await;
-    fixture.close(here).await;
-    fixture.cluster.confirm(here).await;
-    fixture.cluster.gone(here).await;
-    let history = fixture.load(there).await.history;
+    fixture.close(near_game).await;
+    fixture.cluster.confirm_deletion(near_game).await;
+    fixture.cluster.gone(near_game).await;
+    let history = fixture.load(far_game).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 
-    fixture.more = vec!["--region=us@nowhere".into()];
+    fixture.flags = vec!["--region=us@nowhere".into()];
     let refused = format!("{:#}", fixture.config().check().unwrap_err());
     assert!(refused.ends_with("has no context nowhere, which --region names"), "{refused}");
 }
 
 #[tokio::test]
-async fn of_a_thousand_pods_that_were_made_and_closed_nothing_is_left() {
+async fn a_thousand_closed_sessions_leave_no_pod_and_no_secret() {
     let fixture = Fixture::started().await;
-    // A machine with a kubelet takes a hundred pods or so.
+    // A node with a kubelet runs about a hundred pods.
     let at_once = if kubelet_is_real() { 25 } else { 100 };
     for _ in 0..1_000 / at_once {
         let game = async || {
@@ -1053,7 +1059,7 @@ async fn of_a_thousand_pods_that_were_made_and_closed_nothing_is_left() {
             fixture.cluster.bind(name).await;
             fixture.scheduled(name).await;
             fixture.close(name).await;
-            fixture.cluster.confirm(name).await;
+            fixture.cluster.confirm_deletion(name).await;
             fixture.cluster.gone(name).await;
         };
         join_all((0..at_once).map(|_| game())).await;
@@ -1062,5 +1068,5 @@ async fn of_a_thousand_pods_that_were_made_and_closed_nothing_is_left() {
     let pods = fixture.cluster.pods.list(&all).await.unwrap();
     let secrets = fixture.cluster.secrets.list(&all.labels(OURS)).await.unwrap();
     assert_eq!((pods.items.len(), secrets.items.len()), (0, 0));
-    assert_eq!(fixture.cluster.made(), 2_000);
+    assert_eq!(fixture.cluster.created(), 2_000);
 }

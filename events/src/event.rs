@@ -1,4 +1,5 @@
-//! Events as the log holds them: one JSON object a message, readable with `nats stream view` and `jq`.
+//! The format of events in the log. Each message is one JSON object, which you can read with `nats stream view` and
+//! `jq`.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -7,90 +8,90 @@ use uuid::Uuid;
 
 use crate::crash;
 
-/// The header that repeats an event's type, so that readers can skip by it without parsing.
+/// The message header with the event's type. Readers can use it to skip messages without parsing them.
 pub const TYPE_HEADER: &str = "Garage-Type";
 
 /// The events of one kind of aggregate.
 pub trait Event: Sized + Clone + Send + Sync + 'static {
-    /// Every type, as messages name them.
+    /// The names of all event types, as in [`Envelope::type_name`].
     const TYPES: &'static [&'static str];
 
-    /// The type as messages name it: `PodReady`.
+    /// The type's name in messages, for example `PodReady`.
     fn type_name(&self) -> &'static str;
 
-    /// The type as subjects name it: `pod-ready`.
+    /// The type's name in subjects, for example `pod-ready`.
     fn token(&self) -> &'static str;
 
-    /// Where a process that appends it can be made to die: the point of the decisions that it leads, or is a part of.
+    /// The crash point for appending this event. A decision uses the point of its first event.
     fn point(&self) -> crash::Point;
 
-    /// The version of the data's schema that this build writes.
+    /// The schema version of the data that this build writes.
     fn version(&self) -> u32 {
         1
     }
 
-    /// The data as JSON, without the aggregate's own id.
+    /// The data as JSON, without the aggregate's id, which is added when the event is encoded.
     ///
     /// # Errors
-    /// When a field cannot be written as JSON.
+    /// If a field cannot be represented in JSON.
     fn data(&self) -> serde_json::Result<serde_json::Value>;
 
-    /// Reads the data of a type.
+    /// Parses the data of an event of the given type and schema version.
     ///
     /// # Errors
     /// [`DecodeError`]
     fn decode(type_name: &str, version: u32, data: &str) -> Result<Self, DecodeError>;
 }
 
-/// A message that is no event this build can read.
+/// Why a message could not be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Written by a newer build. A decider must stop; a projection may skip and count it.
+    /// A newer build wrote the message. A decider must stop; a projection may skip and count it.
     #[error("event type {type_name} v{version} is unknown to this build; run one at least as new as the writer's")]
     Unknown {
-        /// As the message names it.
         type_name: String,
-        /// Of the data's schema.
+        /// Schema version of the data.
         version: u32,
     },
-    /// Not what its type says.
+    /// The message is not valid JSON, or does not have the fields of its type.
     #[error("event cannot be read: {0}")]
     Corrupt(#[from] serde_json::Error),
 }
 
-/// The message's body.
+/// The body of a message.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
-    /// UUID v7; two messages with one id are one event.
+    /// UUID v7. Two messages with the same id are the same event.
     pub id: Uuid,
-    /// The event's number in its aggregate since the first retained one of it, from 1.
+    /// The event's number within its aggregate, from 1. It starts again at 1 once the log has dropped all events of the
+    /// aggregate.
     pub n: u64,
-    /// For example `Queued`.
+    /// The event's type, for example `Queued`.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// Version of the data's schema.
+    /// Schema version of `data`.
     pub v: u32,
-    /// When it was decided, by the decider's clock. Deadlines go by the stream's timestamp instead.
+    /// When the event was decided, by the clock of the deciding process. Deadlines use the stream's timestamp instead.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// Shared by all events of one matter: the ticket until a match is made, from then on the session.
+    /// Connects related events: the ticket's id until a match is made, then the session's id.
     pub correlation: Uuid,
-    /// The event that this one answers.
+    /// The id of the event or report that led to this event, if there is one.
     pub cause: Option<Uuid>,
-    /// The event itself, and its aggregate's id.
+    /// The fields of the event, and its aggregate's id.
     pub data: Box<RawValue>,
 }
 
 impl Envelope {
-    /// Reads a message's body.
+    /// Parses the body of a message.
     ///
     /// # Errors
-    /// [`DecodeError::Corrupt`] when it is no envelope.
+    /// [`DecodeError::Corrupt`] if it is not an envelope.
     pub fn from_slice(body: &[u8]) -> Result<Self, DecodeError> {
         Ok(serde_json::from_slice(body)?)
     }
 
-    /// Reads the event in it.
+    /// Parses the event in `data`.
     ///
     /// # Errors
     /// [`DecodeError`]
@@ -99,25 +100,24 @@ impl Envelope {
     }
 }
 
-/// An event with its place in the log.
+/// An event with its position in the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recorded<E> {
-    /// Its sequence in the stream.
+    /// Sequence in the stream.
     pub seq: u64,
-    /// The stream's timestamp of it: the one clock that all workers share.
+    /// The timestamp that the stream gave to the message. It is the only clock that all workers share.
     pub time: OffsetDateTime,
-    /// Its id.
+    /// See [`Envelope::id`].
     pub id: Uuid,
-    /// Its number in the aggregate.
+    /// See [`Envelope::n`].
     pub n: u64,
     /// See [`Envelope::correlation`].
     pub correlation: Uuid,
-    /// What happened.
     pub event: E,
 }
 
 impl<E: Event> Recorded<E> {
-    /// Reads the event of a message.
+    /// Decodes a message: its sequence and timestamp in the stream, and its body.
     ///
     /// # Errors
     /// [`DecodeError`]
@@ -132,7 +132,8 @@ pub(crate) fn decode_data<T: DeserializeOwned>(data: &str) -> Result<T, DecodeEr
     Ok(serde_json::from_str(data)?)
 }
 
-/// Declares an aggregate's events: an enum over structs of the same names, with the token of each in subjects.
+/// Declares the events of an aggregate. It generates an enum with one variant per event struct of the same name. For
+/// each event, give its name in subjects and its crash point.
 macro_rules! events {
     ($(#[$doc:meta])* $aggregate:literal {
         $($(#[$event_doc:meta])* $name:ident = $token:literal at $point:ident),* $(,)?
@@ -201,7 +202,7 @@ mod tests {
         })
     }
 
-    /// To the nanosecond, in the years 0 to 9999 that RFC 3339 can tell.
+    /// Nanosecond precision, within the years 0 to 9999 that RFC 3339 can represent.
     fn any_time() -> impl Strategy<Value = OffsetDateTime> {
         (-62_167_219_200..=253_402_300_799i64, 0..1_000_000_000u32).prop_map(|(seconds, nanos)| {
             OffsetDateTime::from_unix_timestamp(seconds).unwrap().replace_nanosecond(nanos).unwrap()
@@ -239,14 +240,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_envelope_comes_back(envelope in any_envelope()) {
+        fn an_envelope_survives_a_round_trip_through_json(envelope in any_envelope()) {
             let body = serde_json::to_vec(&envelope).unwrap();
             let read = Envelope::from_slice(&body).unwrap();
             prop_assert_eq!(parts(&read), parts(&envelope));
         }
 
         #[test]
-        fn what_a_newer_build_adds_to_an_envelope_is_ignored(envelope in any_envelope(), added in any_data()) {
+        fn an_unknown_field_of_an_envelope_is_ignored(envelope in any_envelope(), added in any_data()) {
             let mut body = serde_json::to_string(&envelope).unwrap();
             body.insert_str(1, &format!("\"later\":{added},"));
             let read = Envelope::from_slice(body.as_bytes()).unwrap();
@@ -254,7 +255,7 @@ mod tests {
         }
 
         #[test]
-        fn no_body_makes_the_reader_panic(body in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn no_body_makes_the_parser_panic(body in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = Envelope::from_slice(&body);
         }
     }

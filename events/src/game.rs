@@ -1,4 +1,4 @@
-//! The contract between Garage and a game server: a configuration file in, two reports out. Nothing else.
+//! The contract between Garage and a game server: the server reads one configuration file and sends two reports.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,34 +8,31 @@ use time::OffsetDateTime;
 
 use crate::id::{CarId, ItemId, PlayerId, SessionId, Slot};
 
-/// What a player brings into a match: his active car with the items mounted on it.
+/// The car that a player drives in a match, with the mounted items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Loadout {
-    /// Whose it is.
     pub player: PlayerId,
-    /// The car he drives.
+    /// The player's active car.
     pub car: Car,
-    /// The items mounted on it, by slot.
+    /// The items that are mounted on the car.
     pub items: BTreeMap<Slot, Item>,
 }
 
-/// A car as a game needs it.
+/// A car, with what a game needs to show and simulate it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Car {
-    /// Its id in the catalogue.
     pub id: CarId,
     /// Asset path of the 3D model.
     pub model: String,
     /// Asset path of the texture.
     pub texture: String,
-    /// How it drives, with the effects of the mounted items already added.
+    /// Includes the effects of the mounted items.
     pub stats: Stats,
 }
 
-/// An item as a game needs it.
+/// An item, with what a game needs to show it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Item {
-    /// Its id in the catalogue.
     pub id: ItemId,
     /// Asset path of the 3D model.
     pub model: String,
@@ -43,7 +40,7 @@ pub struct Item {
     pub texture: String,
 }
 
-/// How a car drives.
+/// The driving characteristics of a car.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     /// Engine power, in kilowatts.
@@ -56,80 +53,85 @@ pub struct Stats {
     pub drag_m2: f64,
 }
 
-/// The configuration of one game server: one attempt at one session. It is written as JSON into a file that only the
-/// game server may read, and passed by `--config FILE`.
+/// The configuration of one game server, which serves one attempt at one session. It is a JSON file that only the game
+/// server may read, passed with `--config FILE`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// The session served.
     pub session: SessionId,
-    /// Which attempt at it this server is; 1 is the first.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// Those admitted, and what they bring.
+    /// The players to admit, with their cars.
     pub players: Vec<Loadout>,
-    /// The game's RSA key, PKCS #8 PEM; the server's certificate is made of it.
+    /// The server's RSA key, as PKCS #8 PEM. The server's TLS certificate uses it.
     pub private_key: Secret,
-    /// The Ed25519 key that connection tokens are verified with, SubjectPublicKeyInfo PEM: one of `token_keys`, for
-    /// servers that know no other.
+    /// An Ed25519 public key to verify connection tokens, as SubjectPublicKeyInfo PEM. It is one of `token_keys`, for
+    /// servers that do not read that field yet.
     pub token_key: String,
-    /// All keys that connection tokens are verified with, PEM, by the `kid` that a token names: the [`fingerprint`] of
-    /// the key. There are two while they are rotated; none when the director does not know of this field yet.
+    /// All public keys to verify connection tokens, as PEM, by key id. The key id is the key's [`fingerprint`]; a token
+    /// names it in `kid`. During a key rotation there are two keys. Empty if an older director wrote the file.
     #[serde(default)]
     pub token_keys: BTreeMap<String, String>,
-    /// Where and as whom reports are published.
+    /// The NATS server and user for publishing the reports.
     pub nats: Nats,
-    /// The subject of the report [`Ready`].
+    /// The subject for the report [`Ready`].
     pub ready: String,
-    /// The subject of the report [`Finished`].
+    /// The subject for the report [`Finished`].
     pub finished: String,
-    /// When the session ends whatever happens; the server must have exited by then.
+    /// The hard end of the session. The server must have exited by then.
     #[serde(with = "time::serde::rfc3339")]
     pub ends_at: OffsetDateTime,
 }
 
-/// A NATS server and a user of it, which is this game server's alone.
+/// How a game server connects to NATS. Each game server has its own user.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Nats {
     /// One or more URLs, separated by commas.
     pub url: String,
     /// The text of a credentials file: the user's JWT and its seed.
     pub credentials: Secret,
-    /// The inbox prefix that the client must use: the user may subscribe to nothing else.
+    /// The inbox prefix that the client must use. The user may subscribe to nothing else.
     pub inbox: String,
 }
 
-/// What one game server alone knows, as session parks it, sealed, for the director.
+/// The secrets of one game server. Session stores them in Redis, encrypted, for the director.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secrets {
-    /// The game's RSA key, PKCS #8 PEM.
+    /// See [`Config::private_key`].
     pub private_key: Secret,
-    /// The text of the credentials file of its NATS user.
+    /// See [`Nats::credentials`].
     pub credentials: Secret,
 }
 
-/// The first report: the server listens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ready {
-    /// Port of the TLS WebSocket.
+/// The ports on which a game server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// The port for WebSockets over TLS.
     pub tcp_port: u16,
-    /// Port of the datagrams.
+    /// The port for datagrams.
     pub udp_port: u16,
+}
+
+/// The first report: the server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    #[serde(flatten)]
+    pub ports: Ports,
 }
 
 /// The second report: the game is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
-    /// Every player of the session once, in order of place.
+    /// Each player of the session exactly once, ordered by place.
     pub results: Vec<Placing>,
 }
 
-/// How one player did.
+/// The result of one player.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placing {
-    /// Who.
     pub player: PlayerId,
     /// 1 for the winner.
     pub place: u32,
-    /// Time from start to finish line, in milliseconds; absent for who did not finish.
+    /// Time from start to finish line, in milliseconds; absent if the player did not finish.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_ms: Option<u64>,
 }
@@ -137,27 +139,27 @@ pub struct Placing {
 /// The claims of a connection token: an EdDSA JWT that admits one player to one session's game server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectClaims {
-    /// The player.
+    /// The player to admit.
     pub sub: PlayerId,
-    /// The session.
     pub session: SessionId,
     /// Always [`CONNECT_AUDIENCE`].
     pub aud: String,
-    /// When it ends, in seconds since 1970.
+    /// When the token expires, in seconds since 1970.
     pub exp: u64,
 }
 
-/// The audience of connection tokens, so that no other token passes for one.
+/// The audience of connection tokens. It distinguishes them from all other tokens.
 pub const CONNECT_AUDIENCE: &str = "garage-game";
 
-/// Lower-case hex SHA-256 of a public key's DER SubjectPublicKeyInfo. Game clients pin that of the game's RSA key, which
-/// is also that of the server's certificate; connection tokens name the key they are signed with by it.
+/// The fingerprint of a public key: SHA-256 of its DER SubjectPublicKeyInfo, in lower-case hex. Game clients pin the
+/// fingerprint of the game server's RSA key, which is the key of its TLS certificate. Connection tokens name their
+/// signing key by its fingerprint.
 pub fn fingerprint(spki_der: &[u8]) -> String {
     hex(&Sha256::digest(spki_der))
 }
 
-/// What tells a secret key from another of its kind, and gives nothing of it away: the first 8 bytes of SHA-256 over
-/// `garage <kind> key:` and the key.
+/// An id for a secret key that does not reveal the key: the first 8 bytes of SHA-256 over `garage <kind> key:` and the
+/// key.
 pub fn key_id(kind: &str, key: &[u8]) -> [u8; 8] {
     let digest: [u8; 32] = Sha256::new()
         .chain_update("garage ")
@@ -170,12 +172,12 @@ pub fn key_id(kind: &str, key: &[u8]) -> [u8; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// Bytes in lower-case hex.
+/// Encodes bytes in lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A text that `Debug` does not show.
+/// A secret text. Its `Debug` output does not show the text.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -186,7 +188,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The secret itself; to be handed on, never printed.
+    /// The secret text. Never print or log it.
     pub fn expose(&self) -> &str {
         &self.0
     }

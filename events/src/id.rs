@@ -1,12 +1,12 @@
-//! Identifiers. Each is a newtype with a parse constructor, and each is safe as one token of a NATS subject and
-//! as a part of a Redis key.
+//! Identifiers. Each one is a newtype that checks its text when it is parsed. Each one is safe to use as a token of a
+//! NATS subject and as a part of a Redis key.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
-/// A text that is no identifier of the wanted kind.
+/// The text is not a valid identifier of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {text:?} is not valid: {rule}")]
 pub struct Invalid {
@@ -17,16 +17,16 @@ pub struct Invalid {
 
 impl Invalid {
     fn new(kind: &'static str, text: &str, rule: &'static str) -> Self {
-        // A refused text may be of any length; the message must not be.
+        // The text can have any length, so the message contains only its beginning.
         Self { kind, text: text.chars().take(64).collect(), rule }
     }
 }
 
-const NAME_RULE: &str = "1 to 32 of a-z, 0-9 and -, starting with a letter";
+const NAME_RULE: &str = "1 to 32 of a-z, 0-9 and -, starting with a-z";
 const PLAYER_RULE: &str = "1 to 128 of A-Z, a-z, 0-9, _ and -, any other byte as =XX";
 const UUID_RULE: &str = "a UUID";
 
-/// The most characters a player's id may have once escaped.
+/// The maximum length of an escaped player id, in characters.
 const PLAYER_MAX: usize = 128;
 
 macro_rules! text_form {
@@ -64,7 +64,7 @@ macro_rules! uuid_id {
                 Self(id)
             }
 
-            /// The UUID itself.
+            /// The id as a UUID.
             pub const fn uuid(&self) -> Uuid {
                 self.0
             }
@@ -80,7 +80,7 @@ macro_rules! uuid_id {
             type Err = Invalid;
 
             fn from_str(text: &str) -> Result<Self, Invalid> {
-                // Only the hyphenated form: two spellings of one id would be two subjects.
+                // Accept only the hyphenated lower-case form: a second spelling of an id would be a second subject.
                 let id = Uuid::try_parse(text).ok().filter(|id| {
                     id.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text
                 });
@@ -99,7 +99,7 @@ macro_rules! name_id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name itself.
+            /// The name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -128,22 +128,22 @@ macro_rules! name_id {
 }
 
 uuid_id!(
-    /// One wish of a player to be matched, from queueing to its end.
+    /// A player's request to be matched, from entering the queue until it ends.
     TicketId,
     "ticket"
 );
 uuid_id!(
-    /// One match, from the decision that made it until it is closed.
+    /// A session: one match, from the matchmaker's decision until it is closed.
     SessionId,
     "session"
 );
 name_id!(
-    /// A queue of the matchmaker, as named in its configuration.
+    /// A queue of the matchmaker, named in the queues file.
     QueueName,
     "queue"
 );
 name_id!(
-    /// A region that game servers run in.
+    /// A region in which game servers run.
     Region,
     "region"
 );
@@ -158,21 +158,21 @@ name_id!(
     "item"
 );
 name_id!(
-    /// A place on a car that takes one item.
+    /// A place on a car for one item, for example `turbo`.
     Slot,
     "slot"
 );
 
-/// A player, as the studio's identity provider names him, escaped to be one token.
+/// A player. It is the name that the studio's identity provider uses, escaped so that it is one token.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PlayerId(Arc<str>);
 
 impl PlayerId {
-    /// Makes the id of a foreign name (a token's `sub`): letters, digits, `_` and `-` stay, any other byte of its
-    /// UTF-8 becomes `=XX`. [`PlayerId::to_foreign`] is the way back.
+    /// Creates the id from the identity provider's name (the `sub` of a token). `A-Z`, `a-z`, `0-9`, `_` and `-` stay;
+    /// every other byte of the UTF-8 text becomes `=XX`. [`PlayerId::to_foreign`] reverses this.
     ///
     /// # Errors
-    /// [`Invalid`] when the name is empty or longer than 128 characters once escaped.
+    /// [`Invalid`] if the name is empty, or longer than 128 characters after escaping.
     pub fn from_foreign(name: &str) -> Result<Self, Invalid> {
         use fmt::Write;
         let mut escaped = String::with_capacity(name.len());
@@ -190,13 +190,13 @@ impl PlayerId {
         Ok(Self(escaped.into()))
     }
 
-    /// The foreign name that this id was made of.
+    /// The identity provider's name of the player.
     pub fn to_foreign(&self) -> String {
-        // The constructors admit only what `unescape` reads.
+        // Never the default: the constructors accept only texts that `unescape` can read.
         unescape(&self.0).unwrap_or_default()
     }
 
-    /// The escaped form, one token.
+    /// The escaped form, which is one token.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -214,7 +214,7 @@ fn unescape(text: &str) -> Option<String> {
             let digit = |b: u8| char::from(b).to_digit(16).filter(|_| !b.is_ascii_lowercase());
             let value = digit(bytes.next()?)? * 16 + digit(bytes.next()?)?;
             let value = u8::try_from(value).ok()?;
-            // A second spelling of a plain byte would be a second id of the same player.
+            // An escaped plain byte would be a second id of the same player.
             if plain(value) {
                 return None;
             }
@@ -271,14 +271,14 @@ mod tests {
     }
 
     #[test]
-    fn a_player_id_refuses_what_is_no_token() {
+    fn a_player_id_refuses_a_text_that_is_not_one_token() {
         for bad in ["", "a.b", "a*", "a>", "a b", "=", "=4", "=zz", "=41", "=c3=a9"] {
             assert!(bad.parse::<PlayerId>().is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_foreign_name_is_refused_when_it_is_too_long_once_escaped() {
+    fn a_foreign_name_that_is_too_long_after_escaping_is_refused() {
         for (longest, longer) in [("a".repeat(128), "a".repeat(129)), ("@".repeat(42), "@".repeat(43))] {
             assert!(PlayerId::from_foreign(&longest).is_ok(), "{longest}");
             assert!(PlayerId::from_foreign(&longer).is_err(), "{longer}");
@@ -287,9 +287,9 @@ mod tests {
     }
 
     proptest! {
-        // Ten characters of four bytes, three each once escaped, are the longest that always fit.
+        // Ten characters always fit: a character has up to 4 bytes, and each byte becomes up to 3 characters.
         #[test]
-        fn a_foreign_name_comes_back(name in "\\PC{1,10}") {
+        fn a_foreign_name_survives_escaping_and_unescaping(name in "\\PC{1,10}") {
             let id = PlayerId::from_foreign(&name).unwrap();
             prop_assert_eq!(id.to_foreign(), name);
             prop_assert!(!id.as_str().contains(['.', '*', '>', ' ']));

@@ -1,4 +1,5 @@
-//! What happens to a player's belongings. Inventory's database is their truth; these events tell the rest of Garage.
+//! The events of a player's cars, items, coins and rating. Inventory's database is the source of truth; inventory
+//! publishes these events after each change, for the other parts of Garage.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,25 +9,26 @@ use crate::{
 };
 
 events! {
-    /// What happens to a player's belongings.
+    /// The events of a player's cars, items, coins and rating.
     "inventory" {
-        /// He bought a car.
+        /// The player bought a car.
         CarPurchased = "car-purchased" at Published,
-        /// He sold a car.
+        /// The player sold a car.
         CarSold = "car-sold" at Published,
-        /// He bought an item.
+        /// The player bought an item.
         ItemPurchased = "item-purchased" at Published,
-        /// He sold an item.
+        /// The player sold an item.
         ItemSold = "item-sold" at Published,
-        /// He mounted an item on a car. The slot was empty.
+        /// The player mounted an item in an empty slot of a car.
         ItemMounted = "item-mounted" at Published,
-        /// He took an item off a car, to put another in its place, to sell the car, or to have it off.
+        /// An item was taken off a car, because the player removed it, replaced it, or sold the car.
         ItemUnmounted = "item-unmounted" at Published,
-        /// He chose the car he drives.
+        /// The player chose the active car.
         CarActivated = "car-activated" at Published,
-        /// A match moved his rating.
+        /// A match changed the player's rating.
         RatingChanged = "rating-changed" at Published,
-        /// He was paid for a match. Where it moved his rating too, that is told right before.
+        /// The player received the reward for a match. If the match also changed their rating, `RatingChanged` comes
+        /// directly before.
         RewardGranted = "reward-granted" at Published,
     }
 }
@@ -34,96 +36,83 @@ events! {
 /// See [`Event::CarPurchased`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarPurchased {
-    /// What.
     pub car: CarId,
     /// Coins paid.
     pub price: u64,
-    /// Coins left.
+    /// Coins in the wallet after the purchase.
     pub balance: u64,
 }
 
 /// See [`Event::CarSold`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarSold {
-    /// What.
     pub car: CarId,
-    /// Coins got.
+    /// Coins received.
     pub price: u64,
-    /// Coins he has now.
+    /// Coins in the wallet after the sale.
     pub balance: u64,
 }
 
 /// See [`Event::ItemPurchased`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemPurchased {
-    /// What.
     pub item: ItemId,
     /// Coins paid.
     pub price: u64,
-    /// Coins left.
+    /// Coins in the wallet after the purchase.
     pub balance: u64,
 }
 
 /// See [`Event::ItemSold`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemSold {
-    /// What.
     pub item: ItemId,
-    /// Coins got.
+    /// Coins received.
     pub price: u64,
-    /// Coins he has now.
+    /// Coins in the wallet after the sale.
     pub balance: u64,
 }
 
 /// See [`Event::ItemMounted`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemMounted {
-    /// On which car.
     pub car: CarId,
-    /// Where on it.
     pub slot: Slot,
-    /// What.
     pub item: ItemId,
 }
 
 /// See [`Event::ItemUnmounted`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemUnmounted {
-    /// From which car.
     pub car: CarId,
-    /// Where on it.
     pub slot: Slot,
-    /// What.
     pub item: ItemId,
 }
 
 /// See [`Event::CarActivated`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarActivated {
-    /// Which.
     pub car: CarId,
 }
 
 /// See [`Event::RatingChanged`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RatingChanged {
-    /// The match.
     pub session: SessionId,
-    /// His rating now.
+    /// The rating after the match.
     pub rating: f64,
-    /// What it was.
+    /// The rating before the match.
     pub before: f64,
 }
 
 /// See [`Event::RewardGranted`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RewardGranted {
-    /// The match.
     pub session: SessionId,
-    /// How he did, 1 for the winner.
+    /// The player's place in the match; 1 for the winner.
     pub place: u32,
-    /// Coins paid.
+    /// Coins received.
     pub amount: u64,
-    /// Coins he has now.
+    /// Coins in the wallet after the reward.
     pub balance: u64,
 }

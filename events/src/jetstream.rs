@@ -1,7 +1,7 @@
 //! The log on NATS JetStream.
 //!
-//! Everything that is decided on is read with `STREAM.MSG.GET`, which the stream's leader answers; a direct get may be
-//! answered by a replica that has not seen an acknowledged write yet.
+//! All reads that a decision is based on use `STREAM.MSG.GET`, which the stream's leader answers. A replica may answer
+//! a direct get, and may not have an acknowledged write yet.
 
 mod commit;
 pub mod follow;
@@ -38,13 +38,13 @@ use crate::{
     subject::{self, Aggregate, Report},
 };
 
-/// Decisions that may wait for a commit in one process; a further one waits for a place.
-const QUEUE: usize = 4_096;
+/// How many decisions of a process may wait for a commit. An append beyond that waits until there is room.
+const QUEUE_CAPACITY: usize = 4_096;
 
-/// The most events that one quick read asks for; the server's bound.
-const QUICK: usize = 1_000;
+/// The maximum number of events in one batched direct get. It is the server's limit.
+const MAX_DIRECT_GET: usize = 1_000;
 
-/// The log on JetStream. Clones share one connection and one committer.
+/// The log on JetStream. Clones share a connection and a committer.
 #[derive(Debug, Clone)]
 pub struct JetStreamLog {
     context: Context,
@@ -55,19 +55,18 @@ pub struct JetStreamLog {
 /// Why the log could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// There is none.
     #[error("there is no stream GARAGE; run `garage init`")]
     Missing,
-    /// There is one on which the log's guarantees do not hold.
-    #[error("stream GARAGE {0}; run `garage init` of this version to mend it")]
+    /// The stream has a setting that breaks the log's guarantees.
+    #[error("stream GARAGE {0}; run `garage init` of this version to repair it")]
     Unfit(&'static str),
-    /// The server does not answer; trying again later may help.
+    /// The server does not answer. A retry may succeed.
     #[error("the log does not answer: {0}")]
     Unavailable(String),
 }
 
 impl JetStreamLog {
-    /// Opens the log, which `garage init` made, and starts the committer.
+    /// Opens the log, which `garage init` must have created, and starts the committer.
     ///
     /// # Errors
     /// [`OpenError`]
@@ -80,7 +79,7 @@ impl JetStreamLog {
         })?;
         setup::check(found.cached_info())?;
         let stream = context.get_stream_no_info(subject::STREAM).await.map_err(|error| unavailable(&error))?;
-        let submit = commit::start(context.clone(), stream.clone(), QUEUE);
+        let submit = commit::start(context.clone(), stream.clone(), QUEUE_CAPACITY);
         Ok(Self { context, stream, submit })
     }
 
@@ -89,17 +88,18 @@ impl JetStreamLog {
         &self.context
     }
 
-    /// Reads the log in its order.
+    /// Returns a reader for messages in order.
     pub fn reader(&self) -> Reader {
         Reader::of(self.context.clone(), self.stream.clone(), subject::STREAM)
     }
 
-    /// Waits until nothing can be appended any more, because the committer has ended; which it does not by itself.
+    /// Waits until the committer has stopped, so that nothing can be appended any more. While a clone of the log
+    /// exists, the committer stops only if it panics.
     pub async fn stopped(&self) {
         self.submit.closed().await;
     }
 
-    /// How far the log reaches, told by the stream's leader.
+    /// The stream's first and last sequence and its counts, read at the leader.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -107,7 +107,8 @@ impl JetStreamLog {
         Ok(self.identity().await?.1)
     }
 
-    /// When the log was made, which tells it from any other, and how far it reaches; told by the stream's leader.
+    /// When the stream was created, and its state, read at the leader. The creation time identifies the log: a
+    /// recreated stream has another one.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -117,7 +118,7 @@ impl JetStreamLog {
         Ok((info.created, info.state.clone()))
     }
 
-    /// Sequence of the last message that a filter selects, read at the leader; 0 when there is none.
+    /// The sequence of the last message that a filter selects, read at the leader; 0 if there is none.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -125,7 +126,7 @@ impl JetStreamLog {
         Ok(self.last(filter).await?.map(|message| message.sequence).unwrap_or_default())
     }
 
-    /// The first message from a sequence on that a filter selects, read at the leader.
+    /// The first message with at least this sequence that a filter selects, read at the leader.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -137,7 +138,7 @@ impl JetStreamLog {
         found(self.stream.get_last_raw_message_by_subject(filter).await)
     }
 
-    /// The whole history of an aggregate with one subject an event type, the oldest first.
+    /// All events of an aggregate that has one subject per event type, oldest first.
     async fn history<E: Event>(&self, aggregate: &Aggregate) -> Result<Vec<Recorded<E>>, ReadError> {
         let filter = aggregate.filter();
         let Some(last) = self.last(&filter).await? else { return Ok(Vec::new()) };
@@ -145,8 +146,8 @@ impl JetStreamLog {
         if last.n == 1 {
             return Ok(vec![last]);
         }
-        // A replica may answer the quick read, and may lag: the leader is asked for what it has not heard of yet.
-        let mut history = self.quick_history(&filter, &last).await;
+        // A replica may answer the direct get, and may lag behind. Read the missing events at the leader.
+        let mut history = self.history_from_any_node(&filter, &last).await;
         let mut from = history.last().map_or(1, |end: &Recorded<E>| end.seq + 1);
         while from <= last.seq {
             let Some(message) = self.next(&filter, from).await? else { break };
@@ -155,15 +156,15 @@ impl JetStreamLog {
         }
         match history.last() {
             Some(end) if end.seq >= last.seq => Ok(history),
-            // One that led until now may have answered, and not known yet that it leads no more.
+            // A node that has just lost the leadership may have answered.
             _ => Err(ReadError::Unavailable(format!("{aggregate} could not be read up to its last event"))),
         }
     }
 
-    /// The beginning of a history, as far as whoever answers has it: without a hole, and perhaps without its end.
-    async fn quick_history<E: Event>(&self, filter: &str, last: &Recorded<E>) -> Vec<Recorded<E>> {
+    /// The first events of an aggregate, without gaps. The last ones are missing if the node that answers lags behind.
+    async fn history_from_any_node<E: Event>(&self, filter: &str, last: &Recorded<E>) -> Vec<Recorded<E>> {
         let mut history = Vec::new();
-        let count = usize::try_from(last.n).unwrap_or(usize::MAX).min(QUICK);
+        let count = usize::try_from(last.n).unwrap_or(usize::MAX).min(MAX_DIRECT_GET);
         let batch = self.context.get_batch(subject::STREAM, count).subject(filter).sequence(1).send().await;
         let Ok(mut batch) = batch else { return history };
         while let Some(Ok(message)) = batch.next().await {
@@ -180,7 +181,7 @@ pub(crate) async fn next(stream: &Stream<()>, filter: &str, from: u64) -> Result
     found(stream.get_first_raw_message_by_subject(filter, from).await)
 }
 
-/// Whether a stream has a message that one of the filters selects, from a sequence on; its leader answers.
+/// Whether a stream has a message with at least this sequence that one of the filters selects, read at the leader.
 ///
 /// # Errors
 /// [`ReadError::Unavailable`]
@@ -193,7 +194,7 @@ pub async fn any(stream: &Stream<()>, filters: &[String], from: u64) -> Result<b
     Ok(false)
 }
 
-/// Sorts "there is none" from "could not ask".
+/// Turns the error "no message found" into `None`.
 fn found(result: Result<StreamMessage, RawMessageError>) -> Result<Option<StreamMessage>, ReadError> {
     match result {
         Ok(message) => Ok(Some(message)),
@@ -207,10 +208,10 @@ fn found(result: Result<StreamMessage, RawMessageError>) -> Result<Option<Stream
     }
 }
 
-/// Publishes a message, and waits until it is stored.
+/// Publishes a message to a stream, and waits for the server's acknowledgement.
 ///
 /// # Errors
-/// What the server said.
+/// If the server refuses the message or does not acknowledge it. In the latter case it may be stored.
 pub async fn publish(
     context: &Context,
     point: Point,

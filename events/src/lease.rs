@@ -1,28 +1,29 @@
-//! What one instance of a worker alone should do at a time: a KV bucket of leases. Its keys and values.
+//! Leases, for tasks that only one instance of a worker should do at a time: the keys and values of a key-value bucket.
 //!
-//! Who holds a lease renews its entry, and each renewal is a new revision: an entry whose revision stands still is of
-//! somebody who is gone. No time is written in it, so that no two clocks are ever compared. A lease saves work that
-//! would be done twice; it makes nothing safe, which the expectations of the log's appends do.
+//! The holder of a lease renews its entry, and each renewal is a new revision. If the revision stops changing, the
+//! holder is gone. An entry contains no time, so clocks of different machines are never compared.
+//!
+//! A lease only avoids duplicate work. It does not ensure correctness: the expected sequences of appends do that.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::QueueName;
 
-/// The bucket.
+/// The name of the bucket.
 pub const BUCKET: &str = "LEASES";
-/// The stream that it is made of.
+/// The stream that stores the bucket.
 pub const STREAM: &str = "KV_LEASES";
-/// Every entry.
+/// Selects every entry.
 pub const ALL: &str = "$KV.LEASES.>";
-/// The matchmakers' leases, one a queue.
+/// Selects the matchmakers' leases. There is one per queue.
 pub const MATCHMAKERS: &str = "$KV.LEASES.matchmaker.*";
 
-/// The name of the lease of a queue's matchmaker.
+/// The name of the lease for matching the players of a queue.
 pub fn matchmaker(queue: &QueueName) -> String {
     format!("matchmaker.{queue}")
 }
 
-/// The name of the lease of the director that looks after the games of a namespace.
+/// The name of the lease for watching the game servers of a namespace.
 pub fn director(namespace: &str) -> String {
     format!("director.{namespace}")
 }
@@ -32,15 +33,15 @@ pub fn subject(name: &str) -> String {
     format!("$KV.LEASES.{name}")
 }
 
-/// The queue whose matchmaker's lease has this subject.
+/// The queue of a matchmaker's lease with this subject; `None` for any other subject.
 pub fn queue_of(subject: &str) -> Option<QueueName> {
     subject.strip_prefix("$KV.LEASES.matchmaker.")?.parse().ok()
 }
 
-/// A lease's entry.
+/// The value of a lease's entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tenure {
-    /// The instance that has it, `host/process/id`; none when it was given back.
+pub struct LeaseEntry {
+    /// The instance that holds the lease, as `host/process/id`; `None` if the lease was released.
     pub holder: Option<String>,
 }
 
@@ -49,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_is_read_as_it_was_written() {
+    fn a_lease_subject_parses_to_its_queue() {
         let ranked: QueueName = "ranked".parse().unwrap();
         assert_eq!(queue_of(&subject(&matchmaker(&ranked))), Some(ranked));
         for other in ["$KV.LEASES.director.main", "$KV.LEASES.matchmaker.A", "$KV.QUEUES.ranked", "garage.player.ann"] {

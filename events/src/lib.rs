@@ -1,13 +1,17 @@
-//! The contract of Garage and its log.
+//! The contract that all parts of Garage share, and the event log.
 //!
-//! - [`id`], [`subject`], [`projection`]: names, and how subjects and Redis keys are made of them.
-//! - [`event`]: the message; [`player`], [`session`], [`inventory`]: the events and the deciders.
-//! - [`log`]: load, decide, append, as traits; [`jetstream`]: the log on NATS JetStream; [`sim`]: the log in memory,
-//!   for tests, under the same contract.
-//! - [`dead_letter`]: a message that a worker gave up.
-//! - [`game`]: the contract with game servers; [`svc`]: requests between workers.
-//! - [`queue`]: the queues, as configured; [`queue_status`]: whether one is closed; [`lease`]: who matches one.
-//! - [`env`]: time and ids; [`crash`]: where a process can be made to die.
+//! - [`id`], [`subject`], [`projection`]: identifiers, NATS subjects, Redis keys.
+//! - [`event`]: the format of a message. [`player`], [`session`], [`inventory`]: the events of each aggregate.
+//!   [`player`] and [`session`] also hold the deciders; inventory decides in its own database.
+//! - [`log`]: the traits to load aggregates and append decisions. [`jetstream`] implements them on NATS JetStream, and
+//!   [`sim`] in memory, for tests. Both pass the same contract tests (`tests/contract`).
+//! - [`reaction`]: the load, decide, append loop for sessions.
+//! - [`dead_letter`]: a message that a worker could not handle.
+//! - [`game`]: the contract with game servers. [`svc`]: requests between workers.
+//! - [`queue`]: the configuration of the queues. [`queue_status`]: whether a queue is open or closed.
+//! - [`lease`]: which instance of a worker does a task that only one of them should do.
+//! - [`presence`]: which players have an open WebSocket.
+//! - [`mod@env`]: clock and id source. [`crash`]: crash points for fault tests.
 
 pub mod crash;
 pub mod dead_letter;

@@ -1,4 +1,7 @@
-//! The log as deciders and reactors see it: load an aggregate, decide, append with what was expected.
+//! The interface to the log: load an aggregate, decide, append the decision.
+//!
+//! A decision carries the position up to which each aggregate was read. The append fails with a conflict if an
+//! aggregate has got a newer event in the meantime (optimistic concurrency).
 
 pub(crate) mod encode;
 
@@ -16,113 +19,115 @@ use crate::{
     subject::{Aggregate, Report},
 };
 
-/// The most messages one commit takes; the server's bound on an atomic batch.
+/// The maximum number of messages in one commit. It is the server's limit for an atomic batch.
 pub const MAX_COMMIT: usize = 1_000;
 
-/// Where an aggregate's history ends.
+/// The position of an aggregate's last event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Head {
-    /// Sequence of its last event in the stream; 0 when there is none.
+    /// The event's sequence in the stream; 0 if the aggregate has no event.
     pub seq: u64,
-    /// Number of that event in the aggregate; 0 when there is none.
+    /// The event's number within the aggregate, from 1; 0 if the aggregate has no event.
     pub n: u64,
 }
 
-/// A player as the log has him.
+/// A player, as read from the log.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Player {
-    /// Where he stands.
+    /// The state after the last event.
     pub state: player::State,
-    /// What an append to him expects.
+    /// The position that a decision on this player must name.
     pub head: Head,
-    /// His last event.
+    /// The last event; `None` for a new player.
     pub last: Option<Recorded<player::Event>>,
 }
 
-/// A session as the log has it.
+/// A session, as read from the log.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Session {
-    /// Where it stands.
+    /// The state after the last event.
     pub state: session::State,
-    /// What an append to it expects.
+    /// The position that a decision on this session must name.
     pub head: Head,
-    /// All that happened to it, the oldest first.
+    /// All events of the session, oldest first.
     pub history: Vec<Recorded<session::Event>>,
 }
 
 impl Session {
-    /// Folds a history.
+    /// Folds all events of a session, oldest first.
     pub fn of(history: Vec<Recorded<session::Event>>) -> Self {
         let state = history.iter().fold(session::State::default(), session::State::evolve);
         let head = history.last().map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
         Self { state, head, history }
     }
 
-    /// The session, if it was read at least up to an event that is known to be there.
+    /// Checks that the read includes an event that is known to be stored, by its sequence.
     ///
     /// # Errors
-    /// [`Behind`]
-    pub fn reaching(self, known: u64) -> Result<Self, Behind> {
-        if self.head.seq < known { Err(Behind { read: self.head.seq, known }) } else { Ok(self) }
+    /// [`StaleRead`] if it does not.
+    pub fn read_up_to(self, known: u64) -> Result<Self, StaleRead> {
+        if self.head.seq < known { Err(StaleRead { read: self.head.seq, known }) } else { Ok(self) }
     }
 
-    /// Its last event's id, to be named as the cause of what follows.
+    /// The id of the last event: the cause to name in a decision that follows from it.
     pub fn cause(&self) -> Option<Uuid> {
         self.history.last().map(|last| last.id)
     }
 }
 
-/// A read did not show an event that is known to be there: a node that led until lately, and has not noticed yet that
-/// it leads no more, answers with what it has. Nothing may be acknowledged upon it; the next read will show more.
+/// A read did not return an event that is known to be stored.
+///
+/// A node that has just lost the leadership of the stream answers reads from its old state until it notices. Never
+/// acknowledge a message because of a stale read. Read again later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("read up to event {read}, and event {known} is known to be there")]
-pub struct Behind {
-    /// Sequence of the last event read; 0 when none was.
+#[error("stale read: it ends at event {read}, but event {known} is stored")]
+pub struct StaleRead {
+    /// Sequence of the last event that was read; 0 if none was.
     pub read: u64,
-    /// Sequence of the event known.
+    /// Sequence of the event that is known to be stored.
     pub known: u64,
 }
 
 /// Why the log could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// It does not answer; trying again later may help.
+    /// The log does not answer. A retry may succeed.
     #[error("the log does not answer: {0}")]
     Unavailable(String),
-    /// It answers with something that this build cannot read.
-    #[error("message {seq} of the log: {source}")]
+    /// A message in the log is not an event that this build can read. A retry does not help.
+    #[error("cannot read message {seq} of the log: {source}")]
     Unreadable {
-        /// Which message.
+        /// The message's sequence in the stream.
         seq: u64,
-        /// Why.
         source: DecodeError,
     },
 }
 
-/// Why a decision was not stored.
+/// Why an append failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// An aggregate has moved since it was read. Read it again and decide again.
-    #[error("{0} has moved since it was read")]
+    /// The aggregate has got a newer event since it was read. Load it again and decide again.
+    #[error("{0} has changed since it was read")]
     Conflict(Aggregate),
-    /// It is unknown whether it was stored; the log did not answer until the deadline. Whoever decides again will
-    /// meet it, should it be there.
+    /// The log has no room or did not answer before the deadline. The decision may still have been stored. Load the
+    /// aggregates and decide again: if the events are there, the load returns them.
     #[error("the log does not answer: {0}")]
     Unavailable(String),
-    /// The log will not take it, and won't later.
+    /// The log does not accept this decision. A retry does not help.
     #[error("the log refused the decision: {0}")]
     Refused(String),
 }
 
-/// Reads the log at the stream's leader: what was acknowledged before is seen.
+/// Loads aggregates from the stream's leader, so that a load returns every event that was acknowledged before. The one
+/// exception is a node that has just lost the leadership: see [`StaleRead`].
 pub trait Load: Clone + Send + Sync + 'static {
-    /// Reads a player; one without a retained event is new.
+    /// Loads a player. A player without an event in the log is new.
     fn player(&self, id: &PlayerId) -> impl Future<Output = Result<Player, ReadError>> + Send;
 
-    /// Reads a session, whole; one without a retained event is new.
+    /// Loads a session with all its events. A session without an event in the log is new.
     fn session(&self, id: SessionId) -> impl Future<Output = Result<Session, ReadError>> + Send;
 
-    /// Reads where a player's belongings' history ends, and the last event of it.
+    /// Loads the last event of a player's inventory; `None` if there is none in the log.
     fn inventory(
         &self,
         id: &PlayerId,
@@ -131,24 +136,25 @@ pub trait Load: Clone + Send + Sync + 'static {
 
 /// Appends to the log.
 pub trait Append: Clone + Send + Sync + 'static {
-    /// Stores a decision, whole or not at all, and tells the sequence of each event in the order given. An error is
-    /// never returned for a decision that is known to be stored.
+    /// Stores a decision completely or not at all. Returns the sequence of each event, in the order of the decision.
+    /// Never returns an error for a decision that is known to be stored.
     fn append(&self, decision: Decision) -> impl Future<Output = Result<Vec<u64>, AppendError>> + Send;
 }
 
-/// Looks at what game servers have reported, at the leader of the reports' stream.
+/// Looks up reports of game servers, at the leader of their stream.
 pub trait Reports {
-    /// Whether there is such a report, judged or not.
+    /// Whether the report has been sent, whether or not session has processed it yet.
     fn reported(&self, report: Report) -> impl Future<Output = Result<bool, ReadError>> + Send;
 }
 
-/// Both.
+/// A log that can be read and appended to.
 pub trait Log: Load + Append {}
 impl<T: Load + Append> Log for T {}
 
-/// What was decided: events of one or several aggregates that are stored together or not at all.
+/// The events of one or more aggregates that are stored together or not at all.
 ///
-/// It holds at most one change of each aggregate, and at most one event of each player; [`Decision::change`] keeps it so.
+/// It must hold at most one change per aggregate and at most one event per player. The append refuses any other
+/// decision with [`AppendError::Refused`].
 #[derive(Debug, Clone)]
 pub struct Decision {
     pub(crate) at: OffsetDateTime,
@@ -157,7 +163,7 @@ pub struct Decision {
     pub(crate) changes: Vec<Change>,
 }
 
-/// The events of one aggregate in a decision.
+/// The part of a decision that concerns one aggregate.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub(crate) aggregate: Aggregate,
@@ -165,7 +171,7 @@ pub(crate) struct Change {
     pub(crate) events: Vec<Pending>,
 }
 
-/// An event that is not in the log yet.
+/// An event that is not stored yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Pending {
     pub(crate) id: Uuid,
@@ -177,12 +183,13 @@ pub(crate) struct Pending {
 }
 
 impl Decision {
-    /// An empty decision. `correlation` is the ticket or session that it is about, `cause` the event that it answers.
+    /// Creates an empty decision. `correlation` is the id of the ticket or session that it is about. `cause` is the id
+    /// of the event or report that it responds to.
     pub fn new(env: &impl Env, correlation: Uuid, cause: Option<Uuid>) -> Self {
         Self { at: env.now(), correlation, cause, changes: Vec::new() }
     }
 
-    /// Adds events of an aggregate, which was read up to `head`.
+    /// Adds events to an aggregate that was read up to `head`.
     #[must_use]
     pub fn change<E: Event>(
         mut self,
@@ -196,29 +203,28 @@ impl Decision {
         self
     }
 
-    /// As [`Decision::change`] for one event that has its id already.
+    /// Like [`Decision::change`], for one event whose id is already fixed.
     #[must_use]
     pub fn change_with_id<E: Event>(mut self, id: Uuid, aggregate: Aggregate, head: Head, event: &E) -> Self {
         self.changes.push(Change { aggregate, head, events: vec![Pending::new(id, event)] });
         self
     }
 
-    /// Where a process that appends it can be made to die; one that is empty is refused.
+    /// The crash point of the append: that of the first event. `None` if the decision is empty.
     pub(crate) fn point(&self) -> Option<Point> {
         self.changes.iter().flat_map(|change| &change.events).next().map(|event| event.point)
     }
 
-    /// How many messages it is.
+    /// The number of events, each of which becomes one message.
     pub fn len(&self) -> usize {
         self.changes.iter().map(|change| change.events.len()).sum()
     }
 
-    /// Whether it holds no event.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What it changes.
+    /// The aggregates that it changes.
     pub fn aggregates(&self) -> impl Iterator<Item = &Aggregate> {
         self.changes.iter().map(|change| &change.aggregate)
     }

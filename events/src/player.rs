@@ -1,7 +1,7 @@
-//! A player's way through matchmaking.
+//! A player's way through matchmaking: events, state, and the decider.
 //!
-//! Every event carries the whole of his matchmaking state, so that his last message is the player and nothing older
-//! need be read.
+//! Every event carries the player's whole matchmaking state. The last event is therefore enough to know the state, and
+//! older events need not be read.
 
 use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive};
 
@@ -10,45 +10,44 @@ use time::OffsetDateTime;
 
 use crate::{
     event::events,
+    game::Ports,
     id::{QueueName, Region, SessionId, TicketId},
 };
 
 events! {
-    /// What happens to a player.
+    /// The matchmaking events of a player.
     "player" {
-        /// He waits for a match.
+        /// The player entered a queue. A ticket stands for this request until it ends.
         Queued = "queued" at Queued,
-        /// He no longer wants one.
+        /// The ticket was cancelled while the player waited.
         Cancelled = "cancelled" at Cancelled,
-        /// None was found in time.
+        /// The ticket expired before a match was found.
         TimedOut = "timed-out" at TimedOut,
-        /// One was found; its server is being started.
+        /// A match was found. Its game server is being started.
         Matched = "matched" at Matched,
-        /// The server waits for him.
+        /// The game server is ready. The event holds its address.
         PlayerMatched = "player-matched" at Opened,
-        /// The match is over for him; he may queue again.
+        /// The session has ended. The player may queue again.
         Released = "released" at Finished,
     }
 }
 
-/// The ranks that there are. Beyond them is somebody's mistake.
+/// The valid ranks. A rank outside this range is a mistake of the sender.
 pub const RANKS: RangeInclusive<i32> = -100_000..=100_000;
 
 /// See [`Event::Queued`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Queued {
-    /// The wish.
     pub ticket: TicketId,
-    /// Where he waits.
     pub queue: QueueName,
-    /// His skill, one of [`RANKS`]; players of near ranks are matched.
+    /// The player's skill, within [`RANKS`]. Players of similar rank are matched.
     pub rank: i32,
-    /// Round-trip time to each region, in milliseconds.
+    /// Round-trip time to each region, in milliseconds, as measured by the client.
     pub latencies: BTreeMap<Region, u32>,
-    /// What the studio's rules may look at besides.
+    /// Further properties for the studio's own matchmaking rules. Empty so far.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
-    /// Since when he waits, across tickets that went back to the queue.
+    /// When the wait began. A requeued ticket must keep this time.
     #[serde(with = "time::serde::rfc3339")]
     pub waiting_since: OffsetDateTime,
     /// When the ticket times out.
@@ -59,11 +58,8 @@ pub struct Queued {
 /// See [`Event::Cancelled`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cancelled {
-    /// The wish that ended.
     pub ticket: TicketId,
-    /// Where he waited.
     pub queue: QueueName,
-    /// Why.
     pub reason: CancelReason,
 }
 
@@ -71,37 +67,32 @@ pub struct Cancelled {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CancelReason {
-    /// The player said so.
+    /// The player cancelled it.
     Player,
-    /// Somebody of his party did.
+    /// A member of the player's party cancelled it. No worker writes this reason yet.
     Party,
-    /// He vanished and did not come back in time.
+    /// The player's WebSocket closed, and the player did not reconnect within the grace period.
     Disconnected,
 }
 
 /// See [`Event::TimedOut`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TimedOut {
-    /// The wish that ended.
     pub ticket: TicketId,
-    /// Where he waited.
     pub queue: QueueName,
-    /// How long.
+    /// How long the player waited, in milliseconds.
     pub waited_ms: u64,
 }
 
 /// See [`Event::Matched`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Matched {
-    /// The wish that was granted.
     pub ticket: TicketId,
-    /// Where he waited.
     pub queue: QueueName,
-    /// The match.
     pub session: SessionId,
-    /// His team in it.
+    /// The name of the player's team, see [`crate::session::Team`].
     pub team: String,
-    /// Since when he had waited.
+    /// See [`Queued::waiting_since`].
     #[serde(with = "time::serde::rfc3339")]
     pub waiting_since: OffsetDateTime,
 }
@@ -109,38 +100,30 @@ pub struct Matched {
 /// See [`Event::PlayerMatched`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlayerMatched {
-    /// The wish that was granted.
     pub ticket: TicketId,
-    /// Where he waited.
     pub queue: QueueName,
-    /// The match.
     pub session: SessionId,
-    /// Where the server is and how to know it.
     #[serde(flatten)]
     pub address: Address,
 }
 
-/// Where a game server listens, and the key it must show.
+/// Where a game server listens, and the fingerprint by which clients authenticate it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
-    /// Public address of its node.
+    /// The public address of the server's node.
     pub ip: IpAddr,
-    /// Port of the TLS WebSocket.
-    pub tcp_port: u16,
-    /// Port of the datagrams.
-    pub udp_port: u16,
-    /// SHA-256 of its public key; see [`crate::game::fingerprint`].
+    #[serde(flatten)]
+    pub ports: Ports,
+    /// SHA-256 of the server's public key; see [`crate::game::fingerprint`].
     pub fingerprint: String,
 }
 
 /// See [`Event::Released`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Released {
-    /// The wish that had been granted.
     pub ticket: TicketId,
-    /// The match that let him go.
+    /// The session that has ended.
     pub session: SessionId,
-    /// Why.
     pub why: Ending,
 }
 
@@ -148,35 +131,35 @@ pub struct Released {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ending {
-    /// The game was played and reported its results.
+    /// The match was played, and the game server reported its results.
     Finished,
-    /// No server, or it died.
+    /// No game server could be started, or it died during the match.
     Failed,
-    /// Its hard end came first.
+    /// The session reached its hard end before it finished or failed.
     Abandoned,
 }
 
-/// Where a player stands.
+/// A player's state in matchmaking.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum State {
-    /// Nothing is known of him.
+    /// The log has no event of the player.
     #[default]
     New,
-    /// He waits.
+    /// The player waits in a queue.
     Waiting(Queued),
-    /// He is in a match whose server is being started.
+    /// The player is in a match whose game server is being started.
     Matched(Matched),
-    /// He is in a match with a server.
+    /// The player is in a match and knows the game server's address.
     Playing(PlayerMatched),
-    /// His last ticket has ended; he may queue.
+    /// The last ticket has ended. The player may queue again.
     Idle {
-        /// That ticket.
+        /// The ticket that has ended.
         ticket: TicketId,
     },
 }
 
 impl State {
-    /// The state after an event; the state before does not matter, see the module.
+    /// The state after an event. It does not depend on the state before, because each event carries the whole state.
     #[must_use]
     pub fn evolve(event: &Event) -> Self {
         match event {
@@ -189,7 +172,7 @@ impl State {
         }
     }
 
-    /// The match that he is in.
+    /// The session that the player is in.
     pub fn session(&self) -> Option<SessionId> {
         match self {
             Self::Matched(Matched { session, .. }) | Self::Playing(PlayerMatched { session, .. }) => Some(*session),
@@ -197,7 +180,7 @@ impl State {
         }
     }
 
-    /// His latest ticket, whether it has ended or not.
+    /// The player's latest ticket, whether it has ended or not.
     pub fn ticket(&self) -> Option<TicketId> {
         match self {
             Self::New => None,
@@ -209,98 +192,59 @@ impl State {
     }
 }
 
-/// What can be asked of a player.
+/// What a worker can request for a player.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// To wait for a match.
+    /// Enter a queue.
     Queue(Queued),
-    /// To stop waiting.
-    Cancel {
-        /// The wish to end.
-        ticket: TicketId,
-        /// Why.
-        reason: CancelReason,
-    },
-    /// To give up a ticket past its expiry.
+    /// Cancel a ticket.
+    Cancel { ticket: TicketId, reason: CancelReason },
+    /// End a ticket that has expired.
     TimeOut {
-        /// The wish to end.
         ticket: TicketId,
-        /// The clock of who asks.
+        /// The current time of the caller.
         now: OffsetDateTime,
     },
-    /// To join a match.
+    /// Put a waiting player into a session.
     Match {
-        /// The wish granted.
         ticket: TicketId,
-        /// The match.
         session: SessionId,
-        /// His team in it.
+        /// The name of the player's team.
         team: String,
     },
-    /// To be told where the server is.
-    Open {
-        /// The match.
-        session: SessionId,
-        /// The server.
-        address: Address,
-    },
-    /// To be let go.
-    Release {
-        /// The match.
-        session: SessionId,
-        /// Why.
-        why: Ending,
-    },
+    /// Announce the game server's address to a matched player.
+    Open { session: SessionId, address: Address },
+    /// Release the player from a session that has ended.
+    Release { session: SessionId, why: Ending },
 }
 
-/// Why a command brings no event.
+/// Why a command was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// He waits already, on this ticket.
+    /// The player already waits, with this ticket.
     #[error("player already waits with ticket {ticket}")]
-    Waiting {
-        /// The ticket he waits with.
-        ticket: TicketId,
-    },
-    /// He is in a match.
+    Waiting { ticket: TicketId },
+    /// The player is in this session.
     #[error("player is in session {session}")]
-    InSession {
-        /// The match.
-        session: SessionId,
-    },
-    /// The ticket is not the one he waits with: it has ended, or never was.
+    InSession { session: SessionId },
+    /// The player does not wait with the ticket of the command: it has ended, or it never existed.
     #[error("player does not wait with ticket {ticket}")]
-    NotWaiting {
-        /// The ticket named.
-        ticket: TicketId,
-    },
-    /// The ticket is not past its expiry yet.
+    NotWaiting { ticket: TicketId },
+    /// The ticket of the command has not expired yet.
     #[error("ticket {ticket} has not expired")]
-    NotExpired {
-        /// The ticket named.
-        ticket: TicketId,
-    },
-    /// He is in no match, in another one, or has been told already.
-    #[error("player is not there in session {session}")]
-    NotInSession {
-        /// The match named.
-        session: SessionId,
-    },
+    NotExpired { ticket: TicketId },
+    /// The player is not in the session of the command. For [`Command::Open`] also: the player already has the address.
+    #[error("player is not in session {session}, or already has its address")]
+    NotInSession { session: SessionId },
 }
 
-/// Decides on a player: one command, one event.
+/// Decides on a player. An accepted command results in exactly one event.
 ///
 /// # Errors
-/// [`Rejection`] when his state does not admit the command.
+/// [`Rejection`] if the state does not allow the command.
 pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
     match command {
-        Command::Queue(queued) => match state {
-            State::New | State::Idle { .. } => Ok(queued.into()),
-            State::Waiting(Queued { ticket, .. }) => Err(Rejection::Waiting { ticket: *ticket }),
-            State::Matched(Matched { session, .. }) | State::Playing(PlayerMatched { session, .. }) => {
-                Err(Rejection::InSession { session: *session })
-            }
-        },
+        Command::Queue(queued) => may_queue(state).map(|()| queued.into()),
         Command::Cancel { ticket, reason } => {
             let waiting = waiting(state, ticket)?;
             Ok(Cancelled { ticket, queue: waiting.queue.clone(), reason }.into())
@@ -328,6 +272,20 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
             (Some(present), Some(ticket)) if present == session => Ok(Released { ticket, session, why }.into()),
             _ => Err(Rejection::NotInSession { session }),
         },
+    }
+}
+
+/// Checks that a player neither waits nor is in a session, so that [`Command::Queue`] is accepted.
+///
+/// # Errors
+/// [`Rejection::Waiting`], [`Rejection::InSession`]
+pub fn may_queue(state: &State) -> Result<(), Rejection> {
+    match state {
+        State::New | State::Idle { .. } => Ok(()),
+        State::Waiting(Queued { ticket, .. }) => Err(Rejection::Waiting { ticket: *ticket }),
+        State::Matched(Matched { session, .. }) | State::Playing(PlayerMatched { session, .. }) => {
+            Err(Rejection::InSession { session: *session })
+        }
     }
 }
 

@@ -1,9 +1,13 @@
-//! Which players have a socket: a KV bucket that the gateways share. Its keys and values.
+//! Which players have an open WebSocket: the keys and values of a key-value bucket that all gateways share.
 //!
-//! A player's entry is written by his newest socket, whichever gateway has it, and its revision tells older from newer:
-//! a gateway that sees another's newer one closes its own, and one that loses a socket marks the entry only if it is
-//! still its own. A gateway's entry is written again and again; one that stops being written is dead, and the others
-//! look after what it left. It is a hint for them, and no truth: without it players are matched as ever.
+//! A player's newest socket writes the player's entry, and the revision shows which socket is newer. A gateway that
+//! sees an entry of a newer socket closes its own. A gateway that loses a socket marks the entry, but only if the entry
+//! is still that of this socket.
+//!
+//! Each gateway also has an entry of its own, which it writes regularly. If it stops, the other gateways consider it
+//! dead and take care of its players.
+//!
+//! Presence is a hint and not a source of truth: matchmaking works without it.
 
 use std::fmt;
 
@@ -12,26 +16,26 @@ use uuid::Uuid;
 
 use crate::id::PlayerId;
 
-/// The bucket.
+/// The name of the bucket.
 pub const BUCKET: &str = "PRESENCE";
-/// The stream that it is made of.
+/// The stream that stores the bucket.
 pub const STREAM: &str = "KV_PRESENCE";
-/// Every entry.
+/// Selects every entry.
 pub const ALL: &str = "$KV.PRESENCE.>";
-/// Every player's entry.
+/// Selects the entries of all players.
 pub const PLAYERS: &str = "$KV.PRESENCE.player.*";
 
-/// Whose entry it is. It is displayed as the entry's subject.
+/// The key of an entry. `Display` writes the entry's subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Key {
-    /// A player's: a [`Connection`].
+    /// The value is a [`Connection`].
     Player(PlayerId),
-    /// A gateway's; its timestamp is all it says.
+    /// The value is empty. Only the entry's timestamp matters.
     Gateway(Uuid),
 }
 
 impl Key {
-    /// The key that a subject of the bucket is of.
+    /// Parses the subject of an entry; `None` for any other subject.
     pub fn of(subject: &str) -> Option<Self> {
         let (kind, id) = subject.strip_prefix("$KV.PRESENCE.")?.split_once('.')?;
         match kind {
@@ -54,11 +58,10 @@ impl fmt::Display for Key {
 /// A player's newest socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
-    /// The gateway that has it.
+    /// The gateway instance that has the socket.
     pub gateway: Uuid,
-    /// Which one.
     pub socket: Uuid,
-    /// Whether it has ended.
+    /// Whether the socket has closed.
     pub gone: bool,
 }
 
@@ -67,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_as_it_was_written() {
+    fn a_key_survives_a_round_trip_through_its_subject() {
         for key in [Key::Player("ann=40x".parse().unwrap()), Key::Gateway(Uuid::from_u128(7))] {
             assert_eq!(Key::of(&key.to_string()), Some(key));
         }

@@ -1,7 +1,7 @@
-//! The projections in Redis: their keys, and what they hold.
+//! The projections in Redis: their keys and values.
 //!
-//! They hold only what the retained log determines, by the stream's timestamps: folded again they are the same. What is
-//! of a time is kept for [`MINUTES`], which is far less than the log is.
+//! A projection depends only on the events in the log and their stream timestamps, so folding the log again gives the
+//! same result. Data about the past is kept for [`MINUTES`], far less than the log keeps its events.
 
 mod dead_letters;
 mod minute;
@@ -22,46 +22,51 @@ use crate::{
     session::Status,
 };
 
-/// The form of what stands here; a part of the log's identity in the watermark, so that projections of another build's
-/// form are foreign, and made anew.
-pub const FORM: u32 = 2;
+/// The version of the format that this module defines. It is a part of the log's identity in the watermark. If a build
+/// finds projections with another version, it rebuilds them.
+pub const FORMAT_VERSION: u32 = 2;
 
-/// Hash: `log`, the log's identity; `seq`, the last sequence applied, and `time`, the stream's timestamp of it, none
-/// before there was one. About the projector, not the log: `behind`, messages that were still to come when it was last
-/// here, and `seen`, when that was, in milliseconds of the Redis server's clock.
+/// Hash with the progress of the projector:
+///
+/// - `log`: the identity of the log;
+/// - `seq`: the sequence of the last event applied, and `time`: its stream timestamp, absent before the first event;
+/// - `behind`: the number of messages that the projector had not read yet when it last wrote the hash;
+/// - `seen`: when it did so, in milliseconds of the Redis server's clock.
 pub const WATERMARK: &str = "garage:watermark";
-/// Hash of the live sessions: id → [`LiveSession`].
+/// Hash of the sessions that are not closed: id → [`LiveSession`].
 pub const SESSIONS: &str = "garage:sessions";
-/// Hash of the players who wait or play: id → [`LivePlayer`].
+/// Hash of the players who wait or are in a session: id → [`LivePlayer`].
 pub const PLAYERS: &str = "garage:players";
-/// Hash of the queues: name → players waiting.
+/// Hash of the queues: name → number of waiting players.
 pub const QUEUES: &str = "garage:queues";
-/// Sorted set, by member alone, of [`waiter`]s: the first of a queue is who waits longest.
+/// Sorted set of [`waiter`]s. All scores are equal, so Redis sorts by member: the first member of a queue is the player
+/// who has waited longest.
 pub const WAITS: &str = "garage:waits";
-/// Hash of the last [`MINUTES`]: number → [`Minute`].
+/// Hash of the last [`MINUTES`]: number of the minute → [`Minute`].
 pub const COUNTS: &str = "garage:minutes";
-/// Hash of the live sessions and of those in [`CLOSED`]: id → [`Timeline`].
+/// Hash of the sessions that are not closed and of those in [`CLOSED`]: id → [`Timeline`].
 pub const TIMELINES: &str = "garage:timelines";
-/// Sorted set of the sessions that were closed in the last [`MINUTES`], at most [`CLOSED_KEPT`]: id, by the stream's
-/// timestamp in milliseconds.
+/// Sorted set of the sessions that were closed in the last [`MINUTES`], at most [`CLOSED_KEPT`]. The member is the id,
+/// the score is the stream's timestamp in milliseconds.
 pub const CLOSED: &str = "garage:closed";
-/// The [`DeadLetters`]: no fold, and therefore no part of a set that is made anew.
+/// The [`DeadLetters`]. They are not a fold of the log, so a rebuild does not write them.
 pub const DEAD_LETTERS: &str = "garage:letters";
 
-/// Minutes that are looked back on, the present one among them.
+/// How many minutes of statistics are kept, including the current one.
 pub const MINUTES: i64 = 60;
 
-/// Closed sessions whose timelines are kept.
+/// The maximum number of closed sessions whose timelines are kept.
 pub const CLOSED_KEPT: usize = 500;
 
 /// The keys of one set of projections.
 pub type Keys = [&'static str; 8];
 
-/// Those that are read.
+/// The keys that the gateway and the operators' tools read.
 pub const LIVE: Keys = [WATERMARK, SESSIONS, PLAYERS, QUEUES, WAITS, COUNTS, TIMELINES, CLOSED];
 
-/// Those that are made anew beside them; what is found there was left by somebody who did not come to the end.
-pub const ANEW: Keys = [
+/// The keys that a rebuild writes, before it moves their values to [`LIVE`]. If they exist at the start of a rebuild,
+/// an earlier one did not finish.
+pub const REBUILD: Keys = [
     "garage:anew:watermark",
     "garage:anew:sessions",
     "garage:anew:players",
@@ -72,97 +77,92 @@ pub const ANEW: Keys = [
     "garage:anew:closed",
 ];
 
-/// Where the sealed secrets of a game are parked, by the fingerprint of its key.
+/// The key under which session stores the encrypted secrets of a game server for the director. `fingerprint` is that of
+/// the server's public key.
 pub fn parked_key(fingerprint: &str) -> String {
     format!("garage:key:{fingerprint}")
 }
 
-/// A player's place among those who wait, in [`WAITS`]: by queue, then by time.
+/// The member of [`WAITS`] for a waiting player. Members sort by queue, then by time.
 pub fn waiter(queue: &QueueName, since: OffsetDateTime, player: &PlayerId) -> String {
-    // So many digits that the order of the texts is that of the times.
+    // Zero-padded, so that the order of the texts is the order of the times.
     format!("{queue} {:015} {player}", millis(since))
 }
 
-/// What the waiters of a queue lie between in [`WAITS`], without these themselves: as `ZRANGEBYLEX` takes it.
+/// The exclusive bounds of a queue's members in [`WAITS`], in the syntax of `ZRANGEBYLEX`.
 pub fn waiters(queue: &QueueName) -> [String; 2] {
-    // No name of a queue has a space in it, or an exclamation mark, which comes next.
+    // A queue's name contains neither a space nor an exclamation mark, which is the character after the space.
     [format!("({queue} "), format!("({queue}!")]
 }
 
-/// Since when a [`waiter`] has waited.
+/// The time at which a [`waiter`] began to wait; `None` if the member is malformed.
 pub fn waiting_since(waiter: &str) -> Option<OffsetDateTime> {
     let millis: i128 = waiter.split(' ').nth(1)?.parse().ok()?;
     OffsetDateTime::from_unix_timestamp_nanos(millis.checked_mul(1_000_000)?).ok()
 }
 
-/// Milliseconds since 1970, as scores and waiters have it.
+/// Milliseconds since 1970, as used in scores and in [`waiter`]s.
 pub fn millis(time: OffsetDateTime) -> i128 {
     time.unix_timestamp_nanos() / 1_000_000
 }
 
-/// What the projections know of the present.
+/// The current state of Garage according to the projections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Live {
-    /// The last event applied.
+    /// The sequence of the last event applied.
     pub seq: u64,
-    /// The living sessions.
+    /// The sessions that are not closed.
     pub sessions: BTreeMap<SessionId, LiveSession>,
-    /// The players who wait or play.
+    /// The players who wait or are in a session.
     pub players: BTreeMap<PlayerId, LivePlayer>,
-    /// Players waiting, by queue.
+    /// The number of waiting players in each queue.
     pub queues: BTreeMap<QueueName, u64>,
 }
 
-/// A living session.
+/// A session that is not closed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LiveSession {
-    /// Where it stands.
     pub status: Status,
-    /// Where its server stands; none before one was asked for, and after it failed or the game was over.
+    /// The status of the game server; absent before one is requested, after it has failed, and after the match is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Server>,
-    /// Where its players had waited.
+    /// The queue in which the players waited.
     pub queue: QueueName,
-    /// Where its server runs.
+    /// The region of the game server.
     pub region: Region,
-    /// Who plays.
     pub players: Vec<PlayerId>,
-    /// Which attempt at a server it is at.
+    /// The number of the last attempt; 0 before the first.
     pub attempt: u32,
-    /// When it began, by the stream's timestamp.
+    /// When the session began, by the stream's timestamp.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
 }
 
-/// Where a game server stands.
+/// The status of a game server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Server {
-    /// It was asked for.
+    /// Session has requested it.
     Requested,
-    /// It was started on a node.
+    /// The director has placed it on a node.
     Scheduled,
-    /// It reported that it listens.
+    /// It has reported that it listens.
     Ready,
-    /// Its players were told of it.
+    /// The players have received its address.
     Running,
 }
 
-/// A player who waits or plays.
+/// A player who waits or is in a session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "kebab-case")]
 pub enum LivePlayer {
-    /// He waits.
     Waiting {
-        /// Where.
         queue: QueueName,
-        /// Since when, across tickets that went back to the queue.
+        /// See [`crate::player::Queued::waiting_since`].
         #[serde(with = "time::serde::rfc3339")]
         since: OffsetDateTime,
     },
-    /// He is in a match.
     InSession {
-        /// Which.
         session: SessionId,
     },
 }
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_waiters_of_a_queue_stand_together_the_longest_waiting_first() {
+    fn the_waiters_of_a_queue_are_adjacent_and_sorted_by_time() {
         let at = |millis: i64| OffsetDateTime::UNIX_EPOCH + time::Duration::milliseconds(millis);
         let place =
             |queue: &str, millis, player: &str| waiter(&queue.parse().unwrap(), at(millis), &player.parse().unwrap());

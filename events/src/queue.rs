@@ -1,5 +1,5 @@
-//! The queues: a file that the gateway and the matchmaker share, so that what is admitted to a queue can be matched
-//! there.
+//! The configuration of the queues. Gateway and matchmaker read the same file, so that the matchmaker can match every
+//! ticket that the gateway accepts.
 //!
 //! ```toml
 //! [queues.ranked]
@@ -23,73 +23,58 @@ use time::Duration;
 
 use crate::id::{QueueName, Region};
 
-/// The fewest players of a match.
+/// The minimum number of players in a match.
 pub const MIN_PLAYERS: usize = 2;
-/// The most players of a match; also what inventory takes in one request for loadouts.
+/// The maximum number of players in a match, and also in one request for loadouts.
 pub const MAX_PLAYERS: usize = 64;
-/// The longest that a ticket may wait, in seconds. Longer than this the log could forget a player who waits (it keeps
-/// 12 h).
+/// The maximum time-out of a ticket, in seconds. It is far below the 12 h for which the log keeps events, so that the
+/// log never drops the ticket of a waiting player.
 const MAX_TIMEOUT_S: u64 = 3_600;
 
-/// Every queue of this Garage.
+/// All queues of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Queues {
-    /// By name; at least one.
+    /// At least one.
     pub queues: BTreeMap<QueueName, Queue>,
 }
 
-/// One queue, and what makes a match in it.
+/// A queue, and the rules for its matches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Queue {
-    /// Players of a match, 2 to 64. Each is a team of his own, named `1`, `2` and so on.
+    /// The number of players in a match, 2 to 64. Each player is a team, named `1`, `2` and so on.
     pub players: usize,
-    /// Width of the band of ranks that a match is made within.
+    /// The width of the rank bands. Only players in the same band are matched.
     pub rank_band: u32,
-    /// How long a ticket waits before it times out, in seconds.
+    /// When a ticket times out, in seconds; 1 to 3,600.
     pub timeout_s: u64,
-    /// Whether a player's client may say his rank. Who does chooses whom he meets; his rating moves all the same.
+    /// Whether a client may send the player's rank. If so, players can choose their opponents. Their ratings still
+    /// change.
     #[serde(default)]
     pub client_rank: bool,
-    /// Where its matches may be played: the round-trip time, in milliseconds, up to which a region serves a player.
+    /// The regions for matches of this queue. A region is used for a player if the player's round-trip time to it, in
+    /// milliseconds, is at most this value.
     pub regions: BTreeMap<Region, u32>,
 }
 
-/// Why the queues cannot be used.
+/// Why the queues file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The file cannot be read.
     #[error("cannot read the queues in {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is not TOML of the wanted form.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("the queues in {} are malformed: {source}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// It says something that cannot be.
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    /// A value in the file is out of range, or there is no queue or region.
     #[error("the queues in {}: {reason}", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What.
-        reason: String,
-    },
+    Unusable { path: PathBuf, reason: String },
 }
 
 impl Queues {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// [`QueueError`], which names the file.
+    /// [`QueueError`]
     pub fn load(path: &Path) -> Result<Self, QueueError> {
         let text = fs::read_to_string(path).map_err(|source| QueueError::Read { path: path.into(), source })?;
         let queues: Self = toml::from_str(&text)
@@ -98,7 +83,7 @@ impl Queues {
         Ok(queues)
     }
 
-    /// What they are called.
+    /// The names of all queues.
     pub fn names(&self) -> impl Iterator<Item = &QueueName> {
         self.queues.keys()
     }
@@ -108,14 +93,14 @@ impl Queues {
         self.queues.get(name)
     }
 
-    /// Every region of every queue.
+    /// The regions of all queues.
     pub fn regions(&self) -> BTreeSet<&Region> {
         self.queues.values().flat_map(|queue| queue.regions.keys()).collect()
     }
 
     fn check(&self) -> Result<(), String> {
         if self.queues.is_empty() {
-            return Err("no queue; at least one is needed".into());
+            return Err("there is no queue; configure at least one".into());
         }
         self.queues
             .iter()
@@ -126,25 +111,25 @@ impl Queues {
 impl Queue {
     /// How long a ticket waits before it times out.
     pub fn timeout(&self) -> Duration {
-        // The check bounds it far below what fits.
+        // `check` limits the value, so the conversion always succeeds.
         Duration::seconds(i64::try_from(self.timeout_s).unwrap_or(i64::MAX))
     }
 
     fn check(&self) -> Result<(), String> {
         if !(MIN_PLAYERS..=MAX_PLAYERS).contains(&self.players) {
-            return Err(format!("players = {}; {MIN_PLAYERS} to {MAX_PLAYERS} make a match", self.players));
+            return Err(format!("players = {}; it must be {MIN_PLAYERS} to {MAX_PLAYERS}", self.players));
         }
         if self.rank_band == 0 {
-            return Err("rank_band = 0 would match equal ranks only by chance; at least 1".into());
+            return Err("rank_band = 0; it must be at least 1".into());
         }
         if !(1..=MAX_TIMEOUT_S).contains(&self.timeout_s) {
-            return Err(format!("timeout_s = {}; 1 to {MAX_TIMEOUT_S}", self.timeout_s));
+            return Err(format!("timeout_s = {}; it must be 1 to {MAX_TIMEOUT_S}", self.timeout_s));
         }
         if self.regions.is_empty() {
-            return Err("no region; at least one is needed".into());
+            return Err("there is no region; configure at least one".into());
         }
         match self.regions.iter().find(|(_, ceiling)| **ceiling == 0) {
-            Some((region, _)) => Err(format!("region {region} = 0 ms serves nobody")),
+            Some((region, _)) => Err(format!("region {region} = 0 ms; it must be at least 1")),
             None => Ok(()),
         }
     }
@@ -167,16 +152,16 @@ mod tests {
     }
 
     #[test]
-    fn a_good_file_is_read() {
+    fn a_valid_file_is_read() {
         let queues = load(GOOD).unwrap();
         let queue = queues.get(&"ranked".parse().unwrap()).unwrap();
         assert_eq!((queue.players, queue.rank_band, queue.timeout()), (2, 200, Duration::minutes(2)));
-        assert!(!queue.client_rank, "a client is believed where the file says so, and nowhere else");
+        assert!(!queue.client_rank, "a client may only send a rank if the file allows it");
         assert_eq!(queues.regions(), BTreeSet::from([&"eu".parse().unwrap()]));
     }
 
     #[test]
-    fn a_bad_file_is_refused_by_name() {
+    fn an_invalid_file_is_refused_and_the_error_names_it() {
         for (bad, why) in [
             ("[queues]", "no queue"),
             ("", "missing field `queues`"),
@@ -198,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_local_file_is_good() {
+    fn the_file_for_local_development_is_valid() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/local/queues.toml");
         let queues = Queues::load(&path).unwrap();
         for (name, client_rank) in [("ranked", false), ("casual", true)] {
@@ -224,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_good_queues_are_read_as_they_were_written(
+        fn any_valid_queues_survive_a_round_trip_through_toml(
             queues in prop::collection::btree_map(any_name::<QueueName>().boxed(), any_queue(), 1..4),
         ) {
             let queues = Queues { queues };

@@ -1,30 +1,30 @@
-//! Which queues an operator has closed: a KV bucket that the gateways follow. Its keys and values.
+//! Which queues an operator has closed: the keys and values of a key-value bucket that the gateways watch.
 //!
-//! It is no part of the log, which forgets after hours: a queue stays closed until somebody opens it.
+//! It is not in the log, because the log drops events after hours, and a queue must stay closed until an operator opens
+//! it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::QueueName;
 
-/// The bucket.
+/// The name of the bucket.
 pub const BUCKET: &str = "QUEUES";
-/// The stream that it is made of.
+/// The stream that stores the bucket.
 pub const STREAM: &str = "KV_QUEUES";
-/// Every entry.
+/// Selects every entry.
 pub const ALL: &str = "$KV.QUEUES.>";
 
-/// The longest reason, in characters.
+/// The maximum length of a reason, in characters.
 pub const MAX_REASON: usize = 200;
 
-/// Whether a queue takes players. One without an entry does.
+/// Whether players can enter a queue. A queue without an entry is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum QueueStatus {
-    /// It does.
     Open,
-    /// It does not; who waits there already is matched as ever.
+    /// No player can enter. Players who already wait are still matched.
     Closed {
-        /// Why; players are told.
+        /// Shown to players who try to enter.
         reason: String,
     },
 }
@@ -34,7 +34,7 @@ pub fn subject(queue: &QueueName) -> String {
     format!("$KV.QUEUES.{queue}")
 }
 
-/// The queue whose entry has this subject.
+/// The queue of an entry with this subject; `None` for any other subject.
 pub fn queue_of(subject: &str) -> Option<QueueName> {
     subject.strip_prefix("$KV.QUEUES.")?.parse().ok()
 }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_status_is_read_as_it_was_written() {
+    fn a_queue_status_survives_a_round_trip_through_json() {
         let ranked: QueueName = "ranked".parse().unwrap();
         assert_eq!(queue_of(&subject(&ranked)), Some(ranked));
         assert_eq!(queue_of("$KV.LEASES.ranked"), None);

@@ -1,4 +1,4 @@
-//! Deciding on a session against the log: load, decide, add what its players are told, append, and again on a conflict.
+//! Decides on a session: load, decide, add the events of its players, append. It starts again after a conflict.
 
 use futures::future::try_join_all;
 use uuid::Uuid;
@@ -6,36 +6,36 @@ use uuid::Uuid;
 use crate::{
     env::Env,
     id::SessionId,
-    log::{AppendError, Behind, Decision, Log, Player, ReadError},
+    log::{AppendError, Decision, Log, Player, ReadError, StaleRead},
     player::{self, Address, Ending},
     session::{self, Command, Event, Rejection},
     subject::Aggregate,
 };
 
-/// How often a decision is made anew when its aggregates keep moving.
-const TRIES: usize = 8;
+/// The maximum number of tries if the append keeps failing with a conflict.
+const MAX_TRIES: usize = 8;
 
-/// Why nothing could be decided.
+/// Why a decision could not be made or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The log could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// A player was read as he was before the match.
+    /// A read returned a player's state from before the match.
     #[error(transparent)]
-    Behind(#[from] Behind),
-    /// The log did not take the decision.
+    StaleRead(#[from] StaleRead),
     #[error(transparent)]
     Append(#[from] AppendError),
 }
 
-/// Decides on a session and stores what was decided, together with what its players are told of it: PlayerMatched when
-/// it opens, Released when it closes. `cause` is the event or report that this answers; by default the session's last.
+/// Decides on a session and appends the decision, together with the events of its players: `PlayerMatched` when the
+/// session opens, and `Released` when it closes.
 ///
-/// The inner result is the domain's answer.
+/// `cause` is the id of the event or report that led to the command. Without one, it is the session's last event.
+///
+/// The inner result is the answer of [`session::decide()`]: the events that were stored, or the rejection.
 ///
 /// # Errors
-/// [`Error`] when the log does not answer, or not with all that it has, or the session kept moving.
+/// [`Error`] if the log does not answer, if a read is stale, or if every try ends with a conflict.
 pub async fn decide_session<L: Log, W: Env>(
     log: &L,
     env: &W,
@@ -44,7 +44,7 @@ pub async fn decide_session<L: Log, W: Env>(
     cause: Option<Uuid>,
 ) -> Result<Result<Vec<Event>, Rejection>, Error> {
     let mut last = None;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_TRIES {
         let session = log.session(id).await?;
         let events = match session::decide(&session.state, command.clone()) {
             Ok(events) => events,
@@ -66,12 +66,17 @@ pub async fn decide_session<L: Log, W: Env>(
             for (player, Player { state, head, .. }) in players.await? {
                 match player::decide(&state, notice.command(id)) {
                     Ok(event) => decision = decision.change(env, Aggregate::Player(player), head, [event]),
-                    // He came into the session in the commit that it began with, and as long as the log has that it has
-                    // an event of him that is no older: he was read at a node that led until lately.
-                    Err(_) if head.seq < began => return Err(Behind { read: head.seq, known: began }.into()),
-                    // Let go already.
+                    // The player joined in the commit that began the session. So while the log still has that commit,
+                    // it also has an event of the player that is at least as new. This read is stale.
+                    Err(_) if head.seq < began => return Err(StaleRead { read: head.seq, known: began }.into()),
+                    // The player is no longer in this session: they were released already.
                     Err(rejection) => {
-                        tracing::warn!(session.id = %id, player.id = %player, %rejection, "player not told");
+                        tracing::warn!(
+                            session.id = %id,
+                            player.id = %player,
+                            %rejection,
+                            "player not notified: no longer in the session"
+                        );
                     }
                 }
             }
@@ -86,7 +91,7 @@ pub async fn decide_session<L: Log, W: Env>(
     Err(AppendError::Conflict(moved).into())
 }
 
-/// What a session's players are told of an event of it.
+/// What the players of a session learn from one of its events.
 enum Notice {
     Address(Address),
     Ending(Ending),
@@ -134,7 +139,7 @@ mod tests {
 
     const BEGAN: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
-    /// A log of which one player is read as he was.
+    /// A log that returns an old state for one player.
     #[derive(Clone)]
     struct Lagging {
         log: SimLog<Simulated>,
@@ -162,7 +167,7 @@ mod tests {
         }
     }
 
-    /// A session of anna and bert, who have just been matched; and anna as she was before.
+    /// Matches anna and bert in a new session. Also returns anna's state before the match.
     fn matched(env: &Simulated, log: &SimLog<Simulated>) -> (SessionId, Player) {
         let session = SessionId::new(env.id());
         let mut decision = Decision::new(env, session.uuid(), None);
@@ -211,16 +216,16 @@ mod tests {
     }
 
     #[test]
-    fn no_player_is_left_out_because_he_was_read_as_he_was_before_the_match() {
+    fn a_stale_read_of_a_player_does_not_exclude_the_player_from_the_decision() {
         let env = Simulated::at(BEGAN);
         let log = SimLog::new(env.clone());
         let (session, anna) = matched(&env, &log);
         let fail = || Command::Fail { reason: "no-server".into() };
-        // As she waited still, and as if nobody had heard of her.
+        // The read returns anna still waiting, or no event of her at all.
         for was in [anna, Player::default()] {
             let lagging = Lagging { log: log.clone(), player: ("anna".parse().unwrap(), was) };
             let outcome = block_on(decide_session(&lagging, &env, session, fail(), None));
-            assert!(matches!(outcome, Err(Error::Behind(_))), "{outcome:?}");
+            assert!(matches!(outcome, Err(Error::StaleRead(_))), "{outcome:?}");
             assert!(matches!(state(&log, "bert"), State::Matched(_)), "nothing is stored");
         }
         block_on(decide_session(&log, &env, session, fail(), None)).unwrap().unwrap();
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_let_go_already_does_not_keep_the_session_open() {
+    fn a_session_closes_even_if_a_player_was_released_before() {
         let env = Simulated::at(BEGAN);
         let log = SimLog::new(env.clone());
         let (session, _) = matched(&env, &log);

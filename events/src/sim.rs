@@ -1,13 +1,15 @@
-//! The log in memory, under the rules of the one on JetStream and the same contract (`tests/contract`).
+//! The log in memory, for tests. It follows the same rules as the log on JetStream, and passes the same contract tests
+//! (`tests/contract`).
 //!
-//! It commits as that one does: decisions of the same instant share commits, and each expects its aggregates' heads. It
-//! keeps no time of its own; its timestamps are its world's.
+//! Like the real log, it commits decisions that are appended at the same time together, and checks the expected
+//! sequence of each aggregate. Its timestamps come from its [`Env`].
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use time::OffsetDateTime;
@@ -18,6 +20,7 @@ use crate::{
     event::{Event, Recorded},
     id::{PlayerId, SessionId},
     inventory,
+    jetstream::{follow, written},
     log::{
         Append, AppendError, Decision, Head, Load, Player, ReadError, Session,
         encode::{Change, Encoded, take},
@@ -26,51 +29,72 @@ use crate::{
     subject::Aggregate,
 };
 
-/// What may go wrong, as three real nodes show it when one of them dies: how many of a hundred calls it hits. By
-/// default nothing does. There is no conflict without a cause among them: the real log never tells of one either.
+/// The faults to inject, each as a percentage of calls. They are the faults of a real cluster of three nodes when one
+/// of them dies. By default there are none. There is no fault that reports a conflict without a cause, because the real
+/// log does not do that.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
-    /// Appends that are stored, and whose submitter hears [`AppendError::Unavailable`].
+    /// Appends that are stored, but return [`AppendError::Unavailable`].
     pub lost_answers: u32,
-    /// Appends that are not stored, and whose submitter hears the same.
+    /// Appends that are not stored, and return [`AppendError::Unavailable`].
     pub lost_appends: u32,
-    /// Reads that end with [`ReadError::Unavailable`].
+    /// Reads that fail with [`ReadError::Unavailable`].
     pub lost_reads: u32,
-    /// Reads that are answered by a node that led until lately: without the last events, and perhaps with a part of a
-    /// commit.
+    /// Reads that are answered by a node that has just lost the leadership. The last events are missing, and the answer
+    /// may end in the middle of a commit.
     pub stale_reads: u32,
-    /// What such a node knows at least: the sequence up to which it led.
+    /// Not a percentage: the last sequence for which that node was the leader. A stale read includes at least this one.
     pub led_until: u64,
-    /// Refusals that do not say which aggregate has moved, so that the conflict may name another of the decision.
+    /// Conflicts for which the server does not say which aggregate has changed, so that the error may name another
+    /// aggregate of the decision.
     pub unnamed_conflicts: u32,
-    /// Ordered reads whose next message comes later than it could, perhaps in the midst of a commit.
+    /// Ordered reads whose next message is delayed, possibly in the middle of a commit.
     pub late_messages: u32,
 }
 
-/// The most messages that a stale read lacks.
-const STALE: u64 = 16;
+/// The maximum number of messages that are missing in a stale read.
+const MAX_STALE: u64 = 16;
 
 /// A message of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Its sequence, from 1 without a hole.
+    /// Sequence in the log, from 1 without gaps.
     pub seq: u64,
-    /// The world's time when it was stored.
+    /// When it was stored, by the clock of the log's [`Env`].
     pub time: OffsetDateTime,
-    /// Its subject.
     pub subject: String,
-    /// Its body, an [`Envelope`](crate::event::Envelope).
+    /// The same headers as in the real log, except those of the batch: see [`batches`].
+    pub headers: HeaderMap,
+    /// An [`Envelope`](crate::event::Envelope).
     pub body: Bytes,
-    /// Which commit it came with, counted from 1.
+    /// The number of the commit with this message, from 1.
     pub commit: u64,
 }
 
-/// The log in memory. Clones are one log, as are the connections of several processes to one server.
+/// Converts messages to the form in which a reader of the real log gets them, with the batch headers of each commit.
+pub fn batches(messages: &[Message]) -> impl Iterator<Item = follow::Message> {
+    messages.chunk_by(|one, next| one.commit == next.commit).flat_map(|commit| {
+        (1..).zip(commit).map(|(number, message)| {
+            let mut headers = message.headers.clone();
+            if commit.len() > 1 {
+                headers.insert(written::BATCH, message.commit.to_string().as_str());
+                headers.insert(written::BATCH_NUMBER, number.to_string().as_str());
+                if number == commit.len() {
+                    headers.insert(written::BATCH_COMMIT, "1");
+                }
+            }
+            let Message { seq, time, subject, body, .. } = message.clone();
+            follow::Message { seq, time, subject, headers: Some(headers), body, pending: 0 }
+        })
+    })
+}
+
+/// The log in memory. All clones share the same log, like the connections of several processes to one server.
 #[derive(Debug, Clone)]
 pub struct SimLog<W> {
     env: W,
     state: Arc<Mutex<State>>,
-    /// The sequence of the last message, for those who wait for the next.
+    /// The sequence of the last message. Readers wait for it to change.
     end: watch::Sender<u64>,
 }
 
@@ -82,7 +106,7 @@ struct State {
     commits: u64,
     waiting: Vec<Submission>,
     faults: Faults,
-    dice: StdRng,
+    rng: StdRng,
 }
 
 #[derive(Debug)]
@@ -98,7 +122,7 @@ impl AsRef<Encoded> for Submission {
 }
 
 impl<W: Env> SimLog<W> {
-    /// An empty log without faults.
+    /// Creates an empty log without faults.
     pub fn new(env: W) -> Self {
         let state = State {
             messages: Vec::new(),
@@ -106,19 +130,19 @@ impl<W: Env> SimLog<W> {
             commits: 0,
             waiting: Vec::new(),
             faults: Faults::default(),
-            dice: StdRng::seed_from_u64(0),
+            rng: StdRng::seed_from_u64(0),
         };
         Self { env, state: Arc::new(Mutex::new(state)), end: watch::Sender::new(0) }
     }
 
-    /// From now on these faults, drawn from the seed.
+    /// Injects these faults from now on. The same seed gives the same sequence of faults.
     pub fn set_faults(&self, faults: Faults, seed: u64) {
         let mut state = self.state();
         state.faults = faults;
-        state.dice = StdRng::seed_from_u64(seed);
+        state.rng = StdRng::seed_from_u64(seed);
     }
 
-    /// Sequence of the last message that a filter selects; 0 when there is none.
+    /// The sequence of the last message that a filter selects; 0 if there is none.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -128,7 +152,7 @@ impl<W: Env> SimLog<W> {
         Ok(known.into_iter().find(|message| selects(filter, &message.subject)).map_or(0, |last| last.seq))
     }
 
-    /// The first message from a sequence on that a filter selects.
+    /// The first message with at least this sequence that a filter selects.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -138,12 +162,12 @@ impl<W: Env> SimLog<W> {
         Ok(known.into_iter().find(|message| selects(filter, &message.subject)).cloned())
     }
 
-    /// All messages that a filter selects, whatever the faults: for who judges what happened.
+    /// All messages that a filter selects, without faults, for checks at the end of a test.
     pub fn messages(&self, filter: &str) -> Vec<Message> {
         self.state().messages.iter().filter(|message| selects(filter, &message.subject)).cloned().collect()
     }
 
-    /// Reads the messages that one of the filters selects, in order, from a sequence on (1 is the beginning).
+    /// Reads the messages that one of the filters selects, in order, from a sequence on; 1 is the beginning.
     pub fn follow(&self, filters: Vec<String>, from: u64) -> Follow {
         Follow { state: Arc::clone(&self.state), end: self.end.subscribe(), filters, next: from.max(1) }
     }
@@ -160,17 +184,17 @@ impl<W: Env> SimLog<W> {
         last.and_then(|seq| state.from(*seq).next()).map(decode).transpose()
     }
 
-    /// The log, and up to where whoever answers a read knows it.
+    /// The log, and the last sequence that the node knows that answers this read.
     fn readable(&self) -> Result<(MutexGuard<'_, State>, u64), ReadError> {
         let mut state = self.state();
         let Faults { lost_reads, stale_reads, .. } = state.faults;
-        if state.hit(lost_reads) {
+        if state.draw(lost_reads) {
             return Err(ReadError::Unavailable("the read was lost".into()));
         }
         let mut end = state.end();
-        if state.hit(stale_reads) {
+        if state.draw(stale_reads) {
             let known = state.faults.led_until.min(end);
-            end = end.saturating_sub(state.dice.random_range(1..=STALE)).max(known);
+            end = end.saturating_sub(state.rng.random_range(1..=MAX_STALE)).max(known);
         }
         Ok((state, end))
     }
@@ -179,7 +203,7 @@ impl<W: Env> SimLog<W> {
         lock(&self.state)
     }
 
-    /// Commits all that waits, in as many commits as it takes.
+    /// Commits all waiting decisions, in as many commits as necessary.
     fn commit(&self) {
         let mut state = self.state();
         let mut waiting = std::mem::take(&mut state.waiting);
@@ -207,50 +231,53 @@ impl State {
         self.aggregates.get(aggregate).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The last sequence of an aggregate, as the server sees it within a commit: of the commit's own messages it knows
-    /// those that share a subject, but not those that share no more than a filter. So it accepts two decisions on one
-    /// session in a commit, and both are stored; who commits has to keep them apart.
+    /// The last sequence of an aggregate, as the server sees it within a commit that begins after the sequence
+    /// `before`. Of the messages in the commit itself, the server sees those with the same subject, but not those that
+    /// only match the same filter. So it stores both of two decisions on one session in one commit. The committer must
+    /// prevent this.
     fn head(&self, change: &Change, before: u64) -> u64 {
         let mut known = self.of(&change.filter).iter().rev();
         let literal = matches!(change.aggregate, Aggregate::Player(_));
         known.find(|seq| literal || **seq <= before).copied().unwrap_or_default()
     }
 
-    fn hit(&mut self, percent: u32) -> bool {
-        percent > 0 && self.dice.random_range(0..100) < percent
+    /// Draws whether a fault with this percentage occurs.
+    fn draw(&mut self, percent: u32) -> bool {
+        percent > 0 && self.rng.random_range(0..100) < percent
     }
 
-    /// One commit: the decisions of which an aggregate has moved go back, the others are stored.
+    /// Performs one commit: decisions with a conflict fail, and the others are stored.
     fn commit(&mut self, group: Vec<Submission>, now: OffsetDateTime) {
         self.commits += 1;
         let before = self.end();
         for Submission { decision, reply } in group {
-            // Who no longer waits for the answer has gone; the events stay.
+            // If the caller no longer waits, nobody needs the answer. The events stay stored.
             let _ = reply.send(self.store(&decision, before, now));
         }
     }
 
-    /// Stores a decision, which shares a commit with all that is stored after `before`.
+    /// Stores a decision, as a part of the commit that begins after the sequence `before`.
     fn store(&mut self, decision: &Encoded, before: u64, now: OffsetDateTime) -> Result<Vec<u64>, AppendError> {
         let lost = || AppendError::Unavailable("the answer was lost".into());
-        if self.hit(self.faults.lost_appends) {
+        if self.draw(self.faults.lost_appends) {
             return Err(lost());
         }
-        if let Some(moved) = decision.changes.iter().find(|change| self.head(change, before) != change.head.seq) {
-            let named = if self.hit(self.faults.unnamed_conflicts) { decision.suspect() } else { None };
-            return Err(AppendError::Conflict(named.unwrap_or(&moved.aggregate).clone()));
+        if let Some(changed) = decision.changes.iter().find(|change| self.head(change, before) != change.head.seq) {
+            let named = if self.draw(self.faults.unnamed_conflicts) { decision.likely_conflict() } else { None };
+            return Err(AppendError::Conflict(named.unwrap_or(&changed.aggregate).clone()));
         }
         let first = self.end() + 1;
         for ((change, message), seq) in decision.messages().zip(first..) {
             let (subject, body) = (message.subject.clone(), message.body.clone());
-            self.messages.push(Message { seq, time: now, subject, body, commit: self.commits });
+            let headers = written::headers(message.type_name, change.head.seq, &change.filter);
+            self.messages.push(Message { seq, time: now, subject, headers, body, commit: self.commits });
             self.aggregates.entry(Arc::clone(&change.filter)).or_default().push(seq);
         }
-        if self.hit(self.faults.lost_answers) { Err(lost()) } else { Ok((first..=self.end()).collect()) }
+        if self.draw(self.faults.lost_answers) { Err(lost()) } else { Ok((first..=self.end()).collect()) }
     }
 }
 
-/// As the server matches: `*` is one token, `>` at the end is one or more.
+/// Whether a filter selects a subject. As on the server, `*` matches one token, and `>` at the end one or more.
 fn selects(filter: &str, subject: &str) -> bool {
     let mut tokens = subject.split('.');
     for wanted in filter.split('.') {
@@ -270,7 +297,7 @@ fn decode<E: Event>(message: &Message) -> Result<Recorded<E>, ReadError> {
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // A panic of another holder leaves nothing half done: no method panics between two changes.
+    // A poisoned lock is still consistent: no method panics between two changes.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -296,7 +323,7 @@ impl<W: Env> Append for SimLog<W> {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
         let (reply, mut outcome) = oneshot::channel();
         self.state().waiting.push(Submission { decision: Encoded::new(decision)?, reply });
-        // Lets the others of this instant submit too; who comes back first commits for all.
+        // Let other tasks submit at the same time. The first one that continues commits for all.
         tokio::task::yield_now().await;
         if outcome.is_empty() {
             self.commit();
@@ -305,7 +332,7 @@ impl<W: Env> Append for SimLog<W> {
     }
 }
 
-/// An ordered read, see [`SimLog::follow`].
+/// A continuous, ordered read; see [`SimLog::follow`].
 #[derive(Debug)]
 pub struct Follow {
     state: Arc<Mutex<State>>,
@@ -315,7 +342,7 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// The next message; waits for it as long as it takes. Dropping the wait loses nothing.
+    /// Waits for the next message, however long it takes. Dropping the future does not lose a message.
     pub async fn next(&mut self) -> Message {
         loop {
             self.end.mark_unchanged();
@@ -327,7 +354,7 @@ impl Follow {
                 return message;
             }
             if self.end.changed().await.is_err() {
-                // No log is left that could bring one.
+                // All clones of the log were dropped, so no message can follow.
                 std::future::pending::<()>().await;
             }
         }
@@ -336,7 +363,7 @@ impl Follow {
     fn late(&self) -> bool {
         let mut state = lock(&self.state);
         let late = state.faults.late_messages;
-        state.hit(late)
+        state.draw(late)
     }
 
     fn stored(&mut self) -> Option<Message> {
@@ -355,8 +382,9 @@ mod tests {
     use super::*;
     use crate::{env::Simulated, session};
 
-    /// Stores two decisions on one aggregate as if nobody had kept them out of one commit; how many are stored.
-    fn together<E: crate::event::Event>(aggregate: &Aggregate, event: &E) -> usize {
+    /// Puts two decisions on one aggregate in one commit, which the committer would prevent. Returns how many are
+    /// stored.
+    fn commit_two_decisions<E: crate::event::Event>(aggregate: &Aggregate, event: &E) -> usize {
         let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
         let log = SimLog::new(env.clone());
         let submission = || {
@@ -369,12 +397,12 @@ mod tests {
     }
 
     #[test]
-    fn two_decisions_in_one_commit_pass_unless_they_share_a_subject_as_on_the_server() {
+    fn as_on_the_server_two_decisions_in_one_commit_conflict_only_if_they_share_a_subject() {
         let session = Aggregate::Session(SessionId::new(uuid::Uuid::nil()));
-        assert_eq!(together(&session, &session::Event::from(session::Failed { reason: "x".into() })), 2);
+        assert_eq!(commit_two_decisions(&session, &session::Event::from(session::Failed { reason: "x".into() })), 2);
         let player = Aggregate::Player("anna".parse().unwrap());
         let (ticket, session) = (crate::id::TicketId::new(uuid::Uuid::nil()), SessionId::new(uuid::Uuid::nil()));
         let released = player::Released { ticket, session, why: player::Ending::Failed };
-        assert_eq!(together(&player, &player::Event::from(released)), 1);
+        assert_eq!(commit_two_decisions(&player, &player::Event::from(released)), 1);
     }
 }

@@ -1,4 +1,5 @@
-//! The subjects of the log and of what surrounds it. They are built and parsed here only.
+//! The NATS subjects and streams. Only this module builds and parses the subjects of events, reports, timers and
+//! dead letters.
 
 mod replay;
 
@@ -11,72 +12,72 @@ use crate::{
 
 pub use replay::{Filter, Prefix};
 
-/// The stream of events.
+/// The log: the stream of all events.
 pub const STREAM: &str = "GARAGE";
-/// Its mirror, kept longer, for replay and proof.
+/// A mirror of the log that is kept for longer, for replays and verification.
 pub const HISTORY: &str = "GARAGE_HISTORY";
-/// The stream of deadlines.
+/// The stream of session deadlines: scheduled messages, and those that are due.
 pub const TIMERS: &str = "TIMERS";
-/// The stream of what game servers say.
+/// The stream of the reports of game servers.
 pub const REPORTS: &str = "REPORTS";
 /// The stream of messages that a worker could not handle.
 pub const DEAD: &str = "DEAD";
-/// The object store of what workers need for a quick start.
+/// The object store with the matchmaker's snapshots, which shorten its start.
 pub const SNAPSHOT_BUCKET: &str = "SNAPSHOTS";
-/// The stream that it is made of.
+/// The stream that stores [`SNAPSHOT_BUCKET`].
 pub const SNAPSHOTS: &str = "OBJ_SNAPSHOTS";
 
-/// Every event.
+/// Selects every event.
 pub const ALL: &str = "garage.>";
-/// Every event of every player.
+/// Selects every matchmaking event of every player.
 pub const PLAYERS: &str = "garage.player.*";
-/// Every event of every session.
+/// Selects every event of every session.
 pub const SESSIONS: &str = "garage.session.*.*";
-/// Every report.
+/// Selects every report of a game server.
 pub const ALL_REPORTS: &str = "report.>";
-/// Every timer that is due.
+/// Selects every timer that is due.
 pub const ALL_DUE: &str = "timer.due.*";
 
-/// Every snapshot: its pieces, and what is said of it.
+/// Selects the chunks and the metadata of every snapshot.
 pub const ALL_SNAPSHOTS: [&str; 2] = ["$O.SNAPSHOTS.C.>", "$O.SNAPSHOTS.M.>"];
 
-/// Every dead letter.
+/// Selects every dead letter.
 pub const ALL_DEAD: &str = "dead.*";
 
-/// The pieces of one version of a snapshot, by its NUID.
+/// The subject of the chunks of one version of a snapshot, which has this NUID.
 pub fn snapshot_pieces(nuid: &str) -> String {
     format!("$O.SNAPSHOTS.C.{nuid}")
 }
 
-/// The events of one type of every session: `garage.session.*.closed`.
+/// Selects one event type of every session, for example `garage.session.*.closed`.
 pub fn sessions(token: &str) -> String {
     format!("garage.session.*.{token}")
 }
 
-/// The thing that events happen to, and that one decision is made on.
+/// The unit of consistency: a decision is based on one state of the aggregate, and its append fails if the aggregate
+/// has changed since.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Aggregate {
-    /// A player's matchmaking.
+    /// A player's way through matchmaking.
     Player(PlayerId),
-    /// A session.
     Session(SessionId),
-    /// A player's belongings.
+    /// A player's cars, items, coins and rating.
     Inventory(PlayerId),
 }
 
 impl Aggregate {
-    /// The filter that selects its events, and no others. Every append to it must name this very string in its
-    /// expectation: with another one the server does not see all races.
+    /// The filter that selects the events of this aggregate and no others. Every append must use exactly this filter
+    /// for its expected sequence. If two appends use different filters, the server can miss a conflict between them.
     pub fn filter(&self) -> String {
         match self {
-            // One literal subject for each player: the server then sees every race on it, inside a batch too.
+            // Each player has one subject without wildcards, so the server also detects conflicts within one batch.
             Self::Player(id) => format!("garage.player.{id}"),
             Self::Session(id) => format!("garage.session.{id}.>"),
             Self::Inventory(id) => format!("garage.inventory.{id}.>"),
         }
     }
 
-    /// The subject of one of its events.
+    /// The subject of an event of this aggregate.
     pub fn subject<E: Event>(&self, event: &E) -> String {
         self.subject_of(event.token())
     }
@@ -89,7 +90,7 @@ impl Aggregate {
         }
     }
 
-    /// The aggregate that a subject of the log belongs to.
+    /// The aggregate that a subject of the log belongs to; `None` for any other subject.
     pub fn of(subject: &str) -> Option<Self> {
         let mut tokens = subject.split('.');
         let (Some("garage"), Some(kind), Some(id)) = (tokens.next(), tokens.next(), tokens.next()) else {
@@ -116,7 +117,7 @@ impl Aggregate {
         }
     }
 
-    /// What its id is called in an event's data.
+    /// The field with the aggregate's id in an event's data.
     pub(crate) const fn id_field(&self) -> &'static str {
         match self {
             Self::Player(_) | Self::Inventory(_) => "player",
@@ -138,7 +139,7 @@ impl fmt::Display for Aggregate {
     }
 }
 
-/// What a game server says.
+/// Which of the two reports of a game server it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReportKind {
     /// [`crate::game::Ready`]
@@ -147,14 +148,12 @@ pub enum ReportKind {
     Finished,
 }
 
-/// Where a game server's report belongs: `report.<session>.<attempt>.ready`.
+/// A report's subject, for example `report.<session>.<attempt>.ready`. `Display` and `FromStr` convert it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Report {
-    /// Whose server.
     pub session: SessionId,
-    /// Which attempt.
+    /// The attempt at starting a game server, from 1.
     pub attempt: u32,
-    /// What it says.
     pub kind: ReportKind,
 }
 
@@ -168,21 +167,21 @@ impl fmt::Display for Report {
     }
 }
 
-/// The inbox prefix of the game server of an attempt at a session: what it asks is answered below it.
+/// The inbox prefix of a game server. Replies to its requests arrive on subjects below it.
 pub fn game_inbox(session: SessionId, attempt: u32) -> String {
     format!("_INBOX.{session}.{attempt}")
 }
 
-/// A subject that does not parse.
+/// Why a text is not a valid subject or filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSubject {
-    /// It has another shape.
+    /// It does not have the expected form.
     #[error("{0:?} is not a subject of this kind")]
     Shape(String),
-    /// Its first token is spoken for.
-    #[error("subjects under {0:?} have a meaning in Garage; take another first token, as `lab`")]
-    Taken(String),
-    /// An id in it is no id.
+    /// Garage uses its first token.
+    #[error("subjects under {0:?} have a meaning in Garage; choose another first token, for example `lab`")]
+    Reserved(String),
+    /// An id in it is not valid.
     #[error(transparent)]
     Id(#[from] Invalid),
 }
@@ -199,7 +198,7 @@ impl FromStr for Report {
         }
         let session = next()?.parse()?;
         let token = next()?;
-        // Only the form that is built: `01` and `+1` would be further subjects of the same report.
+        // Accept only the form that `Display` writes: `01` and `+1` would be other subjects of the same report.
         let attempt: Option<u32> = token.parse().ok().filter(|n: &u32| *n > 0 && n.to_string() == token);
         let attempt = attempt.ok_or_else(shape)?;
         let kind = match next()? {
@@ -211,37 +210,37 @@ impl FromStr for Report {
     }
 }
 
-/// The subject that sets a session's timer.
+/// The subject on which a session's timer is set.
 pub fn timer_set(session: SessionId) -> String {
     format!("timer.set.{session}")
 }
 
-/// The subject that a session's timer fires on.
+/// The subject on which a session's timer fires.
 pub fn timer_due(session: SessionId) -> String {
     format!("timer.due.{session}")
 }
 
-/// The session whose timer fired.
+/// Parses the subject of a timer that fired.
 ///
 /// # Errors
-/// [`BadSubject`]
+/// [`BadSubject`] if it is not such a subject.
 pub fn timer_session(subject: &str) -> Result<SessionId, BadSubject> {
     let id = subject.strip_prefix("timer.due.");
     let id = id.ok_or_else(|| BadSubject::Shape(subject.chars().take(128).collect()))?;
     Ok(id.parse()?)
 }
 
-/// Where the messages go that a consumer's worker gave up.
+/// The subject of a consumer's dead letters.
 pub fn dead(consumer: &str) -> String {
     format!("dead.{consumer}")
 }
 
-/// The consumer whose worker gave a message up.
+/// The consumer of a dead letter with this subject; `None` for any other subject.
 pub fn dead_of(subject: &str) -> Option<&str> {
     subject.strip_prefix("dead.").filter(|consumer| !consumer.contains('.'))
 }
 
-/// Where a consumer's worker is asked to handle one of its dead letters again.
+/// The subject for requests to retry a dead letter of a consumer. The consumer's worker answers.
 pub fn retry(consumer: &str) -> String {
     format!("retry.{consumer}")
 }
@@ -256,7 +255,7 @@ mod tests {
     const SESSION: &str = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
 
     #[test]
-    fn the_aggregate_of_a_subject_is_found_again() {
+    fn a_subject_parses_to_the_aggregate_that_it_was_built_from() {
         let session = Aggregate::Session(SESSION.parse().unwrap());
         let player = Aggregate::Player("p=401".parse().unwrap());
         let inventory = Aggregate::Inventory("p1".parse().unwrap());
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_is_found_again() {
+    fn a_subject_parses_to_the_report_that_it_was_built_from() {
         for kind in [ReportKind::Ready, ReportKind::Finished] {
             let report = Report { session: SESSION.parse().unwrap(), attempt: 2, kind };
             assert_eq!(report.to_string().parse(), Ok(report));
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_is_found_again() {
+    fn a_subject_parses_to_the_timer_that_it_was_built_from() {
         let session = SESSION.parse().unwrap();
         assert_eq!(timer_session(&timer_due(session)), Ok(session));
         for bad in [&timer_set(session), "timer.due.x", "timer.due.", &format!("timer.due.{SESSION}.x")] {
@@ -316,7 +315,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_aggregate_is_found_again_and_selected_by_its_filter(
+        fn any_aggregate_survives_a_round_trip_and_is_selected_by_its_filter(
             aggregate in any_aggregate(),
             token in "[a-z]{1,10}(-[a-z]{1,10})?",
         ) {
@@ -330,14 +329,15 @@ mod tests {
         }
 
         #[test]
-        fn any_report_is_found_again(session in any_session(), attempt in 1..=u32::MAX, is_ready in any::<bool>()) {
+        fn any_report_survives_a_round_trip(
+            session in any_session(), attempt in 1..=u32::MAX, is_ready in any::<bool>()) {
             let kind = if is_ready { ReportKind::Ready } else { ReportKind::Finished };
             let report = Report { session, attempt, kind };
             prop_assert_eq!(report.to_string().parse(), Ok(report));
         }
 
         #[test]
-        fn a_subject_that_parses_is_the_one_that_is_built(
+        fn a_subject_that_parses_is_built_again_identically(
             subject in "(garage|report|timer)(\\.(player|session|inventory|due|[a-z0-9=+]{0,3}|0198c5a0-7b1e-7c3d-8000-0123456789ab)){0,4}",
         ) {
             if let Ok(report) = subject.parse::<Report>() {

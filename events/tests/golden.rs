@@ -1,8 +1,8 @@
-//! Every event that was ever shipped can still be read: `golden/<aggregate>.<event>.v<version>.json` holds a message of
-//! each, as the log has it.
+//! Every event that was ever released can still be read. `golden/<aggregate>.<event>.v<version>.json` contains a sample
+//! message of each event.
 //!
-//! A file is never changed once its version has been shipped. A new event, or a new version of one, gets a file of its
-//! own, written by hand or taken from a running log (`nats stream view GARAGE`).
+//! Never change a file after its version has been released. A new event, or a new version of an event, gets a new file.
+//! Write it by hand, or copy a message from a running log (`nats stream view GARAGE`).
 #![cfg(test)]
 
 use std::{fs, path::PathBuf};
@@ -14,7 +14,7 @@ use garage_events::{
 };
 use serde_json::{Value, json};
 
-/// A file, and what its name says of it.
+/// A sample file, and the parts of its name.
 struct Sample {
     file: String,
     aggregate: String,
@@ -36,19 +36,19 @@ fn samples() -> Vec<Sample> {
 
 fn sample(file: String) -> Sample {
     let text = fs::read_to_string(folder().join(&file)).unwrap();
-    let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("golden/{file} is no JSON: {error}"));
+    let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("golden/{file} is not JSON: {error}"));
     let parts: Vec<_> = file.split('.').collect();
     let [aggregate, token, version, "json"] = parts[..] else {
-        panic!("golden/{file}: a sample is called <aggregate>.<event>.v<version>.json");
+        panic!("golden/{file}: the name must be <aggregate>.<event>.v<version>.json");
     };
     let version = version.strip_prefix('v').and_then(|version| version.parse().ok());
-    let version = version.unwrap_or_else(|| panic!("golden/{file} names no version"));
+    let version = version.unwrap_or_else(|| panic!("golden/{file}: the name has no version"));
     Sample { aggregate: aggregate.into(), token: token.into(), version, message, file }
 }
 
-/// What is wanted of an event of any aggregate here.
+/// A decoded event of any aggregate.
 struct Decoded {
-    /// Shown when two differ.
+    /// The event's `Debug` text, for comparisons.
     event: String,
     type_name: &'static str,
     token: &'static str,
@@ -67,7 +67,8 @@ fn decode_as<E: Event + std::fmt::Debug>(message: &Value) -> Result<Decoded, Dec
     })
 }
 
-/// The aggregates: what subjects call each, what its id is called in data, whether that is one, its events.
+/// A type of aggregate: its name in subjects, the field with its id in an event's data, a check of the id, and its
+/// events.
 struct Kind {
     name: &'static str,
     id_field: &'static str,
@@ -105,7 +106,7 @@ impl Sample {
         KINDS
             .iter()
             .find(|kind| kind.name == self.aggregate)
-            .unwrap_or_else(|| panic!("{}: no such aggregate", self.file))
+            .unwrap_or_else(|| panic!("{}: unknown aggregate", self.file))
     }
 
     fn decode(&self) -> Decoded {
@@ -126,7 +127,7 @@ impl Sample {
 }
 
 #[test]
-fn every_sample_is_the_event_that_its_name_says() {
+fn every_sample_is_the_event_that_its_file_name_says() {
     for sample in samples() {
         let event = sample.decode();
         let message = &sample.message;
@@ -141,7 +142,7 @@ fn every_sample_is_the_event_that_its_name_says() {
 }
 
 #[test]
-fn every_event_has_a_sample_of_its_present_version() {
+fn every_event_has_a_sample_of_its_current_version() {
     for kind in &KINDS {
         for type_name in kind.types {
             let samples = samples().into_iter().filter(|sample| sample.aggregate == kind.name);
@@ -151,8 +152,8 @@ fn every_event_has_a_sample_of_its_present_version() {
                 .collect();
             assert!(
                 known.iter().any(|(event, version)| event.version == *version),
-                "write a message of {} {type_name} in its present version to events/golden/{}.<event>.v<version>.json; \
-                 samples of other versions stay as they are",
+                "write a message of {} {type_name} in its current version to events/golden/{}.<event>.v<version>.json; \
+                 do not change samples of other versions",
                 kind.name,
                 kind.name,
             );
@@ -161,19 +162,25 @@ fn every_event_has_a_sample_of_its_present_version() {
 }
 
 #[test]
-fn every_aggregate_is_looked_at() {
+fn every_aggregate_is_tested() {
+    // The module of an aggregate is `<name>.rs`, or `<name>/event.rs` if it has several files.
     let sources = fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
-    let sources = sources.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
-    let declaring = sources.filter(|path| fs::read_to_string(path).unwrap().contains("\nevents! {"));
-    let mut declaring: Vec<_> = declaring.map(|path| path.file_stem().unwrap().to_owned()).collect();
-    let mut looked_at = KINDS.map(|kind| kind.name);
+    let sources = sources.map(|entry| entry.unwrap().path());
+    let sources = sources.map(|path| if path.is_dir() { path.join("event.rs") } else { path });
+    let declaring = sources.filter(|path| fs::read_to_string(path).is_ok_and(|text| text.contains("\nevents! {")));
+    let name = |path: PathBuf| match path.file_name().is_some_and(|name| name == "event.rs") {
+        true => path.parent().unwrap().file_stem().unwrap().to_owned(),
+        false => path.file_stem().unwrap().to_owned(),
+    };
+    let mut declaring: Vec<_> = declaring.map(name).collect();
+    let mut tested = KINDS.map(|kind| kind.name);
     declaring.sort();
-    looked_at.sort();
-    assert_eq!(declaring, looked_at, "each module with events! {{…}} is an aggregate; add it to KINDS here");
+    tested.sort();
+    assert_eq!(declaring, tested, "each module with events! {{…}} is an aggregate: add it to KINDS in this file");
 }
 
 #[test]
-fn a_sample_is_written_again_as_it_was() {
+fn a_sample_survives_a_round_trip() {
     for sample in samples() {
         let envelope = Envelope::from_slice(sample.message.to_string().as_bytes()).unwrap();
         assert_eq!(serde_json::to_value(&envelope).unwrap(), sample.message, "{}", sample.file);
@@ -181,10 +188,10 @@ fn a_sample_is_written_again_as_it_was() {
 }
 
 #[test]
-fn data_is_written_again_as_it_was() {
+fn the_data_of_a_sample_survives_a_round_trip() {
     for sample in samples() {
         let event = sample.decode();
-        // Data of an older version is written in the present one.
+        // Data of an older version is encoded in the current version, so it differs.
         if event.version != sample.version {
             continue;
         }
@@ -197,7 +204,7 @@ fn data_is_written_again_as_it_was() {
 }
 
 #[test]
-fn a_field_that_is_not_known_yet_is_ignored() {
+fn an_unknown_field_is_ignored() {
     for sample in samples() {
         let plain = sample.decode();
         let of_data = sample.decode_changed(|message| message["data"]["later"] = json!({ "nested": [1, null] }));
@@ -207,7 +214,7 @@ fn a_field_that_is_not_known_yet_is_ignored() {
 }
 
 #[test]
-fn an_event_of_a_newer_build_is_unknown() {
+fn an_event_of_a_newer_build_is_reported_as_unknown() {
     for sample in samples() {
         for (field, newer) in [("type", json!("NeverHeardOf")), ("v", json!(1_000)), ("v", json!(0))] {
             let result = sample.try_decode_changed(|message| message[field] = newer.clone());
@@ -217,7 +224,7 @@ fn an_event_of_a_newer_build_is_unknown() {
 }
 
 #[test]
-fn an_event_of_another_aggregate_is_no_event() {
+fn an_event_of_another_aggregate_cannot_be_decoded() {
     for sample in samples() {
         for other in KINDS.iter().filter(|kind| kind.name != sample.aggregate) {
             assert!((other.decode)(&sample.message).is_err(), "{} read as {}", sample.file, other.name);
@@ -226,7 +233,7 @@ fn an_event_of_another_aggregate_is_no_event() {
 }
 
 #[test]
-fn what_is_not_as_its_type_says_is_corrupt() {
+fn a_message_that_does_not_match_its_type_is_corrupt() {
     for sample in samples() {
         for data in [json!({}), json!([]), json!("text"), Value::Null] {
             let result = sample.try_decode_changed(|message| message["data"] = data.clone());

@@ -1,4 +1,4 @@
-//! A client, for bots and tests: [`drive`] plays a whole race; [`connect`] stops where the first frame is due.
+//! A client for bots and tests. [`drive`] plays a whole race; [`connect`] only opens the connection.
 
 use std::{
     io,
@@ -29,72 +29,72 @@ mod pin;
 
 pub use pin::Pin;
 
-/// How often the pedal is sent by datagram; any of them may be lost.
-const INPUT_EVERY: Duration = Duration::from_millis(50);
+/// Pause between two input datagrams. Each repeats the throttle, because any datagram may be lost.
+const INPUT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Where a game is, as `PlayerMatched` says.
+/// The address of a game, from the event `PlayerMatched`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// The server's address and TCP port.
+    /// The server's IP address and TCP port.
     pub address: SocketAddr,
-    /// The port of datagrams, on the same address.
+    /// The port for datagrams, on the same IP address.
     pub udp_port: u16,
     /// The fingerprint of the game's key, see [`garage_events::game::fingerprint`].
     pub fingerprint: String,
 }
 
-/// How to drive.
+/// How [`drive`] plays.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Driving {
-    /// How far the pedal is down, all the way.
+    /// The throttle for the whole race, from 0 to 1.
     pub throttle: f32,
-    /// How the pedal is sent.
-    pub by: By,
-    /// How long it may take from connecting to the result. The default is longer than a game with default time-outs.
-    pub within: Duration,
+    /// How the throttle is sent.
+    pub channel: InputChannel,
+    /// The limit from connecting to the result. The default is longer than a game with default time-outs.
+    pub timeout: Duration,
 }
 
-/// How the pedal is sent.
+/// How the client sends its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
-    /// By datagram, and by WebSocket where datagrams do not get through.
+pub enum InputChannel {
+    /// By datagram. If no datagram arrives, by WebSocket.
     Datagram,
-    /// By WebSocket alone.
+    /// By WebSocket only.
     WebSocket,
 }
 
 impl Default for Driving {
     fn default() -> Self {
-        Self { throttle: 1.0, by: By::Datagram, within: Duration::from_secs(120) }
+        Self { throttle: 1.0, channel: InputChannel::Datagram, timeout: Duration::from_secs(120) }
     }
 }
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
 pub enum RaceError {
-    /// The server cannot be reached.
+    /// TCP or TLS cannot connect.
     #[error("connecting to the game server")]
     Connect(#[source] io::Error),
-    /// Somebody else answers: its key is not the one that was announced.
-    #[error("the game server's key is not the announced one")]
+    /// The server's key does not have the expected fingerprint. It is not the server that Garage announced.
+    #[error("the game server's key does not have the expected fingerprint")]
     WrongKey,
-    /// TLS or the WebSocket could not be set up, or broke.
-    #[error("talking to the game server")]
+    /// The WebSocket handshake or the connection failed.
+    #[error("communicating with the game server")]
     Broken(#[source] Box<tungstenite::Error>),
-    /// This client cannot do TLS or datagrams at all.
+    /// TLS or the UDP socket cannot be set up on this machine.
     #[error("setting up the client: {0}")]
     Setup(String),
-    /// The token does not admit.
-    #[error("the game server refused: {0}")]
+    /// The server did not accept the token.
+    #[error("the game server refused the client: {0}")]
     Refused(String),
-    /// The same player connected again.
-    #[error("another connection of the same player took over")]
+    /// The same player has connected again.
+    #[error("another connection of the same player replaced this one")]
     Replaced,
-    /// The server closed before the result.
+    /// The server closed the connection before the result. Contains the close code, if there was one.
     #[error("the game server closed the connection before the result, code {0:?}")]
     Closed(Option<u16>),
-    /// The server said something that is not of the protocol.
-    #[error("the game server said what is not of the protocol")]
+    /// A message cannot be parsed or written.
+    #[error("the message does not follow the game protocol")]
     Malformed(#[source] serde_json::Error),
     /// There was no result in time.
     #[error("no result within {0:?}")]
@@ -107,22 +107,22 @@ impl From<tungstenite::Error> for RaceError {
     }
 }
 
-/// An open connection before its first frame.
+/// A WebSocket connection to a game server, over TLS.
 pub type Connection = WebSocketStream<TlsStream<TcpStream>>;
 
-/// Joins a game, holds the pedal where it was told, and returns the results.
+/// Joins a game, drives with a constant throttle, and returns the results.
 ///
 /// # Errors
 /// [`RaceError`].
 pub async fn drive(server: &Server, token: &str, driving: Driving) -> Result<Vec<Placing>, RaceError> {
-    let deadline = Instant::now() + driving.within;
+    let deadline = Instant::now() + driving.timeout;
     match timeout_at(deadline, play(server, token, driving)).await {
         Ok(result) => result,
-        Err(_) => Err(RaceError::TimedOut(driving.within)),
+        Err(_) => Err(RaceError::TimedOut(driving.timeout)),
     }
 }
 
-/// Connects and makes sure that the other side is the announced server.
+/// Connects, and checks that the server's key has the expected fingerprint. The caller sends the first frame.
 ///
 /// # Errors
 /// [`RaceError`].
@@ -146,19 +146,19 @@ pub async fn connect(server: &Server) -> Result<Connection, RaceError> {
     Ok(connection)
 }
 
-/// Sends a message as a frame.
+/// Sends a message as a text frame.
 ///
 /// # Errors
-/// [`RaceError::Broken`].
+/// [`RaceError::Broken`] if the connection failed, [`RaceError::Malformed`] if the message cannot be written as JSON.
 pub async fn send(connection: &mut Connection, message: &FromClient) -> Result<(), RaceError> {
     let text = serde_json::to_string(message).map_err(RaceError::Malformed)?;
     Ok(connection.send(Message::text(text)).await?)
 }
 
-/// The next message of the server.
+/// Waits for the next message from the server.
 ///
 /// # Errors
-/// [`RaceError`]; the close codes of the protocol are told apart.
+/// [`RaceError`]. The protocol's close codes have their own variants.
 pub async fn receive(connection: &mut Connection) -> Result<FromServer, RaceError> {
     loop {
         let Some(received) = connection.next().await else { return Err(RaceError::Closed(None)) };
@@ -181,31 +181,32 @@ async fn play(server: &Server, token: &str, driving: Driving) -> Result<Vec<Plac
     let mut connection = connect(server).await?;
     send(&mut connection, &FromClient::Join { token: Secret::new(token) }).await?;
     let mut datagrams = None;
-    let mut beat = interval(INPUT_EVERY);
+    let mut input_interval = interval(INPUT_INTERVAL);
     loop {
         tokio::select! {
             message = receive(&mut connection) => match message? {
                 FromServer::Refused { reason } => return Err(RaceError::Refused(reason)),
-                FromServer::Welcome(welcome) => match driving.by {
-                    By::Datagram => datagrams = Some(Datagrams::open(server, welcome.udp_id, welcome.udp_key).await?),
-                    By::WebSocket => {}
+                FromServer::Welcome(welcome) => match driving.channel {
+                    InputChannel::Datagram => datagrams = Some(Datagrams::open(server, welcome.udp_id, welcome.udp_key).await?),
+                    InputChannel::WebSocket => {}
                 },
-                FromServer::Start => match driving.by {
-                    By::WebSocket => send(&mut connection, &FromClient::Input { throttle: driving.throttle }).await?,
-                    By::Datagram => {}
+                FromServer::Start => match driving.channel {
+                    InputChannel::WebSocket => send(&mut connection, &FromClient::Input { throttle: driving.throttle }).await?,
+                    InputChannel::Datagram => {}
                 },
-                // A snapshot that comes this way says that the server has heard no datagram. If it takes this no more,
-                // its last words are still to be read.
+                // The server sends snapshots by WebSocket if it has received no datagram from this client. So send the
+                // input by WebSocket as well. Ignore errors: if the server has closed, its last frames are still
+                // unread.
                 FromServer::Snapshot(_) => {
                     let _ = send(&mut connection, &FromClient::Input { throttle: driving.throttle }).await;
                 }
                 FromServer::Result { results } => {
-                    // The result counts, however the connection ends.
+                    // Errors while closing do not matter: the result has arrived.
                     let _ = connection.close(None).await;
                     return Ok(results);
                 }
             },
-            _ = beat.tick() => {
+            _ = input_interval.tick() => {
                 if let Some(datagrams) = &mut datagrams {
                     datagrams.send(driving.throttle);
                 }
@@ -214,8 +215,8 @@ async fn play(server: &Server, token: &str, driving: Driving) -> Result<Vec<Plac
     }
 }
 
-/// A client's end of the datagrams. Snapshots are not read: a bot that holds the pedal has no use for them, and the
-/// system drops what is not.
+/// Sends input datagrams. It does not read snapshots: a bot with a constant throttle does not need them, and the
+/// operating system drops datagrams that nobody reads.
 struct Datagrams {
     socket: UdpSocket,
     id: u32,
@@ -238,8 +239,8 @@ impl Datagrams {
     fn send(&mut self, throttle: f32) {
         self.counter += 1;
         let datagram = Input { id: self.id, counter: self.counter, throttle }.seal(&self.key);
-        debug_assert_eq!(datagram.len(), INPUT_LEN, "the datagram is as long as documented");
-        // A lost one is followed by the next, and where none arrives the WebSocket takes over.
+        debug_assert_eq!(datagram.len(), INPUT_LEN, "unexpected length of a datagram");
+        // A lost datagram does not matter: the next one follows, and if none arrives, `play` uses the WebSocket.
         let _ = self.socket.try_send(&datagram);
     }
 }

@@ -1,4 +1,5 @@
-//! What a game server is told: flags and variables by its image, and the configuration file of its game.
+//! Configuration: flags and environment variables, which are the same for all games, and the configuration file of this
+//! game.
 
 use std::{
     collections::BTreeSet,
@@ -15,46 +16,47 @@ use garage_events::{game::Config, id::PlayerId};
 
 use crate::domain::race;
 
-/// The largest configuration read. A hundred loadouts with long asset paths are some 100 KiB.
+/// Maximum size of the configuration file, in bytes. A hundred loadouts with long asset paths take about 100 KiB.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
-/// The most players of one game: a snapshot of 100 cars is 921 bytes, one datagram on any path (1,200 bytes is what
-/// QUIC, RFC 9000 section 14, takes for granted).
+/// Maximum number of players in a game. A snapshot of 100 cars is 921 bytes and fits one datagram on any network path:
+/// QUIC assumes at least 1,200 bytes (RFC 9000 section 14).
 pub const MAX_PLAYERS: usize = 100;
 
-/// Runs one game: reads its configuration, reports ready, admits the players, races, reports the results, exits.
+/// Serves one game: reads its configuration, reports ready, admits the players, runs the race, reports the results.
 ///
-/// Exit codes: 0 the results are reported; 1 stopped by a signal, or a port or key could not be had; 2 the
-/// configuration is not valid; 3 the session's hard end came first.
+/// Exit codes: 0: the results are reported; 1: stopped by a signal, or the game could not start; 2: the configuration
+/// is not valid; 3: the session's hard end came first.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "garage-gameserver", version)]
 pub struct Cli {
-    /// The game's configuration, a JSON file that only its owner may read.
+    /// The game's configuration: a JSON file that only its owner can read.
     #[arg(long, env = "GARAGE_GAMESERVER_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
     #[command(flatten)]
     pub options: Options,
 }
 
-/// What is the same for all games of a node.
+/// Settings that are the same for all games on a node.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Ports to listen on, LO-HI, both included; one of them is drawn for TCP and one for UDP. 0 lets the system choose.
+    /// Range of ports to listen on, both ends included. The server takes a random TCP port and a random UDP port from
+    /// it. With 0, the operating system chooses the ports.
     #[arg(long, env = "GARAGE_GAMESERVER_PORTS", default_value = "0", value_name = "LO-HI")]
     pub ports: Ports,
     /// The address to listen on.
     #[arg(long, env = "GARAGE_GAMESERVER_BIND", default_value = "0.0.0.0", value_name = "IP")]
     pub bind: IpAddr,
-    /// How long after the report ready the race waits for players, in milliseconds. Those who are not there then are
-    /// not waited for; they may still join.
-    // Players learn the address within a second or so of the report; 20 s leave room for a slow start of a client,
-    // and are short enough not to bore those who are there.
+    /// How long the start waits for players, in milliseconds, from the acknowledgement of the ready report. Then the
+    /// race starts without the missing players, who may still join.
+    // Players learn the address about a second after the report. 20 s is enough for a client that starts slowly, and
+    // the other players do not wait too long.
     #[arg(long = "join-timeout-ms", env = "GARAGE_GAMESERVER_JOIN_TIMEOUT_MS", default_value = "20000", value_name = "MS", value_parser = milliseconds)]
     pub join_timeout: Duration,
-    /// How long after the start the race ends for those who have not finished, in milliseconds.
+    /// Maximum duration of the race, in milliseconds. Players that have not crossed the line by then do not finish.
     #[arg(long = "race-timeout-ms", env = "GARAGE_GAMESERVER_RACE_TIMEOUT_MS", default_value = "60000", value_name = "MS", value_parser = milliseconds)]
     pub race_timeout: Duration,
-    /// Length of the road, in metres. The default is a quarter mile.
+    /// Length of the race, in metres. The default is a quarter mile.
     #[arg(long, env = "GARAGE_GAMESERVER_DISTANCE_M", default_value_t = race::QUARTER_MILE_M, value_name = "M", value_parser = metres)]
     pub distance_m: f64,
 }
@@ -71,12 +73,12 @@ impl Default for Options {
     }
 }
 
-/// Where ports are taken from.
+/// Which ports the server may listen on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ports {
-    /// Wherever the system likes.
+    /// The operating system chooses.
     Any,
-    /// At random from the first to the last of these.
+    /// A random port from the first to the last, both included.
     Range(u16, u16),
 }
 
@@ -91,7 +93,7 @@ impl FromStr for Ports {
         let range = text.split_once('-').and_then(|(low, high)| Some((port(low)?, port(high)?)));
         match range {
             Some((low, high)) if low <= high => Ok(Self::Range(low, high)),
-            _ => Err("wanted is LO-HI with 1 <= LO <= HI <= 65535, or 0 for any".to_owned()),
+            _ => Err("expected LO-HI with 1 <= LO <= HI <= 65535, or 0 for any port".to_owned()),
         }
     }
 }
@@ -102,107 +104,105 @@ fn milliseconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
 
 fn metres(text: &str) -> Result<f64, String> {
     let metres: f64 = text.parse().map_err(|error: std::num::ParseFloatError| error.to_string())?;
-    if metres.is_finite() && metres > 0.0 { Ok(metres) } else { Err("wanted is a length above 0".to_owned()) }
+    if metres.is_finite() && metres > 0.0 { Ok(metres) } else { Err("expected a length above 0".to_owned()) }
 }
 
-/// Why there is no configuration.
+/// Why the configuration file cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It could not be read.
+    /// The file cannot be read.
     #[error("reading {}", path.display())]
     Read {
         path: PathBuf,
         #[source]
         cause: io::Error,
     },
-    /// Others than its owner may read it, and it holds a private key.
-    #[error("{} has mode {mode:04o}: it holds a private key, so only its owner may read it (chmod 600)", path.display())]
-    Open { path: PathBuf, mode: u32 },
-    /// It is longer than any configuration is.
-    #[error("{} is longer than {MAX_FILE} bytes", path.display())]
-    Long { path: PathBuf },
-    /// It is not the JSON that the contract says.
-    #[error("{} is no game configuration", path.display())]
+    /// Users other than its owner can read the file.
+    #[error("{} has mode {mode:04o}; it contains a private key, so only its owner may read it (chmod 600)", path.display())]
+    Permissions { path: PathBuf, mode: u32 },
+    /// The file is larger than any valid configuration.
+    #[error("{} is larger than {MAX_FILE} bytes", path.display())]
+    TooLarge { path: PathBuf },
+    /// The file is not JSON, or lacks a field that the contract requires.
+    #[error("{} is not a game configuration", path.display())]
     Parse {
         path: PathBuf,
         #[source]
         cause: serde_json::Error,
     },
-    /// It reads well and makes no sense.
-    #[error("{} makes no sense", path.display())]
+    /// The configuration can be parsed but breaks a rule.
+    #[error("{} is not valid", path.display())]
     Check {
         path: PathBuf,
         #[source]
-        cause: Senseless,
+        cause: Invalid,
     },
 }
 
-/// What is wrong with a configuration that can be read.
+/// The rule that a configuration breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Senseless {
-    /// Nobody could be admitted.
+pub enum Invalid {
     #[error("there are no players")]
     NoPlayers,
-    /// More than fit.
-    #[error("there are {0} players, the most is {MAX_PLAYERS}")]
+    #[error("there are {0} players, the maximum is {MAX_PLAYERS}")]
     TooManyPlayers(usize),
-    /// Two places for one player.
-    #[error("player {0} is there twice")]
-    Twice(PlayerId),
-    /// A car with a figure that is not finite, or not above zero.
-    #[error("the car of player {0} cannot be driven: a figure is not finite or not above zero")]
+    #[error("player {0} is listed twice")]
+    DuplicatePlayer(PlayerId),
+    /// See [`race::drivable`].
+    #[error("the car of player {0} cannot be driven: a stat is not finite or out of range")]
     Undrivable(PlayerId),
 }
 
-/// The bits that a configuration's mode must not have. A secret that Kubernetes mounts belongs to root, and who is not
-/// root reads it by the group of its pod, which nobody else on the machine is of.
-const fn closed(owner: u32, user: u32) -> u32 {
+/// The mode bits that the configuration file must not have. A secret that Kubernetes mounts belongs to root. A process
+/// that is not root reads it through the pod's group, which no other process on the node has, so that mode allows
+/// reading by the group.
+const fn forbidden_bits(owner: u32, user: u32) -> u32 {
     if owner == 0 && user != 0 { 0o037 } else { 0o077 }
 }
 
-/// Reads and checks the configuration of a game.
+/// Reads and checks the configuration file.
 ///
 /// # Errors
 /// [`Error`], which names the file and the cause.
 pub fn load(path: &Path) -> Result<Config, Error> {
     let path = || path.to_owned();
     let read = |cause| Error::Read { path: path(), cause };
-    // The mode is asked of the open file: a name could be pointed elsewhere in between.
+    // Check the mode of the open file, not of the path: the path may point to another file a moment later.
     let file = File::open(path()).map_err(read)?;
     let metadata = file.metadata().map_err(read)?;
     let mode = metadata.permissions().mode() & 0o7777;
     let user = fs::metadata("/proc/self").map_err(read)?.uid();
-    if mode & closed(metadata.uid(), user) != 0 {
-        return Err(Error::Open { path: path(), mode });
+    if mode & forbidden_bits(metadata.uid(), user) != 0 {
+        return Err(Error::Permissions { path: path(), mode });
     }
     let mut text = Vec::new();
     let length = file.take(MAX_FILE + 1).read_to_end(&mut text).map_err(read)?;
     if length as u64 > MAX_FILE {
-        return Err(Error::Long { path: path() });
+        return Err(Error::TooLarge { path: path() });
     }
     let config = serde_json::from_slice(&text).map_err(|cause| Error::Parse { path: path(), cause })?;
     check(&config).map_err(|cause| Error::Check { path: path(), cause })?;
     Ok(config)
 }
 
-/// Whether a race can be made of a configuration.
+/// Checks that a race can be run with this configuration.
 ///
 /// # Errors
-/// [`Senseless`]: the first thing that is wrong.
-pub fn check(config: &Config) -> Result<(), Senseless> {
+/// [`Invalid`]: the first rule that the configuration breaks.
+pub fn check(config: &Config) -> Result<(), Invalid> {
     if config.players.is_empty() {
-        return Err(Senseless::NoPlayers);
+        return Err(Invalid::NoPlayers);
     }
     if config.players.len() > MAX_PLAYERS {
-        return Err(Senseless::TooManyPlayers(config.players.len()));
+        return Err(Invalid::TooManyPlayers(config.players.len()));
     }
     let mut seen = BTreeSet::new();
     for loadout in &config.players {
         if !seen.insert(&loadout.player) {
-            return Err(Senseless::Twice(loadout.player.clone()));
+            return Err(Invalid::DuplicatePlayer(loadout.player.clone()));
         }
         if !race::drivable(&loadout.car.stats) {
-            return Err(Senseless::Undrivable(loadout.player.clone()));
+            return Err(Invalid::Undrivable(loadout.player.clone()));
         }
     }
     Ok(())
@@ -231,12 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_may_read_is_refused() {
+    fn a_file_that_other_users_can_read_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("game.json");
         std::fs::write(&path, "{}").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(load(&path), Err(Error::Open { mode: 0o640, .. })));
+        assert!(matches!(load(&path), Err(Error::Permissions { mode: 0o640, .. })));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert!(matches!(load(&path), Err(Error::Parse { .. })));
         let missing = load(&folder.path().join("none")).unwrap_err();
@@ -244,9 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn a_mounted_secret_is_read_by_its_group_and_any_other_file_by_its_owner() {
-        let refused = |mode: u32, owner, user| mode & closed(owner, user) != 0;
-        for (mode, owner, user, is_refused) in [
+    fn only_a_secret_mounted_by_root_may_be_readable_by_its_group() {
+        let rejected = |mode: u32, owner, user| mode & forbidden_bits(owner, user) != 0;
+        for (mode, owner, user, expected) in [
             (0o600, 65532, 65532, false),
             (0o640, 65532, 65532, true),
             (0o440, 0, 65532, false),
@@ -255,7 +255,7 @@ mod tests {
             (0o440, 0, 0, true),
             (0o400, 0, 0, false),
         ] {
-            assert_eq!(refused(mode, owner, user), is_refused, "{mode:o} of {owner}, read by {user}");
+            assert_eq!(rejected(mode, owner, user), expected, "{mode:o} of {owner}, read by {user}");
         }
     }
 }

@@ -1,3 +1,3 @@
-//! The rules of the game. No IO, no clock, no randomness: time passes only by [`race::Race::step`].
+//! The rules of the game. No IO, no clock, no randomness: time advances only in [`race::Race::step`].
 
 pub mod race;

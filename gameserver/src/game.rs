@@ -1,5 +1,5 @@
-//! One game, from the first player to the last result: gathers, counts down, runs the race. The one task that touches
-//! its state; connections and datagrams reach it as messages.
+//! One game: waits for the players, counts down, runs the race, sends the results. A single task owns its state.
+//! Connections send it messages; it reads datagrams itself.
 
 use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
 
@@ -24,13 +24,14 @@ use crate::{
     },
 };
 
-/// Between the last player's arrival and the start, so that nobody starts while he still reads.
+/// Time between the arrival of the last player and the start, so that their client can process the welcome first.
 const COUNTDOWN: Duration = Duration::from_secs(1);
 
-/// Every third step, which is 20 a second: enough to draw a straight road smoothly, and 18 KB/s for 100 players each.
-const SNAPSHOT_EVERY: u32 = 3;
+/// Steps between two snapshots. Every third step is 20 per second: enough for smooth graphics, and with 100 players
+/// about 18 KB/s to each.
+const SNAPSHOT_INTERVAL: u32 = 3;
 
-/// A game and those who take part.
+/// A game and its players.
 pub(crate) struct Game {
     session: SessionId,
     loadouts: Vec<Loadout>,
@@ -42,13 +43,13 @@ pub(crate) struct Game {
 }
 
 enum Phase {
-    /// Players come; until the deadline, once there is one.
+    /// Waits for players until the deadline. There is no deadline until the ready report is acknowledged.
     Gathering(Option<Instant>),
-    /// All are there, or nobody waits any longer.
+    /// Waits for the start, at this time.
     Countdown(Instant),
-    /// Time passes.
+    /// The race runs; the interval triggers its steps.
     Racing(Interval),
-    /// Nothing moves any more.
+    /// The race has ended, or no player came.
     Over,
 }
 
@@ -72,22 +73,24 @@ impl Game {
         }
     }
 
-    /// Plays it to its end. `ready` resolves when Garage knows where the server is: before, no player can be expected.
+    /// Runs the game to its end and returns the results. `ready` resolves when Garage has acknowledged the ready
+    /// report. Players cannot know the server's address before.
     pub(crate) async fn play<F: Future<Output = ()>>(
         mut self,
         mut events: mpsc::Receiver<Event>,
         udp: UdpSocket,
         mut ready: Pin<&mut Fuse<F>>,
     ) -> Vec<Placing> {
-        // One byte more than a datagram of ours, so that a longer one is seen to be longer.
+        // One byte longer than an input datagram, so that a longer datagram is recognised and not cut to a valid
+        // length.
         let mut buffer = [0; INPUT_LEN + 1];
         while !matches!(self.phase, Phase::Over) {
             tokio::select! {
-                () = due(&mut self.phase) => self.advance(&udp),
-                Some(event) = events.recv() => self.hear(event),
+                () = wait_for_timer(&mut self.phase) => self.advance(&udp),
+                Some(event) = events.recv() => self.handle_event(event),
                 received = udp.recv_from(&mut buffer) => match received {
-                    Ok((length, from)) => self.hear_datagram(buffer.get(..length).unwrap_or_default(), from),
-                    Err(error) => tracing::debug!(%error, "datagram not received"),
+                    Ok((length, from)) => self.handle_datagram(buffer.get(..length).unwrap_or_default(), from),
+                    Err(error) => tracing::debug!(%error, "cannot receive datagram"),
                 },
                 () = ready.as_mut(), if !ready.is_terminated() => {
                     if matches!(self.phase, Phase::Gathering(None)) {
@@ -105,23 +108,23 @@ impl Game {
         results
     }
 
-    /// What the clock brings.
+    /// Handles the phase's timer: the deadline of the phase, or the next step of the race.
     fn advance(&mut self, udp: &UdpSocket) {
         match &self.phase {
             Phase::Gathering(_) => {
-                let present = self.slots.iter().filter(|slot| slot.is_linked()).count();
-                if present == 0 {
-                    tracing::info!("nobody came");
+                let connected = self.slots.iter().filter(|slot| slot.is_connected()).count();
+                if connected == 0 {
+                    tracing::info!("no player joined in time, ending the game");
                     self.phase = Phase::Over;
                 } else {
-                    tracing::info!(present, expected = self.slots.len(), "not everybody came, starting");
+                    tracing::info!(connected, expected = self.slots.len(), "starting without the missing players");
                     self.phase = Phase::Countdown(Instant::now() + COUNTDOWN);
                 }
             }
             Phase::Countdown(_) => {
                 tracing::info!("race started");
                 let mut ticks = interval(Duration::from_secs(1) / TICK_HZ);
-                // Late steps are made up for, so that race time and real time stay together.
+                // Catch up on late steps, so that race time keeps up with real time.
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
                 self.phase = Phase::Racing(ticks);
                 self.broadcast(&FromServer::Start);
@@ -131,22 +134,22 @@ impl Game {
                 if self.race.is_over() {
                     tracing::info!(race.ticks = self.race.ticks(), "race over");
                     self.phase = Phase::Over;
-                } else if self.race.ticks().is_multiple_of(SNAPSHOT_EVERY) {
-                    self.show(udp);
+                } else if self.race.ticks().is_multiple_of(SNAPSHOT_INTERVAL) {
+                    self.send_snapshot(udp);
                 }
             }
             Phase::Over => {}
         }
     }
 
-    fn hear(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         match event {
             Event::Joined { connection, player, out } => {
                 let started = matches!(self.phase, Phase::Racing(_));
                 let (session, players) = (self.session, self.loadouts.clone());
-                let fresh_id = PlayerSlot::fresh_id(&self.slots);
+                let unused_id = PlayerSlot::unused_id(&self.slots);
                 let Some(slot) = self.slots.get_mut(player) else { return };
-                let (udp_key, udp_id) = slot.link(connection, out, fresh_id);
+                let (udp_key, udp_id) = slot.connect(connection, out, unused_id);
                 let distance_m = self.distance_m;
                 let welcome = Welcome { session, udp_key, udp_id, players, tick_hz: TICK_HZ, distance_m };
                 slot.send(Outgoing::text(&FromServer::Welcome(welcome)));
@@ -154,19 +157,19 @@ impl Game {
                     slot.send(Outgoing::text(&FromServer::Start));
                 }
                 tracing::info!(player.id = %slot.player(), connection, "player joined");
-                if matches!(self.phase, Phase::Gathering(_)) && self.slots.iter().all(PlayerSlot::is_linked) {
+                if matches!(self.phase, Phase::Gathering(_)) && self.slots.iter().all(PlayerSlot::is_connected) {
                     self.phase = Phase::Countdown(Instant::now() + COUNTDOWN);
                 }
             }
             Event::Input { connection, player, throttle } => {
-                // A connection that was replaced may still have frames under way.
-                if self.slots.get(player).is_some_and(|slot| slot.is_linked_by(connection)) {
+                // Ignore late input from a connection that has been replaced.
+                if self.slots.get(player).is_some_and(|slot| slot.is_connected_by(connection)) {
                     self.race.set_throttle(player, throttle);
                 }
             }
             Event::Left { connection, player } => {
                 if let Some(slot) = self.slots.get_mut(player)
-                    && slot.unlink(connection)
+                    && slot.disconnect(connection)
                 {
                     tracing::info!(player.id = %slot.player(), connection, "player left");
                 }
@@ -174,34 +177,35 @@ impl Game {
         }
     }
 
-    /// A datagram that is malformed, forged, replayed or no number moves nothing, and is not answered.
-    fn hear_datagram(&mut self, datagram: &[u8], from: SocketAddr) {
+    /// Applies an input datagram. Silently ignores datagrams that are malformed, forged or replayed, and inputs that
+    /// are not finite.
+    fn handle_datagram(&mut self, datagram: &[u8], from: SocketAddr) {
         let Some(id) = Input::claimed_id(datagram) else { return };
         let found = self.slots.iter_mut().enumerate().find(|(_, slot)| slot.udp_id() == id);
         if let Some((index, slot)) = found
-            && let Some(input) = slot.admit(datagram, from, Instant::now())
+            && let Some(input) = slot.open(datagram, from, Instant::now())
             && let Some(throttle) = Throttle::parse(input.throttle)
         {
             self.race.set_throttle(index, throttle);
         }
     }
 
-    /// Tells everybody where the cars are.
-    fn show(&mut self, udp: &UdpSocket) {
+    /// Sends the state of all cars to all players, by datagram where the server knows an address, else by WebSocket.
+    fn send_snapshot(&mut self, udp: &UdpSocket) {
         let cars = (0..=u8::MAX).zip(self.race.cars()).map(|(index, car)| CarState {
             index,
             position: car.position_m() as f32,
             speed: car.speed_mps() as f32,
         });
         let snapshot = Snapshot { tick: self.race.ticks(), cars: cars.collect() };
-        // The same for all, so it is written at most once.
+        // The frame is the same for all players, so serialise it at most once.
         let mut frame = None;
         let now = Instant::now();
         for slot in &mut self.slots {
-            if let Some((address, key)) = slot.datagrams(now) {
-                // What the system does not take at once is lost, as datagrams may be; the next one is near.
+            if let Some((address, key)) = slot.datagram_target(now) {
+                // If the send buffer is full, this snapshot is lost. The next one follows soon.
                 let _ = udp.try_send_to(&snapshot.seal(key), address);
-            } else if slot.is_linked() {
+            } else if slot.is_connected() {
                 let frame = frame.get_or_insert_with(|| Outgoing::text(&FromServer::Snapshot(snapshot.clone())));
                 slot.send(frame.clone());
             }
@@ -216,8 +220,8 @@ impl Game {
     }
 }
 
-/// When the clock has something for this phase.
-async fn due(phase: &mut Phase) {
+/// Waits for the phase's timer.
+async fn wait_for_timer(phase: &mut Phase) {
     match phase {
         Phase::Gathering(None) => std::future::pending().await,
         Phase::Gathering(Some(at)) | Phase::Countdown(at) => sleep_until(*at).await,

@@ -1,21 +1,22 @@
-//! The reference game server: an authoritative drag race. It is one process for one game.
+//! The reference game server: an authoritative drag race. One process serves one game.
 //!
-//! - [`config`]: flags, variables, and the game's configuration file.
-//! - [`domain`]: the race itself, pure.
-//! - `game`: gathers the players, runs the race; `player_slot`: a player's place in it.
-//! - `socket`, `places`, `tls`, `token`, `ports`: how players reach it; [`wire`]: what is said then.
-//! - [`report`]: what Garage is told.
-//! - [`client`]: the other end of [`wire`], for bots and tests.
+//! - [`config`]: flags, environment variables, and the game's configuration file.
+//! - [`domain`]: the simulation of the race. Pure.
+//! - `game`: waits for the players and runs the race; `player_slot`: a player's connection and datagram state.
+//! - `socket`, `connections`, `tls`, `token`, `ports`: accept and authenticate players.
+//! - [`wire`]: the protocol between client and server.
+//! - [`report`]: sends reports to Garage.
+//! - [`client`]: a client for bots and tests.
 //!
-//! It serves no admin port: on a node's network a fourth of them per game would be one more thing to find a port for,
-//! and Garage learns of a game by its reports and its pod alone.
+//! The process has no admin port for health checks and metrics. Every game on a node would need one more free port, and
+//! Garage judges a game only by its reports and by its process or pod.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::future::{FusedFuture, FutureExt};
 use garage_events::{
     crash::Point,
-    game::{Config, Finished, Placing, Ready},
+    game::{Config, Finished, Placing, Ports, Ready},
 };
 use time::OffsetDateTime;
 use tokio::{sync::mpsc, time::sleep};
@@ -24,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 pub mod client;
 pub mod config;
+mod connections;
 pub mod domain;
 mod game;
-mod places;
 mod player_slot;
 mod ports;
 pub mod report;
@@ -38,59 +39,60 @@ pub mod wire;
 pub use config::Options;
 pub use garage_events::game::fingerprint;
 
-/// How many messages of connections may wait for the game; then their sockets wait.
-const EVENTS: usize = 256;
+/// Capacity of the queue of messages from the connections to the game. When it is full, the connections wait.
+const EVENT_QUEUE: usize = 256;
 
 /// How a game ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was played and its results are reported.
+    /// The race is over, and Garage has acknowledged the results.
     Finished(Vec<Placing>),
     /// The session's hard end came first.
     Ended,
-    /// It was told to stop.
+    /// `shutdown` was cancelled first.
     Stopped,
 }
 
-/// Why a game could not be served.
+/// Why a game cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration makes no sense.
+    /// The configuration breaks a rule.
     #[error("checking the configuration")]
-    Config(#[from] config::Senseless),
-    /// The game's key makes no TLS server.
+    Config(#[from] config::Invalid),
+    /// TLS cannot be set up with the game's private key.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// The key of tokens cannot be read.
+    /// A key for connection tokens cannot be parsed.
     #[error(transparent)]
     Token(#[from] token::BadKey),
-    /// There is no port.
+    /// No port is free, or listening failed.
     #[error(transparent)]
     Ports(#[from] ports::Error),
-    /// A socket does not say its port.
-    #[error("asking a socket for its port")]
+    /// The system does not return the port of a socket.
+    #[error("reading the port of a socket")]
     Socket(#[source] std::io::Error),
-    /// The address of NATS cannot be read.
+    /// The address of NATS cannot be parsed.
     #[error(transparent)]
     Nats(#[from] report::BadAddress),
-    /// A report has no JSON form.
-    #[error("writing a report")]
+    /// A report cannot be written as JSON.
+    #[error("writing a report as JSON")]
     Report(#[source] serde_json::Error),
 }
 
-/// Serves one game, reporting over NATS, until it is finished and reported, its session ends, or `shutdown`.
+/// Serves one game and reports over NATS. Ends when the results are reported, the session ends, or `shutdown` is
+/// cancelled.
 ///
 /// # Errors
-/// [`Error`] when it could not begin.
+/// [`Error`] when the game cannot start.
 pub async fn run(config: Config, options: Options, shutdown: CancellationToken) -> Result<Outcome, Error> {
-    let reporter = report::OverNats::new(config.nats.clone())?;
+    let reporter = report::NatsReporter::new(config.nats.clone())?;
     run_with(config, options, reporter, shutdown).await
 }
 
-/// [`run`] with another way to report.
+/// Like [`run`], with another [`report::Reporter`].
 ///
 /// # Errors
-/// As [`run`].
+/// The same as [`run`].
 pub async fn run_with<R: report::Reporter>(
     config: Config,
     options: Options,
@@ -98,43 +100,50 @@ pub async fn run_with<R: report::Reporter>(
     shutdown: CancellationToken,
 ) -> Result<Outcome, Error> {
     config::check(&config)?;
-    let left = left(config.ends_at);
+    let time_left = time_left(config.ends_at);
     tokio::select! {
         biased;
         () = shutdown.cancelled() => Ok(Outcome::Stopped),
-        () = sleep(left) => Ok(Outcome::Ended),
+        () = sleep(time_left) => Ok(Outcome::Ended),
         results = serve(config, options, reporter) => results.map(Outcome::Finished),
     }
 }
 
-/// How long until the session's hard end; a monotonic timer counts it from here, so that a clock set later changes nothing.
+/// The time until the session's hard end. A monotonic timer measures it, so that later changes of the clock have no
+/// effect.
 #[expect(clippy::disallowed_methods, reason = "the hard end is a time of day, and this is where it becomes a timer")]
-fn left(ends_at: OffsetDateTime) -> Duration {
+fn time_left(ends_at: OffsetDateTime) -> Duration {
     (ends_at - OffsetDateTime::now_utc()).try_into().unwrap_or_default()
 }
 
-/// The whole game. Dropping it anywhere cuts all connections.
+/// Serves the whole game. Dropping the future closes all connections.
 async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: R) -> Result<Vec<Placing>, Error> {
     let identity = tls::identity(&config.private_key)?;
     let tls = TlsAcceptor::from(Arc::clone(&identity.config));
     let acceptor = socket::Acceptor::new(tls, token::Verifier::new(&config)?, config.players.len());
     let listener = ports::tcp(options.bind, options.ports).await?;
     let udp = ports::udp(options.bind, options.ports).await?;
-    let ready = Ready {
+    let ports = Ports {
         tcp_port: listener.local_addr().map_err(Error::Socket)?.port(),
         udp_port: udp.local_addr().map_err(Error::Socket)?.port(),
     };
-    tracing::info!(ready.tcp_port, ready.udp_port, fingerprint = identity.fingerprint, "listening");
+    let ready = Ready { ports };
+    tracing::info!(
+        ready.tcp_port = ports.tcp_port,
+        ready.udp_port = ports.udp_port,
+        fingerprint = identity.fingerprint,
+        "listening for players"
+    );
 
     let report = serde_json::to_vec(&ready).map_err(Error::Report)?;
     let mut ready = pin!(report::until_acknowledged(&reporter, Point::ReadyReported, &config.ready, report).fuse());
-    let (events, heard) = mpsc::channel(EVENTS);
+    let (events, received) = mpsc::channel(EVENT_QUEUE);
     let stop = CancellationToken::new();
     let game = game::Game::new(config.session, config.players, &options);
     let play = async {
-        let results = game.play(heard, udp, ready.as_mut()).await;
+        let results = game.play(received, udp, ready.as_mut()).await;
         stop.cancel();
-        // In this order, because Garage has no use for the end of a game that it does not know to have begun.
+        // Report ready before finished: Garage ignores the end of a game that it has not seen start.
         if !ready.is_terminated() {
             ready.as_mut().await;
         }

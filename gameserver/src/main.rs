@@ -1,4 +1,4 @@
-//! The garage-gameserver process: one game, then an exit code.
+//! Runs one game and exits with a code that says how it ended.
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -10,24 +10,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use tracing_subscriber::EnvFilter;
 
-/// Stopped by a signal, or a port or a key could not be had.
+/// A signal stopped the game, or it could not start, for example because no port was free.
 const FAILED: u8 = 1;
-/// The configuration is not valid; flags that are not valid exit with 2 as well, which is clap's.
-const NOT_VALID: u8 = 2;
+/// The configuration is not valid. clap uses the same code for flags that are not valid.
+const INVALID_CONFIG: u8 = 2;
 /// The session's hard end came before the results were reported.
 const ENDED: u8 = 3;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    // Fails only if there is one already, which is then the one that counts.
+    // Fails only if a default provider is already installed, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = config::Cli::parse();
-    trace();
+    init_tracing();
     let config = match config::load(&cli.config) {
         Ok(config) => config,
         Err(error) => {
-            tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "no game");
-            return ExitCode::from(NOT_VALID);
+            tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "cannot load the configuration");
+            return ExitCode::from(INVALID_CONFIG);
         }
     };
     let span = tracing::info_span!("game", session.id = %config.session, attempt = config.attempt);
@@ -52,9 +52,9 @@ async fn main() -> ExitCode {
     }
 }
 
-fn trace() {
+fn init_tracing() {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // At their trace level these write frames and headers, tokens and all, whatever RUST_LOG wishes.
+    // At trace level these crates log frames and headers, including tokens. Limit them, whatever RUST_LOG says.
     for quiet in ["tungstenite=info", "tokio_tungstenite=info", "rustls=info", "async_nats=warn"] {
         if let Ok(directive) = quiet.parse() {
             filter = filter.add_directive(directive);
@@ -68,7 +68,7 @@ fn trace() {
     }
 }
 
-/// A token that SIGTERM and SIGINT cancel.
+/// Returns a token that is cancelled on SIGTERM and SIGINT.
 fn on_signal() -> std::io::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let token = CancellationToken::new();

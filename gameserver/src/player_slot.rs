@@ -1,4 +1,4 @@
-//! A player's place in the game: his connection, and his datagrams.
+//! A player's slot in the game: the player's connection, and the state of their datagrams.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,34 +10,35 @@ use crate::{
     wire::{Key, close, datagram::Input},
 };
 
-/// After so long without a datagram its address counts as unknown: a hundred were expected, and snapshots must not go
-/// to somebody who is long gone.
-const ADDRESS_FOR: Duration = Duration::from_secs(5);
+/// The server forgets a client's UDP address after this time without a datagram. A client sends 20 per second, so after
+/// 100 missing datagrams it is gone.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct PlayerSlot {
     player: PlayerId,
-    link: Option<Link>,
+    connection: Option<Connection>,
     udp_id: u32,
-    /// None before the first join: without a key no datagram is authentic.
+    /// `None` until the player has joined. Without a key no datagram is accepted.
     key: Option<Key>,
-    /// The greatest counter seen.
+    /// The highest counter of an accepted datagram of this connection.
     counter: u64,
-    heard: Option<(SocketAddr, Instant)>,
+    /// Address and time of the last accepted datagram of this connection.
+    last_datagram: Option<(SocketAddr, Instant)>,
 }
 
-struct Link {
-    connection: u64,
+struct Connection {
+    number: u64,
     out: mpsc::Sender<Outgoing>,
 }
 
 impl PlayerSlot {
-    /// An empty seat, whose id differs from those of the others.
+    /// A slot without a connection. Its datagram id differs from those of the `others`.
     pub(crate) fn new(player: PlayerId, others: &[Self]) -> Self {
-        Self { player, link: None, udp_id: Self::fresh_id(others), key: None, counter: 0, heard: None }
+        Self { player, connection: None, udp_id: Self::unused_id(others), key: None, counter: 0, last_datagram: None }
     }
 
-    /// A random id that none of the seats has.
-    pub(crate) fn fresh_id(slots: &[Self]) -> u32 {
+    /// A random datagram id that none of the slots has.
+    pub(crate) fn unused_id(slots: &[Self]) -> u32 {
         loop {
             let id = rand::random();
             if slots.iter().all(|slot| slot.udp_id != id) {
@@ -54,60 +55,66 @@ impl PlayerSlot {
         self.udp_id
     }
 
-    pub(crate) fn is_linked(&self) -> bool {
-        self.link.is_some()
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.is_some()
     }
 
-    pub(crate) fn is_linked_by(&self, connection: u64) -> bool {
-        self.link.as_ref().is_some_and(|link| link.connection == connection)
+    pub(crate) fn is_connected_by(&self, number: u64) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.number == number)
     }
 
-    /// Seats a connection; an older one is closed, and what it signed counts no longer.
-    pub(crate) fn link(&mut self, connection: u64, out: mpsc::Sender<Outgoing>, udp_id: u32) -> (Key, u32) {
+    /// Assigns a connection to the slot, with a new datagram key. Closes the previous connection and invalidates its
+    /// key.
+    pub(crate) fn connect(&mut self, number: u64, out: mpsc::Sender<Outgoing>, udp_id: u32) -> (Key, u32) {
         self.send(Outgoing::Close(close::REPLACED, "the player has connected again"));
         let key = Key::new(rand::random());
-        self.link = Some(Link { connection, out });
+        self.connection = Some(Connection { number, out });
         self.udp_id = udp_id;
         self.key = Some(key.clone());
         self.counter = 0;
-        self.heard = None;
+        self.last_datagram = None;
         (key, udp_id)
     }
 
-    /// Empties the seat if this connection still holds it.
-    pub(crate) fn unlink(&mut self, connection: u64) -> bool {
-        let held = self.is_linked_by(connection);
-        if held {
-            self.link = None;
+    /// Removes the connection from the slot. Returns false if the slot has another connection or none.
+    pub(crate) fn disconnect(&mut self, number: u64) -> bool {
+        let connected = self.is_connected_by(number);
+        if connected {
+            self.connection = None;
         }
-        held
+        connected
     }
 
-    /// Hands a frame to the connection, if there is one. One that does not keep up is given up: the game never waits.
+    /// Queues a frame for the connection, if there is one. Drops a connection whose queue is full: the game never
+    /// waits.
     pub(crate) fn send(&mut self, frame: Outgoing) {
-        if let Some(link) = &self.link
-            && link.out.try_send(frame).is_err()
+        if let Some(connection) = &self.connection
+            && connection.out.try_send(frame).is_err()
         {
-            tracing::info!(player.id = %self.player, link.connection, "connection too slow or gone, dropped");
-            self.link = None;
+            tracing::info!(
+                player.id = %self.player,
+                connection = connection.number,
+                "connection is too slow or closed, dropping it"
+            );
+            self.connection = None;
         }
     }
 
-    /// The input in a datagram of this seat, if it is authentic and new.
-    pub(crate) fn admit(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) -> Option<Input> {
+    /// Returns the input in a datagram for this slot, if the datagram is authentic and newer than all before it.
+    pub(crate) fn open(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) -> Option<Input> {
         let input = Input::open(datagram, self.key.as_ref()?)?;
         if input.counter <= self.counter {
             return None;
         }
         self.counter = input.counter;
-        self.heard = Some((from, now));
+        self.last_datagram = Some((from, now));
         Some(input)
     }
 
-    /// Where and with which key datagrams reach the player.
-    pub(crate) fn datagrams(&self, now: Instant) -> Option<(SocketAddr, &Key)> {
-        let (address, at) = self.heard?;
-        let fresh = now.duration_since(at) < ADDRESS_FOR;
+    /// The address and key for datagrams to the player. `None` if the server has no recent address.
+    pub(crate) fn datagram_target(&self, now: Instant) -> Option<(SocketAddr, &Key)> {
+        let (address, at) = self.last_datagram?;
+        let fresh = now.duration_since(at) < ADDRESS_TIMEOUT;
         self.key.as_ref().filter(|_| fresh).map(|key| (address, key))
     }
 }
@@ -119,7 +126,7 @@ mod tests {
     fn slot() -> (PlayerSlot, Key, mpsc::Receiver<Outgoing>) {
         let mut slot = PlayerSlot::new("p".parse().unwrap(), &[]);
         let (out, frames) = mpsc::channel(2);
-        let (key, _) = slot.link(1, out, 7);
+        let (key, _) = slot.connect(1, out, 7);
         (slot, key, frames)
     }
 
@@ -128,25 +135,25 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_is_taken_once_and_only_upwards() {
+    fn a_datagram_is_accepted_only_if_its_counter_is_higher_than_all_before() {
         let (mut slot, key, _frames) = slot();
         let now = Instant::now();
-        let mut admitted = |counter| {
+        let mut accepted = |counter| {
             let datagram = Input { id: 7, counter, throttle: 1.0 }.seal(&key);
-            slot.admit(&datagram, from(), now).is_some()
+            slot.open(&datagram, from(), now).is_some()
         };
-        assert_eq!([1, 5, 5, 4, 6, 0].map(&mut admitted), [true, true, false, false, true, false]);
+        assert_eq!([1, 5, 5, 4, 6, 0].map(&mut accepted), [true, true, false, false, true, false]);
     }
 
     #[test]
-    fn a_new_connection_closes_the_old_one_and_its_key() {
+    fn a_new_connection_closes_the_old_one_and_invalidates_its_key() {
         let (mut slot, old, mut frames) = slot();
         let (out, _new_frames) = mpsc::channel(2);
-        slot.link(2, out, 8);
+        slot.connect(2, out, 8);
         assert!(matches!(frames.try_recv(), Ok(Outgoing::Close(close::REPLACED, _))));
         let datagram = Input { id: 8, counter: 1, throttle: 1.0 }.seal(&old);
-        assert_eq!(slot.admit(&datagram, from(), Instant::now()), None);
-        assert!(!slot.unlink(1) && slot.is_linked());
+        assert_eq!(slot.open(&datagram, from(), Instant::now()), None);
+        assert!(!slot.disconnect(1) && slot.is_connected());
     }
 
     #[test]
@@ -155,16 +162,16 @@ mod tests {
         for _ in 0..3 {
             slot.send(Outgoing::Text("x".into()));
         }
-        assert!(!slot.is_linked());
+        assert!(!slot.is_connected());
     }
 
     #[test]
-    fn an_address_is_forgotten() {
+    fn the_udp_address_times_out() {
         let (mut slot, key, _frames) = slot();
         let now = Instant::now();
-        assert!(slot.datagrams(now).is_none());
-        slot.admit(&Input { id: 7, counter: 1, throttle: 1.0 }.seal(&key), from(), now).unwrap();
-        assert_eq!(slot.datagrams(now).unwrap().0, from());
-        assert!(slot.datagrams(now + ADDRESS_FOR).is_none());
+        assert!(slot.datagram_target(now).is_none());
+        slot.open(&Input { id: 7, counter: 1, throttle: 1.0 }.seal(&key), from(), now).unwrap();
+        assert_eq!(slot.datagram_target(now).unwrap().0, from());
+        assert!(slot.datagram_target(now + ADDRESS_TIMEOUT).is_none());
     }
 }

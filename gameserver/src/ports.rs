@@ -1,4 +1,4 @@
-//! Listening on random ports.
+//! Listens on random ports.
 
 use std::{
     io,
@@ -10,13 +10,13 @@ use tokio::net::{TcpListener, UdpSocket};
 
 use crate::config::Ports;
 
-/// Why there is no port.
+/// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Every port of the range is taken.
-    #[error("every {protocol} port from {low} to {high} is taken on {ip}")]
+    /// All ports of the range are in use.
+    #[error("all {protocol} ports from {low} to {high} on {ip} are in use")]
     Exhausted { protocol: &'static str, low: u16, high: u16, ip: IpAddr },
-    /// The system refuses for another reason than the port being taken.
+    /// Binding failed for another reason than a port in use.
     #[error("listening on {protocol} {address}")]
     Bind {
         protocol: &'static str,
@@ -46,8 +46,8 @@ async fn bind<S>(
         Ports::Any => (0, 0),
         Ports::Range(low, high) => (low, high),
     };
-    // Each port once, in random order: many servers start on a node at the same time and must not all try the first,
-    // and a nearly full range is still searched to its end, in at most 65,535 attempts.
+    // Try each port once, in random order. Many servers start on a node at the same time, and should not all try the
+    // same port first. A free port is found even if the range is almost full, after at most 65,535 attempts.
     let mut order: Vec<u16> = (low..=high).collect();
     order.shuffle(&mut rand::rng());
     for port in order {
@@ -70,27 +70,27 @@ mod tests {
     const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[tokio::test]
-    async fn a_taken_range_is_said_so() {
-        let holder = udp(LOCAL, Ports::Any).await.unwrap();
-        let port = holder.local_addr().unwrap().port();
+    async fn a_range_without_a_free_port_is_reported_as_exhausted() {
+        let occupied = udp(LOCAL, Ports::Any).await.unwrap();
+        let port = occupied.local_addr().unwrap().port();
         let error = udp(LOCAL, Ports::Range(port, port)).await.unwrap_err();
         assert!(matches!(error, Error::Exhausted { .. }), "{error}");
-        let holder = tcp(LOCAL, Ports::Any).await.unwrap();
-        let port = holder.local_addr().unwrap().port();
+        let occupied = tcp(LOCAL, Ports::Any).await.unwrap();
+        let port = occupied.local_addr().unwrap().port();
         let error = tcp(LOCAL, Ports::Range(port, port)).await.unwrap_err();
         assert!(matches!(error, Error::Exhausted { .. }), "{error}");
     }
 
     #[tokio::test]
-    async fn a_port_of_the_range_is_found_beside_taken_ones() {
-        // The neighbours of a free port may be anybody's; a range of some hundred has a free one.
+    async fn a_port_in_the_range_is_chosen() {
+        // Other programs may use some of these 501 ports, but not all.
         let range = Ports::Range(20_000, 20_500);
-        let one = tcp(LOCAL, range).await.unwrap().local_addr().unwrap().port();
-        assert!((20_000..=20_500).contains(&one));
+        let port = tcp(LOCAL, range).await.unwrap().local_addr().unwrap().port();
+        assert!((20_000..=20_500).contains(&port));
     }
 
     #[tokio::test]
-    async fn an_address_of_another_host_is_no_matter_of_ports() {
+    async fn an_address_of_another_host_is_a_bind_error() {
         let error = tcp("192.0.2.1".parse().unwrap(), Ports::Range(20_000, 20_500)).await.unwrap_err();
         assert!(matches!(error, Error::Bind { .. }), "{error}");
     }

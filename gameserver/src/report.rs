@@ -1,4 +1,4 @@
-//! Reports: what the server tells Garage. A report counts once JetStream has acknowledged it; until then it is said again.
+//! Sends reports to Garage, over NATS JetStream. A report is repeated until JetStream acknowledges it.
 
 use std::{future::Future, time::Duration};
 
@@ -16,59 +16,59 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How long an attempt may take. An acknowledgement takes milliseconds, a leader election of the stream some seconds.
-const ATTEMPT: Duration = Duration::from_secs(5);
+/// Time limit of one attempt. An acknowledgement takes milliseconds; a leader election of the stream takes seconds.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pauses between attempts grow from the first to the second. NATS being down is ordinary and shared by every game
-/// server of a region; two seconds keep their return bearable and cost a match little.
+/// The first and the longest pause between two attempts. The pause doubles each time. When NATS is down, all game
+/// servers of a region retry: two seconds limit the load when it is back, and delay a match only a little.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// A report was not acknowledged; it may have arrived all the same.
+/// Why a report was not acknowledged. The report may have arrived anyway.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody can connect with these.
+    /// The credentials are malformed.
     #[error("reading the credentials for nats")]
     Credentials(#[source] std::io::Error),
-    /// There is no connection.
+    /// The first connection failed.
     #[error("connecting to nats")]
     Connect(#[source] async_nats::ConnectError),
-    /// There was one, and it is being made again.
+    /// The connection was lost. The client reconnects in the background.
     #[error("the connection to nats is down")]
-    Down,
-    /// JetStream did not take it.
+    Disconnected,
+    /// JetStream did not store the report.
     #[error("publishing the report")]
     Publish(#[source] jetstream::context::PublishError),
-    /// Nothing came back in time.
+    /// JetStream did not answer in time.
     #[error("no acknowledgement within {0:?}")]
-    Silent(Duration),
-    /// Something else, of a reporter that is not on NATS.
+    TimedOut(Duration),
+    /// An error of another [`Reporter`] than [`NatsReporter`].
     #[error("{0}")]
     Other(String),
 }
 
-/// Who carries reports.
+/// Sends reports.
 pub trait Reporter: Send + Sync + 'static {
-    /// Publishes once; `Ok` only when it was acknowledged.
+    /// Publishes a report once. Returns `Ok` only if it was acknowledged.
     fn publish(&self, subject: &str, payload: Vec<u8>) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-/// Reports over NATS JetStream. Connects when the first report is made.
-pub struct OverNats {
+/// Publishes reports to NATS JetStream. It connects when it publishes the first report.
+pub struct NatsReporter {
     servers: Vec<ServerAddr>,
     user: Nats,
     context: OnceCell<(Client, Context)>,
 }
 
-/// The configured address of NATS is none.
+/// The configured address of NATS cannot be parsed.
 #[derive(Debug, thiserror::Error)]
-#[error("reading the address of nats")]
+#[error("parsing the address of nats")]
 pub struct BadAddress(#[source] std::io::Error);
 
-impl OverNats {
-    /// Prepares to report to the given server.
+impl NatsReporter {
+    /// Creates a reporter for the given server and user. It does not connect yet.
     ///
     /// # Errors
-    /// [`BadAddress`] when the URL cannot be read.
+    /// [`BadAddress`] if the URL cannot be parsed.
     pub fn new(nats: Nats) -> Result<Self, BadAddress> {
         let servers = nats.url.split(',').map(|url| url.trim().parse::<ServerAddr>());
         let servers = servers.collect::<Result<Vec<_>, _>>().map_err(BadAddress)?;
@@ -80,12 +80,12 @@ impl OverNats {
             .map_err(Error::Credentials)?
             .name("garage-gameserver")
             .custom_inbox_prefix(&self.user.inbox)
-            .connection_timeout(ATTEMPT)
+            .connection_timeout(ATTEMPT_TIMEOUT)
             .event_callback(|event| async move {
                 match event {
-                    // Permissions are refused this way, beside the request that then hears nothing.
-                    Event::ServerError(error) => tracing::warn!(%error, "nats refused"),
-                    Event::ClientError(error) => tracing::warn!(%error, "nats client failed"),
+                    // The server reports missing permissions here. The request itself only times out.
+                    Event::ServerError(error) => tracing::warn!(%error, "nats server reported an error"),
+                    Event::ClientError(error) => tracing::warn!(%error, "nats client reported an error"),
                     event => tracing::debug!(%event, "nats connection changed"),
                 }
             })
@@ -97,26 +97,27 @@ impl OverNats {
     }
 }
 
-impl Reporter for OverNats {
+impl Reporter for NatsReporter {
     async fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), Error> {
         let (client, context) = self.context.get_or_try_init(|| self.connect()).await?;
         if client.connection_state() != State::Connected {
-            // The client would keep it, and every later attempt too, and send them all at once when it is back.
-            return Err(Error::Down);
+            // The client would buffer this message and those of later attempts, and send all of them after it has
+            // reconnected.
+            return Err(Error::Disconnected);
         }
         let published = async {
             let acknowledgement = context.publish(subject.to_owned(), payload.into()).await?;
             acknowledgement.await
         };
-        match timeout(ATTEMPT, published).await {
+        match timeout(ATTEMPT_TIMEOUT, published).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(Error::Publish(error)),
-            Err(_) => Err(Error::Silent(ATTEMPT)),
+            Err(_) => Err(Error::TimedOut(ATTEMPT_TIMEOUT)),
         }
     }
 }
 
-/// Publishes a report again and again until it is acknowledged. Whoever calls sets the deadline.
+/// Publishes a report until it is acknowledged. It has no time limit: the caller drops the future at its deadline.
 pub(crate) async fn until_acknowledged<R: Reporter>(reporter: &R, point: Point, subject: &str, payload: Vec<u8>) {
     let (mut pause, longest) = BACKOFF;
     loop {
@@ -126,12 +127,12 @@ pub(crate) async fn until_acknowledged<R: Reporter>(reporter: &R, point: Point, 
                 return;
             }
             Err(error) => {
-                // The cause is all that matters here, and JSON logs leave sources out.
+                // Include the sources of the error: the cause matters, and the JSON log does not contain them.
                 let error = format!("{:#}", anyhow::Error::new(error));
-                tracing::warn!(report.subject = subject, error, "report not acknowledged, trying again");
+                tracing::warn!(report.subject = subject, error, "report not acknowledged, retrying");
             }
         }
-        // Jitter, because all game servers of a region lose NATS in the same moment.
+        // Jitter: all game servers of a region lose NATS at the same moment.
         sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
         pause = (pause * 2).min(longest);
     }

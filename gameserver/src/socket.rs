@@ -1,5 +1,5 @@
-//! Connections: TLS, WebSocket and the token, in that order; then frames in and frames out. What they mean for the race
-//! is decided in [`crate::game`].
+//! Accepts connections and relays their frames. A connection passes TLS, the WebSocket handshake and the token check,
+//! in that order. [`crate::game`] handles the content of the frames.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,66 +25,67 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
+    connections::Connections,
     domain::race::Throttle,
-    places::Places,
     token::Verifier,
     wire::{FromClient, FromServer, MAX_MESSAGE, close},
 };
 
-/// How long TLS and the WebSocket's opening may take together, and then the first frame.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time limit for the TLS and WebSocket handshakes together. The first frame has the same limit, counted separately.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long one frame may take to be handed to the system, and a connection to close.
-const SEND: Duration = Duration::from_secs(3);
+/// Time limit for sending one frame, and for closing a connection.
+const SEND_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How many frames may wait for a slow reader: three seconds of snapshots. Then the connection ends.
-const QUEUE: usize = 64;
+/// Number of frames that may wait for a slow client, about three seconds of snapshots. With more, the game drops the
+/// connection.
+const SEND_QUEUE: usize = 64;
 
-/// What a connection tells the game.
+/// A message from a connection to the game. `player` is the index in the configuration's list of players.
 pub(crate) enum Event {
-    /// A player is there.
+    /// A player has joined.
     Joined { connection: u64, player: usize, out: mpsc::Sender<Outgoing> },
-    /// He moved the pedal.
+    /// A player has sent input.
     Input { connection: u64, player: usize, throttle: Throttle },
-    /// The connection has ended.
+    /// A connection that had joined has ended.
     Left { connection: u64, player: usize },
 }
 
-/// What the game tells a connection. When the game drops its sender, the connection ends at once.
+/// A message from the game to a connection. When the game drops the sender, the connection ends at once.
 #[derive(Debug, Clone)]
 pub(crate) enum Outgoing {
-    /// A frame.
     Text(Utf8Bytes),
-    /// The last frame.
+    /// Close code and reason.
     Close(u16, &'static str),
 }
 
 impl Outgoing {
-    /// The frame of a message.
+    /// Serialises a message as a text frame.
     pub(crate) fn text(message: &FromServer) -> Self {
-        // Our own messages are plain data with text keys, which always have a JSON form.
+        // Cannot fail: the messages contain plain data, and their maps have text keys.
         Self::Text(serde_json::to_string(message).unwrap_or_default().into())
     }
 }
 
-/// What every connection needs.
+/// State shared by all connections.
 pub(crate) struct Acceptor {
     tls: TlsAcceptor,
     verifier: Verifier,
-    places: Mutex<Places>,
+    connections: Mutex<Connections>,
 }
 
 impl Acceptor {
     pub(crate) fn new(tls: TlsAcceptor, verifier: Verifier, players: usize) -> Self {
-        Self { tls, verifier, places: Mutex::new(Places::new(players)) }
+        Self { tls, verifier, connections: Mutex::new(Connections::new(players)) }
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Lets connections in until `stop`, then waits for those that are there to close, for a bounded time.
+/// Accepts connections until `stop` is cancelled. Then waits, for a limited time, until the open connections are
+/// closed.
 pub(crate) async fn accept(
     listener: TcpListener,
     acceptor: Acceptor,
@@ -92,101 +93,102 @@ pub(crate) async fn accept(
     stop: CancellationToken,
 ) {
     let acceptor = Arc::new(acceptor);
-    let mut connections = JoinSet::new();
+    let mut tasks = JoinSet::new();
     let mut next = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => {}
+            Some(_) = tasks.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, from)) => {
                     next += 1;
                     let connection = serve(stream, next, Arc::clone(&acceptor), events.clone());
-                    // Taken before it runs: it must not join before it has entered.
-                    let mut places = acceptor.places();
-                    let task = connections.spawn(connection.in_current_span());
-                    places.enter(next, from.ip(), task);
+                    // Lock before the task starts, so that it cannot join before it has been added.
+                    let mut connections = acceptor.connections();
+                    let task = tasks.spawn(connection.in_current_span());
+                    connections.add(next, from.ip(), task);
                 }
                 Err(error) => {
-                    // Mostly that there are no file descriptors left; asking again at once would only burn the CPU.
-                    tracing::warn!(%error, "connection not accepted");
+                    // The usual reason is that no file descriptors are left. An immediate retry would only use CPU
+                    // time.
+                    tracing::warn!(%error, "cannot accept connection");
                     sleep(Duration::from_millis(100)).await;
                 }
             },
         }
     }
     drop((listener, events));
-    let closed = async { while connections.join_next().await.is_some() {} };
-    if timeout(2 * SEND, closed).await.is_err() {
-        tracing::debug!("connections left open by their clients are cut");
+    let closed = async { while tasks.join_next().await.is_some() {} };
+    if timeout(2 * SEND_TIMEOUT, closed).await.is_err() {
+        tracing::debug!("dropping connections that their clients did not close");
     }
 }
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 async fn serve(stream: TcpStream, connection: u64, acceptor: Arc<Acceptor>, events: mpsc::Sender<Event>) {
-    let opened = match timeout(HANDSHAKE, open(stream, &acceptor.tls)).await {
+    let opened = match timeout(HANDSHAKE_TIMEOUT, open(stream, &acceptor.tls)).await {
         Ok(opened) => opened,
-        Err(_) => Err("it took too long".to_owned()),
+        Err(_) => Err("the handshake took too long".to_owned()),
     };
     let mut socket = match opened {
         Ok(socket) => socket,
-        Err(error) => return tracing::debug!(connection, error, "handshake failed"),
+        Err(error) => return tracing::debug!(connection, error, "TLS or WebSocket handshake failed"),
     };
-    let player = match timeout(HANDSHAKE, join(&mut socket, &acceptor.verifier)).await {
+    let player = match timeout(HANDSHAKE_TIMEOUT, join(&mut socket, &acceptor.verifier)).await {
         Ok(Ok(player)) => player,
-        Ok(Err(end)) => return end.tell(socket, connection).await,
-        Err(_) => return End::Refused("there was no join in time".to_owned()).tell(socket, connection).await,
+        Ok(Err(end)) => return end.close(socket, connection).await,
+        Err(_) => return End::Refused("there was no join in time".to_owned()).close(socket, connection).await,
     };
-    acceptor.places().join(connection, player);
-    let (out, frames) = mpsc::channel(QUEUE);
-    // Sending fails only when the game is over; then nobody is there to tell.
+    acceptor.connections().join(connection, player);
+    let (out, frames) = mpsc::channel(SEND_QUEUE);
+    // Sending fails only after the game is over.
     if events.send(Event::Joined { connection, player, out }).await.is_err() {
-        return End::Gone.tell(socket, connection).await;
+        return End::Gone.close(socket, connection).await;
     }
     let end = relay(&mut socket, connection, player, frames, &events).await;
     let _ = events.send(Event::Left { connection, player }).await;
-    end.tell(socket, connection).await;
+    end.close(socket, connection).await;
 }
 
 async fn open(stream: TcpStream, tls: &TlsAcceptor) -> Result<Socket, String> {
-    let said = |error: &dyn std::error::Error| error.to_string();
-    // Frames are small and each is waited for.
-    stream.set_nodelay(true).map_err(|error| said(&error))?;
-    let stream = tls.accept(stream).await.map_err(|error| said(&error))?;
+    let message = |error: &dyn std::error::Error| error.to_string();
+    // Frames are small, and a delay would be noticed in the game.
+    stream.set_nodelay(true).map_err(|error| message(&error))?;
+    let stream = tls.accept(stream).await.map_err(|error| message(&error))?;
     let limits = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE))
         .read_buffer_size(4 * 1024)
         .write_buffer_size(0)
         .max_write_buffer_size(256 * 1024);
-    accept_async_with_config(stream, Some(limits)).await.map_err(|error| said(&error))
+    accept_async_with_config(stream, Some(limits)).await.map_err(|error| message(&error))
 }
 
-/// How a connection ends.
+/// Why a connection ends.
 enum End {
-    /// The client has closed it, or it broke, or it was too slow.
+    /// The client has closed the connection, it failed, or it was too slow.
     Gone,
-    /// It sent what is no frame of the protocol.
+    /// The client sent a frame that is not valid in the protocol.
     Malformed,
-    /// Its token does not admit.
+    /// The client did not join with a valid token. Contains the reason for the client.
     Refused(String),
-    /// The game wants it.
-    Notified(u16, &'static str),
+    /// The game closes the connection with this code and reason.
+    ClosedByGame(u16, &'static str),
 }
 
 impl End {
-    /// Says so to the client, for as long as he listens, and no longer than bounded.
-    async fn tell(self, mut socket: Socket, connection: u64) {
+    /// Sends the client a close frame with the reason and waits for the client's answer, for a limited time.
+    async fn close(self, mut socket: Socket, connection: u64) {
         let (code, reason) = match self {
             Self::Gone => return,
             Self::Malformed => (close::MALFORMED, "malformed frame"),
-            Self::Notified(code, reason) => (code, reason),
+            Self::ClosedByGame(code, reason) => (code, reason),
             Self::Refused(reason) => {
                 tracing::info!(connection, reason, "client refused");
                 let refused = Outgoing::text(&FromServer::Refused { reason });
                 if let Outgoing::Text(text) = refused {
-                    let _ = timeout(SEND, socket.send(Message::Text(text))).await;
+                    let _ = timeout(SEND_TIMEOUT, socket.send(Message::Text(text))).await;
                 }
                 (close::REFUSED, "refused")
             }
@@ -194,15 +196,16 @@ impl End {
         let frame = CloseFrame { code: code.into(), reason: reason.into() };
         let closing = async {
             if socket.close(Some(frame)).await.is_ok() {
-                // Until his answer: a socket dropped with unread input resets, and may take our last frames with it.
+                // Read until the client's answer. If a socket is dropped with unread input, the system resets the
+                // connection, and the client may not receive the last frames.
                 while let Some(Ok(_)) = socket.next().await {}
             }
         };
-        let _ = timeout(SEND, closing).await;
+        let _ = timeout(SEND_TIMEOUT, closing).await;
     }
 }
 
-/// A frame of the protocol; `None` for one that only the WebSocket cares about.
+/// Parses a frame of the protocol. `None` for frames of the WebSocket layer, such as pings.
 fn parse(received: Option<Result<Message, WsError>>) -> Result<Option<FromClient>, End> {
     match received {
         Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
@@ -217,7 +220,7 @@ fn parse(received: Option<Result<Message, WsError>>) -> Result<Option<FromClient
     }
 }
 
-/// The index of the player whom the first frame admits.
+/// Waits for the first frame and verifies its token. Returns the player's index.
 async fn join(socket: &mut Socket, verifier: &Verifier) -> Result<usize, End> {
     loop {
         match parse(socket.next().await)? {
@@ -230,7 +233,7 @@ async fn join(socket: &mut Socket, verifier: &Verifier) -> Result<usize, End> {
     }
 }
 
-/// Carries frames both ways until the connection ends.
+/// Relays frames between the client and the game until the connection ends.
 async fn relay(
     socket: &mut Socket,
     connection: u64,
@@ -242,9 +245,9 @@ async fn relay(
         tokio::select! {
             frame = frames.recv() => match frame {
                 None => return End::Gone,
-                Some(Outgoing::Close(code, reason)) => return End::Notified(code, reason),
+                Some(Outgoing::Close(code, reason)) => return End::ClosedByGame(code, reason),
                 Some(Outgoing::Text(text)) => {
-                    if !matches!(timeout(SEND, socket.send(Message::Text(text))).await, Ok(Ok(()))) {
+                    if !matches!(timeout(SEND_TIMEOUT, socket.send(Message::Text(text))).await, Ok(Ok(()))) {
                         return End::Gone;
                     }
                 }
@@ -261,7 +264,7 @@ async fn relay(
                 };
                 let Some(throttle) = throttle else { return End::Malformed };
                 if events.send(Event::Input { connection, player, throttle }).await.is_err() {
-                    // The game is over; what it still has to say is in the queue.
+                    // The game is over. Its last frames may still be in the queue, so go on.
                     continue;
                 }
             }

@@ -1,4 +1,4 @@
-//! Connection tokens: who may come in.
+//! Verifies connection tokens.
 
 use std::collections::BTreeMap;
 
@@ -8,32 +8,32 @@ use garage_events::{
 };
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 
-/// How far the clocks of signer and game server may be apart, in seconds; nodes of a cluster run NTP.
+/// Allowed difference between the clocks of signer and game server, in seconds. Nodes of a cluster run NTP.
 const LEEWAY_S: u64 = 5;
 
-/// The configured key is no Ed25519 SubjectPublicKeyInfo in PEM.
+/// A configured key is not an Ed25519 SubjectPublicKeyInfo in PEM.
 #[derive(Debug, thiserror::Error)]
-#[error("reading the key that tokens are verified with")]
+#[error("parsing a key that verifies connection tokens")]
 pub struct BadKey(#[source] jsonwebtoken::errors::Error);
 
-/// Why a token does not admit. What it says is told to its bearer, so it says nothing of others.
+/// Why a token is refused. The client receives the message, so it must not reveal anything about other players.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("the token has expired")]
     Expired,
     #[error("the token is not valid")]
     Invalid,
-    #[error("the token is of another session")]
-    Session,
-    #[error("the token is of a player who is not in this session")]
-    Player,
+    #[error("the token is for another session")]
+    WrongSession,
+    #[error("the token is for a player who is not in this session")]
+    UnknownPlayer,
 }
 
-/// Decides on tokens of one session.
+/// Verifies the tokens for one session.
 pub(crate) struct Verifier {
-    /// By `kid`.
+    /// Keys by `kid`.
     keys: BTreeMap<String, DecodingKey>,
-    /// For tokens that name none of these.
+    /// Key for tokens without a `kid`, or with one that is not in `keys`.
     key: DecodingKey,
     validation: Validation,
     session: SessionId,
@@ -48,7 +48,7 @@ impl Verifier {
             config.token_keys.iter().map(|(kid, pem)| Ok((kid.clone(), read(pem)?))).collect::<Result<_, _>>()?;
         let key = read(&config.token_key)?;
         let players = config.players.iter().map(|loadout| loadout.player.clone()).collect();
-        // The one algorithm: what the token's own header says is never trusted.
+        // The only accepted algorithm, whatever the token's header says.
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.leeway = LEEWAY_S;
         validation.set_audience(&[CONNECT_AUDIENCE]);
@@ -56,9 +56,9 @@ impl Verifier {
         Ok(Self { keys, key, validation, session: config.session, players })
     }
 
-    /// The index of the player whom a token admits.
+    /// Verifies a token. Returns the index of its player.
     pub(crate) fn admit(&self, token: &Secret) -> Result<usize, Refusal> {
-        // What it says of its key only chooses among ours.
+        // The header is not verified yet. Its `kid` only selects one of the configured keys.
         let kid = jsonwebtoken::decode_header(token.expose()).ok().and_then(|header| header.kid);
         let key = kid.and_then(|kid| self.keys.get(&kid)).unwrap_or(&self.key);
         let claims = match jsonwebtoken::decode::<ConnectClaims>(token.expose(), key, &self.validation) {
@@ -69,8 +69,8 @@ impl Verifier {
             Err(_) => return Err(Refusal::Invalid),
         };
         if claims.session != self.session {
-            return Err(Refusal::Session);
+            return Err(Refusal::WrongSession);
         }
-        self.players.iter().position(|player| *player == claims.sub).ok_or(Refusal::Player)
+        self.players.iter().position(|player| *player == claims.sub).ok_or(Refusal::UnknownPlayer)
     }
 }

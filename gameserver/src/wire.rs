@@ -1,5 +1,5 @@
-//! What client and server say to each other. Text frames of the WebSocket are JSON, tagged by `type`; datagrams are
-//! in [`datagram`].
+//! The protocol between client and server: JSON messages in WebSocket text frames, with their type in the field `type`,
+//! and the datagrams in [`datagram`].
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use garage_events::{
@@ -10,35 +10,35 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub mod datagram;
 
-/// The largest message that a server reads. A join with its token is below 2 KiB.
+/// The largest message that the server accepts, in bytes. A join message with its token is smaller than 2 KiB.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Close codes of the server, from the range that RFC 6455 section 7.4.2 leaves to applications; named after the HTTP
-/// statuses that they resemble.
+/// The server's close codes. Those from 4000 are in the range for applications (RFC 6455 section 7.4.2), and follow the
+/// HTTP statuses with a similar meaning.
 pub mod close {
-    /// The race is over, all is well.
+    /// The race is over.
     pub const DONE: u16 = 1000;
-    /// A frame that is none of the protocol.
+    /// The client sent a frame that is not valid in the protocol.
     pub const MALFORMED: u16 = 4400;
-    /// No token, or one that does not admit here.
+    /// The client did not join with a valid token.
     pub const REFUSED: u16 = 4401;
     /// The same player has connected again.
     pub const REPLACED: u16 = 4409;
 }
 
-/// From a client.
+/// A message from a client.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum FromClient {
-    /// Always the first frame.
+    /// The first frame of every connection.
     Join {
-        /// The connection token; one that is missing counts as one that does not admit.
+        /// The connection token. A missing token is refused like one that is not valid.
         #[serde(default = "no_token")]
         token: Secret,
     },
-    /// How far the pedal is down, from 0 to 1.
+    /// The player moves the accelerator pedal.
     Input {
-        /// A number; out of range it is clamped.
+        /// From 0 to 1. Other finite values are clamped.
         throttle: f32,
     },
 }
@@ -47,66 +47,64 @@ fn no_token() -> Secret {
     Secret::new("")
 }
 
-/// From the server.
+/// A message from the server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum FromServer {
-    /// The client is not let in; the connection closes with [`close::REFUSED`].
+    /// The client did not join with a valid token. Then the server closes with [`close::REFUSED`].
     Refused {
-        /// Why, for a human.
+        /// For a person to read.
         reason: String,
     },
-    /// The client is let in.
+    /// The client has joined.
     Welcome(Welcome),
-    /// The light is green.
+    /// The race starts. A client that joins during the race gets it right after the welcome.
     Start,
-    /// Where the cars are; only while the server has no address to send datagrams to.
+    /// The state of all cars. Sent by WebSocket only while the server has no UDP address of the client.
     Snapshot(Snapshot),
-    /// The race is over; the connection closes with [`close::DONE`].
+    /// The race is over. Then the server closes with [`close::DONE`].
     Result {
         /// Every player once, in order of place.
         results: Vec<Placing>,
     },
 }
 
-/// What a client needs to take part.
+/// What a client needs to take part in the race.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The session.
     pub session: SessionId,
-    /// The key of this connection's datagrams.
+    /// Authenticates the datagrams of this connection, in both directions.
     pub udp_key: Key,
-    /// Whose datagrams they are.
+    /// Identifies the client in its datagrams.
     pub udp_id: u32,
-    /// Everybody's car; a snapshot calls a car by its index here.
+    /// The loadouts of all players. Snapshots refer to a car by its index in this list.
     pub players: Vec<Loadout>,
     /// Steps of the race per second.
     pub tick_hz: u32,
-    /// Length of the road, in metres.
+    /// Length of the race, in metres.
     pub distance_m: f64,
 }
 
-/// Where the cars are.
+/// The state of all cars at one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Steps since the start.
+    /// Number of steps since the start.
     pub tick: u32,
-    /// Every car.
     pub cars: Vec<CarState>,
 }
 
-/// Where a car is.
+/// Position and speed of a car.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CarState {
-    /// Its index in [`Welcome::players`].
+    /// The car's index in [`Welcome::players`].
     pub index: u8,
-    /// Metres from the start line.
+    /// Distance from the start line, in metres.
     pub position: f32,
-    /// Metres per second.
+    /// In metres per second.
     pub speed: f32,
 }
 
-/// A key of datagrams: base64 in JSON, and not shown by `Debug`.
+/// A key for datagrams. JSON contains it in base64; `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; 32]);
 
@@ -133,7 +131,7 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let bytes = BASE64.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Self).ok_or_else(|| de::Error::custom("a key is 32 bytes in base64"))
+        bytes.map(Self).ok_or_else(|| de::Error::custom("a key must be 32 bytes in base64"))
     }
 }
 
@@ -142,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_look_as_documented() {
+    fn messages_have_the_documented_json() {
         let join: FromClient = serde_json::from_str(r#"{"type":"join","token":"t"}"#).unwrap();
         assert!(matches!(join, FromClient::Join { token } if token.expose() == "t"));
         let snapshot =
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_refused() {
+    fn invalid_messages_are_rejected() {
         for bad in [
             "",
             "1",
@@ -170,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_do_not_show() {
+    fn a_key_is_not_printed_by_debug_and_survives_json() {
         let key = Key::new([7; 32]);
         assert_eq!(format!("{key:?}"), "Key(…)");
         let text = serde_json::to_string(&key).unwrap();

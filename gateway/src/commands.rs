@@ -1,8 +1,9 @@
-//! A player's commands: load, decide, append, and again from the start when he has moved meanwhile.
+//! A player's commands: load, decide, append. After a conflict, start again with a new load.
 
+use futures::FutureExt;
 use garage_events::{
     env::Env,
-    id::{PlayerId, TicketId},
+    id::{PlayerId, QueueName, TicketId},
     log::{AppendError, Decision, Log, Player},
     player::{CancelReason, Event, Queued, Rejection},
     subject::Aggregate,
@@ -15,54 +16,53 @@ use crate::{
     ticket::{self, Cancelling, Queueing, Ticket},
 };
 
-/// Decisions tried before the client is asked to come back. Each further one means that somebody else moved the player
-/// between our read and our write, a few milliseconds.
-const TRIES: u32 = 5;
+/// How many decisions a command tries before the client gets a 503. A try fails only if another process appends an
+/// event of the player between the load and the append, which are a few milliseconds apart.
+const MAX_TRIES: u32 = 5;
 
-/// Makes a player wait. A queue that is closed takes nobody anew; who has a ticket already has it still. His rank is asked
-/// for only if he is to wait: who may give it may be down, and a ticket that is there does not depend on that.
+/// Queues a player with `ticket`. `queued` is awaited only if the player is to be queued: it may have to ask
+/// inventory for the rank, which may be down, and a repeated request for an existing ticket does not depend on that. A
+/// closed queue accepts no new ticket; a repeated request still gets the existing one.
 ///
 /// # Errors
-/// [`Problem`], which is the client's when he waits already, or is in a match.
+/// [`Problem`]: a 409 if the player already waits or is in a match, a 503 if the queue is closed or the log does not
+/// answer.
 pub async fn queue(
     log: &impl Log,
     env: &impl Env,
     queue_statuses: &QueueStatuses,
     id: &PlayerId,
-    mut ticket_request: Queued,
-    rank: impl Future<Output = Result<i32, Problem>>,
+    (queue, ticket): (&QueueName, TicketId),
+    queued: impl Future<Output = Result<Queued, Problem>>,
 ) -> Result<Ticket, Problem> {
     let mut tries = Tries::default();
-    let mut rank = Some(rank);
+    let queued = queued.shared();
     loop {
         let player = log.player(id).await?;
-        let event = match ticket::queue(&player, &ticket_request, env.now()) {
+        let event = match ticket::queue(&player, ticket, env.now()) {
             Ok(Queueing::Have(ticket)) => return Ok(ticket),
             Ok(Queueing::First(event)) => {
-                // The wish is decided on in the next round, on what the log then holds.
+                // The next round decides on the request, in the state after this event.
                 tries.append(log, env, id, &player, event).await?;
                 continue;
             }
             Ok(Queueing::Append) => {
-                queue_statuses.admit(&ticket_request.queue)?;
-                if let Some(rank) = rank.take() {
-                    ticket_request.rank = rank.await?;
-                }
-                Event::from(ticket_request.clone())
+                queue_statuses.check_open(queue)?;
+                Event::from(queued.clone().await?)
             }
             Err(rejection) => return Err(rejected(&rejection)),
         };
         if let Some(seq) = tries.append(log, env, id, &player, event.clone()).await? {
-            tracing::debug!(player.id = %id, ticket.id = %ticket_request.ticket, event.seq = seq, "queued");
+            tracing::debug!(player.id = %id, ticket.id = %ticket, event.seq = seq, "queued");
             return Ok(Ticket::of(&event, seq));
         }
     }
 }
 
-/// Makes a player no longer wait with a ticket.
+/// Cancels a player's ticket. If the ticket has already ended without a match, this does nothing.
 ///
 /// # Errors
-/// [`Problem`], which is the client's when it is too late, or he has another ticket.
+/// [`Problem`]: a 409 if the ticket is matched, a 404 if it is not the player's latest ticket.
 pub async fn cancel(
     log: &impl Log,
     env: &impl Env,
@@ -86,9 +86,9 @@ pub async fn cancel(
     }
 }
 
-/// A ticket that is not the player's latest, whether it is another's or was never drawn: he must not learn which.
+/// The answer for a ticket that is not the player's latest. It does not reveal whether another player has this ticket.
 pub(crate) fn unknown() -> Problem {
-    Problem::not_found("the player's latest ticket is another one")
+    Problem::not_found("this is not the player's latest ticket; GET /v1/players/me names that one")
 }
 
 fn rejected(rejection: &Rejection) -> Problem {
@@ -96,16 +96,17 @@ fn rejected(rejection: &Rejection) -> Problem {
         Rejection::Waiting { ticket } => Problem::waiting(*ticket),
         Rejection::InSession { session } => Problem::in_session(*session),
         Rejection::NotWaiting { .. } | Rejection::NotExpired { .. } | Rejection::NotInSession { .. } => {
-            Problem::unavailable("the player's state keeps changing; try again")
+            Problem::unavailable("the player's state changed several times during the request; try again")
         }
     }
 }
 
+/// Counts the tries of one command.
 #[derive(Default)]
 struct Tries(u32);
 
 impl Tries {
-    /// Appends a player's event; `None` when he has moved, and there are tries left.
+    /// Appends a player's event, and returns its sequence; `None` after a conflict if another try is allowed.
     async fn append(
         &mut self,
         log: &impl Log,
@@ -117,13 +118,13 @@ impl Tries {
         self.0 += 1;
         let about =
             garage_events::player::State::evolve(&event).ticket().map_or_else(Uuid::nil, |ticket| ticket.uuid());
-        // A new wish answers nothing; all that ends one answers the event that it ends.
+        // A new ticket has no cause. Every other event is caused by the player's last event.
         let cause = player.last.as_ref().map(|last| last.id).filter(|_| !matches!(event, Event::Queued(_)));
         let decision = Decision::new(env, about, cause);
         let decision = decision.change(env, Aggregate::Player(id.clone()), player.head, [event]);
         match log.append(decision).await {
             Ok(sequences) => Ok(sequences.first().copied()),
-            Err(AppendError::Conflict(_)) if self.0 < TRIES => Ok(None),
+            Err(AppendError::Conflict(_)) if self.0 < MAX_TRIES => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -147,16 +148,16 @@ mod tests {
 
     use super::*;
 
-    type Ending = fn(Aggregate) -> AppendError;
+    type MakeError = fn(Aggregate) -> AppendError;
 
-    /// A log that lets nobody in: players are new, and each append ends the same way.
+    /// A log in which every player is new, and every append fails with the same error.
     #[derive(Clone)]
-    struct Closed {
+    struct FailingLog {
         appends: Arc<AtomicU32>,
-        error: Ending,
+        error: MakeError,
     }
 
-    impl Load for Closed {
+    impl Load for FailingLog {
         async fn player(&self, _: &PlayerId) -> Result<Player, ReadError> {
             Ok(Player::default())
         }
@@ -170,7 +171,7 @@ mod tests {
         }
     }
 
-    impl Append for Closed {
+    impl Append for FailingLog {
         async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
             self.appends.fetch_add(1, Ordering::Relaxed);
             Err((self.error)(decision.aggregates().next().unwrap().clone()))
@@ -178,16 +179,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_conflict_is_decided_again_a_few_times_and_anything_else_is_not() {
-        let cases: [(Ending, u32); 3] = [
-            (AppendError::Conflict, TRIES),
+    async fn a_command_retries_after_a_conflict_but_not_after_another_error() {
+        let cases: [(MakeError, u32); 3] = [
+            (AppendError::Conflict, MAX_TRIES),
             (|_| AppendError::Unavailable("down".into()), 1),
             (|_| AppendError::Refused("full".into()), 1),
         ];
         for (error, tries) in cases {
-            let log = Closed { appends: Arc::default(), error };
+            let log = FailingLog { appends: Arc::default(), error };
             let now = OffsetDateTime::UNIX_EPOCH;
-            let ticket_request = Queued {
+            let queued = Queued {
                 ticket: TicketId::new(System.id()),
                 queue: "ranked".parse().unwrap(),
                 rank: 1,
@@ -196,8 +197,10 @@ mod tests {
                 waiting_since: now,
                 expires_at: now,
             };
-            let (queue_statuses, ann, rank) = (QueueStatuses::default(), "ann".parse().unwrap(), async { Ok(1) });
-            let problem = queue(&log, &System, &queue_statuses, &ann, ticket_request, rank).await.unwrap_err();
+            let (queue_statuses, ann) = (QueueStatuses::default(), "ann".parse().unwrap());
+            let (name, ticket) = (queued.queue.clone(), queued.ticket);
+            let queued = async { Ok(queued) };
+            let problem = queue(&log, &System, &queue_statuses, &ann, (&name, ticket), queued).await.unwrap_err();
             assert_eq!((problem.status().as_u16(), log.appends.load(Ordering::Relaxed)), (503, tries));
         }
     }

@@ -1,4 +1,4 @@
-//! The log, handed to the sockets that are here: one ordered read per gateway, whatever the number of sockets.
+//! Forwards the log to the sockets of this gateway. One ordered read serves all of them.
 
 use std::{
     collections::HashMap,
@@ -24,42 +24,43 @@ use uuid::Uuid;
 
 use crate::{frame::Frame, wait_estimate::WaitEstimates};
 
-/// Frames that may wait for a socket; the channel takes memory as they come. More than one request to the log brings,
-/// which is handed out in one go when the log was out of reach for a while: a socket that is closed for its queue has
-/// not read for longer than that.
-pub(crate) const QUEUE: usize = 1_024;
+/// How many frames can wait for one socket. The channel allocates memory only for frames that wait. The limit is higher
+/// than the number of messages that one request to the log returns. Such a batch arrives at once after an interruption,
+/// and must not close a socket whose client reads.
+pub(crate) const MAX_QUEUED_FRAMES: usize = 1_024;
 
-/// Which sockets are here, and how far they have been told. Clones share it.
+/// The sockets of this gateway, and the position up to which events were dispatched to them. Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Hub(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
+    /// The sequence of the last message dispatched.
     position: u64,
-    /// One socket a player: the newest.
+    /// The newest socket of each player.
     players: HashMap<PlayerId, ConnectedPlayer>,
 }
 
 struct ConnectedPlayer {
     entry: SocketEntry,
-    /// The newest entry of another socket of the player, while it is not known what revision this one's has.
+    /// The highest revision seen of an entry of another socket of the player, while the revision of this socket's own
+    /// entry is unknown; 0 if none was seen.
     other: u64,
     frames: mpsc::Sender<Frame>,
-    /// Sent when the hub closes the socket; a place that is given up goes without it.
+    /// Receives the reason if the hub closes the socket.
     end: oneshot::Sender<Closing>,
 }
 
-/// A socket's place among all of the player's, wherever they are.
+/// A socket's entry in the presence bucket, which orders all sockets of a player, on any gateway.
 #[derive(Debug, Clone)]
 pub(crate) struct SocketEntry {
-    /// Which socket.
     pub(crate) socket: Uuid,
-    /// The revision of its entry in the presence bucket; 0 until it is known.
+    /// The revision of the entry; 0 until it is known.
     revision: Arc<AtomicU64>,
 }
 
 impl SocketEntry {
-    /// The revision of its entry, once it is known.
+    /// The revision of the entry; `None` until it is known.
     pub(crate) fn revision(&self) -> Option<u64> {
         Some(self.revision.load(Ordering::Acquire)).filter(|revision| *revision > 0)
     }
@@ -68,17 +69,17 @@ impl SocketEntry {
 /// Why the hub closes a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closing {
-    /// It does not read what it is told.
+    /// The client does not read its frames fast enough.
     TooSlow,
-    /// The player has opened a newer one.
+    /// The player has opened a newer socket.
     Replaced,
 }
 
-/// A socket's place in the hub; dropping it gives the place up.
+/// A socket's registration in the hub. Dropping it removes the socket.
 pub(crate) struct Registration {
     pub(crate) frames: mpsc::Receiver<Frame>,
     pub(crate) end: oneshot::Receiver<Closing>,
-    /// The last sequence that was handed out before this place was taken. Everything after it comes through `frames`.
+    /// The last sequence dispatched before the registration. `frames` receives every later event of the player.
     pub(crate) position: u64,
     pub(crate) entry: SocketEntry,
     player: PlayerId,
@@ -86,15 +87,15 @@ pub(crate) struct Registration {
 }
 
 impl Hub {
-    /// Takes a place for a socket of a player.
+    /// Registers a new socket of a player, and closes an older one on this gateway.
     pub(crate) fn register(&self, player: &PlayerId) -> Registration {
-        let (frames, receive) = mpsc::channel(QUEUE);
+        let (frames, receive) = mpsc::channel(MAX_QUEUED_FRAMES);
         let (end, ended) = oneshot::channel();
         let entry = SocketEntry { socket: System.id(), revision: Arc::default() };
         let mut state = self.state();
         let position = state.position;
-        let held = ConnectedPlayer { entry: entry.clone(), other: 0, frames, end };
-        if let Some(older) = state.players.insert(player.clone(), held) {
+        let connected = ConnectedPlayer { entry: entry.clone(), other: 0, frames, end };
+        if let Some(older) = state.players.insert(player.clone(), connected) {
             close(older, Closing::Replaced);
         }
         drop(state);
@@ -102,38 +103,42 @@ impl Hub {
         Registration { frames: receive, end: ended, position, entry, player: player.clone(), hub: self.clone() }
     }
 
-    /// Whether a player has a socket here.
-    pub(crate) fn is_here(&self, player: &PlayerId) -> bool {
+    /// Whether the player has a socket on this gateway.
+    pub(crate) fn is_connected(&self, player: &PlayerId) -> bool {
         self.state().players.contains_key(player)
     }
 
-    /// Whether a player's socket here is this one.
-    pub(crate) fn holds(&self, player: &PlayerId, socket: Uuid) -> bool {
-        self.state().players.get(player).is_some_and(|held| held.entry.socket == socket)
+    /// Whether this socket is the player's socket on this gateway.
+    pub(crate) fn is_current(&self, player: &PlayerId, socket: Uuid) -> bool {
+        self.state().players.get(player).is_some_and(|connected| connected.entry.socket == socket)
     }
 
-    /// The entry of a player's socket here is stored, with this revision.
-    pub(crate) fn entered(&self, player: &PlayerId, entry: &SocketEntry, revision: u64) {
+    /// Call this when the entry of a socket of this gateway is stored. Closes the socket if a newer entry of another
+    /// socket was seen meanwhile.
+    pub(crate) fn entry_stored(&self, player: &PlayerId, entry: &SocketEntry, revision: u64) {
         let mut state = self.state();
         entry.revision.fetch_max(revision, Ordering::AcqRel);
-        if state.players.get(player).is_some_and(|held| held.entry.socket == entry.socket && held.other > revision)
+        if state
+            .players
+            .get(player)
+            .is_some_and(|connected| connected.entry.socket == entry.socket && connected.other > revision)
             && let Some(older) = state.players.remove(player)
         {
             close(older, Closing::Replaced);
         }
     }
 
-    /// A player's entry names this socket, as of a revision. It closes an older one that is here; if it is itself
-    /// here, its place is returned.
-    pub(crate) fn newest(&self, player: &PlayerId, socket: Uuid, revision: u64) -> Option<SocketEntry> {
+    /// Call this when a player's entry is read: at this revision, it names `socket`. Closes an older socket of the
+    /// player on this gateway. If `socket` itself is on this gateway, returns its entry.
+    pub(crate) fn entry_seen(&self, player: &PlayerId, socket: Uuid, revision: u64) -> Option<SocketEntry> {
         let mut state = self.state();
-        let held = state.players.get_mut(player)?;
-        if held.entry.socket == socket {
-            held.entry.revision.fetch_max(revision, Ordering::AcqRel);
-            return Some(held.entry.clone());
+        let connected = state.players.get_mut(player)?;
+        if connected.entry.socket == socket {
+            connected.entry.revision.fetch_max(revision, Ordering::AcqRel);
+            return Some(connected.entry.clone());
         }
-        match held.entry.revision() {
-            None => held.other = held.other.max(revision),
+        match connected.entry.revision() {
+            None => connected.other = connected.other.max(revision),
             Some(own) if own > revision => {}
             Some(_) => {
                 let older = state.players.remove(player)?;
@@ -143,28 +148,28 @@ impl Hub {
         None
     }
 
-    /// The last sequence handed out.
+    /// The last sequence dispatched.
     pub(crate) fn position(&self) -> u64 {
         self.state().position
     }
 
-    /// Hands a message of the log to the player's sockets.
-    pub(crate) fn hand_out(&self, message: &Message) {
+    /// Sends a message of the log to the socket of its player.
+    pub(crate) fn dispatch(&self, message: &Message) {
         let mut state = self.state();
-        // Under the same lock as the sockets' registration: a place is taken either before this message, and gets it,
-        // or after it, and has a position that counts it.
+        // Registration takes the same lock. A socket is registered either before this message, and receives it, or
+        // after it, and its position includes it.
         state.position = message.seq;
         let Some(Aggregate::Player(player)) = Aggregate::of(&message.subject) else { return };
-        let Some(held) = state.players.get(&player) else { return };
+        let Some(connected) = state.players.get(&player) else { return };
         let frame = match Frame::of(message.seq, &message.body) {
             Ok(frame) => frame,
             Err(error) => {
                 metrics::counter!("garage_gateway_skipped_total").increment(1);
-                tracing::warn!(%error, event.seq = message.seq, "a player's message is no event; skipping it");
+                tracing::warn!(%error, event.seq = message.seq, "cannot read a player's message as an event; skipping it");
                 return;
             }
         };
-        if held.frames.try_send(frame).is_err()
+        if connected.frames.try_send(frame).is_err()
             && let Some(slow) = state.players.remove(&player)
         {
             close(slow, Closing::TooSlow);
@@ -176,30 +181,30 @@ impl Hub {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic of another holder leaves nothing worse than a socket without its place.
+        // The worst that a panic under the lock leaves is a socket without its registration.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn close(held: ConnectedPlayer, why: Closing) {
-    // A socket that has gone needs no telling.
-    let _ = held.end.send(why);
+fn close(connected: ConnectedPlayer, why: Closing) {
+    // The send fails if the socket has already ended.
+    let _ = connected.end.send(why);
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         metrics::gauge!("garage_gateway_sockets").decrement(1);
         let mut state = self.hub.state();
-        if state.players.get(&self.player).is_some_and(|held| held.entry.socket == self.entry.socket) {
+        if state.players.get(&self.player).is_some_and(|connected| connected.entry.socket == self.entry.socket) {
             state.players.remove(&self.player);
         }
     }
 }
 
-/// Begins to read the log at the present; the task that is returned hands out what comes until `shutdown`.
+/// Starts to read the log at its current end. The returned task dispatches new messages until `shutdown`.
 ///
 /// # Errors
-/// [`Stopped`]
+/// [`Stopped`], if `shutdown` comes before the first read.
 pub(crate) async fn follow(
     hub: Hub,
     wait_estimates: WaitEstimates,
@@ -217,22 +222,22 @@ pub(crate) async fn follow(
     let mut follow = shutdown.run_until_cancelled(beginning).await.ok_or(Stopped)?;
     health.up("log");
     Ok(async move {
-        let hand_out = async {
+        let dispatching = async {
             tokio::select! {
-                () = hand_out_all(&hub, &wait_estimates, &mut follow) => {}
+                () = dispatch_all(&hub, &wait_estimates, &mut follow) => {}
                 never = lag::watch("log", &log, subject::PLAYERS, || hub.position(), &health) => never,
             }
         };
-        shutdown.run_until_cancelled(hand_out).await;
+        shutdown.run_until_cancelled(dispatching).await;
         Ok(())
     })
 }
 
-async fn hand_out_all(hub: &Hub, wait_estimates: &WaitEstimates, follow: &mut Follow) {
+async fn dispatch_all(hub: &Hub, wait_estimates: &WaitEstimates, follow: &mut Follow) {
     loop {
         let message = follow.next().await;
-        wait_estimates.note(&message);
-        hub.hand_out(&message);
+        wait_estimates.record(&message);
+        hub.dispatch(&message);
     }
 }
 
@@ -259,68 +264,68 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_gets_its_players_events_from_its_position_on() {
+    fn a_socket_receives_its_players_events_after_its_position() {
         let hub = Hub::default();
-        hub.hand_out(&message(4, "ann"));
+        hub.dispatch(&message(4, "ann"));
         let (mut ann, mut bob) = (hub.register(&player("ann")), hub.register(&player("bob")));
         assert_eq!(ann.position, 4);
-        hub.hand_out(&message(5, "ann"));
-        hub.hand_out(&message(6, "bob"));
+        hub.dispatch(&message(5, "ann"));
+        hub.dispatch(&message(6, "bob"));
         assert_eq!((ann.frames.try_recv().unwrap().seq, bob.frames.try_recv().unwrap().seq), (5, 6));
         assert!(ann.frames.try_recv().is_err());
         assert_eq!(hub.position(), 6);
     }
 
     #[test]
-    fn what_the_log_brings_in_one_go_closes_nobody() {
+    fn a_full_batch_from_the_log_closes_no_socket() {
         let hub = Hub::default();
         let mut connection = hub.register(&player("ann"));
         for seq in 1..=500 {
-            hub.hand_out(&message(seq, "ann"));
+            hub.dispatch(&message(seq, "ann"));
         }
         assert!(connection.end.try_recv().is_err());
         assert_eq!(std::iter::from_fn(|| connection.frames.try_recv().ok()).count(), 500);
     }
 
     #[test]
-    fn a_socket_that_does_not_read_loses_its_place_alone() {
+    fn only_the_socket_that_does_not_read_is_closed() {
         let hub = Hub::default();
         let (mut slow, mut other) = (hub.register(&player("ann")), hub.register(&player("bob")));
-        for seq in 1..=1 + QUEUE as u64 {
-            hub.hand_out(&message(seq, "ann"));
+        for seq in 1..=1 + MAX_QUEUED_FRAMES as u64 {
+            hub.dispatch(&message(seq, "ann"));
         }
         assert_eq!(slow.end.try_recv(), Ok(Closing::TooSlow));
         assert!(other.end.try_recv().is_err());
     }
 
     #[test]
-    fn the_newer_socket_of_a_player_closes_the_older() {
+    fn a_newer_socket_of_a_player_closes_the_older_one() {
         let hub = Hub::default();
         let (mut one, mut two) = (hub.register(&player("ann")), hub.register(&player("ann")));
         assert_eq!(one.end.try_recv(), Ok(Closing::Replaced));
         drop(one);
-        hub.hand_out(&message(1, "ann"));
+        hub.dispatch(&message(1, "ann"));
         assert_eq!(two.frames.try_recv().unwrap().seq, 1);
         drop(two);
         assert!(hub.state().players.is_empty());
     }
 
     #[test]
-    fn of_sockets_on_two_gateways_the_one_entered_last_stays_in_whatever_order_that_is_seen() {
+    fn of_two_sockets_on_two_gateways_the_one_with_the_newer_entry_stays_in_any_order_of_notices() {
         let (ann, elsewhere) = (player("ann"), System.id());
-        // The other's entry, ours, and whether ours is known before the other's is seen.
+        // The revision of the other socket's entry, that of our own entry, and whether we know our own one first.
         for (other, own, known_first) in [(5, 6, true), (5, 6, false), (7, 6, true), (7, 6, false)] {
             let hub = Hub::default();
             let mut connection = hub.register(&ann);
             let entry = connection.entry.clone();
             if known_first {
-                hub.entered(&ann, &entry, own);
-                assert!(hub.newest(&ann, elsewhere, other).is_none());
+                hub.entry_stored(&ann, &entry, own);
+                assert!(hub.entry_seen(&ann, elsewhere, other).is_none());
             } else {
-                assert!(hub.newest(&ann, elsewhere, other).is_none());
-                hub.entered(&ann, &entry, own);
+                assert!(hub.entry_seen(&ann, elsewhere, other).is_none());
+                hub.entry_stored(&ann, &entry, own);
             }
-            assert!(hub.newest(&ann, entry.socket, own).is_none_or(|found| found.socket == entry.socket));
+            assert!(hub.entry_seen(&ann, entry.socket, own).is_none_or(|found| found.socket == entry.socket));
             assert_eq!(connection.end.try_recv().is_ok(), other > own, "{other} {own} {known_first}");
         }
     }

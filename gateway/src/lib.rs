@@ -1,15 +1,19 @@
-//! REST and WebSocket for game clients. It decides nothing but the player's own commands.
+//! REST and WebSocket for game clients. The only decisions that the gateway makes are on players' own commands: to
+//! queue and to cancel.
 //!
-//! - [`Config`], [`token`]: what it is told, and who its clients are.
-//! - `server`, `tls`, `write_timeout`: the accept loop; `routes`: REST; `problem`: errors as RFC 9457 has them.
-//! - `ticket` (pure), [`commands`]: queueing and cancelling; `request`: what a client may send; `queue_status`: which queues take
-//!   nobody; `wait_estimate`: how long one waits; `ops`: the operators' page, on the admin port.
-//! - `upgrade`, `socket`, `hub`, `frame`: the log, pushed to the players that are here; `presence`: who is, anywhere.
+//! - [`Config`]: the configuration; [`token`]: the players' tokens.
+//! - `server`, `tls`, `write_timeout`: the accept loop; `routes`: REST; `problem`: errors in the format of RFC 9457.
+//! - [`commands`], `ticket` (pure): queueing and cancelling; `request`: parses and checks what clients send;
+//!   `queue_status`: the closed queues; `wait_estimate`: the wait estimates; `ops`: the dashboard on the admin port.
+//! - `upgrade`, `socket`, `hub`, `frame`: push the log's events to players; `presence`: which players have a socket, on
+//!   any gateway.
 
+mod app;
 pub mod commands;
 mod config;
 mod frame;
 mod hub;
+mod limits;
 mod ops;
 mod presence;
 mod problem;
@@ -28,30 +32,18 @@ mod write_timeout;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use garage_events::{env::System, jetstream::JetStreamLog, queue::Queues};
+use garage_events::env::System;
 use garage_worker::{Pages, Runtime, Shutdown};
 use tokio::net::TcpListener;
 
+use app::App;
 pub use config::Config;
 pub use problem::Problem;
 pub use queue_status::QueueStatuses;
 pub use ticket::Ticket;
 pub use token::sign_token;
 
-/// What requests are answered with.
-struct App {
-    keys: token::Keys,
-    queues: Queues,
-    log: JetStreamLog,
-    client: async_nats::Client,
-    hub: hub::Hub,
-    queue_statuses: queue_status::QueueStatuses,
-    wait_estimates: wait_estimate::WaitEstimates,
-    presence: presence::Presence,
-    env: System,
-}
-
-/// A gateway that listens, and answers once it is served.
+/// A gateway that listens. It answers once [`serve`](Self::serve) runs.
 #[derive(Debug)]
 pub struct Gateway {
     runtime: Runtime,
@@ -61,16 +53,16 @@ pub struct Gateway {
 /// Runs a gateway until `shutdown`.
 ///
 /// # Errors
-/// When the configuration is wrong, NATS or the log are not there, or a long task ends by itself.
+/// If the configuration is wrong, if the log does not exist, or if a long-running task ends before the shutdown.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     Gateway::bind(config, shutdown).await?.serve().await
 }
 
 impl Gateway {
-    /// Checks the configuration, opens the log and then the port; from then on clients are served.
+    /// Checks the configuration, opens the log and the port, and starts to serve clients.
     ///
     /// # Errors
-    /// When one of these cannot be done.
+    /// If one of these steps fails.
     pub async fn bind(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
         let (keys, queues, tls, redis) = config.read()?;
 
@@ -93,7 +85,7 @@ impl Gateway {
             shutdown.clone(),
         )
         .await?;
-        runtime.spawn("doors", follow);
+        runtime.spawn("queue-status", follow);
         let grace = Duration::from_secs(config.grace.into());
         let presence = presence::Presence::open(log.clone(), hub.clone(), grace, shutdown.clone()).await?;
         runtime.spawn("presence", presence.clone().run());
@@ -101,7 +93,7 @@ impl Gateway {
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
         let address = listener.local_addr()?;
-        tracing::info!(%address, tls = tls.is_some(), "gateway open");
+        tracing::info!(%address, tls = tls.is_some(), "gateway is listening");
         let app =
             Arc::new(App { keys, queues, log, client, hub, queue_statuses, wait_estimates, presence, env: System });
         let limit = config.max_connections;
@@ -109,15 +101,15 @@ impl Gateway {
         Ok(Self { runtime, address })
     }
 
-    /// Where clients reach it; the real port when port 0 was asked for.
+    /// The address on which it listens, with the actual port if the configured port is 0.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Runs until it is told to stop.
+    /// Runs until the shutdown is complete.
     ///
     /// # Errors
-    /// When a long task ends by itself; names it.
+    /// If a long-running task ends before the shutdown. The error names the task.
     pub async fn serve(self) -> anyhow::Result<()> {
         self.runtime.wait().await
     }

@@ -1,4 +1,4 @@
-//! The garage-gateway process.
+//! The `garage-gateway` program.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The operators' page, on the admin port: what goes on, from the projections in Redis alone. It needs neither the log
-//! nor any other worker, and shows how far the projections are. It changes nothing.
+//! The dashboard for operators, on the admin port. It reads only the projections in Redis, so it works without the log
+//! and without other workers. It shows how old the projections are. It is read-only.
 
 mod read;
 mod view;
@@ -24,32 +24,34 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// For Redis to answer.
-const ANSWER: Duration = Duration::from_secs(4);
+/// The time-out of a read from Redis.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long an answer serves others who ask the same: however many watch, Redis is read once in that time.
-const FRESH: Duration = Duration::from_millis(700);
+/// How long an answer is reused. No matter how many dashboards are open, Redis is read at most once in this time.
+const CACHE_TIME: Duration = Duration::from_millis(700);
 
 const PAGE: &str = include_str!("ops/page.html");
 const STYLE: &str = include_str!("ops/page.css");
 const SCRIPT: &str = include_str!("ops/page.js");
 
-/// The page and what it asks for.
+/// The dashboard's page and its data.
 pub(crate) struct Ops {
     redis: Redis,
     queues: Vec<QueueName>,
     page: String,
+    /// The value of `Content-Security-Policy`.
     policy: HeaderValue,
-    last: Mutex<Option<(Instant, Answer)>>,
+    cached: Mutex<Option<(Instant, Answer)>>,
 }
 
-/// A status and a body of JSON.
+/// A status and a JSON body.
 type Answer = (StatusCode, Bytes);
 
 impl Ops {
-    /// The page over this Redis. The queues are those that are shown also when nobody has ever waited there.
+    /// Prepares the page. `queues` are shown even if nobody has ever waited there.
     pub(crate) fn new(redis: Redis, queues: impl Iterator<Item = QueueName>) -> anyhow::Result<Self> {
-        // Foreign names come into the page as text; should that fail once, nothing but what was built in may run.
+        // The page inserts players' names as text. If that ever fails, this policy still allows no script except the
+        // page's own.
         let policy = format!(
             "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; base-uri 'none'; \
              form-action 'none'; frame-ancestors 'none'",
@@ -57,31 +59,32 @@ impl Ops {
             hash(STYLE)
         );
         let page = PAGE.replace("{{style}}", STYLE).replace("{{script}}", SCRIPT);
-        Ok(Self { redis, queues: queues.collect(), page, policy: policy.parse()?, last: Mutex::default() })
+        Ok(Self { redis, queues: queues.collect(), page, policy: policy.parse()?, cached: Mutex::default() })
     }
 
     async fn data(&self) -> Answer {
-        let mut last = self.last.lock().await;
-        if let Some((at, answer)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-            tracing::trace!(age = ?at.elapsed(), "the same answer again");
+        let mut cached = self.cached.lock().await;
+        if let Some((at, answer)) = cached.as_ref().filter(|(at, _)| at.elapsed() < CACHE_TIME) {
+            tracing::trace!(age = ?at.elapsed(), "answering from the cache");
             return answer.clone();
         }
-        let read = timeout(ANSWER, read::shot(&self.redis)).await;
+        let read = timeout(REDIS_TIMEOUT, read::snapshot(&self.redis)).await;
         let answer = match read {
-            Ok(Ok(shot)) => json(&view::View::of(&shot, &self.queues)),
+            Ok(Ok(snapshot)) => json(&view::View::of(&snapshot, &self.queues)),
             Ok(Err(error)) => unavailable(&error),
             Err(_) => unavailable(&anyhow::anyhow!("Redis does not answer in time")),
         };
-        *last = Some((Instant::now(), answer.clone()));
+        *cached = Some((Instant::now(), answer.clone()));
         answer
     }
 
     async fn session(&self, id: SessionId) -> Answer {
-        match timeout(ANSWER, read::timeline(&self.redis, id)).await {
-            Ok(Ok(Some(timeline))) => json(&view::Story::of(id, &timeline)),
-            Ok(Ok(None)) => {
-                error(StatusCode::NOT_FOUND, &format!("not held (any more); `garage session {id}` asks the log"))
-            }
+        match timeout(REDIS_TIMEOUT, read::timeline(&self.redis, id)).await {
+            Ok(Ok(Some(timeline))) => json(&view::TimelineView::of(id, &timeline)),
+            Ok(Ok(None)) => error(
+                StatusCode::NOT_FOUND,
+                &format!("not in the projections; `garage session {id}` reads the session from the log"),
+            ),
             Ok(Err(error)) => unavailable(&error),
             Err(_) => unavailable(&anyhow::anyhow!("Redis does not answer in time")),
         }
@@ -147,8 +150,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_redis_cannot_tell_now_is_to_be_asked_for_again() {
-        let (status, body) = unavailable(&anyhow::anyhow!("redis does not answer"));
+    fn an_answer_without_redis_has_a_retry_after() {
+        let (status, body) = unavailable(&anyhow::anyhow!("Redis does not answer"));
         let answer = response(status, "application/json", body);
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(answer.headers()[RETRY_AFTER], "2");

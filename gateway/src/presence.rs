@@ -1,8 +1,9 @@
-//! Which players have a socket, across gateways (see [`garage_events::presence`]): the newest socket of a player closes
-//! the older ones, and who vanishes while he waits is cancelled, unless he returns in time.
+//! Tracks which players have a socket, on any gateway (see [`garage_events::presence`]). A player's newest socket
+//! closes the older ones. If a queued player's socket drops and they do not reconnect within the grace period, their
+//! ticket is cancelled.
 //!
-//! Where the bucket cannot be written sockets are served as ever: a player whose end could not be noted waits until his
-//! ticket times out.
+//! If the bucket cannot be written, sockets work as usual. If the end of a player's socket cannot be recorded, the
+//! player's ticket stays queued until it times out.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -41,25 +42,26 @@ use crate::{
     socket::End,
 };
 
-/// How often a gateway says that it lives.
-const BEAT: Duration = Duration::from_secs(3);
+/// The interval of a gateway's heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(3);
 
-/// How long a gateway may be silent: three beats that are missing, and one that is late.
-const SILENT: time::Duration = time::Duration::seconds(10);
+/// A gateway without a heartbeat for this long counts as dead. Allows three missing heartbeats and a late one.
+const MAX_SILENCE: time::Duration = time::Duration::seconds(10);
 
-/// How long the server has to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+/// The time-out of a request to NATS.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long after its grace period the end of a socket is old news.
-const STALE: Duration = Duration::from_secs(60);
+/// For this long after the grace period of an ended socket, a gateway still checks the socket's player if the gateway
+/// that had the socket dies. It assumes that older ends were handled.
+const HANDLED_AFTER: Duration = Duration::from_secs(60);
 
-/// Players of a dead gateway that are seen to at a time.
-const AT_ONCE: usize = 64;
+/// How many players of a dead gateway are handled at the same time.
+const CONCURRENCY: usize = 64;
 
-/// Before something is tried again that the server did not answer.
-const AGAIN: Duration = Duration::from_secs(1);
+/// The delay before a failed request is retried.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// What this gateway knows of all sockets. Clones share it.
+/// Records this gateway's sockets in the bucket, and follows those of other gateways. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Presence(Arc<Inner>);
 
@@ -75,14 +77,14 @@ struct Inner {
 }
 
 /// Why an entry was not written.
-enum NotPut {
-    /// It has changed since it was read.
-    Moved,
-    /// The server did not take it.
+enum PutError {
+    /// The entry has changed since it was read.
+    Conflict,
+    /// NATS did not answer, or rejected the write.
     Failed(String),
 }
 
-/// A player's entry, as it was read.
+/// A player's entry in the bucket.
 #[derive(Debug, Clone)]
 struct PlayerEntry {
     player: PlayerId,
@@ -109,69 +111,69 @@ impl Presence {
         Ok(Self(Arc::new(Inner { context, bucket, log, hub, gateway, grace, tasks, shutdown })))
     }
 
-    /// Notes a player's socket, before its client hears that it is connected: one that the client opens later, here or
-    /// elsewhere, is noted later.
-    pub(crate) async fn enter(&self, player: PlayerId, entry: SocketEntry) -> Noted {
-        let noted = Noted { presence: self.clone(), player, entry, vanished: true };
-        if !self.note(&noted.player, &noted.entry).await {
-            // He must not be taken for gone because of an older entry.
-            let (presence, player, entry) = (self.clone(), noted.player.clone(), noted.entry.clone());
+    /// Stores the entry of a player's new socket. Call this before the client learns that it is connected. Then a
+    /// socket that the client opens later, on any gateway, gets a newer entry.
+    pub(crate) async fn enter(&self, player: PlayerId, entry: SocketEntry) -> PresenceGuard {
+        let guard = PresenceGuard { presence: self.clone(), player, entry, vanished: true };
+        if !self.store_entry(&guard.player, &guard.entry).await {
+            // Retry, so that an older entry does not make the player count as gone.
+            let (presence, player, entry) = (self.clone(), guard.player.clone(), guard.entry.clone());
             self.spawn(async move {
-                while presence.0.hub.holds(&player, entry.socket) && !presence.note(&player, &entry).await {
-                    sleep(AGAIN).await;
+                while presence.0.hub.is_current(&player, entry.socket) && !presence.store_entry(&player, &entry).await {
+                    sleep(RETRY_DELAY).await;
                 }
             });
         }
-        noted
+        guard
     }
 
-    async fn note(&self, player: &PlayerId, entry: &SocketEntry) -> bool {
+    async fn store_entry(&self, player: &PlayerId, entry: &SocketEntry) -> bool {
         let connection = Connection { gateway: self.0.gateway, socket: entry.socket, gone: false };
         match self.put(&Key::Player(player.clone()), &connection, None).await {
             Ok(revision) => {
-                self.0.hub.entered(player, entry, revision);
+                self.0.hub.entry_stored(player, entry, revision);
                 true
             }
-            Err(NotPut::Moved) => true,
-            Err(NotPut::Failed(reason)) => {
-                tracing::warn!(player.id = %player, reason, "socket not noted yet");
+            Err(PutError::Conflict) => true,
+            Err(PutError::Failed(reason)) => {
+                tracing::warn!(player.id = %player, reason, "cannot store the presence entry of a socket; retrying");
                 false
             }
         }
     }
 
-    /// Follows the bucket and says that this gateway lives, until `shutdown`.
+    /// Follows the bucket and writes heartbeats, until `shutdown`.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let shutdown = self.0.shutdown.clone();
         shutdown.run_until_cancelled(self.watch()).await;
-        // What waits for its grace is seen to by whoever finds this gateway silent.
+        // Another gateway notices that this one is silent, and handles the players whose grace period has not ended.
         self.0.tasks.close();
         self.0.tasks.wait().await;
         Ok(())
     }
 
     async fn watch(&self) {
-        // From the beginning: a gateway that died before this one started left its entry.
+        // Read from the beginning, to find the entries of gateways that died before this one started.
         let mut follow = Follow::new(self.0.context.clone(), presence::STREAM, vec![presence::ALL.into()], 1);
         let mut gateways = GatewayHeartbeats::default();
-        let mut beat = interval(BEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 message = follow.next() => match Key::of(&message.subject) {
-                    Some(Key::Player(_)) => self.see(&message),
+                    Some(Key::Player(_)) => self.see_player(&message),
                     Some(Key::Gateway(id)) => gateways.see(id, message.time, message.body.is_empty()),
                     None => {}
                 },
-                _ = beat.tick() => {
+                _ = heartbeat.tick() => {
                     let presence = self.clone();
                     self.spawn(async move {
                         let key = Key::Gateway(presence.0.gateway);
-                        if let Err(NotPut::Failed(reason)) = presence.put(&key, &json!({}), None).await {
-                            tracing::warn!(reason, "gateway's beat not stored");
+                        if let Err(PutError::Failed(reason)) = presence.put(&key, &json!({}), None).await {
+                            tracing::warn!(reason, "cannot store the gateway's heartbeat; retrying");
                         }
                     });
-                    for dead in gateways.silent() {
+                    for dead in gateways.take_silent() {
                         let presence = self.clone();
                         self.spawn(async move { presence.sweep(dead).await });
                     }
@@ -180,102 +182,104 @@ impl Presence {
         }
     }
 
-    /// A player's entry has changed.
-    fn see(&self, message: &Message) {
+    /// Handles a change of a player's entry.
+    fn see_player(&self, message: &Message) {
         let Some(PlayerEntry { player, connection, revision, .. }) = PlayerEntry::of(message) else { return };
-        let Some(entry) = self.0.hub.newest(&player, connection.socket, revision) else { return };
+        let Some(entry) = self.0.hub.entry_seen(&player, connection.socket, revision) else { return };
         if connection.gone {
-            // Somebody took this gateway for dead, and it is not. In the entry of that entry only: the player may have
-            // a newer socket by now.
+            // Another gateway assumed that this one is dead, and marked the socket as gone. Correct the entry, but only
+            // if it is still the same: the player may have a newer socket by now.
             let (presence, connection) =
                 (self.clone(), Connection { gateway: self.0.gateway, gone: false, ..connection });
             self.spawn(async move {
                 let key = Key::Player(player.clone());
                 loop {
                     match presence.put(&key, &connection, Some(revision)).await {
-                        Ok(revision) => return presence.0.hub.entered(&player, &entry, revision),
-                        Err(NotPut::Moved) => return,
-                        Err(NotPut::Failed(reason)) => {
-                            tracing::warn!(player.id = %player, reason, "socket not noted again yet");
+                        Ok(revision) => return presence.0.hub.entry_stored(&player, &entry, revision),
+                        Err(PutError::Conflict) => return,
+                        Err(PutError::Failed(reason)) => {
+                            tracing::warn!(player.id = %player, reason, "cannot store the presence entry of a socket; retrying");
                         }
                     }
-                    sleep(AGAIN).await;
+                    sleep(RETRY_DELAY).await;
                 }
             });
         }
     }
 
-    /// Marks a player's socket as gone, unless he has a newer one, and waits for him to return.
+    /// Marks a player's socket as gone, unless the player has a newer one, and waits for the player to reconnect.
     async fn leave(&self, player: PlayerId, socket: Uuid, revision: u64) {
         let (key, connection) =
             (Key::Player(player.clone()), Connection { gateway: self.0.gateway, socket, gone: true });
         loop {
             match self.put(&key, &connection, Some(revision)).await {
-                Ok(revision) => return self.wait_for(&player, revision).await,
-                Err(NotPut::Moved) => return,
-                Err(NotPut::Failed(reason)) => tracing::warn!(player.id = %player, reason, "end of a socket not noted"),
+                Ok(revision) => return self.cancel_after_grace(&player, revision).await,
+                Err(PutError::Conflict) => return,
+                Err(PutError::Failed(reason)) => {
+                    tracing::warn!(player.id = %player, reason, "cannot mark a socket as gone; retrying");
+                }
             }
-            sleep(AGAIN).await;
+            sleep(RETRY_DELAY).await;
         }
     }
 
-    /// Waits for the grace period, and ends what the player waits for if his entry is still the one of this revision.
-    async fn wait_for(&self, player: &PlayerId, revision: u64) {
+    /// Waits for the grace period, and then cancels the player's ticket if the entry still has this revision.
+    async fn cancel_after_grace(&self, player: &PlayerId, revision: u64) {
         sleep(self.0.grace).await;
-        self.end_wait(player, revision).await;
+        self.cancel_ticket(player, revision).await;
     }
 
-    async fn end_wait(&self, player: &PlayerId, revision: u64) {
+    async fn cancel_ticket(&self, player: &PlayerId, revision: u64) {
         loop {
-            match self.cancel(player, revision).await {
+            match self.try_cancel(player, revision).await {
                 Ok(()) => return,
-                // Asking again would change nothing. His ticket times out.
+                // A retry would not help. The ticket stays queued until it times out.
                 Err(error) if matches!(error.downcast_ref(), Some(ReadError::Unreadable { .. })) => {
-                    tracing::error!(player.id = %player, "a vanished player is not cancelled: {error:#}");
+                    tracing::error!(player.id = %player, "cannot cancel a disconnected player's ticket: {error:#}");
                     return;
                 }
-                Err(error) => tracing::warn!(player.id = %player, "a vanished player is not cancelled yet: {error:#}"),
+                Err(error) => {
+                    tracing::warn!(player.id = %player, "cannot cancel a disconnected player's ticket; retrying: {error:#}");
+                }
             }
-            sleep(AGAIN).await;
+            sleep(RETRY_DELAY).await;
         }
     }
 
-    async fn cancel(&self, player: &PlayerId, revision: u64) -> anyhow::Result<()> {
+    async fn try_cancel(&self, player: &PlayerId, revision: u64) -> anyhow::Result<()> {
         let last = self.last(&Key::Player(player.clone()).to_string()).await?;
-        let Some(last) = last.filter(|last| last.sequence == revision && !self.0.hub.is_here(player)) else {
+        let Some(last) = last.filter(|last| last.sequence == revision && !self.0.hub.is_connected(player)) else {
             return Ok(());
         };
         let found = self.0.log.player(player).await?;
-        // A wish of after he went needs no socket.
-        if let (State::Waiting(ticket_request), Some(queued)) = (&found.state, &found.last)
+        // A ticket requested after the socket had ended does not need a socket.
+        if let (State::Waiting(waiting), Some(queued)) = (&found.state, &found.last)
             && queued.time <= last.time
         {
-            let cancelled =
-                commands::cancel(&self.0.log, &System, player, ticket_request.ticket, CancelReason::Disconnected);
+            let cancelled = commands::cancel(&self.0.log, &System, player, waiting.ticket, CancelReason::Disconnected);
             match cancelled.await {
                 Ok(()) => {
                     metrics::counter!("garage_gateway_vanished_total").increment(1);
-                    tracing::info!(player.id = %player, ticket.id = %ticket_request.ticket, "cancelled: the player has vanished");
+                    tracing::info!(player.id = %player, ticket.id = %waiting.ticket, "ticket cancelled: player did not reconnect");
                 }
-                // Matched in the last moment, or cancelled by himself.
+                // The player was matched meanwhile, or cancelled the ticket.
                 Err(problem) => anyhow::ensure!(problem.is_clients(), "{problem:?}"),
             }
         }
         Ok(())
     }
 
-    /// Sees to the players of a gateway that is dead. Several gateways may do so at a time.
+    /// Handles the players of a dead gateway. Several gateways may do this at the same time.
     async fn sweep(&self, dead: Uuid) {
-        tracing::warn!(gateway = %dead, "a gateway is silent; looking after its players");
+        tracing::warn!(gateway = %dead, "a gateway sends no heartbeats; handling its players");
         while let Err(error) = self.sweep_once(dead).await {
-            tracing::warn!(gateway = %dead, "its players are not looked after yet: {error:#}");
-            sleep(AGAIN).await;
+            tracing::warn!(gateway = %dead, "cannot handle the players of a dead gateway; retrying: {error:#}");
+            sleep(RETRY_DELAY).await;
         }
     }
 
     async fn sweep_once(&self, dead: Uuid) -> anyhow::Result<()> {
-        // Those who went long since have been seen to.
-        let since = System.now() - self.0.grace - STALE;
+        let since = System.now() - self.0.grace - HANDLED_AFTER;
         let left = self.entries().await?.into_iter().filter(|entry| entry.connection.gateway == dead);
         let left = left.filter(|entry| !entry.connection.gone || entry.time > since);
         let marked = stream::iter(left.map(async |PlayerEntry { player, connection, revision, .. }| {
@@ -285,31 +289,32 @@ impl Presence {
             match self.put(&Key::Player(player.clone()), &Connection { gone: true, ..connection }, Some(revision)).await
             {
                 Ok(revision) => Ok(Some((player, revision))),
-                Err(NotPut::Moved) => Ok(None),
-                Err(NotPut::Failed(reason)) => Err(anyhow::anyhow!(reason)),
+                Err(PutError::Conflict) => Ok(None),
+                Err(PutError::Failed(reason)) => Err(anyhow::anyhow!(reason)),
             }
         }));
-        let marked: Vec<_> = marked.buffer_unordered(AT_ONCE).try_collect().await?;
+        let marked: Vec<_> = marked.buffer_unordered(CONCURRENCY).try_collect().await?;
         sleep(self.0.grace).await;
         let gone = marked.into_iter().flatten();
-        stream::iter(gone.map(async |(player, revision)| self.end_wait(&player, revision).await))
-            .buffer_unordered(AT_ONCE)
+        stream::iter(gone.map(async |(player, revision)| self.cancel_ticket(&player, revision).await))
+            .buffer_unordered(CONCURRENCY)
             .collect::<()>()
             .await;
-        // Only now, so that another gateway goes on should this one end meanwhile. An empty entry: it was seen to.
+        // An empty entry means that the gateway was handled. It is written last, so that another gateway continues if
+        // this one stops before.
         match self.send(&Key::Gateway(dead), Bytes::new(), None).await {
-            Ok(_) | Err(NotPut::Moved) => Ok(()),
-            Err(NotPut::Failed(reason)) => anyhow::bail!(reason),
+            Ok(_) | Err(PutError::Conflict) => Ok(()),
+            Err(PutError::Failed(reason)) => anyhow::bail!(reason),
         }
     }
 
-    /// Every player's entry.
+    /// The entries of all players.
     async fn entries(&self) -> anyhow::Result<Vec<PlayerEntry>> {
         let Some(last) = self.last(presence::PLAYERS).await? else { return Ok(Vec::new()) };
         let mut follow = Follow::new(self.0.context.clone(), presence::STREAM, vec![presence::PLAYERS.into()], 1);
         let mut entries = Vec::new();
         loop {
-            let message = timeout(ANSWER, follow.next()).await?;
+            let message = timeout(REQUEST_TIMEOUT, follow.next()).await?;
             entries.extend(PlayerEntry::of(&message));
             if message.seq >= last.sequence {
                 return Ok(entries);
@@ -317,35 +322,35 @@ impl Presence {
         }
     }
 
-    /// The last message that a filter selects, told by the bucket's leader.
+    /// The last message with a subject that matches the filter, read from the bucket's leader.
     async fn last(&self, filter: &str) -> anyhow::Result<Option<StreamMessage>> {
-        match timeout(ANSWER, self.0.bucket.get_last_raw_message_by_subject(filter)).await? {
+        match timeout(REQUEST_TIMEOUT, self.0.bucket.get_last_raw_message_by_subject(filter)).await? {
             Ok(message) => Ok(Some(message)),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    async fn put(&self, key: &Key, value: &impl Serialize, expected: Option<u64>) -> Result<u64, NotPut> {
-        let value = serde_json::to_vec(value).map_err(|error| NotPut::Failed(error.to_string()))?;
+    async fn put(&self, key: &Key, value: &impl Serialize, expected: Option<u64>) -> Result<u64, PutError> {
+        let value = serde_json::to_vec(value).map_err(|error| PutError::Failed(error.to_string()))?;
         self.send(key, value.into(), expected).await
     }
 
-    async fn send(&self, key: &Key, value: Bytes, expected: Option<u64>) -> Result<u64, NotPut> {
+    async fn send(&self, key: &Key, value: Bytes, expected: Option<u64>) -> Result<u64, PutError> {
         let mut message = PublishMessage::build().payload(value);
         if let Some(expected) = expected {
             message = message.expected_last_subject_sequence(expected);
         }
         let sent = publish(&self.0.context, Point::PresenceNoted, key.to_string(), message);
-        match timeout(ANSWER, sent).await {
+        match timeout(REQUEST_TIMEOUT, sent).await {
             Ok(Ok(ack)) => Ok(ack.sequence),
-            Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(NotPut::Moved),
-            Ok(Err(error)) => Err(NotPut::Failed(error.to_string())),
-            Err(_) => Err(NotPut::Failed("no answer".into())),
+            Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(PutError::Conflict),
+            Ok(Err(error)) => Err(PutError::Failed(error.to_string())),
+            Err(_) => Err(PutError::Failed("no answer".into())),
         }
     }
 
-    /// Runs something that ends with this gateway.
+    /// Runs a task that is dropped when this gateway stops.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.0.shutdown.clone();
         self.0.tasks.spawn(async move {
@@ -354,23 +359,23 @@ impl Presence {
     }
 }
 
-/// A socket that was noted. Whatever becomes of it, its player counts as vanished when this is dropped, unless it was
-/// ended otherwise.
-pub(crate) struct Noted {
+/// The presence of a player's socket. Dropping it marks the player as gone, unless [`ended`](Self::ended) was called
+/// with a reason for which the player has not left.
+pub(crate) struct PresenceGuard {
     presence: Presence,
     player: PlayerId,
     entry: SocketEntry,
     vanished: bool,
 }
 
-impl Noted {
-    /// Notes how the socket ended.
+impl PresenceGuard {
+    /// Records how the socket ended.
     pub(crate) fn ended(mut self, end: End) {
         self.vanished = end.vanished();
     }
 }
 
-impl Drop for Noted {
+impl Drop for PresenceGuard {
     fn drop(&mut self) {
         if let (true, Some(revision)) = (self.vanished, self.entry.revision()) {
             let (presence, player, socket) = (self.presence.clone(), self.player.clone(), self.entry.socket);
@@ -379,28 +384,28 @@ impl Drop for Noted {
     }
 }
 
-/// When each gateway said last that it lives, by the stream's clock.
+/// The time of each gateway's last heartbeat, by the stream's clock.
 #[derive(Debug, Default)]
 struct GatewayHeartbeats {
     seen: HashMap<Uuid, OffsetDateTime>,
-    /// The stream's clock, as far as it is known.
+    /// The newest timestamp of the stream that was seen.
     now: Option<OffsetDateTime>,
 }
 
 impl GatewayHeartbeats {
-    fn see(&mut self, id: Uuid, time: OffsetDateTime, seen_to: bool) {
+    fn see(&mut self, id: Uuid, time: OffsetDateTime, handled: bool) {
         self.now = self.now.max(Some(time));
-        if seen_to {
+        if handled {
             self.seen.remove(&id);
         } else {
             self.seen.insert(id, time);
         }
     }
 
-    /// Those that have been silent too long; each is told once.
-    fn silent(&mut self) -> Vec<Uuid> {
+    /// The gateways that have become silent since the last call.
+    fn take_silent(&mut self) -> Vec<Uuid> {
         let Some(now) = self.now else { return Vec::new() };
-        self.seen.extract_if(|_, seen| now - *seen > SILENT).map(|(id, _)| id).collect()
+        self.seen.extract_if(|_, seen| now - *seen > MAX_SILENCE).map(|(id, _)| id).collect()
     }
 }
 
@@ -409,25 +414,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gateway_is_dead_when_others_beat_and_it_does_not() {
+    fn a_gateway_is_dead_if_only_other_gateways_send_heartbeats() {
         let at = |seconds| OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(seconds);
         let (one, two, old) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
         let mut gateways = GatewayHeartbeats::default();
-        assert!(gateways.silent().is_empty());
+        assert!(gateways.take_silent().is_empty());
         gateways.see(old, at(0), false);
         gateways.see(one, at(100), false);
         gateways.see(two, at(101), false);
-        assert_eq!(gateways.silent(), [old]);
-        assert!(gateways.silent().is_empty(), "told once");
+        assert_eq!(gateways.take_silent(), [old]);
+        assert!(gateways.take_silent().is_empty(), "returned only once");
         gateways.see(one, at(110), false);
-        assert!(gateways.silent().is_empty());
+        assert!(gateways.take_silent().is_empty());
         gateways.see(one, at(112), false);
-        assert_eq!(gateways.silent(), [two]);
-        // It was paused, and lives.
+        assert_eq!(gateways.take_silent(), [two]);
+        // It was paused, and continues.
         gateways.see(two, at(113), false);
-        assert!(gateways.silent().is_empty());
+        assert!(gateways.take_silent().is_empty());
         gateways.see(two, at(114), true);
         gateways.see(one, at(140), false);
-        assert!(gateways.silent().is_empty(), "another has seen to it");
+        assert!(gateways.take_silent().is_empty(), "another gateway has handled it");
     }
 }

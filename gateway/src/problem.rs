@@ -1,5 +1,5 @@
-//! Errors as clients see them: RFC 9457, `application/problem+json`. What goes wrong inside is logged here, where it
-//! ends, and not told.
+//! The errors that clients see, as `application/problem+json` (RFC 9457). Internal causes are logged here and not sent
+//! to clients.
 
 use garage_events::{
     event::DecodeError,
@@ -16,17 +16,17 @@ use warp::reply::Response;
 
 use crate::token::Refused;
 
-/// What clients are asked to wait before they try again, in seconds. NATS elects a new leader in a few.
+/// How long clients should wait before they retry, in seconds. NATS elects a new leader within a few seconds.
 pub(crate) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
-/// The same of a queue that an operator has closed, who seldom does so for seconds.
+/// The same for a closed queue, in seconds. Operators usually close a queue for minutes or longer.
 const CLOSED_RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 
-/// A request that is not granted.
-#[derive(Debug)]
+/// The answer to a request that failed.
+#[derive(Debug, Clone)]
 pub struct Problem {
     status: StatusCode,
-    /// A relative URI that names the kind; `about:blank` when the status says all.
+    /// A relative URI that identifies the kind of problem; `about:blank` if the status says enough.
     kind: &'static str,
     title: &'static str,
     detail: String,
@@ -53,12 +53,12 @@ impl Problem {
     }
 
     pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("this resource takes {allow}"))
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("this path does not support the method; use one of: {allow}"))
             .header(header::ALLOW, HeaderValue::from_static(allow))
     }
 
     pub(crate) fn too_large(limit: usize) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may be {limit} bytes long"))
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request body is too long; the limit is {limit} bytes"))
             .header(header::CONNECTION, HeaderValue::from_static("close"))
     }
 
@@ -75,14 +75,18 @@ impl Problem {
     }
 
     pub(crate) fn waiting(ticket: TicketId) -> Self {
-        let detail = format!("the player waits with ticket {ticket} already; cancel it first");
+        let detail = format!("the player already waits with ticket {ticket}; cancel that ticket first");
         Self::new(StatusCode::CONFLICT, detail)
             .kind("/problems/already-waiting", "Already waiting")
             .member("ticket", ticket.to_string())
     }
 
     pub(crate) fn in_session(session: SessionId) -> Self {
-        Self::new(StatusCode::CONFLICT, format!("the player has been matched, in session {session}"))
+        let detail = format!(
+            "the player was matched, in session {session}; a matched ticket cannot be cancelled, and the player can queue \
+             again after the session"
+        );
+        Self::new(StatusCode::CONFLICT, detail)
             .kind("/problems/in-session", "Already matched")
             .member("session", session.to_string())
     }
@@ -92,7 +96,7 @@ impl Problem {
         self
     }
 
-    /// Whether it is the request that is wrong, and not something here.
+    /// Whether the cause is the request (status 4xx) and not the server.
     pub fn is_clients(&self) -> bool {
         self.status.is_client_error()
     }
@@ -133,7 +137,7 @@ impl Problem {
 
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
-        // RFC 6750, section 3: no error code for who did not try.
+        // RFC 6750, section 3: no error code if the request has no token.
         let challenge = match refused {
             Refused::Missing => "Bearer",
             Refused::Expired => "Bearer error=\"invalid_token\", error_description=\"the token has expired\"",
@@ -148,17 +152,17 @@ impl From<ReadError> for Problem {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Unavailable(_) => {
-                tracing::warn!(%error, "request refused for now");
+                tracing::warn!(%error, "request failed: temporarily unavailable");
                 Self::unavailable("the matchmaking log does not answer; try again")
             }
             ReadError::Unreadable { source: DecodeError::Unknown { .. }, .. } => {
-                // Another gateway may be of that build already.
-                tracing::error!(%error, "request refused for now");
-                Self::unavailable("this is being upgraded; try again")
+                // Another gateway may already run a build that knows it.
+                tracing::error!(%error, "request failed: temporarily unavailable");
+                Self::unavailable("the service is being upgraded; try again")
             }
             ReadError::Unreadable { source: DecodeError::Corrupt(_), .. } => {
-                tracing::error!(%error, "request failed");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong here")
+                tracing::error!(%error, "request failed: internal error");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; the cause is in the gateway's log")
             }
         }
     }
@@ -166,12 +170,12 @@ impl From<ReadError> for Problem {
 
 impl From<AppendError> for Problem {
     fn from(error: AppendError) -> Self {
-        tracing::warn!(%error, "request refused for now");
+        tracing::warn!(%error, "request failed: temporarily unavailable");
         Self::unavailable(match error {
-            AppendError::Conflict(_) => "the player's state keeps changing; try again",
+            AppendError::Conflict(_) => "the player's state changed several times during the request; try again",
             AppendError::Unavailable(_) => "the matchmaking log does not answer; try again",
-            // Full, most likely: it refuses commands instead of forgetting.
-            AppendError::Refused(_) => "the matchmaking log does not take commands now; try again later",
+            // Most likely the log is full: it then rejects appends instead of deleting events.
+            AppendError::Refused(_) => "the matchmaking log does not accept new events at present; try again later",
         })
     }
 }
@@ -184,12 +188,15 @@ impl From<CallError> for Problem {
                 Self::new(status, message)
             }
             CallError::Refused { code: 503, .. } | CallError::Unavailable { .. } => {
-                tracing::warn!(%error, "request refused for now");
-                Self::unavailable("a service behind this does not answer; try again")
+                tracing::warn!(%error, "request failed: temporarily unavailable");
+                Self::unavailable("a service behind the gateway does not answer; try again")
             }
             CallError::Refused { .. } | CallError::Malformed { .. } => {
-                tracing::error!(%error, "request failed");
-                Self::new(StatusCode::BAD_GATEWAY, "a service behind this failed")
+                tracing::error!(%error, "request failed: unexpected answer from another worker");
+                Self::new(
+                    StatusCode::BAD_GATEWAY,
+                    "a service behind the gateway failed; the cause is in the gateway's log",
+                )
             }
         }
     }
@@ -209,34 +216,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_conflict_names_the_ticket() {
+    async fn a_conflict_contains_the_ticket() {
         let ticket = TicketId::new(uuid::Uuid::nil());
         let (parts, body) = shown(Problem::waiting(ticket)).await;
         assert_eq!(parts.status, 409);
         assert_eq!(parts.headers[header::CONTENT_TYPE], "application/problem+json");
-        let detail = format!("the player waits with ticket {ticket} already; cancel it first");
+        let detail = format!("the player already waits with ticket {ticket}; cancel that ticket first");
         let expected = json!({"type": "/problems/already-waiting", "title": "Already waiting", "status": 409,
             "detail": detail, "ticket": ticket});
         assert_eq!(body, expected);
     }
 
     #[tokio::test]
-    async fn what_is_down_is_not_told_but_when_to_come_back() {
-        let inside = "10.0.0.7:4222 refused";
+    async fn an_outage_is_a_503_with_retry_after_and_without_internal_details() {
+        let internal = "10.0.0.7:4222 refused";
         let subject = "svc.session.get";
         for problem in [
-            Problem::from(ReadError::Unavailable(inside.into())),
-            Problem::from(AppendError::Unavailable(inside.into())),
-            Problem::from(AppendError::Refused(inside.into())),
-            Problem::from(CallError::Unavailable { subject, reason: inside.into() }),
-            Problem::from(CallError::Refused { subject, code: 503, message: inside.into() }),
+            Problem::from(ReadError::Unavailable(internal.into())),
+            Problem::from(AppendError::Unavailable(internal.into())),
+            Problem::from(AppendError::Refused(internal.into())),
+            Problem::from(CallError::Unavailable { subject, reason: internal.into() }),
+            Problem::from(CallError::Refused { subject, code: 503, message: internal.into() }),
         ] {
             let (parts, body) = shown(problem).await;
             assert_eq!(parts.status, 503);
             assert_eq!(parts.headers[header::RETRY_AFTER], "2");
             assert!(!body.to_string().contains("10.0"), "{body}");
         }
-        let (parts, body) = shown(CallError::Refused { subject, code: 500, message: inside.into() }).await;
+        let (parts, body) = shown(CallError::Refused { subject, code: 500, message: internal.into() }).await;
         assert_eq!(parts.status, 502);
         assert!(!body.to_string().contains("10.0"), "{body}");
         let (parts, body) = shown(CallError::Refused { subject, code: 404, message: "no such car".into() }).await;
@@ -244,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_not_known_is_challenged() {
+    async fn a_401_contains_a_challenge() {
         for (refused, challenge) in [(Refused::Missing, "Bearer"), (Refused::Invalid, "Bearer error=\"invalid_token\"")]
         {
             let (parts, _) = shown(refused).await;

@@ -1,4 +1,4 @@
-//! Which queues an operator has closed (see [`garage_events::door`]).
+//! The queues that an operator has closed (see [`garage_events::queue_status`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,38 +20,38 @@ use tokio::time::timeout;
 
 use crate::problem::Problem;
 
-/// How long the server has to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+/// The time-out for reading the whole bucket.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The queues that are closed. Clones share it.
+/// The status of each queue. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct QueueStatuses {
-    /// Those there are: no other is kept.
+    /// The configured queues. The status of any other queue is ignored.
     queues: Arc<BTreeSet<QueueName>>,
-    /// The closed ones, and why.
+    /// The closed queues, with the operator's reason.
     closed: Arc<Mutex<BTreeMap<QueueName, String>>>,
 }
 
 impl QueueStatuses {
-    /// Of these queues; all are open.
+    /// Starts with all configured queues open.
     pub fn new(queues: &Queues) -> Self {
         Self { queues: Arc::new(queues.queues.keys().cloned().collect()), closed: Arc::default() }
     }
 
-    /// Lets a player into a queue, or tells him why not.
-    pub(crate) fn admit(&self, queue: &QueueName) -> Result<(), Problem> {
+    /// Checks that a queue is open.
+    pub(crate) fn check_open(&self, queue: &QueueName) -> Result<(), Problem> {
         match self.closed().get(queue) {
             Some(reason) => Err(Problem::queue_closed(queue, reason)),
             None => Ok(()),
         }
     }
 
-    /// An entry has changed.
-    fn see(&self, message: &Message) {
+    /// Handles a change of an entry.
+    fn update(&self, message: &Message) {
         let Some(queue) = queue_status::queue_of(&message.subject).filter(|queue| self.queues.contains(queue)) else {
             return;
         };
-        // One that was deleted with a KV client has no body.
+        // An entry that was deleted with a KV client has no body.
         let queue_status =
             if message.body.is_empty() { Ok(QueueStatus::Open) } else { serde_json::from_slice(&message.body) };
         match queue_status {
@@ -64,50 +64,53 @@ impl QueueStatuses {
                 self.closed().insert(queue, reason);
             }
             Err(error) => {
-                tracing::warn!(%error, queue = %queue, "whether the queue is closed cannot be read; it stays as it is");
+                tracing::warn!(%error, queue = %queue, "cannot read the status of a queue; keeping its previous status");
             }
         }
     }
 
     fn closed(&self) -> MutexGuard<'_, BTreeMap<QueueName, String>> {
-        // Each change is one insert or removal.
+        // A panic under the lock cannot leave the map half changed: each change is one insert or one removal.
         self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads which queues are closed, for which it waits: nobody is to slip into one because its gateway has just started.
-/// The task that is returned follows what changes until `shutdown`.
+/// Reads the status of all queues. Waits until this succeeds, so that a gateway that has just started does not accept a
+/// ticket for a closed queue. The returned task follows changes until `shutdown`.
 ///
 /// # Errors
-/// [`Stopped`]
+/// [`Stopped`], if `shutdown` comes before the read succeeds.
 pub(crate) async fn follow(
     queue_statuses: QueueStatuses,
     context: Context,
     health: Health,
     shutdown: Shutdown,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
-    health.down("queues", "reading which are closed");
-    let reading = keep_trying("which queues are closed", || async {
-        let read = timeout(ANSWER, read(&queue_statuses, &context)).await.context("no answer").and_then(|read| read);
+    health.down("queues", "the list of closed queues is not read yet");
+    let reading = keep_trying("the queue status", || async {
+        let read =
+            timeout(READ_TIMEOUT, read(&queue_statuses, &context)).await.context("no answer").and_then(|read| read);
         read.inspect_err(|error| health.down("queues", format!("{error:#}")))
     });
     let mut follow = shutdown.run_until_cancelled(reading).await.ok_or(Stopped)?;
     health.up("queues");
     Ok(async move {
-        let see_all = async {
+        let following = async {
             loop {
-                queue_statuses.see(&follow.next().await);
+                queue_statuses.update(&follow.next().await);
             }
         };
-        shutdown.run_until_cancelled(see_all).await;
+        shutdown.run_until_cancelled(following).await;
         Ok(())
     })
 }
 
-/// Reads the bucket up to its last entry, told by its leader; what is returned goes on from there.
+/// Reads the bucket up to its last entry, as reported by its leader. The returned read continues from there.
 async fn read(queue_statuses: &QueueStatuses, context: &Context) -> anyhow::Result<Follow> {
-    let bucket =
-        context.get_stream(queue_status::STREAM).await.context("there is no bucket of queues; run `garage init`")?;
+    let bucket = context
+        .get_stream(queue_status::STREAM)
+        .await
+        .context("the bucket QUEUES does not exist; run `garage init`")?;
     let last = match bucket.get_last_raw_message_by_subject(queue_status::ALL).await {
         Ok(last) => last.sequence,
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
@@ -118,7 +121,7 @@ async fn read(queue_statuses: &QueueStatuses, context: &Context) -> anyhow::Resu
     while seen < last {
         let message = follow.next().await;
         seen = message.seq;
-        queue_statuses.see(&message);
+        queue_statuses.update(&message);
     }
     Ok(follow)
 }
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_closed_from_when_it_is_said_until_it_is_taken_back() {
+    fn a_queue_stays_closed_until_it_is_opened_or_its_entry_deleted() {
         let ranked: QueueName = "ranked".parse().unwrap();
         let queue_statuses = QueueStatuses { queues: Arc::new([ranked.clone()].into()), ..QueueStatuses::default() };
         let closed = r#"{"state":"closed","reason":"r"}"#;
@@ -154,10 +157,10 @@ mod tests {
             (closed, false),
             ("", true),
         ] {
-            queue_statuses.see(&message("ranked", body));
-            assert_eq!(queue_statuses.admit(&ranked).is_ok(), open, "{body}");
+            queue_statuses.update(&message("ranked", body));
+            assert_eq!(queue_statuses.check_open(&ranked).is_ok(), open, "{body}");
         }
-        queue_statuses.see(&message("unheard-of", closed));
+        queue_statuses.update(&message("unheard-of", closed));
         assert!(queue_statuses.closed().is_empty());
     }
 }

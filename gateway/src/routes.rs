@@ -1,5 +1,5 @@
-//! REST, as warp filters. A route is a path; which methods it takes is decided in it, so that a known path with another
-//! method is a 405 that names them and anything else a 404.
+//! The REST routes, as warp filters. A filter matches only the path, and its handler checks the method. So a known path
+//! with a wrong method gets a 405 that names the allowed methods, and an unknown path gets a 404.
 
 mod inventory;
 
@@ -25,18 +25,19 @@ use serde_json::json;
 use warp::{Filter, filters::BoxedFilter, path, reply::Response};
 
 use crate::{
-    App, commands,
+    app::App,
+    commands,
     problem::Problem,
     request::{self, TicketRequest},
     ticket::{Me, Ticket},
     token::Identity,
 };
 
-/// The route that made a response, for metrics; a path itself would be a label without bound.
+/// The route of a response, as a metric label. The paths themselves would be an unbounded number of labels.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Route(pub(crate) &'static str);
 
-/// What a route's handler gets besides the path.
+/// A request, as a route's handler receives it, without the path.
 struct Call {
     app: Arc<App>,
     method: Method,
@@ -46,7 +47,7 @@ struct Call {
 
 type Answer = Result<Response, Problem>;
 
-/// All routes. Every request gets a response, none is rejected.
+/// All routes. Every request gets a response; no filter rejects one.
 pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let call = warp::method()
         .and(warp::header::headers_cloned())
@@ -72,7 +73,8 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let connect_token = path!("v1" / "sessions" / SessionId / "connect-token")
         .and(call.clone())
         .then(|id, call| answer("/v1/sessions/{id}/connect-token", connect_token(id, call)));
-    let none = warp::any().then(|| answer("none", async { Err(Problem::not_found("there is no such resource")) }));
+    let none = warp::any()
+        .then(|| answer("none", async { Err(Problem::not_found("there is no such path; see GET /openapi.json")) }));
 
     let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(me).unify().boxed();
     let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
@@ -87,12 +89,12 @@ async fn answer(route: &'static str, handler: impl Future<Output = Answer>) -> R
 }
 
 impl Call {
-    /// Who calls. Asked after the method, so that a 405 needs no token.
+    /// The player in the token. Handlers check the method first, so that a 405 needs no token.
     fn player(&self) -> Result<PlayerId, Problem> {
         Ok(request::identity(&self.app.keys, &self.headers)?.player)
     }
 
-    /// The body, read as JSON.
+    /// Parses the body as JSON.
     fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         request::json(&self.headers, &self.body)
     }
@@ -104,25 +106,25 @@ impl Call {
 
 fn ok(status: StatusCode, body: &impl Serialize) -> Answer {
     let body = serde_json::to_vec(body).map_err(|error| {
-        tracing::error!(%error, "a response cannot be written as JSON");
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "something went wrong here")
+        tracing::error!(%error, "cannot write a response as JSON");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; the cause is in the gateway's log")
     })?;
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // It is one player's, and changes any time.
+    // The body is for one player, and can change at any time.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
-/// What this interface is, for machines; the tests hold the code to it. It is no secret, and the same for all.
+/// The OpenAPI document. It needs no token. The tests check the gateway's responses against it.
 async fn description(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
     let mut response = Response::new(include_str!("../openapi.json").into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // It changes with a deployment only.
+    // The document changes only with a new version of the gateway.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
     Ok(response)
 }
@@ -132,19 +134,20 @@ async fn tickets(call: Call) -> Answer {
     let Identity { player, rank: claimed } = request::identity(&call.app.keys, &call.headers)?;
     let ticket_request: TicketRequest = call.body()?;
     let Call { app, headers, .. } = call;
-    let ticket = request::named_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
+    let ticket = request::keyed_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
     let timeout = ticket_request.check(&app.queues)?;
-    let rank = ticket_request.rank.or(claimed);
-    let rank = async {
-        match rank {
-            Some(rank) => Ok(rank),
-            None => Ok(svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank),
-        }
+    let now = app.env.now();
+    let queued = async {
+        let rank = match ticket_request.rank.or(claimed) {
+            Some(rank) => rank,
+            None => svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank,
+        };
+        Ok(ticket_request.queued(ticket, rank, now, timeout))
     };
-    let ticket_request = ticket_request.queued(ticket, app.env.now(), timeout);
-    let ticket = commands::queue(&app.log, &app.env, &app.queue_statuses, &player, ticket_request, rank).await?;
+    let about = (&ticket_request.queue, ticket);
+    let ticket = commands::queue(&app.log, &app.env, &app.queue_statuses, &player, about, queued).await?;
     let mut response = ok(StatusCode::CREATED, &ticket)?;
-    // A UUID is always a header value.
+    // This never fails: a UUID is always a valid header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {
         response.headers_mut().insert(LOCATION, location);
     }
@@ -184,7 +187,7 @@ async fn me(call: Call) -> Answer {
     ok(StatusCode::OK, &Me::of(id, &player))
 }
 
-/// A session, for who plays in it; anybody else must not learn that there is one.
+/// Reads a session for one of its players. Other players get the same 404 as if the session did not exist.
 async fn visible(call: &Call, session: SessionId) -> Result<View, Problem> {
     let player = call.player()?;
     let view = svc::call(&call.app.client, &GetSession { session }).await;
@@ -197,7 +200,7 @@ async fn visible(call: &Call, session: SessionId) -> Result<View, Problem> {
 }
 
 fn no_session() -> Problem {
-    Problem::not_found("the player has no such session")
+    Problem::not_found("the player has no session with this id")
 }
 
 async fn session(id: SessionId, call: Call) -> Answer {
@@ -208,10 +211,12 @@ async fn session(id: SessionId, call: Call) -> Answer {
 async fn public_key(id: SessionId, call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
     let view = visible(&call, id).await?;
-    let key = view.public_key.ok_or_else(|| Problem::not_found("no server has been asked for yet"))?;
+    let key = view
+        .public_key
+        .ok_or_else(|| Problem::not_found("no game server is requested yet, so there is no key; try again"))?;
     let der = SubjectPublicKeyInfoDer::from_pem_slice(key.as_bytes()).map_err(|error| {
-        tracing::error!(%error, session.id = %id, "the session's public key is no PEM");
-        Problem::new(StatusCode::BAD_GATEWAY, "a service behind this failed")
+        tracing::error!(%error, session.id = %id, "the public key of a session is not PEM");
+        Problem::new(StatusCode::BAD_GATEWAY, "a service behind the gateway failed; the cause is in the gateway's log")
     })?;
     ok(StatusCode::OK, &json!({ "public_key": key, "fingerprint": game::fingerprint(&der) }))
 }

@@ -1,4 +1,4 @@
-//! The accept loop: TLS, limits and time-outs around the routes.
+//! The accept loop. Applies TLS, limits and time-outs to the routes.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
@@ -28,39 +28,27 @@ use tokio_util::task::TaskTracker;
 use warp::reply::Response;
 
 use crate::{
-    App,
+    app::App,
+    limits::{DEADLINE, GRACE, MAX_BODY, MAX_HEAD},
     problem::Problem,
     routes::{self, Route},
     upgrade,
     write_timeout::WriteTimeout,
 };
 
-/// For a client to shake hands, to send a request's head, its body, for us to answer it, and for the client to take
-/// some of the answer. It is twice what one request to NATS may take.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
-
-/// For connections to end once we stop; the ground waits 30 s for all of the worker.
-const GRACE: Duration = Duration::from_secs(15);
-
-/// What hyper reads ahead, and so the most that a request's head may be. Tokens take up to 4 KiB of it.
-const MAX_HEAD: usize = 16 << 10;
-
-/// The longest body.
-const MAX_BODY: usize = 16 << 10;
-
-/// The service that warp makes of the routes, whose type it does not name.
+/// The routes as a service. The type that warp returns has no name.
 type Routes = Box<dyn Fn(Request<Full<Bytes>>) -> BoxFuture<'static, Response> + Send + Sync>;
 
-/// What every connection shares.
+/// The state that all connections share.
 struct Server {
     app: Arc<App>,
     routes: Routes,
-    /// Connections, and sockets that were connections.
+    /// The tasks of all connections and sockets.
     tasks: TaskTracker,
     shutdown: Shutdown,
 }
 
-/// Serves clients until `shutdown`, then finishes what is in flight.
+/// Serves clients until `shutdown`, and then finishes the requests in progress.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
@@ -68,37 +56,37 @@ pub(crate) async fn serve(
     limit: u32,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    // A connection beyond these waits in the kernel, which is what holds a flood off.
-    let places = Arc::new(Semaphore::new(usize::try_from(limit)?.min(Semaphore::MAX_PERMITS)));
+    // Further connections wait in the kernel's accept queue. This protects the gateway from a flood of connections.
+    let permits = Arc::new(Semaphore::new(usize::try_from(limit)?.min(Semaphore::MAX_PERMITS)));
     let service = TowerToHyperService::new(warp::service(routes::all(Arc::clone(&app))));
     let routes: Routes = Box::new(move |request| {
         let response = service.call(request);
         Box::pin(async move { response.await.unwrap_or_else(|never: Infallible| match never {}) })
     });
     let server = Arc::new(Server { app, routes, tasks: TaskTracker::new(), shutdown: shutdown.clone() });
-    while let Some(next) = shutdown.run_until_cancelled(accept(&listener, &places)).await {
-        let (stream, place) = next?;
-        server.tasks.spawn(connection(stream, tls.clone(), Arc::clone(&server), place));
+    while let Some(next) = shutdown.run_until_cancelled(accept(&listener, &permits)).await {
+        let (stream, permit) = next?;
+        server.tasks.spawn(connection(stream, tls.clone(), Arc::clone(&server), permit));
     }
     drop(listener);
     server.tasks.close();
     if timeout(GRACE, server.tasks.wait()).await.is_err() {
-        tracing::warn!(connections = server.tasks.len(), "not all connections ended in time");
+        tracing::warn!(connections = server.tasks.len(), "not all connections ended before the time-out");
     }
     Ok(())
 }
 
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> anyhow::Result<(TcpStream, Arc<OwnedSemaphorePermit>)> {
-    let place = Arc::clone(places).acquire_owned().await?;
+    let permit = Arc::clone(permits).acquire_owned().await?;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return Ok((stream, Arc::new(place))),
+            Ok((stream, _)) => return Ok((stream, Arc::new(permit))),
             Err(error) => {
-                // Too many open files passes; the port must outlive it.
-                tracing::warn!(%error, "cannot accept a connection");
+                // An error such as too many open files is temporary.
+                tracing::warn!(%error, "cannot accept a connection; retrying");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -109,29 +97,29 @@ async fn connection(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     server: Arc<Server>,
-    place: Arc<OwnedSemaphorePermit>,
+    permit: Arc<OwnedSemaphorePermit>,
 ) {
-    // Frames are small and each counts.
+    // Frames are small and must be sent at once.
     if stream.set_nodelay(true).is_err() {
         return;
     }
     let stream = WriteTimeout::new(stream, DEADLINE);
-    let Some(tls) = tls else { return http(stream, server, place).await };
+    let Some(tls) = tls else { return http(stream, server, permit).await };
     match timeout(DEADLINE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => http(stream, server, place).await,
+        Ok(Ok(stream)) => http(stream, server, permit).await,
         Ok(Err(error)) => tracing::debug!(%error, "a client failed the TLS handshake"),
         Err(_) => tracing::debug!("a client did not finish the TLS handshake in time"),
     }
 }
 
-async fn http<S>(stream: S, server: Arc<Server>, place: Arc<OwnedSemaphorePermit>)
+async fn http<S>(stream: S, server: Arc<Server>, permit: Arc<OwnedSemaphorePermit>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let shutdown = server.shutdown.clone();
     let service = service_fn(move |request| {
-        let (server, place) = (Arc::clone(&server), Arc::clone(&place));
-        async move { Ok::<_, Infallible>(respond(&server, request, place).await) }
+        let (server, permit) = (Arc::clone(&server), Arc::clone(&permit));
+        async move { Ok::<_, Infallible>(respond(&server, request, permit).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -148,16 +136,16 @@ where
         }
     };
     if let Err(error) = ended {
-        // A client that hangs up is no news.
+        // Clients disconnect all the time.
         tracing::debug!(%error, "a connection failed");
     }
 }
 
-async fn respond(server: &Server, request: Request<Incoming>, place: Arc<OwnedSemaphorePermit>) -> Response {
+async fn respond(server: &Server, request: Request<Incoming>, permit: Arc<OwnedSemaphorePermit>) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
     let response = if request.uri().path() == upgrade::PATH {
-        let socket = upgrade::handle(&server.app, request, place, &server.tasks, &server.shutdown);
+        let socket = upgrade::handle(&server.app, request, permit, &server.tasks, &server.shutdown);
         let mut response = in_time(socket).await.unwrap_or_else(Problem::into_response);
         response.extensions_mut().insert(Route(upgrade::PATH));
         response
@@ -180,7 +168,7 @@ async fn rest(routes: &Routes, request: Request<Incoming>) -> Result<Response, P
     in_time(async { Ok(routes(request).await) }).await
 }
 
-/// Reads a body whole, before anything is decided on it.
+/// Reads a whole body, within the limits for its size and its duration.
 async fn read(body: Incoming) -> Result<Bytes, Problem> {
     let too_large = || Problem::too_large(MAX_BODY);
     if body.size_hint().lower() > MAX_BODY as u64 {
@@ -189,17 +177,19 @@ async fn read(body: Incoming) -> Result<Bytes, Problem> {
     match timeout(DEADLINE, Limited::new(body, MAX_BODY).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Problem::bad_request("the body broke off")),
-        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
-            .header(CONNECTION, HeaderValue::from_static("close"))),
+        Ok(Err(_)) => Err(Problem::bad_request("the request body could not be read to its end; send it again")),
+        Err(_) => {
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time; send it again")
+                .header(CONNECTION, HeaderValue::from_static("close")))
+        }
     }
 }
 
-/// Bounds how long a client waits for an answer. What was sent to the log by then may still be stored; the client
-/// learns of it when it asks again.
+/// Limits how long a client waits for an answer. After a time-out, the log may still store the command's event. The
+/// client learns that when it asks again.
 async fn in_time(answer: impl Future<Output = Result<Response, Problem>>) -> Result<Response, Problem> {
     match timeout(DEADLINE, answer).await {
         Ok(answer) => answer,
-        Err(_) => Err(Problem::unavailable("no answer in time; try again")),
+        Err(_) => Err(Problem::unavailable("the request was not answered in time; try again")),
     }
 }

@@ -1,23 +1,26 @@
-//! A player's socket: what he missed, then what comes, each event once and in order.
+//! A player's socket. It first writes the events that the player missed (the backlog), and then new events. It writes
+//! each event once and in order.
 //!
-//! Why there is no gap and no duplicate. Let R be the moment when the socket took its place in the hub, P the hub's
-//! position then, and S the sequence that the client names. The hub reads the log in order and leaves nothing out; it
-//! moves its position and hands out under the lock that R was taken under. So everything of this player after P comes
-//! through the place, in order, however far the hub is behind the log.
+//! Why there are no gaps and no duplicates:
 //!
-//! - The socket reads the player's events after S at the stream's *leader*, one after the other, until the leader says
-//!   at a moment L, later than R, that there is no further one. All that was stored by L is written now, in order.
-//! - What is stored after L was not handed out at R, because it did not exist: it is beyond P, and comes through the
-//!   place.
-//! - What was stored by L and lies beyond P comes through the place a second time. `written`, the last sequence
-//!   written, is at or past it, and the socket skips what is not past `written`.
+//! - R is the moment when the socket is registered in the hub. P is the hub's position at R. S is the sequence that the
+//!   client names in `since`.
+//! - The hub reads the log in order and skips nothing. It changes its position and dispatches under the lock that
+//!   registration takes. So the registration receives all events of this player after P, in order, no matter how far
+//!   the hub is behind the log.
+//! - The socket reads the backlog, the player's events after S, from the stream's *leader*, one at a time. It stops at
+//!   the moment L, after R, when the leader answers that there is no further event. At this point the socket has
+//!   written every event stored before L, in order.
+//! - An event stored after L did not exist at R, so its sequence is greater than P, and the registration receives it.
+//! - An event stored before L with a sequence greater than P arrives twice: from the leader, and through the
+//!   registration. `written` is the last sequence written. The socket skips events up to `written`.
 //!
-//! What is written after the backlog is therefore exactly what is stored after L, in the hub's order, which is the
-//! log's. A replica in the leader's place could deny a stored event at L, and a hub ahead of R would never bring it:
-//! hence the leader. Without S the client asks for what comes, and `written` begins at P.
+//! So after the backlog, the socket writes exactly the events stored after L, in the log's order. The backlog must come
+//! from the leader: a replica could miss an event at L that the hub had dispatched before R, and the socket would never
+//! get it. Without `since` there is no backlog, and `written` starts at P.
 //!
-//! Where the log has forgotten what came after S, the player as the leader has him stands for all up to his last event,
-//! and the socket goes on from there.
+//! If the log has forgotten events after S, the socket writes one `resync` frame with the player's current state, as
+//! read from the leader, and continues after the player's last event.
 
 use std::{future::Future, time::Duration};
 
@@ -48,56 +51,56 @@ use crate::{
     ticket::Me,
 };
 
-/// How patient a socket is.
+/// The intervals and time-outs of a socket.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
-    /// Between two pings.
+pub(crate) struct Timing {
+    /// The interval between pings.
     pub(crate) ping: Duration,
-    /// Without a word from the client, a pong or anything else, until it counts as gone.
+    /// After this long without a pong or another message from the client, the socket is closed.
     pub(crate) silence: Duration,
-    /// For one frame to be taken by the client's side.
+    /// The time-out for writing one frame.
     pub(crate) write: Duration,
-    /// For the client to answer a close.
+    /// The time-out for the client's answer to a close frame.
     pub(crate) close: Duration,
 }
 
-impl Default for Pace {
+impl Default for Timing {
     fn default() -> Self {
         let s = Duration::from_secs;
-        // Proxies cut what is silent for 30 to 60 s; a client may miss two pings.
+        // Proxies close connections that are idle for 30 to 60 s. A client may miss two pings.
         Self { ping: s(20), silence: s(60), write: s(10), close: s(5) }
     }
 }
 
-/// Buffers for clients that only listen: tungstenite's own defaults are 128 KiB each way.
+/// Small buffers, because clients only listen. Tungstenite's defaults are 128 KiB per direction.
 pub(crate) fn config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(1 << 10)
-        // Each frame leaves when it is written.
+        // Send each frame at once.
         .write_buffer_size(0)
-        // A bound, allocated when it is needed: some of the largest events (256 KiB).
+        // An upper limit, allocated on demand: space for four events of the maximum size (256 KiB).
         .max_write_buffer_size(1 << 20)
         .max_message_size(Some(4 << 10))
         .max_frame_size(Some(4 << 10))
 }
 
-/// Where missed events are read.
-pub(crate) trait Missed: Send + Sync {
-    /// The player's first event from a sequence on, as the stream's leader has it.
+/// The log, as a socket reads it for its backlog.
+pub(crate) trait Backlog: Send + Sync {
+    /// The player's first event at or after a sequence, read from the stream's leader.
     fn next(
         &self,
         player: &PlayerId,
         from: u64,
     ) -> impl Future<Output = Result<Option<(u64, Bytes)>, ReadError>> + Send;
 
-    /// Whether events after a sequence may have been forgotten with their age.
+    /// Whether the log may have forgotten events after a sequence because of their age.
     fn forgotten(&self, since: u64) -> impl Future<Output = Result<bool, ReadError>> + Send;
 
-    /// The player, as the stream's leader has him.
+    /// The player's current state, read from the stream's leader.
     fn player(&self, player: &PlayerId) -> impl Future<Output = Result<Player, ReadError>> + Send;
 }
 
-impl Missed for JetStreamLog {
+impl Backlog for JetStreamLog {
     async fn next(&self, player: &PlayerId, from: u64) -> Result<Option<(u64, Bytes)>, ReadError> {
         let message = JetStreamLog::next(self, &Aggregate::Player(player.clone()).filter(), from).await?;
         Ok(message.map(|message| (message.sequence, message.payload)))
@@ -115,9 +118,9 @@ impl Missed for JetStreamLog {
 /// Why a socket ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The client has gone, or is about to.
+    /// The client closed the socket, or the connection broke.
     Gone,
-    /// We end it.
+    /// The gateway closes the socket with this code and reason.
     Close(u16, &'static str),
 }
 
@@ -128,7 +131,8 @@ const GOING_AWAY: End = End::Close(1001, "going away");
 const TRY_AGAIN: End = End::Close(1013, "try again later");
 
 impl End {
-    /// Whether the player may not be there any more: nobody else has taken him over, nor sent him away.
+    /// Whether the player may have left. This is not so if a newer socket replaced this one, or if the gateway shuts
+    /// down.
     pub(crate) fn vanished(self) -> bool {
         self != REPLACED && self != GOING_AWAY
     }
@@ -143,44 +147,43 @@ impl From<Closing> for End {
     }
 }
 
-/// A socket that is served.
 pub(crate) struct Socket<S> {
     pub(crate) stream: WebSocketStream<S>,
     pub(crate) registration: Registration,
     pub(crate) player: PlayerId,
-    pub(crate) pace: Pace,
+    pub(crate) timing: Timing,
     pub(crate) shutdown: Shutdown,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// Writes what was missed after `since`, then what comes, until either side ends it; tells why.
-    pub(crate) async fn run(mut self, missed: &impl Missed, since: Option<u64>) -> End {
-        let end = match self.backlog(missed, since).await {
-            Ok(written) => self.live(written).await,
+    /// Writes the events missed after `since`, and then new events, until the socket ends. Returns the reason.
+    pub(crate) async fn run(mut self, log: &impl Backlog, since: Option<u64>) -> End {
+        let end = match self.write_backlog(log, since).await {
+            Ok(written) => self.write_live(written).await,
             Err(end) => end,
         };
         if let End::Close(code, reason) = end {
             tracing::debug!(player.id = %self.player, code, reason, "closing a socket");
             let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-            if !matches!(timeout(self.pace.close, self.stream.close(Some(frame))).await, Ok(Ok(()))) {
+            if !matches!(timeout(self.timing.close, self.stream.close(Some(frame))).await, Ok(Ok(()))) {
                 return end;
             }
         }
-        // Hanging up before the client has read our close could take it from him.
+        // If the connection ended before the client has read the close frame, the client could lose it.
         let answered = async { while let Some(Ok(_)) = self.stream.next().await {} };
-        let _ = timeout(self.pace.close, answered).await;
+        let _ = timeout(self.timing.close, answered).await;
         end
     }
 
-    async fn backlog(&mut self, missed: &impl Missed, since: Option<u64>) -> Result<u64, End> {
+    async fn write_backlog(&mut self, log: &impl Backlog, since: Option<u64>) -> Result<u64, End> {
         let Some(mut written) = since else { return Ok(self.registration.position) };
         let player = self.player.clone();
-        let mut first = true;
+        let mut first_read = true;
         loop {
-            let next = self.read(missed.next(&player, written.saturating_add(1))).await?;
-            // Asked after the read: what is not forgotten now was not forgotten then.
-            if std::mem::take(&mut first) && self.read(missed.forgotten(written)).await? {
-                let state = self.read(missed.player(&player)).await?;
+            let next = self.read(log.next(&player, written.saturating_add(1))).await?;
+            // Check after the read: if nothing is forgotten now, nothing was forgotten at the read.
+            if std::mem::take(&mut first_read) && self.read(log.forgotten(written)).await? {
+                let state = self.read(log.player(&player)).await?;
                 written = written.max(state.head.seq);
                 self.write(Frame::resync(&Me::of(player.clone(), &state), state.head)).await?;
                 continue;
@@ -190,7 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Ok(frame) => self.write(frame).await?,
                 Err(error) => {
                     metrics::counter!("garage_gateway_skipped_total").increment(1);
-                    tracing::warn!(%error, event.seq = seq, "a player's message is no event; skipping it");
+                    tracing::warn!(%error, event.seq = seq, "cannot read a player's message as an event; skipping it");
                 }
             }
             written = seq;
@@ -200,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     async fn read<T>(&mut self, reading: impl Future<Output = Result<T, ReadError>>) -> Result<T, End> {
         tokio::select! {
             read = reading => read.map_err(|error| {
-                tracing::warn!(%error, player.id = %self.player, "missed events cannot be read");
+                tracing::warn!(%error, player.id = %self.player, "cannot read the events that a socket missed; closing it");
                 TRY_AGAIN
             }),
             () = self.shutdown.cancelled() => Err(GOING_AWAY),
@@ -208,13 +211,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    async fn live(&mut self, mut written: u64) -> End {
-        let mut heard = Instant::now();
-        let mut ping = interval_at(heard + self.pace.ping, self.pace.ping);
+    async fn write_live(&mut self, mut written: u64) -> End {
+        let mut last_heard = Instant::now();
+        let mut ping = interval_at(last_heard + self.timing.ping, self.timing.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wrote = tokio::select! {
-                () = self.shutdown.cancelled() => Err(self.last_words(written).await),
+                () = self.shutdown.cancelled() => Err(self.flush(written).await),
                 why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
                 Some(frame) = self.registration.frames.recv() => {
                     if frame.seq <= written {
@@ -225,14 +228,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 }
                 message = self.stream.next() => match message {
                     Some(Ok(Message::Close(_)) | Err(_)) | None => Err(End::Gone),
-                    // Pings are answered by tungstenite; what clients say besides is not asked for.
+                    // Tungstenite answers pings. Other messages from clients have no meaning.
                     Some(Ok(_)) => {
-                        heard = Instant::now();
+                        last_heard = Instant::now();
                         Ok(())
                     }
                 },
                 _ = ping.tick() => {
-                    if heard.elapsed() >= self.pace.silence {
+                    if last_heard.elapsed() >= self.timing.silence {
                         Err(SILENT)
                     } else {
                         self.send(Message::Ping(Bytes::new())).await
@@ -245,11 +248,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Writes what was handed out before this gateway was told to stop, as far as the client takes it: that much less
-    /// is to be read from the log again when it comes back. Not after a write that was interrupted: what was to be
-    /// written then would be skipped for good.
-    async fn last_words(&mut self, written: u64) -> End {
-        let words = async {
+    /// Writes the frames dispatched before the shutdown, as long as the client reads. After its reconnect, the client
+    /// has fewer events to read from the log. Must not follow an interrupted write: the client would miss the event of
+    /// that write for good.
+    async fn flush(&mut self, written: u64) -> End {
+        let flushing = async {
             while let Ok(frame) = self.registration.frames.try_recv() {
                 if frame.seq > written {
                     self.stream.send(Message::Text(frame.text)).await?;
@@ -258,7 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             }
             Ok::<_, tungstenite::Error>(())
         };
-        match timeout(self.pace.close, words).await {
+        match timeout(self.timing.close, flushing).await {
             Ok(Ok(())) => GOING_AWAY,
             Ok(Err(_)) => End::Gone,
             Err(_) => TOO_SLOW,
@@ -271,12 +274,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Ok(())
     }
 
-    /// Sends, for as long as the client takes it.
+    /// Sends a message, within the time-out for writes.
     async fn send(&mut self, message: Message) -> Result<(), End> {
         tokio::select! {
-            // What the client takes at once is not interrupted: it would be lost with the last words after it.
+            // A write that can complete at once is not interrupted. Otherwise `flush` would skip its event.
             biased;
-            sent = timeout(self.pace.write, self.stream.send(message)) => match sent {
+            sent = timeout(self.timing.write, self.stream.send(message)) => match sent {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err(End::Gone),
                 Err(_) => Err(TOO_SLOW),

@@ -1,8 +1,8 @@
-//! Tickets: what a player is told of his latest one, and what a command on it leads to. Pure.
+//! Tickets: how a player sees their latest ticket, and the decisions on commands. Pure.
 //!
-//! A player's log tells of his latest ticket only, so that an idempotency key is remembered for as long as its ticket
-//! is the player's latest: the same request again brings the same ticket, with its present status. The first request
-//! holds, whatever a later one with the same key says.
+//! The gateway reads only the last event of a player, which belongs to the player's latest ticket. So an idempotency
+//! key is known as long as its ticket is the latest: a repeated request returns the same ticket with its current
+//! status. The content of the repeated request is ignored.
 
 use garage_events::{
     id::{PlayerId, QueueName, SessionId, TicketId},
@@ -12,7 +12,7 @@ use garage_events::{
 use serde::Serialize;
 use time::OffsetDateTime;
 
-/// Where a ticket stands.
+/// The status of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Status {
@@ -33,9 +33,10 @@ pub(crate) enum End {
     Abandoned,
 }
 
-/// A ticket as its player sees it. Fields that the last event of the player does not tell are absent. While he waits the
-/// answer to the wish to queue is the same, byte for byte, however often it is repeated: that is why only who asks for the
-/// ticket itself is told an estimate.
+/// A ticket as its player sees it. A field is absent if the player's last event does not contain it.
+///
+/// While the ticket waits, the answer to a repeated `POST` is identical, byte for byte. Therefore only `GET` returns
+/// the wait estimate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ticket {
     pub(crate) ticket: TicketId,
@@ -54,12 +55,13 @@ pub struct Ticket {
     pub(crate) estimated_wait_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<End>,
-    /// The sequence of the player's last event: what a socket is opened with to miss nothing after it.
+    /// The sequence of the player's last event. A client that opens a socket with `since` set to it misses no later
+    /// event.
     pub(crate) seq: u64,
 }
 
 impl Ticket {
-    /// The ticket that a player's last event, at `seq`, is about.
+    /// The ticket according to the player's last event, which has the sequence `seq`.
     pub(crate) fn of(event: &Event, seq: u64) -> Self {
         let blank = |ticket: TicketId, status| Self {
             ticket,
@@ -114,7 +116,7 @@ impl Ticket {
         }
     }
 
-    /// With how long one waits in its queue, if somebody still waits with it.
+    /// Adds the queue's wait estimate if the ticket still waits.
     pub(crate) fn estimated(mut self, estimate: impl FnOnce(&QueueName) -> Option<u64>) -> Self {
         if self.status == Status::Waiting {
             self.estimated_wait_ms = self.queue.as_ref().and_then(estimate);
@@ -128,24 +130,24 @@ impl Ticket {
     }
 }
 
-/// A player as he sees himself.
+/// The answer to `GET /v1/players/me`, and the data of a `resync` frame.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Me {
-    /// As events and sessions name him.
+    /// The id that events and sessions contain.
     pub(crate) player: PlayerId,
-    /// `idle`, or that of his ticket: `waiting`, `matched`, `playing`.
+    /// `idle`, or the status of the ticket: `waiting`, `matched` or `playing`.
     pub(crate) status: &'static str,
-    /// His latest ticket, also when it has ended.
+    /// The latest ticket, even if it has ended; absent if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ticket: Option<TicketId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) queue: Option<QueueName>,
-    /// The session he is in.
+    /// The session that the player is in, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) session: Option<SessionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) address: Option<Address>,
-    /// The sequence of his last event; 0 when the log knows none.
+    /// The sequence of the player's last event; 0 if the log has none.
     pub(crate) seq: u64,
 }
 
@@ -169,45 +171,45 @@ impl Me {
     }
 }
 
-/// What becomes of the wish to queue.
+/// What a request for a ticket leads to.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Queueing {
-    /// The ticket is there already.
+    /// The ticket exists already.
     Have(Ticket),
-    /// This event first: an older ticket is past its expiry. A decision holds one event of a player, so that the wish
-    /// is decided on again after it.
+    /// Append this event first: an older ticket has expired. A decision holds one event per player, so decide on the
+    /// request again after it.
     First(Event),
-    /// The wish, which is an event.
+    /// The player may be queued.
     Append,
 }
 
-/// Decides on the wish to queue.
-pub(crate) fn queue(player: &Player, ticket_request: &Queued, now: OffsetDateTime) -> Result<Queueing, Rejection> {
-    if let Some(have) = Ticket::latest(player).filter(|latest| latest.ticket == ticket_request.ticket) {
+/// Decides on a request for `ticket`.
+pub(crate) fn queue(player: &Player, ticket: TicketId, now: OffsetDateTime) -> Result<Queueing, Rejection> {
+    if let Some(have) = Ticket::latest(player).filter(|latest| latest.ticket == ticket) {
         return Ok(Queueing::Have(have));
     }
     match &player.state {
         State::Waiting(Queued { ticket, expires_at, .. }) if *expires_at <= now => {
             player::decide(&player.state, Command::TimeOut { ticket: *ticket, now }).map(Queueing::First)
         }
-        state => player::decide(state, Command::Queue(ticket_request.clone())).map(|_queued| Queueing::Append),
+        state => player::may_queue(state).map(|()| Queueing::Append),
     }
 }
 
-/// What becomes of the wish to cancel.
+/// What a request to cancel a ticket leads to.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Cancelling {
-    /// This event.
+    /// Append this event.
     Append(Event),
-    /// Nothing: he no longer waits, whoever ended it.
+    /// The ticket has already ended without a match. There is nothing to do.
     Done,
-    /// Too late: he is, or was, in this session.
+    /// It is too late: the player is or was in this session.
     Matched(SessionId),
-    /// The ticket is not his latest, or not his at all.
+    /// The ticket is not the player's latest one.
     Unknown,
 }
 
-/// Decides on the wish to cancel a ticket.
+/// Decides on a request to cancel a ticket.
 pub(crate) fn cancel(player: &Player, ticket: TicketId, reason: CancelReason) -> Cancelling {
     let Some(latest) = Ticket::latest(player).filter(|latest| latest.ticket == ticket) else {
         return Cancelling::Unknown;

@@ -1,9 +1,12 @@
-//! Who a client is: a bearer token, JWT with HS256, made by the studio's identity provider with a key that the gateway
-//! shares. Its `sub` is the player, whatever text that is; `exp` is required, `nbf` is honoured. It may say the player's
-//! `rank`, a whole number; with one that is none of Garage's ranks the token is not valid, for whatever it is shown.
+//! Players' tokens: a bearer token is a JWT with HS256, signed by the studio's identity provider with a key that it
+//! shares with the gateway. Its claims are:
 //!
-//! While that key is rotated there are two. A token may say by its `kid` which it is of: the key's id, 16 hex digits
-//! ([`key_id`] of the kind `jwt`). One that says nothing, or has a name of the provider's own, is tried with both.
+//! - `sub`, required: the player, as any text.
+//! - `exp`, required, and `nbf`: when the token is valid.
+//! - `rank`: the player's rank, a whole number. A token with a rank outside of [`RANKS`] is not valid for any request.
+//!
+//! During a rotation the gateway accepts two keys. The `kid` in a token's header can name one of them by its id: 16 hex
+//! digits, [`key_id`] of the kind `jwt`. A token without `kid`, or with an unknown one, is tried with both keys.
 
 use std::{fmt, path::Path, time::Duration};
 
@@ -17,16 +20,16 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, erro
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The shortest key: as long as what HS256 makes of it (RFC 7518, section 3.2).
+/// The minimum length of a key, in bytes: the length of an HS256 signature (RFC 7518, section 3.2).
 const MIN_KEY: usize = 32;
 
-/// How far the issuer's clock may be off, in seconds.
+/// The tolerated difference to the issuer's clock, in seconds.
 const LEEWAY: u64 = 5;
 
-/// The longest token looked at; the header buffer bounds it too.
+/// The maximum length of a token, in bytes.
 const MAX_TOKEN: usize = 4 << 10;
 
-/// Signs and verifies players' tokens. `Debug` does not show it.
+/// A key that signs and verifies players' tokens. Its `Debug` output does not contain the secret.
 #[derive(Clone)]
 pub struct Key {
     id: String,
@@ -41,40 +44,36 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Why there is no key or no token.
+/// Why a key cannot be loaded, or a token cannot be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read the tokens' key: {0:#}")]
+    #[error("cannot read the key for players' tokens: {0:#}")]
     Read(anyhow::Error),
-    /// The key can be guessed.
-    #[error("the tokens' key is {0} bytes long; at least {MIN_KEY}, random ones")]
+    /// The key has this many bytes, which are too few.
+    #[error("the key for players' tokens has {0} bytes; use at least {MIN_KEY} random bytes")]
     Short(usize),
-    /// The token cannot be made.
     #[error("cannot sign a token: {0}")]
     Sign(String),
 }
 
-/// Why a client is not let in.
+/// Why a request is not authenticated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// It shows no token.
-    #[error("a bearer token is required")]
+    /// It has no token.
+    #[error("a bearer token is required; send it in the Authorization header")]
     Missing,
-    /// Its token is past its end.
-    #[error("the token has expired")]
+    #[error("the token has expired; get a new one from the identity provider")]
     Expired,
-    /// Its token is not of ours, or names nobody.
-    #[error("the token is not valid")]
+    /// The signature or a claim of its token is wrong.
+    #[error("the token is not valid; check its signature, sub, exp, nbf and rank")]
     Invalid,
 }
 
-/// What a valid token says.
+/// The content of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Who shows it.
     pub player: PlayerId,
-    /// How good he is, if the identity provider knows.
+    /// Absent if the token has no `rank`.
     pub rank: Option<i32>,
 }
 
@@ -86,15 +85,16 @@ struct Claims<'a> {
     rank: Option<i32>,
 }
 
-/// Whatever a token says of the rank: it is read before `exp` is judged, and who has an old token is to hear of that.
+/// The claims that are read. `rank` can be any JSON value here, because the claims are parsed before `exp` is checked:
+/// an expired token with a wrong rank must be reported as expired.
 #[derive(Deserialize)]
-struct Subject {
+struct UncheckedClaims {
     sub: String,
     rank: Option<Value>,
 }
 
 impl Key {
-    /// Reads a key from a file, without the line's end.
+    /// Reads a key from a file. Ignores a newline at the end.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::Short`]
@@ -102,7 +102,7 @@ impl Key {
         Self::new(&garage_worker::config::secret(path).map_err(Error::Read)?)
     }
 
-    /// Makes a key of a secret.
+    /// Makes a key from the secret's bytes.
     ///
     /// # Errors
     /// [`Error::Short`]
@@ -111,12 +111,12 @@ impl Key {
         if bytes.len() < MIN_KEY {
             return Err(Error::Short(bytes.len()));
         }
-        // HS256 alone: with a list that a token may choose from, `none` or a public key as secret would do.
+        // Accept only HS256. If a token could choose the algorithm, it could choose `none`.
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_required_spec_claims(&["exp", "sub"]);
         validation.leeway = LEEWAY;
         validation.validate_nbf = true;
-        // The key is the studio's own; its tokens may name any audience.
+        // Any audience is accepted, because the key belongs to the studio.
         validation.validate_aud = false;
         Ok(Self {
             id: hex(&key_id("jwt", bytes)),
@@ -126,7 +126,7 @@ impl Key {
         })
     }
 
-    /// What a token says.
+    /// Checks a token, and returns its content.
     ///
     /// # Errors
     /// [`Refused`]
@@ -134,47 +134,46 @@ impl Key {
         if token.len() > MAX_TOKEN {
             return Err(Refused::Invalid);
         }
-        let claims = jsonwebtoken::decode::<Subject>(token, &self.verifying, &self.validation);
+        let claims = jsonwebtoken::decode::<UncheckedClaims>(token, &self.verifying, &self.validation);
         let claims = claims.map_err(|error| match error.kind() {
             ErrorKind::ExpiredSignature => Refused::Expired,
             _ => Refused::Invalid,
         })?;
-        let Subject { sub, rank } = claims.claims;
+        let UncheckedClaims { sub, rank } = claims.claims;
         let player = PlayerId::from_foreign(&sub).ok().ok_or(Refused::Invalid)?;
         let rank = rank.map(i32::deserialize).transpose().ok().ok_or(Refused::Invalid)?;
-        let known = rank.is_none_or(|rank| RANKS.contains(&rank));
-        if known { Ok(Identity { player, rank }) } else { Err(Refused::Invalid) }
+        let in_range = rank.is_none_or(|rank| RANKS.contains(&rank));
+        if in_range { Ok(Identity { player, rank }) } else { Err(Refused::Invalid) }
     }
 }
 
-/// The keys that players' tokens are verified with: the one in use and, while it is rotated, another besides.
+/// The keys that verify players' tokens: one, or two during a rotation.
 #[derive(Debug, Clone)]
 pub(crate) struct Keys(Vec<Key>);
 
 impl Keys {
-    /// Reads them from their files.
+    /// Reads the keys from their files.
     pub(crate) fn load(key: &Path, also: Option<&Path>) -> Result<Self, Error> {
         [key].into_iter().chain(also).map(Key::load).collect::<Result<_, _>>().map(Self)
     }
 
-    /// What a token of one of them says.
+    /// Checks a token with the keys, and returns its content.
     pub(crate) fn verify(&self, token: &str) -> Result<Identity, Refused> {
-        // What a token says of its key only chooses among ours.
+        // The token's header is not verified yet. It only selects one of the keys.
         let kid = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
         if let Some(key) = self.0.iter().find(|key| kid.as_ref() == Some(&key.id)) {
             return key.verify(token);
         }
         let tried = self.0.iter().map(|key| key.verify(token));
-        let known = tried.reduce(|one, other| if one == Err(Refused::Invalid) { other } else { one });
-        known.unwrap_or(Err(Refused::Invalid))
+        let result = tried.reduce(|one, other| if one == Err(Refused::Invalid) { other } else { one });
+        result.unwrap_or(Err(Refused::Invalid))
     }
 }
 
-/// Makes a player's token, as an identity provider would: `player` is the foreign name. For tests, bots and
-/// `garage token`.
+/// Signs a player's token, like an identity provider. `player` is the `sub`. For tests, bots and `garage token`.
 ///
 /// # Errors
-/// [`Error::Sign`], also when the name makes no player.
+/// [`Error::Sign`], for example if `player` is empty or too long.
 pub fn sign_token(key: &Key, player: &str, rank: Option<i32>, ttl: Duration) -> Result<Secret, Error> {
     let failed = |error: &dyn fmt::Display| Error::Sign(error.to_string());
     PlayerId::from_foreign(player).map_err(|error| failed(&error))?;
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_names_its_player() {
+    fn a_token_identifies_its_player() {
         for rank in [None, Some(1_200), Some(-100_000), Some(100_000)] {
             let token = sign_token(&key("a"), "ann@example.org", rank, HOUR).unwrap();
             let identity = key("a").verify(token.expose()).unwrap();
@@ -217,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn while_keys_are_rotated_a_token_of_either_names_its_player() {
+    fn during_a_rotation_tokens_of_both_keys_are_valid() {
         let keys = Keys(vec![key("a"), key("b")]);
         for fill in ["a", "b"] {
             let named = sign_token(&key(fill), "ann", None, HOUR).unwrap();
@@ -228,7 +227,7 @@ mod tests {
                 let sign = |claims| jsonwebtoken::encode(&header, &claims, &key(fill).signing).unwrap();
                 assert_eq!(keys.verify(&sign(json!({"sub": "ann", "exp": exp}))).unwrap().player.as_str(), "ann");
                 let old = sign(json!({"sub": "ann", "exp": exp - 7_200}));
-                assert_eq!(keys.verify(&old), Err(Refused::Expired), "it is known, whichever key it is of");
+                assert_eq!(keys.verify(&old), Err(Refused::Expired), "expired with either key");
             }
         }
         let third = sign_token(&key("c"), "ann", None, HOUR).unwrap();
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_names_a_key_is_of_that_key() {
+    fn a_token_with_a_known_kid_must_be_signed_with_that_key() {
         let keys = Keys(vec![key("a"), key("b")]);
         let header = Header { kid: Some(key("b").id), ..Header::new(Algorithm::HS256) };
         let claims = json!({"sub": "ann", "exp": (System.now() + HOUR).unix_timestamp()});
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_claims_under_hs256_count() {
+    fn only_complete_claims_signed_with_hs256_are_valid() {
         let exp = (System.now() + HOUR).unix_timestamp();
         let past = exp - 7_200;
         assert!(key("a").verify(&signed(&json!({"sub": "ann", "exp": exp, "aud": "x"}), Algorithm::HS256)).is_ok());
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_key_is_refused_and_no_key_is_shown() {
+    fn a_short_key_is_refused_and_debug_output_hides_keys() {
         assert!(matches!(Key::new(&Secret::new("a".repeat(31))), Err(Error::Short(31))));
         assert_eq!(format!("{:?}", key("a")), "Key(…)");
     }

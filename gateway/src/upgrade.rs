@@ -1,4 +1,4 @@
-//! `GET /v1/ws?since=N`: from a request to a socket. Not `warp::ws`, whose sockets take 135 KiB each.
+//! `GET /v1/ws?since=N`: turns a request into a socket. `warp::ws` is not used, because its sockets take 135 KiB each.
 
 use std::sync::Arc;
 
@@ -22,27 +22,26 @@ use tokio_util::task::TaskTracker;
 use warp::reply::Response;
 
 use crate::{
-    App,
+    app::App,
+    limits::DEADLINE,
     problem::Problem,
     request,
-    server::DEADLINE,
-    socket::{self, Pace, Socket},
+    socket::{self, Socket, Timing},
     token::Refused,
 };
 
-/// Where it is.
 pub(crate) const PATH: &str = "/v1/ws";
 
-/// The subprotocol, for clients that cannot set headers (browsers) and bring their token in this one.
+/// The subprotocol. Clients that cannot set headers, such as browsers, offer it together with their token, which they
+/// send as another subprotocol with the prefix [`BEARER`].
 const PROTOCOL: &str = "garage.v1";
 const BEARER: &str = "bearer.";
 
-/// Answers the request, and serves the socket as one of `tasks`. `held` is what the connection holds; the socket holds
-/// it from then on.
+/// Answers the handshake, and spawns the socket in `tasks`. The socket keeps the connection's `permit` until it ends.
 pub(crate) async fn handle(
     app: &Arc<App>,
     mut request: Request<Incoming>,
-    held: impl Send + 'static,
+    permit: impl Send + 'static,
     tasks: &TaskTracker,
     shutdown: &Shutdown,
 ) -> Result<Response, Problem> {
@@ -58,12 +57,13 @@ pub(crate) async fn handle(
     if let Some(since) = since.filter(|since| *since > app.hub.position())
         && since > app.log.state().await?.last_sequence
     {
-        // Of another log, or made up: waiting for the log to get there would swallow events without a sign.
-        return Err(Problem::bad_request("since is ahead of the log; begin with 0"));
+        // The sequence is from another log, or invented. If it were accepted, the client would miss all events until
+        // the log reaches it.
+        return Err(Problem::bad_request("since is beyond the end of the log; connect again with since=0"));
     }
-    // Before the client hears that it is connected: what happens after that must reach it.
+    // Register before the client learns that it is connected, so that it receives every event from then on.
     let registration = app.hub.register(&player);
-    let noted = app.presence.enter(player.clone(), registration.entry.clone()).await;
+    let presence = app.presence.enter(player.clone(), registration.entry.clone()).await;
     let upgrade = hyper::upgrade::on(&mut request);
     let (app, shutdown) = (Arc::clone(app), shutdown.clone());
     tasks.spawn(async move {
@@ -71,13 +71,13 @@ pub(crate) async fn handle(
             Ok(Ok(upgraded)) => {
                 let io = TokioIo::new(upgraded);
                 let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(socket::config())).await;
-                let socket = Socket { stream, registration, player, pace: Pace::default(), shutdown };
-                noted.ended(socket.run(&app.log, since).await);
+                let socket = Socket { stream, registration, player, timing: Timing::default(), shutdown };
+                presence.ended(socket.run(&app.log, since).await);
             }
-            Ok(Err(error)) => tracing::debug!(%error, "a connection was lost before it became a socket"),
-            Err(_) => tracing::debug!("a connection did not become a socket in time"),
+            Ok(Err(error)) => tracing::debug!(%error, "a connection broke during the WebSocket upgrade"),
+            Err(_) => tracing::debug!("a WebSocket upgrade did not complete in time"),
         }
-        drop(held);
+        drop(permit);
     });
 
     let mut response = Response::default();
@@ -109,29 +109,32 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// What proves that we understood the handshake (RFC 6455, section 4.2).
+/// Checks the handshake, and computes the value of `Sec-WebSocket-Accept` (RFC 6455, section 4.2).
 fn accept(headers: &HeaderMap) -> Result<HeaderValue, Problem> {
     let has = |name, token: &str| tokens(headers, name).any(|value| value.eq_ignore_ascii_case(token));
     if !has(CONNECTION, "upgrade") || !has(UPGRADE, "websocket") || !has(SEC_WEBSOCKET_VERSION, "13") {
-        return Err(Problem::new(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket, version 13")
-            .header(UPGRADE, HeaderValue::from_static("websocket"))
-            .header(CONNECTION, HeaderValue::from_static("Upgrade"))
-            .header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
+        return Err(Problem::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "this path serves WebSocket only; send a WebSocket handshake, version 13",
+        )
+        .header(UPGRADE, HeaderValue::from_static("websocket"))
+        .header(CONNECTION, HeaderValue::from_static("Upgrade"))
+        .header(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13")));
     }
-    // 16 bytes in base64.
+    // 16 bytes in base64 are 24 characters.
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| key.len() == 24);
     let accept = key.and_then(|key| HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok());
     accept.ok_or_else(|| Problem::bad_request("Sec-WebSocket-Key must be 16 bytes in base64"))
 }
 
-/// The last sequence that the client has seen; `None` when it asks for what comes.
+/// The last sequence that the client has seen; `None` if the client wants new events only.
 fn since(query: Option<&str>) -> Result<Option<u64>, Problem> {
     let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
-    // u64's own parser takes a sign too.
+    // The parser of u64 accepts a leading plus sign.
     let digits = query.strip_prefix("since=").filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
     match digits.and_then(|digits| digits.parse().ok()) {
         Some(since) => Ok(Some(since)),
-        None => Err(Problem::bad_request("the query must be since=N, the last sequence seen, or be absent")),
+        None => Err(Problem::bad_request("the query must be since=N, where N is the last sequence seen, or be empty")),
     }
 }
 
@@ -140,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn since_is_a_sequence_or_absent() {
+    fn since_is_a_sequence_or_is_absent() {
         assert_eq!(since(None).unwrap(), None);
         assert_eq!(since(Some("")).unwrap(), None);
         assert_eq!(since(Some("since=0")).unwrap(), Some(0));
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_handshake_is_accepted() {
+    fn an_incomplete_handshake_is_refused() {
         let all = [
             (CONNECTION, "keep-alive, Upgrade"),
             (UPGRADE, "websocket"),
@@ -171,7 +174,7 @@ mod tests {
             let some = all.iter().enumerate().filter(move |(index, _)| *index != without);
             some.map(|(_, (name, value))| (name.clone(), HeaderValue::from_static(value))).collect::<HeaderMap>()
         };
-        // The sample of RFC 6455, section 1.3.
+        // The example of RFC 6455, section 1.3.
         assert_eq!(accept(&headers(9)).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         for (without, status) in [(0, 426), (1, 426), (2, 426), (3, 400)] {
             assert_eq!(accept(&headers(without)).unwrap_err().status(), status);

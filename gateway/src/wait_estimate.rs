@@ -1,4 +1,4 @@
-//! How long one waits in a queue, told from those who were matched last.
+//! Estimates how long a player waits in a queue, from the waits of the players who were matched last.
 
 use std::{
     borrow::Cow,
@@ -10,14 +10,14 @@ use garage_events::{id::QueueName, jetstream::follow::Message, player::Matched, 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Waits kept of each queue. Few, so that the estimate follows when players come or go.
-const KEPT: usize = 32;
+/// How many waits are kept for each queue. Few, so that the estimate follows changes in the number of players quickly.
+const KEPT_WAITS: usize = 32;
 
-/// The last waits of each queue, in milliseconds. Clones share it.
+/// The most recent waits in each queue, in milliseconds. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct WaitEstimates(Arc<BTreeMap<QueueName, Mutex<VecDeque<u64>>>>);
 
-/// What tells a match from other events.
+/// The part of an envelope that shows whether the event is `Matched`.
 #[derive(Deserialize)]
 struct TypedEvent<'a> {
     #[serde(rename = "type", borrow)]
@@ -27,31 +27,31 @@ struct TypedEvent<'a> {
 }
 
 impl WaitEstimates {
-    /// Of these queues; any other is none of ours.
+    /// Keeps waits for the configured queues only.
     pub(crate) fn new(queues: &Queues) -> Self {
         Self(Arc::new(queues.queues.keys().map(|name| (name.clone(), Mutex::default())).collect()))
     }
 
-    /// Notes an event of the log: whether somebody was matched, and after how long.
-    pub(crate) fn note(&self, message: &Message) {
-        // What is no event, or none that this build knows, is the hub's to complain of.
+    /// Records the wait if the message is a player's `Matched` event.
+    pub(crate) fn record(&self, message: &Message) {
+        // The hub logs messages that are not events.
         let Ok(TypedEvent { type_name, data }) = serde_json::from_slice(&message.body) else { return };
         if type_name != "Matched" {
             return;
         }
         let Ok(Matched { queue, waiting_since, .. }) = serde_json::from_str(data.get()) else { return };
         let Some(recent_waits) = self.0.get(&queue) else { return };
-        // The gateway's clock, with which it began, may be ahead of the stream's.
+        // Negative if the clock of the gateway that set `waiting_since` is ahead of the stream's clock.
         let waited = u64::try_from((message.time - waiting_since).whole_milliseconds()).unwrap_or(0);
         let mut recent_waits = recent_waits.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent_waits.len() == KEPT {
+        if recent_waits.len() == KEPT_WAITS {
             recent_waits.pop_front();
         }
         recent_waits.push_back(waited);
     }
 
-    /// The median of the last waits in a queue, in milliseconds; none where nobody has been matched yet, as far as this
-    /// gateway has seen.
+    /// The median of the most recent waits in a queue, in milliseconds; `None` until this gateway has seen a match in
+    /// the queue.
     pub(crate) fn estimate(&self, queue: &QueueName) -> Option<u64> {
         let mut recent_waits: Vec<_> =
             self.0.get(queue)?.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
@@ -69,7 +69,7 @@ mod tests {
 
     const NOW: OffsetDateTime = time::macros::datetime!(2026-01-01 12:00 UTC);
 
-    fn recent_waits() -> WaitEstimates {
+    fn estimates() -> WaitEstimates {
         let queue = garage_events::queue::Queue {
             players: 2,
             rank_band: 1,
@@ -80,7 +80,7 @@ mod tests {
         WaitEstimates::new(&Queues { queues: [("ranked".parse().unwrap(), queue)].into() })
     }
 
-    /// Somebody is matched, or whatever the type says, after so long.
+    /// A player's event of this type, after a wait of `waited_ms`.
     fn event(type_name: &str, queue: &str, waited_ms: i64) -> Message {
         let since = (NOW - Duration::milliseconds(waited_ms)).format(&Rfc3339).unwrap();
         let id = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
@@ -90,33 +90,33 @@ mod tests {
     }
 
     #[test]
-    fn the_estimate_is_the_median_of_those_who_were_matched() {
-        let (recent_waits, ranked) = (recent_waits(), "ranked".parse().unwrap());
-        assert_eq!(recent_waits.estimate(&ranked), None);
+    fn the_estimate_is_the_median_wait_of_the_matched_players() {
+        let (estimates, ranked) = (estimates(), "ranked".parse().unwrap());
+        assert_eq!(estimates.estimate(&ranked), None);
         for (waited, estimate) in [(900, 900), (100, 900), (500, 500), (90_000, 900), (400, 500)] {
-            recent_waits.note(&event("Matched", "ranked", waited));
-            assert_eq!(recent_waits.estimate(&ranked), Some(estimate));
+            estimates.record(&event("Matched", "ranked", waited));
+            assert_eq!(estimates.estimate(&ranked), Some(estimate));
         }
     }
 
     #[test]
-    fn nothing_else_counts() {
-        let (recent_waits, ranked) = (recent_waits(), "ranked".parse().unwrap());
-        recent_waits.note(&event("Queued", "ranked", 500));
-        recent_waits.note(&event("Matched", "casual", 500));
-        recent_waits.note(&Message { body: "rubbish".into(), ..event("Matched", "ranked", 500) });
-        assert_eq!((recent_waits.estimate(&ranked), recent_waits.estimate(&"casual".parse().unwrap())), (None, None));
-        recent_waits.note(&event("Matched", "ranked", -5));
-        assert_eq!(recent_waits.estimate(&ranked), Some(0));
+    fn only_matches_in_configured_queues_count() {
+        let (estimates, ranked) = (estimates(), "ranked".parse().unwrap());
+        estimates.record(&event("Queued", "ranked", 500));
+        estimates.record(&event("Matched", "casual", 500));
+        estimates.record(&Message { body: "rubbish".into(), ..event("Matched", "ranked", 500) });
+        assert_eq!((estimates.estimate(&ranked), estimates.estimate(&"casual".parse().unwrap())), (None, None));
+        estimates.record(&event("Matched", "ranked", -5));
+        assert_eq!(estimates.estimate(&ranked), Some(0));
     }
 
     #[test]
-    fn what_was_is_forgotten() {
-        let (recent_waits, ranked) = (recent_waits(), "ranked".parse().unwrap());
-        for waited in [vec![60_000; 1_000], vec![2_000; KEPT]].concat() {
-            recent_waits.note(&event("Matched", "ranked", waited));
+    fn old_waits_are_dropped() {
+        let (estimates, ranked) = (estimates(), "ranked".parse().unwrap());
+        for waited in [vec![60_000; 1_000], vec![2_000; KEPT_WAITS]].concat() {
+            estimates.record(&event("Matched", "ranked", waited));
         }
-        assert_eq!(recent_waits.estimate(&ranked), Some(2_000));
-        assert_eq!(recent_waits.0[&ranked].lock().unwrap().len(), KEPT);
+        assert_eq!(estimates.estimate(&ranked), Some(2_000));
+        assert_eq!(estimates.0[&ranked].lock().unwrap().len(), KEPT_WAITS);
     }
 }

@@ -1,4 +1,5 @@
-//! The catalogue as an operator writes it: a TOML file, checked as a whole; and what it would change. Pure.
+//! The catalogue: what the store sells. An operator writes it as a TOML file. This module parses and validates the file
+//! and compares two catalogues. It does no IO.
 //!
 //! ```toml
 //! resale_percent = 50
@@ -23,7 +24,7 @@
 //! model = "items/tyres-street/model.glb"
 //! texture = "items/tyres-street/texture.png"
 //! price = 100
-//! grip = 0.02 # what it adds to the car; 0 where nothing is said
+//! grip = 0.02 # added to the car's grip; power_kw, mass_kg and drag_m2 default to 0
 //! ```
 
 mod file;
@@ -40,59 +41,55 @@ use garage_events::{
 
 pub use file::{Fault, FileError};
 
-/// All that is sold.
+/// Everything the store sells.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Catalogue {
-    /// The share of its price that a player gets who sells a thing.
+    /// Percentage of the price that a player receives for selling a car or an item, 0 to 100.
     pub resale_percent: u8,
-    /// The slots that cars may have.
+    /// All slots that a car or an item may use.
     pub slots: BTreeSet<Slot>,
-    /// The cars.
     pub cars: BTreeMap<CarId, StoreCar>,
-    /// The items.
     pub items: BTreeMap<ItemId, StoreItem>,
 }
 
-/// What a catalogue changes in the one before it, for a person to read.
+/// One change from a catalogue to the next, in a form for people to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// It is sold from now on.
+    /// The store starts to sell it.
     Added {
-        /// Such as `car vixen`.
-        what: String,
+        /// Kind and id, such as `car vixen`.
+        name: String,
     },
-    /// It is another from now on.
+    /// One of its fields has a new value.
     Changed {
-        /// Such as `car vixen`; empty for what is the store's own.
-        what: String,
-        /// Such as `price`.
+        /// Kind and id, such as `car vixen`. Empty for a field of the catalogue itself.
+        name: String,
+        /// The field's name in the file, such as `price`.
         field: &'static str,
-        /// What it was.
         from: String,
-        /// What it becomes.
         to: String,
     },
-    /// It is sold no more.
+    /// The store stops selling it. Players who own it keep it.
     Retired {
-        /// Such as `car vixen`.
-        what: String,
+        /// Kind and id, such as `car vixen`.
+        name: String,
     },
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Added { what } => write!(f, "+ {what}"),
-            Self::Changed { what, field, from, to } if what.is_empty() => write!(f, "~ {field}: {from} → {to}"),
-            Self::Changed { what, field, from, to } => write!(f, "~ {what} {field}: {from} → {to}"),
-            Self::Retired { what } => write!(f, "- {what}"),
+            Self::Added { name } => write!(f, "+ {name}"),
+            Self::Changed { name, field, from, to } if name.is_empty() => write!(f, "~ {field}: {from} → {to}"),
+            Self::Changed { name, field, from, to } => write!(f, "~ {name} {field}: {from} → {to}"),
+            Self::Retired { name } => write!(f, "- {name}"),
         }
     }
 }
 
-/// What a person may change of a thing, field by field, as text.
+/// The fields of a car or an item that an operator may change.
 pub(crate) trait Fields {
-    /// The fields, always in the same order.
+    /// Name and value of each field, always in the same order.
     fn fields(&self) -> Vec<(&'static str, String)>;
 }
 
@@ -130,19 +127,19 @@ impl Fields for StoreItem {
 }
 
 impl Catalogue {
-    /// What comes of it when `next` takes its place.
+    /// Lists what changes when `next` replaces this catalogue.
     pub fn differences(&self, next: &Self) -> Vec<Difference> {
-        let mut found = Vec::new();
+        let mut differences = Vec::new();
         if self.resale_percent != next.resale_percent {
             let (from, to) = (self.resale_percent.to_string(), next.resale_percent.to_string());
-            found.push(Difference::Changed { what: String::new(), field: "resale_percent", from, to });
+            differences.push(Difference::Changed { name: String::new(), field: "resale_percent", from, to });
         }
         let slot = |slot| format!("slot {slot}");
-        found.extend(next.slots.difference(&self.slots).map(|new| Difference::Added { what: slot(new) }));
-        found.extend(self.slots.difference(&next.slots).map(|old| Difference::Retired { what: slot(old) }));
-        compare("car", &self.cars, &next.cars, &mut found);
-        compare("item", &self.items, &next.items, &mut found);
-        found
+        differences.extend(next.slots.difference(&self.slots).map(|new| Difference::Added { name: slot(new) }));
+        differences.extend(self.slots.difference(&next.slots).map(|old| Difference::Retired { name: slot(old) }));
+        compare("car", &self.cars, &next.cars, &mut differences);
+        compare("item", &self.items, &next.items, &mut differences);
+        differences
     }
 }
 
@@ -150,26 +147,26 @@ fn compare<I: Ord + fmt::Display, T: Fields>(
     kind: &str,
     before: &BTreeMap<I, T>,
     after: &BTreeMap<I, T>,
-    found: &mut Vec<Difference>,
+    differences: &mut Vec<Difference>,
 ) {
     for (id, new) in after {
-        let what = format!("{kind} {id}");
+        let name = format!("{kind} {id}");
         let Some(old) = before.get(id) else {
-            found.push(Difference::Added { what });
+            differences.push(Difference::Added { name });
             continue;
         };
         let fields = old.fields().into_iter().zip(new.fields());
-        found.extend(
+        differences.extend(
             fields.filter(|((_, from), (_, to))| from != to).map(|((field, from), (_, to))| Difference::Changed {
-                what: what.clone(),
+                name: name.clone(),
                 field,
                 from,
                 to,
             }),
         );
     }
-    let gone = before.keys().filter(|id| !after.contains_key(id));
-    found.extend(gone.map(|id| Difference::Retired { what: format!("{kind} {id}") }));
+    let retired = before.keys().filter(|id| !after.contains_key(id));
+    differences.extend(retired.map(|id| Difference::Retired { name: format!("{kind} {id}") }));
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the worker is told.
+//! The worker's configuration.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -21,31 +21,31 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub mysql: MySql,
 
-    /// Requests of one kind answered at a time.
+    /// Maximum number of concurrent requests per endpoint.
     #[arg(long, env = "GARAGE_INVENTORY_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub concurrency: u16,
 
-    /// Sessions paid at a time.
+    /// Maximum number of closed sessions whose players are paid concurrently.
     #[arg(long, env = "GARAGE_INVENTORY_REWARDS_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     pub rewards_concurrency: u16,
 }
 
 impl Config {
-    /// Checks what can be checked before anything connects.
+    /// Checks the configuration without connecting to anything.
     ///
     /// # Errors
-    /// What the worker would refuse to start for.
+    /// When the worker would refuse to start with this configuration.
     pub fn check(&self) -> anyhow::Result<()> {
         self.mysql.options()?;
         self.worker.check()
     }
 }
 
-/// Where the database is. `garage init` takes the same.
+/// How to reach the database. `garage init` has the same settings.
 #[derive(Debug, Clone, Args)]
 pub struct MySql {
-    /// URL of the MySQL or MariaDB database, without a password: mysql://USER@HOST:PORT/DATABASE. `?ssl-mode=verify_ca`
-    /// and `&ssl-ca=FILE` choose how its TLS is checked.
+    /// URL of the MySQL or MariaDB database, without a password: mysql://USER@HOST:PORT/DATABASE. Append
+    /// `?ssl-mode=verify_ca&ssl-ca=FILE` to verify the server's TLS certificate.
     #[arg(
         long,
         env = "GARAGE_MYSQL_URL",
@@ -59,27 +59,27 @@ pub struct MySql {
     #[arg(long, env = "GARAGE_MYSQL_PASSWORD_FILE")]
     pub mysql_password_file: Option<PathBuf>,
 
-    /// Connections to the database, at most. Two are the outbox's; a request or reward holds one.
+    /// Maximum number of database connections. The outbox uses two; each concurrent request or reward uses one.
     #[arg(long, env = "GARAGE_MYSQL_POOL_SIZE", default_value_t = 16, value_parser = clap::value_parser!(u32).range(4..))]
     pub mysql_pool_size: u32,
 
-    /// How long a request waits for a connection to be free, in milliseconds.
+    /// How long a request waits for a free database connection, in milliseconds.
     #[arg(long, env = "GARAGE_MYSQL_ACQUIRE_TIMEOUT_MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub mysql_acquire_timeout_ms: u64,
 }
 
 impl MySql {
-    /// Makes the pool. It connects when it is first used.
+    /// Creates the connection pool. The pool opens its first connection on first use.
     ///
     /// # Errors
-    /// When the URL is none or holds a password, or the password's file cannot be read.
+    /// When the URL is not valid or contains a password, or the password file cannot be read.
     pub fn pool(&self) -> anyhow::Result<MySqlPool> {
         let options = self.options()?;
         tracing::info!(
             mysql.host = options.get_host(),
             mysql.port = options.get_port(),
             mysql.database = options.get_database(),
-            "database chosen"
+            "using mysql database"
         );
         let timeout = Duration::from_millis(self.mysql_acquire_timeout_ms);
         Ok(mysql::pool(options, self.mysql_pool_size, timeout))
@@ -88,11 +88,11 @@ impl MySql {
     fn options(&self) -> anyhow::Result<MySqlConnectOptions> {
         let url = garage_worker::config::url(&self.mysql_url, "mysql")?;
         let authority = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest));
-        let authority = authority.context("the MySQL URL (--mysql-url) is not like mysql://USER@HOST:PORT/DATABASE")?;
+        let authority = authority.context("the MySQL URL (--mysql-url) must be mysql://USER@HOST:PORT/DATABASE")?;
         let user = authority.rsplit_once('@').map(|(user, _)| user).unwrap_or_default();
-        ensure!(!user.is_empty(), "the MySQL URL (--mysql-url) names no user");
-        let options: MySqlConnectOptions = url.parse().context("the MySQL URL (--mysql-url) cannot be read")?;
-        ensure!(options.get_database().is_some(), "the MySQL URL (--mysql-url) names no database");
+        ensure!(!user.is_empty(), "the MySQL URL (--mysql-url) has no user");
+        let options: MySqlConnectOptions = url.parse().context("the MySQL URL (--mysql-url) is not valid")?;
+        ensure!(options.get_database().is_some(), "the MySQL URL (--mysql-url) has no database name");
         Ok(match &self.mysql_password_file {
             Some(file) => options.password(garage_worker::config::secret(file)?.expose()),
             None => options,
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_in_the_url_is_refused_and_not_repeated() {
+    fn a_url_with_a_password_is_rejected_without_printing_the_password() {
         for url in ["mysql://garage:hunter2@127.0.0.1/garage", "mysql://garage:hunter2@x@127.0.0.1/garage"] {
             let config = config(&["--mysql-url", url]);
             let error = config.mysql.options().unwrap_err();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_must_name_user_and_database() {
+    fn a_url_needs_a_user_and_a_database() {
         for url in ["", "garage", "mysql://127.0.0.1/garage", "mysql://garage@127.0.0.1", "mysql://garage@127.0.0.1/"] {
             assert!(config(&["--mysql-url", url]).mysql.options().is_err(), "{url:?}");
         }
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_has_room_for_the_outbox_and_requests() {
+    fn a_pool_has_at_least_four_connections() {
         assert!(Config::try_parse_from(["garage-inventory", "--mysql-pool-size", "3"]).is_err());
     }
 }

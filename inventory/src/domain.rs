@@ -1,4 +1,4 @@
-//! The rules of the inventory, without IO.
+//! The rules of the inventory. No IO, no clock, no randomness.
 
 pub mod rating;
 pub mod store;
@@ -8,23 +8,24 @@ use garage_events::{
     svc::Effect,
 };
 
-/// The car given to a player on first sight.
+/// The car that every new player owns and drives.
 pub const STARTER_CAR: &str = "pebble";
-/// The coins given to a player on first sight.
+/// Coins in a new player's wallet.
 pub const STARTER_COINS: u64 = 1_000;
-/// The items given to a player on first sight and mounted on his starter car: (item, its slot).
+/// The items that every new player owns, mounted on the starter car: (item, slot).
 pub const STARTER_ITEMS: [(&str, &str); 2] = [("tyres-street", "tyres"), ("paint-red", "paint")];
 
-/// Coins for the winner: ten wins buy the second car of the catalogue.
+/// Coins for first place. Together with the starter coins, two wins buy the second cheapest car of the
+/// default catalogue.
 pub const REWARD_FIRST: u64 = 100;
-/// Coins for the second.
+/// Coins for second place.
 pub const REWARD_SECOND: u64 = 60;
-/// Coins for everyone else who finished.
+/// Coins for every other player who finishes.
 pub const REWARD_FINISHED: u64 = 30;
-/// Coins for who started but did not finish: less than the slowest finisher, so that nobody gains by giving up.
+/// Coins for a player who does not finish. Less than for the slowest finisher, so that it never pays to quit.
 pub const REWARD_STARTED: u64 = 10;
 
-/// What a player earns with his place.
+/// Coins that a player earns for a result.
 pub fn reward(placing: &Placing) -> u64 {
     match (placing.time_ms, placing.place) {
         (None, _) => REWARD_STARTED,
@@ -34,9 +35,9 @@ pub fn reward(placing: &Placing) -> u64 {
     }
 }
 
-/// The stats of a car with an item's effect added. None falls below a hundredth of what it was: whatever is mounted, a
-/// game may divide by each of them.
-pub fn fitted(stats: Stats, effect: Effect) -> Stats {
+/// The stats of a car with an item's effect added. No stat falls below a hundredth of its previous value, so that every
+/// stat stays positive and a game can divide by it.
+pub fn with_effect(stats: Stats, effect: Effect) -> Stats {
     let add = |base: f64, effect: f64| (base + effect).max(base / 100.0);
     Stats {
         power_kw: add(stats.power_kw, effect.power_kw),
@@ -53,7 +54,7 @@ mod tests {
     const BASE: Stats = Stats { power_kw: 100.0, mass_kg: 1_000.0, grip: 1.0, drag_m2: 0.5 };
 
     #[test]
-    fn coins_go_by_place() {
+    fn the_reward_depends_on_the_place() {
         let place = |place, time_ms| reward(&Placing { player: "anna".parse().unwrap(), place, time_ms });
         assert_eq!(place(1, Some(9_000)), 100);
         assert_eq!(place(2, Some(9_001)), 60);
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_finish_gets_the_least_even_as_first() {
+    fn a_player_who_does_not_finish_gets_the_smallest_reward_even_in_first_place() {
         assert_eq!(reward(&Placing { player: "anna".parse().unwrap(), place: 1, time_ms: None }), 10);
     }
 
@@ -70,14 +71,14 @@ mod tests {
     fn effects_add_up() {
         let engine = Effect { power_kw: 20.0, mass_kg: 10.0, grip: 0.0, drag_m2: 0.0 };
         let wing = Effect { power_kw: 0.0, mass_kg: 6.0, grip: 0.25, drag_m2: 0.125 };
-        let both = fitted(fitted(BASE, engine), wing);
+        let both = with_effect(with_effect(BASE, engine), wing);
         assert_eq!(both, Stats { power_kw: 120.0, mass_kg: 1_016.0, grip: 1.25, drag_m2: 0.625 });
     }
 
     #[test]
-    fn no_effect_makes_a_stat_zero_or_less() {
-        let void = Effect { power_kw: -1e9, mass_kg: -1e9, grip: -1e9, drag_m2: -1e9 };
-        let rest = fitted(BASE, void);
-        assert!(rest.power_kw > 0.0 && rest.mass_kg > 0.0 && rest.grip > 0.0 && rest.drag_m2 > 0.0);
+    fn stats_stay_positive_whatever_the_effect() {
+        let effect = Effect { power_kw: -1e9, mass_kg: -1e9, grip: -1e9, drag_m2: -1e9 };
+        let stats = with_effect(BASE, effect);
+        assert!(stats.power_kw > 0.0 && stats.mass_kg > 0.0 && stats.grip > 0.0 && stats.drag_m2 > 0.0);
     }
 }

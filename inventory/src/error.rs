@@ -1,35 +1,30 @@
-//! What can go wrong, by what the caller must do.
+//! Errors, grouped by what the caller must do.
 
 use garage_events::id::Invalid;
 use sqlx::mysql::MySqlDatabaseError;
 
 use crate::domain::store::Rejection;
 
-/// Why the inventory did not do what it was asked.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Asked for something that cannot be, as things are.
+    /// The rules do not allow the command in the present state.
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    /// The idempotency key names another command of this player.
+    /// The player has used the idempotency key for another command.
     #[error("the idempotency key has been used for another command")]
     KeyReused,
-    /// Asked for more, or less, than one request may.
-    #[error("{asked} asked for at once, it may be 1 to {most}")]
-    TooMany {
-        /// How many were asked for.
-        asked: usize,
-        /// How many may be.
-        most: usize,
-    },
-    /// MySQL does not answer, or not this time; asking again later may help.
+    /// The request asks for fewer or more entries than one request may.
+    #[error("the request asks for {requested} entries, allowed are 1 to {max}")]
+    TooMany { requested: usize, max: usize },
+    /// MySQL does not answer, or failed temporarily. A later retry may succeed.
     #[error("mysql is not available: {0}")]
     Unavailable(#[source] sqlx::Error),
-    /// MySQL refused a statement: a fault of this build, or of the schema.
+    /// MySQL refused a statement. The cause is a bug in this build, or a wrong schema.
     #[error("mysql refused a statement: {0}")]
     Refused(#[source] sqlx::Error),
-    /// A row that no version of Garage writes.
-    #[error("mysql holds what cannot be read: {0}")]
+    /// The database contains a value that no version of Garage writes, or a value is too large for its column.
+    #[error("mysql contains a value that is not valid: {0}")]
     Corrupt(String),
 }
 
@@ -43,7 +38,7 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
             | sqlx::Error::BeginFailed => Self::Unavailable(error),
-            sqlx::Error::Database(_) if number(&error).is_some_and(passes) => Self::Unavailable(error),
+            sqlx::Error::Database(_) if number(&error).is_some_and(is_transient) => Self::Unavailable(error),
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::Corrupt(error.to_string()),
             _ => Self::Refused(error),
         }
@@ -57,35 +52,35 @@ impl From<Invalid> for Error {
 }
 
 impl Error {
-    /// Whether the transaction met another one and would meet its outcome, or no one, when begun anew.
+    /// Whether the transaction failed because of a concurrent one. If so, retrying the whole transaction may succeed.
     pub(crate) fn is_contention(&self) -> bool {
         match self {
             Self::Unavailable(error) | Self::Refused(error) => {
-                number(error).is_some_and(|number| contends(number) || number == DUPLICATE)
+                number(error).is_some_and(|number| is_lock_conflict(number) || number == DUPLICATE)
             }
             Self::Rejected(_) | Self::KeyReused | Self::TooMany { .. } | Self::Corrupt(_) => false,
         }
     }
 }
 
-/// The server's number of an error.
+/// The MySQL error number, if the server reported the error.
 pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
     error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }
 
-/// ER_DUP_ENTRY: another transaction did it first; begun anew, ours finds it done.
+/// ER_DUP_ENTRY. A concurrent transaction has inserted the row; a retry finds it.
 const DUPLICATE: u16 = 1062;
 
 /// ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, and ER_CHECKREAD (MariaDB ≥ 11.6 with innodb_snapshot_isolation).
-fn contends(number: u16) -> bool {
+fn is_lock_conflict(number: u16) -> bool {
     matches!(number, 1213 | 1205 | 1020)
 }
 
-/// Errors of a server that may be well again later, by its own doing or its operator's: contention; disk or table
-/// full; too many connections; access denied while a password is changed; shutting down; blocked or out of quota;
-/// statement or connection killed; read-only during a failover.
-fn passes(number: u16) -> bool {
-    contends(number)
+/// Whether an error may go away without a change to Garage: lock conflicts; disk or table full; too many connections;
+/// access denied while an operator changes the password; server shutdown; host blocked or out of quota; statement or
+/// connection killed; server read-only during a failover.
+fn is_transient(number: u16) -> bool {
+    is_lock_conflict(number)
         || matches!(
             number,
             1021 | 1114

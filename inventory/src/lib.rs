@@ -1,11 +1,14 @@
-//! Cars, items, wallets, rewards and ratings, kept in MySQL.
+//! The inventory worker. It stores cars, items, wallets, rewards and ratings in MySQL.
 //!
-//! - [`domain`]: what a place earns, how it moves a rating, what an item adds, what a player may do with his belongings; pure.
-//! - [`catalogue`]: what is sold, as an operator's file says it.
-//! - [`mysql`]: the database, the one store of truth beside the log, and for this worker alone.
-//! - [`service`]: what other workers ask; [`rewards`]: what a closed session brings.
-//! - [`outbox`]: what the database decided, told to the log.
-//! - [`config`]: flags and variables; [`error`]: what can go wrong, by what the caller must do.
+//! - [`domain`]: the rules for rewards, ratings, item effects and the store. Pure.
+//! - [`catalogue`]: parses and validates the catalogue file, which defines what the store sells. Pure.
+//! - [`mysql`]: all access to the database. The database is the source of truth for what players own; no other
+//!   worker uses it.
+//! - [`service`]: answers requests of other workers.
+//! - [`rewards`]: pays and rates the players when a session closes.
+//! - [`outbox`]: publishes the events that transactions wrote to the outbox table.
+//! - [`config`]: flags and environment variables.
+//! - [`error`]: errors, grouped by what the caller must do.
 
 pub mod catalogue;
 pub mod config;
@@ -26,35 +29,35 @@ pub use config::Config;
 pub use error::Error;
 pub use mysql::{SchemaError, migrate, rewards::pay};
 
-/// How often MySQL is looked at for /readyz.
-const WATCH: Duration = Duration::from_secs(2);
+/// Pause between two health checks of MySQL.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long it may take to answer that, and about its schema.
-const ANSWER: Duration = Duration::from_secs(10);
+/// How long a health check or a schema check may take.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest that the database may take for what nobody waits for: the payment of a session's players, a batch of old
-/// keys.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long background work in the database may take, such as paying a session's players or deleting a batch of old
+/// idempotency keys.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often idempotency keys that are old enough are forgotten.
-const FORGET: Duration = Duration::from_secs(600);
+/// Pause between two deletions of old idempotency keys.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Runs the worker until `shutdown`.
+/// Runs the worker until `shutdown` is cancelled.
 ///
 /// # Errors
-/// When the configuration is wrong, the schema of the database or the log is not what `garage init` makes, or a long
-/// task ended by itself.
+/// When the configuration is not valid, `garage init` has not prepared the database or the log for this version, or a
+/// long-running task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let pool = config.mysql.pool()?;
     let mut runtime = Runtime::start("inventory", &config.worker, shutdown).await?;
     let stop = runtime.shutdown.clone();
 
-    runtime.health.down("mysql", "not asked yet");
-    if !ready(&pool, &runtime.health, &stop).await? {
+    runtime.health.down("mysql", "not checked yet");
+    if !wait_for_database(&pool, &runtime.health, &stop).await? {
         return runtime.wait().await;
     }
     runtime.spawn("mysql watch", watch(pool.clone(), runtime.health.clone(), stop.clone()));
-    runtime.spawn("idempotency", forget(pool.clone(), stop.clone()));
+    runtime.spawn("idempotency", delete_old_keys(pool.clone(), stop.clone()));
     let log = runtime.open_log().await?;
 
     service::start(&mut runtime, &pool, config.concurrency.into()).await?;
@@ -68,16 +71,16 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         publisher.await;
         Ok(())
     });
-    tracing::info!("inventory is up");
+    tracing::info!("inventory started");
     let result = runtime.wait().await;
     pool.close().await;
     result
 }
 
-/// Waits for the database to answer, and checks its schema; false when told to stop before it did.
-async fn ready(pool: &MySqlPool, health: &Health, stop: &Shutdown) -> Result<bool, SchemaError> {
+/// Waits until the database answers, then checks its schema. Returns false if `stop` is cancelled before.
+async fn wait_for_database(pool: &MySqlPool, health: &Health, stop: &Shutdown) -> Result<bool, SchemaError> {
     loop {
-        match timeout(ANSWER, mysql::check_schema(pool)).await {
+        match timeout(HEALTH_TIMEOUT, mysql::check_schema(pool)).await {
             Ok(Ok(())) => {
                 health.up("mysql");
                 return Ok(true);
@@ -88,21 +91,21 @@ async fn ready(pool: &MySqlPool, health: &Health, stop: &Shutdown) -> Result<boo
             }
             Ok(Err(error)) => return Err(error),
             Err(_) => {
-                tracing::warn!("waiting for mysql, which takes the connection and does not answer");
+                tracing::warn!("waiting for mysql: it accepts the connection but does not answer");
                 health.down("mysql", "does not answer");
             }
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(false),
-            () = tokio::time::sleep(WATCH) => {}
+            () = tokio::time::sleep(HEALTH_INTERVAL) => {}
         }
     }
 }
 
-/// Keeps /readyz right about MySQL, and the gauge of events that wait to be published.
+/// Updates the state of MySQL in /readyz, and the metric of outbox rows that wait to be published.
 async fn watch(pool: MySqlPool, health: Health, stop: Shutdown) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        match timeout(ANSWER, mysql::outbox::depth(&pool)).await {
+        match timeout(HEALTH_TIMEOUT, mysql::outbox::depth(&pool)).await {
             Ok(Ok(depth)) => {
                 metrics::gauge!("garage_inventory_outbox_depth").set(depth);
                 health.up("mysql");
@@ -112,24 +115,24 @@ async fn watch(pool: MySqlPool, health: Health, stop: Shutdown) -> anyhow::Resul
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(WATCH) => {}
+            () = tokio::time::sleep(HEALTH_INTERVAL) => {}
         }
     }
     Ok(())
 }
 
-/// Forgets idempotency keys, batch by batch.
-async fn forget(pool: MySqlPool, stop: Shutdown) -> anyhow::Result<()> {
+/// Deletes old idempotency keys periodically, batch by batch.
+async fn delete_old_keys(pool: MySqlPool, stop: Shutdown) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        match timeout(LIMIT, mysql::idempotency::forget(&pool)).await {
+        match timeout(BACKGROUND_TIMEOUT, mysql::idempotency::delete_old(&pool)).await {
             Ok(Ok(mysql::idempotency::BATCH)) => continue,
             Ok(Ok(_)) => {}
-            Err(_) => tracing::warn!("mysql takes too long to forget old idempotency keys, will try again"),
-            Ok(Err(error)) => tracing::warn!(%error, "old idempotency keys cannot be forgotten, will try again"),
+            Err(_) => tracing::warn!("deleting old idempotency keys timed out, retrying later"),
+            Ok(Err(error)) => tracing::warn!(%error, "deleting old idempotency keys failed, retrying later"),
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(FORGET) => {}
+            () = tokio::time::sleep(CLEANUP_INTERVAL) => {}
         }
     }
     Ok(())

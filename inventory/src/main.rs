@@ -1,4 +1,4 @@
-//! The garage-inventory process.
+//! Starts the inventory worker.
 
 fn main() -> std::process::ExitCode {
     garage_worker::main(garage_inventory::run)

@@ -1,7 +1,7 @@
-//! The database: its pool, its schema, and how its transactions begin.
+//! The database: its connection pool, its schema, and the rules for transactions.
 //!
-//! The one order of locks: a transaction that changes what players own first takes their wallets' rows, in the order of
-//! their ids (`lock`), and reads only then, so that its snapshot is as young as its lock.
+//! Lock order: a transaction that changes what players own first locks their rows in `wallets`, ordered by player id
+//! (see `lock`). Only then does it read, so that its snapshot is not older than its locks.
 
 pub mod catalogue;
 pub mod commands;
@@ -13,6 +13,7 @@ pub mod outbox;
 pub mod players;
 pub mod ratings;
 pub mod rewards;
+mod row;
 pub mod size;
 
 use std::{collections::BTreeMap, fmt::Display, sync::LazyLock, time::Duration};
@@ -22,54 +23,65 @@ use garage_events::{
     id::PlayerId,
 };
 use sqlx::{
-    Executor, MySql, MySqlConnection, MySqlPool, QueryBuilder, Transaction,
-    migrate::{MigrateError, Migrator},
+    Executor, MySql, MySqlConnection, MySqlPool, QueryBuilder, SqlStr, Transaction,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
 };
 
 use crate::error::{self, Error};
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
-    let mut migrator = sqlx::migrate!();
-    // sqlx asks for its lock with a time-out of -1, which MariaDB does not wait on: two migrated at once, and one of
-    // them failed. `migrate` takes its own lock.
+    let migration = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, SqlStr::from_static(sql), false)
+    };
+    let mut migrator = Migrator::with_migrations(vec![
+        migration(1, "schema", include_str!("../migrations/0001_schema.sql")),
+        migration(2, "catalogue", include_str!("../migrations/0002_catalogue.sql")),
+        migration(3, "store", include_str!("../migrations/0003_store.sql")),
+        migration(4, "ratings", include_str!("../migrations/0004_ratings.sql")),
+        migration(5, "outbox", include_str!("../migrations/0005_outbox.sql")),
+    ]);
+    // sqlx requests its lock with a time-out of -1. MariaDB does not wait in that case, so that one of two concurrent
+    // migrations fails. `migrate` takes a lock of its own instead.
     migrator.set_locking(false);
     migrator
 });
 
-/// How long `garage init` waits for another one to finish.
+/// How long `garage init` waits for a concurrent `garage init` to finish, in seconds.
 const MIGRATION_WAIT_S: i64 = 60;
 
-/// How often a transaction is begun anew when it met another one. The waits between add up to a third of a second,
-/// well within the five seconds that a caller waits.
+/// How often a transaction is retried after a conflict with another one. The pauses add up to a third of a second, far
+/// less than the five seconds that a caller waits.
 const RETRIES: u32 = 10;
 
 /// ER_NO_SUCH_TABLE.
 const NO_SUCH_TABLE: u16 = 1146;
 
-/// Makes a pool. It connects when it is first used: a worker starts, and says that it is not ready, without a database.
+/// Creates a connection pool. It connects on first use, so that a worker can start without a database and report not
+/// ready.
 ///
-/// At most `size` connections, and `acquire_timeout` for one of them to be free.
+/// `size` is the maximum number of connections; `acquire_timeout` is how long to wait for a free one.
 pub fn pool(options: MySqlConnectOptions, size: u32, acquire_timeout: Duration) -> MySqlPool {
     MySqlPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(acquire_timeout)
-        // Below wait_timeout, so that the pool lets go of a connection before the server does.
+        // Below wait_timeout, so that the pool closes an idle connection before the server does.
         .idle_timeout(Duration::from_secs(30))
         .after_connect(|connection, _| {
             Box::pin(async move {
-                // The level that `lock` counts on, whatever the server's default.
+                // `lock` relies on this level. The server's default may differ.
                 connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
-                // 50 s is the default, ten times what a caller waits. wait_timeout frees the locks of an instance
-                // that vanished from the network; the default is 8 h.
+                // The default of innodb_lock_wait_timeout is 50 s, ten times what a caller waits. wait_timeout frees
+                // the locks of an instance that has lost its network; its default is 8 h.
                 connection.execute("SET SESSION innodb_lock_wait_timeout = 3, wait_timeout = 60").await?;
                 Ok(())
             })
         })
         .after_release(|connection, _| {
             Box::pin(async move {
-                // Who is dropped while he waits for the answer to BEGIN leaves a transaction behind that sqlx does not
-                // know of: whoever has the connection next would read what was, and commit nothing.
+                // If a future is dropped while it waits for the answer to BEGIN, the server has an open transaction
+                // that sqlx does not know about. The next user of the connection would read an old snapshot, and its
+                // changes would never be committed.
                 connection.execute("ROLLBACK").await?;
                 Ok(true)
             })
@@ -77,14 +89,14 @@ pub fn pool(options: MySqlConnectOptions, size: u32, acquire_timeout: Duration) 
         .connect_lazy_with(options)
 }
 
-/// Creates the schema and the catalogue, or brings them up to this build's version. Idempotent, and safe when two do
-/// it at once.
+/// Creates the schema and the default catalogue, or migrates the schema to this build's version. Idempotent. Several
+/// processes may call it concurrently.
 ///
 /// # Errors
-/// When the server does not answer, or the database is at a version that this build does not know.
+/// When the server does not answer, or the database has a migration that this build does not know.
 pub async fn migrate(pool: &MySqlPool) -> Result<(), SchemaError> {
     let mut connection = pool.acquire().await.map_err(Error::from)?;
-    // Ended with the connection, whatever happens, so that the lock goes with it.
+    // Do not return the connection to the pool: the lock is released when the connection closes.
     connection.close_on_drop();
     let locked: Option<i64> = sqlx::query_scalar("SELECT GET_LOCK(CONCAT('garage-init-', MD5(DATABASE())), ?)")
         .bind(MIGRATION_WAIT_S)
@@ -94,43 +106,41 @@ pub async fn migrate(pool: &MySqlPool) -> Result<(), SchemaError> {
     if locked != Some(1) {
         return Err(SchemaError::Busy);
     }
-    // Not `run`: its future is Send on a pool only, and the lock is this connection's.
+    // `run_direct` instead of `run`: the lock belongs to this connection, and the future of `run` is Send only on a
+    // pool.
     MIGRATOR.run_direct(None, &mut *connection, false).await.map_err(|error| match error {
         MigrateError::Dirty(version) => SchemaError::Dirty { version },
         error => SchemaError::Migration(error),
     })
 }
 
-/// Why a worker cannot work on a database.
+/// Why this build cannot use the database.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// It lacks migrations of this build.
-    #[error("the schema of the database is not current (migration {lacking} is missing); run `garage init`")]
+    /// The database lacks migrations of this build.
+    #[error("the database schema is out of date (migration {missing} is missing); run `garage init`")]
     Outdated {
-        /// The first one that it lacks.
-        lacking: i64,
+        /// Version of the first missing migration.
+        missing: i64,
     },
-    /// A migration broke off. MySQL cannot roll back statements that create tables.
+    /// A migration was interrupted. MySQL cannot roll back statements that create tables.
     #[error(
-        "migration {version} of the database broke off half-way; restore a backup, or drop the database, and run `garage init`"
+        "database migration {version} was interrupted; restore a backup or drop the database, then run `garage init`"
     )]
-    Dirty {
-        /// Which.
-        version: i64,
-    },
-    /// Another process migrates it, and does not finish.
-    #[error("the schema of the database is being migrated by another process for {MIGRATION_WAIT_S} s already")]
+    Dirty { version: i64 },
+    /// Another process holds the migration lock.
+    #[error("another process has been migrating the database for more than {MIGRATION_WAIT_S} s; try again later")]
     Busy,
     /// A migration failed.
     #[error("migrating the database: {0}")]
     Migration(#[source] MigrateError),
-    /// It cannot be asked.
+    /// A query failed.
     #[error(transparent)]
     Database(#[from] Error),
 }
 
-/// Checks that the schema is at least at this build's version. A newer one is fine: migrations only add, so that the
-/// instances of the version before work on while the new ones are rolled out.
+/// Checks that the database has all migrations of this build. It may have newer ones: migrations only add, so that
+/// instances of the previous version keep working during a rolling upgrade.
 ///
 /// # Errors
 /// See [`SchemaError`].
@@ -146,19 +156,19 @@ pub async fn check_schema(pool: &MySqlPool) -> Result<(), SchemaError> {
         match applied.get(&migration.version) {
             Some(true) => {}
             Some(false) => return Err(SchemaError::Dirty { version: migration.version }),
-            None => return Err(SchemaError::Outdated { lacking: migration.version }),
+            None => return Err(SchemaError::Outdated { missing: migration.version }),
         }
     }
     Ok(())
 }
 
-/// Runs a transaction, and anew when it met another one: as the victim of a deadlock, waiting for a lock too long, or
-/// inserting what the other one inserted first.
+/// Runs a transaction and retries it after a conflict with a concurrent one: a deadlock, a lock time-out, or a row that
+/// the other transaction inserted first.
 async fn retrying<T, F: Future<Output = Result<T, Error>>>(mut transaction: impl FnMut() -> F) -> Result<T, Error> {
     for attempt in 1..=RETRIES {
         match transaction().await {
             Err(error) if error.is_contention() => {
-                tracing::debug!(attempt, %error, "transaction is begun anew");
+                tracing::debug!(attempt, %error, "retrying transaction after a conflict");
                 tokio::time::sleep(Duration::from_millis(6) * attempt).await;
             }
             outcome => return outcome,
@@ -167,12 +177,12 @@ async fn retrying<T, F: Future<Output = Result<T, Error>>>(mut transaction: impl
     transaction().await
 }
 
-/// Makes a transaction's changes last.
+/// Commits a transaction. Fault tests can kill the process before and after it, at the given crash point.
 async fn commit(point: Point, transaction: Transaction<'_, MySql>) -> Result<(), Error> {
     Ok(crash::effect(point, transaction.commit()).await?)
 }
 
-/// Takes the locks of players, and tells the balance of each that is known.
+/// Locks the players' wallets until the transaction ends. Returns the balance of each player that exists.
 async fn lock<'a>(
     connection: &mut MySqlConnection,
     players: impl IntoIterator<Item = &'a PlayerId>,
@@ -184,7 +194,7 @@ async fn lock<'a>(
     rows.into_iter().map(|(player, balance)| Ok((player.parse()?, unsigned(balance)?))).collect()
 }
 
-/// Appends `(?, ?, …)` with the players bound. The list must not be empty; SQL has no empty one.
+/// Appends `(?, ?, …)` and binds the players. `players` must not be empty: SQL has no empty list.
 fn push_list<'a>(query: &mut QueryBuilder<MySql>, players: impl IntoIterator<Item = &'a PlayerId>) {
     query.push("(");
     let mut list = query.separated(", ");
@@ -194,16 +204,16 @@ fn push_list<'a>(query: &mut QueryBuilder<MySql>, players: impl IntoIterator<Ite
     query.push(")");
 }
 
-/// Coins as Rust counts them.
+/// Converts a column value to coins.
 fn unsigned(coins: i64) -> Result<u64, Error> {
     u64::try_from(coins).ok().ok_or_else(|| Error::Corrupt(format!("{coins} coins")))
 }
 
-/// Coins as the database counts them.
+/// Converts coins to a column value.
 fn signed(coins: u64) -> Result<i64, Error> {
-    i64::try_from(coins).ok().ok_or_else(|| beyond(coins))
+    i64::try_from(coins).ok().ok_or_else(|| out_of_range(coins))
 }
 
-fn beyond(number: impl Display) -> Error {
-    Error::Corrupt(format!("{number} is beyond what a column takes"))
+fn out_of_range(value: impl Display) -> Error {
+    Error::Corrupt(format!("{value} is out of range for its column"))
 }

@@ -1,18 +1,21 @@
-//! Publishes the outbox: each row becomes an event in the log, once and in each player's order.
+//! Publishes the outbox: appends each row to the log as an event, exactly once and in order per player.
 //!
-//! One instance publishes at a time, by a lock on the row of `outbox_lease`; that saves work and is not what makes it
-//! right. A publisher that lost its lease without knowing still cannot show an event twice, by the order of four steps:
+//! One instance publishes at a time: the one that holds a lock on the row of `outbox_lease`. The lease only saves work.
+//! A publisher that has lost its lease without noticing cannot append an event twice either, because each publisher
+//! takes four steps in this order:
 //!
-//! 1. read the end of the player's aggregate at the log's leader;
-//! 2. then look whether the player's oldest row is still there;
-//! 3. append it, expecting what step 1 read, unless step 1 read this very event;
-//! 4. delete it before anything else of this player is appended.
+//! 1. Read the last event of the player's aggregate at the log's leader.
+//! 2. Check that the player's oldest row still exists.
+//! 3. Append the row and expect the aggregate at the sequence from step 1. Skip this if step 1 has read this very
+//!    event.
+//! 4. Delete the row before appending any other event of this player.
 //!
-//! Had another one appended the row before step 1, step 1 would see it as the last event, or, if others followed, step 2
-//! would find it deleted; had it done so after step 1, step 3 would conflict.
+//! If another publisher appended the row before step 1, then step 1 reads it as the last event, or, if more events
+//! followed, step 2 finds the row deleted. If another publisher appended it after step 1, then step 3 conflicts.
 //!
-//! What cannot be published, because the row or its player's history cannot be read, or the log refuses it, holds up
-//! nobody else: its row is held, and with it those of its player behind it, and tried again a minute later.
+//! A row cannot be published if it cannot be decoded, its player's last event cannot be read, or the log refuses it.
+//! Such a row is held: it and later rows of the same player are skipped for a minute, then retried. Other players are
+//! not affected.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -34,52 +37,52 @@ use crate::{
     mysql::outbox::{self, Row},
 };
 
-/// Rows that go in a round, each of another player.
-const ROUND: u32 = 256;
+/// Maximum number of rows per round. Each belongs to a different player.
+const ROUND_SIZE: u32 = 256;
 
-/// Loads and appends under way at once; the log commits them in groups.
-const AT_ONCE: usize = 64;
+/// Concurrent reads, and concurrent appends, per round. The log commits concurrent appends in groups.
+const CONCURRENCY: usize = 64;
 
-/// How long an empty outbox, or one that another instance publishes, is left alone. A player sees his reward that
-/// much later at most.
-const POLL: Duration = Duration::from_millis(250);
+/// Pause after a round that published nothing: the outbox is empty, or another instance publishes. It delays a player's
+/// reward by at most this time.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long after a failed round.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a failed round.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// How long a round may take; then its lease is given up.
-const ROUND_LIMIT: Duration = Duration::from_secs(30);
+/// How long a round may take. After it the round is cancelled and its lease released.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why a round could not be finished. What it did publish stays published.
+/// Why a round failed. Events that it published before stay published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The database.
+    /// A query failed, or a row cannot be decoded.
     #[error(transparent)]
     Database(#[from] Error),
-    /// The log's reading side.
+    /// The player's last event cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The log's writing side.
+    /// The event cannot be appended.
     #[error(transparent)]
     Append(#[from] AppendError),
-    /// Something hangs.
-    #[error("a round took longer than {} s", ROUND_LIMIT.as_secs())]
-    Overdue,
+    /// The round did not end in time.
+    #[error("publishing a round of outbox rows took longer than {} s", ROUND_TIMEOUT.as_secs())]
+    TimedOut,
 }
 
 impl PublishError {
-    /// Whether it is the row's own, or its player's, and trying again at once would meet the same.
-    fn lasts(&self) -> bool {
+    /// Whether the error concerns only this row or its player, and an immediate retry would fail again.
+    fn is_permanent(&self) -> bool {
         match self {
             Self::Database(Error::Corrupt(_))
             | Self::Read(ReadError::Unreadable { .. })
             | Self::Append(AppendError::Refused(_)) => true,
-            Self::Database(_) | Self::Read(_) | Self::Append(_) | Self::Overdue => false,
+            Self::Database(_) | Self::Read(_) | Self::Append(_) | Self::TimedOut => false,
         }
     }
 }
 
-/// Publishes until told to stop; a round under way is finished first.
+/// Publishes rounds until `stop` is cancelled. A round in progress is finished first.
 pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
     let mut failing = false;
     while !stop.is_cancelled() {
@@ -88,23 +91,23 @@ pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
             metrics::gauge!("garage_inventory_outbox_held").set(outbox::held(&pool).await?);
             Ok(published)
         };
-        let outcome = tokio::time::timeout(ROUND_LIMIT, round).await.unwrap_or(Err(PublishError::Overdue));
+        let outcome = tokio::time::timeout(ROUND_TIMEOUT, round).await.unwrap_or(Err(PublishError::TimedOut));
         let pause = match outcome {
             Ok(published) => {
                 failing = false;
                 if published > 0 {
                     continue;
                 }
-                POLL
+                POLL_INTERVAL
             }
             Err(error) => {
                 metrics::counter!("garage_inventory_outbox_failures_total").increment(1);
-                // Said once for each time that it begins to fail, not once a second.
+                // Log only the first of consecutive failures, not one per second.
                 if !failing {
-                    tracing::warn!(%error, "outbox cannot be published, will go on trying");
+                    tracing::warn!(%error, "publishing the outbox failed, retrying");
                 }
                 failing = true;
-                PAUSE
+                RETRY_DELAY
             }
         };
         tokio::select! {
@@ -114,12 +117,13 @@ pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
     }
 }
 
-/// Publishes the oldest row of each player, and tells how many went. Nothing when another instance publishes.
+/// Publishes the oldest row of each player. Returns the number of published rows, 0 if another instance holds the
+/// lease.
 ///
 /// # Errors
-/// See [`PublishError`]; the rows that are held up by one are tried again in the next round, the others went.
+/// See [`PublishError`]. The failed rows are retried in the next round; the other rows are published.
 pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishError> {
-    let due = outbox::due(pool, ROUND).await?;
+    let due = outbox::due(pool, ROUND_SIZE).await?;
     if due.is_empty() {
         return Ok(0);
     }
@@ -133,11 +137,11 @@ pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishEr
         let last = log.inventory(&row.player).await.map_err(|error| (row.id, error.into()))?;
         Ok((row, last))
     }))
-    .buffer_unordered(AT_ONCE);
+    .buffer_unordered(CONCURRENCY);
     while let Some(outcome) = reads.next().await {
         match outcome {
             Ok(one) => read.push(one),
-            Err((id, error)) if error.lasts() => held.push((id, error)),
+            Err((id, error)) if error.is_permanent() => held.push((id, error)),
             Err((_, error)) => failure = Some(error),
         }
     }
@@ -149,13 +153,14 @@ pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishEr
 
     let mut stored = Vec::with_capacity(read.len());
     let mut appends = stream::iter(read.into_iter().map(async |(row, last)| (row.id, append(log, &row, last).await)))
-        .buffer_unordered(AT_ONCE);
+        .buffer_unordered(CONCURRENCY);
     while let Some((id, outcome)) = appends.next().await {
         match outcome {
             Ok(()) => stored.push(id),
-            // Another publisher, or one of before this one's restart, moved it: the next round reads it again.
+            // Another publisher has appended to the aggregate, or this one has before a restart. The next round reads
+            // the aggregate again.
             Err(PublishError::Append(AppendError::Conflict(_))) => {}
-            Err(error) if error.lasts() => held.push((id, error)),
+            Err(error) if error.is_permanent() => held.push((id, error)),
             Err(error) => failure = Some(error),
         }
     }
@@ -163,9 +168,9 @@ pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishEr
 
     outbox::delete(pool, &stored).await?;
     for (id, error) in held {
-        // Said once for each row, not at each try.
+        // Log once per row, not at every attempt.
         if outbox::hold(pool, id, &error.to_string()).await? {
-            tracing::error!(outbox.row = id, %error, "an event cannot be published, and holds up its player's");
+            tracing::error!(outbox.row = id, %error, "cannot publish outbox row, holding the player's events");
         }
     }
     lease.rollback().await.map_err(Error::from)?;
@@ -176,13 +181,13 @@ pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishEr
     }
 }
 
-/// Appends a row behind the last event of its player, if it isn't that event.
+/// Appends a row after the last event of its player, unless it is that event.
 async fn append<L: Log>(log: &L, row: &Row, last: Option<Recorded<Event>>) -> Result<(), PublishError> {
     let head = last.as_ref().map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
     if last.is_some_and(|last| last.id == row.event_id) {
         return Ok(());
     }
-    let decision = Decision::new(&Decided(row.decided_at), row.correlation, None).change_with_id(
+    let decision = Decision::new(&DecidedAt(row.decided_at), row.correlation, None).change_with_id(
         row.event_id,
         Aggregate::Inventory(row.player.clone()),
         head,
@@ -192,17 +197,17 @@ async fn append<L: Log>(log: &L, row: &Row, last: Option<Recorded<Event>>) -> Re
     Ok(())
 }
 
-/// The world as it was when a row was written: an event says when it was decided, not when it was published.
+/// A clock that shows when the row was written. An event carries the time of its decision, not of its publication.
 #[derive(Debug, Clone, Copy)]
-struct Decided(OffsetDateTime);
+struct DecidedAt(OffsetDateTime);
 
-impl Env for Decided {
+impl Env for DecidedAt {
     fn now(&self) -> OffsetDateTime {
         self.0
     }
 
     fn id(&self) -> Uuid {
-        // The event has its id already; this one is never asked for.
+        // Never called: the event already has its id.
         Uuid::nil()
     }
 }

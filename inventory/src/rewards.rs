@@ -1,4 +1,4 @@
-//! Pays and rates when a session closes.
+//! Pays and rates the players when a session closes.
 
 use garage_events::{jetstream::JetStreamLog, session};
 use garage_worker::{
@@ -7,9 +7,9 @@ use garage_worker::{
 };
 use sqlx::MySqlPool;
 
-use crate::{LIMIT, error::Error, mysql::rewards::pay};
+use crate::{BACKGROUND_TIMEOUT, error::Error, mysql::rewards::pay};
 
-/// Reacts to `garage.session.*.closed` until `shutdown`, to at most `concurrency` at a time.
+/// Reacts to `garage.session.*.closed` until `shutdown` is cancelled, to at most `concurrency` events at a time.
 ///
 /// # Errors
 /// See [`reactor::react`].
@@ -30,14 +30,14 @@ pub async fn react(
 
 async fn handle(pool: &MySqlPool, delivery: &Delivery) -> Result<(), Failure> {
     let session::Event::Closed(closed) = delivery.event::<session::Event>()?.event else {
-        // The consumer's filter lets no other type through.
+        // Not reachable: the consumer's filter excludes all other event types.
         return Ok(());
     };
     let aggregate = garage_events::subject::Aggregate::of(&delivery.subject);
     let Some(garage_events::subject::Aggregate::Session(session)) = aggregate else {
-        return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
+        return Err(Failure::Poison(anyhow::anyhow!("{} is not the subject of a session", delivery.subject)));
     };
-    let Ok(paid) = tokio::time::timeout(LIMIT, pay(pool, session, &closed.results)).await else {
+    let Ok(paid) = tokio::time::timeout(BACKGROUND_TIMEOUT, pay(pool, session, &closed.results)).await else {
         return Err(Failure::Unavailable(anyhow::anyhow!("mysql did not answer in time")));
     };
     paid.map_err(|error| match error {

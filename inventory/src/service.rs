@@ -1,4 +1,4 @@
-//! The endpoints that other workers ask.
+//! The request endpoints for other workers.
 
 use garage_events::svc::{Call, Execute, GetGarage, GetLedger, GetProfile, Loadouts, StoreCars, StoreItems};
 use garage_worker::{
@@ -13,10 +13,10 @@ use crate::{
     mysql::{catalogue, commands, garage, ledger, ratings},
 };
 
-/// Opens the endpoints and answers, at most `concurrency` requests of each kind at a time.
+/// Starts all endpoints. Each handles at most `concurrency` requests at a time.
 ///
 /// # Errors
-/// When the service cannot be announced.
+/// When the service cannot be registered with NATS.
 pub async fn start(runtime: &mut Runtime, pool: &MySqlPool, concurrency: usize) -> anyhow::Result<()> {
     let service = Service::start(&runtime.client, "inventory", "cars, items, wallets, ratings").await?;
 
@@ -82,46 +82,48 @@ where
     F: Fn(C) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<C::Reply, Error>> + Send + 'static,
 {
-    let answering = move |call| {
+    let respond = move |call| {
         let answer = handler(call);
         async move { answer.await.map_err(|error| refusal(name, error)) }
     };
-    let task = service.serve(concurrency, runtime.shutdown.clone(), answering).await?;
+    let task = service.serve(concurrency, runtime.shutdown.clone(), respond).await?;
     runtime.spawn(name, task);
     Ok(())
 }
 
-/// What the caller hears. A fault of ours is said here in full, as nobody else will; to him it is just that.
+/// Converts an error to the refusal that the caller receives. The details of internal errors go to this worker's log
+/// only.
 fn refusal(endpoint: &'static str, error: Error) -> Refusal {
     metrics::counter!("garage_inventory_refusals_total", "endpoint" => endpoint).increment(1);
     match error {
-        Error::Rejected(rejection) => Refusal::new(meaning(&rejection), rejection.to_string()),
+        Error::Rejected(rejection) => Refusal::new(status(&rejection), rejection.to_string()),
         Error::KeyReused => Refusal::new(422, error.to_string()),
         Error::TooMany { .. } => Refusal::new(400, error.to_string()),
         Error::Unavailable(_) => {
-            tracing::warn!(endpoint, %error, "request refused");
+            tracing::warn!(endpoint, %error, "request refused: mysql is not available");
             Refusal::new(503, "mysql is not available")
         }
         Error::Refused(_) | Error::Corrupt(_) => {
-            tracing::error!(endpoint, %error, "request failed");
-            Refusal::new(500, "inventory failed; its log says why")
+            tracing::error!(endpoint, %error, "request failed: internal error");
+            Refusal::new(500, "internal error in inventory; see its log")
         }
     }
 }
 
-/// HTTP's status: whether what was named is not there, or cannot be done as things are.
-fn meaning(rejection: &Rejection) -> u16 {
+/// The HTTP status of a rejection: 404 if something does not exist or is not owned, 409 if the state forbids the
+/// command.
+fn status(rejection: &Rejection) -> u16 {
     match rejection {
         Rejection::NoSuchCar(_)
         | Rejection::NoSuchItem(_)
         | Rejection::CarNotOwned(_)
         | Rejection::ItemNotOwned(_)
         | Rejection::NoSuchSlot { .. } => 404,
-        Rejection::Owned(_)
-        | Rejection::TooDear { .. }
-        | Rejection::Active(_)
+        Rejection::AlreadyOwned(_)
+        | Rejection::NotEnoughCoins { .. }
+        | Rejection::CarIsActive(_)
         | Rejection::AllMounted(_)
-        | Rejection::Misfit { .. } => 409,
+        | Rejection::WrongSlot { .. } => 409,
     }
 }
 
@@ -130,18 +132,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_have_the_meaning_of_http() {
+    fn errors_map_to_http_statuses() {
         let not_owned = Error::from(Rejection::CarNotOwned("vixen".parse().unwrap()));
         assert_eq!(refusal("execute", not_owned), Refusal::new(404, "the player does not own the car vixen"));
-        let too_dear = Rejection::TooDear { price: 5_000, balance: 1_000 };
-        let why = "not enough coins: the price is 5000, the wallet holds 1000";
-        assert_eq!(refusal("execute", too_dear.into()), Refusal::new(409, why));
+        let not_enough = Rejection::NotEnoughCoins { price: 5_000, balance: 1_000 };
+        let message = "not enough coins: the price is 5000, the wallet holds 1000";
+        assert_eq!(refusal("execute", not_enough.into()), Refusal::new(409, message));
         assert_eq!(refusal("execute", Error::KeyReused).code, 422);
-        assert_eq!(refusal("loadouts", Error::TooMany { asked: 65, most: 64 }).code, 400);
+        assert_eq!(refusal("loadouts", Error::TooMany { requested: 65, max: 64 }).code, 400);
         assert_eq!(refusal("garage", Error::from(sqlx::Error::PoolTimedOut)).code, 503);
         assert_eq!(
             refusal("garage", Error::Corrupt("a row".into())),
-            Refusal::new(500, "inventory failed; its log says why")
+            Refusal::new(500, "internal error in inventory; see its log")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Fold, decide, commit, fold the outcome, and decide again.
+//! The loop of the matchmaker: fold events, decide, commit, fold the outcome, and decide again.
 
 use std::{
     sync::{
@@ -30,66 +30,67 @@ use crate::{
     snapshots::{self, Writer},
 };
 
-/// Events folded before matches are made again.
-const FOLD: usize = 2_000;
+/// Limit of events folded between two matching cycles.
+const MAX_FOLDED: usize = 2_000;
 
-/// Matches players of the queues that it leads; of the others it knows who waits, so that it may lead them at once.
+/// Makes matches in the queues that it leads. It folds the other queues as well, so that it can take over their
+/// leadership at once.
 #[derive(Debug)]
 pub struct Matchmaker<W, L> {
     log: JetStreamLog,
     matching: Matching<JetStreamLog, W, L>,
     health: Health,
-    /// Where the pool stands, for who watches it.
+    /// The sequence of the last folded event, for the lag watch.
     folded: Arc<AtomicU64>,
 }
 
 impl<W: Env, L: Lead> Matchmaker<W, L> {
-    /// A matchmaker that knows nobody yet.
+    /// A matchmaker with an empty pool.
     pub fn new(log: JetStreamLog, env: W, queues: Queues, lead: L, health: Health) -> Self {
         let matching = Matching::new(log.clone(), env, queues, lead);
         Self { log, matching, health, folded: Arc::default() }
     }
 
-    /// Matches until `shutdown`.
+    /// Makes matches until `shutdown`.
     ///
     /// # Errors
-    /// When an event of the log cannot be read: deciding without it could be wrong.
+    /// When an event of the log cannot be decoded. Decisions without it could be wrong.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         self.health.down("pool", "reading the log");
-        let Some(begun) = shutdown.run_until_cancelled(self.begin()).await else { return Ok(()) };
-        let (mut follow, mut writer) = begun?;
+        let Some(caught_up) = shutdown.run_until_cancelled(self.catch_up()).await else { return Ok(()) };
+        let (mut follow, mut writer) = caught_up?;
         self.health.up("pool");
-        tracing::info!(event.seq = self.matching.pool().seq(), "pool is up to date; matching begins");
+        tracing::info!(event.seq = self.matching.pool().seq(), "the pool is up to date; matching starts");
         self.matching.compete();
         let (log, health, folded) = (self.log.clone(), self.health.clone(), Arc::clone(&self.folded));
         tokio::select! {
             result = self.match_until(&shutdown, &mut follow, &mut writer) => result?,
             never = lag::watch("pool", &log, PLAYERS, || folded.load(Ordering::Relaxed), &health) => never,
         }
-        let writes = self.matching.writes();
-        // Another may go on while the snapshot is written.
+        let writes_snapshots = self.matching.writes_snapshots();
+        // This releases the leadership, so that another instance can take over while the snapshot is written.
         let pool = self.matching.into_pool();
-        if writes {
+        if writes_snapshots {
             writer.finish(&pool).await;
         }
         Ok(())
     }
 
-    /// Brings the pool up to date, from the last snapshot or from the log's beginning.
-    async fn begin(&mut self) -> anyhow::Result<(Follow, Writer)> {
-        let look = || async {
+    /// Brings the pool up to date, starting from the last snapshot or from the beginning of the log.
+    async fn catch_up(&mut self) -> anyhow::Result<(Follow, Writer)> {
+        let read_state = || async {
             let (created, state) = self.log.identity().await?;
             let log = snapshot::Log { created, first: state.first_sequence, last: state.last_sequence };
             Ok::<_, ReadError>((log, self.log.last_sequence(PLAYERS).await?))
         };
-        let (log, end) = keep_trying("the log", look).await;
+        let (log, end) = keep_trying("the log", read_state).await;
         let context = self.log.context().clone();
         let restored = snapshots::restore(&context, log).await;
-        let begin = restored.seq();
+        let start = restored.seq();
         self.matching.restore(restored);
-        self.folded.store(begin, Ordering::Relaxed);
-        let writer = Writer::new(context.clone(), log, begin);
-        let mut follow = Follow::new(context, STREAM, vec![PLAYERS.into()], begin + 1);
+        self.folded.store(start, Ordering::Relaxed);
+        let writer = Writer::new(context.clone(), log, start);
+        let mut follow = Follow::new(context, STREAM, vec![PLAYERS.into()], start + 1);
         while self.matching.pool().seq() < end {
             let message = follow.next().await;
             self.fold(&message)?;
@@ -108,11 +109,11 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
             if failed {
                 sleep(IDLE).await;
             }
-            if self.matching.writes() {
+            if self.matching.writes_snapshots() {
                 writer.offer(self.matching.pool());
             }
             let mut max_wait = if busy { Duration::ZERO } else { self.matching.max_wait() };
-            for _ in 0..FOLD {
+            for _ in 0..MAX_FOLDED {
                 let message = tokio::select! {
                     () = shutdown.cancelled() => break,
                     () = self.matching.lead_changed() => break,

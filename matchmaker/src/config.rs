@@ -1,4 +1,4 @@
-//! What the matchmaker is told.
+//! The configuration of the matchmaker.
 
 use std::path::PathBuf;
 
@@ -13,16 +13,16 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub worker: config::Worker,
 
-    /// The file that describes the queues.
+    /// File that describes the queues.
     #[arg(long, env = "GARAGE_QUEUES")]
     pub queues: PathBuf,
 }
 
 impl Config {
-    /// Checks what can be checked before anything connects.
+    /// Validates the configuration without connecting to anything.
     ///
     /// # Errors
-    /// What the worker would refuse to start for.
+    /// When the worker would refuse to start with this configuration.
     pub fn check(&self) -> anyhow::Result<()> {
         Queues::load(&self.queues)?;
         self.worker.check()

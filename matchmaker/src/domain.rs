@@ -1,4 +1,4 @@
-//! Who waits, and the rule that makes matches of them.
+//! The pool of waiting players, and the rule that makes matches from it.
 
 pub mod pool;
 pub mod rule;

@@ -1,19 +1,20 @@
-//! Which instance matches a queue. It saves work, and makes nothing safe: with two that lead, the log takes one's match.
+//! Leadership: which instance makes the matches of a queue. It only avoids duplicate work. Safety comes from the log:
+//! if two instances lead the same queue, the log accepts a match of a player from only one of them.
 
 use std::future::Future;
 
 use garage_events::{id::QueueName, lease};
 use garage_worker::lease::Leases;
 
-/// Knows of which queues this instance is the one that matches. Dropping it gives them back.
+/// The queues that this instance leads. Dropping it releases the leadership.
 pub trait Lead: Send + 'static {
-    /// From now on this instance is ready to lead.
+    /// Declares that this instance is ready to lead.
     fn compete(&self);
 
-    /// Whether it leads a queue.
+    /// Whether this instance leads the queue.
     fn leads(&self, queue: &QueueName) -> bool;
 
-    /// Waits until it leads another queue than before.
+    /// Waits until this instance gains or loses the leadership of a queue.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 

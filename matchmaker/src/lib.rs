@@ -1,9 +1,11 @@
 //! Matchmaker: matches waiting players by rank and latency.
 //!
-//! - [`domain`]: who waits (a fold of the log), its form as a snapshot, and the rule that makes matches; pure.
-//! - [`app`]: fold, decide, commit, and fold the outcome; [`matching`]: the decisions of it, on any log; [`lead`]: of
-//!   several instances, which decides.
-//! - [`snapshots`]: the fold, kept in NATS, so that a restart need not read the whole log.
+//! - [`domain`]: the pool of waiting players (a fold of the log), its snapshot format, and the rule that makes matches;
+//!   pure.
+//! - [`app`]: the main loop: fold, decide, commit, and fold the outcome.
+//! - [`matching`]: the decisions of that loop, on any implementation of the log.
+//! - [`lead`]: which of several instances decides.
+//! - [`snapshots`]: stores the pool in NATS, so that a restart does not read the whole log.
 
 pub mod app;
 pub mod config;
@@ -20,7 +22,7 @@ pub use config::Config;
 /// Runs the worker until `shutdown`.
 ///
 /// # Errors
-/// When something it needs is wrong or missing at the start, or a long task ended by itself.
+/// When the configuration or the log is invalid, or a long-running task fails.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;

@@ -1,5 +1,5 @@
-//! The decisions on a pool: matches and expired tickets, and what their outcome taught. It reads nothing but whom it
-//! doubts, and does not wait; who reads the log folds it in.
+//! The decisions on a pool: matches, ticket time-outs, and what their outcome says about the players. This module reads
+//! the log only for players whose state is in doubt, and it never waits for events: the caller folds them.
 
 use std::{slice, time::Duration};
 
@@ -20,13 +20,14 @@ use crate::{
     lead::Lead,
 };
 
-/// Matches, and expired tickets, of one cycle; several commits' worth. More waits for the next cycle, which sees more.
-const CYCLE: usize = 500;
+/// Limit of matches, and of time-outs, in one cycle: enough for several commits. The rest waits for the next cycle,
+/// which also sees newer tickets.
+const MAX_PER_CYCLE: usize = 500;
 
-/// The longest that one waits for news, or until a log is asked again that does not answer.
+/// Longest wait for events between two cycles. Also the pause before retrying when the log does not answer.
 pub const IDLE: Duration = Duration::from_secs(1);
 
-/// Decides on the queues that it leads; of the others it knows who waits.
+/// Decides on the queues that this instance leads. Its pool covers the other queues as well.
 #[derive(Debug)]
 pub struct Matching<G, W, L> {
     log: G,
@@ -36,74 +37,74 @@ pub struct Matching<G, W, L> {
     pool: Pool,
 }
 
-/// How a cycle went.
+/// The outcome of a cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cycle {
-    /// There was something to do, so that there may be more.
+    /// The cycle made decisions, so the next one may find more.
     pub busy: bool,
-    /// The log does not answer, or refuses, or lags: asking at once again would only add to it.
+    /// The log did not answer, refused, or lags behind. Pause before the next cycle, so that retries do not add load.
     pub failed: bool,
 }
 
 impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
-    /// Knows nobody yet.
+    /// Starts with an empty pool.
     pub fn new(log: G, env: W, queues: Queues, lead: L) -> Self {
         Self { log, env, queues, lead, pool: Pool::default() }
     }
 
-    /// Begins with a pool of before.
+    /// Replaces the pool with one from a snapshot.
     pub fn restore(&mut self, pool: Pool) {
         self.pool = pool;
     }
 
-    /// From now on this instance is ready to lead.
+    /// Declares that this instance is ready to lead.
     pub fn compete(&self) {
         self.lead.compete();
     }
 
-    /// Who waits.
+    /// The waiting players.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// The pool alone; another may lead from now on.
+    /// Returns the pool, and releases the leadership.
     pub fn into_pool(self) -> Pool {
         self.pool
     }
 
-    /// Waits until it leads another queue than before.
+    /// Waits until this instance gains or loses the leadership of a queue.
     pub async fn lead_changed(&mut self) {
         self.lead.changed().await;
     }
 
-    /// Whether this instance is the one that writes snapshots: it leads the first of the queues.
-    pub fn writes(&self) -> bool {
+    /// Whether this instance writes snapshots. The leader of the first queue does.
+    pub fn writes_snapshots(&self) -> bool {
         self.queues.queues.keys().next().is_some_and(|queue| self.lead.leads(queue))
     }
 
-    /// Takes the next event of the log in.
+    /// Folds the next event of the log.
     pub fn fold(&mut self, player: &PlayerId, recorded: &Recorded<player::Event>) {
         self.pool.fold(player, Head { seq: recorded.seq, n: recorded.n }, &recorded.event);
     }
 
-    /// The queues whose tickets it ends: those that it leads, and those that nobody can lead because their file no longer
-    /// has them.
-    fn ended_here(&self) -> impl Iterator<Item = &QueueName> {
+    /// The queues whose tickets this instance times out: the queues that it leads, and queues that were removed from
+    /// the configuration, because nobody can lead those.
+    fn queues_to_expire(&self) -> impl Iterator<Item = &QueueName> {
         self.pool.queues().filter(|queue| self.queues.get(queue).is_none() || self.lead.leads(queue))
     }
 
-    /// How long one may wait for news before the next cycle.
+    /// How long the caller may wait for events before the next cycle: until the next ticket expires, at most [`IDLE`].
     pub fn max_wait(&self) -> Duration {
-        let expiries = self.ended_here().filter_map(|queue| self.pool.next_expiry(queue));
+        let expiries = self.queues_to_expire().filter_map(|queue| self.pool.next_expiry(queue));
         let until = expiries.min().map(|at| at - self.env.now());
         until.map_or(IDLE, |until| Duration::try_from(until).unwrap_or_default().min(IDLE))
     }
 
-    /// Makes what matches can be made, and ends what tickets have expired.
+    /// Makes matches, and times out expired tickets.
     pub async fn cycle(&mut self) -> Cycle {
         let now = self.env.now();
-        let expired = self.ended_here().flat_map(|queue| self.pool.expired(queue, now));
-        let expired: Vec<WaitingPlayer> = expired.take(CYCLE).cloned().collect();
+        let expired = self.queues_to_expire().flat_map(|queue| self.pool.expired(queue, now));
+        let expired: Vec<WaitingPlayer> = expired.take(MAX_PER_CYCLE).cloned().collect();
         let timeouts = expired.iter().map(|entry| self.time_out(entry, now));
         let mut proposals = Vec::new();
         for (name, queue) in &self.queues.queues {
@@ -113,27 +114,27 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                 continue;
             }
             let live = self.pool.waiting(name).filter(|entry| entry.queued.expires_at > now);
-            let found = propose(queue, live, CYCLE);
+            let found = propose(queue, live, MAX_PER_CYCLE);
             proposals.extend(found.into_iter().map(|proposal| (name, proposal)));
         }
-        let matches = proposals.iter().map(|(name, proposal)| self.make(name, proposal, now));
-        let (ended, made) = futures::join!(join_all(timeouts), join_all(matches));
-        let busy = !ended.is_empty() || !made.is_empty();
+        let matches = proposals.iter().map(|(name, proposal)| self.make_match(name, proposal, now));
+        let (timed_out, matched) = futures::join!(join_all(timeouts), join_all(matches));
+        let busy = !timed_out.is_empty() || !matched.is_empty();
         let mut failed = false;
-        for outcome in ended.into_iter().chain(made) {
+        for outcome in timed_out.into_iter().chain(matched) {
             failed |= outcome.failed;
             for (player, seq) in outcome.gone {
-                self.pool.gone(&player, seq);
+                self.pool.mark_gone(&player, seq);
             }
-            for (player, found) in outcome.learnt {
-                // What a lagging server says of him is no news: it is asked again later.
+            for (player, found) in outcome.reread {
+                // The pool rejects an outdated answer of a lagging server. The player is read again later.
                 failed |= !self.pool.learn(&player, found, now);
             }
         }
         Cycle { busy, failed }
     }
 
-    async fn make(&self, name: &QueueName, proposal: &Proposal, now: time::OffsetDateTime) -> Outcome {
+    async fn make_match(&self, name: &QueueName, proposal: &Proposal, now: time::OffsetDateTime) -> Outcome {
         let session = SessionId::new(self.env.id());
         let teams = proposal.teams();
         let matched = Matched {
@@ -159,7 +160,8 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                     decision = decision.change(&self.env, aggregate, entry.head, [event]);
                 }
                 Err(rejection) => {
-                    tracing::error!(player.id = %entry.player, %rejection, "the pool holds who does not wait");
+                    let player = &entry.player;
+                    tracing::error!(player.id = %player, %rejection, "a player in the pool is not waiting");
                     return self.reread(&proposal.players).await;
                 }
             }
@@ -167,7 +169,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         match self.log.append(decision).await {
             Ok(sequences) => {
                 metrics::counter!("garage_matches_total", "queue" => name.to_string()).increment(1);
-                // The first is the session's.
+                // The first sequence belongs to the session's event.
                 let players = proposal.players.iter().map(|entry| entry.player.clone());
                 Outcome { gone: players.zip(sequences.into_iter().skip(1)).collect(), ..Outcome::default() }
             }
@@ -201,30 +203,31 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         match error {
             AppendError::Conflict(aggregate) => {
                 metrics::counter!("garage_conflicts_total").increment(1);
-                tracing::debug!(%aggregate, "match not made");
+                tracing::debug!(%aggregate, "conflict; match or time-out not stored");
                 let moved = |entry: &&WaitingPlayer| aggregate == Aggregate::Player(entry.player.clone());
                 match entries.iter().find(moved) {
                     Some(moved) => self.reread(slice::from_ref(moved)).await,
-                    // Whoever it was, with all that is known unchanged the next try would fare the same.
+                    // The conflict is on no known player. Read all of them: a retry with unchanged state would fail
+                    // again.
                     None => self.reread(entries).await,
                 }
             }
             error @ (AppendError::Unavailable(_) | AppendError::Refused(_)) => {
-                tracing::warn!(%error, "match not made; its players are read again");
+                tracing::warn!(%error, "match or time-out not stored; will read its players again");
                 Outcome { failed: true, ..self.reread(entries).await }
             }
         }
     }
 
-    /// Reads players anew whose place in the pool is in doubt.
+    /// Reads the current state of players whose state in the pool may be outdated.
     async fn reread(&self, entries: &[WaitingPlayer]) -> Outcome {
         let mut outcome = Outcome::default();
         for entry in entries {
             match self.log.player(&entry.player).await {
-                Ok(found) => outcome.learnt.push((entry.player.clone(), found)),
+                Ok(found) => outcome.reread.push((entry.player.clone(), found)),
                 Err(error) => {
-                    // He stays in the pool; the next decision on him will be refused until he can be read.
-                    tracing::warn!(player.id = %entry.player, %error, "player cannot be read");
+                    // The player stays in the pool. Decisions on this player fail until a read succeeds.
+                    tracing::warn!(player.id = %entry.player, %error, "cannot read the player");
                     outcome.failed = true;
                 }
             }
@@ -233,10 +236,13 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     }
 }
 
-/// What a decision taught about the players it was on.
+/// What is known about the players of a decision after the attempt to store it.
 #[derive(Debug, Default)]
 struct Outcome {
+    /// Players who no longer wait, each with the sequence of the event that says so.
     gone: Vec<(PlayerId, u64)>,
-    learnt: Vec<(PlayerId, garage_events::log::Player)>,
+    /// Players who were read again, because the decision was not stored.
+    reread: Vec<(PlayerId, garage_events::log::Player)>,
+    /// See [`Cycle::failed`].
     failed: bool,
 }

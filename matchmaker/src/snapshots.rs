@@ -1,5 +1,5 @@
-//! The pool's fold in NATS's object store: one snapshot, replaced by the next. A reader who finds none of use reads the
-//! log, so that nothing depends on it but the time that a restart takes.
+//! Stores the pool's fold in the NATS object store. There is one snapshot, and each new one replaces it. A matchmaker
+//! without a usable snapshot reads the whole log instead, so a snapshot only shortens restarts.
 
 use std::{
     io::Cursor,
@@ -29,33 +29,34 @@ use crate::domain::{
     snapshot::{self, Log},
 };
 
-/// The object.
+/// Name of the object.
 const NAME: &str = "matchmaker";
 
-/// How far the log must have gone on before another one is worth its writing: a restart reads so many events in a tenth
-/// of a second.
-const ENOUGH: u64 = 10_000;
+/// New events after which another snapshot is worth writing. A restart reads this many events in 0.1 s.
+const MIN_EVENTS: u64 = 10_000;
 
-/// Between two of them, however much happens.
-const EVERY: Duration = Duration::from_secs(30);
+/// Minimum interval of snapshots.
+const MIN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long one may take to be written. The server syncs each piece, of which 100,000 tickets are some 200.
-const WRITE: Duration = Duration::from_secs(20);
+/// Time-out of writing a snapshot. The server syncs each chunk to disk, and 100,000 tickets are about 200 chunks.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long one may take to be read; and how often that is tried, because the next may replace it meanwhile.
-const READ: Duration = Duration::from_secs(4);
-const READS: usize = 2;
+/// Time-out of reading a snapshot.
+const READ_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Before it is tried again.
-const AGAIN: Duration = Duration::from_millis(250);
+/// Number of tries to read a snapshot. The first may fail because a new snapshot replaces the one that is being read.
+const READ_TRIES: usize = 2;
 
-/// The pool of the last snapshot; an empty one where there is none of use.
+/// Pause between these tries.
+const READ_RETRY: Duration = Duration::from_millis(250);
+
+/// Reads the pool from the last snapshot. Returns an empty pool if there is no usable snapshot.
 pub async fn restore(context: &Context, log: Log) -> Pool {
-    for _ in 0..READS {
-        let read = timeout(READ, read(context)).await.context("its pieces do not come");
+    for _ in 0..READ_TRIES {
+        let read = timeout(READ_TIMEOUT, read(context)).await.context("its chunks did not arrive in time");
         match read.and_then(|read| read) {
             Ok(None) => {
-                tracing::info!("there is no snapshot; the log is read");
+                tracing::info!("there is no snapshot; reading the whole log");
                 return Pool::default();
             }
             Ok(Some(bytes)) => match snapshot::decode(&bytes, log) {
@@ -64,20 +65,20 @@ pub async fn restore(context: &Context, log: Log) -> Pool {
                     return pool;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the snapshot is ignored; the log is read");
+                    tracing::warn!(%error, "ignoring the snapshot; reading the whole log");
                     return Pool::default();
                 }
             },
-            Err(error) => tracing::warn!("the snapshot cannot be read: {error:#}"),
+            Err(error) => tracing::warn!("cannot read the snapshot: {error:#}"),
         }
-        sleep(AGAIN).await;
+        sleep(READ_RETRY).await;
     }
-    tracing::warn!("the log is read instead of the snapshot");
+    tracing::warn!("reading the whole log instead of the snapshot");
     Pool::default()
 }
 
-/// The bytes of the object, checked. Not by the client's own reader: it panics when the server is away, and never ends
-/// when a piece is missing.
+/// Reads the bytes of the object and checks their digest. It does not use the client's own reader, which panics if the
+/// server is unavailable and hangs if a chunk is missing.
 async fn read(context: &Context) -> anyhow::Result<Option<Vec<u8>>> {
     let store = context.get_object_store(SNAPSHOT_BUCKET).await?;
     let info = match store.info(NAME).await {
@@ -85,21 +86,21 @@ async fn read(context: &Context) -> anyhow::Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == InfoErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let mut pieces = Follow::new(context.clone(), SNAPSHOTS, vec![snapshot_pieces(&info.nuid)], 1);
+    let mut chunks = Follow::new(context.clone(), SNAPSHOTS, vec![snapshot_pieces(&info.nuid)], 1);
     let mut bytes = Vec::new();
     for _ in 0..info.chunks {
-        bytes.extend_from_slice(&pieces.next().await.body);
+        bytes.extend_from_slice(&chunks.next().await.body);
     }
     let digest = format!("SHA-256={}", URL_SAFE.encode(Sha256::digest(&bytes)));
-    ensure!(info.digest == Some(digest), "its digest is another");
+    ensure!(info.digest == Some(digest), "its digest does not match");
     Ok(Some(bytes))
 }
 
-/// Writes the bytes in the place of the last snapshot, and removes that one. Whoever is killed meanwhile leaves the last
-/// one as it is, and pieces that the server forgets with time.
+/// Writes a snapshot that replaces the previous one. If the process is killed meanwhile, the previous snapshot remains,
+/// and the server deletes the written chunks when they reach their maximum age.
 ///
 /// # Errors
-/// What the server said.
+/// When the object store is unavailable or rejects the object.
 pub async fn write(context: &Context, bytes: Vec<u8>) -> anyhow::Result<()> {
     let store = context.get_object_store(SNAPSHOT_BUCKET).await?;
     let mut bytes = Cursor::new(bytes);
@@ -107,53 +108,54 @@ pub async fn write(context: &Context, bytes: Vec<u8>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes snapshots of a pool that goes on meanwhile.
+/// Writes snapshots in the background while the pool continues to change.
 #[derive(Debug)]
 pub(crate) struct Writer {
     context: Context,
     log: Log,
-    /// How far the last one goes.
+    /// The last sequence in the last written snapshot.
     written: Arc<AtomicU64>,
-    begun: Option<Instant>,
+    /// When the last write started.
+    started: Option<Instant>,
     writing: Option<JoinHandle<()>>,
 }
 
 impl Writer {
-    /// One that goes on from the snapshot that ended at `written`.
+    /// `written` is the last sequence in the existing snapshot, or 0.
     pub(crate) fn new(context: Context, log: Log, written: u64) -> Self {
-        Self { context, log, written: Arc::new(written.into()), begun: None, writing: None }
+        Self { context, log, written: Arc::new(written.into()), started: None, writing: None }
     }
 
-    /// Begins to write one, if it is worth it, and none is being written.
+    /// Starts to write a snapshot if one is due and none is being written.
     pub(crate) fn offer(&mut self, pool: &Pool) {
         let busy = self.writing.as_ref().is_some_and(|writing| !writing.is_finished());
-        let due = self.begun.is_none_or(|begun| begun.elapsed() >= EVERY);
-        if !busy && due && pool.seq() >= self.written.load(Ordering::Relaxed) + ENOUGH {
-            self.begin(pool);
+        let due = self.started.is_none_or(|started| started.elapsed() >= MIN_INTERVAL);
+        if !busy && due && pool.seq() >= self.written.load(Ordering::Relaxed) + MIN_EVENTS {
+            self.start(pool);
         }
     }
 
-    /// Writes the last one, if anything has happened since the one before.
+    /// Writes a final snapshot if there are events after the previous one.
     pub(crate) async fn finish(mut self, pool: &Pool) {
         if let Some(writing) = self.writing.take() {
-            // It has a deadline, and has said what went wrong.
+            // The task has a time-out, and logs its own failures.
             let _ = writing.await;
         }
         if pool.seq() > self.written.load(Ordering::Relaxed) {
-            self.begin(pool);
+            self.start(pool);
         }
         if let Some(writing) = self.writing.take() {
             let _ = writing.await;
         }
     }
 
-    fn begin(&mut self, pool: &Pool) {
-        self.begun = Some(Instant::now());
+    fn start(&mut self, pool: &Pool) {
+        self.started = Some(Instant::now());
         let (context, log, written) = (self.context.clone(), self.log, Arc::clone(&self.written));
         let (seq, entries) = (pool.seq(), pool.folded());
         self.writing = Some(tokio::spawn(async move {
             let tickets = entries.len();
-            match timeout(WRITE, encode_and_write(&context, log, seq, entries)).await.context("no answer") {
+            match timeout(WRITE_TIMEOUT, encode_and_write(&context, log, seq, entries)).await.context("timed out") {
                 Ok(Ok(())) => {
                     written.store(seq, Ordering::Relaxed);
                     metrics::counter!("garage_snapshots_total").increment(1);

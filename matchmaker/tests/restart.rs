@@ -1,4 +1,4 @@
-//! A matchmaker that starts again knows what one knows that has read the whole log, whatever became of its snapshot.
+//! A restarted matchmaker has the same pool as one that has read the whole log, whatever happened to its snapshot.
 #![cfg(test)]
 
 use std::{
@@ -35,15 +35,15 @@ use tokio::{
     time::timeout,
 };
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The object that the matchmaker keeps.
+/// Name of the snapshot's object.
 const NAME: &str = "matchmaker";
 
-/// A log, without a matchmaker at first.
+/// A log. Tests start and stop matchmakers on it.
 struct Fixture {
     log: JetStreamLog,
-    /// A matchmaker's own connection, so that its rights must do.
+    /// A connection with only the rights of the matchmaker.
     context: Context,
     args: Vec<String>,
     _nats: Nats,
@@ -68,23 +68,23 @@ impl Fixture {
         Ok(Self { log, context, args, _nats: nats, _folder: folder })
     }
 
-    /// Runs a matchmaker until something is so, and ends it in good order.
-    async fn run_until(&self, what: &str, so: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    /// Runs a matchmaker until the condition holds, and then shuts it down cleanly.
+    async fn run_until(&self, what: &str, condition: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
         let shutdown = Shutdown::new();
         let running = tokio::spawn(garage_matchmaker::run(Config::try_parse_from(&self.args)?, shutdown.clone()));
-        let coming_about = async {
-            while !so().await? {
+        let waiting = async {
+            while !condition().await? {
                 anyhow::ensure!(!running.is_finished(), "the matchmaker has ended");
                 tokio::task::yield_now().await;
             }
             Ok(())
         };
-        timeout(DEADLINE, coming_about).await.unwrap_or_else(|_| anyhow::bail!("not in time: {what}"))?;
+        timeout(DEADLINE, waiting).await.unwrap_or_else(|_| anyhow::bail!("not in time: {what}"))?;
         shutdown.cancel();
         timeout(DEADLINE, running).await??
     }
 
-    /// Runs a matchmaker until it leads; at its end it writes a snapshot.
+    /// Runs a matchmaker until it leads. On shutdown it writes a snapshot.
     async fn run_once(&self) -> anyhow::Result<()> {
         let entry = garage_events::lease::subject("matchmaker.ranked");
         let bucket = self.context.get_stream(garage_events::lease::STREAM).await?;
@@ -92,7 +92,7 @@ impl Fixture {
         let (before, taken) = (revision().await, AtomicU64::new(0));
         self.run_until("it leads", async || {
             let now = revision().await;
-            // It takes the lease once its pool is up to date, and knows that it has it when it renews it.
+            // It acquires the lease when its pool is up to date. The first renewal shows that it knows that it leads.
             match taken.load(Ordering::Relaxed) {
                 0 if now > before => taken.store(now, Ordering::Relaxed),
                 0 => {}
@@ -109,7 +109,8 @@ impl Fixture {
         Ok(())
     }
 
-    /// Makes players wait, each of a rank of his own band, so that only those of one number are matched.
+    /// Queues one player per number. The number selects the rank band, so only players with the same number are
+    /// matched.
     async fn queue(&self, prefix: &str, numbers: std::ops::Range<i32>) -> anyhow::Result<()> {
         try_join_all(numbers.map(async |number| {
             let player: PlayerId = format!("{prefix}{number}").parse()?;
@@ -149,13 +150,15 @@ impl Fixture {
         Ok(snapshots::restore(&self.context, self.identity().await?).await)
     }
 
-    /// Folds the log into a pool, from where that stands to the end.
+    /// Folds the events after the pool's last one, up to the end of the log.
     async fn fold(&self, mut pool: Pool) -> anyhow::Result<Pool> {
         let end = self.log.last_sequence(PLAYERS).await?;
         let mut follow = Follow::new(self.log.context().clone(), STREAM, vec![PLAYERS.into()], pool.seq() + 1);
         while pool.seq() < end {
             let message = timeout(DEADLINE, follow.next()).await?;
-            let Some(Aggregate::Player(player)) = Aggregate::of(&message.subject) else { anyhow::bail!("no player") };
+            let Some(Aggregate::Player(player)) = Aggregate::of(&message.subject) else {
+                anyhow::bail!("{} is not the subject of a player", message.subject)
+            };
             let Recorded { seq, n, event, .. } =
                 Recorded::<player::Event>::decode(message.seq, message.time, &message.body)?;
             pool.fold(&player, Head { seq, n }, &event);
@@ -163,7 +166,7 @@ impl Fixture {
         Ok(pool)
     }
 
-    /// Writes a snapshot of the log as it is.
+    /// Writes a snapshot of the current log.
     async fn write(&self) -> anyhow::Result<Pool> {
         let pool = self.fold(Pool::default()).await?;
         let bytes = snapshot::encode(self.identity().await?.created, pool.seq(), &pool.folded())?;
@@ -171,7 +174,8 @@ impl Fixture {
         Ok(pool)
     }
 
-    /// Checks the snapshot of one that ended while the log went on: it may end before the log, but not differ from it.
+    /// Checks the snapshot of a matchmaker that stopped while events were appended. It may end before the log does, but
+    /// must not differ from it.
     async fn check_last(&self) -> anyhow::Result<()> {
         let restored = self.restored().await?;
         assert!(restored.seq() > 0);
@@ -202,7 +206,7 @@ async fn a_restart_with_a_snapshot_equals_one_without() -> anyhow::Result<()> {
     assert_eq!(restored, fixture.fold(Pool::default()).await?);
     assert_eq!(restored.folded().len(), 35);
 
-    // What comes after it is read from the log.
+    // Later events are read from the log.
     fixture.cancel("a", 5..10).await?;
     fixture.queue("a", 0..3).await?;
     fixture.queue("b", 100..110).await?;
@@ -210,13 +214,13 @@ async fn a_restart_with_a_snapshot_equals_one_without() -> anyhow::Result<()> {
     assert_eq!(tail, fixture.fold(Pool::default()).await?);
     assert_eq!(tail.folded().len(), 43);
 
-    // And who waits by the snapshot alone is matched, at once with whoever comes.
+    // Players who wait according to the snapshot are matched with new players.
     fixture.queue("c", 10..40).await?;
     fixture.run_until("all are matched", async || fixture.has_matched(&names(&["a", "c"], 10..40)).await).await?;
     fixture.check_last().await
 }
 
-/// Data that begins well and never ends, as of a writer that is killed.
+/// A reader that returns some data and then blocks forever. A writer that uses it stops in the middle of a snapshot.
 struct Endless(bool);
 
 impl AsyncRead for Endless {
@@ -230,7 +234,7 @@ impl AsyncRead for Endless {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_killed_while_writing_leaves_the_last_one() -> anyhow::Result<()> {
+async fn if_the_writer_is_killed_the_previous_snapshot_remains() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     fixture.queue("a", 0..10).await?;
     let first = fixture.write().await?;
@@ -253,7 +257,7 @@ async fn who_is_killed_while_writing_leaves_the_last_one() -> anyhow::Result<()>
     writing.abort();
     assert_eq!(fixture.restored().await?, first);
 
-    // The next one replaces it.
+    // The next snapshot replaces it.
     fixture.queue("a", 10..20).await?;
     let second = fixture.write().await?;
     assert_ne!(second, first);
@@ -262,7 +266,7 @@ async fn who_is_killed_while_writing_leaves_the_last_one() -> anyhow::Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn old_ones_do_not_pile_up() -> anyhow::Result<()> {
+async fn replaced_snapshots_are_deleted() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     fixture.queue("a", 0..900).await?;
     for _ in 0..5 {
@@ -270,13 +274,13 @@ async fn old_ones_do_not_pile_up() -> anyhow::Result<()> {
     }
     let info = fixture.context.get_object_store(SNAPSHOT_BUCKET).await?.info(NAME).await?;
     let messages = fixture.context.get_stream(SNAPSHOTS).await?.cached_info().state.messages;
-    assert!(info.chunks > 1, "too small a snapshot for this test");
-    assert_eq!(messages, u64::try_from(info.chunks)? + 1, "its pieces, and what is said of it");
+    assert!(info.chunks > 1, "the snapshot is too small for this test");
+    assert_eq!(messages, u64::try_from(info.chunks)? + 1, "the chunks and the metadata of one snapshot");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_is_of_no_use_is_ignored() -> anyhow::Result<()> {
+async fn an_unusable_snapshot_is_ignored() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     fixture.queue("a", 0..4).await?;
     let pool = fixture.fold(Pool::default()).await?;
@@ -295,23 +299,23 @@ async fn one_that_is_of_no_use_is_ignored() -> anyhow::Result<()> {
     snapshots::write(&fixture.context, good).await?;
     assert_eq!(fixture.restored().await?, pool);
 
-    // Bytes that are not those that were written, and bytes that are not there.
+    // A missing chunk, and a modified one.
     let info = fixture.context.get_object_store(SNAPSHOT_BUCKET).await?.info(NAME).await?;
     let stream = fixture.log.context().get_stream(SNAPSHOTS).await?;
-    let piece = stream.get_last_raw_message_by_subject(&snapshot_pieces(&info.nuid)).await?;
+    let chunk = stream.get_last_raw_message_by_subject(&snapshot_pieces(&info.nuid)).await?;
     stream.purge().filter(snapshot_pieces(&info.nuid)).await?;
     assert_eq!(fixture.restored().await?, Pool::default(), "missing");
-    let other = [&*piece.payload, b" "].concat();
-    fixture.context.publish(snapshot_pieces(&info.nuid), other.into()).await?.await?;
-    assert_eq!(fixture.restored().await?, Pool::default(), "another");
+    let modified = [&*chunk.payload, b" "].concat();
+    fixture.context.publish(snapshot_pieces(&info.nuid), modified.into()).await?.await?;
+    assert_eq!(fixture.restored().await?, Pool::default(), "modified");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_foreign_one_players_are_matched_from_the_log() -> anyhow::Result<()> {
+async fn a_matchmaker_with_a_foreign_snapshot_matches_players_from_the_log() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let created = fixture.identity().await?.created - Duration::from_secs(3_600);
-    // It would have him begin after those who wait.
+    // A matchmaker that used this snapshot would start after the waiting players and miss them.
     snapshots::write(&fixture.context, snapshot::encode(created, 1_000, &[])?).await?;
     fixture.queue("a", 0..5).await?;
     fixture.queue("b", 0..5).await?;

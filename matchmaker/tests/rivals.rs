@@ -1,4 +1,4 @@
-//! Two matchmakers that both believe that they lead: nobody is in two matches, whatever else happens.
+//! Two matchmakers both believe that they lead. No player may ever be in two matches.
 #![cfg(test)]
 
 use std::{
@@ -35,11 +35,11 @@ use tokio::{
 };
 use uuid::Uuid;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Leads whatever others do, as one that was stopped for a while and does not know it.
+/// Always leads, like an instance that was paused and does not know that another instance took over.
 struct Always {
-    /// Gets a permit when its pool is up to date.
+    /// Receives a permit when the pool is up to date.
     ready: Arc<Semaphore>,
 }
 
@@ -57,11 +57,11 @@ impl Lead for Always {
     }
 }
 
-/// The system's clock and ids, which are counted: who takes one decides on something.
+/// The system's clock and id source. It counts the ids: a matchmaker that takes ids has made decisions.
 #[derive(Clone, Default)]
-struct Counted(Arc<AtomicUsize>);
+struct CountingEnv(Arc<AtomicUsize>);
 
-impl Env for Counted {
+impl Env for CountingEnv {
     fn now(&self) -> OffsetDateTime {
         System.now()
     }
@@ -72,8 +72,8 @@ impl Env for Counted {
     }
 }
 
-/// A matchmaker as `garage_matchmaker::run` is one, but for its leases.
-async fn run(env: Counted, config: Config, ready: Arc<Semaphore>, shutdown: Shutdown) -> anyhow::Result<()> {
+/// Like `garage_matchmaker::run`, but without leases.
+async fn run(env: CountingEnv, config: Config, ready: Arc<Semaphore>, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;
     let log = runtime.open_log().await?;
@@ -82,10 +82,10 @@ async fn run(env: Counted, config: Config, ready: Arc<Semaphore>, shutdown: Shut
     runtime.wait().await
 }
 
-/// A log, and two matchmakers on it.
+/// A log with two matchmakers.
 struct Rivals {
     log: JetStreamLog,
-    envs: [Counted; 2],
+    envs: [CountingEnv; 2],
     shutdown: Shutdown,
     running: JoinSet<anyhow::Result<()>>,
     _nats: Nats,
@@ -104,7 +104,7 @@ impl Rivals {
         let shutdown = Shutdown::new();
         let ready = Arc::new(Semaphore::new(0));
         let mut running = JoinSet::new();
-        let envs = <[Counted; 2]>::default();
+        let envs = <[CountingEnv; 2]>::default();
         for env in &envs {
             let config = Config::try_parse_from([
                 "matchmaker",
@@ -128,7 +128,7 @@ impl Rivals {
         let queued = Queued {
             ticket,
             queue: "ranked".parse()?,
-            // Many in one band, so that every match could be made in many ways.
+            // Many players per rank band, so that there are many possible matches.
             rank: i32::try_from(number % 400)?,
             latencies: [("eu".parse()?, 20)].into(),
             attributes: [].into(),
@@ -146,7 +146,7 @@ impl Rivals {
         Ok((player, ticket))
     }
 
-    /// Cancels as a gateway would; tells whether the cancellation came in time.
+    /// Cancels a ticket like the gateway. Returns whether the cancellation came before a match.
     async fn cancel(&self, player: &PlayerId, ticket: TicketId) -> anyhow::Result<bool> {
         loop {
             let found = self.log.player(player).await?;
@@ -166,14 +166,14 @@ impl Rivals {
         }
     }
 
-    /// Reads the log until it tells of everybody's fate.
+    /// Reads the log until each player is matched or cancelled.
     async fn outcomes(&self, players: usize) -> anyhow::Result<Outcomes> {
         let mut outcomes = Outcomes::default();
         let mut follow = Follow::new(self.log.context().clone(), STREAM, vec![ALL.into()], 1);
         let all = async {
             while outcomes.decided.len() < players {
                 let message = follow.next().await;
-                match Aggregate::of(&message.subject).context("a foreign subject")? {
+                match Aggregate::of(&message.subject).context("unknown subject")? {
                     Aggregate::Player(player) => {
                         let recorded = Recorded::<player::Event>::decode(message.seq, message.time, &message.body)?;
                         if !matches!(recorded.event, player::Event::Queued(_)) {
@@ -185,15 +185,16 @@ impl Rivals {
                         let recorded = Recorded::<session::Event>::decode(message.seq, message.time, &message.body)?;
                         let session::Event::Matched(matched) = recorded.event else { continue };
                         let members = matched.players().cloned().collect();
-                        anyhow::ensure!(outcomes.sessions.insert(session, members).is_none(), "{session} twice");
+                        let first = outcomes.sessions.insert(session, members).is_none();
+                        anyhow::ensure!(first, "session {session} was matched twice");
                     }
-                    Aggregate::Inventory(player) => anyhow::bail!("nobody trades here: {player}"),
+                    Aggregate::Inventory(player) => anyhow::bail!("unexpected inventory event of {player}"),
                 }
             }
             Ok(())
         };
         let read = timeout(DEADLINE, all).await;
-        read.with_context(|| format!("{} of {players} fates known in time", outcomes.decided.len()))??;
+        read.with_context(|| format!("only {} of {players} players have an outcome", outcomes.decided.len()))??;
         Ok(outcomes)
     }
 
@@ -214,28 +215,28 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    /// Each player queued once and then met one fate; each session has its players, and they have it.
+    /// Checks that each player was queued once and has one outcome, and that the events of sessions and players agree.
     fn check(&self) -> anyhow::Result<()> {
-        let mut notified: BTreeMap<SessionId, BTreeSet<PlayerId>> = BTreeMap::new();
+        let mut matches: BTreeMap<SessionId, BTreeSet<PlayerId>> = BTreeMap::new();
         for (player, events) in &self.players {
             let types: Vec<_> = events.iter().map(Event::type_name).collect();
             match &events[..] {
                 [player::Event::Queued(_), player::Event::Matched(matched)] => {
-                    notified.entry(matched.session).or_default().insert(player.clone());
+                    matches.entry(matched.session).or_default().insert(player.clone());
                 }
                 [player::Event::Queued(_), player::Event::Cancelled(_)] => {}
-                _ => anyhow::bail!("{player} went through {types:?}"),
+                _ => anyhow::bail!("player {player} has unexpected events: {types:?}"),
             }
         }
-        anyhow::ensure!(notified == self.sessions, "sessions and their players differ");
+        anyhow::ensure!(matches == self.sessions, "the events of sessions and players disagree");
         anyhow::ensure!(self.sessions.values().all(|members| members.len() == 2), "a session without two players");
         Ok(())
     }
 }
 
-async fn a_thousand_players_and_nobody_in_two_matches(nodes: usize) -> anyhow::Result<()> {
+async fn match_a_thousand_players(nodes: usize) -> anyhow::Result<()> {
     let rivals = Rivals::start(nodes).await?;
-    // A few at a time: all at once, and the first to see them would match them all in one go.
+    // Queue a few at a time. Otherwise one matchmaker would match all of them in one cycle.
     for first in (0..1_000).step_by(20) {
         try_join_all((first..first + 20).map(|number| rivals.queue(number))).await?;
     }
@@ -243,16 +244,16 @@ async fn a_thousand_players_and_nobody_in_two_matches(nodes: usize) -> anyhow::R
     outcomes.check()?;
     assert_eq!(outcomes.sessions.len(), 500);
     let decided = rivals.envs.each_ref().map(|env| env.0.load(Ordering::Relaxed));
-    assert!(decided.iter().all(|ids| *ids > 0), "both were at work: {decided:?}");
+    assert!(decided.iter().all(|ids| *ids > 0), "one matchmaker made no decisions: {decided:?}");
     rivals.stop().await
 }
 
-async fn a_cancel_that_races_a_match_ends_one_way(nodes: usize) -> anyhow::Result<()> {
+async fn race_cancellations_and_matches(nodes: usize) -> anyhow::Result<()> {
     const PLAYERS: u32 = 200;
     let rivals = Rivals::start(nodes).await?;
     let (mut cancels, mut queued) = (BTreeMap::new(), 0);
-    // Every other one wants out at some moment while the matchmakers are at work, in each round later, until some were
-    // in time and some too late.
+    // Every second player cancels while the matchmakers work, in each round after a longer delay. Repeat until some
+    // cancellations were in time and some were too late.
     for within in (0..).map(|round| Duration::from_millis(1 << round)) {
         let players = try_join_all((queued..queued + PLAYERS).map(async |number| {
             let (player, ticket) = rivals.queue(number).await?;
@@ -266,7 +267,7 @@ async fn a_cancel_that_races_a_match_ends_one_way(nodes: usize) -> anyhow::Resul
         .await?;
         queued += PLAYERS;
         let outcomes: BTreeSet<bool> = players.iter().filter_map(|(_, _, cancelled)| *cancelled).collect();
-        // Who is left over by then leaves too, so that each has a fate.
+        // Cancel the players who still wait, so that each has an outcome.
         let ends = try_join_all(players.into_iter().map(async |(player, ticket, cancelled)| {
             let cancelled = cancelled == Some(true) || rivals.cancel(&player, ticket).await?;
             anyhow::Ok((player, cancelled))
@@ -280,27 +281,28 @@ async fn a_cancel_that_races_a_match_ends_one_way(nodes: usize) -> anyhow::Resul
     outcomes.check()?;
     for (player, cancelled) in cancels {
         let last = outcomes.players[&player].last().map(Event::type_name);
-        assert_eq!(last, Some(if cancelled { "Cancelled" } else { "Matched" }), "{player} was told otherwise");
+        let expected = if cancelled { "Cancelled" } else { "Matched" };
+        assert_eq!(last, Some(expected), "the log disagrees with the answer to player {player}");
     }
     rivals.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_matchmakers_match_a_thousand_players_once_each_on_one_node() -> anyhow::Result<()> {
-    a_thousand_players_and_nobody_in_two_matches(1).await
+    match_a_thousand_players(1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_matchmakers_match_a_thousand_players_once_each_on_three_nodes() -> anyhow::Result<()> {
-    a_thousand_players_and_nobody_in_two_matches(3).await
+    match_a_thousand_players(3).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_that_races_a_match_ends_one_way_on_one_node() -> anyhow::Result<()> {
-    a_cancel_that_races_a_match_ends_one_way(1).await
+async fn a_cancellation_that_races_a_match_has_one_outcome_on_one_node() -> anyhow::Result<()> {
+    race_cancellations_and_matches(1).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancel_that_races_a_match_ends_one_way_on_three_nodes() -> anyhow::Result<()> {
-    a_cancel_that_races_a_match_ends_one_way(3).await
+async fn a_cancellation_that_races_a_match_has_one_outcome_on_three_nodes() -> anyhow::Result<()> {
+    race_cancellations_and_matches(3).await
 }

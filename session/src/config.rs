@@ -1,4 +1,4 @@
-//! What session is told.
+//! The configuration of session.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use garage_worker::{config, operator::Mint, redis::Redis, seal::SealKey};
 
 use crate::token::Signer;
 
-/// Session: drives each session from match to close.
+/// Session: drives each session from the match to its end.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "garage-session", version)]
 pub struct Config {
@@ -20,36 +20,37 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub redis: config::Redis,
 
-    /// A file with the key that private keys are sealed with: 32 bytes in base64.
+    /// File with the key that seals private keys: 32 bytes in base64. The director uses the same key.
     #[arg(long, env = "GARAGE_SEAL_KEY_FILE")]
     pub seal_key_file: PathBuf,
 
-    /// A file with the Ed25519 private key that signs connection tokens, PKCS #8 PEM.
+    /// File with the Ed25519 private key that signs connection tokens, in PKCS #8 PEM.
     #[arg(long, env = "GARAGE_TOKEN_KEY_FILE")]
     pub token_key_file: PathBuf,
 
-    /// A file with the seed of the NATS account's signing key for games' users; the account is that of the credentials.
+    /// File with the seed of the signing key for game servers' NATS users. The key must belong to the account of
+    /// `--nats-credentials`.
     #[arg(long, env = "GARAGE_GAME_SIGNING_KEY", requires = "nats_credentials")]
     pub game_signing_key: PathBuf,
 
-    /// RSA keys made ahead.
+    /// Number of RSA keys that are generated in advance.
     #[arg(long, env = "GARAGE_KEY_POOL", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub key_pool: u16,
 
-    /// Attempts at a game server before a session fails.
+    /// Number of attempts to start a game server before a session fails.
     #[arg(long, env = "GARAGE_ATTEMPTS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10))]
     pub attempts: u32,
 
-    /// Seconds that a game server has from its request to its report that it is ready.
+    /// Seconds that a game server has from its request to its ready report.
     #[arg(long, env = "GARAGE_READY_S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub ready_s: u32,
 
-    /// Seconds from the match to the session's hard end.
+    /// Seconds from the match to the session's hard end. Use the same value as for the director.
     #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
     pub session_s: u32,
 }
 
-/// What is read from files.
+/// The values read from files, and the Redis client.
 pub(crate) struct Read {
     pub(crate) seal: SealKey,
     pub(crate) signer: Signer,
@@ -58,23 +59,24 @@ pub(crate) struct Read {
 }
 
 impl Config {
-    /// Checks what can be checked before anything connects.
+    /// Checks the settings and reads the files, without connecting to anything.
     ///
     /// # Errors
-    /// What the worker would refuse to start for.
+    /// Any error in the configuration that would stop the worker at its start.
     pub fn check(&self) -> anyhow::Result<()> {
         self.read()?;
         self.worker.check()
     }
 
-    /// Reads the keys, and says where Redis is.
+    /// Reads the files that the settings name, and makes the Redis client without connecting it.
     pub(crate) fn read(&self) -> anyhow::Result<Read> {
         let own = self.worker.nats.nats_credentials.as_deref().context("--nats-credentials is missing")?;
-        let unlike = || {
+        let cannot_sign = || {
             let (key, own) = (self.game_signing_key.display(), own.display());
-            format!("games' users cannot be signed with {key} (--game-signing-key) in the account of {own}")
+            format!("{key} (--game-signing-key) cannot sign NATS users of the account of {own} (--nats-credentials)")
         };
-        let mint = Mint::new(&config::secret(&self.game_signing_key)?, &config::secret(own)?).with_context(unlike)?;
+        let mint =
+            Mint::new(&config::secret(&self.game_signing_key)?, &config::secret(own)?).with_context(cannot_sign)?;
         Ok(Read {
             seal: SealKey::from_file(&self.seal_key_file)?,
             signer: Signer::from_pem(&config::secret(&self.token_key_file)?)?,

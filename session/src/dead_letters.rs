@@ -1,4 +1,4 @@
-//! The dead letters, looked at for the operators' page.
+//! Keeps a summary of the dead letters in Redis, for the dashboard.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,45 +16,45 @@ use garage_worker::Shutdown;
 
 use crate::redis::Redis;
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval of polls.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Letters that are shown.
+/// How many of the newest dead letters the summary contains.
 const LATEST: usize = 8;
 
-/// Sequences that are looked at for them: those of letters that were retried hold none.
+/// How many sequences are read to find them. Sequences of removed dead letters are empty.
 const DEPTH: u64 = 32;
 
-/// As much of an error as is shown, in characters.
-const ERROR: usize = 300;
+/// The maximum length of an error in the summary, in characters.
+const MAX_ERROR: usize = 300;
 
-/// Keeps what is known of the dead letters at what the stream holds, until `shutdown`. Several instances write the same.
+/// Updates the summary until `shutdown`. All instances do this, and write the same.
 ///
 /// # Errors
-/// None; what does not answer is asked again.
+/// None. If NATS or Redis does not answer, it retries.
 pub async fn watch(client: Client, redis: Redis, shutdown: Shutdown) -> anyhow::Result<()> {
-    let watching = async {
+    let polling = async {
         let mut last = DeadLetters::default();
         loop {
-            match look(&client, &last).await {
+            match summarise(&client, &last).await {
                 Ok(dead_letters) => {
-                    // Written each time, as Redis may have been emptied.
-                    if let Err(error) = redis.note_dead_letters(&dead_letters).await {
-                        tracing::debug!("dead letters not noted: {error:#}");
+                    // Write the summary even if it has not changed, because Redis may have been emptied.
+                    if let Err(error) = redis.write_dead_letters(&dead_letters).await {
+                        tracing::debug!("cannot write the summary of the dead letters; retrying: {error:#}");
                     }
                     last = dead_letters;
                 }
-                Err(error) => tracing::debug!("dead letters not looked at: {error:#}"),
+                Err(error) => tracing::debug!("cannot read the dead letters; retrying: {error:#}"),
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    shutdown.run_until_cancelled(watching).await;
+    shutdown.run_until_cancelled(polling).await;
     Ok(())
 }
 
-/// What the stream holds. The letters themselves are read only when it is not what it was.
-async fn look(client: &Client, last: &DeadLetters) -> anyhow::Result<DeadLetters> {
+/// Summarises the dead letters. Reads their content only if the stream has changed since the `last` summary.
+async fn summarise(client: &Client, last: &DeadLetters) -> anyhow::Result<DeadLetters> {
     let stream = async_nats::jetstream::new(client.clone()).get_stream_no_info(DEAD).await?;
     let mut counts = BTreeMap::new();
     let mut subjects = stream.info_with_subjects(ALL_DEAD).await?;
@@ -62,9 +62,9 @@ async fn look(client: &Client, last: &DeadLetters) -> anyhow::Result<DeadLetters
     while let Some((at, count)) = subjects.try_next().await? {
         counts.insert(subject::dead_of(&at).unwrap_or(&at).to_owned(), count as u64);
     }
-    let looked = Some(System.now());
+    let polled_at = Some(System.now());
     if last.seq == seq && last.counts == counts {
-        return Ok(DeadLetters { looked, ..last.clone() });
+        return Ok(DeadLetters { looked: polled_at, ..last.clone() });
     }
     let reader = Reader::open(client.clone(), DEAD).await?;
     let mut latest = Vec::new();
@@ -72,14 +72,14 @@ async fn look(client: &Client, last: &DeadLetters) -> anyhow::Result<DeadLetters
         if latest.len() == LATEST {
             break;
         }
-        let Some(message) = reader.get(number).await.context("a dead letter")? else { continue };
+        let Some(message) = reader.get(number).await.context("cannot read a dead letter")? else { continue };
         let consumer = subject::dead_of(&message.subject).unwrap_or(&message.subject).to_owned();
         let (subject, error) = match serde_json::from_slice::<DeadLetter>(&message.payload) {
             Ok(read) => (read.subject, read.error),
-            Err(error) => (String::new(), format!("the letter cannot be read: {error}")),
+            Err(error) => (String::new(), format!("cannot read the dead letter: {error}")),
         };
-        let error = error.chars().take(ERROR).collect();
+        let error = error.chars().take(MAX_ERROR).collect();
         latest.push(DeadLetterSummary { number, dead_lettered_at: message.time, consumer, subject, error });
     }
-    Ok(DeadLetters { looked, seq, counts, latest })
+    Ok(DeadLetters { looked: polled_at, seq, counts, latest })
 }

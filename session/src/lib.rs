@@ -1,12 +1,15 @@
-//! Session: drives each session from match to close.
+//! Session: drives each session from the match to its end.
 //!
-//! - [`reaction`]: what the session's events, reports and deadlines bring about.
-//! - [`keys`]: RSA keys, made ahead; [`token`]: connection tokens.
-//! - [`query`]: answers to requests; [`projector`]: the projections in Redis; [`dead_letters`]: what is dead, beside them.
-//! - [`redis`]: parked secrets and projections.
+//! - [`reaction`]: reactions to a session's events, game servers' reports and timers.
+//! - [`keys`]: RSA keys, generated in advance; [`token`]: connection tokens.
+//! - [`query`]: answers requests of other workers.
+//! - [`projector`]: the projections in Redis; [`fold`] (pure): how events change them; [`dead_letters`]: the summary of
+//!   the dead letters.
+//! - [`redis`]: stores the projections and the game servers' secrets.
 
 pub mod config;
 pub mod dead_letters;
+pub mod fold;
 pub mod keys;
 pub mod projector;
 pub mod query;
@@ -23,13 +26,13 @@ use garage_worker::{Runtime, Shutdown, reactor};
 pub use config::Config;
 use config::Read;
 
-/// Reactions at a time; each spends its time waiting for the log.
-const REACTIONS: usize = 64;
+/// How many messages of each consumer are handled at the same time. A reaction mostly waits for the log.
+const CONCURRENCY: usize = 64;
 
 /// Runs the worker until `shutdown`.
 ///
 /// # Errors
-/// When something it needs is wrong or missing at the start, or a long task ended by itself.
+/// If the configuration is wrong, if the log does not exist, or if a long-running task ends before the shutdown.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let Read { seal, signer, mint, redis } = config.read()?;
     let redis = redis::Redis::new(redis);
@@ -56,7 +59,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let reactor = app.clone();
     runtime.spawn(
         "events",
-        reactor::react(context.clone(), SESSION, REACTIONS, health.clone(), shutdown.clone(), move |delivery| {
+        reactor::react(context.clone(), SESSION, CONCURRENCY, health.clone(), shutdown.clone(), move |delivery| {
             let app = reactor.clone();
             async move { app.on_event(&delivery).await }
         }),
@@ -67,7 +70,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         reactor::react(
             context.clone(),
             SESSION_REPORTS,
-            REACTIONS,
+            CONCURRENCY,
             health.clone(),
             shutdown.clone(),
             move |delivery| {
@@ -78,15 +81,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     );
     runtime.spawn(
         "timers",
-        reactor::react(context, SESSION_TIMERS, REACTIONS, health.clone(), shutdown.clone(), move |delivery| {
+        reactor::react(context, SESSION_TIMERS, CONCURRENCY, health.clone(), shutdown.clone(), move |delivery| {
             let app = app.clone();
             async move { app.on_timer(&delivery).await }
         }),
     );
-    query::serve(&mut runtime, &log, &redis, signer, limits).await?;
-    runtime.spawn("letters", dead_letters::watch(runtime.client.clone(), redis.clone(), shutdown.clone()));
+    query::serve(&mut runtime, &log, signer, limits).await?;
+    runtime.spawn("dead-letters", dead_letters::watch(runtime.client.clone(), redis.clone(), shutdown.clone()));
     let projector = projector::Projector::new(log, redis, health);
     runtime.spawn("projector", projector.run(shutdown));
-    tracing::info!("session runs");
+    tracing::info!("session started");
     runtime.wait().await
 }

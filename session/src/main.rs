@@ -1,4 +1,4 @@
-//! The session process.
+//! The `garage-session` program.
 
 use std::process::ExitCode;
 

@@ -1,12 +1,16 @@
-//! The projections in Redis: live sessions, players, queues, the last hour's counts and timelines.
+//! Keeps the projections in Redis up to date: live sessions, players, queues, and the statistics and timelines of the
+//! last hour.
 //!
-//! They hold only what the retained log determines, and are applied together with a watermark: the log's identity and
-//! the last sequence applied. When it is missing or foreign (Redis was flushed, the log is another) they are made anew
-//! from the log's beginning; an operator may have them made anew at any time ([`fn@rebuild`]). Several projectors may run: whoever comes second sees the watermark moved and goes on from there.
+//! The projections depend only on the log. Each script that changes them also sets the watermark: the log's identity
+//! and the last sequence applied. If the watermark is missing (Redis was emptied) or has another identity (it is
+//! another log), the projector empties the projections and folds the log from its beginning. An operator can also
+//! rebuild them at any time ([`fn@rebuild`]).
+//!
+//! Several projectors may run. If another one was faster, a projector sees a changed watermark, and continues from
+//! there.
 
-pub mod fold;
+mod in_memory;
 mod rebuild;
-mod whole;
 
 use std::time::Duration;
 
@@ -18,30 +22,32 @@ use garage_events::{
         JetStreamLog,
         follow::{Follow, Message},
     },
-    projection::{FORM, Keys, LIVE},
+    projection::{FORMAT_VERSION, Keys, LIVE},
     subject::{ALL, Aggregate, PLAYERS, SESSIONS, STREAM},
 };
 use garage_worker::{Health, Shutdown, keep_trying};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{sleep, timeout};
 
-use self::fold::{ProjectedEvent, Touched, fold};
 pub use self::{
+    in_memory::InMemoryProjections,
     rebuild::{Rebuilt, rebuild},
-    whole::{ProjectedState, Whole},
 };
-use crate::redis::{Advance, Applied, Redis};
+use crate::{
+    fold::{ProjectedEvent, Touched, fold},
+    redis::{Advance, Applied, Redis},
+};
 
-/// Events applied in one script; Redis does nothing else meanwhile.
-const BATCH: usize = 500;
+/// How many events one script applies at most. Redis executes nothing else during a script.
+const BATCH_SIZE: usize = 500;
 
-/// How long a batch waits for a further event.
+/// How long a batch waits for its next event.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// How often an idle projector looks whether its projections are still there.
-const IDLE: Duration = Duration::from_secs(1);
+/// How often an idle projector checks the watermark and reports its progress. Also the delay before a retry.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Keeps the projections at the log's end.
+/// Folds the log into the projections.
 #[derive(Debug)]
 pub struct Projector {
     log: JetStreamLog,
@@ -50,7 +56,6 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// A projector of a log into a Redis.
     pub fn new(log: JetStreamLog, redis: Redis, health: Health) -> Self {
         Self { log, redis, health }
     }
@@ -58,9 +63,9 @@ impl Projector {
     /// Projects until `shutdown`.
     ///
     /// # Errors
-    /// None; what does not answer is waited for.
+    /// None. If NATS or Redis does not answer, it retries.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        self.health.down("redis", "not asked yet");
+        self.health.down("redis", "no answer yet");
         let project = async {
             let identity = keep_trying("the log's identity", || identity(self.log.context())).await;
             self.project(&identity).await;
@@ -70,22 +75,25 @@ impl Projector {
     }
 
     async fn project(&self, identity: &str) {
-        // Asking with an impossible `from` applies nothing, and tells where the projections stand.
-        let nowhere = u64::MAX >> 12;
-        let mut at = self.apply(identity, nowhere, &[], None).await;
+        // No projections are at this sequence, so this applies nothing and returns the current sequence.
+        let impossible = u64::MAX >> 12;
+        let mut at = self.apply(identity, impossible, &[], None).await;
         let mut follow = self.follow(at);
         loop {
             let Batch { messages, behind } = gather(&mut follow).await;
             let (to, behind) = match messages.last() {
                 Some(last) => (last.seq, behind),
-                None => (at, self.nothing_behind(at).await),
+                None => (at, self.confirm_end(at).await),
             };
-            let stands = self.apply(identity, at, &messages, behind).await;
-            if stands != to {
-                tracing::info!(from = stands, "the projections were moved by another, or are made anew");
-                follow = self.follow(stands);
+            let reached = self.apply(identity, at, &messages, behind).await;
+            if reached != to {
+                tracing::info!(
+                    from = reached,
+                    "another projector or a rebuild changed the projections; continuing from there"
+                );
+                follow = self.follow(reached);
             }
-            at = stands;
+            at = reached;
             metrics::gauge!("garage_projection_seq").set(f64::from(u32::try_from(at).unwrap_or(u32::MAX)));
         }
     }
@@ -94,15 +102,16 @@ impl Projector {
         Follow::new(self.log.context().clone(), STREAM, filters(), at + 1)
     }
 
-    /// That nothing comes may be because there is nothing, or because it does not get here: 0 if the log says that there
-    /// is nothing behind a sequence, and else nothing that could be told.
-    async fn nothing_behind(&self, at: u64) -> Option<u64> {
+    /// If no message arrives, the log may have no further message, or the read may be interrupted. Returns `Some(0)` if
+    /// the log confirms that it has no further message, and `None` otherwise.
+    async fn confirm_end(&self, at: u64) -> Option<u64> {
         let ends = async { tokio::try_join!(self.log.last_sequence(PLAYERS), self.log.last_sequence(SESSIONS)) };
-        let (players, sessions) = timeout(IDLE, ends).await.ok()?.ok()?;
+        let (players, sessions) = timeout(IDLE_INTERVAL, ends).await.ok()?.ok()?;
         (players.max(sessions) <= at).then_some(0)
     }
 
-    /// Applies a batch, for as long as Redis takes, and tells where the projections stand then.
+    /// Applies a batch to the projections if they are at the sequence `from`. Retries until Redis answers. Returns the
+    /// sequence that the projections have then.
     async fn apply(&self, identity: &str, from: u64, batch: &[Message], behind: Option<u64>) -> u64 {
         loop {
             let to = batch.last().map_or(from, |last| last.seq);
@@ -123,14 +132,14 @@ impl Projector {
                     let error = format!("{error:#}");
                     tracing::warn!(error, "projections wait for redis");
                     self.health.down("redis", error);
-                    sleep(IDLE).await;
+                    sleep(IDLE_INTERVAL).await;
                 }
             }
         }
     }
 }
 
-/// Folds a batch into a set of projections, if it stands at `from`.
+/// Folds a batch into a set of projections, if the set is at the sequence `advance.from`.
 async fn apply(
     redis: &Redis,
     point: Point,
@@ -142,49 +151,51 @@ async fn apply(
     let events: Vec<_> = batch.iter().filter_map(ProjectedEvent::of).collect();
     advance.time = batch.last().map(|last| last.time);
     if !events.is_empty() {
-        let present = redis.present(keys, &Touched::by(&events)).await?;
-        advance.changes = fold(events, present);
+        let current = redis.read_touched(keys, &Touched::by(&events)).await?;
+        advance.changes = fold(events, current);
     }
     redis.apply(point, keys, identity, &advance).await
 }
 
-/// What tells this log from one that was made later under the same name, and these projections from another build's.
+/// The identity of the log, as stored in the watermark. It contains the stream's creation time, which differs if the
+/// stream was deleted and recreated, and the version of the projections' format.
 ///
 /// # Errors
-/// When the log does not answer.
+/// If the log does not answer.
 pub async fn identity(context: &Context) -> anyhow::Result<String> {
     let mut stream = context.get_stream(STREAM).await.context("cannot read the log's identity")?;
     let created = stream.info().await.context("cannot read the log's identity")?.created;
-    Ok(format!("{FORM} {}", created.format(&Rfc3339)?))
+    Ok(format!("{FORMAT_VERSION} {}", created.format(&Rfc3339)?))
 }
 
-/// What is read for the projections. Not the filters of players and sessions alone: with two of them nats-server brings a
-/// twentieth of what it does with one, and what is left out here are a few events of each match.
+/// The filters of the read. Reads all events instead of those of players and sessions only: with two filters, the NATS
+/// server delivers a twentieth of the messages per second that it delivers with one. The additional events are few.
 fn filters() -> Vec<String> {
     vec![ALL.into()]
 }
 
-/// Whether a message is one that the projections are made of.
-fn concerns(message: &Message) -> bool {
+/// Whether a message belongs to a player or a session.
+fn is_relevant(message: &Message) -> bool {
     matches!(Aggregate::of(&message.subject), Some(Aggregate::Player(_) | Aggregate::Session(_)))
 }
 
-/// Messages, and how many were still to come behind what was read for them; after a while without news, nothing.
+/// The next messages; empty if none has arrived for [`IDLE_INTERVAL`].
 #[derive(Debug, Default)]
 struct Batch {
     messages: Vec<Message>,
+    /// How many messages were still unread after the last one read; `None` if none was read.
     behind: Option<u64>,
 }
 
-/// What is there, up to a bound.
+/// Reads the messages that are available, up to [`BATCH_SIZE`].
 async fn gather(follow: &mut Follow) -> Batch {
     let mut batch = Batch::default();
-    let mut max_wait = IDLE;
-    while batch.messages.len() < BATCH {
+    let mut max_wait = IDLE_INTERVAL;
+    while batch.messages.len() < BATCH_SIZE {
         let Ok(message) = timeout(max_wait, follow.next()).await else { break };
         batch.behind = Some(message.pending);
         max_wait = LINGER;
-        if concerns(&message) {
+        if is_relevant(&message) {
             batch.messages.push(message);
         }
         if batch.behind == Some(0) {

@@ -1,7 +1,8 @@
-//! What a session's events, its servers' reports and its deadlines bring about.
+//! Reactions to the events of a session, to reports of its game servers, and to its timer.
 //!
-//! Each reaction reads the session anew, does what it needs next, and sets its timer. Nothing depends on which message
-//! brought it here, so that a message may come twice, late, or not at all as long as another does.
+//! Each reaction reads the session from the log, does the next step that the session needs, and sets the session's
+//! timer. The step does not depend on the message that started the reaction. So a message may be delivered twice or
+//! late. It may even be missing, as long as another message of the session is delivered.
 
 use std::{future::Future, time::Duration};
 
@@ -29,17 +30,17 @@ use crate::{
     redis::Redis,
 };
 
-/// How long a server of the log may answer without knowing that another leads: NATS has it step down when it has not
-/// heard from the others for ten seconds.
-const LAG: time::Duration = time::Duration::seconds(15);
+/// How long reads of the log can be outdated. A NATS server may still answer as the leader after another server was
+/// elected. It steps down after ten seconds without contact to the other servers.
+const MAX_READ_LAG: time::Duration = time::Duration::seconds(15);
 
-/// What reactions do besides appending.
+/// The side effects of reactions, apart from appends.
 pub trait Effects: Clone + Send + Sync + 'static {
-    /// Asks what the players bring.
+    /// Requests the players' loadouts from inventory.
     fn loadouts(&self, players: Vec<PlayerId>) -> impl Future<Output = Result<Vec<Loadout>, Failure>> + Send;
 
-    /// Takes a new key and makes a NATS user for an attempt at a session that ends hard at `ends_at`, and parks both
-    /// where the director finds them.
+    /// Takes a new key, makes a NATS user for the game server, and stores the secrets of both in Redis for the
+    /// director. `ends_at` is when the session ends at the latest. `keep` is how long the secrets are stored.
     fn park(
         &self,
         session: SessionId,
@@ -48,7 +49,7 @@ pub trait Effects: Clone + Send + Sync + 'static {
         keep: Duration,
     ) -> impl Future<Output = Result<GameKey, Failure>> + Send;
 
-    /// Sets the session's timer, or takes it away.
+    /// Sets the session's timer; `None` cancels it.
     fn set_timer(
         &self,
         session: SessionId,
@@ -56,20 +57,19 @@ pub trait Effects: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
-/// The effects on the real world.
+/// The real side effects.
 #[derive(Debug, Clone)]
 pub struct Live {
-    /// To ask inventory.
+    /// For requests to inventory.
     pub client: async_nats::Client,
-    /// Keys made ahead.
     pub keys: Pool,
-    /// Who makes games' users.
+    /// Signs the game servers' NATS users.
     pub mint: Mint,
-    /// What is parked is sealed with it.
+    /// Encrypts the secrets.
     pub seal: SealKey,
-    /// Where it is parked.
+    /// Stores the encrypted secrets.
     pub redis: Redis,
-    /// Where timers are set.
+    /// For timers.
     pub context: Context,
 }
 
@@ -88,7 +88,7 @@ impl Effects for Live {
         ends_at: OffsetDateTime,
         keep: Duration,
     ) -> Result<GameKey, Failure> {
-        let retry = |error: anyhow::Error| Failure::Retry(error.context("cannot seal a game's secrets"));
+        let retry = |error: anyhow::Error| Failure::Retry(error.context("cannot prepare the secrets of a game server"));
         let key = self.keys.take().await.map_err(Failure::Unavailable)?;
         let credentials = self.mint.game(session, attempt, ends_at).map_err(|error| retry(error.into()))?;
         let secrets = game::Secrets { private_key: key.private_key.clone(), credentials };
@@ -108,16 +108,13 @@ impl Effects for Live {
     }
 }
 
-/// The reactions.
+/// The reactions, with everything that they need.
 #[derive(Debug, Clone)]
 pub struct App<L, W, E> {
-    /// Where sessions are.
     pub log: L,
-    /// Time and ids.
     pub env: W,
-    /// All else.
     pub effects: E,
-    /// How long the phases may take.
+    /// The number of attempts, and the time-outs of the phases.
     pub limits: Limits,
 }
 
@@ -128,19 +125,19 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
     /// [`Failure`]
     pub async fn on_event(&self, delivery: &Delivery) -> Result<(), Failure> {
         let Some(Aggregate::Session(session)) = Aggregate::of(&delivery.subject) else {
-            return Err(Failure::Poison(anyhow::anyhow!("{} is no session's subject", delivery.subject)));
+            return Err(Failure::Poison(anyhow::anyhow!("{} is not the subject of a session", delivery.subject)));
         };
-        // Read for the sake of stopping at what this build does not know.
+        // Decode the event, so that an event that this build does not know ends in an error.
         let seen = delivery.event::<Event>()?.seq;
         self.advance(session, seen).await
     }
 
-    /// Judges a game server's report.
+    /// Handles a game server's report.
     ///
     /// # Errors
     /// [`Failure`]
     pub async fn on_report(&self, delivery: &Delivery) -> Result<(), Failure> {
-        let poison = |error: anyhow::Error| Failure::Poison(error.context("report cannot be read"));
+        let poison = |error: anyhow::Error| Failure::Poison(error.context("cannot read a report"));
         let Report { session, attempt, kind } =
             delivery.subject.parse().map_err(|error| poison(anyhow::Error::from(error)))?;
         let command = match kind {
@@ -159,26 +156,27 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
         };
         match decide_session(&self.log, &self.env, session, command, None).await? {
             Ok(_) => {}
-            Err(rejection @ Rejection::Early) => return Err(Failure::Retry(rejection.into())),
-            Err(rejection @ Rejection::Unasked) if self.is_fresh(delivery) => {
+            Err(rejection @ Rejection::TooEarly) => return Err(Failure::Retry(rejection.into())),
+            Err(rejection @ Rejection::UnknownAttempt) if self.is_fresh(delivery) => {
                 return Err(Failure::Retry(rejection.into()));
             }
             Err(rejection @ Rejection::BadResults) => {
                 self.fail(delivery, session, attempt, &rejection).await?;
                 return Err(Failure::Poison(rejection.into()));
             }
-            Err(rejection) => tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report left alone"),
+            Err(rejection) => tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report ignored"),
         }
         Ok(())
     }
 
-    /// Whether what a report speaks of may be in the log although it was read without. Later the report is somebody's
-    /// invention: it is not kept, as enough of them would leave the real ones no room.
+    /// Whether the attempt of a report may be in the log although the read did not return it. An older report with an
+    /// unknown attempt is not genuine. It is ignored and does not become a dead letter, because many such reports would
+    /// fill the stream of dead letters.
     fn is_fresh(&self, report: &Delivery) -> bool {
-        self.env.now() - report.time < LAG
+        self.env.now() - report.time < MAX_READ_LAG
     }
 
-    /// A server whose report cannot be used has failed: there will be no other.
+    /// Marks an attempt as failed because its report is not usable. The server will not send another one.
     async fn fail(
         &self,
         delivery: &Delivery,
@@ -189,17 +187,17 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
         let failed = PodFailed { attempt, reason: "bad-report".into(), message: report.to_string() };
         match decide_session(&self.log, &self.env, session, Command::FailPod(failed), None).await? {
             Ok(_) => {}
-            Err(rejection @ Rejection::Unasked) if self.is_fresh(delivery) => {
+            Err(rejection @ Rejection::UnknownAttempt) if self.is_fresh(delivery) => {
                 return Err(Failure::Retry(rejection.into()));
             }
             Err(rejection) => {
-                tracing::info!(session.id = %session, attempt, %rejection, "bad report of an attempt that is over");
+                tracing::info!(session.id = %session, attempt, %rejection, "ignoring a bad report of an attempt that has ended");
             }
         }
         Ok(())
     }
 
-    /// Looks at a session whose timer fired.
+    /// Handles a session whose timer fired.
     ///
     /// # Errors
     /// [`Failure`]
@@ -211,14 +209,16 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             let types: Vec<_> = events.iter().map(garage_events::event::Event::type_name).collect();
             tracing::info!(session.id = %session, ?types, "deadline passed");
         }
-        // It may have fired for a phase that is over, or before its time; but it was set for a session that is there.
+        // The timer may have fired for an earlier phase, or too early. But its session exists, so the log has its first
+        // event.
         self.advance(session, 1).await
     }
 
-    /// Does what a session needs next until it waits, and sets its timer. `seen` is an event of it that is known.
+    /// Does the next steps of a session until it waits, and sets its timer. `seen` is the sequence of an event of the
+    /// session that must be in the log.
     async fn advance(&self, id: SessionId, mut seen: u64) -> Result<(), Failure> {
         loop {
-            let session = self.log.session(id).await?.reaching(seen)?;
+            let session = self.log.session(id).await?.read_up_to(seen)?;
             seen = session.head.seq;
             let open = match &session.state {
                 State::Open(open) => open,
@@ -228,16 +228,17 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             let command = match open.next(&self.limits) {
                 Next::Wait => return self.effects.set_timer(id, deadline).await,
                 Next::RequestPod { attempt } => {
-                    // First: what a request needs may be down beyond the hard end, or refuse for good.
+                    // Set the timer before the request. Inventory or Redis may be down beyond the end of the session,
+                    // and then the timer must end the session.
                     self.effects.set_timer(id, deadline).await?;
                     Command::RequestPod(self.request(id, open, attempt).await?)
                 }
                 Next::Open(opened) => Command::Open(opened),
                 Next::End(command) => command,
             };
-            // Rejected when another instance was quicker; reading again shows what it did.
+            // The command is rejected if another instance was faster. The next read returns what it appended.
             if let Err(rejection) = decide_session(&self.log, &self.env, id, command, None).await? {
-                tracing::debug!(session.id = %id, %rejection, "somebody else was quicker");
+                tracing::debug!(session.id = %id, %rejection, "another instance was faster");
             }
         }
     }
@@ -257,5 +258,6 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
     }
 }
 
-/// How long what is parked outlives the time in which its server must be ready: a director may be restarted meanwhile.
+/// How much longer the secrets are stored than the time-out for the game server's start, because the director may be
+/// restarted meanwhile.
 const PARK_MARGIN: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Redis: parked secrets and projections.
+//! Session's operations on Redis: the projections, and the game servers' secrets.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,56 +6,53 @@ use anyhow::Context;
 use garage_events::{
     crash::Point,
     id::{PlayerId, QueueName, SessionId},
-    projection::{self, ANEW, CLOSED_KEPT, DEAD_LETTERS, DeadLetters, Keys, LIVE, Live, LivePlayer, LiveSession},
+    projection::{self, CLOSED_KEPT, DEAD_LETTERS, DeadLetters, Keys, LIVE, Live, LivePlayer, LiveSession, REBUILD},
 };
 use garage_worker::redis::Redis as Connection;
 use redis::{AsyncCommands, RedisError, Script};
 use serde::{Serialize, de::DeserializeOwned};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::projector::{
-    ProjectedState,
-    fold::{Changes, CurrentState, Touched},
-};
+use crate::fold::{Changes, CurrentState, ProjectedState, Touched};
 
-/// What session asks of Redis. Clones share a connection.
+/// The Redis client of session. Clones share a connection.
 #[derive(Debug, Clone)]
 pub struct Redis(Connection);
 
 impl Redis {
-    /// Over this connection.
+    /// Uses this connection.
     pub fn new(connection: Connection) -> Self {
         Self(connection)
     }
 
-    /// Parks the sealed secrets of a game for its director.
+    /// Stores the encrypted secrets of a game server for the director, for the time `keep`.
     ///
     /// # Errors
-    /// When Redis does not confirm it.
+    /// If Redis does not confirm the write.
     pub async fn park(&self, fingerprint: &str, sealed: &[u8], keep: Duration) -> Result<(), RedisError> {
         let (key, keep) = (projection::parked_key(fingerprint), keep.as_secs().max(1));
         self.0.change(Point::KeyParked, async |connection| connection.set_ex(key, sealed, keep).await).await
     }
 
-    /// Reads what events touch of a set of projections. It is of where [`apply`](Self::apply) finds them, or is not
-    /// written upon.
+    /// Reads the parts of a set of projections that events touch. If another process changes the projections before
+    /// [`apply`](Self::apply), then `apply` writes nothing.
     ///
     /// # Errors
-    /// When Redis does not answer, or holds what cannot be read.
-    pub async fn present(&self, keys: &Keys, touched: &Touched) -> anyhow::Result<CurrentState> {
+    /// If Redis does not answer, or contains data that cannot be read.
+    pub async fn read_touched(&self, keys: &Keys, touched: &Touched) -> anyhow::Result<CurrentState> {
         let [_, _, players, queues, _, minutes, timelines, _] = keys;
         let mut connection = self.0.connection().await.context("redis does not answer")?;
         let mut pipe = redis::pipe();
         pipe.hgetall(queues).hkeys(minutes);
-        many(&mut pipe, players, &touched.players);
-        many(&mut pipe, timelines, &touched.sessions);
-        many(&mut pipe, minutes, &touched.minutes);
+        get_fields(&mut pipe, players, &touched.players);
+        get_fields(&mut pipe, timelines, &touched.sessions);
+        get_fields(&mut pipe, minutes, &touched.minutes);
         let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("redis does not answer")?;
         let (depths, kept, found_players, found_timelines, found_minutes): (Vec<(String, u64)>, _, _, _, _) = read;
         Ok(CurrentState {
-            players: found(&touched.players, found_players)?,
-            timelines: found(&touched.sessions, found_timelines)?,
-            minutes: found(&touched.minutes, found_minutes)?,
+            players: parse_fields(&touched.players, found_players)?,
+            timelines: parse_fields(&touched.sessions, found_timelines)?,
+            minutes: parse_fields(&touched.minutes, found_minutes)?,
             kept,
             queues: depths
                 .into_iter()
@@ -64,10 +61,10 @@ impl Redis {
         })
     }
 
-    /// Writes changes to a set of projections if it stands at `from`, and moves it to `to`.
+    /// Writes changes to a set of projections if it is at the sequence `from`, and sets its sequence to `to`.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn apply(&self, point: Point, keys: &Keys, log: &str, advance: &Advance) -> anyhow::Result<Applied> {
         let Advance { from, to, time, behind, changes } = advance;
         let script = Script::new(include_str!("projector/apply.lua"));
@@ -87,11 +84,11 @@ impl Redis {
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
-    /// Notes what the stream of dead letters holds.
+    /// Writes the summary of the dead letters.
     ///
     /// # Errors
-    /// When Redis does not confirm it.
-    pub async fn note_dead_letters(&self, dead_letters: &DeadLetters) -> anyhow::Result<()> {
+    /// If Redis does not confirm the write.
+    pub async fn write_dead_letters(&self, dead_letters: &DeadLetters) -> anyhow::Result<()> {
         let dead_letters = serde_json::to_string(dead_letters)?;
         Ok(self
             .0
@@ -99,10 +96,10 @@ impl Redis {
             .await?)
     }
 
-    /// Empties projections and sets them to the beginning of a log, unless they are of that log already.
+    /// Empties a set of projections and sets it to the beginning of a log, unless it already belongs to that log.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn reset(&self, point: Point, keys: &Keys, log: &str) -> Result<(), RedisError> {
         let script = Script::new(include_str!("projector/reset.lua"));
         let mut script = script.key(keys);
@@ -110,34 +107,35 @@ impl Redis {
         self.0.change(point, async |connection| script.invoke_async(connection).await).await
     }
 
-    /// Begins to make projections anew, beside the live ones, under a name of their own: whoever made some before finds
-    /// them gone.
+    /// Begins a rebuild with an empty set of projections beside the live ones. `name` identifies the rebuild. An
+    /// earlier rebuild that still runs fails, because its set is gone.
     ///
     /// # Errors
-    /// When Redis does not answer.
-    pub async fn begin_anew(&self, name: &str) -> Result<(), RedisError> {
-        let () = self.0.change(Point::ProjectionsBegun, async |connection| connection.unlink(&ANEW).await).await?;
-        self.reset(Point::ProjectionsBegun, &ANEW, name).await
+    /// If Redis does not answer.
+    pub async fn begin_rebuild(&self, name: &str) -> Result<(), RedisError> {
+        let () = self.0.change(Point::ProjectionsBegun, async |connection| connection.unlink(&REBUILD).await).await?;
+        self.reset(Point::ProjectionsBegun, &REBUILD, name).await
     }
 
-    /// Puts the projections that were made anew under a name in the place of the live ones, unless these are further; but
-    /// not than the log's `end`, which no projection can be. Tells where the live ones stand then.
+    /// Replaces the live projections with those of the rebuild `name`, unless the live ones have a higher sequence. A
+    /// live sequence beyond `end`, the end of the log, cannot be right, and does not count. Returns the sequence of the
+    /// live projections afterwards.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer.
     pub async fn switch(&self, log: &str, name: &str, end: u64) -> Result<Applied, RedisError> {
         let script = Script::new(include_str!("projector/switch.lua"));
         let mut script = script.key(&LIVE);
-        script.key(&ANEW).arg(log).arg(name).arg(end);
+        script.key(&REBUILD).arg(log).arg(name).arg(end);
         let switched = async |connection: &mut _| script.invoke_async(connection).await;
         let at: i64 = self.0.change(Point::ProjectionsSwitched, switched).await?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
-    /// Reads the projections, all as of one moment.
+    /// Reads the current state of Garage from the live projections, as of one moment.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// If Redis does not answer, or contains data that cannot be read.
     pub async fn live(&self) -> anyhow::Result<Live> {
         type Fields = Vec<(String, String)>;
         let mut connection = self.0.connection().await.context("redis does not answer")?;
@@ -164,11 +162,11 @@ impl Redis {
         Ok(live)
     }
 
-    /// Copies the live projections, all as of one moment.
+    /// Copies the live projections, as of one moment.
     ///
     /// # Errors
-    /// When Redis does not answer.
-    pub async fn copy(&self) -> anyhow::Result<Copied> {
+    /// If Redis does not answer.
+    pub async fn copy(&self) -> anyhow::Result<ProjectionsCopy> {
         let [mark, hashes @ ..] = [
             projection::WATERMARK,
             projection::SESSIONS,
@@ -201,88 +199,87 @@ impl Redis {
             Set,
             Set,
         ) = read;
-        let mut held = ProjectedState::new();
+        let mut contents = ProjectedState::new();
         for (key, fields) in hashes.into_iter().zip([sessions, players, queues, counts, timelines]) {
-            // What is no JSON is not what it should be, and comes out as the text that it is.
+            // A value that is not JSON is wrong. It is returned as a text, so that a comparison finds it.
             let read = |text: String| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
-            held.insert(key, fields.into_iter().map(|(field, text)| (field, read(text))).collect());
+            contents.insert(key, fields.into_iter().map(|(field, text)| (field, read(text))).collect());
         }
         for (key, members) in sets.into_iter().zip([waits, closed]) {
-            held.insert(key, members.into_iter().map(|(member, score)| (member, score.into())).collect());
+            contents.insert(key, members.into_iter().map(|(member, score)| (member, score.into())).collect());
         }
-        Ok(Copied { log, seq: seq.unwrap_or(0), held })
+        Ok(ProjectionsCopy { log, seq: seq.unwrap_or(0), contents })
     }
 }
 
-/// The live projections as they were at one moment.
+/// The contents of the live projections at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Copied {
-    /// The identity of the log that they are of; none when there are no projections.
+pub struct ProjectionsCopy {
+    /// The identity of their log; `None` if there are no projections.
     pub log: Option<String>,
     /// The last sequence applied.
     pub seq: u64,
-    /// What they hold.
-    pub held: ProjectedState,
+    pub contents: ProjectedState,
 }
 
-/// A step of a set of projections from one sequence to another.
+/// A step that moves a set of projections from one sequence to another.
 #[derive(Debug, Default)]
 pub struct Advance {
-    /// Where it must stand.
+    /// The sequence that the set must have before the step.
     pub from: u64,
-    /// Where it will.
+    /// The sequence that the set has after the step.
     pub to: u64,
-    /// The stream's timestamp of the last event, if there was one.
+    /// The stream's timestamp of the last event; `None` if the step has no event.
     pub time: Option<OffsetDateTime>,
-    /// Messages that are still to come, if that is known.
+    /// How many messages of the log are not read yet; `None` if that is unknown.
     pub behind: Option<u64>,
-    /// What is to be written.
     pub changes: Changes,
 }
 
-/// Arguments of one command of the script: an even number, so that what belongs together stays so, and far fewer than
-/// Lua can take from a table at once (8,000).
-const ARGUMENTS: usize = 2_000;
+/// The maximum number of arguments of one command in the script. It is even, so that pairs of arguments are not
+/// separated, and below the number of values that Lua can unpack from a table at once (8,000).
+const MAX_ARGUMENTS: usize = 2_000;
 
-/// Asks for many fields of a hash. Redis refuses to be asked for none; no field has an empty name.
-fn many(pipe: &mut redis::Pipeline, key: &str, fields: impl IntoIterator<Item = impl ToString>) {
+/// Requests several fields of a hash. Redis rejects a request for no fields, so an empty list becomes a request for a
+/// field with an empty name, which does not exist.
+fn get_fields(pipe: &mut redis::Pipeline, key: &str, fields: impl IntoIterator<Item = impl ToString>) {
     let fields: Vec<_> = fields.into_iter().map(|field| field.to_string()).collect();
     pipe.cmd("HMGET").arg(key).arg(if fields.is_empty() { vec![String::new()] } else { fields });
 }
 
-/// What was there of the fields asked for.
-fn found<'a, K: Clone + Ord + 'a, V: DeserializeOwned>(
-    asked: impl IntoIterator<Item = &'a K>,
+/// Parses the values of the requested fields. Leaves out fields that do not exist.
+fn parse_fields<'a, K: Clone + Ord + 'a, V: DeserializeOwned>(
+    requested: impl IntoIterator<Item = &'a K>,
     found: Vec<Option<String>>,
 ) -> anyhow::Result<BTreeMap<K, V>> {
-    let pairs = asked.into_iter().zip(found).filter_map(|(field, value)| Some((field, value?)));
+    let pairs = requested.into_iter().zip(found).filter_map(|(field, value)| Some((field, value?)));
     let read = |(field, value): (&K, String)| Ok((field.clone(), serde_json::from_str(&value)?));
-    pairs.map(read).collect::<anyhow::Result<_>>().context("the projections cannot be read; run `garage rebuild`")
+    pairs.map(read).collect::<anyhow::Result<_>>().context("cannot read the projections; run `garage rebuild`")
 }
 
-/// The commands that write changes, as the script takes them: each with the place of its key and its arguments.
+/// The commands that write changes, as `apply.lua` expects them: name, number of the key, and arguments.
 fn commands(changes: &Changes) -> serde_json::Result<String> {
     let Changes { players, queues, waits, sessions, timelines, closed, minutes, horizon: _ } = changes;
     let (waiting, gone): (Vec<_>, Vec<_>) = waits.iter().partition(|(_, waits)| **waits);
     let waiting = waiting.into_iter().flat_map(|(waiter, _)| ["0".into(), waiter.clone()]);
     let closed = closed.iter().flat_map(|(id, time)| [time.to_string(), id.to_string()]);
     let mut commands: Vec<(&str, usize, Vec<String>)> = Vec::new();
-    hash(&mut commands, 2, sessions)?;
-    hash(&mut commands, 3, players)?;
-    hash(&mut commands, 4, queues)?;
+    add_hash_commands(&mut commands, 2, sessions)?;
+    add_hash_commands(&mut commands, 3, players)?;
+    add_hash_commands(&mut commands, 4, queues)?;
     commands.push(("ZREM", 5, gone.into_iter().map(|(waiter, _)| waiter.clone()).collect()));
     commands.push(("ZADD", 5, waiting.collect()));
-    hash(&mut commands, 6, minutes)?;
-    hash(&mut commands, 7, timelines)?;
+    add_hash_commands(&mut commands, 6, minutes)?;
+    add_hash_commands(&mut commands, 7, timelines)?;
     commands.push(("ZADD", 8, closed.collect()));
     let parts = commands
         .iter()
-        .flat_map(|(name, key, arguments)| arguments.chunks(ARGUMENTS).map(move |part| (name, key, part)));
+        .flat_map(|(name, key, arguments)| arguments.chunks(MAX_ARGUMENTS).map(move |part| (name, key, part)));
     serde_json::to_string(&parts.collect::<Vec<_>>())
 }
 
-/// The commands that set the fields of a hash that have a value, and delete those that have none.
-fn hash<'a, K: ToString + 'a, V: Serialize + 'a>(
+/// Adds the commands that set the fields of a hash with a value, and delete those without one.
+fn add_hash_commands<'a, K: ToString + 'a, V: Serialize + 'a>(
     commands: &mut Vec<(&str, usize, Vec<String>)>,
     key: usize,
     fields: impl IntoIterator<Item = (&'a K, &'a Option<V>)>,
@@ -298,11 +295,11 @@ fn hash<'a, K: ToString + 'a, V: Serialize + 'a>(
     Ok(())
 }
 
-/// Where the projections stand.
+/// The position of a set of projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
-    /// At this sequence; the operations were applied if it is the one they lead to.
+    /// The set has this sequence. The operation was applied if it is the sequence to which the operation leads.
     At(u64),
-    /// They are of another log, or of none.
+    /// The set belongs to another log, or does not exist.
     Foreign,
 }

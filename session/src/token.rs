@@ -1,4 +1,4 @@
-//! Connection tokens: a player's right to enter a session's game server.
+//! Connection tokens, which allow a player to join a session's game server.
 
 use anyhow::Context;
 use ed25519_dalek::{
@@ -13,7 +13,7 @@ use garage_events::{
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use time::{Duration, OffsetDateTime};
 
-/// How long a token admits: long enough to reconnect to a race, short enough to be of no use later.
+/// How long a token is valid: long enough to reconnect during a match, and short enough to be useless later.
 const VALID: Duration = Duration::minutes(5);
 
 /// Signs connection tokens.
@@ -30,23 +30,24 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// Reads an Ed25519 private key, PKCS #8 PEM.
+    /// Parses an Ed25519 private key in PKCS #8 PEM.
     ///
     /// # Errors
-    /// When it is none.
+    /// If `pem` is not such a key.
     pub fn from_pem(pem: &Secret) -> anyhow::Result<Self> {
-        const WRONG: &str = "the token key is no Ed25519 private key in PKCS #8 PEM";
+        const WRONG: &str = "the key for connection tokens is not an Ed25519 private key in PKCS #8 PEM";
         let public = SigningKey::from_pkcs8_pem(pem.expose()).context(WRONG)?.verifying_key().to_public_key_der()?;
         let key = EncodingKey::from_ed_pem(pem.expose().as_bytes()).context(WRONG)?;
-        // As the director computes it: it says which of two public keys verifies this while keys are rotated.
+        // The director computes the same id. During a rotation, game servers have two public keys, and the id
+        // selects one.
         let kid = Some(fingerprint(public.as_bytes()));
         Ok(Self { key, header: Header { kid, ..Header::new(Algorithm::EdDSA) } })
     }
 
-    /// A token for a player of a session that ends at `ends_at`.
+    /// Signs a token for a player of a session. The token expires at `ends_at`, the end of the session, or before.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// If signing fails.
     pub fn sign(
         &self,
         player: &PlayerId,

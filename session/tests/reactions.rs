@@ -1,4 +1,4 @@
-//! Session's reactions, on the simulated log and with the world's effects played by hand.
+//! Session's reactions, with the simulated log and with test doubles for the other side effects.
 #![cfg(test)]
 
 use std::{
@@ -10,7 +10,7 @@ use futures::executor::block_on;
 use garage_events::{
     env::{Env, Simulated},
     event::Event as _,
-    game::{Car, Finished, Loadout, Placing, Ready, Secret, Stats},
+    game::{Car, Finished, Loadout, Placing, Ports, Ready, Secret, Stats},
     id::{PlayerId, SessionId, TicketId},
     log::{Append, Decision, Head, Load},
     player::{self, Ending, Queued},
@@ -29,9 +29,9 @@ use uuid::Uuid;
 
 const BEGAN: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
-/// What the reactions did besides appending.
+/// Test doubles for the side effects. They record what the reactions did.
 #[derive(Clone, Default)]
-struct Played(Arc<Mutex<Record>>);
+struct RecordingEffects(Arc<Mutex<Record>>);
 
 #[derive(Default)]
 struct Record {
@@ -42,13 +42,13 @@ struct Record {
     redis_down: bool,
 }
 
-impl Played {
+impl RecordingEffects {
     fn record(&self) -> std::sync::MutexGuard<'_, Record> {
         self.0.lock().unwrap()
     }
 }
 
-impl Effects for Played {
+impl Effects for RecordingEffects {
     async fn loadouts(&self, players: Vec<PlayerId>) -> Result<Vec<Loadout>, Failure> {
         if self.record().inventory_down {
             return Err(Failure::Unavailable(anyhow::anyhow!("inventory is down")));
@@ -85,17 +85,17 @@ impl Effects for Played {
     }
 }
 
-/// A session of two players, anna and bert, who have just been matched.
+/// A session of two players, "anna" and "bert", who have just been matched.
 struct Match {
-    app: App<SimLog<Simulated>, Simulated, Played>,
+    app: App<SimLog<Simulated>, Simulated, RecordingEffects>,
     session: SessionId,
 }
 
 impl Match {
-    fn made() -> Self {
+    fn new() -> Self {
         let env = Simulated::at(BEGAN);
         let log = SimLog::new(env.clone());
-        let app = App { log, env: env.clone(), effects: Played::default(), limits: Limits::default() };
+        let app = App { log, env: env.clone(), effects: RecordingEffects::default(), limits: Limits::default() };
         let session = SessionId::new(env.id());
         let mut teams = Vec::new();
         let mut decision = Decision::new(&env, session.uuid(), None);
@@ -140,7 +140,7 @@ impl Match {
         Delivery { seq: 1, time: self.app.env.now(), subject, body: body.into(), delivered: 1 }
     }
 
-    /// The session's last event, as it is delivered.
+    /// The delivery of the session's last event.
     fn last(&self) -> Delivery {
         let filter = Aggregate::Session(self.session).filter();
         let last = self.app.log.last_sequence(&filter).unwrap();
@@ -149,27 +149,27 @@ impl Match {
     }
 
     /// Delivers the session's last event.
-    fn open_game(&self) -> Result<(), Failure> {
+    fn deliver_last(&self) -> Result<(), Failure> {
         block_on(self.app.on_event(&self.last()))
     }
 
-    /// Delivers what happens until nothing more does.
-    fn goes_on(&self) {
+    /// Delivers the last event again and again, until the reactions append no more events.
+    fn deliver_all(&self) {
         let mut before = 0;
         while before != self.types().len() {
             before = self.types().len();
-            self.open_game().unwrap();
+            self.deliver_last().unwrap();
         }
     }
 
-    fn happens(&self, command: Command) {
+    fn append(&self, command: Command) {
         let done = block_on(decide_session(&self.app.log, &self.app.env, self.session, command, None)).unwrap();
         done.unwrap();
     }
 
     fn scheduled(&self, attempt: u32) {
         let public_ip = "203.0.113.7".parse().unwrap();
-        self.happens(Command::Schedule(PodScheduled { attempt, pod: "pod".into(), node: "node".into(), public_ip }));
+        self.append(Command::Schedule(PodScheduled { attempt, pod: "pod".into(), node: "node".into(), public_ip }));
     }
 
     fn reports(&self, attempt: u32, kind: ReportKind, body: impl serde::Serialize) -> Result<(), Failure> {
@@ -178,7 +178,7 @@ impl Match {
     }
 
     fn ready(&self, attempt: u32) -> Result<(), Failure> {
-        self.reports(attempt, ReportKind::Ready, Ready { tcp_port: 1, udp_port: 2 })
+        self.reports(attempt, ReportKind::Ready, Ready { ports: Ports { tcp_port: 1, udp_port: 2 } })
     }
 
     fn finished(&self, attempt: u32) -> Result<(), Failure> {
@@ -193,7 +193,7 @@ impl Match {
         block_on(self.app.on_timer(&self.delivery(timer_due(self.session), ""))).unwrap();
     }
 
-    /// What has happened to the session so far.
+    /// The types of the session's events so far.
     fn types(&self) -> Vec<&'static str> {
         let session = block_on(self.app.log.session(self.session)).unwrap();
         session.history.iter().map(|recorded| recorded.event.type_name()).collect()
@@ -205,9 +205,9 @@ impl Match {
 }
 
 #[test]
-fn a_match_asks_for_a_server_with_its_players_loadouts_and_a_parked_key() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn a_match_leads_to_a_request_for_a_game_server_with_loadouts_and_a_key() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     let session = block_on(game.app.log.session(game.session)).unwrap();
     let Event::PodRequested(requested) = &session.history[1].event else { panic!("{:?}", game.types()) };
     let players: Vec<_> = requested.loadouts.iter().map(|loadout| loadout.player.as_str()).collect();
@@ -216,88 +216,88 @@ fn a_match_asks_for_a_server_with_its_players_loadouts_and_a_parked_key() {
 }
 
 #[test]
-fn an_event_that_comes_twice_has_one_effect() {
-    let game = Match::made();
-    game.open_game().unwrap();
-    game.open_game().unwrap();
-    game.open_game().unwrap();
+fn an_event_that_is_delivered_twice_has_one_effect() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
+    game.deliver_last().unwrap();
+    game.deliver_last().unwrap();
     assert_eq!(game.types(), ["Matched", "PodRequested"]);
     assert_eq!(game.app.effects.record().keys, 1);
 }
 
 #[test]
-fn the_players_are_told_once_the_server_is_placed_and_ready_in_either_order() {
+fn players_get_the_address_when_the_server_is_placed_and_ready_in_any_order() {
     for scheduled_first in [true, false] {
-        let game = Match::made();
-        game.open_game().unwrap();
+        let game = Match::new();
+        game.deliver_last().unwrap();
         if scheduled_first {
             game.scheduled(1);
             game.ready(1).unwrap();
         } else {
             game.ready(1).unwrap();
-            game.goes_on();
-            assert!(matches!(game.player("anna"), player::State::Matched(_)), "not before it is placed");
+            game.deliver_all();
+            assert!(matches!(game.player("anna"), player::State::Matched(_)), "no address before the server is placed");
             game.scheduled(1);
         }
-        game.goes_on();
+        game.deliver_all();
         assert_eq!(game.types().last(), Some(&"Opened"));
         for name in ["anna", "bert"] {
-            let player::State::Playing(playing) = game.player(name) else { panic!("{name} was not told") };
+            let player::State::Playing(playing) = game.player(name) else { panic!("{name} does not play") };
             assert_eq!(playing.address.ip.to_string(), "203.0.113.7");
-            assert_eq!((playing.address.tcp_port, playing.address.fingerprint.as_str()), (1, "key-1"));
+            assert_eq!((playing.address.ports.tcp_port, playing.address.fingerprint.as_str()), (1, "key-1"));
         }
     }
 }
 
 #[test]
-fn results_close_the_session_and_let_the_players_go() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn results_close_the_session_and_release_the_players() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     game.scheduled(1);
     game.ready(1).unwrap();
-    game.goes_on();
+    game.deliver_all();
     game.finished(1).unwrap();
     assert!(game.types().ends_with(&["Finished", "Closed"]));
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));
-    game.open_game().unwrap();
-    assert_eq!(game.app.effects.record().timer, None, "its timer is taken away");
-    // The report is repeated until it is acknowledged.
+    game.deliver_last().unwrap();
+    assert_eq!(game.app.effects.record().timer, None, "the timer is cancelled");
+    // A game server repeats its report until it is acknowledged.
     let before = game.types();
     game.finished(1).unwrap();
     assert_eq!(game.types(), before);
 }
 
 #[test]
-fn results_that_overtake_the_opening_wait_for_it() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn results_that_arrive_before_the_opening_are_retried() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     game.scheduled(1);
     assert!(matches!(game.finished(1), Err(Failure::Retry(_))));
     game.ready(1).unwrap();
-    game.goes_on();
+    game.deliver_all();
     game.finished(1).unwrap();
     assert_eq!(game.types().last(), Some(&"Closed"));
 }
 
 #[test]
-fn a_server_that_does_not_report_is_replaced_and_its_late_report_left_alone() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn a_server_that_does_not_report_in_time_is_replaced_and_its_late_report_ignored() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     game.timer_fires();
     assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
     game.ready(1).unwrap();
     assert_eq!(game.types().len(), 4);
     game.scheduled(2);
     game.ready(2).unwrap();
-    game.goes_on();
+    game.deliver_all();
     assert_eq!(game.types().last(), Some(&"Opened"));
-    assert_eq!(game.app.effects.record().keys, 2, "each attempt has a key of its own");
+    assert_eq!(game.app.effects.record().keys, 2, "each attempt has its own key");
 }
 
 #[test]
-fn a_second_attempt_has_a_user_of_its_own_that_ends_with_the_session_too() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn a_second_attempt_has_its_own_user_that_expires_with_the_session() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     game.app.env.advance(Duration::seconds(5));
     game.timer_fires();
     let hard_end = BEGAN + Limits::default().session;
@@ -305,38 +305,38 @@ fn a_second_attempt_has_a_user_of_its_own_that_ends_with_the_session_too() {
 }
 
 #[test]
-fn after_the_last_attempt_the_session_fails_and_lets_its_players_go() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn the_session_fails_after_the_last_attempt_and_releases_its_players() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     for attempt in 1..=3 {
         let message = "exit code 3".into();
-        game.happens(Command::FailPod(PodFailed { attempt, reason: "exited".into(), message }));
-        game.goes_on();
+        game.append(Command::FailPod(PodFailed { attempt, reason: "exited".into(), message }));
+        game.deliver_all();
     }
     assert!(game.types().ends_with(&["PodFailed", "Failed", "Closed"]), "{:?}", game.types());
     assert!(matches!(game.player("bert"), player::State::Idle { .. }));
 }
 
 #[test]
-fn a_server_that_dies_in_the_game_ends_the_session() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn a_server_that_dies_during_the_match_ends_the_session() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     game.scheduled(1);
     game.ready(1).unwrap();
-    game.goes_on();
-    game.happens(Command::FailPod(PodFailed { attempt: 1, reason: "killed".into(), message: "signal 9".into() }));
-    game.goes_on();
+    game.deliver_all();
+    game.append(Command::FailPod(PodFailed { attempt: 1, reason: "killed".into(), message: "signal 9".into() }));
+    game.deliver_all();
     assert!(game.types().ends_with(&["PodFailed", "Failed", "Closed"]));
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));
 }
 
 #[test]
-fn a_game_without_end_is_abandoned_at_its_hard_end() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn a_match_that_does_not_finish_is_abandoned_at_the_session_time_out() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     game.scheduled(1);
     game.ready(1).unwrap();
-    game.goes_on();
+    game.deliver_all();
     game.timer_fires();
     let session = block_on(game.app.log.session(game.session)).unwrap();
     let State::Closed(past) = session.state else { panic!("{:?}", game.types()) };
@@ -345,24 +345,24 @@ fn a_game_without_end_is_abandoned_at_its_hard_end() {
 }
 
 #[test]
-fn what_is_down_is_waited_for_and_costs_no_attempt() {
-    let game = Match::made();
+fn an_outage_of_inventory_or_redis_delays_the_request_and_uses_no_attempt() {
+    let game = Match::new();
     game.app.effects.record().inventory_down = true;
-    assert!(matches!(game.open_game(), Err(Failure::Unavailable(_))));
+    assert!(matches!(game.deliver_last(), Err(Failure::Unavailable(_))));
     game.app.effects.record().inventory_down = false;
     game.app.effects.record().redis_down = true;
-    assert!(matches!(game.open_game(), Err(Failure::Unavailable(_))));
+    assert!(matches!(game.deliver_last(), Err(Failure::Unavailable(_))));
     assert_eq!(game.types(), ["Matched"]);
     game.app.effects.record().redis_down = false;
-    game.open_game().unwrap();
+    game.deliver_last().unwrap();
     assert_eq!(game.types(), ["Matched", "PodRequested"]);
 }
 
 #[test]
-fn a_session_that_waits_for_what_is_down_still_ends_at_its_hard_end() {
-    let game = Match::made();
+fn a_session_that_waits_during_an_outage_still_times_out() {
+    let game = Match::new();
     game.app.effects.record().inventory_down = true;
-    assert!(matches!(game.open_game(), Err(Failure::Unavailable(_))));
+    assert!(matches!(game.deliver_last(), Err(Failure::Unavailable(_))));
     game.timer_fires();
     assert!(game.types().ends_with(&["Failed", "Closed"]), "{:?}", game.types());
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));
@@ -370,32 +370,32 @@ fn a_session_that_waits_for_what_is_down_still_ends_at_its_hard_end() {
 }
 
 #[test]
-fn nothing_is_acknowledged_upon_a_read_that_lacks_what_is_known() {
-    let game = Match::made();
+fn no_message_is_acknowledged_after_a_stale_read() {
+    let game = Match::new();
     let (matched, stale) = (game.last(), Faults { stale_reads: 100, ..Faults::default() });
     let retried = |result: Result<(), Failure>| assert!(matches!(result, Err(Failure::Retry(_))), "{result:?}");
     game.app.log.set_faults(stale, 1);
     retried(block_on(game.app.on_event(&matched)));
     retried(block_on(game.app.on_timer(&game.delivery(timer_due(game.session), ""))));
     game.app.log.set_faults(Faults::default(), 0);
-    game.open_game().unwrap();
+    game.deliver_last().unwrap();
     let timer = game.app.effects.record().timer;
     assert!(timer.is_some());
 
-    // Its server was asked for, which who answers has not heard of.
+    // The game server was requested, but a stale read does not return the request.
     game.app.log.set_faults(stale, 1);
     retried(game.ready(1));
     retried(game.finished(1));
     retried(game.reports(1, ReportKind::Ready, "no report"));
     game.app.log.set_faults(Faults::default(), 0);
     assert_eq!(game.types(), ["Matched", "PodRequested"]);
-    assert_eq!(game.app.effects.record().timer, timer, "it still has its timer");
+    assert_eq!(game.app.effects.record().timer, timer, "the timer is unchanged");
 }
 
 #[test]
-fn what_nobody_asked_for_is_waited_for_no_longer_than_a_read_may_lag() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn a_report_of_an_unknown_attempt_is_retried_only_as_long_as_a_read_may_lag() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     let unknown = Report { session: SessionId::new(Uuid::from_u128(7)), attempt: 1, kind: ReportKind::Ready };
     let later = Report { session: game.session, attempt: 2, kind: ReportKind::Finished };
     for (report, body) in [(unknown, r#"{"tcp_port":1,"udp_port":2}"#), (later, r#"{"results":[]}"#)] {
@@ -409,9 +409,9 @@ fn what_nobody_asked_for_is_waited_for_no_longer_than_a_read_may_lag() {
 }
 
 #[test]
-fn rubbish_is_put_aside_and_changes_nothing() {
-    let game = Match::made();
-    game.open_game().unwrap();
+fn messages_that_cannot_be_read_become_dead_letters_and_change_nothing() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
     let before = game.types();
     let rubbish = [
         block_on(game.app.on_report(&game.delivery("report.x.1.ready".into(), "{}"))),
@@ -425,22 +425,22 @@ fn rubbish_is_put_aside_and_changes_nothing() {
 }
 
 #[test]
-fn a_server_whose_report_cannot_be_used_has_failed() {
+fn a_bad_report_fails_its_attempt() {
     let poison = |result| assert!(matches!(result, Err(Failure::Poison(_))), "{result:?}");
-    let game = Match::made();
-    game.open_game().unwrap();
+    let game = Match::new();
+    game.deliver_last().unwrap();
     poison(game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": 70_000, "udp_port": 1 })));
-    game.goes_on();
+    game.deliver_all();
     assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
-    // It says nothing of the one that is there now.
+    // A bad report of the first attempt does not affect the second one.
     poison(game.reports(1, ReportKind::Ready, "no report"));
     assert_eq!(game.types().len(), 4);
     game.scheduled(2);
     game.ready(2).unwrap();
-    game.goes_on();
+    game.deliver_all();
     let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None };
     poison(game.reports(2, ReportKind::Finished, Finished { results: vec![stranger] }));
-    game.goes_on();
+    game.deliver_all();
     assert!(game.types().ends_with(&["Opened", "PodFailed", "Failed", "Closed"]), "{:?}", game.types());
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));
 }

@@ -1,41 +1,43 @@
-//! Requests, taken apart as roles name them.
+//! Parses requests into the verb and the resource that roles name.
 
 use std::collections::HashMap;
 
 use hyper::{HeaderMap, Method, Uri};
 
-/// What is asked.
+/// A request to the core API.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    /// As roles name it: `get`, `list`, `watch`, `create`, `patch`, `delete`.
+    /// `get`, `list`, `watch`, `create`, `patch` or `delete`.
     pub(crate) verb: &'static str,
+    /// Empty for nodes and namespaces.
     pub(crate) namespace: String,
     pub(crate) resource: String,
+    /// Empty if the request names no object.
     pub(crate) name: String,
     /// `binding`, `status`, or empty.
-    pub(crate) part: String,
+    pub(crate) subresource: String,
     query: HashMap<String, String>,
-    /// Whether a patch is merged as strategic ones are.
+    /// Whether the body is a strategic merge patch.
     pub(crate) strategic: bool,
-    /// Whether only the metadata of objects are wanted.
+    /// Whether the client wants only the metadata of objects.
     pub(crate) partial: bool,
 }
 
 impl Call {
-    /// None where the core API has nothing of the kind.
-    pub(crate) fn read(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
+    /// Returns `None` if this is not a request to the core API.
+    pub(crate) fn parse(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Self> {
         let parts: Vec<_> = uri.path().strip_prefix("/api/v1/")?.split('/').collect();
         let (namespace, rest) = match parts.as_slice() {
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
             rest => ("", rest),
         };
-        let (resource, name, part) = match rest {
+        let (resource, name, subresource) = match rest {
             [resource] => (*resource, "", ""),
             [resource, name] => (*resource, *name, ""),
-            [resource, name, part] => (*resource, *name, *part),
+            [resource, name, subresource] => (*resource, *name, *subresource),
             _ => return None,
         };
-        let query: HashMap<_, _> = uri.query().unwrap_or_default().split('&').filter_map(parameter).collect();
+        let query: HashMap<_, _> = uri.query().unwrap_or_default().split('&').filter_map(parse_parameter).collect();
         let watched = matches!(query.get("watch").map(String::as_str), Some("true" | "1"));
         let verb = match *method {
             Method::GET if watched => "watch",
@@ -52,28 +54,29 @@ impl Call {
             namespace: namespace.to_owned(),
             resource: resource.to_owned(),
             name: name.to_owned(),
-            part: part.to_owned(),
+            subresource: subresource.to_owned(),
             query,
             strategic: header("content-type").starts_with("application/strategic-merge-patch"),
             partial: header("accept").contains("as=PartialObjectMetadata"),
         })
     }
 
-    /// A parameter of the query; empty when it is not there.
-    pub(crate) fn asks(&self, parameter: &str) -> &str {
+    /// The value of a query parameter. Empty if the parameter is absent.
+    pub(crate) fn parameter(&self, parameter: &str) -> &str {
         self.query.get(parameter).map_or("", String::as_str)
     }
 
-    /// As roles name it: `pods`, `pods/status`.
+    /// The resource as roles name it: `pods`, `pods/status`.
     pub(crate) fn resource(&self) -> String {
-        match self.part.as_str() {
+        match self.subresource.as_str() {
             "" => self.resource.clone(),
-            part => format!("{}/{part}", self.resource),
+            subresource => format!("{}/{subresource}", self.resource),
         }
     }
 }
 
-fn parameter(text: &str) -> Option<(String, String)> {
+/// Parses and decodes `name=value`.
+fn parse_parameter(text: &str) -> Option<(String, String)> {
     let (name, value) = text.split_once('=')?;
     let mut decoded = Vec::new();
     let mut bytes = value.bytes();

@@ -1,14 +1,19 @@
-//! A test double of the Kubernetes API server, over HTTP: as much of it as Garage's director uses, and as a test needs
-//! that plays scheduler and kubelet. Statuses, shapes and order are those of a real API server (1.36);
-//! `tests/recorded/` holds what was recorded of it, and the tests hold the double against that.
+//! A test double of the Kubernetes API server, over HTTP. It supports what Garage's director uses, and what tests need
+//! that act as scheduler and kubelet. Status codes, bodies and the order of events are those of a real API server
+//! (1.36): `tests/recorded/` contains its recorded answers, and the tests compare the double's answers with them.
 //!
-//! - `store`: objects, revisions and what watches see of them; `rules`: what the server fills in and refuses;
-//!   `rights`: who may do what; `call`, `serve`: requests and answers.
-//! - [`proxy`]: what a server does only on a bad day, in front of the double or of a real one.
+//! - `store`: objects, their revisions, and the changes that watches report.
+//! - `rules`: the defaults that the server sets, its validation, and how it merges patches.
+//! - `rights`: the rights of clients.
+//! - `call` and `serve`: requests and answers.
+//! - [`proxy`]: makes requests fail, in front of the double or of a real API server.
 //!
-//! There is no garbage collector and no controller in it: what a director leaves behind stays.
+//! The double has no garbage collector and no controllers, so objects that a director forgets to delete stay.
 
-#![expect(clippy::indexing_slicing, reason = "what a JSON object does not have is null, and is made where it is set")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a missing field of a JSON value reads as null, and assigning to it creates it"
+)]
 
 mod call;
 pub mod proxy;
@@ -28,7 +33,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::{rights::Denied, store::Store};
 
-/// A running server. Dropping it ends it.
+/// A running server. Dropping it stops the server.
 #[derive(Debug)]
 pub struct ApiServer {
     shared: Arc<Shared>,
@@ -40,45 +45,45 @@ pub struct ApiServer {
 struct Shared {
     store: Mutex<Store>,
     denied: Denied,
-    /// The last revision, for who watches.
+    /// The latest revision. Watches wait for it to change.
     revision: watch::Sender<u64>,
 }
 
 impl Shared {
     fn store(&self) -> MutexGuard<'_, Store> {
-        // A change is whole before anything can panic.
+        // Nothing panics halfway through a change, so the store is consistent even after a panic.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ApiServer {
-    /// Starts one on a free port of this machine.
+    /// Starts a server on a free port of this machine.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no port is free.
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let shared =
             Arc::new(Shared { store: Mutex::default(), denied: Denied::default(), revision: watch::Sender::new(0) });
-        let behind = Arc::clone(&shared);
-        let serving = tokio::spawn(serve::run(listener, move |request| serve::answer(request, Arc::clone(&behind))));
+        let state = Arc::clone(&shared);
+        let serving = tokio::spawn(serve::run(listener, move |request| serve::answer(request, Arc::clone(&state))));
         Ok(Self { shared, address, serving })
     }
 
-    /// Where it is.
+    /// The server's base URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What clients find it by.
+    /// A kubeconfig for this server, in JSON.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         kubeconfig(&self.url())
     }
 
-    /// Takes a right from everybody, as roles name it: `create`, `pods`.
+    /// Denies a right to all clients. Verb and resource are as in roles, for example `create` and `pods`.
     pub fn deny(&self, verb: &str, resource: &str) {
         self.shared.denied.add(verb, resource);
     }
@@ -90,7 +95,7 @@ impl Drop for ApiServer {
     }
 }
 
-/// JSON, which is YAML too.
+/// A kubeconfig with one context. It is JSON, which is also valid YAML.
 fn kubeconfig(url: &str) -> String {
     let name = "test";
     json!({

@@ -1,4 +1,4 @@
-//! Between a client and an API server: counts what is asked, and lets requests go wrong as they do on a bad day.
+//! A proxy between a client and an API server. It logs the requests, and makes some of them fail as a test demands.
 
 use std::{
     io,
@@ -23,7 +23,7 @@ use crate::{
     serve::{self, Body, Cut},
 };
 
-/// Stands in front of an API server. Dropping it cuts every connection.
+/// A running proxy in front of an API server. Dropping it stops the proxy and closes all connections.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -31,104 +31,105 @@ pub struct Proxy {
     serving: JoinHandle<()>,
 }
 
-/// A request that was answered.
+/// A request that the proxy has handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
-    /// As roles name it: `get`, `list`, `watch`, `create`, `patch`, `delete`.
+pub struct LoggedRequest {
+    /// `get`, `list`, `watch`, `create`, `patch` or `delete`.
     pub verb: &'static str,
-    /// As roles name it: `pods`, `pods/status`.
+    /// The resource as roles name it: `pods`, `pods/status`.
     pub resource: String,
-    /// The answer's; none of a watch, and of what was not answered.
+    /// The answer's status code. `None` for a watch that was forwarded, and for a request without an answer.
     pub status: Option<u16>,
 }
 
-/// Requests that are to go wrong.
+/// Makes one request fail: the next one with this verb and resource.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// Of this verb.
+    /// The verb as roles name it.
     pub verb: &'static str,
-    /// On this resource.
+    /// The resource as roles name it: `pods`, `pods/status`.
     pub resource: &'static str,
-    /// How.
+    /// What the client gets.
     pub answer: Answer,
 }
 
-/// How a request goes wrong.
+/// How a request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// 401.
+    /// Status 401.
     Unauthorized,
-    /// 403 for want of a right.
+    /// Status 403: the client does not have the right.
     Forbidden,
-    /// 429, with `Retry-After`.
+    /// Status 429, with `Retry-After`.
     TooMany,
-    /// 500.
+    /// Status 500.
     Internal,
-    /// 410: what it is to go on from is forgotten. A watch is told so by an event.
+    /// Status 410: the requested revision is too old. A watch gets this as an event.
     Gone,
-    /// The connection ends without an answer. What was asked for is done all the same.
+    /// The connection closes without an answer, but the server has executed the request.
     Lost,
 }
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// How often all watches were cut.
+    /// How often [`Proxy::cut`] was called.
     cuts: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    asked: Vec<Asked>,
+    requests: Vec<LoggedRequest>,
     faults: Vec<Fault>,
 }
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A change is whole before anything can panic.
+        // Nothing panics halfway through a change, so the state is consistent even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Proxy {
-    /// Starts one on a free port of this machine, in front of the server that a client asks, and as whom that asks.
+    /// Starts a proxy on a free port of this machine. It forwards requests through `server`, with that client's
+    /// credentials.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no port is free.
     pub async fn start(server: Client) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { state: Mutex::default(), cuts: watch::Sender::new(0) });
-        let behind = Arc::clone(&shared);
+        let state = Arc::clone(&shared);
         let serving =
-            tokio::spawn(serve::run(listener, move |request| answer(request, server.clone(), Arc::clone(&behind))));
+            tokio::spawn(serve::run(listener, move |request| answer(request, server.clone(), Arc::clone(&state))));
         Ok(Self { shared, address, serving })
     }
 
-    /// Where it is.
+    /// The proxy's base URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What clients find it by.
+    /// A kubeconfig for this proxy, in JSON.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         kubeconfig(&self.url())
     }
 
-    /// What was asked so far, in order of the answers.
+    /// The requests so far, in the order of their answers.
     #[must_use]
-    pub fn asked(&self) -> Vec<Asked> {
-        self.shared.state().asked.clone()
+    pub fn requests(&self) -> Vec<LoggedRequest> {
+        self.shared.state().requests.clone()
     }
 
-    /// Lets the next request of a kind go wrong.
+    /// Makes the next request with this verb and resource fail. Several calls make as many requests fail, in order.
     pub fn fail(&self, verb: &'static str, resource: &'static str, answer: Answer) {
         self.shared.state().faults.push(Fault { verb, resource, answer });
     }
 
-    /// Cuts every watch.
+    /// Interrupts every watch.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
@@ -142,17 +143,17 @@ impl Drop for Proxy {
 }
 
 async fn answer(request: Request<Incoming>, server: Client, shared: Arc<Shared>) -> Result<Response<Body>, Cut> {
-    let call = Call::read(request.method(), request.uri(), request.headers());
-    let fault = call.as_ref().and_then(|call| take(&mut shared.state().faults, call));
-    let note = |status: Option<u16>| {
+    let call = Call::parse(request.method(), request.uri(), request.headers());
+    let fault = call.as_ref().and_then(|call| take_fault(&mut shared.state().faults, call));
+    let log = |status: Option<u16>| {
         if let Some(call) = &call {
-            shared.state().asked.push(Asked { verb: call.verb, resource: call.resource(), status });
+            shared.state().requests.push(LoggedRequest { verb: call.verb, resource: call.resource(), status });
         }
     };
     match (&call, fault) {
         (Some(call), Some(answer)) if answer != Answer::Lost => {
             let (code, status) = refusal(call, answer);
-            note(Some(code));
+            log(Some(code));
             if call.verb == "watch" && answer == Answer::Gone {
                 let line = Bytes::from(serve::line("ERROR", &status));
                 return Ok(serve::respond(
@@ -167,38 +168,38 @@ async fn answer(request: Request<Incoming>, server: Client, shared: Arc<Shared>)
     let forwarded = forward(request, &server).await?;
     if fault.is_some() {
         drop(forwarded.into_body().collect().await);
-        note(None);
+        log(None);
         return Err(Cut);
     }
     let (head, body) = forwarded.into_parts();
     let data = BodyDataStream::new(body).map(|data| data.map(Frame::data).map_err(Cut::by));
     if call.as_ref().is_some_and(|call| call.verb == "watch") {
-        note(None);
+        log(None);
         let mut cuts = shared.cuts.subscribe();
         let cut = async move { drop(cuts.changed().await) };
         let lines = data.take_until(cut).chain(futures::stream::iter([Err(Cut)]));
         return Ok(Response::from_parts(head, StreamBody::new(lines).boxed_unsync()));
     }
-    note(Some(head.status.as_u16()));
+    log(Some(head.status.as_u16()));
     Ok(Response::from_parts(head, StreamBody::new(data).boxed_unsync()))
 }
 
-/// Asks the server the same. One that is not there is a connection that is cut.
+/// Sends the same request to the server. If the server cannot be reached, the client's connection closes.
 async fn forward(request: Request<Incoming>, server: &Client) -> Result<Response<kube::client::Body>, Cut> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map(Collected::to_bytes).map_err(Cut::by)?;
-    let mut same = Request::builder().method(head.method).uri(head.uri);
+    let mut forwarded = Request::builder().method(head.method).uri(head.uri);
     for name in ["accept", "content-type"] {
         if let Some(value) = head.headers.get(name) {
-            same = same.header(name, value);
+            forwarded = forwarded.header(name, value);
         }
     }
-    let same = same.body(kube::client::Body::from(body.to_vec())).map_err(Cut::by)?;
-    server.send(same).await.map_err(Cut::by)
+    let forwarded = forwarded.body(kube::client::Body::from(body.to_vec())).map_err(Cut::by)?;
+    server.send(forwarded).await.map_err(Cut::by)
 }
 
-/// What goes wrong with this call, if it is one of those.
-fn take(faults: &mut Vec<Fault>, call: &Call) -> Option<Answer> {
+/// Removes and returns the first fault for this call, if any.
+fn take_fault(faults: &mut Vec<Fault>, call: &Call) -> Option<Answer> {
     let resource = call.resource();
     let at = faults.iter().position(|fault| fault.verb == call.verb && fault.resource == resource)?;
     Some(faults.remove(at).answer)

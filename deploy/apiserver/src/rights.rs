@@ -1,4 +1,4 @@
-//! Who may do what: whoever asks may do all but what is denied him.
+//! Access rights. Everything is allowed except what a test denies.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::rules;
 
-/// Where clients ask what they may do.
+/// The path at which clients check their own rights.
 pub(crate) const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
-/// What is denied: a verb and a resource, as roles name them.
+/// The denied rights: verbs and resources, as roles name them.
 #[derive(Debug, Default)]
 pub(crate) struct Denied(Mutex<Vec<(String, String)>>);
 
@@ -20,7 +20,7 @@ impl Denied {
 
     pub(crate) fn has(&self, verb: &str, resource: &str) -> bool {
         let denied = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        denied.iter().any(|(its, of)| its == verb && of == resource)
+        denied.iter().any(|denied| denied.0 == verb && denied.1 == resource)
     }
 
     /// The answer to a `SelfSubjectAccessReview`.
@@ -34,7 +34,7 @@ impl Denied {
     }
 }
 
-/// For want of a right.
+/// The answer to a request that the client has no right to make.
 pub(crate) fn forbidden(verb: &str, resource: &str, namespace: &str) -> (u16, Value) {
     let message = format!(
         "{resource} is forbidden: User \"viewer\" cannot {verb} resource \"{resource}\" in API group \"\" in the namespace \

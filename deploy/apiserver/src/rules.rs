@@ -1,10 +1,10 @@
-//! What the server fills in and refuses, and how it merges patches.
+//! The rules of the API server: the defaults that it sets, its validation, and how it merges patches.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// An answer that is no success, as a `Status`.
+/// An error answer: the status code, and a body of kind `Status`.
 pub(crate) fn refusal(code: u16, reason: &str, message: &str, details: Value) -> (u16, Value) {
     let mut status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code,
@@ -38,33 +38,33 @@ pub(crate) fn kind_of(resource: &str) -> &'static str {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the cluster has a clock of its own")]
+#[expect(clippy::disallowed_methods, reason = "the double has its own clock, like a real cluster")]
 pub(crate) fn now() -> String {
     let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     now.format(&Rfc3339).unwrap_or_default()
 }
 
-#[expect(clippy::disallowed_methods, reason = "the cluster names objects, nobody else")]
+#[expect(clippy::disallowed_methods, reason = "the double generates its own object ids, like a real cluster")]
 fn uid() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-/// What is wrong with a new object, in the order in which the server would say so.
+/// Validates a new object. Returns the first error in the order in which a real server checks.
 pub(crate) fn invalid(resource: &str, object: &Value) -> Option<(u16, Value)> {
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-    let refuse = |field: &str, reason: &str, what: String| {
+    let refuse = |field: &str, reason: &str, problem: String| {
         let kind = kind_of(resource);
-        let causes = json!([{"reason": reason, "message": what, "field": field}]);
-        let message = format!("{kind} \"{name}\" is invalid: {field}: {what}");
+        let causes = json!([{"reason": reason, "message": problem, "field": field}]);
+        let message = format!("{kind} \"{name}\" is invalid: {field}: {problem}");
         Some(refusal(422, "Invalid", &message, json!({"name": name, "kind": kind, "causes": causes})))
     };
     if !is_subdomain(name) {
-        let what = format!(
+        let problem = format!(
             "Invalid value: \"{name}\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, \
              '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for \
              validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
         );
-        return refuse("metadata.name", "FieldValueInvalid", what);
+        return refuse("metadata.name", "FieldValueInvalid", problem);
     }
     if resource != "pods" {
         return None;
@@ -72,18 +72,19 @@ pub(crate) fn invalid(resource: &str, object: &Value) -> Option<(u16, Value)> {
     let spec = &object["spec"];
     let policy = spec["restartPolicy"].as_str().unwrap_or("Always");
     if !["Always", "OnFailure", "Never"].contains(&policy) {
-        let what = format!("Unsupported value: \"{policy}\": supported values: \"Always\", \"OnFailure\", \"Never\"");
-        return refuse("spec.restartPolicy", "FieldValueNotSupported", what);
+        let problem =
+            format!("Unsupported value: \"{policy}\": supported values: \"Always\", \"OnFailure\", \"Never\"");
+        return refuse("spec.restartPolicy", "FieldValueNotSupported", problem);
     }
     if spec["hostNetwork"] == true {
         for (i, container) in array(&spec["containers"]).iter().enumerate() {
             for (j, port) in array(&container["ports"]).iter().enumerate() {
                 if !port["hostPort"].is_null() && port["hostPort"] != port["containerPort"] {
-                    let what = format!(
+                    let problem = format!(
                         "Invalid value: {}: must match `containerPort` when `hostNetwork` is true",
                         port["hostPort"]
                     );
-                    return refuse(&format!("spec.containers[{i}].ports[{j}].hostPort"), "FieldValueInvalid", what);
+                    return refuse(&format!("spec.containers[{i}].ports[{j}].hostPort"), "FieldValueInvalid", problem);
                 }
             }
         }
@@ -92,19 +93,21 @@ pub(crate) fn invalid(resource: &str, object: &Value) -> Option<(u16, Value)> {
 }
 
 fn is_subdomain(name: &str) -> bool {
-    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let label = |label: &str| {
-        label.starts_with(inside) && label.ends_with(inside) && label.chars().all(|c| inside(c) || c == '-')
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.starts_with(alphanumeric)
+            && label.ends_with(alphanumeric)
+            && label.chars().all(|c| alphanumeric(c) || c == '-')
     };
-    name.len() <= 253 && name.split('.').all(label)
+    name.len() <= 253 && name.split('.').all(is_label)
 }
 
 fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Sets what is not there yet.
-fn default(object: &mut Value, defaults: Value) {
+/// Sets the fields that the object does not have.
+fn set_defaults(object: &mut Value, defaults: Value) {
     if object.is_null() {
         *object = Value::Object(Map::new());
     }
@@ -115,9 +118,9 @@ fn default(object: &mut Value, defaults: Value) {
     }
 }
 
-/// A new object as it is stored.
+/// Adds to a new object what a real server adds before it stores it.
 pub(crate) fn complete(resource: &str, namespace: &str, object: &mut Value) {
-    default(object, json!({"kind": kind_of(resource), "apiVersion": "v1"}));
+    set_defaults(object, json!({"kind": kind_of(resource), "apiVersion": "v1"}));
     let metadata = &mut object["metadata"];
     if !namespace.is_empty() {
         metadata["namespace"] = namespace.into();
@@ -127,7 +130,7 @@ pub(crate) fn complete(resource: &str, namespace: &str, object: &mut Value) {
     match resource {
         "pods" => complete_pod(object),
         "secrets" => {
-            default(object, json!({"type": "Opaque"}));
+            set_defaults(object, json!({"type": "Opaque"}));
             if let Some(Value::Object(texts)) = object.as_object_mut().and_then(|secret| secret.remove("stringData")) {
                 for (file, text) in texts {
                     object["data"][file] = STANDARD.encode(text.as_str().unwrap_or_default()).into();
@@ -136,7 +139,7 @@ pub(crate) fn complete(resource: &str, namespace: &str, object: &mut Value) {
         }
         "nodes" => {
             let taint = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
-            default(&mut object["spec"], json!({"taints": [taint]}));
+            set_defaults(&mut object["spec"], json!({"taints": [taint]}));
             let info: Map<_, _> = [
                 "kernelVersion",
                 "osImage",
@@ -150,7 +153,7 @@ pub(crate) fn complete(resource: &str, namespace: &str, object: &mut Value) {
             .into_iter()
             .collect();
             let endpoints = json!({"kubeletEndpoint": {"Port": 0}});
-            default(&mut object["status"], json!({"daemonEndpoints": endpoints, "nodeInfo": info}));
+            set_defaults(&mut object["status"], json!({"daemonEndpoints": endpoints, "nodeInfo": info}));
         }
         _ => {}
     }
@@ -161,7 +164,7 @@ fn complete_pod(pod: &mut Value) {
     let spec = &mut pod["spec"];
     for container in spec["containers"].as_array_mut().into_iter().flatten() {
         let image = container["image"].as_str().unwrap_or_default();
-        // Without a tag it is the latest, which may change.
+        // An image without a tag has the tag `latest`, which may change, so it is always pulled.
         let tagged = image.rsplit('/').next().is_some_and(|name| name.contains(':')) && !image.ends_with(":latest");
         let defaults = json!({
             "resources": {},
@@ -169,7 +172,7 @@ fn complete_pod(pod: &mut Value) {
             "terminationMessagePolicy": "File",
             "imagePullPolicy": if tagged { "IfNotPresent" } else { "Always" },
         });
-        default(container, defaults);
+        set_defaults(container, defaults);
     }
     let defaults = json!({
         "restartPolicy": "Always",
@@ -181,7 +184,7 @@ fn complete_pod(pod: &mut Value) {
         "enableServiceLinks": true,
         "preemptionPolicy": "PreemptLowerPriority",
     });
-    default(spec, defaults);
+    set_defaults(spec, defaults);
     let tolerated = array(&spec["tolerations"]).to_vec();
     for condition in ["not-ready", "unreachable"] {
         let key = format!("node.kubernetes.io/{condition}");
@@ -196,27 +199,27 @@ fn complete_pod(pod: &mut Value) {
     pod["status"] = json!({"phase": "Pending", "qosClass": quality(&pod["spec"])});
 }
 
-/// The class of a pod by what its containers ask for.
+/// The quality-of-service class of a pod, from the resources of its containers.
 fn quality(spec: &Value) -> &'static str {
     let containers = array(&spec["containers"]);
-    let asks = |container: &Value| container.pointer("/resources/requests").is_some();
+    let requests = |container: &Value| container.pointer("/resources/requests").is_some();
     let limited = |container: &Value| container.pointer("/resources/limits").is_some();
     let equal = |container: &Value| {
         let resources = &container["resources"];
         resources["limits"]["cpu"].is_string()
             && resources["limits"]["memory"].is_string()
-            && (!asks(container) || resources["limits"] == resources["requests"])
+            && (!requests(container) || resources["limits"] == resources["requests"])
     };
     if containers.iter().all(equal) {
         "Guaranteed"
-    } else if containers.iter().any(|container| asks(container) || limited(container)) {
+    } else if containers.iter().any(|container| requests(container) || limited(container)) {
         "Burstable"
     } else {
         "BestEffort"
     }
 }
 
-/// What is left of an object, of a list of them, or of what a refusal says, for who wants to know no more.
+/// Reduces an object, or each object of a list, to its metadata. An error answer stays as it is.
 pub(crate) fn only_metadata(object: &mut Value) {
     let only = |object: &Value| json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]});
     if let Some(items) = object.get("items") {
@@ -228,7 +231,7 @@ pub(crate) fn only_metadata(object: &mut Value) {
     }
 }
 
-/// RFC 7396.
+/// Applies a JSON merge patch (RFC 7396).
 pub(crate) fn merge(object: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else { return object.clone_from(patch) };
     if !object.is_object() {
@@ -242,47 +245,48 @@ pub(crate) fn merge(object: &mut Value, patch: &Value) {
     }
 }
 
-/// The status of a pod, merged as the server merges it: conditions by their type, what is named first standing first.
+/// Merges a patch into the status of a pod, as a real server does: conditions are merged by their type, and those of
+/// the patch come first.
 pub(crate) fn merge_status(pod: &mut Value, patch: &Value) {
     let mut patch = patch.get("status").cloned().unwrap_or_default();
-    if let Some(news) = patch["conditions"].as_array_mut() {
-        let olds = array(&pod["status"]["conditions"]).to_vec();
-        let old = |kind: &Value| olds.iter().find(|old| old["type"] == *kind);
-        for new in news.iter_mut() {
-            let mut merged = old(&new["type"]).cloned().unwrap_or_else(|| json!({}));
+    if let Some(conditions) = patch["conditions"].as_array_mut() {
+        let existing = array(&pod["status"]["conditions"]).to_vec();
+        let find = |kind: &Value| existing.iter().find(|old| old["type"] == *kind);
+        for new in conditions.iter_mut() {
+            let mut merged = find(&new["type"]).cloned().unwrap_or_else(|| json!({}));
             if merged["status"] != new["status"] {
                 merged = json!({});
             }
             merge(&mut merged, new);
-            default(&mut merged, json!({"lastProbeTime": null}));
+            set_defaults(&mut merged, json!({"lastProbeTime": null}));
             *new = merged;
         }
         let kept: Vec<_> =
-            olds.iter().filter(|old| !news.iter().any(|new| new["type"] == old["type"])).cloned().collect();
-        news.extend(kept);
+            existing.iter().filter(|old| !conditions.iter().any(|new| new["type"] == old["type"])).cloned().collect();
+        conditions.extend(kept);
     }
     for container in patch["containerStatuses"].as_array_mut().into_iter().flatten() {
-        default(container, json!({"lastState": {}}));
+        set_defaults(container, json!({"lastState": {}}));
     }
     if let Some(patch) = patch.as_object_mut() {
         patch.retain(|_, value| !value.is_null());
     }
     let conditions = patch.get("conditions").cloned();
     merge(&mut pod["status"], &patch);
-    // A merge drops what is null, and the server writes one.
+    // The merge drops null fields, but a real server stores `lastProbeTime: null`.
     if let Some(conditions) = conditions {
         pod["status"]["conditions"] = conditions;
     }
 }
 
-/// What the scheduler's binding makes of a pod.
+/// Assigns a pod to a node, as the scheduler's binding does.
 pub(crate) fn bind(pod: &mut Value, node: &str) {
     pod["spec"]["nodeName"] = node.into();
     let condition = json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": now()});
     merge_status(pod, &json!({"status": {"conditions": [condition]}}));
 }
 
-/// Whether a pod is over.
+/// Whether a pod has ended.
 pub(crate) fn is_over(pod: &Value) -> bool {
     matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }

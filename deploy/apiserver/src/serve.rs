@@ -1,4 +1,4 @@
-//! Requests and answers.
+//! Serves requests over HTTP.
 
 use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
@@ -22,31 +22,31 @@ use crate::{
     store::{Change, Key, Selector, Store},
 };
 
-/// What there is of.
+/// The supported resources.
 const RESOURCES: [&str; 5] = ["pods", "secrets", "nodes", "namespaces", "resourcequotas"];
 
-/// Between two bookmarks of a watch in which nothing happens. A real server takes a minute.
-const BOOKMARK: Duration = Duration::from_secs(1);
+/// Time between two bookmarks of a watch without changes. A real server sends one per minute.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a watch is when its client does not say.
-const WATCH: Duration = Duration::from_secs(1_800);
+/// The duration of a watch if the client does not set `timeoutSeconds`.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(1_800);
 
-/// What is answered with.
+/// The body of an answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
 
-/// The connection is cut.
+/// An error that closes the connection.
 #[derive(Debug, thiserror::Error)]
-#[error("cut")]
+#[error("the connection is closed")]
 pub(crate) struct Cut;
 
 impl Cut {
-    /// Whatever it was that went wrong: a client is told no more of it.
+    /// Drops the original error, because the client does not get it.
     pub(crate) fn by<E>(_: E) -> Self {
         Self
     }
 }
 
-/// Serves whoever comes, until the task is aborted.
+/// Serves all clients until the task is aborted.
 pub(crate) async fn run<S, F>(listener: TcpListener, answer: S)
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -65,9 +65,9 @@ where
     S: Fn(Request<Incoming>) -> F + Send + 'static,
     F: Future<Output = Result<Response<Body>, Cut>> + Send + 'static,
 {
-    // Answers are small, and a client waits for each.
+    // Answers are small and a client waits for each, so they must not be delayed.
     let _ = connection.set_nodelay(true);
-    // A client that goes away is no matter.
+    // A client may disconnect at any time; that is not an error.
     let _ =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), service_fn(answer)).await;
 }
@@ -81,7 +81,7 @@ pub(crate) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> R
         let (code, body) = shared.denied.review(read(request).await);
         return Ok(json_of(code, &body));
     }
-    let call = Call::read(request.method(), request.uri(), request.headers());
+    let call = Call::parse(request.method(), request.uri(), request.headers());
     let Some(call) = call.filter(|call| RESOURCES.contains(&call.resource.as_str())) else {
         let message = "the server could not find the requested resource";
         return Ok(json_of(404, &rules::refusal(404, "NotFound", message, json!({})).1));
@@ -93,14 +93,14 @@ pub(crate) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> R
     if call.verb == "watch" {
         return Ok(watch(&call, &shared).unwrap_or_else(|(code, body)| json_of(code, &body)));
     }
-    let (code, mut body) = act(&call, &read(request).await, &shared);
+    let (code, mut body) = execute(&call, &read(request).await, &shared);
     if call.partial {
         rules::only_metadata(&mut body);
     }
     Ok(json_of(code, &body))
 }
 
-/// What is sent along; nothing when it is no JSON.
+/// The body of the request. `null` if it is not JSON.
 async fn read(request: Request<Incoming>) -> Value {
     let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
     serde_json::from_slice(&body).unwrap_or_default()
@@ -110,9 +110,9 @@ fn key(call: &Call) -> Key {
     (call.resource.clone(), call.namespace.clone(), call.name.clone())
 }
 
-fn act(call: &Call, body: &Value, shared: &Shared) -> (u16, Value) {
+fn execute(call: &Call, body: &Value, shared: &Shared) -> (u16, Value) {
     let mut state = shared.store();
-    let answer = match (call.verb, call.part.as_str()) {
+    let answer = match (call.verb, call.subresource.as_str()) {
         ("get", "") => match state.get(&key(call)) {
             Some(object) => (200, object.clone()),
             None => rules::not_found(&call.resource, &call.name),
@@ -126,21 +126,21 @@ fn act(call: &Call, body: &Value, shared: &Shared) -> (u16, Value) {
     };
     let revision = state.revision();
     drop(state);
-    shared.revision.send_if_modified(|seen| std::mem::replace(seen, revision) != revision);
+    shared.revision.send_if_modified(|latest| std::mem::replace(latest, revision) != revision);
     answer
 }
 
 fn list(call: &Call, state: &Store) -> (u16, Value) {
-    let found = state.list(&call.resource, &call.namespace, &Selector::parse(call.asks("labelSelector")));
+    let found = state.list(&call.resource, &call.namespace, &Selector::parse(call.parameter("labelSelector")));
     let revision = state.revision();
-    // Where to go on, and the revision of the page before, as which the whole list counts.
-    let (revision, after) = match call.asks("continue").split_once('/') {
+    // A continue token is `<revision>/<last name>`. All pages report the revision of the first page.
+    let (revision, after) = match call.parameter("continue").split_once('/') {
         Some((revision, after)) => (revision.parse().unwrap_or(0), after),
         None => (revision, ""),
     };
     let name = |object: &Value| object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let mut items: Vec<_> = found.into_iter().filter(|object| name(object).as_str() > after).cloned().collect();
-    let limit = call.asks("limit").parse().ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+    let limit = call.parameter("limit").parse().ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if items.len() > limit {
         metadata["remainingItemCount"] = (items.len() - limit).into();
@@ -148,7 +148,7 @@ fn list(call: &Call, state: &Store) -> (u16, Value) {
         metadata["continue"] = format!("{revision}/{}", items.last().map(name).unwrap_or_default()).into();
     }
     for item in &mut items {
-        // Of the items of a list the kind is said once, by the list.
+        // Items have no kind of their own; the list's kind implies it.
         if let Some(item) = item.as_object_mut() {
             item.remove("kind");
             item.remove("apiVersion");
@@ -177,13 +177,13 @@ fn create(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {
         return refusal;
     }
     rules::complete(resource, namespace, &mut object);
-    if !call.asks("dryRun").is_empty() {
+    if !call.parameter("dryRun").is_empty() {
         return (201, object);
     }
     (201, state.put(key, object))
 }
 
-/// As the admission of quotas refuses it.
+/// Refuses an object that exceeds a quota, as the admission controller of a real server does.
 fn over_quota(call: &Call, name: &str, state: &Store) -> Option<(u16, Value)> {
     let Call { resource, namespace, .. } = call;
     let all = Selector::default();
@@ -224,7 +224,7 @@ fn patch(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {
     let Some(mut object) = state.get(&key(call)).cloned() else {
         return rules::not_found(&call.resource, &call.name);
     };
-    match call.part.as_str() {
+    match call.subresource.as_str() {
         "status" if call.resource == "pods" && call.strategic => rules::merge_status(&mut object, body),
         "status" => rules::merge(&mut object["status"], &body["status"]),
         _ => rules::merge(&mut object, body),
@@ -256,83 +256,87 @@ fn delete(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {
             json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}),
         );
     }
-    // A pod that a kubelet has lives on until that says it is over, unless its grace is none.
+    // A pod on a node exists until the kubelet confirms its end, unless the grace period is 0.
     let spec = &object["spec"];
     let bound = spec["nodeName"].is_string() && !rules::is_over(&object);
-    let own = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
-    let grace = body["gracePeriodSeconds"].as_u64().unwrap_or(own);
+    let default = spec["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
+    let grace = body["gracePeriodSeconds"].as_u64().unwrap_or(default);
     let grace = if bound { grace } else { 0 };
     object["metadata"]["deletionTimestamp"] = rules::now().into();
     object["metadata"]["deletionGracePeriodSeconds"] = grace.into();
     object["metadata"]["generation"] = 2.into();
-    let notified = state.put(key(call), object);
+    let terminating = state.put(key(call), object);
     if grace > 0 {
-        return (200, notified);
+        return (200, terminating);
     }
-    (200, state.remove(&key(call)).unwrap_or(notified))
+    (200, state.remove(&key(call)).unwrap_or(terminating))
 }
 
-/// One watch, from a revision on.
+/// An active watch.
 struct Watching {
     shared: Arc<Shared>,
     resource: String,
+    /// Empty for all namespaces.
     namespace: String,
     selector: Selector,
+    /// The revision up to which changes are sent.
     revision: u64,
+    /// Whether the client wants bookmarks.
     bookmarks: bool,
-    until: tokio::time::Instant,
+    deadline: tokio::time::Instant,
+    /// Whether the client wants only the metadata of objects.
     partial: bool,
 }
 
 fn watch(call: &Call, shared: &Arc<Shared>) -> Result<Response<Body>, (u16, Value)> {
-    let from = call.asks("resourceVersion");
+    let from = call.parameter("resourceVersion");
     let Ok(revision) = (if from.is_empty() { Ok(0) } else { from.parse() }) else {
         let message = format!(
             "resourceVersion: Invalid value: \"{from}\": strconv.ParseUint: parsing \"{from}\": invalid syntax"
         );
         return Err(rules::refusal(500, "", &message, Value::Null));
     };
-    let selector = Selector::parse(call.asks("labelSelector"));
-    let mut first = Vec::new();
-    let mut begin = revision;
+    let selector = Selector::parse(call.parameter("labelSelector"));
+    let mut existing = Vec::new();
+    let mut start = revision;
     if revision == 0 {
-        // From nowhere: what there is now, and then what happens.
+        // Without a revision, a watch begins with the objects that exist now.
         let state = shared.store();
         let now = state.list(&call.resource, &call.namespace, &selector);
-        first.extend(now.into_iter().cloned());
-        begin = state.revision();
+        existing.extend(now.into_iter().cloned());
+        start = state.revision();
     }
-    let seconds = call.asks("timeoutSeconds").parse().map_or(WATCH, Duration::from_secs);
+    let seconds = call.parameter("timeoutSeconds").parse().map_or(WATCH_TIMEOUT, Duration::from_secs);
     let watching = Watching {
         shared: Arc::clone(shared),
         resource: call.resource.clone(),
         namespace: call.namespace.clone(),
         selector,
-        revision: begin,
-        bookmarks: call.asks("allowWatchBookmarks") == "true",
-        until: tokio::time::Instant::now() + seconds,
+        revision: start,
+        bookmarks: call.parameter("allowWatchBookmarks") == "true",
+        deadline: tokio::time::Instant::now() + seconds,
         partial: call.partial,
     };
-    let first: Vec<_> = first.iter().map(|object| Bytes::from(watching.line("ADDED", object))).collect();
+    let existing: Vec<_> = existing.iter().map(|object| Bytes::from(watching.line("ADDED", object))).collect();
     let rest = stream::unfold(watching, async |mut watching| Some((watching.next().await?, watching)));
-    let lines = stream::iter(first).chain(rest).map(|lines| Ok(Frame::data(lines)));
+    let lines = stream::iter(existing).chain(rest).map(|lines| Ok(Frame::data(lines)));
     Ok(respond(200, StreamBody::new(lines).boxed_unsync()))
 }
 
 impl Watching {
-    /// The next lines; none at the watch's end.
+    /// The next lines. `None` at the end of the watch.
     async fn next(&mut self) -> Option<Bytes> {
-        let mut seen = self.shared.revision.subscribe();
+        let mut latest = self.shared.revision.subscribe();
         loop {
-            seen.mark_unchanged();
-            let lines = self.news();
+            latest.mark_unchanged();
+            let lines = self.new_changes();
             if !lines.is_empty() {
                 return Some(lines.into());
             }
             tokio::select! {
-                () = tokio::time::sleep_until(self.until) => return None,
-                _ = seen.changed() => {}
-                () = tokio::time::sleep(BOOKMARK) => {
+                () = tokio::time::sleep_until(self.deadline) => return None,
+                _ = latest.changed() => {}
+                () = tokio::time::sleep(BOOKMARK_INTERVAL) => {
                     if self.bookmarks {
                         return Some(self.bookmark().into());
                     }
@@ -341,27 +345,27 @@ impl Watching {
         }
     }
 
-    /// What has happened since, as far as it is watched.
-    fn news(&mut self) -> Vec<u8> {
+    /// The lines for new changes of watched objects.
+    fn new_changes(&mut self) -> Vec<u8> {
         let store = self.shared.store();
         let watched = |change: &&Change| {
             let (resource, namespace, _) = &change.key;
             *resource == self.resource
                 && (self.namespace.is_empty() || *namespace == self.namespace)
-                && self.selector.fits(&change.object)
+                && self.selector.matches(&change.object)
         };
-        let news = store.since(self.revision).iter().filter(watched);
-        let lines = news.flat_map(|change| self.line(change.what, &change.object)).collect();
+        let changes = store.since(self.revision).iter().filter(watched);
+        let lines = changes.flat_map(|change| self.line(change.kind, &change.object)).collect();
         self.revision = store.revision();
         lines
     }
 
-    fn line(&self, what: &str, object: &Value) -> Vec<u8> {
+    fn line(&self, kind: &str, object: &Value) -> Vec<u8> {
         let mut object = object.clone();
         if self.partial {
             rules::only_metadata(&mut object);
         }
-        line(what, &object)
+        line(kind, &object)
     }
 
     fn bookmark(&self) -> Vec<u8> {
@@ -371,8 +375,9 @@ impl Watching {
     }
 }
 
-pub(crate) fn line(what: &str, object: &Value) -> Vec<u8> {
-    let mut line = json!({"type": what, "object": object}).to_string().into_bytes();
+/// One event of a watch, as a line of JSON.
+pub(crate) fn line(kind: &str, object: &Value) -> Vec<u8> {
+    let mut line = json!({"type": kind, "object": object}).to_string().into_bytes();
     line.push(b'\n');
     line
 }

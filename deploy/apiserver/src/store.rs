@@ -1,20 +1,20 @@
-//! Objects by their names, the revision of each change, and the changes, for who watches.
+//! Stores objects, and a history of changes with their revisions for watches.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// What an object is found by: its resource (`pods`), its namespace (empty for a node), its name.
+/// An object's resource (`pods`), namespace (empty for a node), and name.
 pub(crate) type Key = (String, String, String);
 
-/// What became of an object.
+/// A change of an object.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     pub(crate) revision: u64,
     /// `ADDED`, `MODIFIED` or `DELETED`.
-    pub(crate) what: &'static str,
+    pub(crate) kind: &'static str,
     pub(crate) key: Key,
-    /// As it was after the change; of a deleted one as it was last, with the revision of its end.
+    /// The object after the change. A deleted object is in its last state, with the revision of the deletion.
     pub(crate) object: Value,
 }
 
@@ -34,29 +34,29 @@ impl Store {
         self.objects.get(key)
     }
 
-    /// The objects of a namespace that have these labels, by name.
+    /// The objects that match the selector, in the order of their names. An empty namespace means all namespaces.
     pub(crate) fn list(&self, resource: &str, namespace: &str, selector: &Selector) -> Vec<&Value> {
-        let of = |key: &Key| key.0 == resource && (namespace.is_empty() || key.1 == namespace);
-        let found = self.objects.iter().filter(|(key, object)| of(key) && selector.fits(object));
+        let in_scope = |key: &Key| key.0 == resource && (namespace.is_empty() || key.1 == namespace);
+        let found = self.objects.iter().filter(|(key, object)| in_scope(key) && selector.matches(object));
         found.map(|(_, object)| object).collect()
     }
 
-    /// Stores an object as it is to be now, with a new revision.
+    /// Creates or replaces an object, with a new revision. Returns the stored object.
     pub(crate) fn put(&mut self, key: Key, mut object: Value) -> Value {
         self.revision += 1;
         set_revision(&mut object, self.revision);
-        let known = self.objects.insert(key.clone(), object.clone());
-        let what = if known.is_some() { "MODIFIED" } else { "ADDED" };
-        self.changes.push(Change { revision: self.revision, what, key, object: object.clone() });
+        let previous = self.objects.insert(key.clone(), object.clone());
+        let kind = if previous.is_some() { "MODIFIED" } else { "ADDED" };
+        self.changes.push(Change { revision: self.revision, kind, key, object: object.clone() });
         object
     }
 
-    /// Removes an object, whose end is a revision too.
+    /// Removes an object. The deletion gets a revision too.
     pub(crate) fn remove(&mut self, key: &Key) -> Option<Value> {
         let mut object = self.objects.remove(key)?;
         self.revision += 1;
         set_revision(&mut object, self.revision);
-        let change = Change { revision: self.revision, what: "DELETED", key: key.clone(), object: object.clone() };
+        let change = Change { revision: self.revision, kind: "DELETED", key: key.clone(), object: object.clone() };
         self.changes.push(change);
         Some(object)
     }
@@ -74,7 +74,7 @@ fn set_revision(object: &mut Value, revision: u64) {
     }
 }
 
-/// Labels that an object must have, `a=b,c`.
+/// A label selector: labels that an object must have, with or without a value, for example `a=b,c`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Selector(Vec<(String, Option<String>)>);
 
@@ -87,7 +87,7 @@ impl Selector {
         Self(text.split(',').filter(|text| !text.is_empty()).map(part).collect())
     }
 
-    pub(crate) fn fits(&self, object: &Value) -> bool {
+    pub(crate) fn matches(&self, object: &Value) -> bool {
         let none = Map::new();
         let labels = object.pointer("/metadata/labels").and_then(Value::as_object).unwrap_or(&none);
         self.0.iter().all(|(label, wanted)| match (labels.get(label), wanted) {

@@ -1,4 +1,4 @@
-//! `garage bench`: figures, each beside the machine's own limit in the same run.
+//! `garage bench`: benchmarks. Each speed benchmark also measures the machine's own limit in the same run.
 
 mod capacity;
 mod director;
@@ -16,23 +16,23 @@ use garage_worker::Shutdown;
 
 use crate::report::say;
 
-/// Measures.
+/// Runs a benchmark.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Bench {
-    /// Commits per second of the log, with and without group commit, beside the disk's own fsync rate.
+    /// Measures commits per second of the log, with and without group commit, and the disk's own fsync rate.
     Log(log::Log),
-    /// What a gateway takes and how quick it is with many sockets, beside what the machine does without it.
+    /// Measures memory, latency and requests of a gateway with many sockets, and the same machine without a gateway.
     Gateway(gateway::Gateway),
-    /// What matches leave behind: bytes of the log, memory of NATS and Redis, rows of MySQL.
+    /// Measures what matches leave in the log, NATS, Redis and MySQL.
     Capacity(capacity::Capacity),
-    /// How quickly a matchmaker matches again after a restart, and projections are rebuilt, with a long log.
+    /// Measures how soon a matchmaker works again after a restart, and how fast projections are rebuilt.
     Recovery(recovery::Recovery),
-    /// Pods that a director makes a second, beside a client that only asks the cluster for them.
+    /// Measures the pods that a director creates per second, and a client that only sends the requests.
     Director(director::Director),
-    /// The API server of `director`, which starts it: a double in a process of its own.
+    /// Runs the simulated API server for `bench director`, which starts it as a separate process.
     #[command(hide = true)]
     ApiServer(director::Double),
-    /// The other side of `gateway`, which starts it: clients in a process of their own.
+    /// Runs the clients for `bench gateway`, which starts them as a separate process.
     #[command(hide = true)]
     GatewayClients(gateway::Clients),
 }
@@ -40,30 +40,30 @@ pub(crate) enum Bench {
 impl Bench {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         if cfg!(debug_assertions) && !matches!(self, Self::GatewayClients(_) | Self::ApiServer(_)) {
-            say("This is a debug build, slower than what is deployed; `make bench` measures a release build.");
+            say("This is a debug build, which is slower than a release build. `make bench` uses a release build.");
         }
         match self {
-            Self::Log(bench) => unless(&shutdown, bench.run()).await,
-            Self::Gateway(bench) => unless(&shutdown, bench.run()).await,
-            Self::Capacity(bench) => unless(&shutdown, bench.run()).await,
-            Self::Recovery(bench) => unless(&shutdown, bench.run()).await,
-            // It has pods to remove before it ends.
+            Self::Log(bench) => interruptible(&shutdown, bench.run()).await,
+            Self::Gateway(bench) => interruptible(&shutdown, bench.run()).await,
+            Self::Capacity(bench) => interruptible(&shutdown, bench.run()).await,
+            Self::Recovery(bench) => interruptible(&shutdown, bench.run()).await,
+            // It removes its pods before it ends.
             Self::Director(bench) => bench.run(shutdown).await,
-            Self::ApiServer(double) => unless(&shutdown, double.run()).await,
-            Self::GatewayClients(clients) => unless(&shutdown, clients.run()).await,
+            Self::ApiServer(double) => interruptible(&shutdown, double.run()).await,
+            Self::GatewayClients(clients) => interruptible(&shutdown, clients.run()).await,
         }
     }
 }
 
-/// Measures, unless it is interrupted.
-async fn unless(shutdown: &Shutdown, measuring: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+/// Runs a benchmark until its end or Ctrl-C.
+async fn interruptible(shutdown: &Shutdown, measuring: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::select! {
         result = measuring => result,
         () = shutdown.cancelled() => anyhow::bail!("interrupted"),
     }
 }
 
-/// An event like most.
+/// An event of typical size.
 fn queued() -> anyhow::Result<player::Event> {
     let now = System.now();
     let queued = Queued {

@@ -13,34 +13,34 @@ use crate::report::say;
 
 /// Shows and changes what the store sells.
 #[derive(Debug, clap::Subcommand)]
-pub(crate) enum Of {
-    /// Puts a file's catalogue in the place of the present one, all of it or nothing, and shows what that changes.
+pub(crate) enum Command {
+    /// Replaces the catalogue with that of a file, completely or not at all, and shows what changes.
     Apply(Apply),
-    /// Prints the present catalogue as a file to start from.
+    /// Prints the present catalogue as a file that you can edit and apply.
     Export(Export),
 }
 
-/// Puts a file's catalogue in the place of the present one, all of it or nothing, and shows what that changes: + added,
-/// ~ changed, - retired. What is retired is sold no more; who owns it keeps it.
+/// Replaces the catalogue with that of a file, completely or not at all, and shows what changes. A line begins with
+/// + (added), ~ (changed) or - (retired). A retired product is no longer sold; its owners keep it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Apply {
-    /// The catalogue, in TOML; deploy/local/catalogue.toml is the one that `garage init` makes.
+    /// The catalogue, in TOML. `garage init` creates the one in deploy/local/catalogue.toml.
     file: PathBuf,
-    /// Checks the file and shows what it would change, and changes nothing.
+    /// Checks the file and shows what would change, but changes nothing.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
     mysql: MySql,
 }
 
-/// Prints the present catalogue as a file to start from.
+/// Prints the present catalogue as a file that you can edit and apply.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Export {
     #[command(flatten)]
     mysql: MySql,
 }
 
-impl Of {
+impl Command {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Apply(apply) => apply.run().await,
@@ -53,15 +53,15 @@ impl Apply {
     async fn run(self) -> anyhow::Result<()> {
         let name = self.file.display();
         let text = std::fs::read_to_string(&self.file).with_context(|| format!("cannot read {name}"))?;
-        let next: Catalogue = text.parse().with_context(|| format!("nothing has changed: {name}"))?;
+        let next: Catalogue = text.parse().with_context(|| format!("cannot use {name}; nothing has changed"))?;
         let pool = self.mysql.pool()?;
         mysql::check_schema(&pool).await?;
         if self.dry_run {
             show(&apply::differences(&pool, &next).await?);
             say("nothing has changed: this was a dry run");
         } else {
-            show(&apply::apply(&pool, &next).await.context("nothing has changed")?);
-            say("the catalogue is as the file says");
+            show(&apply::apply(&pool, &next).await.context("cannot apply the catalogue; nothing has changed")?);
+            say("the catalogue now matches the file");
         }
         Ok(())
     }
@@ -71,7 +71,7 @@ impl Export {
     async fn run(self) -> anyhow::Result<()> {
         let pool = self.mysql.pool()?;
         mysql::check_schema(&pool).await?;
-        say(apply::present(&pool).await?.to_toml()?.trim_end());
+        say(apply::current(&pool).await?.to_toml()?.trim_end());
         Ok(())
     }
 }

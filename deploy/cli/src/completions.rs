@@ -4,12 +4,12 @@ use clap_complete::Shell;
 
 use crate::report::say;
 
-/// Makes a shell's completions of this command.
+/// Prints the completions of this command for your shell.
 ///
-/// For this shell only: source <(garage completions bash)
+/// To use them in the shell that you are in: source <(garage completions bash)
 #[derive(Debug, clap::Args)]
 pub(crate) struct Completions {
-    /// Which shell.
+    /// The shell to print them for.
     shell: Shell,
 }
 

@@ -1,4 +1,4 @@
-//! `garage config`: what the workers are told, where it comes from, and whether they would take it; and what NATS goes by.
+//! `garage config`: shows and checks the settings of the workers, and creates the keys and credentials of NATS.
 
 mod reference;
 mod shown;
@@ -7,58 +7,57 @@ use std::{any::TypeId, ffi::OsString, path::PathBuf};
 
 use clap::{Arg, Command, CommandFactory, Parser};
 use garage_events::game::Secret;
-use garage_stack::servers::nats::Operator;
+use garage_nats::Operator;
 
 use crate::report::say;
 
-/// Shows how a worker is configured, or all that can be.
+/// Shows and checks the settings of a worker, lists all settings, or creates the NATS keys.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Config {
-    /// What the gateway is told.
+    /// Shows and checks the settings of the gateway.
     Gateway(Show),
-    /// What the matchmaker is told.
+    /// Shows and checks the settings of the matchmaker.
     Matchmaker(Show),
-    /// What session is told.
+    /// Shows and checks the settings of the session worker.
     Session(Show),
-    /// What the director is told.
+    /// Shows and checks the settings of the director.
     Director(Show),
-    /// What inventory is told.
+    /// Shows and checks the settings of the inventory worker.
     Inventory(Show),
-    /// Every flag and variable of every worker, in Markdown: deploy/CONFIGURATION.md.
+    /// Prints every flag and variable of every worker in Markdown, for deploy/docs/configuration.md.
     Reference,
-    /// Makes or renews what NATS goes by, in files for their owner alone.
+    /// Creates or renews the keys, credentials and server settings of NATS, in files that only their owner can read.
     Nats(Nats),
 }
 
-/// Shows each setting with where it comes from, and checks them as the worker does before it connects. Secrets are not
-/// shown. The exit code is 1, with the error, where the worker would refuse to start.
+/// Shows each setting and where it comes from, and makes the checks that the worker makes before it connects. It does
+/// not show secrets. The exit code is 1 if the worker would refuse to start.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Show {
     /// Prints JSON: worker, settings (flag, variable, value, source, file), error.
     #[arg(long)]
     json: bool,
-    /// The worker's flags, after --; its variables are those of this process.
+    /// The worker's flags, after `--`. Its variables are those of your shell.
     #[arg(last = true, value_name = "FLAGS")]
     flags: Vec<OsString>,
 }
 
-/// Writes the servers' part of the configuration (nats-operator.conf, which is public), credentials for each worker,
-/// admin and sys (nats-NAME.creds), and the key that games' users are signed with (nats-game.seed). The seeds that are
-/// there are kept, so that credentials of before go on to be accepted; the rest is written anew, with the rights of this
-/// version.
+/// Writes the servers' part of the configuration (nats-operator.conf, which is public), the credentials of each worker,
+/// of admin and of sys (nats-NAME.creds), and the key that signs the users of game servers (nats-game.seed). Existing
+/// seeds are kept, so older credentials stay valid. All other files are written again, with the rights of this version.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Nats {
-    /// The folder of these files; made when it is not there.
+    /// The folder of these files. It is created if it does not exist.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-/// A worker, as far as its configuration goes.
+/// The settings of one worker, and their check.
 #[derive(Debug, Clone, Copy)]
 struct Worker {
     name: &'static str,
     command: fn() -> Command,
-    /// Reads a command line, the program's name first, and checks it as the worker would.
+    /// Parses a command line, which begins with the program's name, and makes the worker's checks.
     check: fn(&[OsString]) -> anyhow::Result<()>,
 }
 
@@ -108,34 +107,34 @@ impl Config {
 fn parse<C: Parser>(line: &[OsString]) -> anyhow::Result<C> {
     C::try_parse_from(line).map_err(|error| {
         let text = error.to_string();
-        // How to use the worker is not what was asked.
+        // clap appends a usage text. The user has asked for the settings, not for it.
         let text = text.split("\n\nUsage:").next().unwrap_or_default();
         let text = text.strip_prefix("error: ").unwrap_or(text);
         anyhow::anyhow!("{}", text.split_whitespace().collect::<Vec<_>>().join(" "))
     })
 }
 
-/// What a setting holds.
+/// How a setting is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Anything that may be seen.
+    /// As it is.
     Plain,
-    /// A URL, which may hold a secret although it should not.
+    /// A URL. It should contain no secret, but may: shown without its user and its query.
     Url,
-    /// The path of a file with a secret.
+    /// The path of a file with a secret, and whether the file is readable.
     SecretFile,
 }
 
 impl Kind {
     fn of(arg: &Arg) -> Self {
-        let holds = arg.get_value_parser().type_id();
+        let value_type = arg.get_value_parser().type_id();
         let variable = arg.get_env().map(|name| name.to_string_lossy()).unwrap_or_default();
         let secret = variable.contains("KEY") && !variable.contains("PUBLIC")
             || variable.contains("PASSWORD")
             || variable.contains("CREDENTIALS");
-        if holds == TypeId::of::<Secret>() {
+        if value_type == TypeId::of::<Secret>() {
             Self::Url
-        } else if holds == TypeId::of::<PathBuf>() && secret {
+        } else if value_type == TypeId::of::<PathBuf>() && secret {
             Self::SecretFile
         } else {
             Self::Plain

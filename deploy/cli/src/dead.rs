@@ -1,4 +1,4 @@
-//! `garage dead`: the messages that workers gave up.
+//! `garage dead`: lists, shows and retries dead letters, the messages that a worker could not handle.
 
 use anyhow::{Context, bail, ensure};
 use async_nats::{
@@ -21,21 +21,21 @@ use crate::{
     report::{note, print, say},
 };
 
-/// The messages that workers gave up, each with its error.
+/// Lists, shows and retries dead letters: messages that a worker could not handle.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Dead {
-    /// Lists them, the oldest first.
+    /// Lists dead letters, the oldest first.
     List(List),
-    /// Shows one.
+    /// Shows a dead letter with its message.
     Show(Show),
-    /// Has the worker that gave a message up handle it again; removes the letter once it has.
+    /// Asks the worker to handle the message again, and removes the dead letter after a success.
     Retry(Retry),
 }
 
-/// Lists them, the oldest first.
+/// Lists dead letters, the oldest first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct List {
-    /// Only those of this worker, as session, or of one of its consumers, as session-reports.
+    /// Only dead letters of this worker (`session`) or of one of its consumers (`session-reports`).
     #[arg(long, value_name = "WORKER")]
     worker: Option<String>,
     /// Prints JSON lines: letter, buried, error, consumer, stream, seq, time, subject, body.
@@ -45,11 +45,11 @@ pub(crate) struct List {
     nats: Nats,
 }
 
-/// Shows one.
+/// Shows a dead letter with its message.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Show {
-    /// Its number, as `garage dead list` has it.
-    #[arg(value_name = "LETTER")]
+    /// The number of the dead letter, from `garage dead list`.
+    #[arg(value_name = "NUMBER")]
     number: u64,
     /// Prints a JSON line: letter, buried, error, consumer, stream, seq, time, subject, body.
     #[arg(long)]
@@ -58,23 +58,23 @@ pub(crate) struct Show {
     nats: Nats,
 }
 
-/// Has the worker that gave a message up handle it again; removes the letter once it has.
+/// Asks the worker to handle the message again, and removes the dead letter after a success.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Retry {
-    /// Their numbers, as `garage dead list` has them.
-    #[arg(required_unless_present = "all", value_name = "LETTERS")]
+    /// The numbers of the dead letters, from `garage dead list`.
+    #[arg(required_unless_present = "all", value_name = "NUMBERS")]
     numbers: Vec<u64>,
-    /// All of them, the oldest first.
+    /// All dead letters, the oldest first.
     #[arg(long, conflicts_with = "numbers")]
     all: bool,
-    /// Only those of this worker, as session, or of one of its consumers, as session-reports.
+    /// Only dead letters of this worker (`session`) or of one of its consumers (`session-reports`).
     #[arg(long, value_name = "WORKER", requires = "all")]
     worker: Option<String>,
     #[command(flatten)]
     nats: Nats,
 }
 
-/// A letter with its place. Its fields are those of a JSON line, and stay.
+/// A dead letter and its number. The field names appear in JSON lines and must not change.
 #[derive(Debug, Serialize)]
 struct StoredDeadLetter {
     #[serde(rename = "letter")]
@@ -144,8 +144,8 @@ impl Retry {
         let (count, mut left) = (dead_letters.len(), 0);
         for (done, dead_letter) in dead_letters.iter().enumerate() {
             let retried = tokio::select! {
-                // Whether a letter that was asked for is handled is unknown then; it is retried without harm.
-                () = shutdown.cancelled() => bail!("interrupted after {done} of {count} letters; the others are kept"),
+                // The worker may still handle the message. Retrying it again does no harm.
+                () = shutdown.cancelled() => bail!("interrupted after {done} of {count}; the others are kept"),
                 retried = dead_letter.retry(&client, &reader) => retried,
             };
             match retried {
@@ -156,20 +156,20 @@ impl Retry {
                 }
             }
         }
-        ensure!(left == 0, "{left} of {count} letters are kept");
+        ensure!(left == 0, "{left} of {count} dead letters are kept");
         Ok(())
     }
 }
 
 impl StoredDeadLetter {
-    fn of(number: u64, dead_lettered_at: OffsetDateTime, at: &str, message: &[u8]) -> Self {
-        let consumer = subject::dead_of(at).unwrap_or(at).to_owned();
+    fn of(number: u64, dead_lettered_at: OffsetDateTime, stored_on: &str, message: &[u8]) -> Self {
+        let consumer = subject::dead_of(stored_on).unwrap_or(stored_on).to_owned();
         let content = match serde_json::from_slice::<DeadLetter>(message) {
             Ok(content) => DeadLetter { consumer, ..content },
-            // Shown all the same: somebody wrote it, and somebody looks for it.
+            // It is shown nevertheless, so that an operator can find and remove it.
             Err(error) => {
-                let error = format!("the letter itself cannot be read: {error}");
-                let (stream, subject) = (DEAD.into(), at.into());
+                let error = format!("the dead letter itself cannot be read: {error}");
+                let (stream, subject) = (DEAD.into(), stored_on.into());
                 let (body, raw) = (String::new(), None);
                 DeadLetter { error, consumer, stream, seq: number, time: dead_lettered_at, subject, body, raw }
                     .with_body(message)
@@ -186,7 +186,7 @@ impl StoredDeadLetter {
 
     fn show(&self) {
         let Self { number, dead_lettered_at, content } = self;
-        say(format!("letter    {number}, given up by {} at {}", content.consumer, when(*dead_lettered_at)));
+        say(format!("number    {number}, stored for {} at {}", content.consumer, when(*dead_lettered_at)));
         say(format!("error     {}", content.error.escape_debug()));
         say(format!("message   {} of stream {}, at {}", content.seq, content.stream, when(content.time)));
         say(format!("subject   {}", content.subject));
@@ -196,7 +196,7 @@ impl StoredDeadLetter {
         }
     }
 
-    /// Returns once the message is handled and the letter is gone.
+    /// Returns when the message is handled and the dead letter is removed.
     async fn retry(&self, client: &Client, reader: &Reader) -> anyhow::Result<()> {
         svc::retry(client, &self.content.consumer, self.number).await.map_err(|error| match error {
             CallError::Refused { message, .. } => anyhow::anyhow!("not handled: {message}"),
@@ -208,14 +208,14 @@ impl StoredDeadLetter {
         let dead = jetstream::new(client.clone()).get_stream_no_info(DEAD).await?;
         match dead.delete_message(self.number).await {
             Ok(_) => Ok(()),
-            // Another operator did the same.
+            // Another operator has removed it.
             Err(_) if reader.get(self.number).await?.is_none() => Ok(()),
-            Err(error) => Err(error).context("handled, but the letter cannot be removed; retrying it does no harm"),
+            Err(error) => Err(error).context("handled, but cannot remove the dead letter; retrying it does no harm"),
         }
     }
 }
 
-/// The letters at present, of a worker or of all.
+/// The current dead letters, of one worker or of all.
 async fn all(reader: &Reader, worker: Option<&str>) -> anyhow::Result<Vec<StoredDeadLetter>> {
     let bounds = reader.bounds().await?;
     let mut range = reader.range(vec![ALL_DEAD.into()], bounds.first, bounds.last);
@@ -235,7 +235,8 @@ async fn one(reader: &Reader, number: u64) -> anyhow::Result<StoredDeadLetter> {
     Ok(StoredDeadLetter::of(message.sequence, message.time, &message.subject, &message.payload))
 }
 
-/// A consumer is named after its worker, or after it and what it reads.
+/// Whether a consumer belongs to the worker, or is the consumer with this name. Consumers are named `<worker>` or
+/// `<worker>-<what it reads>`.
 fn is_of(consumer: &str, worker: &str) -> bool {
     consumer.strip_prefix(worker).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }
@@ -245,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_has_all_its_consumers() {
+    fn a_filter_selects_a_worker_with_all_its_consumers_or_one_consumer() {
         assert!(is_of("session", "session") && is_of("session-reports", "session"));
         assert!(is_of("session-reports", "session-reports"));
         assert!(!is_of("session", "session-reports") && !is_of("sessions", "session") && !is_of("director", "session"));

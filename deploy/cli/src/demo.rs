@@ -1,4 +1,4 @@
-//! `garage demo`: a local Garage, and bots that play on it through public interfaces only.
+//! `garage demo`: a local Garage, and bots that play on it through the public interfaces only.
 
 use std::{
     collections::BTreeMap,
@@ -27,28 +27,28 @@ use crate::{
     timeline,
 };
 
-/// Starts a local Garage, lets bots play on it, and reports.
+/// Starts a local Garage, lets bots play, and prints how long each step took.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Demo {
-    /// How many bots play; two make a match.
+    /// Number of bots, an even number. Each match has two.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     players: u32,
-    /// Nodes of NATS.
+    /// Number of NATS nodes.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     nats_nodes: u8,
     #[command(flatten)]
     games: games::Flags,
 }
 
-/// How long the bots may take altogether: what a machine needs for the races, and a good deal more.
+/// How long a bot waits for each step. Even a slow machine needs much less.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 
-/// Failures that are shown as they happen; a hundred players of one broken Garage say the same.
-const SHOWN: usize = 5;
+/// Failures that are printed at once. If Garage is broken, all players fail in the same way.
+const MAX_SHOWN_FAILURES: usize = 5;
 
 impl Demo {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        anyhow::ensure!(self.players.is_multiple_of(2), "--players must be even: two make a match");
+        anyhow::ensure!(self.players.is_multiple_of(2), "--players must be even, because each match has two players");
         let began = Instant::now();
         let games = tokio::select! {
             games = self.games.prepare() => games?,
@@ -56,10 +56,10 @@ impl Demo {
         };
         let folder = tempfile::Builder::new().prefix("garage-demo-").tempdir()?;
         say("starting NATS, Redis, MariaDB and the workers …");
-        // The workers inherit what is set here; see `garage-director --help` and the like.
+        // Environment variables for the workers. Each worker lists its variables with `--help`.
         let mut env = Vec::new();
         if std::env::var_os("GARAGE_GAME_ARG").is_none() {
-            // A few seconds of racing; the road of the real game is a quarter mile.
+            // A race of a few seconds. The game's default distance is a quarter mile.
             env.push(("GARAGE_GAME_ARG".into(), "--distance-m 60".into()));
         }
         let options = Options { nats_nodes: self.nats_nodes.into(), games: games.options(), env, ..Options::default() };
@@ -68,25 +68,25 @@ impl Demo {
             stack = starting => stack?,
             () = shutdown.cancelled() => anyhow::bail!("interrupted while starting"),
         };
-        say(format!("up after {:.1} s; what goes on is at {}", began.elapsed().as_secs_f64(), stack.ops()));
+        say(format!("ready after {:.1} s; dashboard: {}", began.elapsed().as_secs_f64(), stack.ops()));
         let result = tokio::select! {
             result = async {
                 play(&stack, self.players).await?;
                 games.wait_none_left().await
             } => result,
             () = shutdown.cancelled() => {
-                // Who interrupts a demo wants it gone, and nothing of it kept.
+                // After Ctrl-C, nothing is kept, not even the logs.
                 stack.kill();
                 return games.clear(Err(anyhow::anyhow!("interrupted"))).await;
             }
         };
         stack.stop().await;
         if result.is_err() {
-            // The logs are what the person needs now.
+            // The user needs the logs to find the cause.
             say(format!("the workers' logs are kept in {}", folder.keep().join("logs").display()));
             return games.clear(result).await;
         }
-        say(format!("\n{:.1} s in all", began.elapsed().as_secs_f64()));
+        say(format!("\nfinished after {:.1} s", began.elapsed().as_secs_f64()));
         Ok(())
     }
 }
@@ -97,7 +97,7 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
     let mut playing = JoinSet::new();
     for number in 0..players {
         let name = format!("bot-{number}");
-        // Neighbours in rank, so that each finds an opponent; there are ranks for 500 such pairs apart.
+        // Both players of a pair have the same rank, so each finds an opponent. The ranks of 500 pairs are 200 apart.
         let rank = i32::try_from(number / 2 % 500 * 200)?;
         let token = stack.token(&name, Some(rank))?;
         let bot = Bot::new(http.clone(), &stack.gateway(), &name, &token).with_max_wait(MAX_WAIT);
@@ -110,7 +110,7 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         match done? {
             Ok(one) => played.push(one),
             Err(error) => {
-                if failed.len() < SHOWN {
+                if failed.len() < MAX_SHOWN_FAILURES {
                     say(format!("FAILED  {error}"));
                 }
                 failed.push(error);
@@ -118,17 +118,17 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         }
         if shown.elapsed() > Duration::from_secs(2) {
             shown = Instant::now();
-            say(format!("  {} of {players} have raced and were paid", played.len()));
+            say(format!("  {} of {players} players have raced and were paid", played.len()));
         }
     }
     let log = JetStreamLog::open(stack.nats.connect(Role::Admin).await?).await?;
     let notified = u32::try_from(played.len()).unwrap_or(u32::MAX);
     let steps = Steps::read(&log, u64::from(notified)).await?;
     if let Some(one) = played.first() {
-        say(format!("\none match, from the log (session {}):", one.session));
+        say(format!("\none match, as the log shows it (session {}):", one.session));
         timeline::print(&timeline::of_match(&log, one.session.parse::<SessionId>()?).await?);
     }
-    say("\nsteps, from the log's timestamps:");
+    say("\nduration of each step, from the log's timestamps:");
     steps.print();
     say("");
     let mut counts = steps.counts();
@@ -138,7 +138,7 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
         &counts.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]).collect::<Vec<_>>(),
     );
     if let Some(error) = failed.into_iter().next() {
-        say(format!("\nthe way of player {}, from the log:", error.player));
+        say(format!("\nthe events of player {}, as the log shows them:", error.player));
         timeline::print(&timeline::of_last_match(&log, &PlayerId::from_foreign(&error.player)?).await?);
         return Err(error.into());
     }
@@ -149,16 +149,17 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The steps of a player's way, by type of event, in their order.
+/// The steps of a player from queueing to the reward, as event types, in this order.
 const STEPS: [&str; 8] =
     ["Queued", "Matched", "PodRequested", "PodScheduled", "PodReady", "PlayerMatched", "Finished", "RewardGranted"];
 
-/// When each player took each step; those of a session count for each of its players.
+/// When each player reached each step, by player and event type. A session's event counts for each of its players.
 #[derive(Debug, Default)]
 struct Steps(BTreeMap<String, BTreeMap<&'static str, OffsetDateTime>>);
 
 impl Steps {
-    /// Reads the whole log. The outbox may still be at work: waits for as many rewards as there are players, a while.
+    /// Reads the whole log. Inventory publishes rewards a little later than it pays them: waits until each of the
+    /// `players` has one, or no event arrives for three seconds.
     async fn read(log: &JetStreamLog, players: u64) -> anyhow::Result<Self> {
         let mut steps = Self::default();
         let mut members: BTreeMap<SessionId, Vec<String>> = BTreeMap::new();
@@ -196,7 +197,7 @@ impl Steps {
         named.into_iter().map(|step| (step, count(step).unwrap_or(u32::MAX))).collect()
     }
 
-    /// A player who lacks a step, and the last one that he took.
+    /// A player who did not reach every step, and the last event of that player.
     fn straggler(&self) -> Option<(String, String)> {
         let (player, taken) = self.0.iter().find(|(_, taken)| taken.len() < STEPS.len())?;
         let last = taken.iter().max_by_key(|(_, time)| **time).map(|(step, _)| (*step).to_owned());

@@ -1,4 +1,4 @@
-//! An event of the log, as a person or a program is shown it.
+//! An event of the log, printed as a line for people or as JSON.
 
 use std::fmt::Write;
 
@@ -13,10 +13,10 @@ use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::forma
 const TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
-/// The type of a message that is no event.
+/// The type that is printed for a message that is not an event.
 const UNREADABLE: &str = "?";
 
-/// An event with its place in the log. Its fields are those of a JSON line, and stay.
+/// An event with its position in the log. The field names appear in JSON lines and must not change.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct LogEntry {
     pub(crate) seq: u64,
@@ -24,7 +24,7 @@ pub(crate) struct LogEntry {
     #[serde(with = "time::serde::rfc3339")]
     pub(crate) time: OffsetDateTime,
     pub(crate) subject: String,
-    /// The message's body as it is, also where this build does not know all of it; of one that is no JSON, its text.
+    /// The message's body as stored, with fields that this build does not know. A JSON string if the body is not JSON.
     pub(crate) event: Box<RawValue>,
     #[serde(skip)]
     pub(crate) type_name: String,
@@ -32,11 +32,11 @@ pub(crate) struct LogEntry {
 
 impl LogEntry {
     /// # Errors
-    /// None that a body can bring about.
+    /// If serialisation fails. No message body causes that.
     pub(crate) fn new(seq: u64, time: OffsetDateTime, subject: &str, body: &[u8]) -> serde_json::Result<Self> {
         let event = match serde_json::from_slice::<Box<RawValue>>(body) {
             Ok(event) if !event.get().contains('\n') => event,
-            // An event has one line.
+            // A JSON line must not contain a line break.
             Ok(event) => to_raw_value(&serde_json::from_str::<Value>(event.get())?)?,
             Err(_) => to_raw_value(&String::from_utf8_lossy(body))?,
         };
@@ -44,12 +44,12 @@ impl LogEntry {
         Ok(Self { seq, time, subject: subject.into(), event, type_name })
     }
 
-    /// A JSON object.
+    /// The entry as a JSON object on one line.
     pub(crate) fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string(self)
     }
 
-    /// When, where, what, and the plain fields of its data that the subject does not tell already.
+    /// Time, sequence, type and subject, then the scalar fields of the data that are not part of the subject.
     pub(crate) fn line(&self) -> String {
         let mut line = format!("{} {:>8}  {:<14} {}", when(self.time), self.seq, self.type_name, self.subject);
         let data = serde_json::from_str::<Envelope>(self.event.get())
@@ -68,12 +68,12 @@ impl LogEntry {
     }
 }
 
-/// Whether it may stand on a terminal as it is.
+/// Whether the text can be printed unquoted: printable ASCII without spaces and quotation marks.
 fn is_plain(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && c != '"')
 }
 
-/// A time to the millisecond, in UTC.
+/// Formats a time in UTC, to the millisecond.
 pub(crate) fn when(time: OffsetDateTime) -> String {
     time.to_offset(time::UtcOffset::UTC).format(TIME).unwrap_or_else(|_| time.to_string())
 }
@@ -92,13 +92,13 @@ mod tests {
 
     fn body(data: &Value) -> String {
         let id = uuid::Uuid::nil();
-        json!({ "id": id, "n": 1, "type": "Queued", "v": 1, "at": "2026-11-22T10:00:00Z", "correlation": id, "cause": null,
-            "data": data, "later": true })
+        json!({ "id": id, "n": 1, "type": "Queued", "v": 1, "at": "2026-11-22T10:00:00Z", "correlation": id,
+            "cause": null, "data": data, "later": true })
         .to_string()
     }
 
     #[test]
-    fn a_json_line_holds_the_message_as_it_is() {
+    fn a_json_line_contains_the_message_unchanged() {
         let body = body(&json!({ "player": "anna" }));
         let line: Value = serde_json::from_str(&entry(&body).json().unwrap()).unwrap();
         let event: Value = serde_json::from_str(&body).unwrap();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_shows_what_the_subject_does_not() {
+    fn a_text_line_shows_the_fields_that_the_subject_does_not() {
         let data =
             json!({ "player": "anna", "queue": "ranked", "rank": 12, "latencies": { "eu": 1 }, "x": "\u{1b}[2J y" });
         let line = entry(&body(&data)).line();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_shown_all_the_same() {
+    fn a_message_that_is_not_an_event_is_still_shown() {
         assert_eq!(entry("rubbish").event.get(), "\"rubbish\"");
         assert!(entry("{}").line().ends_with("?              garage.player.anna"));
         assert_eq!(entry("{\n\"a\":\n1}").event.get(), "{\"a\":1}");

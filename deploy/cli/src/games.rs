@@ -1,4 +1,4 @@
-//! What runs the game servers of a local Garage: processes of this machine, or the pods of a cluster.
+//! The game servers of a local Garage: processes on this machine, or pods in a Kubernetes cluster.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -15,68 +15,69 @@ use garage_stack::workers;
 
 use crate::report::say;
 
-/// How long the cluster has to be rid of pods: many times the grace that game servers have.
+/// How long the cluster may take to remove pods. It is many times the termination grace period of a game server.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// What is said of it.
+/// The flags that select how game servers run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Flags {
-    /// What runs game servers: processes of this machine, or a Kubernetes cluster. All else runs here in either case.
-    /// Of pods nothing is left in the end: those that run still are removed, with their secrets.
-    #[arg(long, default_value = "process", value_name = "WHAT")]
+    /// How game servers run: as processes on this machine, or as pods in a Kubernetes cluster. Everything else runs on
+    /// this machine. At the end, all remaining pods and their secrets are removed.
+    #[arg(long, default_value = "process", value_name = "KIND")]
     director: Kind,
-    /// The file that says where the cluster is and as whom to ask it.
+    /// The kubeconfig file with the cluster and your account.
     #[arg(long, value_name = "FILE", required_if_eq("director", "kube"))]
     kubeconfig: Option<PathBuf>,
-    /// The namespace of the cluster that game servers run in, and nobody else's do; made when it is not there. By
-    /// default `garage`.
+    /// The namespace of the game servers. It is created if it does not exist, and must contain no other Garage's game
+    /// servers. The default is `garage`.
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
-    /// The game server's image.
+    /// The image of the game server. Its entry point is the game server.
     #[arg(long, required_if_eq("director", "kube"))]
     image: Option<String>,
-    /// When a node pulls the image; by default when it has none of that name.
+    /// When a node pulls the image. The default is `IfNotPresent`.
     #[arg(long, value_name = "POLICY")]
     pull_policy: Option<PullPolicy>,
-    /// The address of this machine by which pods reach NATS, which listens there too. By default 127.0.0.1, which pods
-    /// reach that run on this machine: they have its network.
+    /// The address of this machine at which pods reach NATS. NATS then listens on all addresses. The default is
+    /// 127.0.0.1, for a cluster on this machine, whose pods use the network of the host.
     #[arg(long, value_name = "IP")]
     advertise: Option<IpAddr>,
 }
 
-/// What runs game servers, and can.
+/// Where game servers run. `None`: as processes on this machine.
 #[derive(Debug)]
 pub(crate) struct Games(Option<(Cluster, workers::Pods)>);
 
 impl Flags {
-    /// Sees to it that game servers can run there, and none does yet.
+    /// Checks that game servers can run in the cluster and that the namespace contains none. Creates a namespace that
+    /// does not exist.
     pub(crate) async fn prepare(self) -> anyhow::Result<Games> {
         let Self { director, kubeconfig, namespace, image, pull_policy, advertise } = self;
         if director == Kind::Process {
-            let said = [
+            let given = [
                 ("--kubeconfig", kubeconfig.is_some()),
                 ("--namespace", namespace.is_some()),
                 ("--image", image.is_some()),
                 ("--pull-policy", pull_policy.is_some()),
                 ("--advertise", advertise.is_some()),
             ];
-            let idle = said.into_iter().find(|(_, said)| *said).map(|(flag, _)| flag);
-            ensure!(idle.is_none(), "{} is of use with --director kube only", idle.unwrap_or_default());
+            let unused = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+            ensure!(unused.is_none(), "{} requires --director kube", unused.unwrap_or_default());
             return Ok(Games(None));
         }
         let (kubeconfig, image) = kubeconfig.zip(image).context("--director kube needs --kubeconfig and --image")?;
         let namespace = namespace.unwrap_or_else(|| "garage".into());
         let cluster = Cluster::find(&kubeconfig, &namespace).await?;
         cluster.prepare().await?;
-        // A director takes for orphans what its log does not know, and what it leaves is removed in the end.
-        let left = cluster.left().await?;
+        // The director would remove game servers that its log does not know, and `clear` removes all others at the end.
+        let remaining = cluster.remaining().await?;
         ensure!(
-            left.is_empty(),
-            "a Garage's pods ({}) and secrets ({}) are in namespace {namespace}: another's, or of one that was killed; take \
-             another namespace, or, if nobody plays there, `kubectl -n {namespace} delete pods,secrets -l \
+            remaining.is_empty(),
+            "pods ({}) and secrets ({}) are in namespace {namespace}, of another Garage or of one that was killed; use \
+             another namespace, or, if nobody plays there, run `kubectl -n {namespace} delete pods,secrets -l \
              app.kubernetes.io/managed-by=garage`",
-            left.pods.len(),
-            left.secrets.len()
+            remaining.pods.len(),
+            remaining.secrets.len()
         );
         let pods = workers::Pods {
             kubeconfig: std::path::absolute(kubeconfig)?,
@@ -90,26 +91,27 @@ impl Flags {
 }
 
 impl Games {
-    /// What a stack is to be told.
+    /// The setting for a stack.
     pub(crate) fn options(&self) -> workers::Games {
         self.0.as_ref().map_or(workers::Games::Process, |(_, pods)| workers::Games::Kube(pods.clone()))
     }
 
-    /// Waits until the director has removed every pod and secret: of closed sessions none is to be left.
+    /// Waits until the director has removed every pod and secret. Call it when all sessions are closed.
     pub(crate) async fn wait_none_left(&self) -> anyhow::Result<()> {
         let Some((cluster, _)) = &self.0 else { return Ok(()) };
-        cluster.wait_empty(MAX_WAIT).await.context("all sessions are closed, and yet")?;
+        cluster.wait_empty(MAX_WAIT).await.context("all sessions are closed, but the cluster is not empty")?;
         self.say_none_left();
         Ok(())
     }
 
-    /// Removes what is left of a Garage whose director is gone, however it ended.
+    /// Removes all remaining pods and secrets, after the director has stopped. Returns `ended`, or the error if the
+    /// removal fails after a success.
     pub(crate) async fn clear(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         let Some((cluster, _)) = &self.0 else { return ended };
-        match cluster.clear(MAX_WAIT).await.context("what this Garage has in the cluster is not all removed") {
+        match cluster.clear(MAX_WAIT).await.context("cannot remove all pods and secrets of this Garage") {
             Ok(()) => self.say_none_left(),
             Err(error) if ended.is_ok() => return Err(error),
-            // Why it ended is the error; this has to be known besides.
+            // The earlier error is returned, so this one is printed.
             Err(error) => say(format!("FAILED  {error:#}")),
         }
         ended
@@ -117,7 +119,7 @@ impl Games {
 
     fn say_none_left(&self) {
         if let Some((_, pods)) = &self.0 {
-            say(format!("no pod and no secret of it is left in namespace {}", pods.namespace));
+            say(format!("no pod and no secret of this Garage is left in namespace {}", pods.namespace));
         }
     }
 }

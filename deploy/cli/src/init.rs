@@ -1,4 +1,4 @@
-//! `garage init`
+//! `garage init`: creates or upgrades what NATS and MySQL need for Garage.
 
 use anyhow::Context;
 use garage_events::jetstream::setup;
@@ -7,14 +7,14 @@ use garage_worker::config::Nats;
 
 use crate::report::say;
 
-/// Creates, or upgrades, the streams, consumers and the SQL schema.
+/// Creates or upgrades the NATS streams and consumers and the SQL schema. You can run it again at any time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Init {
     #[command(flatten)]
     nats: Nats,
     #[command(flatten)]
     mysql: MySql,
-    /// Copies that the NATS cluster keeps of each stream: 1 on one node, 3 on a cluster.
+    /// Copies that NATS keeps of each stream: 1 on one node, 3 on three nodes.
     #[arg(long, env = "GARAGE_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: u8,
 }
@@ -25,7 +25,7 @@ impl Init {
         setup::init(client, self.replicas.into()).await?;
         say("streams and consumers are up to date");
         let pool = self.mysql.pool()?;
-        garage_inventory::migrate(&pool).await.context("cannot bring the SQL schema up to date")?;
+        garage_inventory::migrate(&pool).await.context("cannot upgrade the SQL schema")?;
         say("the SQL schema is up to date");
         Ok(())
     }

@@ -10,19 +10,19 @@ use garage_worker::Shutdown;
 
 use crate::{games, report::say};
 
-/// Runs a local Garage until Ctrl-C, and says where it is.
+/// Runs a local Garage until Ctrl-C, and prints its addresses.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Up {
-    /// Where its data, secrets and logs are kept; what is there from last time is used again.
+    /// Folder of the data, secrets and logs. If it has data from an earlier run, that data is used again.
     #[arg(long, env = "GARAGE_ROOT", default_value = "target/garage")]
     root: PathBuf,
-    /// The queues file; by default the queues `ranked` and `casual`, of two players.
+    /// The queues file. The default has the queues `ranked` and `casual` with two players per match.
     #[arg(long, env = "GARAGE_QUEUES")]
     queues: Option<PathBuf>,
-    /// Nodes of NATS.
+    /// Number of NATS nodes.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     nats_nodes: u8,
-    /// Instances of each worker.
+    /// Number of instances of each worker.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     instances: u8,
     #[command(flatten)]
@@ -55,15 +55,15 @@ async fn serve(root: &Path, options: Options, shutdown: Shutdown) -> anyhow::Res
         stack = starting => stack?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    say("Garage is up. In another shell:\n");
+    say("Garage is up. Paste these lines into another shell:\n");
     say(format!("export GATEWAY={}", stack.gateway()));
     say(format!("export GARAGE_GATEWAY_JWT_KEY_FILE={}", root.join("secrets/jwt.key").display()));
     say(format!("export GARAGE_NATS_URL={}", stack.nats.url()));
     say(format!("export GARAGE_NATS_CREDENTIALS={}", stack.nats.credentials(Role::Admin).display()));
     say(format!("export GARAGE_REDIS_URL={}", stack.redis.url()));
     say(format!("export GARAGE_REDIS_PASSWORD_FILE={}", stack.redis.password_file().display()));
-    say(format!("\nWhat goes on: {}", stack.ops()));
-    say("Ctrl-C ends it.");
+    say(format!("\nDashboard: {}", stack.ops()));
+    say("Press Ctrl-C to stop.");
     shutdown.cancelled().await;
     say("stopping …");
     stack.stop().await;

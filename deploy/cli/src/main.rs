@@ -1,4 +1,4 @@
-//! `garage`: sets Garage up, runs it locally, and shows what the log knows.
+//! `garage`: sets up Garage, runs it locally, shows what is in the log, and does the tasks of an operator.
 
 mod backup;
 mod bench;
@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use garage_worker::Shutdown;
 
-/// Garage: the game manager of an online multiplayer game.
+/// Garage runs the matches of an online multiplayer game.
 #[derive(Debug, Parser)]
 #[command(name = "garage", version, arg_required_else_help = true)]
 struct Cli {
@@ -37,53 +37,53 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Creates, or upgrades, the streams, consumers and the SQL schema. May be run again at any time.
+    /// Creates or upgrades the NATS streams and consumers and the SQL schema. You can run it again at any time.
     Init(init::Init),
     /// Shows and changes what the store sells.
     #[command(subcommand)]
-    Catalogue(catalogue::Of),
-    /// Runs a local Garage until Ctrl-C, and says where it is.
+    Catalogue(catalogue::Command),
+    /// Runs a local Garage until Ctrl-C, and prints its addresses.
     Up(local::Up),
-    /// Starts a local Garage, lets bots play on it, and reports.
+    /// Starts a local Garage, lets bots play, and prints how long each step took.
     Demo(demo::Demo),
-    /// Measures.
+    /// Runs a benchmark.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Makes a player's token, as the studio's identity provider would.
+    /// Prints a player's token, as your identity provider would issue it.
     Token(token::Token),
-    /// Shows what happened to a session, from the log.
+    /// Shows what happened in a session, from the log.
     Session(timeline::OfSession),
     /// Shows what happened to a player, from the log.
     Player(timeline::OfPlayer),
-    /// Reads the log once more: prints it, writes it to a file, or publishes it.
+    /// Reads the log again: prints it, writes it to a file, or publishes it.
     Replay(replay::Replay),
-    /// Follows the log, a line an event, until Ctrl-C.
+    /// Prints each new event of the log as one line, until Ctrl-C.
     Tail(tail::Tail),
-    /// The messages that workers gave up: lists them, and has them handled again.
+    /// Lists, shows and retries dead letters: messages that a worker could not handle.
     #[command(subcommand)]
     Dead(dead::Dead),
-    /// Closes and opens queues.
+    /// Closes, opens and lists queues.
     #[command(subcommand)]
     Queue(queue::Queue),
-    /// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
+    /// Computes the projections in Redis again from the log, and replaces the live ones in one step.
     Rebuild(rebuild::Rebuild),
-    /// Reads the whole log and says what in it cannot be: a player in two matches, one paid twice, a message lost.
+    /// Reads the whole log and reports what must never happen, such as a player in two matches or paid twice.
     Verify(verify::Verify),
-    /// Copies all streams to a new folder, while all goes on. The database is not among them: copy it afterwards.
+    /// Copies all NATS streams to a new folder, while Garage runs. It does not copy the database: do that afterwards.
     Backup(backup::Backup),
-    /// Makes all streams of a backup, on servers that have none.
+    /// Creates all streams of a backup, on NATS servers that have no streams.
     Restore(backup::Restore),
-    /// Shows how a worker is configured, and checks it; or all that can be configured.
+    /// Shows and checks the settings of a worker, lists all settings, or creates the NATS keys.
     #[command(subcommand)]
     Config(config::Config),
-    /// Makes a shell's completions of this command, to be sourced.
+    /// Prints the completions of this command for your shell.
     Completions(completions::Completions),
 }
 
 fn main() -> ExitCode {
     garage_worker::command(async |cli: Cli, shutdown: Shutdown| match cli.command {
         Command::Init(init) => init.run().await,
-        Command::Catalogue(of) => of.run().await,
+        Command::Catalogue(command) => command.run().await,
         Command::Up(up) => up.run(shutdown).await,
         Command::Demo(demo) => demo.run(shutdown).await,
         Command::Bench(bench) => bench.run(shutdown).await,

@@ -1,33 +1,33 @@
-//! How far long work is, for who watches it on a terminal.
+//! The progress of a long command, shown on a terminal.
 
 use std::{
     io::{IsTerminal, Write},
     time::{Duration, Instant},
 };
 
-/// Between two looks at it.
-const SHOW: Duration = Duration::from_millis(200);
+/// Pause between two updates of the line.
+const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A line on standard error that is written over and over, if that is a terminal.
+/// One line on standard error that is updated in place. Nothing is written if standard error is not a terminal.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    watched: bool,
+    enabled: bool,
     began: Instant,
     shown: Option<Instant>,
 }
 
 impl Progress {
-    /// Progress of work whose results go to standard output, or do not.
+    /// `prints` says whether the command writes its results to standard output.
     pub(crate) fn new(prints: bool) -> Self {
-        // Lines and progress on one terminal would be in each other's way.
-        let watched = std::io::stderr().is_terminal() && !(prints && std::io::stdout().is_terminal());
-        Self { watched, began: Instant::now(), shown: None }
+        // On one terminal, results and progress would mix.
+        let enabled = std::io::stderr().is_terminal() && !(prints && std::io::stdout().is_terminal());
+        Self { enabled, began: Instant::now(), shown: None }
     }
 
-    /// So many events are done, which is `done` of `all` on the way.
+    /// Updates the line: `events` are processed in total, and the work is at `done` of `all`.
     pub(crate) fn at(&mut self, events: u64, done: u64, all: u64) {
         let now = Instant::now();
-        if self.watched && self.shown.is_none_or(|shown| now - shown >= SHOW) {
+        if self.enabled && self.shown.is_none_or(|shown| now - shown >= INTERVAL) {
             self.shown = Some(now);
             let _ = write!(std::io::stderr(), "\r\x1b[K{}", text(events, done, all, now - self.began));
         }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_tells_count_share_and_rate() {
+    fn the_line_shows_count_percentage_and_rate() {
         assert_eq!(text(500, 1, 4, Duration::from_millis(250)), "500 events  25 %  2000/s");
         assert_eq!(text(0, 0, 0, Duration::ZERO), "0 events  0 %  0/s");
         assert_eq!(text(9, 9, 8, Duration::from_secs(3)), "9 events  100 %  3/s");

@@ -1,4 +1,4 @@
-//! `garage queue`: which queues take players.
+//! `garage queue`: closes, opens and lists queues.
 
 use std::collections::BTreeMap;
 
@@ -23,39 +23,39 @@ use crate::{
     report::{note, print, say},
 };
 
-/// Closes and opens queues.
+/// Closes, opens and lists queues.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Queue {
-    /// Closes a queue: nobody may queue there any more, until it is opened. Who waits already goes on being matched.
+    /// Closes a queue: it accepts no new tickets until you open it. Players who already wait are still matched.
     Close(Close),
-    /// Opens a queue that was closed.
+    /// Opens a closed queue.
     Open(Open),
-    /// Lists the queues: whether each is open, since when, and why it is closed.
+    /// Lists the queues: whether each is open, since when, and why a queue is closed.
     List(List),
 }
 
-/// Closes a queue: nobody may queue there any more, until it is opened. Who waits already goes on being matched.
+/// Closes a queue: it accepts no new tickets until you open it. Players who already wait are still matched.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Close {
-    /// Its name.
+    /// The name of the queue.
     name: QueueName,
-    /// Why. Players who want to queue are told.
+    /// The reason, one line of at most 200 characters. Players who try to queue receive it.
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
     #[command(flatten)]
     nats: Nats,
 }
 
-/// Opens a queue that was closed.
+/// Opens a closed queue.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Open {
-    /// Its name.
+    /// The name of the queue.
     name: QueueName,
     #[command(flatten)]
     nats: Nats,
 }
 
-/// Lists the queues: those that a matchmaker has matched in the last hour, and those that were ever closed.
+/// Lists the queues that had a matchmaker in the last hour, and all queues that were ever closed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct List {
     /// Prints JSON lines: queue, state (open or closed), since, reason.
@@ -65,23 +65,23 @@ pub(crate) struct List {
     nats: Nats,
 }
 
-/// A queue. Its fields are those of a JSON line, and stay.
+/// One line of the list. The field names appear in JSON lines and must not change.
 #[derive(Debug, Serialize)]
 struct QueueLine {
     queue: QueueName,
     #[serde(flatten)]
     queue_status: QueueStatus,
-    /// By the stream's clock; none where it was never closed.
+    /// When the status was set, by the stream's clock. `None` if the queue was never closed.
     #[serde(with = "time::serde::rfc3339::option")]
     since: Option<OffsetDateTime>,
 }
 
-/// What is known of the queues.
+/// The queues and their status, read from the buckets LEASES and QUEUES.
 struct QueueReader {
     context: Context,
-    /// Those that have a matchmaker, or had one an hour ago: the command does not know the file.
+    /// Queues that had a matchmaker in the last hour, from the leases. This command does not read the queues file.
     matched: Vec<QueueName>,
-    /// Those that were ever closed, and since when they are as they are.
+    /// Queues that were ever closed: the status, and when it was set.
     queue_statuses: BTreeMap<QueueName, (QueueStatus, OffsetDateTime)>,
 }
 
@@ -92,7 +92,7 @@ impl Queue {
                 let known = QueueReader::read(&nats).await?;
                 known.check(&name)?;
                 known.put(&name, &QueueStatus::Closed { reason }).await?;
-                say(format!("queue {name} is closed; who waits there is still matched"));
+                say(format!("queue {name} is closed; players who already wait are still matched"));
             }
             Self::Open(Open { name, nats }) => {
                 let known = QueueReader::read(&nats).await?;
@@ -110,7 +110,7 @@ impl List {
     async fn run(self) -> anyhow::Result<()> {
         let lines = QueueReader::read(&self.nats).await?.lines();
         if lines.is_empty() && !self.json {
-            say("no queue is known: no matchmaker has run in the last hour");
+            say("no queues: no matchmaker has run in the last hour");
         }
         for line in lines {
             let line = if self.json { serde_json::to_string(&line)? } else { line.text() };
@@ -126,7 +126,7 @@ impl QueueLine {
     fn text(&self) -> String {
         let (state, reason) = match &self.queue_status {
             QueueStatus::Open => ("open", String::new()),
-            // Another tool may have put it there, with what a terminal would obey.
+            // Another tool may have written it, with control characters for the terminal.
             QueueStatus::Closed { reason } => ("closed", format!("  {}", reason.replace(char::is_control, " "))),
         };
         let since = self.since.map_or_else(|| "-".into(), when);
@@ -139,17 +139,16 @@ impl QueueReader {
         let context = jetstream::new(nats.connect("cli").await?);
         let bucket = async |name: &str| {
             let opened = context.get_stream(name).await;
-            opened.with_context(|| format!("stream {name} cannot be opened; run `garage init`"))
+            opened.with_context(|| format!("cannot open stream {name}; run `garage init`"))
         };
         let leases = entries(&bucket(lease::STREAM).await?, lease::MATCHMAKERS).await?;
         let matched = leases.iter().filter_map(|entry| lease::queue_of(&entry.subject)).collect();
         let mut queue_statuses = BTreeMap::new();
         for entry in entries(&bucket(queue_status::STREAM).await?, queue_status::ALL).await? {
-            // One that was deleted with a KV client has no body.
+            // An entry that a KV client has deleted has no body.
             if let (Some(queue), false) = (queue_status::queue_of(&entry.subject), entry.payload.is_empty()) {
                 let queue_status = serde_json::from_slice(&entry.payload);
-                let queue_status =
-                    queue_status.with_context(|| format!("what is said of queue {queue} cannot be read"))?;
+                let queue_status = queue_status.with_context(|| format!("cannot read the status of queue {queue}"))?;
                 queue_statuses.insert(queue, (queue_status, entry.time));
             }
         }
@@ -167,18 +166,19 @@ impl QueueReader {
         lines.into_iter().map(line).collect()
     }
 
-    /// Refuses a name that is no queue's, as far as that can be told.
+    /// Fails if no matchmaker has the queue and it was never closed. If no matchmaker has run in the last hour, it only
+    /// prints a note.
     fn check(&self, name: &QueueName) -> anyhow::Result<()> {
         if self.matched.is_empty() {
             note(format!(
-                "no matchmaker has run in the last hour, so that it is not known whether there is a queue {name}"
+                "no matchmaker has run in the last hour, so this command cannot check that queue {name} exists"
             ));
             return Ok(());
         }
         let names: Vec<_> = self.matched.iter().map(QueueName::as_str).collect();
         ensure!(
             self.matched.contains(name) || self.queue_statuses.contains_key(name),
-            "no matchmaker has a queue {name}; they have: {}",
+            "no matchmaker has a queue {name}; the queues are: {}",
             names.join(", ")
         );
         Ok(())
@@ -187,19 +187,19 @@ impl QueueReader {
     async fn put(&self, queue: &QueueName, queue_status: &QueueStatus) -> anyhow::Result<()> {
         let body = serde_json::to_vec(queue_status)?;
         let stored = async { self.context.publish(queue_status::subject(queue), body.into()).await?.await };
-        stored.await.context("not stored")?;
+        stored.await.context("cannot store the status of the queue")?;
         Ok(())
     }
 }
 
-/// The present entries of a bucket.
+/// The current entries of a bucket.
 async fn entries(bucket: &Stream, filter: &str) -> anyhow::Result<Vec<StreamMessage>> {
     let subjects: Vec<_> = bucket.info_with_subjects(filter).await?.try_collect().await?;
     let mut entries = Vec::new();
     for (subject, _) in subjects {
         match bucket.get_last_raw_message_by_subject(&subject).await {
             Ok(entry) => entries.push(entry),
-            // Removed meanwhile.
+            // Somebody has removed it in the meantime.
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {}
             Err(error) => return Err(error.into()),
         }
@@ -207,11 +207,11 @@ async fn entries(bucket: &Stream, filter: &str) -> anyhow::Result<Vec<StreamMess
     Ok(entries)
 }
 
-/// A reason that players can be told.
+/// Parses a reason: one line, without control characters.
 fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.is_empty() || text.chars().count() > queue_status::MAX_REASON || text.chars().any(char::is_control) {
-        return Err(format!("a line of 1 to {} characters", queue_status::MAX_REASON));
+        return Err(format!("use one line of 1 to {} characters", queue_status::MAX_REASON));
     }
     Ok(text.into())
 }
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_a_line() {
+    fn a_reason_is_one_line_of_limited_length() {
         assert_eq!(reason(" season's end ").unwrap(), "season's end");
         for bad in ["", "  ", "two\nlines", &"x".repeat(queue_status::MAX_REASON + 1)] {
             reason(bad).unwrap_err();

@@ -1,4 +1,4 @@
-//! `garage rebuild`: the projections anew.
+//! `garage rebuild`: computes the projections in Redis again.
 
 use anyhow::bail;
 use garage_session::{projector::rebuild, redis::Redis};
@@ -6,10 +6,10 @@ use garage_worker::{Shutdown, config};
 
 use crate::{progress::Progress, report::say};
 
-/// Builds the projections in Redis anew from the log, beside the live ones, and switches at once.
+/// Computes the projections in Redis again from the log, and replaces the live ones in one step.
 ///
-/// Workers may run meanwhile. Killed in the middle it leaves the live projections as they were; it may be run again at
-/// any time.
+/// Workers may run meanwhile. If this command is interrupted, the live projections stay as they were. You can run it
+/// again at any time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rebuild {
     #[command(flatten)]
@@ -26,10 +26,10 @@ impl Rebuild {
         let rebuilding = rebuild(client, &redis, |events, at, end| progress.at(events, at, end));
         let rebuilt = tokio::select! {
             rebuilt = rebuilding => rebuilt?,
-            () = shutdown.cancelled() => bail!("interrupted; the live projections are whole, run it again to rebuild them"),
+            () = shutdown.cancelled() => bail!("interrupted; the live projections are unchanged"),
         };
         drop(progress);
-        say(format!("{} events folded; the projections were replaced at {}", rebuilt.events, rebuilt.seq));
+        say(format!("{} events read; the projections were replaced at sequence {}", rebuilt.events, rebuilt.seq));
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! `garage replay`: what happened, once more.
+//! `garage replay`: reads the history again.
 
 mod pace;
 mod target;
@@ -21,45 +21,46 @@ use self::{
 };
 use crate::{entry::LogEntry, progress::Progress, report::note, select::Select};
 
-/// How long the mirror has to get what the log had when the replay began; it is milliseconds behind, if it is well.
-const MIRROR: Duration = Duration::from_secs(10);
+/// How long the mirror may take to receive the events that the log had when the replay began. Normally, the mirror is
+/// milliseconds behind.
+const MIRROR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two looks at the mirror.
-const LOOK: Duration = Duration::from_millis(20);
+/// Pause between two checks of the mirror.
+const MIRROR_POLL: Duration = Duration::from_millis(20);
 
-/// Further ahead no clock is asked for.
-const FAR: Duration = Duration::from_secs(365 * 86_400);
+/// The longest pause before an event, a year. It keeps the addition to an `Instant` in range.
+const MAX_PAUSE: Duration = Duration::from_secs(365 * 86_400);
 
-/// Reads the log once more, as far back as the history goes (72 h): prints it, writes it to a file, or publishes it.
+/// Reads the log of the last 72 hours again: prints it, writes it to a file, or publishes it.
 ///
-/// What is appended after the beginning of a replay is not part of it.
+/// A replay ends where the log ends when the replay starts.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Replay {
-    /// Begins with this sequence; by default with the first that is kept.
+    /// First sequence. The default is the first that the history still has.
     #[arg(long, value_name = "SEQ", conflicts_with = "from")]
     from_seq: Option<u64>,
-    /// Begins at this time of the stream's clock (RFC 3339, as 2026-11-22T10:00:00Z).
+    /// First time, in RFC 3339, for example 2026-11-22T10:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     from: Option<OffsetDateTime>,
-    /// Ends with this sequence; by default with the last.
+    /// Last sequence. The default is the last of the log.
     #[arg(long, value_name = "SEQ", conflicts_with = "to")]
     to_seq: Option<u64>,
-    /// Ends at this time of the stream's clock.
+    /// Last time, in RFC 3339.
     #[arg(long, value_name = "TIME", value_parser = moment)]
     to: Option<OffsetDateTime>,
     #[command(flatten)]
     select: Select,
-    /// Writes JSON lines to this file, which appears once it is whole.
+    /// Writes JSON lines to this file. It appears only when it is complete.
     #[arg(long, value_name = "FILE", conflicts_with = "publish")]
     out: Option<PathBuf>,
-    /// Replaces the file, if it is there.
+    /// Replaces the file if it exists.
     #[arg(long, requires = "out")]
     force: bool,
-    /// Publishes each event to PREFIX.SUBJECT, with the headers Garage-Type and Garage-Replay-Seq. If a stream
-    /// takes these subjects, it acknowledges each.
+    /// Publishes each event to PREFIX.SUBJECT, with the headers Garage-Type and Garage-Replay-Seq. If a stream stores
+    /// these subjects, the command waits for its acknowledgements.
     #[arg(long, value_name = "PREFIX")]
     publish: Option<Prefix>,
-    /// How fast: full, recorded, or a factor of the recorded speed, as 10.
+    /// `full`, `recorded`, or a factor of the recorded speed, such as 10.
     #[arg(long, default_value = "full")]
     speed: Speed,
     /// Prints JSON lines: seq, time, subject, event.
@@ -89,7 +90,7 @@ impl Replay {
                 () = shutdown.cancelled() => {
                     drop(progress);
                     let how = target.interrupt(next).await?;
-                    bail!("interrupted after {count} events, before {next}; {how}");
+                    bail!("interrupted after {count} events, before sequence {next}; {how}");
                 }
                 entry = events.next() => entry?,
             };
@@ -105,24 +106,24 @@ impl Replay {
         target.finish(count).await
     }
 
-    /// The first and the last sequence that may be part of it.
+    /// The first and the last sequence of the replay. Waits for the mirror if it is behind the log.
     async fn range(&self, client: &Client, history: &Reader) -> anyhow::Result<(u64, u64)> {
         let last = Reader::open(client.clone(), STREAM).await?.bounds().await?.last;
-        let deadline = Instant::now() + MIRROR;
+        let deadline = Instant::now() + MIRROR_TIMEOUT;
         let mut bounds = history.bounds().await?;
         while bounds.last < last {
             ensure!(
                 Instant::now() < deadline,
-                "stream {HISTORY} has {} and stream {STREAM} is at {last}: the mirror stands still; look at `nats stream \
-                 info {HISTORY}`, or end before with --to-seq {}",
+                "stream {HISTORY} is at {} but stream {STREAM} is at {last}: the mirror has stopped; check `nats \
+                 stream info {HISTORY}`, or end the replay earlier with --to-seq {}",
                 bounds.last,
                 bounds.last
             );
-            // Unless it is not needed as far as that.
+            // The mirror already has everything that is asked for.
             if self.to_seq.is_some_and(|to| to <= bounds.last) {
                 break;
             }
-            sleep(LOOK).await;
+            sleep(MIRROR_POLL).await;
             bounds = history.bounds().await?;
         }
         let from = match (self.from_seq, self.from) {
@@ -132,7 +133,7 @@ impl Replay {
         };
         let to = match (self.to_seq, self.to) {
             (Some(seq), _) => seq,
-            // Up to the last nanosecond of that time.
+            // Includes events at exactly that time.
             (None, Some(time)) => history.since(time + time::Duration::NANOSECOND).await?.saturating_sub(1),
             (None, None) => last,
         };
@@ -145,13 +146,13 @@ impl Replay {
             bounds.last
         );
         if from < bounds.first {
-            note(format!("what was before {} is not kept any more", bounds.first));
+            note(format!("events before sequence {} have expired", bounds.first));
         }
         Ok((from.max(bounds.first), to))
     }
 }
 
-/// The events of a replay, each when it is due.
+/// The selected events of a replay, at the replay's speed.
 struct Paced {
     events: Range,
     select: Select,
@@ -164,7 +165,7 @@ impl Paced {
         while let Some(message) = self.events.next().await? {
             let entry = LogEntry::new(message.seq, message.time, &message.subject, &message.body)?;
             if self.select.takes(&entry) {
-                sleep_until(self.began + self.pace.due(entry.time).min(FAR)).await;
+                sleep_until(self.began + self.pace.due(entry.time).min(MAX_PAUSE)).await;
                 return Ok(Some(entry));
             }
         }
@@ -173,5 +174,5 @@ impl Paced {
 }
 
 fn moment(text: &str) -> Result<OffsetDateTime, String> {
-    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| format!("{error}; it is like 2026-11-22T10:00:00Z"))
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|error| format!("{error}; use a form such as 2026-11-22T10:00:00Z"))
 }

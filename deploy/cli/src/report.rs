@@ -1,16 +1,16 @@
-//! What a person reads.
+//! Output for people: lines and tables on standard output, notes on standard error.
 
 use std::{
     io::{ErrorKind, Write},
     ops::ControlFlow,
 };
 
-/// Prints a line. A reader who has closed the pipe has read enough.
+/// Prints a line. Ignores errors: a reader that has closed the pipe has read enough.
 pub(crate) fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-/// Prints rows under headings, the first column to the left, the others to the right.
+/// Prints a table. The first column is aligned to the left, the others to the right.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -32,15 +32,15 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) {
     }
 }
 
-/// The value below which a share of the sorted values lies; `None` without values.
+/// The percentile of the sorted values, where `share` is from 0 to 1. `None` if there are no values.
 pub(crate) fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
-    // The ranks of a few thousand values are far from where f64 or u32 lose precision.
+    // A few thousand values: u32 and f64 represent their ranks exactly.
     let rank = (f64::from(u32::try_from(last).ok()?) * share).round();
     (0_u32..).zip(sorted).find(|(at, _)| f64::from(*at) >= rank).map(|(_, value)| *value)
 }
 
-/// Prints one of many lines; breaks when nobody reads them any more.
+/// Prints one of many lines. Breaks when the reader has closed the pipe.
 pub(crate) fn print(line: impl std::fmt::Display) -> std::io::Result<ControlFlow<()>> {
     match writeln!(std::io::stdout().lock(), "{line}") {
         Ok(()) => Ok(ControlFlow::Continue(())),
@@ -49,7 +49,7 @@ pub(crate) fn print(line: impl std::fmt::Display) -> std::io::Result<ControlFlow
     }
 }
 
-/// Tells whoever typed the command something that does not belong to its output.
+/// Prints a note for the user that is not part of the command's output.
 pub(crate) fn note(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

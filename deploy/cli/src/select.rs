@@ -1,4 +1,4 @@
-//! Which events an operator wants.
+//! The filters of `garage tail` and `garage replay`.
 
 use clap::builder::PossibleValuesParser;
 use garage_events::{
@@ -10,25 +10,25 @@ use garage_events::{
 
 use crate::entry::LogEntry;
 
-/// Which events.
+/// The events that an operator selects.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Select {
-    /// Only subjects that this selects, as 'garage.session.*.closed'.
+    /// Only events on these subjects, for example 'garage.session.*.closed'.
     #[arg(long, value_name = "FILTER", conflicts_with_all = ["player", "session"])]
     subject: Option<Filter>,
-    /// Only what happened to this player; his name as the identity provider has it.
+    /// Only events of this player. NAME is the `sub` of the player's token.
     #[arg(long, value_name = "NAME", conflicts_with = "session")]
     player: Option<String>,
-    /// Only what happened to this session.
+    /// Only events of this session.
     #[arg(long, value_name = "ID")]
     session: Option<SessionId>,
-    /// Only events of this type; may be given more than once.
+    /// Only events of this type. Can be repeated.
     #[arg(long = "type", value_name = "TYPE", value_parser = types(), hide_possible_values = true)]
     types: Vec<String>,
 }
 
 impl Select {
-    /// What the server selects by; none overlaps another.
+    /// The subject filters for the server. They do not overlap.
     pub(crate) fn filters(&self) -> anyhow::Result<Vec<String>> {
         if let Some(player) = &self.player {
             let player = PlayerId::from_foreign(player)?;
@@ -41,13 +41,13 @@ impl Select {
         Ok(vec![session.or(subject).unwrap_or_else(|| ALL.into())])
     }
 
-    /// Whether an event that the server selected is wanted.
+    /// Whether an event that the server selected also has one of the types.
     pub(crate) fn takes(&self, entry: &LogEntry) -> bool {
         self.types.is_empty() || self.types.contains(&entry.type_name)
     }
 }
 
-/// Every type there is, so that a slip of the pen does not select nothing.
+/// All event types. With this list, a typing error is refused instead of selecting nothing.
 fn types() -> PossibleValuesParser {
     let mut types = [player::Event::TYPES, session::Event::TYPES, inventory::Event::TYPES].concat();
     types.sort_unstable();

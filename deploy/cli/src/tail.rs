@@ -1,4 +1,4 @@
-//! `garage tail`: the log as it is written.
+//! `garage tail`: prints the log as it grows.
 
 use std::{str::FromStr, time::Duration};
 
@@ -12,10 +12,10 @@ use garage_worker::{Shutdown, config::Nats};
 
 use crate::{entry::LogEntry, report::print, select::Select};
 
-/// Follows the log, a line an event, until Ctrl-C.
+/// Prints each new event of the log as one line, until Ctrl-C.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Tail {
-    /// Begins with this sequence, or so long ago: 90s, 15m, 2h. By default with what is appended from now on.
+    /// Begin at this sequence, or this long ago (90s, 15m, 2h, 1d). Without it, only new events are printed.
     #[arg(long, value_name = "SEQ|DURATION")]
     since: Option<Since>,
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub(crate) struct Tail {
     nats: Nats,
 }
 
-/// Where to begin.
+/// Where to begin to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Since {
     Seq(u64),
@@ -38,15 +38,15 @@ impl FromStr for Since {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = "neither a sequence, as 17, nor a duration, as 90s, 15m, 2h or 1d";
+        let invalid = "neither a sequence, such as 17, nor a duration, such as 90s, 15m, 2h or 1d";
         let unit = match text.chars().last() {
             Some('s') => 1,
             Some('m') => 60,
             Some('h') => 3_600,
             Some('d') => 86_400,
-            _ => return text.parse().map(Self::Seq).or(Err(wrong)),
+            _ => return text.parse().map(Self::Seq).or(Err(invalid)),
         };
-        let number: u32 = text.strip_suffix(char::is_alphabetic).unwrap_or(text).parse().or(Err(wrong))?;
+        let number: u32 = text.strip_suffix(char::is_alphabetic).unwrap_or(text).parse().or(Err(invalid))?;
         Ok(Self::Ago(Duration::from_secs(u64::from(number) * unit)))
     }
 }
@@ -60,7 +60,7 @@ impl Tail {
             Some(Since::Ago(ago)) => reader.since(System.now() - ago).await?,
         };
         let mut follow = reader.follow(self.select.filters()?, from);
-        follow.connect().await.map_err(anyhow::Error::from_boxed).context("the log cannot be followed")?;
+        follow.connect().await.map_err(anyhow::Error::from_boxed).context("cannot follow the log")?;
         loop {
             let message = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

@@ -1,4 +1,4 @@
-//! `garage session` and `garage player`: what happened, from the log.
+//! `garage session` and `garage player`: the events of one match or one player, from the log.
 
 use anyhow::Context;
 use garage_events::{
@@ -17,10 +17,10 @@ use crate::{
     report::{say, table},
 };
 
-/// Shows what happened to a session, from the log.
+/// Shows what happened in a session, from the log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct OfSession {
-    /// Its id.
+    /// The id of the session.
     session: SessionId,
     /// Prints JSON lines: seq, time, subject, event.
     #[arg(long)]
@@ -32,7 +32,7 @@ pub(crate) struct OfSession {
 /// Shows what happened to a player, from the log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct OfPlayer {
-    /// His name, as the identity provider has it.
+    /// The name of the player: the `sub` of their token.
     player: String,
     /// Prints JSON lines: seq, time, subject, event.
     #[arg(long)]
@@ -70,27 +70,27 @@ impl OfPlayer {
     }
 }
 
-/// An event, as a timeline shows it.
+/// An event of a timeline.
 #[derive(Debug, Clone)]
 pub(crate) struct TimelineLine {
     entry: LogEntry,
     about: About,
 }
 
-/// What an event's data says it is about.
+/// The ticket and the session that an event's data names.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct About {
     ticket: Option<TicketId>,
     session: Option<SessionId>,
 }
 
-/// A match: the session, and what its players went through from queueing to being paid, in the log's order.
+/// The events of a session and of its players, from queueing to the reward, in the order of the log.
 pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Result<Vec<TimelineLine>> {
     let mut lines = of(log, &Aggregate::Session(id)).await?;
     let session = log.session(id).await?;
     for member in session.state.matched().into_iter().flat_map(|matched| &matched.teams).flat_map(|team| &team.players)
     {
-        // By what each event is about: when he is paid he may have queued again long since.
+        // Selects by ticket and session: before the player is paid, they may already have queued again.
         let about = |line: &TimelineLine| line.about.session == Some(id) || line.about.ticket == Some(member.ticket);
         for aggregate in [Aggregate::Player(member.player.clone()), Aggregate::Inventory(member.player.clone())] {
             lines.extend(of(log, &aggregate).await?.into_iter().filter(about));
@@ -100,11 +100,11 @@ pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Resul
     Ok(lines)
 }
 
-/// A player's last match, or, without one, all that happened to him.
+/// The events of a player's last match. If the player had no match, all their events.
 pub(crate) async fn of_last_match(log: &JetStreamLog, player: &PlayerId) -> anyhow::Result<Vec<TimelineLine>> {
     let aggregate = Aggregate::Player(player.clone());
     let Some(last) = log.player(player).await?.last else { return Ok(Vec::new()) };
-    // From the match on, every event of one matter has the session's id as its correlation.
+    // From the match on, the correlation of every event is the session's id.
     let mut lines = of_match(log, SessionId::new(last.correlation)).await?;
     if lines.is_empty() {
         lines = of(log, &aggregate).await?;
@@ -130,7 +130,7 @@ async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Tim
 /// Prints a timeline: milliseconds since its first event, type, subject, sequence.
 pub(crate) fn print(lines: &[TimelineLine]) {
     let Some(begin) = lines.first().map(|line| line.entry.time) else { return };
-    // Text to the left, numbers to the right.
+    // The cells are padded here, so that text is aligned to the left and numbers to the right.
     let widest = |len: fn(&LogEntry) -> usize| lines.iter().map(|line| len(&line.entry)).max().unwrap_or_default();
     let (event, subject) = (widest(|entry| entry.type_name.len()), widest(|entry| entry.subject.len()));
     let row = |TimelineLine { entry, .. }: &TimelineLine| {

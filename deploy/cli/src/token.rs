@@ -1,4 +1,4 @@
-//! `garage token`
+//! `garage token`: issues a player's token, in place of an identity provider.
 
 use std::path::PathBuf;
 
@@ -13,19 +13,19 @@ use serde_json::json;
 
 use crate::report::say;
 
-/// Makes a player's token, as the studio's identity provider would.
+/// Prints a player's token, as your identity provider would issue it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Token {
-    /// The player's name, as the identity provider has it.
+    /// The player's name, which becomes the `sub` of the token.
     player: String,
-    /// The player's rank, which he then queues with; without it, that is his rating.
+    /// The rank that the player queues with. Without it, the player is matched by their rating.
     #[arg(long, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(i64::from(*RANKS.start())..=i64::from(*RANKS.end())))]
     rank: Option<i32>,
-    /// The file with the gateway's HS256 key.
+    /// The file with the HS256 key of the gateway.
     #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_FILE")]
     jwt_key_file: PathBuf,
-    /// Seconds that the token is valid.
+    /// How many seconds the token is valid.
     #[arg(long, default_value_t = 3_600)]
     valid_s: u32,
 }
@@ -36,7 +36,7 @@ impl Token {
         let key = key.expose().as_bytes();
         let expires = System.now() + time::Duration::seconds(self.valid_s.into());
         let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp(), "rank": self.rank });
-        // So that a gateway knows which of two keys it is of while they are rotated.
+        // During a key rotation a gateway accepts two keys; `kid` says which one signed this token.
         let header = Header { kid: Some(hex(&key_id("jwt", key))), ..Header::new(Algorithm::HS256) };
         say(jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(key))?);
         Ok(())

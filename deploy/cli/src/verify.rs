@@ -1,17 +1,4 @@
-//! `garage verify`: whether the log's history is one that can be.
-
-mod checker;
-mod event;
-mod gathering;
-mod heads;
-mod instances;
-mod payments;
-mod players;
-mod projections;
-mod secrets;
-mod sessions;
-mod together;
-mod violation;
+//! `garage verify`: checks the log against the invariants of Garage.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -28,48 +15,44 @@ use garage_inventory::{
     config::MySql,
     mysql::{
         self,
-        ledger_audit::{self, Wrong},
+        ledger_audit::{self, Discrepancy},
     },
 };
 use garage_session::{projector::identity, redis::Redis};
+use garage_verify::{Checker, End, Projections, Rule, Secrets, Summary, Violation, instances};
 use garage_worker::{
     Shutdown,
     config::{self, Nats},
 };
 
-use self::{
-    checker::{Checker, End, Summary},
-    projections::Projections,
-    secrets::Secrets,
-    violation::{Rule, Violation},
-};
 use crate::{
     progress::Progress,
     report::{note, print, say},
 };
 
-/// Reads the whole log, up to where it is now, and says what in it cannot be. It changes nothing, and may be run while
-/// all goes on.
+/// Reads the whole log up to its current end, and reports what must never happen. It changes nothing, and may run while
+/// Garage runs.
 ///
-/// It replays every aggregate through its decider, and looks whether each message expected what was there, whether
-/// sessions and players go together, whether each is paid once, and whether a secret is in the log. Of what began before
-/// the log does only the rest is judged.
+/// It replays every aggregate through its decider. It also checks that each message expected the right sequence, that
+/// sessions and their players agree, that each player is paid once, and that the log contains no secret. If something
+/// began before the first event of the log, only its later events are checked.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Verify {
-    /// Nothing may be under way any more: every session closed, every ticket ended, everybody paid.
+    /// Also reports everything that is unfinished: open sessions, waiting tickets and unpaid players. Use it when
+    /// nobody plays.
     #[arg(long)]
     settled: bool,
-    /// A file with a secret that must not be in the log, besides what looks like a private key or a token; may be given
-    /// more than once.
+    /// Also searches the log for the secret in this file. Private keys and tokens are always searched for. Can be
+    /// repeated.
     #[arg(long = "secret-file", value_name = "FILE")]
     secret_files: Vec<PathBuf>,
-    /// Compares the projections in Redis with a fold of the log.
+    /// Also compares the projections in Redis with the log.
     #[arg(long = "redis")]
     projections: bool,
-    /// Adds up the ledgers in the database, and compares the wallets.
+    /// Also compares each wallet in the database with the sum of its ledger.
     #[arg(long = "mysql")]
     wallets: bool,
-    /// Looks whether each game server in this folder of a director belongs to a session that lives.
+    /// Also checks that each game server in this folder of a director belongs to a live session.
     #[arg(long, value_name = "DIR")]
     instances: Option<PathBuf>,
     /// Prints JSON lines: rule, player, session, seqs, what.
@@ -89,15 +72,16 @@ impl Verify {
         for file in &self.secret_files {
             secrets.add(file)?;
         }
-        let mut verified =
-            Verified { json: self.json, violations: 0, checker: Checker::new(secrets), projections: None };
-        let verifying = self.verify(&mut verified);
+        let mut verification =
+            Verification { json: self.json, violations: 0, checker: Checker::new(secrets), projections: None };
+        let verifying = self.verify(&mut verification);
         let Some(summary) = shutdown.run_until_cancelled(verifying).await else {
-            bail!("interrupted; only a part was read")
+            bail!("interrupted; only a part of the log was read")
         };
-        let (summary, violations) = (summary?, verified.violations);
-        let text = format!("{}; {}", counts(&summary), if violations == 0 { "all holds" } else { "not all holds" });
-        // Of JSON, standard output holds nothing but lines.
+        let (summary, violations) = (summary?, verification.violations);
+        let result = if violations == 0 { "no violations" } else { "violations found" };
+        let text = format!("{}; {result}", counts(&summary));
+        // With --json, standard output contains JSON lines only.
         if self.json {
             note(text);
         } else {
@@ -107,22 +91,22 @@ impl Verify {
         Ok(())
     }
 
-    async fn verify(&self, verified: &mut Verified) -> anyhow::Result<Summary> {
+    async fn verify(&self, verification: &mut Verification) -> anyhow::Result<Summary> {
         let client = self.nats.connect("cli").await?;
         let reader = Reader::open(client.clone(), STREAM).await?;
-        // Before the log's end is looked up: what they hold is in it then.
-        verified.projections = self.copied().await?;
+        // Read before the end of the log is looked up, so that the log contains everything that they show.
+        verification.projections = self.copied().await?;
         let instances = self.instances()?;
         let bounds = reader.bounds().await?;
-        verified.read(&reader, bounds).await?;
-        self.judge_projections(client, bounds, verified).await?;
-        // Those that were there only before or after come and go.
+        verification.read(&reader, bounds).await?;
+        self.check_projections(client, bounds, verification).await?;
+        // An instance that is in only one of the two lists is just being started or removed.
         let instances = instances.intersection(&self.instances()?).copied().collect();
-        let (sessions, now) = (verified.checker.sessions(), System.now());
-        verified.show(instances::judge(&instances, sessions, now, self.end()))?;
-        verified.show(self.judge_wallets().await?)?;
-        let (found, summary) = std::mem::take(&mut verified.checker).finish(self.end());
-        verified.show(found)?;
+        let (sessions, now) = (verification.checker.sessions(), System.now());
+        verification.show(instances::check(&instances, sessions, now, self.end()))?;
+        verification.show(self.check_wallets().await?)?;
+        let (found, summary) = std::mem::take(&mut verification.checker).finish(self.end());
+        verification.show(found)?;
         Ok(summary)
     }
 
@@ -142,31 +126,36 @@ impl Verify {
         self.instances.as_deref().map_or_else(|| Ok(BTreeSet::new()), instances::list)
     }
 
-    async fn judge_projections(&self, client: Client, bounds: Bounds, verified: &mut Verified) -> anyhow::Result<()> {
-        let Some(projections) = verified.projections.take() else { return Ok(()) };
+    async fn check_projections(
+        &self,
+        client: Client,
+        bounds: Bounds,
+        verification: &mut Verification,
+    ) -> anyhow::Result<()> {
+        let Some(projections) = verification.projections.take() else { return Ok(()) };
         let identity = identity(&jetstream::new(client)).await?;
         let behind = projections.behind();
-        verified.show(projections.finish(&identity, bounds.last)?)?;
+        verification.show(projections.finish(&identity, bounds.last)?)?;
         if self.settled && behind > 0 {
             let what = format!("the projections have not applied the last {behind} events of players and sessions");
-            verified.show(vec![Violation::new(Rule::Settled, [], what)])?;
+            verification.show(vec![Violation::new(Rule::Settled, [], what)])?;
         }
         Ok(())
     }
 
-    async fn judge_wallets(&self) -> anyhow::Result<Vec<Violation>> {
+    async fn check_wallets(&self) -> anyhow::Result<Vec<Violation>> {
         if !self.wallets {
             return Ok(Vec::new());
         }
         let pool = self.mysql.pool()?;
         mysql::check_schema(&pool).await?;
-        let violation = |wrong| match wrong {
-            Wrong::Sum { player, balance, sum } => {
-                let what = format!("the wallet holds {balance}, and its ledger comes to {sum}");
+        let violation = |discrepancy| match discrepancy {
+            Discrepancy::Balance { player, balance, sum } => {
+                let what = format!("the balance is {balance}, but the ledger entries add up to {sum}");
                 Violation::new(Rule::Wallet, [], what).player(&player)
             }
-            Wrong::Twice { player, session, rewards } => {
-                let violation = Violation::new(Rule::Wallet, [], format!("{rewards} rewards for {session}"));
+            Discrepancy::DuplicateReward { player, session, rewards } => {
+                let violation = Violation::new(Rule::Wallet, [], format!("{rewards} rewards for session {session}"));
                 session.parse().into_iter().fold(violation.player(&player), Violation::session)
             }
         };
@@ -174,17 +163,17 @@ impl Verify {
     }
 }
 
-/// What is being verified, and what came of it so far.
+/// A check in progress, and the number of violations that it has found.
 #[derive(Debug)]
-struct Verified {
+struct Verification {
     json: bool,
     violations: u64,
     checker: Checker,
     projections: Option<Projections>,
 }
 
-impl Verified {
-    /// Reads the log, and beyond where it was to the end of the last commit.
+impl Verification {
+    /// Reads the log to its last message, and further to the end of that message's commit.
     async fn read(&mut self, reader: &Reader, Bounds { first, last }: Bounds) -> anyhow::Result<()> {
         let mut progress = Progress::new(true);
         let mut range = reader.range(vec![ALL.into()], first, last);
@@ -211,23 +200,20 @@ impl Verified {
         for violation in found {
             self.violations += 1;
             let line = if self.json { serde_json::to_string(&violation)? } else { violation.to_string() };
-            ensure!(print(line)?.is_continue(), "nobody reads any more what does not hold");
+            ensure!(print(line)?.is_continue(), "cannot print violations: the reader has closed the pipe");
         }
         Ok(())
     }
 }
 
 fn counts(summary: &Summary) -> String {
-    let Summary { events, players, sessions, tickets, paid, open, midway } = summary;
+    let Summary { events, players, sessions, tickets, paid, open, truncated } = summary;
     let mut text = format!("{events} events: {players} players, {sessions} sessions, {tickets} tickets, {paid} paid");
     if *open > 0 {
-        text.push_str(&format!("; {open} under way"));
+        text.push_str(&format!("; {open} unfinished"));
     }
-    if *midway > 0 {
-        text.push_str(&format!("; {midway} began before the log does"));
+    if *truncated > 0 {
+        text.push_str(&format!("; {truncated} began before the log"));
     }
     text
 }
-
-#[cfg(test)]
-mod tests;

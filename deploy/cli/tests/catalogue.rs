@@ -1,4 +1,4 @@
-//! `garage catalogue`, run as operators run it, on a real MariaDB.
+//! Runs `garage catalogue` as operators do, on a real MariaDB.
 #![cfg(test)]
 
 use std::{fs, path::Path, process::Output};
@@ -33,7 +33,7 @@ async fn fails(mariadb: &MariaDb, args: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_catalogue_is_exported_changed_looked_at_and_applied() {
+async fn a_catalogue_is_exported_edited_checked_with_a_dry_run_and_applied() {
     let folder = tempfile::tempdir().unwrap();
     let mariadb = MariaDb::start(folder.path()).await.unwrap();
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../local/catalogue.toml");
@@ -61,8 +61,8 @@ async fn a_catalogue_is_exported_changed_looked_at_and_applied() {
     let difference =
         "~ resale_percent: 50 → 40\n~ car pebble price: 500 → 550\n~ item chassis-stripped price: 500 → 550\n";
     for _ in 0..2 {
-        let looked_at = succeeds(&mariadb, &["apply", name, "--dry-run"]).await;
-        assert!(looked_at.starts_with(difference) && looked_at.contains("dry run"), "{looked_at}");
+        let checked = succeeds(&mariadb, &["apply", name, "--dry-run"]).await;
+        assert!(checked.starts_with(difference) && checked.contains("dry run"), "{checked}");
     }
     let applied = succeeds(&mariadb, &["apply", name]).await;
     assert!(applied.starts_with(difference) && !applied.contains("dry run"), "{applied}");
@@ -71,8 +71,8 @@ async fn a_catalogue_is_exported_changed_looked_at_and_applied() {
     fs::write(&file, changed.replace("price = 550\n", "price = -1\n")).unwrap();
     for args in [vec!["apply", name], vec!["apply", name, "--dry-run"]] {
         let error = fails(&mariadb, &args).await;
-        for why in [name, "car pebble: price is -1", "item chassis-stripped: price is -1"] {
-            assert!(error.contains(why), "no {why} in: {error}");
+        for reason in [name, "car pebble: price is -1", "item chassis-stripped: price is -1"] {
+            assert!(error.contains(reason), "no {reason} in: {error}");
         }
     }
     assert_eq!(succeeds(&mariadb, &["export"]).await, changed);

@@ -1,4 +1,4 @@
-//! `garage config`, run as operators run it.
+//! Runs `garage config` as operators do.
 #![cfg(test)]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// Runs it with these variables and no other.
+/// Runs `garage config` with exactly these environment variables.
 fn config(args: &[&str], variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_garage"))
         .arg("config")
@@ -26,7 +26,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A setting of the JSON that is printed, by its flag or its variable.
+/// A setting of the printed JSON, by its flag or its variable.
 fn setting(output: &Output, name: &str) -> Value {
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut settings = shown["settings"].as_array().unwrap().iter();
@@ -34,7 +34,7 @@ fn setting(output: &Output, name: &str) -> Value {
     found.unwrap_or_else(|| panic!("no {name} in {shown}")).clone()
 }
 
-/// Files that a gateway takes: its queues and its key.
+/// Writes valid files for a gateway: the queues file and the key.
 fn files(folder: &Path) -> (String, String) {
     let (queues, key) = (folder.join("queues.toml"), folder.join("jwt.key"));
     fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("../local/queues.toml"), &queues).unwrap();
@@ -43,7 +43,7 @@ fn files(folder: &Path) -> (String, String) {
 }
 
 #[test]
-fn each_setting_is_shown_with_where_it_comes_from() {
+fn each_setting_is_shown_with_its_source() {
     let folder = tempfile::tempdir().unwrap();
     let (queues, key) = files(folder.path());
     let variables = [
@@ -77,7 +77,7 @@ fn each_setting_is_shown_with_where_it_comes_from() {
 }
 
 #[test]
-fn what_a_worker_would_refuse_is_an_error_that_names_it() {
+fn a_setting_that_the_worker_would_refuse_is_named_in_the_error() {
     let folder = tempfile::tempdir().unwrap();
     let (queues, key) = files(folder.path());
     let file = |name: &str, text: &str| {
@@ -105,7 +105,7 @@ fn what_a_worker_would_refuse_is_an_error_that_names_it() {
         assert!(error.contains(why), "{more:?}: {error}");
         assert!(String::from_utf8_lossy(&shown.stderr).contains(why), "{}", text(&shown));
         assert!(!text(&shown).contains("hunter2"), "{}", text(&shown));
-        // What is set is shown all the same, after what is wrong too.
+        // All settings are shown nevertheless, including those after the wrong one.
         assert_eq!(setting(&shown, "--max-connections")["value"], "20000", "{more:?}");
         assert_eq!(setting(&shown, more.0)["source"], "environment", "{more:?}");
     }
@@ -117,7 +117,7 @@ fn what_a_worker_would_refuse_is_an_error_that_names_it() {
 }
 
 #[test]
-fn every_worker_is_checked_as_it_checks_itself() {
+fn the_settings_of_every_worker_are_checked_as_the_worker_does() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -156,23 +156,23 @@ fn every_worker_is_checked_as_it_checks_itself() {
         ("director", &director, "GARAGE_GAMESERVER", "game server"),
         ("inventory", &[], "GARAGE_MYSQL_URL", "--mysql-url"),
     ];
-    for (worker, variables, spoilt, why) in workers {
+    for (worker, variables, wrong, why) in workers {
         let shown = config(&[worker], variables);
         assert!(shown.status.success(), "{worker}: {}", text(&shown));
-        // No file of a TOML, no key, no program, no URL.
-        let spoiling = if spoilt == "GARAGE_GAMESERVER" { "/nowhere" } else { seal.as_str() };
-        let spoilt: Vec<_> =
-            variables.iter().copied().filter(|(name, _)| *name != spoilt).chain([(spoilt, spoiling)]).collect();
-        let shown = config(&[worker], &spoilt);
+        // This value is not a queues file, a key, a program or a URL.
+        let value = if wrong == "GARAGE_GAMESERVER" { "/nowhere" } else { seal.as_str() };
+        let wrong: Vec<_> =
+            variables.iter().copied().filter(|(name, _)| *name != wrong).chain([(wrong, value)]).collect();
+        let shown = config(&[worker], &wrong);
         assert!(shown.status.code() == Some(1) && text(&shown).contains(why), "{worker}: {}", text(&shown));
     }
-    assert!(!instances.exists(), "a check makes nothing");
+    assert!(!instances.exists(), "a check creates nothing");
 }
 
 #[test]
 fn the_reference_is_printed() {
     let shown = config(&["reference"], &[]);
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../CONFIGURATION.md")).unwrap();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md")).unwrap();
     assert_eq!(text(&shown), page);
 }
 
@@ -183,7 +183,7 @@ fn contents(folder: &Path) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn what_nats_goes_by_is_made_for_its_owner_alone_and_again_without_new_keys() {
+fn nats_files_are_created_for_their_owner_only_and_renewed_without_new_keys() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("secrets");
     let renew = || {
@@ -218,14 +218,14 @@ fn what_nats_goes_by_is_made_for_its_owner_alone_and_again_without_new_keys() {
         files.iter().filter(|(name, _)| name.ends_with(".seed")).map(|(_, seed)| seed.clone()).collect()
     };
     for seed in seeds(&first) {
-        assert!(!first["nats-operator.conf"].contains(&seed), "what servers are told is public");
+        assert!(!first["nats-operator.conf"].contains(&seed), "the servers' settings must contain no seed");
     }
     fs::remove_file(out.join("nats-session.creds")).unwrap();
     let second = renew();
     assert_eq!(seeds(&first), seeds(&second));
     assert_ne!(first["nats-session.creds"], second["nats-session.creds"]);
 
-    // One that was spoilt is no reason to make another, which would shut everybody out.
+    // A damaged seed must not be replaced: with a new one, NATS would reject all existing credentials.
     fs::write(out.join("nats-account.seed"), "hunter2").unwrap();
     let refused = config(&["nats", "--out", out.to_str().unwrap()], &[]);
     assert!(!refused.status.success());

@@ -1,2 +1,2 @@
-//! End-to-end and fault tests over deploy/stack: real servers, the workers' real binaries, and players who know REST and
-//! the WebSocket only. They are in `tests/e2e`; the binaries must have been built before (`cargo build --workspace`).
+//! End-to-end and fault tests on `deploy/stack`: real servers, the workers' real binaries, and players that use only
+//! REST and the WebSocket. The tests are in `tests/`. Build the binaries first: `cargo build --workspace`.

@@ -1,4 +1,4 @@
-//! A player by public interfaces only: REST, the WebSocket, and the game server that he is told of.
+//! A simulated player. It uses only public interfaces: REST, the WebSocket, and the game server of its match.
 
 mod event_stream;
 mod gateways;
@@ -19,16 +19,16 @@ pub use self::{
     socket::{Frame, Socket},
 };
 
-/// How long a bot waits for anything, by default.
-const MAX_WAIT: Duration = Duration::from_secs(30);
+/// Default time-out for everything that a bot waits for.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Between two tries of what may do later.
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A player's client.
 #[derive(Debug, Clone)]
 pub struct Bot {
-    /// His name.
+    /// The player's id, as in the token.
     pub player: String,
     http: Client,
     gateways: Gateways,
@@ -36,53 +36,53 @@ pub struct Bot {
     max_wait: Duration,
 }
 
-/// What a bot met instead of what it waited for.
+/// Why a bot could not continue.
 #[derive(Debug, thiserror::Error)]
 #[error("player {player}, after {last}: {what}")]
 pub struct BotError {
-    /// Who.
+    /// The player's id.
     pub player: String,
-    /// The last event that he saw.
+    /// The type of the last event that the player received, or the step before the first event.
     pub last: String,
     /// What went wrong.
     pub what: String,
 }
 
-/// A ticket, as far as bots look at it.
+/// A ticket. Bots need only its id.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Ticket {
-    /// Its id.
+    /// The ticket's id.
     pub ticket: String,
 }
 
-/// A race that was played and paid.
+/// The result of a match that was played and paid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Played {
-    /// The match.
+    /// The id of the match's session.
     pub session: String,
-    /// His place.
+    /// The player's place; the winner has 1.
     pub place: u32,
-    /// Coins it brought.
+    /// The reward in coins.
     pub earned: u64,
-    /// Every event that he was told of, from queueing to his release.
+    /// All frames that the player received, from `Queued` to `Released`.
     pub frames: Vec<Frame>,
-    /// How often his socket broke, and was opened again.
+    /// How often the socket broke and was reopened.
     pub breaks: u32,
 }
 
-/// An answer that is no success.
+/// An unsuccessful answer of the gateway.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
-    /// HTTP's status.
+    /// The HTTP status; 599 if there was no answer.
     pub status: StatusCode,
-    /// The body, if it was JSON.
+    /// The body if it is JSON, otherwise null. If there was no answer, the reason as a text.
     pub body: Value,
 }
 
 impl Problem {
-    /// Whether the same request may do later: there was no answer, or something behind the gateway gave none.
+    /// Whether the same request may succeed later: there was no answer, or a dependency of the gateway is unavailable.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         matches!(self.status.as_u16(), 502..=504 | 599)
     }
 }
@@ -93,7 +93,7 @@ struct Wallet {
 }
 
 #[derive(Deserialize)]
-struct Me {
+struct PlayerState {
     seq: u64,
 }
 
@@ -115,7 +115,7 @@ struct Address {
 }
 
 impl Bot {
-    /// A client of a player at a gateway.
+    /// A client of this player, connected to one gateway.
     #[must_use]
     pub fn new(http: Client, gateway: &str, player: &str, token: &str) -> Self {
         Self {
@@ -127,24 +127,24 @@ impl Bot {
         }
     }
 
-    /// Waits longer, or less long, for what it waits for.
+    /// Sets the time-out for everything that the bot waits for.
     #[must_use]
     pub fn with_max_wait(mut self, max_wait: Duration) -> Self {
         self.max_wait = max_wait;
         self
     }
 
-    /// Knows several gateways. He begins at the first, and goes on to the next when one does not answer him.
+    /// Gives the bot several gateways. It starts with the first, and switches to the next when one does not answer.
     #[must_use]
     pub fn with_gateways(mut self, gateways: &[impl AsRef<str>]) -> Self {
         self.gateways = Gateways::new(gateways);
         self
     }
 
-    /// Asks the gateway, once.
+    /// Sends a request once.
     ///
     /// # Errors
-    /// [`Problem`] for what is no success; status 599 when there was no answer.
+    /// [`Problem`] for every answer that is not a success, and with status 599 if there was no answer.
     pub async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -154,24 +154,24 @@ impl Bot {
         self.send(method, path, body, None).await
     }
 
-    /// Asks the gateway until it says yes or no, as long as his patience lasts. To be used for what may be done twice.
+    /// Sends a request, and retries temporary problems until the time-out. Use it only for idempotent requests.
     ///
     /// # Errors
-    /// [`Problem`], the last one.
-    pub async fn insist<T: DeserializeOwned>(
+    /// The last [`Problem`].
+    pub async fn ask_with_retry<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<Value>,
     ) -> Result<T, Problem> {
-        self.again(|| self.ask(method.clone(), path, body.clone())).await
+        self.retry(|| self.ask(method.clone(), path, body.clone())).await
     }
 
-    /// Asks the gateway for something that is to be done once, under an idempotency key; asks again where there is no
-    /// answer.
+    /// Sends a command with an idempotency key, so that it is carried out once. Retries temporary problems until the
+    /// time-out.
     ///
     /// # Errors
-    /// [`Problem`]
+    /// The last [`Problem`].
     pub async fn command<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -179,18 +179,19 @@ impl Bot {
         body: Option<Value>,
         key: &str,
     ) -> Result<T, Problem> {
-        self.again(|| self.send(method.clone(), path, body.clone(), Some(key))).await
+        self.retry(|| self.send(method.clone(), path, body.clone(), Some(key))).await
     }
 
-    // Not an `AsyncFn`: of its future it could not be told that a task of its own may hold it.
-    async fn again<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Problem>
+    // Not an `AsyncFn`: callers spawn this in tasks, and stable Rust cannot require that the future of an `AsyncFn` is
+    // `Send`.
+    async fn retry<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Problem>
     where
         F: Future<Output = Result<T, Problem>>,
     {
-        let begin = Instant::now();
+        let start = Instant::now();
         loop {
             match ask().await {
-                Err(problem) if problem.may_pass() && begin.elapsed() < self.max_wait => sleep(PAUSE).await,
+                Err(problem) if problem.is_temporary() && start.elapsed() < self.max_wait => sleep(PAUSE).await,
                 result => return result,
             }
         }
@@ -203,11 +204,11 @@ impl Bot {
         body: Option<Value>,
         key: Option<&str>,
     ) -> Result<T, Problem> {
-        let silent = |error: reqwest::Error| Problem {
+        let no_answer = |error: reqwest::Error| Problem {
             status: StatusCode::from_u16(599).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
             body: Value::String(format!("{:#}", anyhow::Error::from(error))),
         };
-        let gateway = self.gateways.present();
+        let gateway = self.gateways.current();
         let mut request =
             self.http.request(method, format!("{gateway}{path}")).bearer_auth(&self.token).timeout(self.max_wait);
         if let Some(body) = body {
@@ -220,7 +221,7 @@ impl Bot {
             let response = request.send().await?;
             Ok((response.status(), response.bytes().await?))
         };
-        let (status, bytes) = answer.await.map_err(silent).inspect_err(|_| self.gateways.leave(&gateway))?;
+        let (status, bytes) = answer.await.map_err(no_answer).inspect_err(|_| self.gateways.switch_from(&gateway))?;
         let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if !status.is_success() {
             return Err(Problem { status, body: value });
@@ -229,11 +230,11 @@ impl Bot {
             .map_err(|error| Problem { status, body: Value::String(format!("unexpected body: {error}")) })
     }
 
-    /// Queues in `ranked`, or another queue, with the rank that his token says, or else his rating; asks again where there
-    /// is no answer, for the same ticket.
+    /// Requests a ticket in a queue, with the rank from the token or else the player's rating. Retries temporary
+    /// problems with the same idempotency key, so there is only one ticket.
     ///
     /// # Errors
-    /// [`Problem`]
+    /// The last [`Problem`].
     pub async fn queue(&self, queue: &str) -> Result<Ticket, Problem> {
         let latencies = BTreeMap::from([("eu", 20)]);
         let body = json!({ "queue": queue, "latencies": latencies });
@@ -242,44 +243,44 @@ impl Bot {
         self.command(Method::POST, path, Some(body), &key).await
     }
 
-    /// Ends a ticket; asks again where there is no answer.
+    /// Cancels a ticket. Retries temporary problems.
     ///
     /// # Errors
-    /// [`Problem`]
+    /// The last [`Problem`].
     pub async fn cancel(&self, ticket: &Ticket) -> Result<(), Problem> {
-        // The answer has no body.
+        // The answer has no body, which deserializes to `None`.
         let path = format!("/v1/matchmaking/tickets/{}", ticket.ticket);
-        self.insist::<Option<Value>>(Method::DELETE, &path, None).await.map(drop)
+        self.ask_with_retry::<Option<Value>>(Method::DELETE, &path, None).await.map(drop)
     }
 
-    /// Where he stands, in the gateway's words: `idle`, `waiting`, `matched` or `playing`, and more.
+    /// The answer of `GET /v1/players/me`. Its `status` is `idle`, `waiting`, `matched` or `playing`.
     ///
     /// # Errors
-    /// [`Problem`]
+    /// The last [`Problem`].
     pub async fn me(&self) -> Result<Value, Problem> {
-        self.insist(Method::GET, "/v1/players/me", None).await
+        self.ask_with_retry(Method::GET, "/v1/players/me", None).await
     }
 
-    /// Opens a line: a socket that is opened again when it breaks. It tells what happens from now on.
+    /// Opens a WebSocket that reopens itself when it breaks. It delivers the events from now on.
     ///
     /// # Errors
     /// [`BotError`]
     pub async fn event_stream(&self) -> Result<EventStream, BotError> {
-        let me: Result<Me, Problem> = self.insist(Method::GET, "/v1/players/me", None).await;
-        let seen = me.map_err(|problem| self.error("nothing", format!("asking where he stands: {problem:?}")))?.seq;
+        let state: Result<PlayerState, Problem> = self.ask_with_retry(Method::GET, "/v1/players/me", None).await;
+        let seen = state.map_err(|problem| self.error("nothing", format!("reading the state: {problem:?}")))?.seq;
         let event_stream = EventStream::new(self.clone(), seen);
         event_stream.open().await
     }
 
-    /// Opens the player's socket.
+    /// Opens a WebSocket. With `since`, it first delivers the events after this sequence.
     ///
     /// # Errors
     /// [`BotError`]
     pub async fn socket(&self, since: Option<u64>) -> Result<Socket, BotError> {
-        let gateway = self.gateways.present();
+        let gateway = self.gateways.current();
         let fail = |what: String| {
-            self.gateways.leave(&gateway);
-            self.error("opening his socket", what)
+            self.gateways.switch_from(&gateway);
+            self.error("opening the socket", what)
         };
         let base = gateway.replacen("http", "ws", 1);
         let url = match since {
@@ -297,7 +298,7 @@ impl Bot {
         Ok(Socket { stream, gateway, last: "connecting".into(), player, max_wait })
     }
 
-    /// The whole way: queue, match, race, be paid.
+    /// Plays one match: queues, waits for the match, races, and waits for the reward.
     ///
     /// # Errors
     /// [`BotError`]
@@ -306,25 +307,29 @@ impl Bot {
         let mut event_stream = self.event_stream().await?;
         self.queue(queue).await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
         let frame = event_stream.until("PlayerMatched").await?;
-        let unread = |error| self.error("PlayerMatched", format!("its data cannot be read: {error}"));
-        let Address { session, at } = serde_json::from_value(frame.data).map_err(unread)?;
-        // He hears by his line at once when the match is lost, however the game server's connection takes it.
+        let unreadable = |error| self.error("PlayerMatched", format!("its data cannot be read: {error}"));
+        let Address { session, at } = serde_json::from_value(frame.data).map_err(unreadable)?;
+        // If the match fails, the event stream shows it at once. The connection to the game server may take longer.
         let released = async {
             let released = event_stream.until("Released").await?;
             match released.data.get("why").and_then(Value::as_str) {
                 Some("finished") => Ok(()),
-                why => Err(self.error("Released", format!("the match ended as {}", why.unwrap_or("nothing")))),
+                why => {
+                    let why = why.unwrap_or("(no reason)");
+                    Err(self.error("Released", format!("the match did not finish: {why}")))
+                }
             }
         };
         let (results, ()) = futures::try_join!(self.race(&session, &at), released)?;
         let place = results.iter().find(|placing| placing.player.to_foreign() == self.player);
         let place = place.map(|placing| placing.place);
-        let place = place.ok_or_else(|| self.error("Released", "the results do not name him".into()))?;
+        let place = place.ok_or_else(|| self.error("Released", "the results do not contain the player".into()))?;
         let earned = self.paid(before).await?;
         Ok(Played { session, place, earned, breaks: event_stream.breaks(), frames: event_stream.close().await })
     }
 
-    /// Asks for what it takes to connect to a game server: its key, which must be the one announced, and a token.
+    /// Requests what is needed to connect to a game server: its public key, whose fingerprint must be the announced
+    /// one, and a connection token.
     ///
     /// # Errors
     /// [`BotError`]
@@ -335,19 +340,19 @@ impl Bot {
     ) -> Result<(Server, String), BotError> {
         let failed = |what: &str, problem: Problem| self.error("PlayerMatched", format!("{what}: {problem:?}"));
         let connect: Connect = self
-            .insist(Method::POST, &format!("/v1/sessions/{session}/connect-token"), None)
+            .ask_with_retry(Method::POST, &format!("/v1/sessions/{session}/connect-token"), None)
             .await
-            .map_err(|problem| failed("asking for a connection token", problem))?;
+            .map_err(|problem| failed("requesting a connection token", problem))?;
         let key: PublicKey = self
-            .insist(Method::GET, &format!("/v1/sessions/{session}/public-key"), None)
+            .ask_with_retry(Method::GET, &format!("/v1/sessions/{session}/public-key"), None)
             .await
-            .map_err(|problem| failed("asking for the game's key", problem))?;
+            .map_err(|problem| failed("requesting the game server's key", problem))?;
         if key.fingerprint != at.fingerprint {
-            return Err(self.error("PlayerMatched", "the key's fingerprint is not the one announced".into()));
+            return Err(self.error("PlayerMatched", "the fingerprint of the key is not the announced one".into()));
         }
         let server = Server {
-            address: SocketAddr::new(at.ip, at.tcp_port),
-            udp_port: at.udp_port,
+            address: SocketAddr::new(at.ip, at.ports.tcp_port),
+            udp_port: at.ports.udp_port,
             fingerprint: at.fingerprint.clone(),
         };
         Ok((server, connect.token))
@@ -359,22 +364,23 @@ impl Bot {
         at: &garage_events::player::Address,
     ) -> Result<Vec<garage_events::game::Placing>, BotError> {
         let (server, token) = self.admission(session, at).await?;
-        let driving = Driving { within: self.max_wait, ..Driving::default() };
+        let driving = Driving { timeout: self.max_wait, ..Driving::default() };
         let results = client::drive(&server, &token, driving).await;
         results.map_err(|error| self.error("PlayerMatched", format!("racing: {:#}", anyhow::Error::from(error))))
     }
 
-    /// Coins in his wallet.
+    /// The player's balance in coins.
     ///
     /// # Errors
     /// [`BotError`]
     pub async fn balance(&self) -> Result<u64, BotError> {
-        let garage: Result<Wallet, Problem> = self.insist(Method::GET, "/v1/garage", None).await;
+        let garage: Result<Wallet, Problem> = self.ask_with_retry(Method::GET, "/v1/garage", None).await;
         garage
             .map(|wallet| wallet.balance)
-            .map_err(|problem| self.error("nothing", format!("reading his wallet: {problem:?}")))
+            .map_err(|problem| self.error("nothing", format!("reading the balance: {problem:?}")))
     }
 
+    /// Waits for the reward, and returns it.
     async fn paid(&self, before: u64) -> Result<u64, BotError> {
         let paid = async {
             loop {
@@ -386,7 +392,7 @@ impl Bot {
             }
         };
         let paid = timeout(self.max_wait, paid).await;
-        paid.map_err(|_elapsed| self.error("Released", "was not paid".into()))?
+        paid.map_err(|_elapsed| self.error("Released", "no reward in time".into()))?
     }
 
     fn error(&self, last: &str, what: String) -> BotError {

@@ -1,66 +1,66 @@
 use std::{io, path::PathBuf, process::ExitStatus};
 
-/// What this crate's functions return.
+/// The result type of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a server could not be started or spoken to.
+/// Why a server could not be started or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing to run.
+    /// The program of a server was not found.
     #[error("{program} is not installed (looked in {looked}); install it with deploy/local/install.sh")]
     Missing {
-        /// The program.
+        /// Name and, if it matters, version of the program.
         program: String,
         /// Where it was expected.
         looked: String,
     },
-    /// Somebody else bound the port between our choice and the server's start: start again with other ports.
-    #[error("{name} found its port taken; its log {} ends:\n{tail}", log.display())]
+    /// Another program bound the port after it was reserved. Start the server again with other ports.
+    #[error("the port of {name} is already in use; its log {} ends:\n{tail}", log.display())]
     PortTaken {
-        /// The process.
+        /// Name of the process.
         name: String,
-        /// Its log.
+        /// Path of its log.
         log: PathBuf,
-        /// The log's last lines.
+        /// The last lines of the log.
         tail: String,
     },
-    /// Two sets of servers on the same data would spoil it.
-    #[error("a Garage runs in {} already; stop it, or use another folder", root.display())]
-    Taken {
-        /// Its folder.
+    /// Another stack uses the folder. Two sets of servers would corrupt the data.
+    #[error("a Garage is already running in {}; stop it, or use another folder", root.display())]
+    FolderInUse {
+        /// The folder of the other stack.
         root: PathBuf,
     },
-    /// It ended by itself.
+    /// The process ended unexpectedly.
     #[error("{name} ended with {status}; its log {} ends:\n{tail}", log.display())]
     Ended {
-        /// The process.
+        /// Name of the process.
         name: String,
         /// How it ended.
         status: ExitStatus,
-        /// Its log.
+        /// Path of its log.
         log: PathBuf,
-        /// The log's last lines.
+        /// The last lines of the log.
         tail: String,
     },
-    /// It runs, and does not get where it should within the deadline.
+    /// The process did not reach the expected state in time.
     #[error("{name} did not {what} within {seconds} s; its log {} ends:\n{tail}", log.display())]
-    Late {
-        /// The process.
+    TimedOut {
+        /// Name of the process.
         name: String,
-        /// What was waited for.
+        /// The expected state or action, for example `answer`.
         what: &'static str,
-        /// The deadline.
+        /// The time-out.
         seconds: u64,
-        /// Its log.
+        /// Path of its log.
         log: PathBuf,
-        /// The log's last lines.
+        /// The last lines of the log.
         tail: String,
     },
-    /// The process was ended by us and not restarted.
+    /// The process was stopped or killed, and not restarted.
     #[error("{name} is not running")]
     NotRunning {
-        /// The process.
+        /// Name of the process.
         name: String,
     },
     /// The cluster has fewer nodes.
@@ -72,38 +72,41 @@ pub enum Error {
     /// A NATS client could not connect.
     #[error("could not connect to NATS as {user}")]
     Connect {
-        /// The user.
+        /// Name of the user.
         user: &'static str,
-        /// The client's reason.
+        /// The error of the client.
         #[source]
         source: async_nats::ConnectError,
     },
-    /// Something else did not work out.
+    /// The keys or credentials of NATS could not be created.
+    #[error(transparent)]
+    NatsKeys(#[from] garage_nats::Error),
+    /// Any other failure without a source error.
     #[error("could not {action}: {reason}")]
     Other {
         /// What was attempted.
         action: &'static str,
-        /// Why not.
+        /// Why it failed.
         reason: String,
     },
-    /// The system refused.
+    /// An operation of the operating system failed.
     #[error("could not {action}")]
     Io {
         /// What was attempted.
         action: String,
-        /// The system's reason.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err`: names what was attempted.
+    /// For `map_err`. `action` completes the sentence "could not …".
     pub(crate) fn other<E: std::fmt::Display>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |reason| Self::Other { action, reason: reason.to_string() }
     }
 
-    /// For `map_err`: names what was attempted.
+    /// For `map_err`. `action` completes the sentence "could not …".
     pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source }

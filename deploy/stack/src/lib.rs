@@ -1,7 +1,8 @@
-//! A local Garage: NATS, Redis, MariaDB and the workers on free ports, and bots to play on it.
+//! Runs a local Garage: NATS, Redis, MariaDB and the workers on free ports, and bots that play on it.
 //!
-//! Each server is a real one in a folder of its own under a root that the caller gives, bound to loopback. It lives as
-//! long as its value here: dropping it ends it, and so does the end of this process, however that comes.
+//! All servers are real. Each one has its own folder under a root that the caller chooses, and listens on loopback. A
+//! server lives as long as its value in this library: dropping the value stops the server. It also stops when this
+//! process ends, even if the process is killed.
 
 pub mod bot;
 mod error;

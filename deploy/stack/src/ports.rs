@@ -1,9 +1,9 @@
-//! Free ports for servers that must be told one.
+//! Reserves free ports for servers that need a fixed port.
 //!
-//! The ports come from below the range that the kernel hands out for outgoing connections. Inside it a client that
-//! keeps reconnecting to a dead server is given, sooner or later, the server's own port as its source: it connects to
-//! itself, and the server can never bind its port again. Between the choice and the server's bind a stranger may still
-//! take the port, so servers start again with other ports on [`Error::PortTaken`].
+//! The ports are below the range that the kernel uses for outgoing connections. Inside that range, a client that keeps
+//! reconnecting to a dead server would sooner or later get the server's own port as its source port. The client would
+//! then be connected to itself, and the server could never bind its port again. Another program may still take a port
+//! before the server binds it, so servers start again with other ports after [`Error::PortTaken`].
 
 use std::{
     collections::HashSet,
@@ -14,35 +14,36 @@ use std::{
 
 use crate::{Error, Result};
 
-/// How often a server is started before its ports being taken is reported.
+/// How often a server is started before [`Error::PortTaken`] is returned.
 pub(crate) const STARTS: usize = 3;
 
-/// Ports given out by this process. They are not given out again: a server that is down for a moment still owns its own.
-static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+/// All ports that this process has reserved. None is reserved twice, as a server that is restarting still needs its
+/// port.
+static RESERVED: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 
-/// `N` different ports that are free on 127.0.0.1 now.
+/// Reserves `N` different ports that are free on 127.0.0.1 now.
 ///
 /// # Errors
 /// When no free port is found.
 pub fn reserve<const N: usize>() -> Result<[u16; N]> {
     let range = range();
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ports = [0; N];
     for port in &mut ports {
-        *port = free(&range, &mut given)?;
+        *port = free(&range, &mut reserved)?;
     }
     Ok(ports)
 }
 
-fn free(range: &Range<u16>, given: &mut HashSet<u16>) -> Result<u16> {
+fn free(range: &Range<u16>, reserved: &mut HashSet<u16>) -> Result<u16> {
     let mut last = None;
     for _ in 0..1000 {
         let candidate = if range.is_empty() { 0 } else { rand::random_range(range.clone()) };
-        if given.contains(&candidate) {
+        if reserved.contains(&candidate) {
             continue;
         }
         match TcpListener::bind((Ipv4Addr::LOCALHOST, candidate)).and_then(|listener| listener.local_addr()) {
-            Ok(address) if given.insert(address.port()) => return Ok(address.port()),
+            Ok(address) if reserved.insert(address.port()) => return Ok(address.port()),
             Ok(_) => {}
             Err(error) => last = Some(error),
         }
@@ -50,8 +51,8 @@ fn free(range: &Range<u16>, given: &mut HashSet<u16>) -> Result<u16> {
     Err(Error::io("find a free port on 127.0.0.1")(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
 }
 
-/// From 10240, above what services usually take, to the first port for outgoing connections. Empty, which leaves the
-/// choice to the kernel, where the machine is set up to use nearly all ports for those.
+/// From 10240, above the usual ports of services, to the first port for outgoing connections. If the machine uses
+/// nearly all ports for outgoing connections, the range is empty and the kernel chooses a port.
 fn range() -> Range<u16> {
     const FIRST: u16 = 10_240;
     let outgoing = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_given_once() {
+    fn no_port_is_reserved_twice() {
         let mut seen = HashSet::new();
         for _ in 0..50 {
             for port in reserve::<4>().unwrap() {

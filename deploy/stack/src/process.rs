@@ -1,4 +1,4 @@
-//! A child process that cannot be forgotten: it ends with its value, and with this process.
+//! A child process that does not outlive its value or this process.
 
 use std::{
     ffi::OsString,
@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use garage_nats::private;
 use nix::{
     errno::Errno,
     sys::{
@@ -19,18 +20,18 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Error, Result, secret, spawner};
+use crate::{Error, Result, spawner};
 
-/// How long a process has to answer after its start, or to do what it is waited for.
-pub const DEADLINE: Duration = Duration::from_secs(30);
-/// How long a process has between SIGTERM and SIGKILL.
+/// Time-out for the start of a process, and for everything else that is awaited.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Time between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
-/// Between two looks at something that is waited for.
+/// Interval of checks while waiting.
 const POLL: Duration = Duration::from_millis(20);
-/// As much of a log as an error shows.
+/// Number of log lines in an error.
 const TAIL_LINES: usize = 30;
 
-/// What to run. The same launch runs again at a restart.
+/// The description of a process. A restart uses it again.
 #[derive(Debug, Clone)]
 pub struct Launch {
     name: String,
@@ -41,7 +42,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// The program, by its full path, under a name for messages; what it prints is appended to the log.
+    /// `name` is for messages, `program` is the full path. The output of the process is appended to the file `log`.
     #[must_use]
     pub fn new(name: impl Into<String>, program: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
         Self { name: name.into(), program: program.into(), args: Vec::new(), env: Vec::new(), log: log.into() }
@@ -61,17 +62,17 @@ impl Launch {
         self
     }
 
-    /// Adds a variable to the environment, which is otherwise ours.
+    /// Adds an environment variable. The process also inherits the environment of this process.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Starts it in the background.
+    /// Starts the process in the background.
     ///
     /// # Errors
-    /// When the log cannot be opened or the program cannot be run.
+    /// When the log cannot be opened or the program cannot be started.
     pub fn spawn(self) -> Result<Process> {
         let mut process = Process { launch: self, child: None, log_start: 0 };
         process.spawn()?;
@@ -79,13 +80,13 @@ impl Launch {
     }
 }
 
-/// A running child, or one that was ended on purpose and may be restarted. Dropping it ends it: SIGTERM, and SIGKILL
-/// after [`GRACE`]; the drop blocks until it is gone.
+/// A child process that runs, or that was stopped and can be restarted. Dropping it sends SIGTERM, and SIGKILL after
+/// [`GRACE`]. The drop blocks until the process has ended.
 #[derive(Debug)]
 pub struct Process {
     launch: Launch,
     child: Option<Child>,
-    /// Where the present run begins in the log.
+    /// Offset in the log at which the current run starts.
     log_start: u64,
 }
 
@@ -94,7 +95,7 @@ impl Process {
         let Launch { name, program, args, env, log } = &self.launch;
         let open = || {
             if let Some(folder) = log.parent() {
-                secret::private_folder(folder)?;
+                private::folder(folder)?;
             }
             let file = OpenOptions::new().create(true).append(true).open(log)?;
             Ok((file.metadata()?.len(), file.try_clone()?, file))
@@ -103,8 +104,8 @@ impl Process {
         let mut command = spawner::command(program);
         command.args(args).envs(env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(out).stderr(err);
-        // Ctrl-C on a terminal goes to its whole process group: out of ours, the child keeps running until we have ended
-        // what depends on it.
+        // Ctrl-C on a terminal stops a whole process group. In a group of its own, the child keeps running until this
+        // process has stopped everything that depends on it.
         command.process_group(0);
         let child = spawner::spawn(command).map_err(Error::io(format!("start {name} ({})", program.display())))?;
         tracing::debug!(process.name = %name, process.pid = child.id(), "started a process");
@@ -113,35 +114,35 @@ impl Process {
         Ok(())
     }
 
-    /// Its name in messages.
+    /// The name for messages.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.launch.name
     }
 
-    /// Its process id while it has not been ended by us.
+    /// The process id. `None` after the process was stopped or killed. A process that ended by itself keeps its id.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// The file that holds what it printed.
+    /// The file with the output of the process.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.launch.log
     }
 
-    /// How it ended, if it ended by itself.
+    /// The exit status, or `None` while the process runs.
     ///
     /// # Errors
-    /// When the system does not tell, or when it was ended by us.
+    /// [`Error::NotRunning`] if the process was stopped or killed by this library.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         let name = &self.launch.name;
         let child = self.child.as_mut().ok_or_else(|| Error::NotRunning { name: name.clone() })?;
-        child.try_wait().map_err(Error::io(format!("look after {name}")))
+        child.try_wait().map_err(Error::io(format!("read the status of {name}")))
     }
 
-    /// Whether it runs.
+    /// Whether the process is running.
     pub fn is_running(&mut self) -> bool {
         matches!(self.try_wait(), Ok(None))
     }
@@ -149,85 +150,89 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the process is not running.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         let pid = self.running_pid()?;
         kill(pid, signal).map_err(|errno| Error::io(format!("send {signal} to {}", self.launch.name))(errno.into()))
     }
 
-    /// Its id, if it runs: the id of a child that has ended and been waited for may be another's by now.
+    /// The id of the process, if it is running. The kernel may reuse the id of a process that has ended.
     fn running_pid(&mut self) -> Result<Pid> {
         let running = self.is_running();
         let pid = self.pid().filter(|_| running).and_then(|pid| i32::try_from(pid).ok());
         pid.map(Pid::from_raw).ok_or_else(|| Error::NotRunning { name: self.launch.name.clone() })
     }
 
-    /// Asks it to end, without waiting. One that is paused is woken for it.
+    /// Sends SIGTERM and does not wait. A paused process is resumed so that it can handle the signal.
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the process is not running.
     pub fn terminate(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
-        // It may have ended in the meantime.
+        // This fails if the process has already ended.
         let _ = self.signal(Signal::SIGCONT);
         Ok(())
     }
 
-    /// Ends it in order and waits until it is gone, at most [`GRACE`]; then it is killed. Nothing happens if it is gone.
+    /// Sends SIGTERM, and SIGKILL after [`GRACE`]. Waits until the process has ended. Does nothing if it has ended
+    /// before.
     pub async fn stop(&mut self) {
         if self.terminate().is_ok() {
             let deadline = Instant::now() + GRACE;
             while self.is_running() && Instant::now() < deadline {
                 tokio::time::sleep(POLL).await;
             }
-            self.complain();
+            self.warn_if_running();
         }
         self.kill();
     }
 
-    /// A process that does not end when it is told to has a fault, which a kill would hide.
-    fn complain(&mut self) {
+    /// Logs a warning if the process still runs. A process that ignores SIGTERM has a bug, which SIGKILL would hide.
+    fn warn_if_running(&mut self) {
         if self.is_running() {
-            let (name, log, tail) = self.words();
-            let seconds = GRACE.as_secs();
-            tracing::warn!(process.name = %name, "not ended within {seconds} s of SIGTERM; killing it; its log {} ends:\n{tail}", log.display());
+            let (name, log, tail) = self.description();
+            let (seconds, log) = (GRACE.as_secs(), log.display());
+            tracing::warn!(
+                process.name = %name,
+                "process did not end within {seconds} s of SIGTERM; killing it; its log {log} ends:\n{tail}"
+            );
         }
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone. Nothing happens if it is gone.
+    /// Kills the process (SIGKILL) and waits until it has ended. Does nothing if it has ended before.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Either fails only when there is nothing left to kill or to wait for.
+            // Both calls fail only if the process has already ended.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// Starts it again as it was started before, with the same arguments and log. One that runs is killed first.
+    /// Starts the process again with the same arguments and log. Kills it first if it is running.
     ///
     /// # Errors
-    /// When the program cannot be run.
+    /// When the program cannot be started.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
         self.spawn()
     }
 
-    /// Changes a variable of its environment for the next start; with `None` it is not set.
+    /// Sets an environment variable for the next start. `None` removes it from the launch.
     pub fn set_env(&mut self, name: &str, value: Option<OsString>) {
-        self.launch.env.retain(|(there, _)| there != name);
+        self.launch.env.retain(|(existing, _)| existing != name);
         self.launch.env.extend(value.map(|value| (name.into(), value)));
     }
 
-    /// Stops its time (SIGSTOP): it keeps its connections and answers nothing. It has stopped when this returns, which
-    /// takes some milliseconds and blocks.
+    /// Pauses the process (SIGSTOP). It keeps its connections but answers nothing. This call blocks for some
+    /// milliseconds until all threads of the process have stopped.
     ///
     /// # Errors
-    /// When it is not running, or does not stop within [`GRACE`].
+    /// When the process is not running, or does not stop within [`GRACE`].
     pub fn pause(&mut self) -> Result<()> {
         self.signal(Signal::SIGSTOP)?;
-        // The signal is only on its way when kill(2) returns. Measured on a busy machine: in half of the cases a
-        // thread of nats-server still answered a request sent after it; after this wait, never. The system reports the
-        // stop when the last thread has stopped, and, with WNOWAIT, as often as it is asked.
+        // kill(2) returns before the signal takes effect. On a busy machine, a thread of nats-server answered a later
+        // request in half of the cases. With this wait, it never did. The kernel reports the stop when the last thread
+        // has stopped. WNOWAIT keeps the report, so that it can be read again.
         let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         let deadline = Instant::now() + GRACE;
         while Instant::now() < deadline {
@@ -239,44 +244,44 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let (name, log, tail) = self.words();
-        Err(Error::Late { name, what: "stop", seconds: GRACE.as_secs(), log, tail })
+        let (name, log, tail) = self.description();
+        Err(Error::TimedOut { name, what: "stop", seconds: GRACE.as_secs(), log, tail })
     }
 
-    /// Lets it go on after [`pause`](Self::pause).
+    /// Resumes the process after [`pause`](Self::pause).
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the process is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Waits until `probe` says true, at most [`DEADLINE`].
+    /// Waits until `probe` returns true, at most [`DEADLINE`]. `what` completes the sentence "… did not …".
     ///
     /// # Errors
-    /// When the deadline passes or the process ends first. The error holds the end of its log.
+    /// When the deadline passes or the process ends first. The error contains the end of the log.
     pub async fn wait_until(&mut self, what: &'static str, probe: impl AsyncFn() -> bool) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.try_wait()? {
                 return Err(self.ended(status));
             }
-            // A probe may hang on a server that accepts and does not answer.
+            // A probe may hang if the server accepts the connection and does not answer.
             if tokio::time::timeout(Duration::from_secs(2), probe()).await == Ok(true) {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let (name, log, tail) = self.words();
-                return Err(Error::Late { name, what, seconds: DEADLINE.as_secs(), log, tail });
+                let (name, log, tail) = self.description();
+                return Err(Error::TimedOut { name, what, seconds: DEADLINE.as_secs(), log, tail });
             }
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// Waits until it has ended by itself, at most [`DEADLINE`].
+    /// Waits until the process has ended successfully, at most [`DEADLINE`].
     ///
     /// # Errors
-    /// When it ends with another status than success, or does not end.
+    /// When the process fails, or does not end in time.
     pub async fn wait_success(&mut self) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
@@ -286,13 +291,13 @@ impl Process {
                 None => tokio::time::sleep(POLL).await,
             }
         }
-        let (name, log, tail) = self.words();
-        Err(Error::Late { name, what: "end", seconds: DEADLINE.as_secs(), log, tail })
+        let (name, log, tail) = self.description();
+        Err(Error::TimedOut { name, what: "end", seconds: DEADLINE.as_secs(), log, tail })
     }
 
     fn ended(&self, status: ExitStatus) -> Error {
-        let (name, log, tail) = self.words();
-        // nats-server, redis-server and mariadbd all quote strerror(EADDRINUSE).
+        let (name, log, tail) = self.description();
+        // nats-server, redis-server and mariadbd all print the text of EADDRINUSE.
         if tail.to_lowercase().contains("address already in use") {
             Error::PortTaken { name, log, tail }
         } else {
@@ -300,11 +305,12 @@ impl Process {
         }
     }
 
-    fn words(&self) -> (String, PathBuf, String) {
+    /// Name, path of the log, and last lines of the log, for messages.
+    fn description(&self) -> (String, PathBuf, String) {
         (self.launch.name.clone(), self.launch.log.clone(), self.log_tail())
     }
 
-    /// The last lines that the present run has printed.
+    /// The last lines that the current run has printed.
     #[must_use]
     pub fn log_tail(&self) -> String {
         let read = || -> std::io::Result<String> {
@@ -328,7 +334,7 @@ impl Drop for Process {
             while self.is_running() && Instant::now() < deadline {
                 std::thread::sleep(POLL);
             }
-            self.complain();
+            self.warn_if_running();
         }
         self.kill();
     }

@@ -1,4 +1,4 @@
-//! A TCP proxy on loopback whose connections can be cut and slowed.
+//! A TCP proxy on loopback that can cut and delay its connections.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Between a client and a target on loopback; runs on the tokio runtime that started it until it is dropped.
+/// A proxy between clients and a target. It runs on the tokio runtime that started it, until it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -37,7 +37,7 @@ struct Shared {
 struct State {
     cut: bool,
     delay: Duration,
-    /// Cancelled by a cut, and replaced: each connection holds the one of its time.
+    /// The token of the current connections. A cut cancels and replaces it.
     live: CancellationToken,
 }
 
@@ -55,13 +55,13 @@ impl Proxy {
         Ok(Self { address, shared, _accepting: accepting.drop_guard() })
     }
 
-    /// Where clients connect.
+    /// The address for clients.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Closes every connection and, until [`mend`](Self::mend), each new one as it comes. The port stays ours.
+    /// Closes all connections and, until [`mend`](Self::mend), each new one at once. The port remains bound.
     pub fn cut(&self) {
         self.shared.with(|state| {
             state.cut = true;
@@ -69,12 +69,12 @@ impl Proxy {
         });
     }
 
-    /// Lets connections through again.
+    /// Ends a cut: new connections work again.
     pub fn mend(&self) {
         self.shared.with(|state| state.cut = false);
     }
 
-    /// Makes every byte, also on live connections, arrive this much later, in each direction. It costs no throughput.
+    /// Delays every byte by this time, in both directions, also on existing connections. It does not reduce throughput.
     pub fn delay(&self, delay: Duration) {
         self.shared.with(|state| state.delay = delay);
     }
@@ -96,15 +96,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((client, _)) => {
-                // One look for both: a cut that comes after it cancels this token.
+                // Read both under one lock: a later cut then cancels this token.
                 let live = shared.with(|state| (!state.cut).then(|| state.live.clone()));
                 if let Some(live) = live {
                     tokio::spawn(live.run_until_cancelled_owned(relay(client, Arc::clone(&shared))));
                 }
             }
-            // Out of file descriptors, most likely: without a pause this would spin.
+            // Probably a lack of file descriptors. The pause avoids a busy loop.
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection to proxy");
+                tracing::warn!(%error, "proxy cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -113,19 +113,19 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 
 async fn relay(client: TcpStream, shared: Arc<Shared>) {
     let Ok(server) = TcpStream::connect(shared.target).await else { return };
-    // Small writes would otherwise wait for the acknowledgement of the one before.
+    // Otherwise Nagle's algorithm would delay small writes.
     if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
         return;
     }
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    // A connection is one thing here: an error on one side closes both.
+    // An error on one side closes both sides.
     let _ = tokio::try_join!(one_way(from_client, to_server, &shared), one_way(from_server, to_client, &shared));
 }
 
-/// Reading and writing run apart, so that a delay holds each byte back without holding up those behind it.
+/// Copies one direction. Reading and writing are separate, so that a delay applies to each chunk and does not add up.
 async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared) -> io::Result<()> {
-    // With chunks of 64 KiB at most 16 MiB under way; more than that waits in the sender's socket.
+    // The queue holds at most 16 MiB (chunks of 64 KiB). Further data waits in the sender's socket.
     let (queue, mut queued) = mpsc::channel::<(Instant, Bytes)>(256);
     let read = async move {
         let mut buffer = vec![0; 64 * 1024];

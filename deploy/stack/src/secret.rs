@@ -1,24 +1,21 @@
-//! Passwords of the local stack: random, in files that only their owner reads.
+//! Random passwords of the local stack, in files that only their owner can read.
 
-use std::{
-    fs::{self, DirBuilder, OpenOptions},
-    io::{ErrorKind, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
-};
+use std::{fs, io::ErrorKind, path::Path};
 
+use garage_nats::private;
 use rand::{RngExt, distr::Alphanumeric};
 
 use crate::{Error, Result};
 
-/// Letters and digits, so that it needs no escape in a URL, in SQL or in a configuration file; 190 bits.
+/// A random password with 190 bits. It is alphanumeric, so that URLs, SQL and configuration files need
+/// no escaping.
 #[must_use]
 pub fn random() -> String {
     rand::rng().sample_iter(Alphanumeric).take(32).map(char::from).collect()
 }
 
-/// The password in the file, which is written first when there is none: a stack that starts again on the folder of an
-/// earlier one keeps its passwords.
+/// Reads the password from the file. Creates the file with a random password if it is missing or empty. So a stack that
+/// starts again in the same folder keeps its passwords.
 ///
 /// # Errors
 /// When the file can be neither read nor written.
@@ -34,29 +31,12 @@ pub fn load_or_create(path: &Path) -> Result<String> {
     Ok(password)
 }
 
-/// Writes a file of mode 0600 in place of what is there.
+/// Writes a file with mode 0600, and replaces an existing file.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write_private(path: &Path, content: &str) -> Result<()> {
-    let write = || {
-        if let Some(folder) = path.parent() {
-            private_folder(folder)?;
-        }
-        // Removed first: a mode is given at creation only.
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(content.as_bytes())
-    };
-    write().map_err(Error::io(format!("write {}", path.display())))
-}
-
-/// Makes a folder of mode 0700, and those above it.
-pub(crate) fn private_folder(folder: &Path) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    private::write(path, content).map_err(Error::io(format!("write {}", path.display())))
 }
 
 #[cfg(test)]
@@ -66,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_password_is_private_and_kept() {
+    fn a_password_file_is_private_and_keeps_its_content() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("secrets/x.password");
         let password = load_or_create(&path).unwrap();

@@ -1,10 +1,11 @@
-//! The servers that Garage stands on, each a real one.
+//! The real servers that Garage depends on.
 
 pub(crate) mod binary;
 mod mariadb;
 pub mod nats;
 mod redis;
 
+pub use garage_nats::Role;
 pub use mariadb::MariaDb;
-pub use nats::{Nats, Role};
+pub use nats::Nats;
 pub use redis::Redis;

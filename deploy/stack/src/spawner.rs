@@ -1,10 +1,10 @@
-//! The one thread that starts every child process.
+//! Starts all child processes on one dedicated thread.
 //!
-//! A child must not outlive us, not even when we are killed. The kernel sees to it: a child that asked for
-//! PR_SET_PDEATHSIG is signalled when its parent dies. `setpriv` asks for it here, because the call itself would need
-//! `unsafe`. But "parent" means the *thread* that started the child: a child started from a test's thread, or from one of
-//! tokio's blocking threads, which end after ten idle seconds, would be killed with it in the middle of the run. Hence a
-//! thread of its own, which lives as long as the process.
+//! A child must not outlive this process, even if this process is killed. The kernel can do this: a process that sets
+//! PR_SET_PDEATHSIG receives a signal when its parent dies. The program `setpriv` sets it, because a direct call would
+//! need `unsafe`. But here the "parent" is the *thread* that started the child. The thread of a test ends with the
+//! test, and tokio's blocking threads end after ten idle seconds; their children would be killed too early. So one
+//! dedicated thread starts all children, and lives as long as the process.
 
 use std::{
     io,
@@ -14,38 +14,38 @@ use std::{
     thread,
 };
 
-struct Order {
+struct Request {
     command: Command,
     reply: mpsc::SyncSender<io::Result<Child>>,
 }
 
-static ORDERS: LazyLock<Option<Mutex<mpsc::Sender<Order>>>> = LazyLock::new(|| {
-    let (orders, taken) = mpsc::channel::<Order>();
+/// The channel to the thread. `None` if the thread could not be started.
+static REQUESTS: LazyLock<Option<Mutex<mpsc::Sender<Request>>>> = LazyLock::new(|| {
+    let (sender, requests) = mpsc::channel::<Request>();
     let run = move || {
-        for Order { mut command, reply } in taken {
+        for Request { mut command, reply } in requests {
             if let Err(mpsc::SendError(Ok(mut orphan))) = reply.send(command.spawn()) {
-                // Nobody waits for it any more; a kill that fails has found it dead.
+                // The caller no longer waits. The kill fails only if the process has already ended.
                 let _ = orphan.kill();
                 let _ = orphan.wait();
             }
         }
     };
-    thread::Builder::new().name("spawner".into()).spawn(run).ok().map(|_| Mutex::new(orders))
+    thread::Builder::new().name("spawner".into()).spawn(run).ok().map(|_| Mutex::new(sender))
 });
 
-/// util-linux's `setpriv`, where it is installed. Busybox has one that cannot do this.
+/// The program `setpriv` of util-linux, if it is installed. The `setpriv` of Busybox does not have the option.
 static SETPRIV: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let program = crate::servers::binary::on_path("setpriv")?;
     let help = Command::new(&program).arg("--help").stdin(Stdio::null()).output().ok()?;
-    let able = String::from_utf8_lossy(&help.stdout).contains("--pdeathsig");
-    if !able {
-        tracing::warn!("setpriv has no --pdeathsig: servers may survive this process if it is killed");
+    let supported = String::from_utf8_lossy(&help.stdout).contains("--pdeathsig");
+    if !supported {
+        tracing::warn!("setpriv has no option --pdeathsig: servers may survive if this process is killed");
     }
-    able.then_some(program)
+    supported.then_some(program)
 });
 
-/// A command that runs the program and, where the system can do it, dies with this process. It must be started by
-/// [`spawn`].
+/// A command for the program. If the system supports it, the process dies with this process. Start it with [`spawn`].
 pub(crate) fn command(program: &std::path::Path) -> Command {
     match &*SETPRIV {
         Some(setpriv) => {
@@ -59,12 +59,12 @@ pub(crate) fn command(program: &std::path::Path) -> Command {
 
 /// Starts the command on the spawner's thread.
 pub(crate) fn spawn(command: Command) -> io::Result<Child> {
-    let gone = || io::Error::other("the thread that starts processes is gone");
+    let ended = || io::Error::other("the thread that starts processes has ended");
     let (reply, answer) = mpsc::sync_channel(1);
-    let orders = ORDERS.as_ref().ok_or_else(gone)?;
-    let order = Order { command, reply };
-    if orders.lock().unwrap_or_else(PoisonError::into_inner).send(order).is_err() {
-        return Err(gone());
+    let requests = REQUESTS.as_ref().ok_or_else(ended)?;
+    let request = Request { command, reply };
+    if requests.lock().unwrap_or_else(PoisonError::into_inner).send(request).is_err() {
+        return Err(ended());
     }
-    answer.recv().unwrap_or_else(|mpsc::RecvError| Err(gone()))
+    answer.recv().unwrap_or_else(|mpsc::RecvError| Err(ended()))
 }

@@ -1,4 +1,4 @@
-//! The whole of a local Garage: servers, secrets, and the workers as processes of their own.
+//! A complete local Garage: the servers, the secrets, and the workers as separate processes.
 
 use std::{
     ffi::OsString,
@@ -14,6 +14,7 @@ use ed25519_dalek::{
     pkcs8::{EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
 };
 use garage_events::env::{Env, System};
+use garage_nats::private;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use nix::{
     errno::Errno,
@@ -45,10 +46,10 @@ pub enum Worker {
 }
 
 impl Worker {
-    /// All of them, in the order in which they are started; each may need those before it.
+    /// All workers in start order. A worker may depend on those before it.
     pub const ALL: [Self; 5] = [Self::Inventory, Self::Director, Self::Session, Self::Matchmaker, Self::Gateway];
 
-    /// Its name.
+    /// The name, for example `gateway`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.role().name()
@@ -65,44 +66,44 @@ impl Worker {
     }
 }
 
-/// How a stack is to be.
+/// The settings of a stack.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Nodes of NATS: 1 or 3.
+    /// Number of NATS nodes: 1 or 3.
     pub nats_nodes: usize,
-    /// Whether the routes between the nodes go through proxies that can cut them; not with pods.
+    /// Whether the routes between the NATS nodes run through proxies that can cut them. Ignored with [`Games::Kube`].
     pub cuttable: bool,
-    /// Instances of each worker.
+    /// Number of instances of each worker.
     pub instances: usize,
-    /// The queues file; by default the queues `ranked` and `casual`, of two players.
+    /// The queues file. `None` for the queues `ranked` and `casual` with two players each.
     pub queues: Option<PathBuf>,
-    /// What runs the game servers.
+    /// Where the game servers run.
     pub games: Games,
-    /// Variables for the workers, as `GARAGE_READY_S`.
+    /// Additional environment variables for all workers, for example `GARAGE_READY_S`.
     pub env: Vec<(String, String)>,
 }
 
-/// What runs the game servers of a stack.
+/// Where the game servers of a stack run.
 #[derive(Debug, Clone)]
 pub enum Games {
-    /// Processes of this machine, which nobody else reaches.
+    /// As processes on this machine, reachable only through loopback.
     Process,
-    /// A Kubernetes cluster.
+    /// As pods in a Kubernetes cluster.
     Kube(Pods),
 }
 
-/// Game servers as pods. They outlive the stack: whoever starts it removes them.
+/// Settings for game servers as pods. Pods outlive the stack: the caller must remove them.
 #[derive(Debug, Clone)]
 pub struct Pods {
-    /// Where the cluster is, and as whom to ask it.
+    /// The kubeconfig file with the address of the cluster and the credentials.
     pub kubeconfig: PathBuf,
-    /// The namespace, which is this stack's alone.
+    /// The namespace. No other stack may use it.
     pub namespace: String,
-    /// The game server's image.
+    /// The image of the game server.
     pub image: String,
-    /// When a machine pulls it: `Always`, `IfNotPresent` or `Never`.
+    /// When a node pulls the image: `Always`, `IfNotPresent` or `Never`.
     pub pull_policy: String,
-    /// The address by which pods reach NATS on this machine.
+    /// The address of this machine under which pods reach NATS.
     pub advertise: IpAddr,
 }
 
@@ -112,13 +113,13 @@ impl Default for Options {
     }
 }
 
-/// The queues that a stack has when it is not told others.
+/// The default queues file.
 pub const QUEUES: &str = include_str!("../../local/queues.toml");
 
-/// What pods of a stack's game servers have besides.
+/// The default pod template.
 const POD: &str = include_str!("../../local/pod.yaml");
 
-/// A running Garage. Dropping it ends all of it, the game servers too, unless they are pods.
+/// A running Garage. Dropping it stops everything, including the game servers, unless they are pods.
 #[derive(Debug)]
 pub struct Stack {
     root: PathBuf,
@@ -130,20 +131,20 @@ pub struct Stack {
     /// MariaDB.
     pub mariadb: MariaDb,
     jwt_key: String,
-    /// Last, so that it is given back when everything has ended.
+    /// The last field, so that the lock is released after everything has stopped.
     _lock: Flock<fs::File>,
 }
 
-/// One process of a worker.
+/// One instance of a worker.
 #[derive(Debug)]
 pub struct Instance {
-    /// Which worker.
+    /// The kind of worker.
     pub worker: Worker,
-    /// Where its admin port is.
+    /// Address of the admin port, `127.0.0.1:<port>`.
     pub admin: String,
-    /// Where it serves game clients, if it does.
+    /// Address for game clients. `None` if the worker is not a gateway.
     pub listen: Option<String>,
-    /// The process.
+    /// The instance's process.
     pub process: Process,
 }
 
@@ -151,9 +152,9 @@ impl Stack {
     /// Starts everything in a folder, and waits until each worker is ready.
     ///
     /// # Errors
-    /// When a part does not start; the end of its log is in the error.
+    /// When a server or worker does not start. The error contains the end of its log.
     pub async fn start(root: &Path, options: Options) -> Result<Self> {
-        secret::private_folder(root).map_err(Error::io(format!("make {}", root.display())))?;
+        private::folder(root).map_err(Error::io(format!("create {}", root.display())))?;
         let lock = lock(root)?;
         let nats = async {
             match &options.games {
@@ -187,9 +188,9 @@ impl Stack {
         if !secrets.join("token.pem").exists() {
             rand::rng().fill_bytes(&mut random);
             let key = SigningKey::from_bytes(&random);
-            let private = key.to_pkcs8_pem(LineEnding::LF).map_err(Error::other("make a token key"))?;
+            let private = key.to_pkcs8_pem(LineEnding::LF).map_err(Error::other("create a token key"))?;
             let public = key.verifying_key().to_public_key_pem(LineEnding::LF);
-            let public = public.map_err(Error::other("make a token key"))?;
+            let public = public.map_err(Error::other("create a token key"))?;
             secret::write_private(&secrets.join("token.pub.pem"), &public)?;
             secret::write_private(&secrets.join("token.pem"), &private)?;
         }
@@ -203,7 +204,7 @@ impl Stack {
         fs::write(&pod, POD).map_err(Error::io(format!("write {}", pod.display())))
     }
 
-    /// Runs `garage init`, as an operator would.
+    /// Runs `garage init` like an operator.
     async fn init(&self, options: &Options) -> Result<()> {
         let mut init = Launch::new("garage init", binary("garage")?, self.log("init"))
             .arg("init")
@@ -257,7 +258,7 @@ impl Stack {
                     Games::Process => launch
                         .env("GARAGE_BACKEND", "process")
                         .env("GARAGE_INSTANCES", self.instances_folder())
-                        // Inherited by the game servers: a local stack is nobody else's to reach.
+                        // The game servers inherit this variable, so that other machines cannot reach them.
                         .env("GARAGE_GAMESERVER_BIND", "127.0.0.1"),
                     Games::Kube(pods) => {
                         let launch = launch
@@ -268,7 +269,7 @@ impl Stack {
                             .env("GARAGE_PULL_POLICY", &pods.pull_policy)
                             .env("GARAGE_GAME_NATS_URL", self.nats.url_by(pods.advertise));
                         let launch = unless_set(launch, "GARAGE_POD_TEMPLATE", self.root.join("pod.yaml"));
-                        // The one node of a small cluster rarely has another.
+                        // The only node of a small cluster often has no external address.
                         unless_set(launch, "GARAGE_NODE_ADDRESS", "external-ip,internal-ip")
                     }
                 };
@@ -286,10 +287,10 @@ impl Stack {
         Ok(Instance { worker, admin, listen, process: launch.spawn()? })
     }
 
-    /// Waits until every worker that runs says that it is ready.
+    /// Waits until every running worker is ready.
     ///
     /// # Errors
-    /// When one does not within 30 s, or ends.
+    /// When a worker ends, or is not ready within [`DEADLINE`](crate::process::DEADLINE).
     pub async fn wait_ready(&mut self) -> Result<()> {
         for instance in &mut self.workers {
             if instance.process.is_running() || instance.process.pid().is_some() {
@@ -299,17 +300,17 @@ impl Stack {
         Ok(())
     }
 
-    /// The processes of a worker.
+    /// The instances of one kind of worker.
     pub fn instances(&mut self, worker: Worker) -> impl Iterator<Item = &mut Instance> {
         self.workers.iter_mut().filter(move |instance| instance.worker == worker)
     }
 
-    /// The processes of all workers.
+    /// The instances of all workers.
     pub fn all_instances(&mut self) -> impl Iterator<Item = &mut Instance> {
         self.workers.iter_mut()
     }
 
-    /// Base URL of a gateway, as `http://127.0.0.1:12345`.
+    /// Base URL of the first gateway, for example `http://127.0.0.1:12345`.
     #[must_use]
     pub fn gateway(&self) -> String {
         self.gateways().into_iter().next().unwrap_or_default()
@@ -321,30 +322,30 @@ impl Stack {
         self.workers.iter().filter_map(|instance| instance.listen.as_ref()).map(|at| format!("http://{at}")).collect()
     }
 
-    /// The operators' page, at the first gateway.
+    /// URL of the operator page of the first gateway.
     #[must_use]
     pub fn ops(&self) -> String {
         let gateway = self.workers.iter().find(|instance| instance.worker == Worker::Gateway);
         gateway.map(|gateway| format!("http://{}/ops", gateway.admin)).unwrap_or_default()
     }
 
-    /// Where everything is kept.
+    /// The folder of the stack.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Where the director keeps its game servers.
+    /// The folder in which the director keeps its game servers.
     #[must_use]
     pub fn instances_folder(&self) -> PathBuf {
         self.root.join("games")
     }
 
-    /// A player's token, as the studio's identity provider would make it, valid for an hour. Without a rank, the player
-    /// is as good as his results.
+    /// Creates a player's token, like the studio's identity provider would. It is valid for one hour. Without a rank in
+    /// the token, the player's rating counts.
     ///
     /// # Errors
-    /// When it cannot be signed.
+    /// When the token cannot be signed.
     pub fn token(&self, player: &str, rank: Option<i32>) -> Result<String> {
         let expires = System.now() + time::Duration::HOUR;
         let claims = json!({ "sub": player, "exp": expires.unix_timestamp(), "rank": rank });
@@ -352,10 +353,10 @@ impl Stack {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(Error::other("sign a token"))
     }
 
-    /// Ends everything, in order: the workers finish what is in flight while the servers are still there.
+    /// Shuts everything down cleanly. The servers stop last, so that the workers can finish their work in progress.
     pub async fn stop(&mut self) {
         for instance in self.workers.iter_mut().rev() {
-            // Told all at once, waited for one by one.
+            // Send SIGTERM to all workers first, so that they stop in parallel.
             let _ = instance.process.terminate();
         }
         for instance in self.workers.iter_mut().rev() {
@@ -365,7 +366,7 @@ impl Stack {
         futures::join!(self.nats.stop(), self.redis.stop(), self.mariadb.stop());
     }
 
-    /// Kills everything: quicker than [`stop`](Self::stop), where nobody will ask for what was in flight.
+    /// Kills everything. This is faster than [`stop`](Self::stop), but loses work in progress.
     pub fn kill(&mut self) {
         for instance in &mut self.workers {
             instance.process.kill();
@@ -376,7 +377,7 @@ impl Stack {
         self.mariadb.kill();
     }
 
-    /// Game servers outlive their director; nothing outlives the stack.
+    /// Kills the game servers. They outlive their director, but must not outlive the stack.
     fn end_games(&self) {
         for pid in self.game_servers() {
             let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
@@ -384,10 +385,10 @@ impl Stack {
         }
     }
 
-    /// Process ids of the game servers that run: those with a configuration of ours, whatever their program.
+    /// Process ids of the running game servers: all processes with a configuration file in this stack's folder.
     #[must_use]
     pub fn game_servers(&self) -> Vec<u32> {
-        // As the director writes it: without symbolic links.
+        // The director passes paths without symbolic links.
         let folder = self.instances_folder();
         let folder = folder.canonicalize().unwrap_or(folder).display().to_string();
         let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
@@ -399,14 +400,14 @@ impl Stack {
         processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
     }
 
-    /// The instances of game servers that the director has: `game-<session>-<attempt>`.
+    /// The names of the director's game server instances: `game-<session>-<attempt>`.
     #[must_use]
     pub fn games(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.instances_folder()) else { return Vec::new() };
         entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// The files that hold what the workers and servers printed.
+    /// The log files of all workers and servers.
     #[must_use]
     pub fn logs(&self) -> Vec<PathBuf> {
         let workers = self.workers.iter().map(|instance| instance.process.log().to_owned());
@@ -421,17 +422,17 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // The directors first, so that no game server is started behind our back.
+        // Stop the directors first, so that they start no more game servers.
         self.workers.clear();
         self.end_games();
     }
 }
 
 impl Instance {
-    /// Waits until it says that it is ready.
+    /// Waits until the instance is ready.
     ///
     /// # Errors
-    /// When it does not within 30 s, or ends.
+    /// When it ends, or is not ready within [`DEADLINE`](crate::process::DEADLINE).
     pub async fn wait_ready(&mut self) -> Result<()> {
         let url = format!("http://{}/readyz", self.admin);
         let client = reqwest::Client::new();
@@ -439,31 +440,32 @@ impl Instance {
             let response = client.get(&url).timeout(Duration::from_secs(1)).send().await;
             response.is_ok_and(|response| response.status().is_success())
         };
-        self.process.wait_until("get ready", probe).await
+        self.process.wait_until("become ready", probe).await
     }
 }
 
-/// Adds a variable, unless whoever starts this has set it.
+/// Adds an environment variable, unless this process inherited it.
 fn unless_set(launch: Launch, name: &str, value: impl Into<OsString>) -> Launch {
     if std::env::var_os(name).is_some() { launch } else { launch.env(name, value) }
 }
 
-/// Takes the folder for one stack: a second set of servers on the same data would spoil it.
+/// Locks the folder for one stack. A second set of servers would corrupt the data.
 fn lock(root: &Path) -> Result<Flock<fs::File>> {
     let path = root.join("lock");
-    let file = fs::File::create(&path).map_err(Error::io(format!("make {}", path.display())))?;
+    let file = fs::File::create(&path).map_err(Error::io(format!("create {}", path.display())))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => Error::Taken { root: root.to_owned() },
+        Errno::EWOULDBLOCK => Error::FolderInUse { root: root.to_owned() },
         errno => Error::io(format!("lock {}", path.display()))(errno.into()),
     })
 }
 
-/// A program of this workspace, beside the one that runs now; tests run one folder deeper.
+/// The path of a program of this workspace. It is in the same folder as the running program, or one level up if the
+/// running program is a test.
 ///
 /// # Errors
-/// When it has not been built.
+/// When the program has not been built.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let here = std::env::current_exe().map_err(Error::io("find the running program"))?;
+    let here = std::env::current_exe().map_err(Error::io("find the path of the running program"))?;
     let folders = here.ancestors().skip(1).take(2);
     let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| Error::Missing {

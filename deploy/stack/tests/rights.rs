@@ -1,4 +1,4 @@
-//! Who may say and hear what in NATS: the role's users, and the user of each game.
+//! What the users of the roles and of the game servers may publish and subscribe to in NATS.
 #![cfg(test)]
 
 use std::path::Path;
@@ -23,13 +23,14 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::{sync::mpsc, time::timeout};
 
-/// Publishes as the role and tells whether the server let it through.
+/// Publishes with the credentials of the role, and returns whether the server allowed it.
 async fn may_publish(nats: &Nats, role: Role, subject: &'static str) -> bool {
     let options = nats.options(role).unwrap();
     !refusal(nats, options, async |client| client.publish(subject, "".into()).await.unwrap()).await.contains("publish")
 }
 
-/// What the server says, in lower case, to what a client does that may not subscribe to `forbidden`.
+/// Runs an action with a new client, and returns the server's first error in lower case. If the server allows the
+/// action, the error is about the marker subject `forbidden`.
 async fn refusal(nats: &Nats, options: ConnectOptions, act: impl AsyncFnOnce(&Client)) -> String {
     let (events, mut seen) = mpsc::unbounded_channel();
     let options = options.event_callback(move |event| {
@@ -42,8 +43,8 @@ async fn refusal(nats: &Nats, options: ConnectOptions, act: impl AsyncFnOnce(&Cl
     });
     let client = options.connect(servers(nats)).await.unwrap();
     act(&client).await;
-    // Silence proves nothing, so something follows that no role may do: its refusal comes first only if there was no
-    // other.
+    // The absence of an error proves nothing. So the client then subscribes to a subject that no role may subscribe to.
+    // The error about this marker comes first only if the action caused none.
     let _marker = client.subscribe("forbidden").await.unwrap();
     let error = timeout(DEADLINE, seen.recv()).await.unwrap().unwrap_or_default().to_lowercase();
     assert!(error.contains("permissions violation"), "{error}");
@@ -51,7 +52,7 @@ async fn refusal(nats: &Nats, options: ConnectOptions, act: impl AsyncFnOnce(&Cl
 }
 
 #[tokio::test]
-async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
+async fn a_role_may_publish_only_its_own_subjects() {
     let root = tempfile::tempdir().unwrap();
     let nats = Nats::start(root.path(), 1).await.unwrap();
     let allowed = [
@@ -66,7 +67,7 @@ async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
         (Role::Director, "garage.session.s1.pod-failed"),
         (Role::Inventory, "garage.inventory.p1.car-purchased"),
         (Role::Inventory, "dead.inventory"),
-        // Its own consumers, should they stop.
+        // A worker may recreate its own consumers if they stop.
         (Role::Session, "$JS.API.CONSUMER.CREATE.REPORTS.session-reports"),
         (Role::Director, "$JS.API.CONSUMER.DELETE.GARAGE.director"),
     ];
@@ -98,7 +99,7 @@ async fn a_role_may_publish_what_is_its_own_and_nothing_else() {
     }
 }
 
-/// A game server's user.
+/// The user of a game server.
 struct Game {
     session: SessionId,
     attempt: u32,
@@ -106,7 +107,7 @@ struct Game {
 }
 
 impl Game {
-    /// Of an attempt at a session that ends in a minute.
+    /// The user for one attempt of a session that ends in a minute.
     fn of(nats: &Nats, session: SessionId, attempt: u32) -> Self {
         Self::until(nats, session, attempt, System.now() + time::Duration::MINUTE)
     }
@@ -145,13 +146,13 @@ async fn started(root: &Path, nodes: usize) -> Nats {
 }
 
 #[tokio::test]
-async fn a_game_reports_for_its_own_attempt_and_nobody_elses_on_one_node_and_on_three() {
+async fn a_game_server_may_report_only_for_its_own_attempt_on_one_node_and_on_three() {
     for nodes in [1, 3] {
         let root = tempfile::tempdir().unwrap();
         let nats = started(root.path(), nodes).await;
         let game = Game::of(&nats, session(), 1);
         let client = game.options().connect(servers(&nats)).await.unwrap();
-        // The acknowledgement comes to its own inbox.
+        // The acknowledgement arrives in the game server's own inbox.
         let acknowledged = jetstream::new(client).publish(game.ready(), "{}".into()).await.unwrap().await.unwrap();
         assert_eq!((acknowledged.stream.as_str(), acknowledged.sequence), ("REPORTS", 1));
 
@@ -169,30 +170,30 @@ async fn a_game_reports_for_its_own_attempt_and_nobody_elses_on_one_node_and_on_
             "$JS.API.CONSUMER.CREATE.GARAGE".into(),
             "$JS.API.STREAM.PURGE.REPORTS".into(),
         ] {
-            let said = refusal(&nats, game.options(), async |client| {
+            let error = refusal(&nats, game.options(), async |client| {
                 client.publish(subject.clone(), "".into()).await.unwrap();
             });
-            assert!(said.await.contains("publish"), "a game may publish {subject}");
+            assert!(error.await.contains("publish"), "a game server may publish {subject}");
         }
-        // The next attempt has what this one lacks.
+        // The user of the next attempt may publish the report of that attempt.
         let client = next.options().connect(servers(&nats)).await.unwrap();
         jetstream::new(client).publish(next.ready(), "{}".into()).await.unwrap().await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_game_hears_its_own_inbox_and_nothing_else() {
+async fn a_game_server_may_subscribe_only_to_its_own_inbox() {
     let root = tempfile::tempdir().unwrap();
     let nats = started(root.path(), 1).await;
     let (game, other) = (Game::of(&nats, session(), 1), Game::of(&nats, session(), 1));
-    let hears = async |subject: String| {
-        let said = refusal(&nats, game.options(), async |client| {
+    let may_subscribe = async |subject: String| {
+        let error = refusal(&nats, game.options(), async |client| {
             client.subscribe(subject.clone()).await.unwrap();
         });
-        // The marker is refused too.
-        said.await.contains("forbidden")
+        // The first error is about the marker.
+        error.await.contains("forbidden")
     };
-    assert!(hears(format!("{}.x", game_inbox(game.session, 1))).await);
+    assert!(may_subscribe(format!("{}.x", game_inbox(game.session, 1))).await);
     for subject in [
         format!("{}.x", game_inbox(game.session, 2)),
         format!("{}.x", game_inbox(other.session, 1)),
@@ -201,21 +202,22 @@ async fn a_game_hears_its_own_inbox_and_nothing_else() {
         "report.>".into(),
         ">".into(),
     ] {
-        assert!(!hears(subject.clone()).await, "a game may subscribe to {subject}");
+        assert!(!may_subscribe(subject.clone()).await, "a game server may subscribe to {subject}");
     }
 }
 
 #[tokio::test]
-async fn a_game_whose_user_has_expired_is_refused_and_cut_off_if_it_is_connected() {
+async fn an_expired_user_is_refused_and_disconnected() {
     let root = tempfile::tempdir().unwrap();
     let nats = started(root.path(), 1).await;
-    // Users are good for five minutes after the end.
-    let over = |seconds| System.now() - time::Duration::minutes(5) + time::Duration::seconds(seconds);
-    let expired = Game::until(&nats, session(), 1, over(-2));
+    // A user expires five minutes after the end of its session. This is the end of a session whose user expires in the
+    // given number of seconds.
+    let expires_in = |seconds| System.now() - time::Duration::minutes(5) + time::Duration::seconds(seconds);
+    let expired = Game::until(&nats, session(), 1, expires_in(-2));
     let refused = expired.options().connect(servers(&nats)).await.unwrap_err();
     assert_eq!(refused.kind(), ConnectErrorKind::AuthorizationViolation, "{refused}");
 
-    let game = Game::until(&nats, session(), 1, over(3));
+    let game = Game::until(&nats, session(), 1, expires_in(3));
     let (events, mut seen) = mpsc::unbounded_channel();
     let options = game.options().event_callback(move |event| {
         let _ = events.send(event);
@@ -223,9 +225,10 @@ async fn a_game_whose_user_has_expired_is_refused_and_cut_off_if_it_is_connected
     });
     let client = options.connect(servers(&nats)).await.unwrap();
     client.flush().await.unwrap();
-    let cut = async { while !matches!(seen.recv().await.unwrap(), Event::Disconnected) {} };
-    timeout(DEADLINE, cut).await.expect("it is cut off");
-    // A user is good to the end of his last second, and who comes in it is told that he expired.
+    let disconnected = async { while !matches!(seen.recv().await.unwrap(), Event::Disconnected) {} };
+    timeout(DEADLINE, disconnected).await.expect("the server disconnects the user");
+    // A user is valid until the end of its last second. Within that second, a connection attempt ends with another
+    // error.
     let refused = async {
         loop {
             let connected = game.options().connect(servers(&nats)).await;
@@ -234,10 +237,10 @@ async fn a_game_whose_user_has_expired_is_refused_and_cut_off_if_it_is_connected
             }
         }
     };
-    timeout(DEADLINE, refused).await.expect("it is refused");
+    timeout(DEADLINE, refused).await.expect("the server refuses the user");
 }
 
-/// Credentials of a user with these claims, signed with the key for games.
+/// Credentials of a user with these claims, signed with the key for game servers.
 fn signed(nats: &Nats, claims: &Value) -> String {
     let key = KeyPair::from_seed(std::fs::read_to_string(nats.game_signing_key()).unwrap().trim()).unwrap();
     let user = KeyPair::new_user();
@@ -253,7 +256,7 @@ fn signed(nats: &Nats, claims: &Value) -> String {
     )
 }
 
-/// The account that a game's user is in.
+/// The account of a game server's user.
 fn account(game: &Game) -> Value {
     let jwt = game.credentials.expose().lines().find(|line| line.starts_with("eyJ")).unwrap();
     let claims = URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1).unwrap()).unwrap();
@@ -261,7 +264,7 @@ fn account(game: &Game) -> Value {
 }
 
 #[tokio::test]
-async fn the_key_for_games_makes_no_user_with_rights_of_its_own() {
+async fn the_key_for_game_servers_cannot_sign_a_user_with_rights_of_its_own() {
     let root = tempfile::tempdir().unwrap();
     let nats = started(root.path(), 1).await;
     let session = session();
@@ -273,7 +276,7 @@ async fn the_key_for_games_makes_no_user_with_rights_of_its_own() {
         let options = ConnectOptions::with_credentials(&signed(&nats, claims)).unwrap();
         options.connect(servers(&nats)).await
     };
-    connect(&plain).await.expect("a user with the rights of the scope is taken");
+    connect(&plain).await.expect("a user with the rights of the scope is accepted");
     for (name, own) in [
         ("pub", json!({"allow": [">"]})),
         ("sub", json!({"allow": [">"]})),
@@ -285,12 +288,12 @@ async fn the_key_for_games_makes_no_user_with_rights_of_its_own() {
         let refused = connect(&claims).await.expect_err(name);
         assert_eq!(refused.kind(), ConnectErrorKind::AuthorizationViolation, "{name}: {refused}");
     }
-    // Without the tags there is nothing that the scope would give.
+    // The scope's rights refer to the tags. Without tags, a user has no rights.
     let mut untagged = plain;
     untagged["tags"] = json!([]);
     let options = ConnectOptions::with_credentials(&signed(&nats, &untagged)).unwrap();
-    let said = refusal(&nats, options, async |client| {
+    let error = refusal(&nats, options, async |client| {
         client.publish(format!("report.{session}.1.ready"), "".into()).await.unwrap();
     });
-    assert!(said.await.contains("publish"));
+    assert!(error.await.contains("publish"));
 }

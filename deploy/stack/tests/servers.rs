@@ -1,4 +1,4 @@
-//! Each server as a real one: it starts, answers, is killed, comes back, and leaves nothing behind.
+//! Each real server starts, answers, restarts after a kill, and leaves no process behind.
 #![cfg(test)]
 
 use std::{
@@ -23,12 +23,12 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Looks again and again until there is something, and fails after the deadline.
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+/// Repeats the probe until it returns a value, and fails after the deadline.
+async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
-        // Without a limit for each look, a client's own time-out could outlast the deadline.
-        if let Ok(Some(found)) = tokio::time::timeout(Duration::from_secs(5), look()).await {
+        // Limit each call, as the time-out of a client could be longer than the deadline.
+        if let Ok(Some(found)) = tokio::time::timeout(Duration::from_secs(5), probe()).await {
             return found;
         }
         assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
@@ -36,7 +36,7 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     }
 }
 
-/// Processes whose command line names the folder, and those with one of the ids.
+/// Processes whose command line contains the folder, and processes with one of the ids.
 fn processes_of(root: &Path, pids: &[u32]) -> Vec<String> {
     let root = root.to_str().unwrap();
     let mut found = Vec::new();
@@ -93,14 +93,14 @@ async fn nats_keeps_its_data_through_a_kill_and_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn a_paused_nats_answers_nothing_and_goes_on_later() {
+async fn a_paused_nats_answers_nothing_until_it_is_resumed() {
     let root = tempfile::tempdir().unwrap();
     let mut nats = Nats::start(root.path(), 1).await.unwrap();
     let client = nats.connect(Role::Admin).await.unwrap();
-    // Nobody is there to answer, which a server that runs says at once.
+    // A running server reports at once that there is no responder.
     let ask = async || client.request("nobody", "".into()).await.unwrap_err().kind();
     let answered = async || (ask().await == RequestErrorKind::NoResponders).then_some(());
-    // Often, because a pause that returns too early is too early by a fraction of a millisecond.
+    // Repeat it, because a pause that returns too early does so only by a fraction of a millisecond.
     for _ in 0..20 {
         nats.node(0).unwrap().pause().unwrap();
         let early = tokio::time::timeout(Duration::from_millis(50), ask()).await;
@@ -108,7 +108,7 @@ async fn a_paused_nats_answers_nothing_and_goes_on_later() {
         nats.node(0).unwrap().resume().unwrap();
         until("an answer after the pause", answered).await;
     }
-    // Also a paused one must end with its value.
+    // Dropping the value must also stop a paused server.
     nats.node(0).unwrap().pause().unwrap();
     drop(nats);
     assert_eq!(processes_of(root.path(), &[]), Vec::<String>::new());
@@ -125,14 +125,14 @@ async fn a_stack_on_an_old_folder_keeps_data_and_keys() {
     drop(nats);
 
     let nats = Nats::start(root.path(), 1).await.unwrap();
-    former.connect(nats.url()).await.expect("credentials of before are accepted");
+    former.connect(nats.url()).await.expect("the previous credentials are accepted");
     let admin = nats.connect(Role::Admin).await.unwrap();
     let mut stream = jetstream::new(admin).get_stream("GARAGE").await.unwrap();
     assert_eq!(stream.info().await.unwrap().state.messages, 1);
 }
 
 #[tokio::test]
-async fn roles_do_their_work_with_their_rights() {
+async fn each_role_has_the_rights_for_its_work() {
     let root = tempfile::tempdir().unwrap();
     let nats = Nats::start(root.path(), 1).await.unwrap();
     let admin = nats.connect(Role::Admin).await.unwrap();
@@ -153,13 +153,13 @@ async fn roles_do_their_work_with_their_rights() {
     let mut messages = consumer.fetch().max_messages(1).messages().await.unwrap();
     let message = futures::StreamExt::next(&mut messages).await.unwrap().unwrap();
     message.double_ack().await.unwrap();
-    // It may not hide a durable consumer behind a subject without a name.
+    // It cannot create a durable consumer under a subject that does not contain the consumer's name.
     let hidden =
         serde_json::json!({"stream_name": "GARAGE", "config": {"durable_name": "director", "ack_policy": "explicit"}});
     let answer: jetstream::response::Response<jetstream::consumer::Info> =
         session.request("CONSUMER.CREATE.GARAGE", &hidden).await.unwrap();
     assert!(matches!(answer, jetstream::response::Response::Err { .. }), "{answer:?}");
-    // Another holds a lease.
+    // The matchmaker acquires a lease.
     let matchmaker = jetstream::new(nats.connect(Role::Matchmaker).await.unwrap());
     let leases = matchmaker.get_key_value("LEASES").await.unwrap();
     leases.create("matchmaker.ranked", "me".into()).await.unwrap();
@@ -173,7 +173,7 @@ async fn roles_do_their_work_with_their_rights() {
         inventory.flush().await.unwrap();
     });
     let gateway = nats.connect(Role::Gateway).await.unwrap();
-    // Until the server knows of the subscription, which another connection made, there is nobody to ask.
+    // There is no responder until the server has processed the subscription of the other connection.
     let ask = async || gateway.request("svc.inventory.cars", "{}".into()).await.ok();
     let reply = until("a reply", ask).await;
     assert_eq!(reply.payload, "[]");
@@ -188,7 +188,7 @@ async fn a_cluster_survives_the_cut_of_a_node_and_heals() {
     let admin = nats.connect(Role::Admin).await.unwrap();
     log_stream(&admin, 3).await;
 
-    // The worst node to lose.
+    // Cutting off the leader is the worst case.
     nats.cut_routes(leader).unwrap();
     let others: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
     let cut = async |nats: &mut Nats| nats.node(leader).unwrap().peers().await == Some(0);
@@ -196,7 +196,7 @@ async fn a_cluster_survives_the_cut_of_a_node_and_heals() {
     let chosen = until("another leader", async || nats.meta_leader().await.filter(|new| *new != leader)).await;
     assert!(others.contains(&chosen));
 
-    // A client of the majority writes; one of the node that is alone gets no acknowledgement.
+    // A client of the majority can write. A client of the isolated node gets no acknowledgement.
     let here = nats.node(others[0]).unwrap().url();
     let there = nats.node(leader).unwrap().url();
     let majority = jetstream::new(nats.options(Role::Admin).unwrap().connect(here).await.unwrap());
@@ -204,14 +204,14 @@ async fn a_cluster_survives_the_cut_of_a_node_and_heals() {
     alone.set_timeout(Duration::from_millis(500));
     until("a write without the node", async || publish(&majority, "garage.player.a").await).await;
     assert_eq!(publish(&alone, "garage.player.b").await, None);
-    assert!(cut(&mut nats).await, "a route found its way around the cut");
+    assert!(cut(&mut nats).await, "a route bypasses the cut");
 
     nats.mend_routes(leader).unwrap();
     nats.wait_healthy().await.unwrap();
     assert_eq!(nats.node(leader).unwrap().peers().await, Some(2));
     until("a write by the healed node", async || publish(&alone, "garage.player.b").await).await;
 
-    // A node that is killed comes back with its data.
+    // A killed node restarts with its data.
     let node = nats.node(leader).unwrap();
     node.kill();
     node.restart().await.unwrap();
@@ -222,7 +222,7 @@ async fn a_cluster_survives_the_cut_of_a_node_and_heals() {
 }
 
 #[tokio::test]
-async fn the_gateways_redis_user_reads_the_projections_and_nothing_else() {
+async fn the_gateways_redis_user_may_only_read_the_projections() {
     let root = tempfile::tempdir().unwrap();
     let redis = Redis::start(root.path()).await.unwrap();
     let password = std::fs::read_to_string(redis.reader_password_file()).unwrap();
@@ -240,9 +240,9 @@ async fn the_gateways_redis_user_reads_the_projections_and_nothing_else() {
 async fn redis_restarts_empty_and_leaves_no_process() {
     let root = tempfile::tempdir().unwrap();
     let mut redis = Redis::start(root.path()).await.unwrap();
-    let stranger = redis::Client::open(redis.url()).unwrap();
-    let mut stranger = stranger.get_multiplexed_async_connection().await.unwrap();
-    let refused = redis::cmd("PING").query_async::<String>(&mut stranger).await.unwrap_err();
+    let anonymous = redis::Client::open(redis.url()).unwrap();
+    let mut anonymous = anonymous.get_multiplexed_async_connection().await.unwrap();
+    let refused = redis::cmd("PING").query_async::<String>(&mut anonymous).await.unwrap_err();
     assert_eq!(refused.code(), Some("NOAUTH"));
     let client = redis::Client::open(redis.url_with_password()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -286,10 +286,10 @@ async fn mariadb_keeps_its_data_through_a_kill_and_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_start_says_why() {
+async fn the_error_of_a_server_that_cannot_start_contains_the_reason() {
     let root = tempfile::tempdir().unwrap();
     let log = root.path().join("log");
-    let mut process = Launch::new("talker", "/bin/sh", log).args(["-c", "echo the reason; exit 3"]).spawn().unwrap();
+    let mut process = Launch::new("shell", "/bin/sh", log).args(["-c", "echo the reason; exit 3"]).spawn().unwrap();
     let error = process.wait_until("answer", async || false).await.unwrap_err().to_string();
     assert!(error.contains("the reason") && error.contains("exit status: 3"), "{error}");
 }
@@ -328,12 +328,12 @@ async fn a_proxy_cuts_mends_and_delays() {
     assert!(start.elapsed() >= Duration::from_millis(100), "{:?}", start.elapsed());
 }
 
-/// Runs itself as another process, which starts a server and is killed without a chance to end it.
+/// The test runs itself in another process. That process starts a server, and is killed before it can stop the server.
 #[tokio::test]
 async fn no_server_survives_the_kill_of_its_owner() {
     const ROOT: &str = "GARAGE_STACK_TEST_ORPHAN";
     if let Some(root) = std::env::var_os(ROOT) {
-        // Started on a thread that ends at once: only the end of the process may count.
+        // Start the server from a thread that ends at once. The server must survive the thread.
         let start = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(Redis::start(Path::new(&root))).map(|redis| (redis, root))
@@ -352,10 +352,10 @@ async fn no_server_survives_the_kill_of_its_owner() {
         .spawn()
         .unwrap();
     let read = async || std::fs::read_to_string(root.path().join("pid")).ok()?.parse::<u32>().ok();
-    let pid = until("the other's server", read).await;
+    let pid = until("the server of the other process", read).await;
     assert_eq!(processes_of(root.path(), &[pid]).len(), 1);
     owner.kill().unwrap();
     owner.wait().unwrap();
     let gone = async || processes_of(root.path(), &[]).is_empty().then_some(());
-    until("the server's end", gone).await;
+    until("the end of the server", gone).await;
 }

@@ -1,4 +1,5 @@
-//! A cluster as whoever sets a Garage up on it sees it: whether games can run there, and what is left of them.
+//! A cluster as `garage up` and `garage bench` see it: checks whether game servers can run there, and removes what
+//! remains of them.
 
 use std::{fmt, path::Path, time::Duration};
 
@@ -25,19 +26,19 @@ use kube::{
 };
 use tokio::time::Instant;
 
-use super::{ANSWER, Refusal, ask, gone, manifest};
+use super::{Refusal, TIMEOUT, ignore_missing, manifest, request};
 
-/// What a director does with a namespace, in the words of roles.
+/// The rights that a director needs, as roles name them: a resource, and verbs.
 const RIGHTS: [(&str, &[&str]); 3] = [
     ("pods", &["create", "delete", "get", "list", "watch"]),
     ("secrets", &["create", "delete", "get", "list", "patch", "watch"]),
     ("nodes", &["get"]),
 ];
 
-/// Requests at a time; as many as a director has reactions.
-const AT_ONCE: usize = 16;
+/// Requests sent at the same time: as many as a director has reactions.
+const CONCURRENCY: usize = 16;
 
-/// Between two looks at what is on its way.
+/// Time between two checks while waiting for objects to disappear.
 const POLL: Duration = Duration::from_millis(100);
 
 /// One namespace of a cluster.
@@ -45,46 +46,46 @@ const POLL: Duration = Duration::from_millis(100);
 pub struct Cluster {
     client: Client,
     namespace: String,
-    /// Where it is, and who says so, for errors.
-    place: String,
-    /// Whose instances it is about, by their label.
+    /// The cluster's URL and the kubeconfig that names it, for error messages.
+    description: String,
+    /// The value of the managed-by label that the instances have.
     owner: &'static str,
 }
 
-/// What there is in a namespace of Garage's, by name.
+/// The names of the pods and secrets in a namespace that belong to Garage.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Left {
-    /// Pods, those on their way out too.
+pub struct Remaining {
+    /// Includes pods that are being deleted.
     pub pods: Vec<String>,
-    /// Secrets.
+    /// Includes secrets without a pod.
     pub secrets: Vec<String>,
 }
 
-impl Left {
-    /// Whether there is nothing.
+impl Remaining {
+    /// Whether there are neither pods nor secrets.
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty() && self.secrets.is_empty()
     }
 }
 
 impl Cluster {
-    /// Finds the cluster; nothing is asked of it yet.
+    /// Reads the kubeconfig of the cluster. Nothing is sent to the cluster yet.
     ///
     /// # Errors
-    /// When the file cannot be used.
+    /// When the kubeconfig cannot be used.
     pub async fn find(kubeconfig: &Path, namespace: &str) -> anyhow::Result<Self> {
-        let wrong = || format!("cannot use {} (--kubeconfig)", kubeconfig.display());
-        let read = Kubeconfig::read_from(kubeconfig).with_context(wrong)?;
+        let invalid = || format!("cannot use {} (--kubeconfig)", kubeconfig.display());
+        let read = Kubeconfig::read_from(kubeconfig).with_context(invalid)?;
         let config = kube::Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
-        let mut config = config.with_context(wrong)?;
-        config.connect_timeout = Some(ANSWER);
-        let place = format!("cluster {} of {}", config.cluster_url, kubeconfig.display());
-        let client = Client::try_from(config).with_context(wrong)?;
-        Ok(Self { client, namespace: namespace.to_owned(), place, owner: manifest::MANAGED_BY.1 })
+        let mut config = config.with_context(invalid)?;
+        config.connect_timeout = Some(TIMEOUT);
+        let description = format!("cluster {} of {}", config.cluster_url, kubeconfig.display());
+        let client = Client::try_from(config).with_context(invalid)?;
+        Ok(Self { client, namespace: namespace.to_owned(), description, owner: manifest::MANAGED_BY.1 })
     }
 
-    /// The same, as far as somebody else's instances go.
-    pub(super) fn of(self, owner: &'static str) -> Self {
+    /// The same cluster, for instances with another value of the managed-by label.
+    pub(super) fn with_owner(self, owner: &'static str) -> Self {
         Self { owner, ..self }
     }
 
@@ -96,52 +97,54 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// The pods without what they are.
-    pub(super) fn names(&self) -> Api<PartialObjectMeta<Pod>> {
+    /// The pods' metadata only.
+    pub(super) fn pod_metadata(&self) -> Api<PartialObjectMeta<Pod>> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// The secrets without what is in them.
-    pub(super) fn labels(&self) -> Api<PartialObjectMeta<Secret>> {
+    /// The secrets' metadata only.
+    pub(super) fn secret_metadata(&self) -> Api<PartialObjectMeta<Secret>> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// What finds the instances by their label.
+    /// The label selector of the instances.
     pub(super) fn selector(&self) -> String {
         format!("{}={}", manifest::MANAGED_BY.0, self.owner)
     }
 
-    /// Sees to it that games can run: the cluster answers, the namespace is there or is made, and whoever the kubeconfig
-    /// says may do what a director does.
+    /// Makes sure that game servers can run: the cluster answers, the namespace exists or is created, and the user of
+    /// the kubeconfig has the rights that a director needs.
     ///
     /// # Errors
-    /// What is in the way, and what to do about it.
+    /// The first problem, and how to solve it.
     pub async fn prepare(&self) -> anyhow::Result<()> {
-        let reached = ask(self.client.apiserver_version()).await;
-        reached.map_err(|refusal| self.refused(refusal, "reach it; see that it runs, and can be reached from here"))?;
-        self.have_namespace().await?;
+        let version = request(self.client.apiserver_version()).await;
+        version.map_err(|refusal| {
+            self.refused(refusal, "reach it; check that it runs and is reachable from this machine")
+        })?;
+        self.ensure_namespace().await?;
         let rights = RIGHTS.iter().flat_map(|(resource, verbs)| verbs.iter().map(move |verb| (*resource, *verb)));
-        let asked = try_join_all(rights.map(async |(resource, verb)| {
+        let reviews = try_join_all(rights.map(async |(resource, verb)| {
             let allowed = self.allowed(verb, resource).await?;
             anyhow::Ok((!allowed).then(|| format!("{verb} {resource}")))
         }));
-        let lacking: Vec<_> = asked.await?.into_iter().flatten().collect();
+        let missing: Vec<_> = reviews.await?.into_iter().flatten().collect();
         ensure!(
-            lacking.is_empty(),
-            "{}: whoever it is asked as may not {} in namespace {}, as a director does; bind a role that allows it",
-            self.place,
-            lacking.join(", "),
+            missing.is_empty(),
+            "{}: the kubeconfig's user may not {} in namespace {}; bind a role with the rights of a director",
+            self.description,
+            missing.join(", "),
             self.namespace
         );
         Ok(())
     }
 
-    async fn have_namespace(&self) -> anyhow::Result<()> {
+    async fn ensure_namespace(&self) -> anyhow::Result<()> {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let name = &self.namespace;
-        match ask(namespaces.get(name)).await {
+        match request(namespaces.get(name)).await {
             Ok(_) => return Ok(()),
-            // Who has rights in a namespace alone cannot look; what he may do there is asked next.
+            // A user with rights in a single namespace may not read namespaces. Their rights are checked next.
             Err(refusal) if refusal.is("Forbidden") => return Ok(()),
             Err(refusal) if refusal.is("NotFound") => {}
             Err(refusal) => return Err(self.refused(refusal, &format!("look for namespace {name}"))),
@@ -150,11 +153,12 @@ impl Cluster {
             metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
             ..Namespace::default()
         };
-        match ask(namespaces.create(&PostParams::default(), &wanted)).await {
+        match request(namespaces.create(&PostParams::default(), &wanted)).await {
             Ok(_) => Ok(()),
             Err(refusal) if refusal.is("AlreadyExists") => Ok(()),
             Err(refusal) => {
-                let what = format!("make namespace {name}; have somebody `kubectl create namespace {name}`");
+                let what =
+                    format!("create namespace {name}; ask an administrator to run `kubectl create namespace {name}`");
                 Err(self.refused(refusal, &what))
             }
         }
@@ -171,42 +175,42 @@ impl Cluster {
         let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
         let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
         let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
-        let answer = ask(reviews.create(&PostParams::default(), &review)).await;
-        let answer = answer.map_err(|refusal| self.refused(refusal, "ask what may be done there"))?;
+        let answer = request(reviews.create(&PostParams::default(), &review)).await;
+        let answer = answer.map_err(|refusal| self.refused(refusal, "check the rights in the namespace"))?;
         Ok(matches!(answer.status, Some(SubjectAccessReviewStatus { allowed: true, .. })))
     }
 
     fn refused(&self, refusal: Refusal, what: &str) -> anyhow::Error {
-        let unknown = refusal.is("Unauthorized");
-        let what = if unknown { "be known there; get a kubeconfig whose credentials are valid" } else { what };
-        refusal.unavailable(what).0.context(self.place.clone())
+        let unauthorized = refusal.is("Unauthorized");
+        let what = if unauthorized { "log in; get a kubeconfig whose credentials are valid" } else { what };
+        refusal.unavailable(what).0.context(self.description.clone())
     }
 
-    /// What of Garage's there is.
+    /// Lists Garage's pods and secrets.
     ///
     /// # Errors
-    /// When the cluster does not tell.
-    pub async fn left(&self) -> anyhow::Result<Left> {
-        let (pods, secrets) = self.all().await?;
-        Ok(Left {
+    /// When they cannot be listed.
+    pub async fn remaining(&self) -> anyhow::Result<Remaining> {
+        let (pods, secrets) = self.list().await?;
+        Ok(Remaining {
             pods: pods.iter().map(ResourceExt::name_any).collect(),
             secrets: secrets.iter().map(ResourceExt::name_any).collect(),
         })
     }
 
-    async fn all(&self) -> anyhow::Result<(Vec<PartialObjectMeta<Pod>>, Vec<PartialObjectMeta<Secret>>)> {
+    async fn list(&self) -> anyhow::Result<(Vec<PartialObjectMeta<Pod>>, Vec<PartialObjectMeta<Secret>>)> {
         let ours = ListParams::default().labels(&self.selector());
         let (pods, secrets) = (self.pods(), self.secrets());
-        let listed = try_join(ask(pods.list_metadata(&ours)), ask(secrets.list_metadata(&ours))).await;
-        let what = || format!("list what is in namespace {}", self.namespace);
+        let listed = try_join(request(pods.list_metadata(&ours)), request(secrets.list_metadata(&ours))).await;
+        let what = || format!("list the pods and secrets in namespace {}", self.namespace);
         let (pods, secrets) = listed.map_err(|refusal| self.refused(refusal, &what()))?;
         Ok((pods.items, secrets.items))
     }
 
-    /// Waits until nothing of Garage's is there.
+    /// Waits until no pod and no secret of Garage remains.
     ///
     /// # Errors
-    /// What is there still after so long.
+    /// The names of those that remain after `max_wait`.
     pub async fn wait_empty(&self, max_wait: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + max_wait;
         while !self.is_empty_by(deadline).await? {
@@ -215,15 +219,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Removes all of Garage's, and waits until it is gone.
+    /// Deletes all pods and secrets of Garage, and waits until they are gone.
     ///
     /// # Errors
-    /// What is there still after so long, or why it cannot be removed.
+    /// The names of those that remain after `max_wait`, or the reason why one cannot be deleted.
     pub async fn clear(&self, max_wait: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + max_wait;
         loop {
-            // Not only once: what a director asked for when it was killed may still be made.
-            self.remove().await?;
+            // Repeat the deletion: requests of a director that was just killed may still create objects.
+            self.delete_all().await?;
             if self.is_empty_by(deadline).await? {
                 return Ok(());
             }
@@ -231,40 +235,44 @@ impl Cluster {
         }
     }
 
-    /// Whether nothing is there; past the deadline something is an error.
+    /// Whether no pod and no secret remains. After the deadline, any that remains is an error.
     async fn is_empty_by(&self, deadline: Instant) -> anyhow::Result<bool> {
-        let left = self.left().await?;
-        if !left.is_empty() && Instant::now() >= deadline {
-            let names: Vec<_> = left.pods.iter().chain(&left.secrets).map(String::as_str).collect();
+        let remaining = self.remaining().await?;
+        if !remaining.is_empty() && Instant::now() >= deadline {
+            let names: Vec<_> = remaining.pods.iter().chain(&remaining.secrets).map(String::as_str).collect();
             bail!("still in namespace {}: {}", self.namespace, names.join(", "));
         }
-        Ok(left.is_empty())
+        Ok(remaining.is_empty())
     }
 
-    async fn remove(&self) -> anyhow::Result<()> {
-        let (pods, secrets) = self.all().await?;
+    async fn delete_all(&self) -> anyhow::Result<()> {
+        let (pods, secrets) = self.list().await?;
         let (pod_api, secret_api) = (self.pods(), self.secrets());
         let exact = |metadata: &ObjectMeta| {
             let only = Preconditions { uid: metadata.uid.clone(), resource_version: None };
             DeleteParams::default().preconditions(only)
         };
-        // Those on their way out are asked for no more.
+        // Skip pods that are being deleted already.
         let pods = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        let removed = stream::iter(pods)
-            .map(async |pod| gone(ask(pod_api.delete(&pod.name_any(), &exact(&pod.metadata))).await, "delete a pod"));
-        removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)?;
-        let removed = stream::iter(secrets).map(async |secret| {
-            gone(ask(secret_api.delete(&secret.name_any(), &exact(&secret.metadata))).await, "delete a secret")
+        let removed = stream::iter(pods).map(async |pod| {
+            ignore_missing(request(pod_api.delete(&pod.name_any(), &exact(&pod.metadata))).await, "delete a pod")
         });
-        removed.buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(|error| error.0)
+        removed.buffer_unordered(CONCURRENCY).try_collect::<()>().await.map_err(|error| error.0)?;
+        let removed = stream::iter(secrets).map(async |secret| {
+            ignore_missing(
+                request(secret_api.delete(&secret.name_any(), &exact(&secret.metadata))).await,
+                "delete a secret",
+            )
+        });
+        removed.buffer_unordered(CONCURRENCY).try_collect::<()>().await.map_err(|error| error.0)
     }
 }
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The client knows secrets.
+        // The client holds credentials, so it is left out.
         f.debug_struct("Cluster")
-            .field("place", &self.place)
+            .field("description", &self.description)
             .field("namespace", &self.namespace)
             .finish_non_exhaustive()
     }

@@ -1,4 +1,5 @@
-//! Pods that went away while nobody watched: the log says that they were placed, and no cluster has them.
+//! Finds lost pods: the log says that they are placed, but no cluster has them. They disappeared while no director was
+//! watching.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,21 +20,22 @@ use garage_worker::Shutdown;
 use super::KubeBackend;
 use crate::backend::{Backend, Instance, Name, State};
 
-/// Between two comparisons of the log with the clusters.
-const LOOK: Duration = Duration::from_secs(5);
+/// Time between two comparisons of the log with the clusters.
+const INTERVAL: Duration = Duration::from_secs(5);
 
-/// The placed instances of open sessions, as the log has them.
+/// The instances of open sessions that are placed according to the log.
 struct PlacedInstances {
     reader: Reader,
-    /// How long a session lives at the most: what began before is over.
+    /// The maximum duration of a session. Older sessions are over.
     session: time::Duration,
-    /// The next sequence to be read.
+    /// The next sequence to read. `None` before the first read.
     next: Option<u64>,
+    /// The placed attempt of each session.
     attempts: HashMap<SessionId, u32>,
 }
 
 impl PlacedInstances {
-    /// Reads on to the log's present end.
+    /// Reads the log up to its current end.
     async fn read(&mut self) -> Result<(), ReadError> {
         let next = match self.next {
             Some(next) => next,
@@ -41,7 +43,7 @@ impl PlacedInstances {
         };
         let last = self.reader.bounds().await?.last;
         let mut range = self.reader.range(vec![sessions("*")], next, last);
-        // One that is cut off in its midst is read again: what it comes to is the same.
+        // After an interruption the whole range is read again. Folding an event twice gives the same result.
         while let Some(message) = range.next().await? {
             self.fold(&message);
         }
@@ -51,7 +53,7 @@ impl PlacedInstances {
 
     fn fold(&mut self, message: &Message) {
         let Some(Aggregate::Session(session)) = Aggregate::of(&message.subject) else { return };
-        // What this build cannot read is not about a pod that it made.
+        // Events that this build cannot decode are not about its own pods.
         let Ok(recorded) = Recorded::<Event>::decode(message.seq, message.time, &message.body) else { return };
         match recorded.event {
             Event::PodScheduled(placed) => drop(self.attempts.insert(session, placed.attempt)),
@@ -66,7 +68,7 @@ impl PlacedInstances {
     }
 }
 
-/// Compares the log with the clusters until `shutdown`, while this instance leads. What fails is tried again.
+/// Compares the log with the clusters until `shutdown`, while this director leads. Failed comparisons are retried.
 pub(crate) async fn watch(
     backend: KubeBackend,
     reader: Reader,
@@ -78,37 +80,38 @@ pub(crate) async fn watch(
     let mut down = false;
     loop {
         if leads() {
-            let looked = look(&backend, &mut placed).await;
-            if let (Err(error), false) = (&looked, down) {
-                tracing::warn!("the log cannot be compared with the cluster; trying again: {error:#}");
+            let compared = compare(&backend, &mut placed).await;
+            if let (Err(error), false) = (&compared, down) {
+                tracing::warn!("cannot compare the log with the clusters; retrying: {error:#}");
             }
-            down = looked.is_err();
+            down = compared.is_err();
         }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(INTERVAL) => {}
         }
     }
 }
 
-/// Of one that is claimed the secret alone is there.
+/// Whether the instance has a pod. A claimed instance has only its secret.
 pub(super) fn has_pod(instance: &Instance) -> bool {
     instance.state != State::Claimed
 }
 
-async fn look(backend: &KubeBackend, placed: &mut PlacedInstances) -> anyhow::Result<()> {
+async fn compare(backend: &KubeBackend, placed: &mut PlacedInstances) -> anyhow::Result<()> {
     placed.read().await?;
-    let listed = backend.listed().await;
-    listed.whole?;
-    let there: HashSet<_> = listed.instances.iter().filter(|instance| has_pod(instance)).map(|one| one.name).collect();
-    let mut missing = HashSet::new();
+    let listed = backend.list_existing().await;
+    listed.complete?;
+    let existing: HashSet<_> =
+        listed.instances.iter().filter(|instance| has_pod(instance)).map(|one| one.name).collect();
+    let mut lost = HashSet::new();
     for (session, attempt) in &placed.attempts {
         let name = Name { session: *session, attempt: *attempt };
-        // A watch may lag; who is asked for the pod by name does not.
-        if !there.contains(&name) && backend.find(name).await?.is_none() {
-            missing.insert(name);
+        // The watch may lag behind, so ask the API server for the pod by name.
+        if !existing.contains(&name) && backend.find(name).await?.is_none() {
+            lost.insert(name);
         }
     }
-    backend.miss(missing);
+    backend.set_lost_pods(lost);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is made for a game: a Secret with its configuration, and a Pod that mounts it.
+//! The Kubernetes objects of an instance: a Secret with the game server's configuration, and a Pod that mounts it.
 
 use std::collections::BTreeMap;
 
@@ -10,35 +10,34 @@ use serde_json::{Value, json};
 
 use crate::backend::{Name, Order};
 
-/// The label by which everything of Garage's is known, and its value.
+/// The label, and its value, that marks all objects of Garage.
 pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "garage");
 const SESSION: &str = "garage/session";
 const ATTEMPT: &str = "garage/attempt";
 
-/// The name of the game server's container.
+/// The name of the game server's container. Operators use it in their pod template.
 const CONTAINER: &str = "gameserver";
-/// Where its configuration is mounted, and the file's name there.
+/// The folder that the secret is mounted at, and the name of the configuration file in it.
 const FOLDER: &str = "/run/garage";
 const FILE: &str = "config.json";
 
-/// What of a pod is the same for all games.
+/// The settings that all pods share.
 #[derive(Debug, Clone)]
-pub(super) struct Terms {
-    /// The game server's image.
+pub(super) struct PodSettings {
     pub(super) image: String,
     /// `Always`, `IfNotPresent` or `Never`.
     pub(super) pull_policy: String,
-    /// What pods have besides, by the operator's word.
+    /// The operator's pod template, from `--pod-template`. An empty object if there is none.
     pub(super) template: Value,
-    /// What the game server is started with besides its configuration.
+    /// The game server's arguments in addition to `--config`.
     pub(super) arguments: Vec<String>,
 }
 
-/// What a pod has if neither its operator nor Garage says otherwise: room for the reference game, and a user that is
-/// nobody on any machine.
+/// The values that a pod gets unless the operator's template or Garage sets others: resources for the reference game,
+/// and a user id that no account uses.
 fn defaults() -> Value {
     json!({"spec": {
-        // The game server ends at once when it is told to; its players are told by their session.
+        // The game server stops at once on SIGTERM. Players learn of the end from their session, not from the server.
         "terminationGracePeriodSeconds": 5,
         "securityContext": {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532},
         "containers": [{
@@ -48,11 +47,16 @@ fn defaults() -> Value {
     }})
 }
 
-/// The pod of an instance, which is ended by the cluster itself after so many seconds.
-pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, terms: &Terms) -> anyhow::Result<Pod> {
+/// The pod of an instance. The cluster ends it after `seconds`.
+pub(super) fn pod(
+    order: &Order,
+    selector: &[(String, String)],
+    seconds: i64,
+    settings: &PodSettings,
+) -> anyhow::Result<Pod> {
     let name = order.name();
     let mut arguments = vec!["--config".to_owned(), format!("{FOLDER}/{FILE}")];
-    arguments.extend(terms.arguments.iter().cloned());
+    arguments.extend(settings.arguments.iter().cloned());
     let selector: BTreeMap<_, _> = selector.iter().cloned().collect();
     let selector = (!selector.is_empty()).then_some(selector);
     let ours = json!({
@@ -61,7 +65,7 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
         "metadata": {
             "name": name.to_string(),
             "labels": labels(order),
-            // Whoever empties a machine waits for the game.
+            // The autoscaler must not remove a node while a match is running on it.
             "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
         },
         "spec": {
@@ -75,8 +79,8 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
             "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{
                 "name": CONTAINER,
-                "image": terms.image,
-                "imagePullPolicy": terms.pull_policy,
+                "image": settings.image,
+                "imagePullPolicy": settings.pull_policy,
                 "args": arguments,
                 "securityContext": {
                     "allowPrivilegeEscalation": false,
@@ -89,7 +93,7 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
                 "name": "garage-config",
                 "secret": {"secretName": name.to_string(), "defaultMode": 0o400},
             }],
-            // A machine that is gone for half a minute is gone for the game.
+            // A node that is unreachable for half a minute is lost for the match.
             "tolerations": [
                 {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
                 {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
@@ -97,12 +101,12 @@ pub(super) fn pod(order: &Order, selector: &[(String, String)], seconds: i64, te
         },
     });
     let mut pod = defaults();
-    overlay(&mut pod, &terms.template);
+    overlay(&mut pod, &settings.template);
     overlay(&mut pod, &ours);
     Ok(serde_json::from_value(pod)?)
 }
 
-/// The secret of an instance: what its game server is told.
+/// The secret of an instance. It holds the game server's configuration.
 pub(super) fn secret(order: &Order) -> anyhow::Result<Secret> {
     let config = serde_json::to_string(&order.config)?;
     Ok(Secret {
@@ -117,7 +121,7 @@ pub(super) fn secret(order: &Order) -> anyhow::Result<Secret> {
     })
 }
 
-/// By these people find them: `kubectl get pods -L garage/session,garage/queue`.
+/// The labels of an instance's objects. `kubectl get pods -L garage/session,garage/queue` shows them.
 fn labels(order: &Order) -> Value {
     json!({
         MANAGED_BY.0: MANAGED_BY.1,
@@ -129,7 +133,7 @@ fn labels(order: &Order) -> Value {
     })
 }
 
-/// The instance that an object is of; none if it is not Garage's.
+/// The instance that an object belongs to; `None` if it does not belong to Garage.
 pub(super) fn instance(metadata: &ObjectMeta) -> Option<Name> {
     let label = |label: &str| metadata.labels.as_ref()?.get(label).map(String::as_str);
     let name: Name = metadata.name.as_deref()?.parse().ok()?;
@@ -139,7 +143,8 @@ pub(super) fn instance(metadata: &ObjectMeta) -> Option<Name> {
     ours.then_some(name)
 }
 
-/// Lays what wins over what is there. In lists, what has the same name is one; the others stand beside each other.
+/// Merges `over` into `under`; values from `over` win. In lists of objects, objects with the same `name` are merged and
+/// all others are appended.
 fn overlay(under: &mut Value, over: &Value) {
     match (under, over) {
         (Value::Object(under), Value::Object(over)) => {
@@ -156,7 +161,7 @@ fn overlay(under: &mut Value, over: &Value) {
                 }
             }
         }
-        // Nothing is said of it.
+        // `null` means that `over` does not set this field.
         (_, Value::Null) => {}
         (under, over) => under.clone_from(over),
     }

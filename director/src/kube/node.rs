@@ -1,19 +1,19 @@
-//! How clients reach a machine.
+//! Finds the public address of a node, by which clients reach it.
 
 use std::{net::IpAddr, str::FromStr};
 
 use k8s_openapi::api::core::v1::Node;
 
-/// Where a node's public address is looked for.
+/// A place where a node's public address may be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// Its address of the type `ExternalIP`.
+    /// The node's address of type `ExternalIP`.
     External,
-    /// Its address of the type `InternalIP`, where clients reach that.
+    /// The node's address of type `InternalIP`, for clients that can reach it.
     Internal,
-    /// An annotation.
+    /// The annotation of this name.
     Annotation(String),
-    /// A label.
+    /// The label of this name.
     Label(String),
 }
 
@@ -26,13 +26,13 @@ impl FromStr for Source {
             ("internal-ip", _) => Ok(Self::Internal),
             (_, Some(("annotation", name))) if !name.is_empty() => Ok(Self::Annotation(name.into())),
             (_, Some(("label", name))) if !name.is_empty() => Ok(Self::Label(name.into())),
-            _ => Err("wanted is external-ip, internal-ip, annotation:NAME or label:NAME".into()),
+            _ => Err("expected external-ip, internal-ip, annotation:NAME or label:NAME".into()),
         }
     }
 }
 
 impl Source {
-    /// The address that a node has here.
+    /// The node's address from this source, if it has one there.
     fn of(&self, node: &Node) -> Option<IpAddr> {
         let typed = |kind: &str| {
             let addresses = node.status.as_ref()?.addresses.as_ref()?;
@@ -42,7 +42,7 @@ impl Source {
             Self::External => typed("ExternalIP"),
             Self::Internal => typed("InternalIP"),
             Self::Annotation(name) => node.metadata.annotations.as_ref()?.get(name)?.parse().ok(),
-            // A label holds no colons: those of an IPv6 address are written as hyphens.
+            // A label must not contain colons, so an IPv6 address is written with hyphens.
             Self::Label(name) => {
                 let text = node.metadata.labels.as_ref()?.get(name)?;
                 text.parse().or_else(|_: std::net::AddrParseError| text.replace('-', ":").parse()).ok()
@@ -51,7 +51,7 @@ impl Source {
     }
 }
 
-/// The public address of a node: the first that is there.
+/// The public address of a node, from the first source that has one.
 pub(super) fn public_ip(node: &Node, sources: &[Source]) -> Option<IpAddr> {
     sources.iter().find_map(|source| source.of(node))
 }
@@ -76,27 +76,27 @@ mod tests {
     }
 
     #[test]
-    fn the_first_address_in_the_given_order_counts() {
+    fn the_first_source_that_has_an_address_is_used() {
         let both = node(&[("InternalIP", "10.0.0.11"), ("ExternalIP", "203.0.113.11"), ("Hostname", "n")]);
-        let inside = node(&[("InternalIP", "10.0.0.12"), ("Hostname", "n")]);
-        let six = node(&[("ExternalIP", "2001:db8::11")]);
+        let internal = node(&[("InternalIP", "10.0.0.12"), ("Hostname", "n")]);
+        let ipv6 = node(&[("ExternalIP", "2001:db8::11")]);
         for (node, order, address) in [
             (&both, "external-ip", Some("203.0.113.11")),
             (&both, "internal-ip,external-ip", Some("10.0.0.11")),
-            (&inside, "external-ip", None),
-            (&inside, "external-ip,internal-ip", Some("10.0.0.12")),
-            (&inside, "external-ip,annotation:public,internal-ip", Some("2001:db8::7")),
-            (&inside, "label:v4,internal-ip", Some("203.0.113.9")),
-            (&inside, "label:v6", Some("2001:db8::9")),
-            (&inside, "label:none,annotation:none,internal-ip", Some("10.0.0.12")),
-            (&six, "external-ip", Some("2001:db8::11")),
+            (&internal, "external-ip", None),
+            (&internal, "external-ip,internal-ip", Some("10.0.0.12")),
+            (&internal, "external-ip,annotation:public,internal-ip", Some("2001:db8::7")),
+            (&internal, "label:v4,internal-ip", Some("203.0.113.9")),
+            (&internal, "label:v6", Some("2001:db8::9")),
+            (&internal, "label:none,annotation:none,internal-ip", Some("10.0.0.12")),
+            (&ipv6, "external-ip", Some("2001:db8::11")),
         ] {
             assert_eq!(found(node, order).as_deref(), address, "{order}");
         }
     }
 
     #[test]
-    fn what_is_no_source_is_refused() {
+    fn an_unknown_address_source_is_refused() {
         for bad in ["", "external", "label:", "annotation", "hostname"] {
             assert!(bad.parse::<Source>().is_err(), "{bad:?}");
         }

@@ -1,4 +1,4 @@
-//! What is in the cluster, kept in memory by watching it: of each pod and secret only what is needed.
+//! A cache of the cluster's pods and secrets, kept up to date by watches. It holds only what the director needs.
 
 use std::{
     collections::HashMap,
@@ -22,34 +22,36 @@ use super::{
 };
 use crate::backend::{Exit, Name, Unavailable};
 
-/// The longest pause before a watch is tried again.
-const PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause before a watch is retried.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// For how long after an error that was not the first what is known is taken for stale: longer than a pause.
+/// How long the cache counts as out of date after a repeated error. Longer than [`MAX_PAUSE`], so that it stays out of
+/// date until the next retry.
 const STALE: Duration = Duration::from_secs(10);
 
-/// The most pods of a page of a list.
+/// The maximum number of objects in one page of a list.
 const PAGE: u32 = 500;
 
-/// For how long a pod that is gone is remembered, so that its end is judged. What is not by then, as the log cannot be
-/// reached, is met by its session's deadline.
+/// How long a deleted pod is remembered, so that its exit can be judged. If that fails for so long, because the log is
+/// unavailable, the session's timer fails the attempt.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// The pods and secrets of Garage. Clones are one.
+/// Garage's pods and secrets in one namespace. Clones share one cache.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Pods(Arc<Mutex<Index>>);
+pub(super) struct PodCache(Arc<Mutex<Index>>);
 
 #[derive(Debug, Default)]
 struct Index {
     pods: HashMap<Name, ObservedPod>,
-    /// Pods that were there, and are no more, and that nobody has removed here.
-    gone: HashMap<Name, Gone>,
+    /// Pods that disappeared and that this director did not delete.
+    deleted: HashMap<Name, DeletedPod>,
+    /// The secrets, each with the time of its creation.
     secrets: HashMap<Name, OffsetDateTime>,
-    pods_watched: Watched,
-    secrets_watched: Watched,
+    pod_watch: WatchState,
+    secret_watch: WatchState,
 }
 
-/// A pod, as far as it is of interest.
+/// What the director needs of a pod.
 #[derive(Debug, Clone)]
 pub(super) struct ObservedPod {
     pub(super) created: OffsetDateTime,
@@ -57,26 +59,29 @@ pub(super) struct ObservedPod {
 }
 
 #[derive(Debug)]
-struct Gone {
+struct DeletedPod {
+    /// When this director learned of the deletion.
     since: Instant,
     created: OffsetDateTime,
     exit: Exit,
 }
 
-/// How a watch goes.
+/// Whether a watch works.
 #[derive(Debug, Default)]
-struct Watched {
+struct WatchState {
+    /// Whether a full list was ever received.
     listed: bool,
-    /// Errors since the last good news, the last one's text, and when it came.
+    /// The number of errors since the last event.
     errors: u32,
+    /// The text of the last error, and when it occurred.
     error: Option<(String, Instant)>,
 }
 
-impl Watched {
+impl WatchState {
     fn failed(&mut self, error: &watcher::Error) {
         let text = error.to_string();
         if self.errors == 0 {
-            tracing::warn!("the watch was interrupted; going on: {text}");
+            tracing::warn!("the watch of the cluster was interrupted; retrying: {text}");
         }
         self.errors += 1;
         self.error = Some((text, Instant::now()));
@@ -84,23 +89,23 @@ impl Watched {
 
     fn check(&self) -> Result<(), Unavailable> {
         match &self.error {
-            // One error is a connection that was cut; the watch goes on from there.
+            // A single error is an interrupted connection. The watch continues where it stopped.
             Some((text, at)) if !self.listed || (self.errors > 1 && at.elapsed() < STALE) => {
-                Err(Unavailable(anyhow!("the cluster cannot be watched: {text}")))
+                Err(Unavailable(anyhow!("cannot watch the cluster: {text}")))
             }
-            _ if !self.listed => Err(Unavailable(anyhow!("the cluster has not been looked through yet"))),
+            _ if !self.listed => Err(Unavailable(anyhow!("the cluster's pods and secrets are not listed yet"))),
             _ => Ok(()),
         }
     }
 }
 
-impl Pods {
-    fn known(&self) -> MutexGuard<'_, Index> {
-        // Each change is whole: a panic of another holder leaves nothing half done.
+impl PodCache {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // Nothing panics halfway through a change, so the index is consistent even after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches the cluster. What fails is tried again.
+    /// Watches the cluster. Failed requests are retried.
     pub(super) async fn watch(self, pods: Api<Pod>, secrets: Api<PartialObjectMeta<Secret>>) -> anyhow::Result<()> {
         let (label, value) = manifest::MANAGED_BY;
         let ours = || watcher::Config::default().labels(&format!("{label}={value}")).page_size(PAGE);
@@ -116,13 +121,13 @@ impl Pods {
         pin_mut!(events);
         let mut listing = HashMap::new();
         while let Some(event) = events.next().await {
-            let mut known = self.known();
+            let mut index = self.index();
             match event {
                 Ok(event) => {
-                    known.pods_watched.errors = 0;
-                    known.pod(event, &mut listing);
+                    index.pod_watch.errors = 0;
+                    index.apply_pod(event, &mut listing);
                 }
-                Err(error) => known.pods_watched.failed(&error),
+                Err(error) => index.pod_watch.failed(&error),
             }
         }
     }
@@ -138,80 +143,84 @@ impl Pods {
             manifest::instance(&secret.metadata).map(|name| (name, created))
         };
         while let Some(event) = events.next().await {
-            let mut known = self.known();
+            let mut index = self.index();
             if event.is_ok() {
-                known.secrets_watched.errors = 0;
+                index.secret_watch.errors = 0;
             }
             match event {
                 Ok(watcher::Event::Init) => listing.clear(),
                 Ok(watcher::Event::InitApply(secret)) => listing.extend(entry(&secret)),
                 Ok(watcher::Event::InitDone) => {
-                    known.secrets = std::mem::take(&mut listing);
-                    known.secrets_watched.listed = true;
+                    index.secrets = std::mem::take(&mut listing);
+                    index.secret_watch.listed = true;
                 }
-                Ok(watcher::Event::Apply(secret)) => known.secrets.extend(entry(&secret)),
+                Ok(watcher::Event::Apply(secret)) => index.secrets.extend(entry(&secret)),
                 Ok(watcher::Event::Delete(secret)) => {
                     if let Some((name, _)) = entry(&secret) {
-                        known.secrets.remove(&name);
+                        index.secrets.remove(&name);
                     }
                 }
-                Err(error) => known.secrets_watched.failed(&error),
+                Err(error) => index.secret_watch.failed(&error),
             }
         }
     }
 
-    /// Every pod that is there; those that are there no more, with how they ended; and secrets that no pod has.
+    /// Returns the pods that exist, the pods that disappeared, and the secrets without a pod.
     ///
     /// # Errors
-    /// [`Unavailable`] when it is not known.
-    pub(super) fn list(&self) -> Result<Snapshot, Unavailable> {
-        let mut known = self.known();
-        known.gone.retain(|_, gone| gone.since.elapsed() < REMEMBERED);
-        known.pods_watched.check()?;
-        known.secrets_watched.check()?;
-        let alone =
-            known.secrets.iter().filter(|(name, _)| !known.pods.contains_key(name) && !known.gone.contains_key(name));
+    /// [`Unavailable`] when the cache is empty or out of date.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, Unavailable> {
+        let mut index = self.index();
+        index.deleted.retain(|_, deleted| deleted.since.elapsed() < REMEMBERED);
+        index.pod_watch.check()?;
+        index.secret_watch.check()?;
+        let without_pod = index
+            .secrets
+            .iter()
+            .filter(|(name, _)| !index.pods.contains_key(name) && !index.deleted.contains_key(name));
         Ok(Snapshot {
-            pods: known.pods.iter().map(|(name, seen)| (*name, seen.clone())).collect(),
-            gone: known.gone.iter().map(|(name, gone)| (*name, gone.created, gone.exit.clone())).collect(),
-            secrets: alone.map(|(name, created)| (*name, *created)).collect(),
+            pods: index.pods.iter().map(|(name, pod)| (*name, pod.clone())).collect(),
+            deleted: index.deleted.iter().map(|(name, pod)| (*name, pod.created, pod.exit.clone())).collect(),
+            secrets: without_pod.map(|(name, created)| (*name, *created)).collect(),
         })
     }
 
-    /// An instance was removed here: that it is gone is no news.
-    pub(super) fn removed(&self, name: Name) {
-        self.known().gone.remove(&name);
+    /// Forgets a deleted pod, because this director deleted it itself.
+    pub(super) fn forget_deleted(&self, name: Name) {
+        self.index().deleted.remove(&name);
     }
 }
 
-/// What is known of the cluster.
+/// The content of the cache at one moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) pods: Vec<(Name, ObservedPod)>,
-    pub(super) gone: Vec<(Name, OffsetDateTime, Exit)>,
+    /// Pods that disappeared, each with the time of its creation and how it ended.
+    pub(super) deleted: Vec<(Name, OffsetDateTime, Exit)>,
+    /// Secrets without a pod, each with the time of its creation.
     pub(super) secrets: Vec<(Name, OffsetDateTime)>,
 }
 
 impl Index {
-    fn pod(&mut self, event: watcher::Event<Pod>, listing: &mut HashMap<Name, ObservedPod>) {
+    fn apply_pod(&mut self, event: watcher::Event<Pod>, listing: &mut HashMap<Name, ObservedPod>) {
         match event {
             watcher::Event::Init => listing.clear(),
             watcher::Event::InitApply(pod) => listing.extend(entry(&pod)),
             watcher::Event::InitDone => {
                 let before = std::mem::replace(&mut self.pods, std::mem::take(listing));
-                for (name, seen) in before {
+                for (name, pod) in before {
                     if !self.pods.contains_key(&name) {
-                        self.record_end(name, seen.created, seen.pod_status, pod_status::removed(&Default::default()));
+                        self.record_end(name, pod.created, pod.pod_status, pod_status::removed(&Default::default()));
                     }
                 }
-                self.pods_watched.listed = true;
+                self.pod_watch.listed = true;
             }
             watcher::Event::Apply(pod) => {
-                if let Some((name, seen)) = entry(&pod) {
-                    self.gone.remove(&name);
-                    self.pods.insert(name, seen);
+                if let Some((name, observed)) = entry(&pod) {
+                    self.deleted.remove(&name);
+                    self.pods.insert(name, observed);
                 } else if let Ok(name) = pod.name_any().parse() {
-                    // Somebody took its labels: it is Garage's no more.
+                    // Somebody removed its labels, so the pod does not belong to Garage any more.
                     self.pods.remove(&name);
                 }
             }
@@ -230,7 +239,7 @@ impl Index {
             PodStatus::Over(exit) => exit,
             PodStatus::Waiting(_) | PodStatus::Bound(_) => removed,
         };
-        self.gone.insert(name, Gone { since: Instant::now(), created, exit });
+        self.deleted.insert(name, DeletedPod { since: Instant::now(), created, exit });
     }
 }
 
@@ -239,7 +248,7 @@ fn entry(pod: &Pod) -> Option<(Name, ObservedPod)> {
     manifest::instance(&pod.metadata).map(|name| (name, ObservedPod { created, pod_status: pod_status::of(pod) }))
 }
 
-/// The pauses between tries: each twice the one before.
+/// The pauses between retries. Each is twice as long as the one before, up to [`MAX_PAUSE`].
 #[derive(Debug, Default)]
 struct Pauses(u32);
 
@@ -249,7 +258,7 @@ impl Iterator for Pauses {
     fn next(&mut self) -> Option<Duration> {
         let pause = Duration::from_millis(200 << self.0.min(10));
         self.0 += 1;
-        Some(pause.min(PAUSE))
+        Some(pause.min(MAX_PAUSE))
     }
 }
 

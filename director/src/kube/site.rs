@@ -1,4 +1,4 @@
-//! One namespace of one cluster, and what a director does there.
+//! One namespace of one cluster: creates, finds, lists and deletes the instances there.
 
 use std::{
     collections::HashMap,
@@ -22,65 +22,68 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    ANSWER, ask, gone,
-    manifest::{self, Terms},
+    TIMEOUT, ignore_missing,
+    manifest::{self, PodSettings},
     node,
     pod_status::{self, PodStatus},
-    pods::{ObservedPod, Pods},
+    pods::{ObservedPod, PodCache},
+    request,
 };
 use crate::{
-    backend::{CreateError, Exit, How, Instance, Made, Name, Order, Placed, State, Unavailable},
+    backend::{CreateError, Created, Exit, ExitKind, Instance, Name, Order, Placed, State, Unavailable},
     config,
 };
 
-/// How long a node's address is good for.
-const ADDRESS: Duration = Duration::from_secs(60);
+/// How long a node's address is cached.
+const ADDRESS_TTL: Duration = Duration::from_secs(60);
 
-/// How long a pod may outlive its session's hard end before the cluster ends it.
+/// Seconds after the session's hard end at which the cluster ends the pod.
 const GRACE: i64 = 60;
 
 pub(super) struct Site {
     pods: Api<Pod>,
     secrets: Api<Secret>,
-    /// The secrets without what is in them.
-    labels: Api<PartialObjectMeta<Secret>>,
+    /// The secrets' metadata only.
+    secret_metadata: Api<PartialObjectMeta<Secret>>,
     nodes: Api<Node>,
-    /// Its kubeconfig's context; none for the one that this is set to.
+    /// The context in the kubeconfig. `None` means the current context.
     context: Option<String>,
     namespace: String,
-    known: Pods,
-    addresses: Vec<node::Source>,
+    cache: PodCache,
+    address_sources: Vec<node::Source>,
+    /// How long a pod may wait for a node before its attempt fails.
     max_wait: time::Duration,
-    /// Of nodes that were asked for: their addresses, and when they were.
-    asked: Mutex<HashMap<String, (IpAddr, Instant)>>,
+    /// The addresses of nodes, each with the time when it was read.
+    addresses: Mutex<HashMap<String, (IpAddr, Instant)>>,
 }
 
 impl Site {
-    /// Finds the cluster, by a context of the kubeconfig if one is said; nothing is asked of it yet.
+    /// Prepares the connection to the cluster, with the given context of the kubeconfig. Nothing is sent yet.
     pub(super) async fn open(config: &config::Kube, context: Option<&str>) -> anyhow::Result<Self> {
         let mut cluster = match &config.kubeconfig {
             Some(path) => {
-                let wrong = || format!("cannot use {} (--kubeconfig)", path.display());
-                let kubeconfig = Kubeconfig::read_from(path).with_context(wrong)?;
+                let invalid = || format!("cannot use {} (--kubeconfig)", path.display());
+                let kubeconfig = Kubeconfig::read_from(path).with_context(invalid)?;
                 let options = KubeConfigOptions { context: context.map(Into::into), ..KubeConfigOptions::default() };
-                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(wrong)?
+                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(invalid)?
             }
-            None => kube::Config::incluster().context("this is no pod of a cluster, and there is no --kubeconfig")?,
+            None => kube::Config::incluster()
+                .context("cannot find a cluster: set --kubeconfig, or run the director in a pod")?,
         };
-        cluster.connect_timeout = Some(ANSWER);
+        cluster.connect_timeout = Some(TIMEOUT);
         let namespace = config.namespace.clone().unwrap_or_else(|| cluster.default_namespace.clone());
-        let client = Client::try_from(cluster).context("cannot make a client of the cluster")?;
+        let client = Client::try_from(cluster).context("cannot create a client for the cluster")?;
         Ok(Self {
             pods: Api::namespaced(client.clone(), &namespace),
             secrets: Api::namespaced(client.clone(), &namespace),
-            labels: Api::namespaced(client.clone(), &namespace),
+            secret_metadata: Api::namespaced(client.clone(), &namespace),
             nodes: Api::all(client),
             context: context.map(Into::into),
             namespace,
-            known: Pods::default(),
-            addresses: config.node_address.clone(),
+            cache: PodCache::default(),
+            address_sources: config.node_address.clone(),
             max_wait: time::Duration::seconds(config.pod_max_wait.into()),
-            asked: Mutex::default(),
+            addresses: Mutex::default(),
         })
     }
 
@@ -92,170 +95,171 @@ impl Site {
         &self.namespace
     }
 
-    /// Watches the cluster, for as long as it is polled.
+    /// Watches the cluster and keeps the cache up to date, for as long as the future is polled.
     pub(super) async fn watch(&self) -> anyhow::Result<()> {
-        self.known.clone().watch(self.pods.clone(), self.labels.clone()).await
+        self.cache.clone().watch(self.pods.clone(), self.secret_metadata.clone()).await
     }
 
     pub(super) async fn create(
         &self,
         order: &Order,
         selector: &[(String, String)],
-        terms: &Terms,
-    ) -> Result<Made, CreateError> {
+        settings: &PodSettings,
+    ) -> Result<Created, CreateError> {
         let name = order.name();
-        let named = name.to_string();
+        let object = name.to_string();
         let seconds = (order.config.ends_at - System.now()).whole_seconds().max(0) + GRACE;
-        let pod = manifest::pod(order, selector, seconds, terms).map_err(Unavailable)?;
+        let pod = manifest::pod(order, selector, seconds, settings).map_err(Unavailable)?;
         let secret = manifest::secret(order).map_err(Unavailable)?;
         let post = PostParams::default();
 
-        match ask(effect(Point::SecretMade, self.secrets.create(&post, &secret))).await {
+        match request(effect(Point::SecretMade, self.secrets.create(&post, &secret))).await {
             Ok(_) => {}
             Err(refusal) if refusal.is("AlreadyExists") => {
-                let found = ask(self.labels.get(&named)).await;
-                ours(name, "secret", &found.map_err(|error| error.unavailable("read the secret"))?.metadata)?;
+                let found = request(self.secret_metadata.get(&object)).await;
+                check_owner(name, "secret", &found.map_err(|error| error.unavailable("read the secret"))?.metadata)?;
             }
-            Err(refusal) => return Err(refusal.of_making("make the secret")),
+            Err(refusal) => return Err(refusal.on_create("create the secret")),
         }
-        let (pod, made) = match ask(effect(Point::PodMade, self.pods.create(&post, &pod))).await {
-            // No scheduler is that quick.
-            Ok(pod) => (pod, Made::Waiting),
+        let (pod, created) = match request(effect(Point::PodMade, self.pods.create(&post, &pod))).await {
+            // The scheduler cannot have assigned a node yet.
+            Ok(pod) => (pod, Created::Waiting),
             Err(refusal) if refusal.is("AlreadyExists") => {
-                let found = ask(self.pods.get(&named)).await.map_err(|error| error.unavailable("read the pod"))?;
-                ours(name, "pod", &found.metadata)?;
-                let made = self.made(name, &found).await?.ok_or(CreateError::Over)?;
-                (found, made)
+                let found = request(self.pods.get(&object)).await.map_err(|error| error.unavailable("read the pod"))?;
+                check_owner(name, "pod", &found.metadata)?;
+                let created = self.created(name, &found).await?.ok_or(CreateError::Over)?;
+                (found, created)
             }
-            Err(refusal) => return Err(refusal.of_making("make the pod")),
+            Err(refusal) => return Err(refusal.on_create("create the pod")),
         };
-        self.own(&named, &pod).await?;
-        tracing::info!(pod.name = %name, "pod made");
-        Ok(made)
+        self.set_owner(&object, &pod).await?;
+        tracing::info!(pod.name = %name, "pod created");
+        Ok(created)
     }
 
-    /// Has the secret go with its pod.
-    async fn own(&self, name: &str, pod: &Pod) -> Result<(), Unavailable> {
+    /// Makes the pod the owner of its secret, so that Kubernetes deletes the secret with the pod.
+    async fn set_owner(&self, name: &str, pod: &Pod) -> Result<(), Unavailable> {
         let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": pod.uid()});
         let patch = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}}));
         let params = PatchParams::default();
-        let owned = ask(effect(Point::OwnerSet, self.labels.patch(name, &params, &patch))).await;
-        owned.map(drop).map_err(|error| error.unavailable("make the pod own its secret"))
+        let patched = request(effect(Point::OwnerSet, self.secret_metadata.patch(name, &params, &patch))).await;
+        patched.map(drop).map_err(|error| error.unavailable("set the pod as the owner of its secret"))
     }
 
-    /// How far a pod has come; none if it is over.
-    async fn made(&self, name: Name, pod: &Pod) -> Result<Option<Made>, Unavailable> {
+    /// Whether the pod is placed or waits for a node; `None` if it has exited.
+    async fn created(&self, name: Name, pod: &Pod) -> Result<Option<Created>, Unavailable> {
         Ok(match pod_status::of(pod) {
-            PodStatus::Waiting(_) => Some(Made::Waiting),
-            // A node without an address is for who looks after instances to judge.
+            PodStatus::Waiting(_) => Some(Created::Waiting),
+            // If the node has no public address, the watch fails the attempt: see `state`.
             PodStatus::Bound(node) => {
-                Some(self.address(&node).await?.map_or(Made::Waiting, |ip| Made::Placed(placed(name, node, ip))))
+                Some(self.address(&node).await?.map_or(Created::Waiting, |ip| Created::Placed(placed(name, node, ip))))
             }
             PodStatus::Over(_) => None,
         })
     }
 
-    pub(super) async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
-        let pod = match ask(self.pods.get(&name.to_string())).await {
+    pub(super) async fn find(&self, name: Name) -> Result<Option<Created>, Unavailable> {
+        let pod = match request(self.pods.get(&name.to_string())).await {
             Ok(pod) if manifest::instance(&pod.metadata) == Some(name) => pod,
             Ok(_) => return Ok(None),
             Err(refusal) if refusal.is("NotFound") => return Ok(None),
             Err(refusal) => return Err(refusal.unavailable("read the pod")),
         };
-        let made = self.made(name, &pod).await?;
-        if made.is_some() {
-            self.own(&name.to_string(), &pod).await?;
+        let created = self.created(name, &pod).await?;
+        if created.is_some() {
+            self.set_owner(&name.to_string(), &pod).await?;
         }
-        Ok(made)
+        Ok(created)
     }
 
-    /// A node's public address; none if it has none.
+    /// A node's public address, if it has one.
     async fn address(&self, name: &str) -> Result<Option<IpAddr>, Unavailable> {
-        if let Some((ip, at)) = self.asked().get(name)
-            && at.elapsed() < ADDRESS
+        if let Some((ip, at)) = self.addresses().get(name)
+            && at.elapsed() < ADDRESS_TTL
         {
             return Ok(Some(*ip));
         }
-        let node = ask(self.nodes.get(name)).await;
+        let node = request(self.nodes.get(name)).await;
         let node = node.map_err(|error| error.unavailable(&format!("read the node {name}")))?;
-        let ip = node::public_ip(&node, &self.addresses);
-        let mut asked = self.asked();
-        asked.retain(|_, (_, at)| at.elapsed() < ADDRESS);
+        let ip = node::public_ip(&node, &self.address_sources);
+        let mut addresses = self.addresses();
+        addresses.retain(|_, (_, at)| at.elapsed() < ADDRESS_TTL);
         if let Some(ip) = ip {
-            asked.insert(name.to_owned(), (ip, Instant::now()));
+            addresses.insert(name.to_owned(), (ip, Instant::now()));
         }
         Ok(ip)
     }
 
-    fn asked(&self) -> MutexGuard<'_, HashMap<String, (IpAddr, Instant)>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn addresses(&self) -> MutexGuard<'_, HashMap<String, (IpAddr, Instant)>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn state(&self, name: Name, seen: ObservedPod) -> Result<State, Unavailable> {
-        Ok(match seen.pod_status {
+    async fn state(&self, name: Name, pod: ObservedPod) -> Result<State, Unavailable> {
+        Ok(match pod.pod_status {
             PodStatus::Over(exit) => State::Exited(exit),
-            PodStatus::Waiting(Some(said)) if System.now() - seen.created > self.max_wait => {
-                State::Exited(Exit { how: How::Failed("unschedulable"), message: Some(said) })
+            PodStatus::Waiting(Some(message)) if System.now() - pod.created > self.max_wait => {
+                State::Exited(Exit { kind: ExitKind::Failed("unschedulable"), message: Some(message) })
             }
             PodStatus::Waiting(_) => State::Waiting,
             PodStatus::Bound(node) => match self.address(&node).await? {
                 Some(ip) => State::Running(placed(name, node, ip)),
                 None => {
-                    let message = format!("the node {node} has no address that --node-address asks for");
-                    State::Exited(Exit { how: How::Failed("no-public-ip"), message: Some(message) })
+                    let message = format!("node {node} has no address that matches --node-address");
+                    State::Exited(Exit { kind: ExitKind::Failed("no-public-ip"), message: Some(message) })
                 }
             },
         })
     }
 
     pub(super) async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
-        let listed = self.known.list()?;
+        let snapshot = self.cache.snapshot()?;
         let mut instances = Vec::new();
-        for (name, seen) in listed.pods {
-            let created = seen.created;
-            instances.push(Instance { name, created, state: self.state(name, seen).await? });
+        for (name, pod) in snapshot.pods {
+            let created = pod.created;
+            instances.push(Instance { name, created, state: self.state(name, pod).await? });
         }
-        let gone = listed.gone.into_iter().map(|(name, created, exit)| (name, created, State::Exited(exit)));
-        let claimed = listed.secrets.into_iter().map(|(name, created)| (name, created, State::Claimed));
-        instances.extend(gone.chain(claimed).map(|(name, created, state)| Instance { name, created, state }));
+        let deleted = snapshot.deleted.into_iter().map(|(name, created, exit)| (name, created, State::Exited(exit)));
+        let claimed = snapshot.secrets.into_iter().map(|(name, created)| (name, created, State::Claimed));
+        instances.extend(deleted.chain(claimed).map(|(name, created, state)| Instance { name, created, state }));
         Ok(instances)
     }
 
     pub(super) async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
-        let mut there = false;
-        // The pod first: what it leaves, a secret, is an instance still.
-        let named = name.to_string();
-        let pod = ask(self.pods.get_metadata_opt(&named)).await;
+        let mut any = false;
+        // Delete the pod first: if the director dies in between, the remaining secret still counts as an instance.
+        let object = name.to_string();
+        let pod = request(self.pods.get_metadata_opt(&object)).await;
         let pod = pod.map_err(|error| error.unavailable("look for the pod"))?;
-        if let Some(exact) = pod.and_then(|pod| exact(name, &pod.metadata)) {
-            let deleted = self.pods.delete(&exact.0, &exact.1);
-            gone(ask(effect(Point::PodDeleted, deleted)).await, "delete the pod")?;
-            there = true;
+        if let Some(target) = pod.and_then(|pod| deletion_of(name, &pod.metadata)) {
+            let deletion = self.pods.delete(&target.0, &target.1);
+            ignore_missing(request(effect(Point::PodDeleted, deletion)).await, "delete the pod")?;
+            any = true;
             tracing::info!(pod.name = %name, "pod deleted");
         }
-        let secret = ask(self.labels.get_opt(&named)).await;
+        let secret = request(self.secret_metadata.get_opt(&object)).await;
         let secret = secret.map_err(|error| error.unavailable("look for the secret"))?;
-        if let Some(exact) = secret.and_then(|secret| exact(name, &secret.metadata)) {
-            let deleted = self.secrets.delete(&exact.0, &exact.1);
-            gone(ask(effect(Point::SecretDeleted, deleted)).await, "delete the secret")?;
-            there = true;
+        if let Some(target) = secret.and_then(|secret| deletion_of(name, &secret.metadata)) {
+            let deletion = self.secrets.delete(&target.0, &target.1);
+            ignore_missing(request(effect(Point::SecretDeleted, deletion)).await, "delete the secret")?;
+            any = true;
         }
-        self.known.removed(name);
-        Ok(there)
+        self.cache.forget_deleted(name);
+        Ok(any)
     }
 }
 
-/// `Ok` when what is there in an instance's place is of this instance.
-fn ours(name: Name, kind: &str, metadata: &ObjectMeta) -> Result<(), CreateError> {
+/// Returns `Ok` if an object that has the instance's name belongs to the instance.
+fn check_owner(name: Name, kind: &str, metadata: &ObjectMeta) -> Result<(), CreateError> {
     if manifest::instance(metadata) == Some(name) {
         return Ok(());
     }
-    let message = format!("there is a {kind} {name} already, which is not Garage's");
+    let message = format!("there is already a {kind} {name} that does not belong to Garage");
     Err(CreateError::Refused { reason: "name-taken", message })
 }
 
-/// What deletes this very object; none if it is not Garage's, or on its way already.
-fn exact(name: Name, metadata: &ObjectMeta) -> Option<(String, DeleteParams)> {
+/// The name and the parameters to delete exactly this object, by its UID. `None` if the object does not belong to the
+/// instance, or is being deleted already.
+fn deletion_of(name: Name, metadata: &ObjectMeta) -> Option<(String, DeleteParams)> {
     if manifest::instance(metadata) != Some(name) || metadata.deletion_timestamp.is_some() {
         return None;
     }

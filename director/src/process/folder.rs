@@ -1,4 +1,4 @@
-//! An instance's folder, and the lock that makes one director at a time work on it.
+//! An instance's folder, and the lock that lets only one director at a time work on it.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -20,30 +20,30 @@ use nix::{
 use time::OffsetDateTime;
 
 use super::config_of;
-use crate::backend::{How, Name};
+use crate::backend::{ExitKind, Name};
 
-/// How long somebody else may hold a lock: removing takes 4 s at most, see [`super::proc`].
-const LOCK: Duration = Duration::from_secs(6);
+/// How long to wait for a lock that another director holds. A removal holds it for up to 4 s, see [`super::proc`].
+const LOCK_TIMEOUT: Duration = Duration::from_secs(6);
 
 const POLL: Duration = Duration::from_millis(5);
 
-/// Folders on their way out, not yet emptied.
-const GONE: &str = ".gone-";
+/// The prefix of folders that are being removed.
+const REMOVED: &str = ".gone-";
 
-/// Makes the folder of instances, for its owner alone, and tells its path without symbolic links.
+/// Creates the folder of instances, accessible to its owner only. Returns its path without symbolic links.
 pub(super) fn root(path: &Path) -> io::Result<PathBuf> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     path.canonicalize()
 }
 
-/// The instances that have a folder. What another director left half removed is removed here.
+/// Lists the instances that have a folder. Also finishes the removals that another director began.
 pub(super) fn names(root: &Path) -> io::Result<Vec<Name>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(root)? {
         let entry = entry?;
         let file = entry.file_name();
         let Some(text) = file.to_str() else { continue };
-        if text.strip_prefix(GONE).is_some_and(|name| name.parse::<Name>().is_ok()) {
+        if text.strip_prefix(REMOVED).is_some_and(|name| name.parse::<Name>().is_ok()) {
             remove(&entry.path())?;
         } else if let Ok(name) = text.parse()
             && entry.file_type().is_ok_and(|kind| kind.is_dir())
@@ -54,17 +54,17 @@ pub(super) fn names(root: &Path) -> io::Result<Vec<Name>> {
     Ok(names)
 }
 
-/// Held by who makes or removes an instance. It is released with the value, and with the process.
+/// A director holds the lock while it creates or removes an instance. Dropping the value, or the end of the process,
+/// releases it.
 pub(super) type Lock = Flock<File>;
 
-/// What became of an attempt to lock.
+/// The result of an attempt to lock a folder.
 pub(super) enum LockAttempt {
-    /// It is ours.
-    Here(Lock),
-    /// Somebody else has it.
-    Elsewhere,
-    /// There is no such folder, or no longer.
-    Gone,
+    Acquired(Lock),
+    /// Another director or task holds the lock.
+    Busy,
+    /// The folder does not exist, or does not exist any more.
+    NoFolder,
 }
 
 /// An instance's folder.
@@ -72,13 +72,14 @@ pub(super) enum LockAttempt {
 pub(super) struct Folder {
     path: PathBuf,
     config: PathBuf,
-    gone: PathBuf,
+    /// The folder is renamed to this path before its content is removed.
+    removed: PathBuf,
 }
 
 impl Folder {
     pub(super) fn of(root: &Path, name: Name) -> Self {
-        let (path, gone) = (root.join(name.to_string()), root.join(format!("{GONE}{name}")));
-        Self { path, config: config_of(root, name), gone }
+        let (path, removed) = (root.join(name.to_string()), root.join(format!("{REMOVED}{name}")));
+        Self { path, config: config_of(root, name), removed }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -93,78 +94,78 @@ impl Folder {
         self.path.join("log")
     }
 
-    /// Makes the folder if need be, and locks it.
-    pub(super) fn claim(&self) -> io::Result<Lock> {
-        let until = Instant::now() + LOCK;
+    /// Creates the folder if it does not exist, and locks it.
+    pub(super) fn create_and_lock(&self) -> io::Result<Lock> {
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
-            let made = || DirBuilder::new().mode(0o700).create(&self.path);
-            match crash::effect_blocking(Point::InstanceClaimed, made) {
+            let create = || DirBuilder::new().mode(0o700).create(&self.path);
+            match crash::effect_blocking(Point::InstanceClaimed, create) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
-            if let Some(lock) = self.hold_until(until)? {
+            if let Some(lock) = self.lock_until(deadline)? {
                 return Ok(lock);
             }
         }
     }
 
-    /// Locks the folder if it is there.
-    pub(super) fn hold(&self) -> io::Result<Option<Lock>> {
-        self.hold_until(Instant::now() + LOCK)
+    /// Locks the folder if it exists.
+    pub(super) fn lock(&self) -> io::Result<Option<Lock>> {
+        self.lock_until(Instant::now() + LOCK_TIMEOUT)
     }
 
-    fn hold_until(&self, until: Instant) -> io::Result<Option<Lock>> {
+    fn lock_until(&self, deadline: Instant) -> io::Result<Option<Lock>> {
         loop {
-            match self.try_hold()? {
-                LockAttempt::Here(lock) => return Ok(Some(lock)),
-                LockAttempt::Gone => return Ok(None),
-                LockAttempt::Elsewhere if Instant::now() >= until => {
+            match self.try_lock()? {
+                LockAttempt::Acquired(lock) => return Ok(Some(lock)),
+                LockAttempt::NoFolder => return Ok(None),
+                LockAttempt::Busy if Instant::now() >= deadline => {
                     return Err(io::Error::new(ErrorKind::TimedOut, "another director holds the instance's lock"));
                 }
-                LockAttempt::Elsewhere => sleep(POLL),
+                LockAttempt::Busy => sleep(POLL),
             }
         }
     }
 
-    /// Locks the folder unless somebody else has.
-    pub(super) fn try_hold(&self) -> io::Result<LockAttempt> {
+    /// Locks the folder, without waiting for a lock that another director holds.
+    pub(super) fn try_lock(&self) -> io::Result<LockAttempt> {
         let path = self.path.join("lock");
         let file = match OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LockAttempt::Gone),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LockAttempt::NoFolder),
             Err(error) => return Err(error),
         };
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
-            Err((_, Errno::EWOULDBLOCK)) => return Ok(LockAttempt::Elsewhere),
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(LockAttempt::Busy),
             Err((_, error)) => return Err(error.into()),
         };
-        // Who had it may have removed the folder while this one waited; another one may be there by now, under another
-        // lock.
+        // The previous holder may have removed the folder after this call opened the lock file. Then the path may
+        // already lead to the lock file of a new folder.
         let same = match fs::metadata(&path) {
-            Ok(there) => {
-                let here = lock.metadata()?;
-                (there.dev(), there.ino()) == (here.dev(), here.ino())
+            Ok(on_disk) => {
+                let locked = lock.metadata()?;
+                (on_disk.dev(), on_disk.ino()) == (locked.dev(), locked.ino())
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LockAttempt::Gone),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(LockAttempt::NoFolder),
             Err(error) => return Err(error),
         };
-        Ok(if same { LockAttempt::Here(lock) } else { LockAttempt::Elsewhere })
+        Ok(if same { LockAttempt::Acquired(lock) } else { LockAttempt::Busy })
     }
 
-    /// When it was made: the lock is the first thing in it, and is never written to.
+    /// When the instance was created. The lock file tells: it is created first, and never written to.
     pub(super) fn created(&self) -> Option<OffsetDateTime> {
-        let made = fs::metadata(self.path.join("lock")).or_else(|_| fs::metadata(&self.path));
-        made.and_then(|made| made.modified()).ok().map(OffsetDateTime::from)
+        let metadata = fs::metadata(self.path.join("lock")).or_else(|_| fs::metadata(&self.path));
+        metadata.and_then(|metadata| metadata.modified()).ok().map(OffsetDateTime::from)
     }
 
-    /// Writes the configuration, whole or not at all.
+    /// Writes the configuration atomically.
     pub(super) fn write_config(&self, config: &game::Config) -> io::Result<()> {
         let config = serde_json::to_vec(config)?;
         crash::effect_blocking(Point::InstanceConfigured, || put(&self.config, &config))
     }
 
-    /// Opens the file that the process writes to.
+    /// Opens the file for the output of the process.
     pub(super) fn open_log(&self) -> io::Result<File> {
         OpenOptions::new().append(true).create(true).mode(0o600).open(self.log())
     }
@@ -182,50 +183,50 @@ impl Folder {
         fs::remove_file(self.path.join("started"))
     }
 
-    /// Notes how the process ended.
-    pub(super) fn write_exit(&self, how: How) -> io::Result<()> {
-        let text = match how {
-            How::Code(code) => format!("code {code}\n"),
-            How::Signal(signal) => format!("signal {signal}\n"),
-            // No process of this machine is ended by anything but a code or a signal.
-            How::Unknown | How::Failed(_) => return Ok(()),
+    /// Records how the process ended.
+    pub(super) fn write_exit(&self, kind: ExitKind) -> io::Result<()> {
+        let text = match kind {
+            ExitKind::Code(code) => format!("code {code}\n"),
+            ExitKind::Signal(signal) => format!("signal {signal}\n"),
+            // A process ends with a code or by a signal; these kinds do not occur here.
+            ExitKind::Unknown | ExitKind::Failed(_) => return Ok(()),
         };
         crash::effect_blocking(Point::ExitNoted, || put(&self.path.join("exit"), text.as_bytes()))
     }
 
-    pub(super) fn read_exit(&self) -> How {
+    pub(super) fn read_exit(&self) -> ExitKind {
         let text = fs::read_to_string(self.path.join("exit")).unwrap_or_default();
         match text.trim().split_once(' ').map(|(kind, number)| (kind, number.parse())) {
-            Some(("code", Ok(code))) => How::Code(code),
-            Some(("signal", Ok(signal))) => How::Signal(signal),
-            _ => How::Unknown,
+            Some(("code", Ok(code))) => ExitKind::Code(code),
+            Some(("signal", Ok(signal))) => ExitKind::Signal(signal),
+            _ => ExitKind::Unknown,
         }
     }
 
-    /// Removes it: out of the way first, in one step, so that nobody meets a folder that is half removed.
+    /// Removes the folder. It is renamed first, in one step, so that no other director sees a half-removed folder.
     pub(super) fn remove(&self, lock: Lock) -> io::Result<()> {
-        // Of a director that died in the midst of this.
-        remove(&self.gone)?;
-        crash::effect_blocking(Point::InstanceRemoved, || fs::rename(&self.path, &self.gone))?;
+        // Another director may have died during a removal.
+        remove(&self.removed)?;
+        crash::effect_blocking(Point::InstanceRemoved, || fs::rename(&self.path, &self.removed))?;
         drop(lock);
-        remove(&self.gone)
+        remove(&self.removed)
     }
 }
 
-/// Writes a file of mode 0600 whole: under another name first.
+/// Writes a file with mode 0600 atomically: under another name first, then a rename.
 fn put(path: &Path, content: &[u8]) -> io::Result<()> {
-    let other = path.with_extension("new");
-    match fs::remove_file(&other) {
+    let temporary = path.with_extension("new");
+    match fs::remove_file(&temporary) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // A mode is given at creation only.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&other)?;
+    // The mode takes effect only when the file is created.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(content)?;
-    fs::rename(&other, path)
+    fs::rename(&temporary, path)
 }
 
-/// Removes a folder that somebody else may be removing too.
+/// Removes a folder that another director may be removing at the same time.
 fn remove(path: &Path) -> io::Result<()> {
     loop {
         match fs::remove_dir_all(path) {

@@ -1,4 +1,4 @@
-//! The last words of an instance, fit for the log of events.
+//! Reads the last line of an instance's output, for the event that says how it ended.
 
 use std::{
     fs::File,
@@ -8,19 +8,19 @@ use std::{
 
 use garage_events::game;
 
-/// As much of a log's end as is read; a last line that is longer is cut at its beginning.
+/// The number of bytes that are read from the end of the output. A longer last line loses its beginning.
 const TAIL: u64 = 4 << 10;
 
-/// Characters of a last line that are kept.
-const LENGTH: usize = 200;
+/// The maximum number of characters in the result.
+const MAX_CHARS: usize = 200;
 
-/// The shortest piece of a secret that counts as one; a full line of PEM has 64 characters, a seed 58.
+/// The shortest part of a secret that is treated as secret. A full line of PEM has 64 characters, a seed 58.
 const PIECE: usize = 16;
 
-const WITHHELD: &str = "(last line withheld: it holds a secret)";
+const WITHHELD: &str = "(last line withheld: it contains a secret)";
 
-/// The last line that says something. The event log keeps no secrets, so that a line with a piece of the
-/// configuration's, or of anybody's key or token, is withheld.
+/// The last line that is not empty. The event log must not contain secrets, so the line is withheld if it contains part
+/// of a secret from the configuration, or any private key or token.
 pub(super) fn last_line(log: &Path, config: &Path) -> Option<String> {
     let mut file = File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
@@ -29,17 +29,17 @@ pub(super) fn last_line(log: &Path, config: &Path) -> Option<String> {
     file.take(TAIL).read_to_end(&mut tail).ok()?;
     let tail = String::from_utf8_lossy(&tail);
     let line = tail.lines().map(str::trim).rfind(|line| !line.is_empty())?;
-    let kept: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LENGTH).collect();
-    Some(if holds_secret(line, &kept, config) { WITHHELD.into() } else { kept })
+    let kept: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_CHARS).collect();
+    Some(if contains_secret(line, &kept, config) { WITHHELD.into() } else { kept })
 }
 
-/// Whether there is a piece of a secret in what is kept, or anybody's key or token in the whole line.
-fn holds_secret(line: &str, kept: &str, config: &Path) -> bool {
-    // A token begins with the base64 of `{"`.
+/// Whether `kept` contains part of a secret from the configuration, or `line` any private key or token.
+fn contains_secret(line: &str, kept: &str, config: &Path) -> bool {
+    // A JWT begins with the base64 of `{"`.
     if line.contains("PRIVATE KEY") || line.contains("eyJ") {
         return true;
     }
-    // Without the configuration it is unknown what is secret.
+    // Without the configuration, the secrets are not known.
     let Some(config) = std::fs::read(config).ok().and_then(|text| serde_json::from_slice::<game::Config>(&text).ok())
     else {
         return true;

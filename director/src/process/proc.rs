@@ -1,4 +1,4 @@
-//! The machine's processes, as /proc shows them.
+//! Finds and ends the processes of instances, with the help of `/proc`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,12 +19,13 @@ use nix::{
 use super::config_of;
 use crate::backend::Name;
 
-/// From SIGTERM to SIGKILL, and from there until it counts as a failure.
+/// The time from SIGTERM to SIGKILL, and again from SIGKILL until the removal fails.
 const GRACE: Duration = Duration::from_secs(2);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// The processes of instances: ours (by user), alive, with `--config` and the path of an instance's configuration.
+/// The living processes of instances. They run as the director's user, and their arguments are `--config` and the path
+/// of an instance's configuration.
 pub(super) fn running(root: &Path) -> io::Result<BTreeMap<Name, Vec<Process>>> {
     let mut running = BTreeMap::<Name, Vec<Process>>::new();
     for pid in pids()? {
@@ -37,7 +38,7 @@ pub(super) fn running(root: &Path) -> io::Result<BTreeMap<Name, Vec<Process>>> {
     Ok(running)
 }
 
-/// Whether a process shows itself as that of an instance.
+/// Whether this process shows the command line of this instance.
 pub(super) fn is(root: &Path, name: Name, pid: u32) -> bool {
     i32::try_from(pid).ok().and_then(|pid| instance(root, pid)) == Some(name)
 }
@@ -52,17 +53,17 @@ pub(super) struct Process {
 impl Process {
     fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // `pid (name) state parent group …`; the name may hold anything, parentheses too.
+        // The format is `pid (name) state parent group …`. The name may contain any character, even parentheses.
         let (_, rest) = stat.rsplit_once(')')?;
         let mut fields = rest.split_ascii_whitespace();
         let state = fields.next()?;
         let group = fields.nth(1)?.parse().ok()?;
-        // A zombie is over, and waits for its parent to hear of it.
+        // A zombie has exited, but its parent has not read its exit status yet.
         (!matches!(state, "Z" | "X")).then_some(Self { pid, group })
     }
 }
 
-/// Processes come and go during the walk; one that is gone is no error.
+/// Lists process ids. A process may exit while the list is read, so a missing process is not an error.
 fn pids() -> io::Result<impl Iterator<Item = i32>> {
     Ok(fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
 }
@@ -73,22 +74,23 @@ fn instance(root: &Path, pid: i32) -> Option<Name> {
     arguments.find(|argument| *argument == b"--config")?;
     let path = Path::new(OsStr::from_bytes(arguments.next()?));
     let name = path.strip_prefix(root).ok()?.parent()?.to_str()?.parse().ok()?;
-    // The exact spelling, and nobody else's process: with its arguments anybody could pose as an instance.
+    // The path must match exactly, and the process must belong to this user: a process of another user could imitate an
+    // instance's arguments.
     let ours = || fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == geteuid().as_raw());
     (path == config_of(root, name) && ours()).then_some(name)
 }
 
-/// Ends an instance's processes: SIGTERM, after a while SIGKILL. What they started is ended with them, as long as it
-/// stayed in the group.
+/// Ends an instance's processes with SIGTERM, and with SIGKILL after [`GRACE`]. This includes the processes that they
+/// started, unless those left the process group.
 pub(super) fn end(root: &Path, name: Name) -> io::Result<()> {
     let Some(found) = running(root)?.remove(&name) else { return Ok(()) };
     let pids: BTreeSet<i32> = found.iter().map(|process| process.pid).collect();
-    // Only a group that one of them leads is theirs; of any other, strangers may be members.
+    // Only groups that one of these processes leads. Any other group may contain unrelated processes.
     let groups: BTreeSet<i32> =
         found.iter().map(|process| process.group).filter(|group| pids.contains(group)).collect();
     let alive = || -> io::Result<Vec<Process>> {
-        let theirs = |process: &Process| pids.contains(&process.pid) || groups.contains(&process.group);
-        Ok(self::pids()?.filter_map(Process::of).filter(theirs).collect())
+        let belongs = |process: &Process| pids.contains(&process.pid) || groups.contains(&process.group);
+        Ok(self::pids()?.filter_map(Process::of).filter(belongs).collect())
     };
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         for process in alive()? {
@@ -97,9 +99,9 @@ pub(super) fn end(root: &Path, name: Name) -> io::Result<()> {
                 Err(error) => return Err(error.into()),
             }
         }
-        let until = Instant::now() + GRACE;
+        let deadline = Instant::now() + GRACE;
         while !alive()?.is_empty() {
-            if Instant::now() >= until {
+            if Instant::now() >= deadline {
                 break;
             }
             sleep(POLL);
@@ -108,5 +110,5 @@ pub(super) fn end(root: &Path, name: Name) -> io::Result<()> {
     if alive()?.is_empty() {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, "the process outlives SIGKILL"))
+    Err(io::Error::new(io::ErrorKind::TimedOut, "the process is still alive after SIGKILL"))
 }

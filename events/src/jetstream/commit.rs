@@ -1,15 +1,14 @@
-//! Group commit: what is ready in the process is committed as one atomic batch.
+//! Group commit: the decisions that wait in this process are committed together, as one atomic batch.
 //!
-//! A commit holds at most one decision per aggregate, and an aggregate in flight waits for the outcome: with two
-//! decisions on one aggregate in a batch the server would accept both, and put a player in two matches. Every message
-//! carries its aggregate's head from before the batch as expectation.
+//! Each message carries the expected last sequence of its aggregate, from before the batch. The server does not check
+//! messages of one batch against each other if they only share a filter, so it would accept two decisions on the same
+//! session in one batch. Therefore a commit holds at most one decision per aggregate, and while a commit is in flight,
+//! later decisions on its aggregates wait.
 
 use std::{collections::HashSet, error::Error as _, future::Future, time::Duration};
 
-use async_nats::{
-    HeaderMap,
-    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-    jetstream::{self, Context, ErrorCode, context::traits::Publisher, message::OutboundMessage, stream::Stream},
+use async_nats::jetstream::{
+    self, Context, ErrorCode, context::traits::Publisher, message::OutboundMessage, stream::Stream,
 };
 use futures::StreamExt;
 use jetstream_extra::batch_publish::{BatchPublishErrorKind, BatchPublishExt};
@@ -19,10 +18,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{link::Link, written::EXPECTED_FILTER};
+use super::{link::Link, written};
 use crate::{
     crash::Point,
-    event::{Envelope, TYPE_HEADER},
+    event::Envelope,
     log::{
         AppendError, Decision, MAX_COMMIT,
         encode::{Change, Encoded, Message, take},
@@ -30,21 +29,21 @@ use crate::{
     subject::Aggregate,
 };
 
-/// Commits that one process has at the server at a time: while one is written to disk, the next travels.
-const IN_FLIGHT: usize = 2;
+/// The maximum number of commits in flight per process. While the server writes one to disk, the next one is sent.
+const MAX_IN_FLIGHT: usize = 2;
 
-/// How long the server has to answer one try.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long to wait for the server's answer to one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Decisions whose outcome is looked up at a time.
-const LOOKUPS: usize = 32;
+/// How many outcomes are looked up concurrently.
+const CONCURRENT_LOOKUPS: usize = 32;
 
-/// How long a decision is tried before its submitter hears that the log does not answer.
+/// How long a decision is retried before its append fails with [`AppendError::Unavailable`].
 const DEADLINE: Duration = Duration::from_secs(30);
 
 type Reply = oneshot::Sender<Result<Vec<u64>, AppendError>>;
 
-/// A decision on its way.
+/// A decision that waits for its outcome.
 #[derive(Debug)]
 pub(super) struct Submission {
     decision: Encoded,
@@ -59,7 +58,7 @@ impl AsRef<Encoded> for Submission {
 }
 
 impl Submission {
-    /// Makes a decision's messages.
+    /// Encodes a decision. Its deadline starts now.
     pub(super) fn encode(decision: Decision, reply: Reply) -> Result<Self, AppendError> {
         Ok(Self { decision: Encoded::new(decision)?, deadline: Instant::now() + DEADLINE, reply })
     }
@@ -68,15 +67,15 @@ impl Submission {
         self.decision.aggregates()
     }
 
-    /// Where a process that appends it can be made to die.
+    /// The crash point of the append.
     pub(super) fn point(&self) -> Point {
         self.decision.point
     }
 
-    /// Answers with the sequences of its messages, the first of which is `first`, and says what comes after them.
+    /// Answers with the sequences of the messages, which start at `first`. Returns the sequence after the last one.
     fn stored(self, first: u64) -> u64 {
         let after = first + u64::try_from(self.decision.messages).unwrap_or(u64::MAX);
-        // Who no longer waits for the answer has gone; the events stay.
+        // If the caller no longer waits, nobody needs the answer. The events stay stored.
         let _ = self.reply.send(Ok((first..after).collect()));
         after
     }
@@ -86,7 +85,7 @@ impl Submission {
     }
 }
 
-/// Starts the committer. It ends when the last sender is dropped and everything submitted has its answer.
+/// Starts the committer. It ends after the last sender is dropped and all submissions are answered.
 pub(super) fn start(context: Context, stream: Stream<()>, queue: usize) -> mpsc::Sender<Submission> {
     let (submit, submissions) = mpsc::channel(queue);
     let link = Link::new(context.client());
@@ -97,11 +96,11 @@ pub(super) fn start(context: Context, stream: Stream<()>, queue: usize) -> mpsc:
 async fn run(committer: Committer, mut submissions: mpsc::Receiver<Submission>) {
     let mut waiting: Vec<Submission> = Vec::new();
     let mut busy: HashSet<Aggregate> = HashSet::new();
-    let mut flying: JoinSet<()> = JoinSet::new();
+    let mut in_flight: JoinSet<()> = JoinSet::new();
     let mut groups: std::collections::HashMap<tokio::task::Id, Vec<Aggregate>> = std::collections::HashMap::new();
     let mut open = true;
-    while open || !waiting.is_empty() || !flying.is_empty() {
-        while flying.len() < IN_FLIGHT {
+    while open || !waiting.is_empty() || !in_flight.is_empty() {
+        while in_flight.len() < MAX_IN_FLIGHT {
             let group = take(&mut waiting, &busy);
             if group.is_empty() {
                 break;
@@ -109,11 +108,11 @@ async fn run(committer: Committer, mut submissions: mpsc::Receiver<Submission>) 
             let aggregates: Vec<_> = group.iter().flat_map(Submission::aggregates).cloned().collect();
             busy.extend(aggregates.iter().cloned());
             let committer = committer.clone();
-            let task = flying.spawn(async move { committer.commit(group).await });
+            let task = in_flight.spawn(async move { committer.commit(group).await });
             groups.insert(task.id(), aggregates);
         }
         tokio::select! {
-            // Bounded, so that the channel fills and its senders wait.
+            // Limited, so that the channel fills up and its senders wait.
             submission = submissions.recv(), if open && waiting.len() < MAX_COMMIT => {
                 match submission {
                     Some(submission) => waiting.push(submission),
@@ -123,8 +122,8 @@ async fn run(committer: Committer, mut submissions: mpsc::Receiver<Submission>) 
                     waiting.push(submission);
                 }
             }
-            Some(done) = flying.join_next_with_id() => {
-                // A commit that panicked dropped its replies, which its submitters see; its aggregates are free again.
+            Some(done) = in_flight.join_next_with_id() => {
+                // A commit that panicked has dropped its replies, so its callers get an error. Free its aggregates too.
                 let id = match &done { Ok((id, ())) => *id, Err(error) => error.id() };
                 for aggregate in groups.remove(&id).unwrap_or_default() {
                     busy.remove(&aggregate);
@@ -141,56 +140,56 @@ struct Committer {
     link: Link,
 }
 
-/// Decisions that are tried together.
+/// Decisions that are sent in one commit.
 struct Part {
     group: Vec<Submission>,
-    /// Whether it is unknown what became of an earlier try, which may still be stored.
-    doubtful: bool,
-    /// Whether some of an earlier try had moved.
+    /// Whether the outcome of an earlier try is unknown. That try may be stored, now or later.
+    outcome_unknown: bool,
+    /// Whether an earlier try failed with a conflict.
     contended: bool,
 }
 
-/// What the server made of one try.
+/// The server's answer to one try.
 enum Outcome {
-    /// Stored; the sequence of the last message.
+    /// The commit is stored. Holds the sequence of its last message.
     Stored(u64),
-    /// An aggregate is not where it was expected: the sequence that the server named, which is its last message.
-    Moved(Option<u64>),
-    /// An append to one of the aggregates is in flight.
+    /// An aggregate has a newer message than expected. Holds that message's sequence, if the server named it.
+    Conflict(Option<u64>),
+    /// Another append to one of the aggregates is in flight.
     Busy,
-    /// There is no room.
+    /// The stream is full.
     Full(String),
-    /// Stored or not.
+    /// The commit may or may not be stored.
     Unknown(String),
-    /// Something about it is not acceptable.
+    /// The server does not accept the commit.
     Refused(String),
 }
 
-/// What the log says of one decision.
+/// What the log shows about the outcome of one decision.
 enum Found {
-    /// It is stored, from this sequence on.
+    /// The decision is stored. Holds the sequence of its first message.
     Stored(u64),
-    /// This aggregate of it has moved.
-    Moved(Aggregate),
-    /// It could still be stored.
+    /// This aggregate has changed, so the decision can never be stored.
+    Conflict(Aggregate),
+    /// The decision is not stored, but still could be.
     Nothing,
 }
 
 impl Committer {
-    /// Commits a group, in as many tries and parts as it takes; each submission gets its answer.
+    /// Commits a group, with retries, and in several parts if necessary. Each submission gets its answer.
     async fn commit(&self, group: Vec<Submission>) {
-        let mut parts = vec![Part { group, doubtful: false, contended: false }];
+        let mut parts = vec![Part { group, outcome_unknown: false, contended: false }];
         while let Some(mut part) = parts.pop() {
-            part.give_up_late();
+            part.fail_expired();
             if part.group.is_empty() {
                 continue;
             }
-            if !self.link.up(ANSWER).await {
+            if !self.link.wait_until_connected(REQUEST_TIMEOUT).await {
                 parts.push(part);
                 continue;
             }
-            if part.doubtful {
-                if !self.settle(&mut part).await {
+            if part.outcome_unknown {
+                if !self.look_up_outcomes(&mut part).await {
                     pause(100).await;
                     parts.push(part);
                     continue;
@@ -199,11 +198,11 @@ impl Committer {
                     continue;
                 }
             }
-            match self.attempt(&part.group).await {
+            match self.try_commit(&part.group).await {
                 Outcome::Stored(last) => {
                     let count: usize = part.group.iter().map(|submission| submission.decision.messages).sum();
                     let mut next = last + 1 - u64::try_from(count).unwrap_or(u64::MAX);
-                    // A batch's messages stand in the stream one after the other.
+                    // The messages of a batch have consecutive sequences.
                     for submission in part.group {
                         next = submission.stored(next);
                     }
@@ -213,36 +212,36 @@ impl Committer {
                     parts.push(part);
                 }
                 Outcome::Unknown(reason) => {
-                    tracing::warn!(%reason, "outcome of a commit is unknown; looking it up");
+                    tracing::warn!(%reason, "the outcome of a commit is unknown; looking it up in the log");
                     pause(3).await;
-                    parts.push(Part { doubtful: true, ..part });
+                    parts.push(Part { outcome_unknown: true, ..part });
                 }
-                Outcome::Moved(seq) => self.moved(seq, part, &mut parts).await,
+                Outcome::Conflict(seq) => self.resolve_conflict(seq, part, &mut parts).await,
                 Outcome::Full(reason) => {
                     part.group.into_iter().for_each(|one| one.fail(AppendError::Unavailable(reason.clone())));
                 }
                 Outcome::Refused(reason) => match <[Submission; 1]>::try_from(part.group) {
                     Ok([one]) => one.fail(AppendError::Refused(reason)),
-                    Err(group) => Part { group, ..part }.halve(&mut parts),
+                    Err(group) => Part { group, ..part }.split(&mut parts),
                 },
             }
         }
     }
 
-    /// Answers the decision that the server named, by the sequence of the message which it did not expect.
-    async fn moved(&self, seq: Option<u64>, mut part: Part, parts: &mut Vec<Part>) {
+    /// Fails the decision that has the conflict. `seq` is the message that the decision did not expect.
+    async fn resolve_conflict(&self, seq: Option<u64>, mut part: Part, parts: &mut Vec<Part>) {
         let Some(seq) = seq else {
-            // It names none where an aggregate has no message, and one was expected.
+            // The server names no sequence if an aggregate has no message although one was expected.
             match part.group.as_slice() {
                 [one] => {
-                    let moved = one.decision.suspect().cloned();
-                    moved.inspect(|aggregate| part.conflict(aggregate));
+                    let changed = one.decision.likely_conflict().cloned();
+                    changed.inspect(|aggregate| part.fail_conflict(aggregate));
                 }
-                _ => part.halve(parts),
+                _ => part.split(parts),
             }
             return;
         };
-        let message = self.ask(self.stream.get_raw_message(seq)).await.and_then(Result::ok);
+        let message = self.request(self.stream.get_raw_message(seq)).await.and_then(Result::ok);
         let named = message.as_ref().and_then(|message| Aggregate::of(&message.subject));
         let id = message.and_then(|message| Some(Envelope::from_slice(&message.payload).ok()?.id));
         let (Some(named), Some(id)) = (named, id) else {
@@ -252,55 +251,57 @@ impl Committer {
         };
         let ours = |submission: &Submission| submission.decision.messages().any(|(_, message)| message.id == id);
         if part.group.iter().any(ours) {
-            // An earlier try is stored.
-            part.doubtful = true;
+            // The message is from an earlier try of this part, which is stored.
+            part.outcome_unknown = true;
             pause(3).await;
             parts.push(part);
             return;
         }
         let before = part.group.len();
-        part.conflict(&named);
+        part.fail_conflict(&named);
         if part.group.len() == before {
-            part.halve(parts);
+            part.split(parts);
             return;
         }
-        // Where two have moved there are more, and one sweep is quicker than a try for each.
+        // A second conflict in the same part suggests that there are more. Looking up all decisions at once is faster
+        // than one try per conflict.
         if part.contended {
-            self.settle(&mut part).await;
+            self.look_up_outcomes(&mut part).await;
         }
         parts.push(Part { contended: true, ..part });
     }
 
-    /// Answers those of a part that the log knows to be stored, or never to be; whether all could be looked up.
-    async fn settle(&self, part: &mut Part) -> bool {
+    /// Answers the decisions whose outcome is final according to the log, and removes them from the part. Returns
+    /// whether all decisions could be looked up.
+    async fn look_up_outcomes(&self, part: &mut Part) -> bool {
         let lookups = part.group.drain(..).map(async |submission| {
             let found = self.find(&submission.decision).await;
             (submission, found)
         });
-        let mut lookups = futures::stream::iter(lookups).buffered(LOOKUPS);
-        let (mut left, mut sure) = (Vec::new(), true);
+        let mut lookups = futures::stream::iter(lookups).buffered(CONCURRENT_LOOKUPS);
+        let (mut left, mut complete) = (Vec::new(), true);
         while let Some((submission, found)) = lookups.next().await {
             match found {
                 Ok(Found::Stored(first)) => drop(submission.stored(first)),
-                Ok(Found::Moved(aggregate)) => submission.fail(AppendError::Conflict(aggregate)),
+                Ok(Found::Conflict(aggregate)) => submission.fail(AppendError::Conflict(aggregate)),
                 Ok(Found::Nothing) => left.push(submission),
                 Err(reason) => {
-                    tracing::debug!(%reason, "the outcome of a commit cannot be looked up yet");
-                    sure = false;
+                    tracing::debug!(%reason, "cannot look up the outcome of a commit yet");
+                    complete = false;
                     left.push(submission);
                 }
             }
         }
         drop(lookups);
         part.group = left;
-        sure
+        complete
     }
 
-    /// Looks up at the leader what became of a decision: it is stored whole or not at all, so that its first message
-    /// answers for all, and once an aggregate of it was moved by another it never will be.
+    /// Looks up the outcome of a decision at the leader. A decision is stored completely or not at all, so its first
+    /// message is enough to know. Once another decision has changed one of its aggregates, it can never be stored.
     async fn find(&self, decision: &Encoded) -> Result<Found, String> {
         for (place, change) in decision.changes.iter().enumerate() {
-            let next = self.ask(super::next(&self.stream, &change.filter, change.head.seq + 1)).await;
+            let next = self.request(super::next(&self.stream, &change.filter, change.head.seq + 1)).await;
             let message = match next {
                 Some(Ok(Some(message))) => message,
                 Some(Ok(None)) => continue,
@@ -310,82 +311,79 @@ impl Committer {
             let ours = change.messages.first().map(|first| first.id);
             let theirs = Envelope::from_slice(&message.payload).ok().map(|envelope| envelope.id);
             return match (ours == theirs, place) {
-                (false, _) => Ok(Found::Moved(change.aggregate.clone())),
+                (false, _) => Ok(Found::Conflict(change.aggregate.clone())),
                 (true, 0) => Ok(Found::Stored(message.sequence)),
-                // Who answered before was no longer the leader.
-                (true, _) => Err("it is stored, and its beginning was not found".into()),
+                // The answer for an earlier aggregate came from a node that was no longer the leader.
+                (true, _) => Err("a later part of the decision is stored, but its first message was not found".into()),
             };
         }
         Ok(Found::Nothing)
     }
 
-    async fn attempt(&self, group: &[Submission]) -> Outcome {
+    async fn try_commit(&self, group: &[Submission]) -> Outcome {
         let messages = group.iter().flat_map(|submission| submission.decision.messages());
         let messages: Vec<OutboundMessage> = messages.map(|(change, message)| outbound(change, message)).collect();
-        self.ask(self.send(messages)).await.unwrap_or_else(|| Outcome::Unknown("no answer".into()))
+        self.request(self.send(messages)).await.unwrap_or_else(|| Outcome::Unknown("no answer".into()))
     }
 
     async fn send(&self, mut messages: Vec<OutboundMessage>) -> Outcome {
         let Some(last) = messages.pop() else { return Outcome::Refused("an empty commit".into()) };
         if messages.is_empty() {
-            // One message needs no batch, and one round trip through the plain path is the quicker.
+            // One message needs no batch. A plain publish is faster.
             return match self.context.publish_message(last).await {
                 Ok(ack) => match ack.await {
                     Ok(ack) => Outcome::Stored(ack.sequence),
-                    Err(error) => api_error(&error).map_or_else(|| Outcome::Unknown(error.to_string()), judge),
+                    Err(error) => api_error(&error).map_or_else(|| Outcome::Unknown(error.to_string()), classify),
                 },
                 Err(error) => Outcome::Unknown(error.to_string()),
             };
         }
-        let mut batch = self.context.batch_publish().ack_first(false).timeout(ANSWER).build();
+        let mut batch = self.context.batch_publish().ack_first(false).timeout(REQUEST_TIMEOUT).build();
         for message in messages {
             if let Err(error) = batch.add_message(message).await {
-                return judge_batch(&error);
+                return classify_batch(&error);
             }
         }
         match batch.commit_message(last).await {
             Ok(ack) => Outcome::Stored(ack.sequence),
-            Err(error) => judge_batch(&error),
+            Err(error) => classify_batch(&error),
         }
     }
 
-    /// The server's answer, unless it does not come in time, or the connection it would have come on was lost.
-    async fn ask<T>(&self, request: impl Future<Output = T>) -> Option<T> {
-        self.link.through(timeout(ANSWER, request)).await?.ok()
+    /// Waits for the server's answer. Returns `None` if it does not arrive in time, or if the connection is lost.
+    async fn request<T>(&self, request: impl Future<Output = T>) -> Option<T> {
+        self.link.on_current_connection(timeout(REQUEST_TIMEOUT, request)).await?.ok()
     }
 }
 
 impl Part {
-    /// Answers those whose time is over.
-    fn give_up_late(&mut self) {
+    /// Fails the decisions whose deadline has passed.
+    fn fail_expired(&mut self) {
         let now = Instant::now();
-        for late in self.group.extract_if(.., |submission| submission.deadline <= now).collect::<Vec<_>>() {
-            late.fail(AppendError::Unavailable(format!("not stored within {} s", DEADLINE.as_secs())));
+        for expired in self.group.extract_if(.., |submission| submission.deadline <= now).collect::<Vec<_>>() {
+            expired.fail(AppendError::Unavailable(format!("not confirmed within {} s", DEADLINE.as_secs())));
         }
     }
 
-    /// Sends the one decision on an aggregate back to who made it.
-    fn conflict(&mut self, moved: &Aggregate) {
-        let hit = |submission: &mut Submission| submission.aggregates().any(|aggregate| aggregate == moved);
-        for submission in self.group.extract_if(.., hit).collect::<Vec<_>>() {
-            submission.fail(AppendError::Conflict(moved.clone()));
+    /// Fails the decision on an aggregate that has changed. There is at most one.
+    fn fail_conflict(&mut self, changed: &Aggregate) {
+        let affected = |submission: &mut Submission| submission.aggregates().any(|aggregate| aggregate == changed);
+        for submission in self.group.extract_if(.., affected).collect::<Vec<_>>() {
+            submission.fail(AppendError::Conflict(changed.clone()));
         }
     }
 
-    /// Puts back both halves; what is the matter with one does not concern the other.
-    fn halve(mut self, parts: &mut Vec<Self>) {
+    /// Splits the part in two, so that a problem in one half does not affect the other.
+    fn split(mut self, parts: &mut Vec<Self>) {
         let group = self.group.split_off(self.group.len() / 2);
-        parts.push(Self { group, doubtful: self.doubtful, contended: self.contended });
+        parts.push(Self { group, outcome_unknown: self.outcome_unknown, contended: self.contended });
         parts.push(self);
     }
 }
 
 fn outbound(change: &Change, message: &Message) -> OutboundMessage {
-    let mut headers = HeaderMap::new();
-    headers.insert(TYPE_HEADER, message.type_name);
-    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, change.head.seq.to_string().as_str());
-    headers.insert(EXPECTED_FILTER, change.filter.as_ref());
-    OutboundMessage { subject: message.subject.as_str().into(), payload: message.body.clone(), headers: Some(headers) }
+    let headers = Some(written::headers(message.type_name, change.head.seq, &change.filter));
+    OutboundMessage { subject: message.subject.as_str().into(), payload: message.body.clone(), headers }
 }
 
 fn api_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a jetstream::Error> {
@@ -399,10 +397,10 @@ fn api_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a jet
     None
 }
 
-fn judge_batch(error: &jetstream_extra::batch_publish::BatchPublishError) -> Outcome {
+fn classify_batch(error: &jetstream_extra::batch_publish::BatchPublishError) -> Outcome {
     let api = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
     match (error.kind(), api) {
-        (_, Some(api)) => judge(api),
+        (_, Some(api)) => classify(api),
         (BatchPublishErrorKind::MaxMessagesExceeded | BatchPublishErrorKind::BatchPublishUnsupportedHeader, None) => {
             Outcome::Refused(error.to_string())
         }
@@ -410,20 +408,20 @@ fn judge_batch(error: &jetstream_extra::batch_publish::BatchPublishError) -> Out
     }
 }
 
-fn judge(api: &jetstream::Error) -> Outcome {
+fn classify(api: &jetstream::Error) -> Outcome {
     match api.error_code() {
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE => {
             // "wrong last sequence: 123"
             let text = api.to_string();
             let named = text.split("wrong last sequence: ").nth(1).and_then(leading_number);
-            Outcome::Moved(named.filter(|seq| *seq > 0))
+            Outcome::Conflict(named.filter(|seq| *seq > 0))
         }
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => Outcome::Busy,
-        // The server gave up on a part of the batch, or on the batch; the log says which.
+        // The server dropped a part of the batch, or the whole batch. Only the log shows what is stored.
         ErrorCode::ATOMIC_PUBLISH_INCOMPLETE_BATCH | ErrorCode::ATOMIC_PUBLISH_TOO_MANY_INFLIGHT => {
             Outcome::Unknown(api.to_string())
         }
-        // Nothing of it is stored then, which the server says with the code of a failing disk.
+        // The stream is full and nothing is stored. The server uses the same code for a failing disk.
         ErrorCode::STREAM_STORE_FAILED if api.to_string().contains("maximum") => Outcome::Full(api.to_string()),
         _ if api.code() >= 500 => Outcome::Unknown(api.to_string()),
         _ => Outcome::Refused(api.to_string()),
@@ -435,7 +433,7 @@ fn leading_number(text: &str) -> Option<u64> {
     digits.parse().ok()
 }
 
-/// Waits a little, each time another little, so that two that collided do not collide again.
+/// Waits `millis` plus a random time of up to twice that, so that two commits that collided do not collide again.
 async fn pause(millis: u64) {
     sleep(Duration::from_millis(millis + rand::random_range(0..=millis * 2))).await;
 }

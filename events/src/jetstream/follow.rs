@@ -1,4 +1,4 @@
-//! Reading the log in its order, from a sequence on, for as long as one likes.
+//! Reads a stream continuously and in order, from a sequence on.
 
 use std::sync::{
     Arc,
@@ -20,46 +20,44 @@ use tokio::time::{Duration, sleep};
 
 use super::{any, link::Link};
 
-/// How often the server says that it is still there when there is nothing to read; after two that are missing the
-/// consumer is made again.
+/// How often the server sends a heartbeat while there is nothing to read. After two missing heartbeats, the consumer is
+/// recreated.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Between two looks whether the stream has what does not come; and after how many in a row that found so the consumer
-/// is made again. It may say all the while that it is there.
-const LOOK: Duration = Duration::from_secs(2);
-const LOOKS: u32 = 2;
+/// How often to check whether the stream has a message that the consumer does not deliver. After this many such checks
+/// in a row, the consumer is recreated. Heartbeats do not detect this case: a stalled consumer still sends them.
+const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_STALLED_CHECKS: u32 = 2;
 
-/// When the server forgets the consumer of a reader that is gone.
-const FORGET: Duration = Duration::from_secs(30);
+/// When the server removes the consumer of a reader that no longer exists.
+const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
 
-/// Messages asked for at a time.
-const AHEAD: usize = 500;
+/// The number of messages per request.
+const BATCH_SIZE: usize = 500;
 
-/// Before a consumer is made again that could be made and not be read.
-const LOST: Duration = Duration::from_millis(20);
+/// The delay before a consumer is recreated after an interruption.
+const RECREATE_DELAY: Duration = Duration::from_millis(20);
 
-/// Before a consumer is made again that could not be made.
-const REFUSED: Duration = Duration::from_millis(250);
+/// The delay before the next try if a consumer could not be created.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// A message of the log.
+/// A message of a stream.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// Its sequence in the stream.
+    /// Sequence in the stream.
     pub seq: u64,
     /// The stream's timestamp.
     pub time: OffsetDateTime,
-    /// Its subject.
     pub subject: String,
-    /// Its headers; what a commit writes there is read by [`super::written::Written`].
+    /// [`super::written::Written`] parses the headers that a commit writes.
     pub headers: Option<HeaderMap>,
-    /// Its body.
     pub body: Bytes,
-    /// How many further messages the filter selects at present.
+    /// The number of further messages that the filters selected when the server sent this one.
     pub pending: u64,
 }
 
-/// An ordered read. Whenever it could have missed something it makes its consumer again, from the message after the
-/// last one given out, so that no message is missing and none comes twice.
+/// A continuous, ordered read. Whenever it could have missed a message, it recreates its consumer, starting after the
+/// last message that it returned. So it never skips a message, and never returns one twice.
 pub struct Follow {
     context: Context,
     link: Link,
@@ -69,25 +67,26 @@ pub struct Follow {
     source: Source,
 }
 
-/// Where messages come from.
+/// The consumer that delivers the messages.
 enum Source {
-    /// A consumer that is being made. Kept from one wait to the next: who waits for a message only so long must not
-    /// begin to make one each time.
-    Making(BoxFuture<'static, Result<Reading, async_nats::Error>>),
-    Made(Box<Reading>),
+    /// The consumer is being created. The future is kept if a call of `next` is dropped, so that a caller with a short
+    /// time-out does not start again each time.
+    Creating(BoxFuture<'static, Result<Reading, async_nats::Error>>),
+    Created(Box<Reading>),
 }
 
-/// A consumer that has not missed anything.
+/// A consumer from which no message has been lost so far.
 struct Reading {
     messages: pull::Stream,
-    /// The connection that it reads on. What was under way on it when it was lost has been delivered, for the server.
+    /// The number of the connection on which it reads. Messages in transit on a lost connection are missing, although
+    /// the server has delivered them.
     connection: u64,
-    /// Messages that it brought; the server numbers them.
+    /// The number of messages received. It must match the server's numbering.
     count: u64,
-    /// The sequence after that of the last one, for `silence`.
+    /// The sequence after the last message, for `stalled`.
     next: Arc<AtomicU64>,
-    /// Ends when the consumer brings nothing although there is something.
-    silence: BoxFuture<'static, ()>,
+    /// Completes when the stream has a message that the consumer does not deliver.
+    stalled: BoxFuture<'static, ()>,
 }
 
 impl std::fmt::Debug for Follow {
@@ -97,24 +96,24 @@ impl std::fmt::Debug for Follow {
 }
 
 impl Follow {
-    /// Reads the messages of a stream that one of the filters selects, from a sequence on (1 is the beginning).
+    /// Reads the messages of a stream that one of the filters selects, from a sequence on; 1 is the beginning.
     pub fn new(context: Context, stream: &'static str, filters: Vec<String>, from: u64) -> Self {
         let link = Link::new(context.client());
         let next = from.max(1);
-        let source = make(context.clone(), link.clone(), stream, filters.clone(), next, Duration::ZERO);
+        let source = create(context.clone(), link.clone(), stream, filters.clone(), next, Duration::ZERO);
         Self { context, link, stream, filters, next, source }
     }
 
-    /// Waits until the consumer is made, so that what is appended from now on will be given out.
+    /// Waits until the consumer exists. Messages that are stored after that will be returned.
     ///
     /// # Errors
-    /// What the server said.
+    /// If the consumer cannot be created.
     pub async fn connect(&mut self) -> Result<(), async_nats::Error> {
-        if let Source::Making(making) = &mut self.source {
-            match making.await {
-                Ok(reading) => self.source = Source::Made(Box::new(reading)),
+        if let Source::Creating(creating) = &mut self.source {
+            match creating.await {
+                Ok(reading) => self.source = Source::Created(Box::new(reading)),
                 Err(error) => {
-                    self.make_again(REFUSED);
+                    self.recreate(RETRY_DELAY);
                     return Err(error);
                 }
             }
@@ -122,12 +121,12 @@ impl Follow {
         Ok(())
     }
 
-    /// The next message; waits for it as long as it takes. Dropping the wait loses nothing.
+    /// Waits for the next message, however long it takes. Dropping the future does not lose a message.
     pub async fn next(&mut self) -> Message {
         loop {
-            let Source::Made(reading) = &mut self.source else {
+            let Source::Created(reading) = &mut self.source else {
                 if let Err(error) = self.connect().await {
-                    tracing::warn!(%error, filters = ?self.filters, "the log cannot be followed; trying again");
+                    tracing::warn!(%error, filters = ?self.filters, "cannot create a consumer; trying again");
                 }
                 continue;
             };
@@ -136,35 +135,39 @@ impl Follow {
                 () = self.link.replaced(reading.connection) => Err("the connection was lost".into()),
                 message = reading.messages.next() => match message {
                     Some(message) => message.map_err(async_nats::Error::from),
-                    None => Err("the consumer has ended".into()),
+                    None => Err("the consumer's message stream has ended".into()),
                 },
-                () = &mut reading.silence => {
+                () = &mut reading.stalled => {
                     metrics::counter!("garage_readers_silent_total", "stream" => self.stream).increment(1);
-                    tracing::warn!(filters = ?self.filters, next = self.next, "the consumer brings nothing of what there is");
+                    tracing::warn!(
+                        filters = ?self.filters,
+                        next = self.next,
+                        "the consumer does not deliver existing messages; recreating it"
+                    );
                     Err("the consumer has silently stopped".into())
                 }
             };
-            match delivered.and_then(|message| reading.place(message)) {
+            match delivered.and_then(|message| reading.check_order(message)) {
                 Ok(message) => {
                     self.next = message.seq + 1;
                     return message;
                 }
                 Err(reason) => {
-                    tracing::debug!(%reason, next = self.next, "following the log was interrupted; going on");
-                    self.make_again(LOST);
+                    tracing::debug!(%reason, next = self.next, "reading was interrupted; recreating the consumer");
+                    self.recreate(RECREATE_DELAY);
                 }
             }
         }
     }
 
-    fn make_again(&mut self, after: Duration) {
+    fn recreate(&mut self, after: Duration) {
         let (context, link) = (self.context.clone(), self.link.clone());
-        self.source = make(context, link, self.stream, self.filters.clone(), self.next, after);
+        self.source = create(context, link, self.stream, self.filters.clone(), self.next, after);
     }
 }
 
-/// Begins to make a consumer from a sequence on.
-fn make(
+/// Starts to create a consumer that begins at a sequence.
+fn create(
     context: Context,
     link: Link,
     stream: &'static str,
@@ -172,9 +175,9 @@ fn make(
     start_sequence: u64,
     after: Duration,
 ) -> Source {
-    // The client's own ordered consumer would do all this, but takes half a minute to see that its server is gone, and
-    // never sees that the last message before a pause was lost with the connection.
-    Source::Making(Box::pin(async move {
+    // The client's own ordered consumer is not enough. It takes half a minute to notice that its server is down, and it
+    // does not notice that the last message before a pause was lost with the connection.
+    Source::Creating(Box::pin(async move {
         sleep(after).await;
         let connection = link.connections();
         let selected = filter_subjects.clone();
@@ -185,41 +188,41 @@ fn make(
             replay_policy: ReplayPolicy::Instant,
             ack_policy: AckPolicy::None,
             max_deliver: 1,
-            inactive_threshold: FORGET,
+            inactive_threshold: INACTIVE_THRESHOLD,
             num_replicas: 1,
             memory_storage: true,
             ..Default::default()
         };
         let consumer = stream.create_consumer(config).await?;
-        let messages = consumer.stream().max_messages_per_batch(AHEAD).heartbeat(HEARTBEAT).messages().await?;
+        let messages = consumer.stream().max_messages_per_batch(BATCH_SIZE).heartbeat(HEARTBEAT).messages().await?;
         let next = Arc::new(AtomicU64::new(start_sequence));
-        let silence = Box::pin(silence(stream, selected, Arc::clone(&next)));
-        Ok(Reading { messages, connection, count: 0, next, silence })
+        let stalled = Box::pin(stalled(stream, selected, Arc::clone(&next)));
+        Ok(Reading { messages, connection, count: 0, next, stalled })
     }))
 }
 
-/// Waits until the stream, look after look, has a message from `next` on, and the same one.
-async fn silence(stream: Stream<()>, filters: Vec<String>, next: Arc<AtomicU64>) {
-    let mut looks = 0;
+/// Waits until several checks in a row find that the stream has a message from `next` on, but `next` has not moved.
+async fn stalled(stream: Stream<()>, filters: Vec<String>, next: Arc<AtomicU64>) {
+    let mut stalled_checks = 0;
     let mut before = next.load(Ordering::Relaxed);
-    while looks < LOOKS {
-        sleep(LOOK).await;
+    while stalled_checks < MAX_STALLED_CHECKS {
+        sleep(STALL_CHECK_INTERVAL).await;
         let at = next.load(Ordering::Relaxed);
-        // A stream that does not answer is no fault of the consumer's.
-        let still = at == before && any(&stream, &filters, at).await.unwrap_or(false);
-        looks = if still { looks + 1 } else { 0 };
+        // If the stream does not answer, the consumer is not at fault.
+        let is_stalled = at == before && any(&stream, &filters, at).await.unwrap_or(false);
+        stalled_checks = if is_stalled { stalled_checks + 1 } else { 0 };
         before = at;
     }
 }
 
 impl Reading {
-    /// The message, if none before it is missing.
-    fn place(&mut self, message: Delivered) -> Result<Message, async_nats::Error> {
+    /// Returns the message if no message before it is missing.
+    fn check_order(&mut self, message: Delivered) -> Result<Message, async_nats::Error> {
         let info = message.info()?;
         self.count += 1;
         if info.consumer_sequence != self.count {
             return Err(
-                format!("message {} of the consumer where {} was due", info.consumer_sequence, self.count).into()
+                format!("expected message {} of the consumer, got {}", self.count, info.consumer_sequence).into()
             );
         }
         let (seq, time, pending) = (info.stream_sequence, info.published, info.pending);

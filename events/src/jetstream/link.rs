@@ -1,4 +1,4 @@
-//! What a connection that was lost means for those who wait for something on it.
+//! Detects a lost connection, so that nobody waits for an answer or a message that can no longer arrive.
 
 use std::{
     future::Future,
@@ -9,10 +9,10 @@ use std::{
 use async_nats::{Client, Statistics, connection::State};
 use tokio::time::{Instant, sleep};
 
-/// How often the connection is looked at while something is waited for; the client tells of a loss in no other way.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often the connection is checked during a wait. The client does not report a lost connection in another way.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The connection that answers and messages come on.
+/// Watches the connection of a client.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
     client: Client,
@@ -25,37 +25,37 @@ impl Link {
         Self { client, statistics }
     }
 
-    /// Waits until the client is connected, at most so long; whether it is. What is sent before would only pile up, and
-    /// leave late.
-    pub(super) async fn up(&self, at_most: Duration) -> bool {
+    /// Waits until the client is connected, for at most `at_most`, and returns whether it is. Requests that are sent
+    /// while the client is disconnected pile up in its buffer, and are sent too late.
+    pub(super) async fn wait_until_connected(&self, at_most: Duration) -> bool {
         let deadline = Instant::now() + at_most;
         while self.client.connection_state() != State::Connected {
             if Instant::now() >= deadline {
                 return false;
             }
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
         true
     }
 
-    /// How many connections there have been. Another number than before: what was under way then is lost.
+    /// The number of connections so far. If it has changed, answers and messages in transit on the old one are lost.
     pub(super) fn connections(&self) -> u64 {
         self.statistics.connects.load(Ordering::Relaxed)
     }
 
-    /// Ends when there is another connection than the one of that number.
+    /// Waits until there is a newer connection than the one with this number.
     pub(super) async fn replaced(&self, connection: u64) {
         while self.connections() == connection {
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Waits for something that comes on the present connection; `None` when there is another before it came.
-    pub(super) async fn through<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+    /// Waits for a result that arrives on the current connection; `None` if the connection is replaced first.
+    pub(super) async fn on_current_connection<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
         let connection = self.connections();
         tokio::select! {
             biased;
-            came = waiting => Some(came),
+            result = waiting => Some(result),
             () = self.replaced(connection) => None,
         }
     }

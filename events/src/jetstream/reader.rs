@@ -1,4 +1,4 @@
-//! A stream as an operator reads it: from one place to another, without deciding anything.
+//! Reads a stream without deciding anything: single messages, a range of sequences, or continuously.
 
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use super::{
 };
 use crate::log::ReadError;
 
-/// How long a message that was said to be ahead may take; it may have grown too old in the meantime.
+/// How long to wait for a message that is known to exist. The stream may have dropped it in the meantime because of its
+/// age, so after this time [`Range`] checks again.
 const MAX_WAIT: Duration = Duration::from_secs(2);
 
-/// Reads one of the streams. What it looks up, the stream's leader answers.
+/// Reads one stream. The stream's leader answers all lookups.
 #[derive(Debug, Clone)]
 pub struct Reader {
     context: Context,
@@ -26,20 +27,20 @@ pub struct Reader {
     name: &'static str,
 }
 
-/// The sequences that a stream holds.
+/// The range of sequences in a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Of its first message, or of the one to come.
+    /// The sequence of the first message. If the stream is empty, that of the next message.
     pub first: u64,
-    /// Of its last message; 0 before there was any.
+    /// The sequence of the last message; 0 if there has never been one.
     pub last: u64,
 }
 
 impl Reader {
-    /// Opens a stream, which `garage init` made.
+    /// Opens a stream, which `garage init` must have created.
     ///
     /// # Errors
-    /// [`ReadError::Unavailable`] when it is not there, with what to do about it.
+    /// [`ReadError::Unavailable`] if the stream does not exist or the server does not answer.
     pub async fn open(client: Client, name: &'static str) -> Result<Self, ReadError> {
         let context = jetstream::new(client);
         let stream = context.get_stream_no_info(name).await.map_err(unavailable)?;
@@ -52,7 +53,7 @@ impl Reader {
         Self { context, stream, name }
     }
 
-    /// What the stream holds at present.
+    /// The sequences that the stream holds now.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -63,7 +64,7 @@ impl Reader {
         Ok(Bounds { first: info.state.first_sequence, last: info.state.last_sequence })
     }
 
-    /// One message.
+    /// The message with a sequence; `None` if the stream does not have it.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -71,14 +72,14 @@ impl Reader {
         found(self.stream.get_raw_message(seq).await)
     }
 
-    /// The sequence of the first message that is not older than a time, or of the one to come.
+    /// The sequence of the first message at or after a time. If there is none, that of the next message.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
     pub async fn since(&self, time: OffsetDateTime) -> Result<u64, ReadError> {
         let bounds = self.bounds().await?;
         let (mut low, mut high) = (bounds.first, bounds.last + 1);
-        // A stream's timestamps go up with its sequences.
+        // Binary search: the timestamps of a stream increase with its sequences.
         while low < high {
             let middle = low + (high - low) / 2;
             match next(&self.stream, ">", middle).await? {
@@ -89,33 +90,33 @@ impl Reader {
         Ok(low)
     }
 
-    /// Reads on from a sequence, for as long as one likes. The filters must not overlap.
+    /// Reads continuously, from a sequence on. The filters must not overlap.
     pub fn follow(&self, filters: Vec<String>, from: u64) -> Follow {
         Follow::new(self.context.clone(), self.name, filters, from)
     }
 
-    /// Reads from a sequence to another, both included. The filters must not overlap.
+    /// Reads the messages with the sequences `from` to `to`, inclusive. The filters must not overlap.
     pub fn range(&self, filters: Vec<String>, from: u64, to: u64) -> Range {
         let (at, follow) = (from.max(1), self.follow(filters.clone(), from));
         Range { reader: self.clone(), filters, follow, at, to, ahead: false }
     }
 }
 
-/// An ordered read that ends.
+/// An ordered read of a range of sequences.
 #[derive(Debug)]
 pub struct Range {
     reader: Reader,
     filters: Vec<String>,
     follow: Follow,
-    /// The next sequence that may come.
+    /// The lowest sequence that has not been read yet.
     at: u64,
     to: u64,
-    /// Whether a message is known to be ahead, so that waiting for it is not in vain.
+    /// Whether a further message is known to exist, so that it makes sense to wait for it.
     ahead: bool,
 }
 
 impl Range {
-    /// The next message; `None` at the end. Dropping the wait loses nothing.
+    /// Returns the next message, or `None` at the end. Dropping the future does not lose a message.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
@@ -136,7 +137,7 @@ impl Range {
     }
 }
 
-/// Whether the filters select anything from a sequence to another.
+/// Whether the filters select a message with a sequence from `from` to `to`.
 async fn selects(reader: &Reader, filters: &[String], from: u64, to: u64) -> Result<bool, ReadError> {
     for filter in filters {
         let message = next(&reader.stream, filter, from).await?;

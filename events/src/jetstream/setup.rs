@@ -1,4 +1,4 @@
-//! What `garage init` makes: streams and consumers. It may be run again at any time, and upgrades what it finds.
+//! The streams and consumers that `garage init` creates. You can run it again at any time; it updates existing ones.
 
 use std::{error::Error, fmt::Write, time::Duration};
 
@@ -26,61 +26,63 @@ use crate::{
     },
 };
 
-/// The oldest server that has all that the log needs.
+/// The oldest version of nats-server that has all features that the log needs: major, minor.
 pub const OLDEST_SERVER: (u32, u32) = (2, 15);
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// How long the log remembers. An expectation on a subject whose block is cold costs milliseconds under the stream's
-/// lock; a session lives for minutes; who comes back tomorrow is new to the log.
+/// How long the log keeps events. A session lives for minutes, and a player who returns the next day is new to the log.
+/// Keeping more would cost: to check an expected sequence in a block that is not cached takes milliseconds, during
+/// which the stream is locked.
 const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 
-/// How long the log may become; the server sets so much of its disk aside. Full, it refuses commands instead of
-/// forgetting its beginning.
+/// The maximum size of the log, in bytes. The server reserves this much of its disk. A full log refuses commands
+/// instead of dropping its oldest events.
 const LOG_BYTES: i64 = 8 << 30;
 
-/// How often the server is asked that does not answer, 5 s each time.
-const TRIES: u32 = 6;
+/// How often a request is sent if the server does not answer. Each try takes 5 s.
+const MAX_TRIES: u32 = 6;
 
-/// How long, and how often, a cluster is asked that has too few nodes: they hear of each other every few seconds.
-pub const GATHERING: Duration = Duration::from_secs(15);
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long to retry if a cluster has too few nodes. After a start, the nodes learn of each other every few seconds.
+pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The delay between these retries.
+const CLUSTER_RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// How long a worker has to answer for a delivery, or to say that it is still at it. It is also how long everything
-/// stands still that a worker held when it was killed: half of what a game server has to get ready (10 s), so that a
-/// director's death costs its players no attempt.
+/// How long a worker may take to acknowledge a delivery, or to report progress on it, before the server redelivers it.
+///
+/// After a worker is killed, its deliveries wait this long. It is half of the time that a game server has to become
+/// ready (10 s), so that the crash of a director does not use up an attempt.
 pub const ACK_WAIT: Duration = Duration::from_secs(5);
 
-/// A durable consumer that a worker's instances share.
+/// A durable consumer. The instances of a worker share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Consumer {
-    /// The stream it reads.
     pub stream: &'static str,
-    /// Its name; also that of its dead letters.
+    /// The consumer's name. It is also the name in the subjects of its dead letters.
     pub name: &'static str,
-    /// The event types of sessions that it selects; empty for all that the stream has for it.
+    /// The session event types that it selects; empty for all of them. Only used if the stream is the log.
     tokens: &'static [&'static str],
-    /// Where a process that acknowledges its messages can be made to die.
+    /// The crash point for acknowledging its messages.
     pub acknowledged: Point,
 }
 
-/// Session reacts to its own events.
+/// Session reacts to all session events.
 pub const SESSION: Consumer =
     Consumer { stream: STREAM, name: "session", tokens: &[], acknowledged: Point::SessionAcknowledged };
-/// Session judges reports.
+/// Session processes the reports of game servers.
 pub const SESSION_REPORTS: Consumer =
     Consumer { stream: REPORTS, name: "session-reports", tokens: &[], acknowledged: Point::ReportAcknowledged };
-/// Session reacts to deadlines.
+/// Session reacts to timers that are due.
 pub const SESSION_TIMERS: Consumer =
     Consumer { stream: TIMERS, name: "session-timers", tokens: &[], acknowledged: Point::TimerAcknowledged };
-/// Director starts and removes instances.
+/// The director starts and removes game servers.
 pub const DIRECTOR: Consumer = Consumer {
     stream: STREAM,
     name: "director",
     tokens: &["pod-requested", "closed"],
     acknowledged: Point::DirectorAcknowledged,
 };
-/// Inventory pays.
+/// Inventory grants rewards.
 pub const INVENTORY: Consumer =
     Consumer { stream: STREAM, name: "inventory", tokens: &["closed"], acknowledged: Point::RewardAcknowledged };
 
@@ -88,7 +90,7 @@ pub const INVENTORY: Consumer =
 pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];
 
 impl Consumer {
-    /// The subjects that it selects, which do not overlap.
+    /// The subject filters of the consumer. They do not overlap.
     pub fn filters(&self) -> Vec<String> {
         match (self.stream, self.tokens) {
             (TIMERS, _) => vec![ALL_DUE.into()],
@@ -105,76 +107,78 @@ impl Consumer {
             deliver_policy,
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            // Without max_deliver: a message past it would vanish without a word. The worker looks at the count.
+            // No max_deliver: the server would silently drop a message beyond it. The worker checks the delivery count.
             max_ack_pending: 1_000,
             ..Default::default()
         }
     }
 }
 
-/// Makes everything, or brings it up to date.
+/// Creates all streams and consumers, or updates them.
 ///
 /// # Errors
-/// What could not be made, and what the server said.
+/// [`SetupError`]
 pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
     check_server(&client)?;
     let context = jetstream::new(client);
     for config in streams(replicas) {
-        keep_trying(async || make_stream(&context, &config).await).await?;
+        keep_trying(async || create_stream(&context, &config).await).await?;
     }
     for consumer in CONSUMERS {
-        keep_trying(async || make(&context, consumer).await).await?;
+        keep_trying(async || create_or_update(&context, consumer).await).await?;
     }
     Ok(())
 }
 
-/// Asks again where there is no answer, and where there are too few nodes: in a cluster that has just started nobody
-/// answers for a stream until its leader is elected, and each node takes the others for absent until it has heard of them.
-async fn keep_trying(mut make: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
-    let mut left = TRIES;
+/// Retries a creation that times out, or that fails because of too few nodes. Both happen in a cluster that has just
+/// started: nobody answers for a stream until its leader is elected, and each node considers the others absent until it
+/// has heard from them.
+async fn keep_trying(mut create: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
+    let mut tries_left = MAX_TRIES;
     let began = Instant::now();
     loop {
-        match make().await {
-            Err(SetupError::Make { source, .. }) if left > 1 && is_silence(&*source) => left -= 1,
-            Err(SetupError::Make { source, .. }) if began.elapsed() < GATHERING && is_short(&*source) => {
-                sleep(PAUSE).await;
+        match create().await {
+            Err(SetupError::Create { source, .. }) if tries_left > 1 && is_timeout(&*source) => tries_left -= 1,
+            Err(SetupError::Create { source, .. }) if began.elapsed() < CLUSTER_TIMEOUT && lacks_nodes(&*source) => {
+                sleep(CLUSTER_RETRY_DELAY).await;
             }
-            made => return made,
+            result => return result,
         }
     }
 }
 
-fn is_silence(error: &(dyn Error + 'static)) -> bool {
-    let silent = |error: &(dyn Error + 'static)| {
+/// Whether the request timed out.
+fn is_timeout(error: &(dyn Error + 'static)) -> bool {
+    let timed_out = |error: &(dyn Error + 'static)| {
         let of_stream = error.downcast_ref().map(CreateStreamError::kind);
         let of_consumer = error.downcast_ref().map(ConsumerError::kind);
         error.is::<Elapsed>()
             || of_stream == Some(CreateStreamErrorKind::TimedOut)
             || of_consumer == Some(ConsumerErrorKind::TimedOut)
     };
-    std::iter::successors(Some(error), |&error| error.source()).any(silent)
+    std::iter::successors(Some(error), |&error| error.source()).any(timed_out)
 }
 
-/// Whether the cluster has too few nodes for a stream.
-fn is_short(error: &(dyn Error + 'static)) -> bool {
-    let short = |error: &(dyn Error + 'static)| match error.downcast_ref().map(CreateStreamError::kind) {
+/// Whether the cluster has too few nodes for the stream.
+fn lacks_nodes(error: &(dyn Error + 'static)) -> bool {
+    let lacks_nodes = |error: &(dyn Error + 'static)| match error.downcast_ref().map(CreateStreamError::kind) {
         Some(CreateStreamErrorKind::JetStream(error)) => error.error_code() == ErrorCode::CLUSTER_NO_PEERS,
         _ => false,
     };
-    std::iter::successors(Some(error), |&error| error.source()).any(short)
+    std::iter::successors(Some(error), |&error| error.source()).any(lacks_nodes)
 }
 
-async fn make_stream(context: &Context, config: &Config) -> Result<(), SetupError> {
+async fn create_stream(context: &Context, config: &Config) -> Result<(), SetupError> {
     let name = &config.name;
     let mut what = format!("stream {name}");
     if config.max_bytes > 0 {
-        // Too little disk is the likeliest reason, and the server does not say how much it wants.
-        let _ = write!(what, " (the server's disk must have {} MiB to set aside)", config.max_bytes >> 20);
+        // The most likely reason is too little disk space, and the server does not say how much it needs.
+        let _ = write!(what, " (the server needs {} MiB of free disk space for it)", config.max_bytes >> 20);
     }
-    let failed = |source: async_nats::Error| SetupError::Make { what: what.clone(), source };
+    let failed = |source: async_nats::Error| SetupError::Create { what: what.clone(), source };
     match context.get_stream(name).await {
         Ok(found) => {
-            // How a stream is written cannot be changed once it is there.
+            // The persist mode of an existing stream cannot be changed.
             let persist_mode = found.cached_info().config.persist_mode;
             if persist_mode == Some(PersistenceMode::Async) && config.num_replicas > 1 {
                 return Err(SetupError::OneNode { stream: name.clone() });
@@ -189,15 +193,16 @@ async fn make_stream(context: &Context, config: &Config) -> Result<(), SetupErro
     }
 }
 
-/// Makes one consumer, which begins at its stream's beginning, or brings it up to date.
+/// Creates a consumer that starts at the beginning of its stream, or updates an existing one.
 ///
 /// # Errors
-/// [`SetupError::Make`]
-pub async fn make(context: &Context, consumer: Consumer) -> Result<(), SetupError> {
-    let making = async {
+/// [`SetupError::Create`]
+pub async fn create_or_update(context: &Context, consumer: Consumer) -> Result<(), SetupError> {
+    let creating = async {
         let stream = context.get_stream_no_info(consumer.stream).await?;
         let Err(error) = stream.create_consumer(consumer.config(DeliverPolicy::All)).await else { return Ok(()) };
-        // Where it begins cannot be changed; one that its worker made again begins in the middle.
+        // The start of an existing consumer cannot be changed. If its worker recreated it, it does not start at the
+        // beginning of the stream, so keep its start.
         match stream.consumer_info(consumer.name).await {
             Ok(found) if found.config.deliver_policy != DeliverPolicy::All => {
                 stream.create_consumer(consumer.config(found.config.deliver_policy)).await?;
@@ -206,39 +211,39 @@ pub async fn make(context: &Context, consumer: Consumer) -> Result<(), SetupErro
             _ => Err(error.into()),
         }
     };
-    making.await.map_err(|source| failed(consumer, source))
+    creating.await.map_err(|source| failed(consumer, source))
 }
 
-/// Makes one consumer that is gone; it goes on after a sequence of its stream. One that is there is left as it is:
-/// another instance was quicker, perhaps with another sequence.
+/// Creates a missing consumer that starts after the sequence `after`. If the consumer already exists, it does not
+/// change: another instance was faster, perhaps with another sequence.
 ///
 /// # Errors
-/// [`SetupError::Make`]
-pub async fn make_after(context: &Context, consumer: Consumer, after: u64) -> Result<(), SetupError> {
-    let begin = match after {
+/// [`SetupError::Create`]
+pub async fn create_after(context: &Context, consumer: Consumer, after: u64) -> Result<(), SetupError> {
+    let start = match after {
         0 => DeliverPolicy::All,
         after => DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
     };
-    let making = async {
+    let creating = async {
         let stream = context.get_stream_no_info(consumer.stream).await?;
-        match stream.create_consumer_strict(consumer.config(begin)).await {
+        match stream.create_consumer_strict(consumer.config(start)).await {
             Err(error) if error.kind() != ConsumerCreateStrictErrorKind::AlreadyExists => Err(error.into()),
             _ => Ok(()),
         }
     };
-    making.await.map_err(|source| failed(consumer, source))
+    creating.await.map_err(|source| failed(consumer, source))
 }
 
 fn failed(consumer: Consumer, source: async_nats::Error) -> SetupError {
-    SetupError::Make { what: format!("consumer {}", consumer.name), source }
+    SetupError::Create { what: format!("consumer {}", consumer.name), source }
 }
 
-/// The names of all streams that [`init`] makes.
+/// The names of all streams that [`init`] creates.
 pub fn names() -> impl Iterator<Item = String> {
     streams(1).into_iter().map(|config| config.name)
 }
 
-/// Whether the answer was that there is no such stream.
+/// Whether the error means that the stream does not exist.
 pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
     matches!(error.kind(), jetstream::context::GetStreamErrorKind::JetStream(api)
         if api.error_code() == ErrorCode::STREAM_NOT_FOUND)
@@ -252,7 +257,7 @@ fn streams(replicas: usize) -> [Config; 9] {
         num_replicas: replicas,
         ..Default::default()
     };
-    // The shape that NATS's KV clients expect of a bucket.
+    // The settings that NATS clients expect of a key-value bucket.
     let bucket = |name: &str, subjects: &str| Config {
         max_messages_per_subject: 1,
         discard: DiscardPolicy::New,
@@ -280,7 +285,7 @@ fn streams(replicas: usize) -> [Config; 9] {
             ..base(HISTORY, &[])
         },
         Config {
-            // A schedule beyond max_age never fires.
+            // A message that is scheduled beyond max_age never fires.
             max_age: HOUR * 24,
             max_bytes: 1 << 30,
             allow_message_schedules: true,
@@ -290,23 +295,24 @@ fn streams(replicas: usize) -> [Config; 9] {
         Config {
             max_age: HOUR,
             max_bytes: 1 << 30,
-            // Two say all; a server that repeats itself displaces its own words only.
+            // A game server repeats a report until it is acknowledged. Two per subject are enough, and repetitions only
+            // replace older ones of the same report.
             max_messages_per_subject: 2,
             max_message_size: 64 << 10,
             ..base(REPORTS, &[ALL_REPORTS])
         },
         Config {
-            // Longer than a socket lives.
+            // Longer than any socket stays open.
             max_age: HOUR * 24 * 7,
             max_bytes: 256 << 20,
             ..bucket(presence::STREAM, presence::ALL)
         },
-        // What nobody has renewed for so long belongs to a queue that there is no more.
+        // A lease that nobody has renewed for this long belongs to a queue that no longer exists.
         Config { max_age: HOUR, max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
         Config { max_bytes: 16 << 20, ..bucket(queue_status::STREAM, queue_status::ALL) },
         Config {
-            // A snapshot older than the log's beginning is of no use; nor are the pieces that a writer left who was
-            // killed, and which must not keep out what comes after them.
+            // A snapshot that is older than the log is useless. The age limit also removes the chunks that a killed
+            // writer left behind, which would otherwise fill the stream.
             max_age: LOG_AGE,
             max_bytes: 1 << 30,
             allow_rollup: true,
@@ -327,22 +333,23 @@ fn check_server(client: &Client) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Refuses a log with a setting under which its guarantees do not hold.
+/// Refuses a stream with settings that break the log's guarantees.
 pub(super) fn check(info: &Info) -> Result<(), OpenError> {
     let config = &info.config;
-    let wrong = |what| Err(OpenError::Unfit(what));
+    let unfit = |what| Err(OpenError::Unfit(what));
     if !config.allow_atomic_publish {
-        return wrong("does not take atomic batches");
+        return unfit("does not accept atomic batches");
     }
     if config.allow_message_schedules || config.allow_rollup || config.republish.is_some() {
-        // With any of these, who may publish one subject can erase the log or write another's event.
-        return wrong("allows schedules, roll-ups or republishing");
+        // With any of these settings, a user with the right to publish on one subject could erase the log, or write
+        // events to other subjects.
+        return unfit("allows schedules, roll-ups or republishing");
     }
     if config.max_messages_per_subject > 0 {
-        return wrong("keeps only the last events of a subject");
+        return unfit("keeps only the latest events of each subject");
     }
     if config.discard != DiscardPolicy::New {
-        return wrong("forgets its beginning when it is full");
+        return unfit("drops its oldest events when it is full");
     }
     Ok(())
 }
@@ -350,27 +357,18 @@ pub(super) fn check(info: &Info) -> Result<(), OpenError> {
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The server is too old.
     #[error("nats-server {version} is too old; Garage needs {}.{} or newer", OLDEST_SERVER.0, OLDEST_SERVER.1)]
-    Server {
-        /// What the server says it is.
-        version: String,
-    },
-    /// A stream can't become one of several nodes.
+    Server { version: String },
+    /// The stream was created for one node, with a setting that does not allow replicas.
     #[error(
-        "stream {stream} was made for one node, which cannot be changed; remove it with `nats stream rm {stream}` and \
-         run this again (it mirrors the log: what the log still holds comes back, what is older does not)"
+        "stream {stream} was created for one node, which cannot be changed; remove it with `nats stream rm {stream}` \
+         and run this again (it mirrors the log: events that are still in the log come back, older ones do not)"
     )]
-    OneNode {
-        /// Which.
-        stream: String,
-    },
-    /// The server would not.
-    #[error("{what} cannot be made: {source}")]
-    Make {
-        /// What.
+    OneNode { stream: String },
+    #[error("cannot create {what}: {source}")]
+    Create {
+        /// The stream or consumer.
         what: String,
-        /// What the server said.
         source: async_nats::Error,
     },
 }
@@ -382,23 +380,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_is_told_from_a_refusal() {
-        let silent: [async_nats::Error; 2] = [
+    fn a_timeout_is_not_a_refusal() {
+        let timeouts: [async_nats::Error; 2] = [
             CreateStreamError::new(CreateStreamErrorKind::TimedOut).into(),
             ConsumerError::new(ConsumerErrorKind::TimedOut).into(),
         ];
-        assert!(silent.iter().all(|error| is_silence(&**error)));
+        assert!(timeouts.iter().all(|error| is_timeout(&**error)));
         let refused: async_nats::Error = CreateStreamError::new(CreateStreamErrorKind::JetStreamUnavailable).into();
-        assert!(!is_silence(&*refused) && !is_short(&*refused));
+        assert!(!is_timeout(&*refused) && !lacks_nodes(&*refused));
     }
 
     #[test]
-    fn too_few_nodes_are_told_from_too_little_room() {
+    fn too_few_nodes_are_distinguished_from_too_little_space() {
         let refused = |code: u64| -> async_nats::Error {
             let error = json!({"code": 400, "err_code": code, "description": "no"});
             CreateStreamError::new(CreateStreamErrorKind::JetStream(serde_json::from_value(error).unwrap())).into()
         };
-        assert!(is_short(&*refused(10_005)) && !is_silence(&*refused(10_005)));
-        assert!(!is_short(&*refused(10_023)));
+        assert!(lacks_nodes(&*refused(10_005)) && !is_timeout(&*refused(10_005)));
+        assert!(!lacks_nodes(&*refused(10_023)));
     }
 }

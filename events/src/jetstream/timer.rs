@@ -1,14 +1,14 @@
-//! A session's timer: one message that the server publishes at the deadline of the session's present phase.
+//! A session's timer: a scheduled message that the server publishes at the deadline of the session's current phase.
 
 use async_nats::jetstream::{Context, message::PublishMessage};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{crash::Point, id::SessionId, log::ReadError, subject};
 
-/// Sets a session's timer, in place of one set before. It may fire some seconds late, and more than once.
+/// Sets a session's timer. It replaces the session's earlier timer. It may fire a few seconds late, and more than once.
 ///
 /// # Errors
-/// [`ReadError::Unavailable`] when the server did not confirm it.
+/// [`ReadError::Unavailable`] if the server does not confirm it.
 pub async fn set(context: &Context, session: SessionId, at: OffsetDateTime) -> Result<(), ReadError> {
     let at = at.replace_nanosecond(0).map_or(at, |at| at + time::Duration::SECOND);
     let at = at.to_offset(time::UtcOffset::UTC).format(&Rfc3339).map_err(super::unavailable)?;
@@ -18,10 +18,10 @@ pub async fn set(context: &Context, session: SessionId, at: OffsetDateTime) -> R
     publish(context, session, message).await
 }
 
-/// Takes a session's timer away.
+/// Cancels a session's timer.
 ///
 /// # Errors
-/// [`ReadError::Unavailable`] when the server did not confirm it.
+/// [`ReadError::Unavailable`] if the server does not confirm it.
 pub async fn cancel(context: &Context, session: SessionId) -> Result<(), ReadError> {
     publish(context, session, PublishMessage::build().header("Nats-Rollup", "sub")).await
 }

@@ -1,53 +1,62 @@
-//! What a message of the log says of how it was written: the headers of its commit, which the server keeps.
+//! How a message of the log was written: the headers of its commit, which the server stores with the message.
 
 use async_nats::{HeaderMap, header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE};
 
 use crate::event::TYPE_HEADER;
 
-/// The header with the filter that an expectation is about.
+/// The header with the subject filter to which the expected last sequence applies.
 pub const EXPECTED_FILTER: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
-/// The headers of an atomic batch, as `jetstream-extra` sets them: its name, the message's number in it, and the mark of
-/// its last message.
+/// The header with the id of an atomic batch. `jetstream-extra` sets it.
 pub const BATCH: &str = "Nats-Batch-Id";
-/// See [`BATCH`].
+/// The header with a message's number in its batch, from 1.
 pub const BATCH_NUMBER: &str = "Nats-Batch-Sequence";
-/// See [`BATCH`].
+/// The header that marks the last message of a batch.
 pub const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 
-/// What a message says of how it was written.
+/// The headers of a message that expects `seq` to be the last sequence of its aggregate, whose messages `filter`
+/// selects.
+pub(crate) fn headers(type_name: &str, seq: u64, filter: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(TYPE_HEADER, type_name);
+    headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, seq.to_string().as_str());
+    headers.insert(EXPECTED_FILTER, filter);
+    headers
+}
+
+/// The parsed headers of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Written<'a> {
-    /// Its event's type.
+    /// The type of the event.
     pub type_name: Option<&'a str>,
-    /// Where its aggregate had to be.
+    /// The last sequence that the message's aggregate had to have.
     pub expected: Option<Expected<'a>>,
-    /// What it was committed with; nothing when it was alone.
+    /// The batch in which the message was committed; `None` if it was committed alone.
     pub batch: Option<Batch<'a>>,
 }
 
-/// Where an aggregate had to be for a message to be stored.
+/// The condition under which a message was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected<'a> {
-    /// Sequence of its last message; 0 for none.
+    /// The sequence of the aggregate's last message; 0 if it had to have none.
     pub seq: u64,
-    /// The filter that selects its messages.
+    /// The filter that selects the aggregate's messages.
     pub filter: &'a str,
 }
 
-/// A message's place in an atomic batch.
+/// A message's position in an atomic batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch<'a> {
-    /// The batch's name.
+    /// The id of the batch.
     pub id: &'a str,
-    /// The message's number in it, from 1.
+    /// The message's number in the batch, from 1.
     pub number: u64,
-    /// Whether it is the last.
+    /// Whether it is the last message of the batch.
     pub last: bool,
 }
 
 impl<'a> Written<'a> {
-    /// Reads a message's headers. What cannot be read is as if it were not there.
+    /// Parses the headers of a message. A header that cannot be parsed is treated as absent.
     pub fn of(headers: Option<&'a HeaderMap>) -> Self {
         let Some(headers) = headers else { return Self::default() };
         let text = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);
@@ -70,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_headers_of_a_commit_are_read() {
+    fn the_headers_of_a_commit_are_parsed() {
         let mut headers = HeaderMap::new();
         assert_eq!(Written::of(None), Written::default());
         assert_eq!(Written::of(Some(&headers)), Written::default());

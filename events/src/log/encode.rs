@@ -1,4 +1,5 @@
-//! A decision as messages, the same in every log, and the rule which decisions may share a commit.
+//! Encodes a decision as messages, and selects the decisions that may share a commit. All implementations of the log
+//! use this module.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -9,26 +10,26 @@ use uuid::Uuid;
 use super::{AppendError, Decision, Head, MAX_COMMIT};
 use crate::{crash::Point, event::Envelope, subject::Aggregate};
 
-/// The largest event, in bytes: a quarter of what the server takes in one message by default.
+/// The maximum size of an event, in bytes. It is a quarter of the server's default limit for a message.
 const MAX_EVENT: usize = 256 << 10;
 
-/// A decision, its messages made.
+/// A decision with its encoded messages.
 #[derive(Debug)]
 pub(crate) struct Encoded {
     pub(crate) changes: Vec<Change>,
-    /// How many messages it is.
+    /// The number of messages of all changes together.
     pub(crate) messages: usize,
-    /// Where a process that appends it can be made to die.
+    /// The crash point of the append.
     pub(crate) point: Point,
 }
 
-/// The messages of one aggregate, which stand together.
+/// The messages of one aggregate. They are adjacent in the stream.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) aggregate: Aggregate,
-    /// What the expectation of each message names.
+    /// The subject filter of the aggregate, which each message's expected sequence refers to.
     pub(crate) filter: Arc<str>,
-    /// What they expect: the aggregate's head before the decision.
+    /// The aggregate's head before the decision. Its sequence is what each message expects.
     pub(crate) head: Head,
     pub(crate) messages: Vec<Message>,
 }
@@ -42,24 +43,24 @@ pub(crate) struct Message {
 }
 
 impl Encoded {
-    /// Makes a decision's messages.
+    /// Encodes a decision.
     ///
     /// # Errors
-    /// [`AppendError::Refused`] for a decision that no log may take.
+    /// [`AppendError::Refused`] if the decision breaks a rule of [`Decision`] or exceeds a size limit.
     pub(crate) fn new(decision: Decision) -> Result<Self, AppendError> {
         let messages = decision.len();
         let point = decision.point().filter(|_| messages <= MAX_COMMIT).ok_or_else(|| {
-            AppendError::Refused(format!("a decision of {messages} events; 1 to {MAX_COMMIT} fit a commit"))
+            AppendError::Refused(format!("a decision must have 1 to {MAX_COMMIT} events, this one has {messages}"))
         })?;
         let mut seen = HashSet::new();
         let mut changes = Vec::with_capacity(decision.changes.len());
         for change in decision.changes {
             if change.events.is_empty() || !seen.insert(change.aggregate.clone()) {
-                return Err(AppendError::Refused(format!("{} is empty or twice in a decision", change.aggregate)));
+                return Err(AppendError::Refused(format!("{} has no event or is named twice", change.aggregate)));
             }
             if matches!(change.aggregate, Aggregate::Player(_)) && change.events.len() > 1 {
-                // All of a player's events share one subject, and the last is the player.
-                return Err(AppendError::Refused(format!("{} with two events in a decision", change.aggregate)));
+                // A player's events share one subject, and only the last one defines the player's state.
+                return Err(AppendError::Refused(format!("{} has more than one event", change.aggregate)));
             }
             let mut encoded = Vec::with_capacity(change.events.len());
             for (event, n) in change.events.into_iter().zip(change.head.n + 1..) {
@@ -79,7 +80,7 @@ impl Encoded {
                 };
                 let body = serde_json::to_vec(&envelope).map_err(refused)?;
                 if body.len() > MAX_EVENT {
-                    let reason = format!("{} event of {} bytes; at most {MAX_EVENT}", event.type_name, body.len());
+                    let reason = format!("{} has {} bytes; the limit is {MAX_EVENT}", event.type_name, body.len());
                     return Err(AppendError::Refused(reason));
                 }
                 encoded.push(Message {
@@ -99,25 +100,26 @@ impl Encoded {
         self.changes.iter().map(|change| &change.aggregate)
     }
 
-    /// The aggregate to name where the log refuses the decision without saying which has moved: one of which something
-    /// was expected, as it names none where an aggregate has no message.
-    pub(crate) fn suspect(&self) -> Option<&Aggregate> {
+    /// The aggregate to report as changed if the server does not say which one it is. The server does so if an
+    /// aggregate has no message although one was expected, so an aggregate with a non-zero head is the likely one.
+    pub(crate) fn likely_conflict(&self) -> Option<&Aggregate> {
         let expecting = self.changes.iter().find(|change| change.head.seq > 0);
         expecting.or(self.changes.first()).map(|change| &change.aggregate)
     }
 
-    /// Its messages in their order, each with its aggregate's change.
+    /// All messages in order, each with the change that it belongs to.
     pub(crate) fn messages(&self) -> impl Iterator<Item = (&Change, &Message)> {
         self.changes.iter().flat_map(|change| change.messages.iter().map(move |message| (change, message)))
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
 fn refused(error: serde_json::Error) -> AppendError {
     AppendError::Refused(error.to_string())
 }
 
-/// Takes the oldest decisions that fit one commit and share no aggregate with each other or with one in flight.
+/// Removes the decisions for the next commit from `waiting`, oldest first. They fit into one commit, and share no
+/// aggregate with each other or with a commit in flight (`busy`).
 pub(crate) fn take<T: AsRef<Encoded>>(waiting: &mut Vec<T>, busy: &HashSet<Aggregate>) -> Vec<T> {
     let mut group: Vec<T> = Vec::new();
     let mut chosen: HashSet<Aggregate> = HashSet::new();
@@ -126,7 +128,7 @@ pub(crate) fn take<T: AsRef<Encoded>>(waiting: &mut Vec<T>, busy: &HashSet<Aggre
     for candidate in waiting.drain(..) {
         let decision = candidate.as_ref();
         let free = decision.aggregates().all(|aggregate| !busy.contains(aggregate) && !chosen.contains(aggregate));
-        // One that must wait keeps its place before later ones on the same aggregates.
+        // Reserve the aggregates even if the decision has to wait, so that no later decision overtakes it.
         chosen.extend(decision.aggregates().cloned());
         if free && messages + decision.messages <= MAX_COMMIT {
             messages += decision.messages;

@@ -5,9 +5,9 @@ use time::{Duration, macros::datetime};
 use uuid::Uuid;
 
 use super::*;
-use crate::event::Event as _;
+use crate::{event::Event as _, game::Ports};
 
-/// When everybody here begins to wait; their tickets expire two minutes later.
+/// When every player begins to wait. Their tickets expire two minutes later.
 const START: OffsetDateTime = datetime!(2026-01-05 12:00 UTC);
 
 fn ticket(number: u128) -> TicketId {
@@ -39,7 +39,11 @@ fn ticket_request(number: u128) -> Queued {
 }
 
 fn address() -> Address {
-    Address { ip: [203, 0, 113, 7].into(), tcp_port: 31_000, udp_port: 31_001, fingerprint: "f1".into() }
+    Address {
+        ip: [203, 0, 113, 7].into(),
+        ports: Ports { tcp_port: 31_000, udp_port: 31_001 },
+        fingerprint: "f1".into(),
+    }
 }
 
 fn queued(number: u128) -> Event {
@@ -117,7 +121,7 @@ impl Outcome {
         assert_eq!(self.0, Err(rejection));
     }
 
-    /// The type of the event, or the name of the rejection.
+    /// The event's type, or the rejection's name.
     fn name(&self) -> &'static str {
         match &self.0 {
             Ok(event) => event.type_name(),
@@ -132,7 +136,7 @@ impl Outcome {
 
 #[test]
 #[rustfmt::skip]
-fn every_state_answers_every_command() {
+fn each_command_has_the_expected_outcome_in_each_state() {
     let commands = || [queue(2), cancel(1), time_out(1, 120), join(1, 7), open(7), release(7)];
     let table = [
         (given([]),                     ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
@@ -163,28 +167,28 @@ fn a_command_on_another_ticket_or_session_is_refused_in_every_state() {
 }
 
 #[test]
-fn who_is_new_queues_as_he_wishes() {
+fn a_new_player_can_queue() {
     given([]).when(queue(1)).then(queued(1));
 }
 
 #[test]
-fn who_was_let_go_queues_again() {
+fn a_released_player_can_queue_again() {
     given([queued(1), matched(1, 7), player_matched(1, 7), released(1, 7)]).when(queue(2)).then(queued(2));
 }
 
 #[test]
-fn who_waits_is_told_the_ticket_he_waits_with() {
+fn a_waiting_player_cannot_queue_again_and_learns_their_ticket() {
     given([queued(1)]).when(queue(2)).refused(Rejection::Waiting { ticket: ticket(1) });
 }
 
 #[test]
-fn who_plays_is_told_where_he_plays() {
+fn a_player_in_a_session_cannot_queue_and_learns_their_session() {
     given([matched(1, 7)]).when(queue(2)).refused(Rejection::InSession { session: session(7) });
     given([player_matched(1, 7)]).when(queue(2)).refused(Rejection::InSession { session: session(7) });
 }
 
 #[test]
-fn a_cancelled_ticket_says_why() {
+fn a_cancelled_ticket_records_the_reason() {
     for reason in [CancelReason::Player, CancelReason::Party, CancelReason::Disconnected] {
         let command = Command::Cancel { ticket: ticket(1), reason };
         given([queued(1)]).when(command).then(Cancelled { ticket: ticket(1), queue: ranked(), reason }.into());
@@ -192,30 +196,30 @@ fn a_cancelled_ticket_says_why() {
 }
 
 #[test]
-fn a_ticket_is_cancelled_once() {
+fn a_ticket_can_be_cancelled_only_once() {
     given([queued(1), cancelled(1)]).when(cancel(1)).refused(Rejection::NotWaiting { ticket: ticket(1) });
 }
 
 #[test]
-fn a_match_comes_before_a_late_cancel() {
+fn a_matched_ticket_cannot_be_cancelled() {
     given([queued(1), matched(1, 7)]).when(cancel(1)).refused(Rejection::NotWaiting { ticket: ticket(1) });
 }
 
 #[test]
-fn a_ticket_times_out_from_its_expiry_on() {
+fn a_ticket_can_time_out_from_its_expiry_on() {
     given([queued(1)]).when(time_out(1, 119)).refused(Rejection::NotExpired { ticket: ticket(1) });
     given([queued(1)]).when(time_out(1, 120)).then(timed_out(1, 120_000));
     given([queued(1)]).when(time_out(1, 121)).then(timed_out(1, 121_000));
 }
 
 #[test]
-fn who_waited_less_than_nothing_waited_nothing() {
+fn a_negative_waiting_time_is_recorded_as_zero() {
     let ticket_request = Queued { waiting_since: after(300), ..ticket_request(1) };
     given([ticket_request.into()]).when(time_out(1, 120)).then(timed_out(1, 0));
 }
 
 #[test]
-fn a_match_takes_over_since_when_he_waited() {
+fn a_match_keeps_the_start_of_the_wait() {
     let ticket_request = Queued { waiting_since: after(-60), ..ticket_request(1) };
     let Event::Matched(expected) = matched(1, 7) else { unreachable!() };
     let expected = Matched { waiting_since: after(-60), ..expected };
@@ -223,19 +227,19 @@ fn a_match_takes_over_since_when_he_waited() {
 }
 
 #[test]
-fn who_waits_is_matched_once() {
+fn a_ticket_can_be_matched_only_once() {
     given([queued(1), matched(1, 7)]).when(join(1, 8)).refused(Rejection::NotWaiting { ticket: ticket(1) });
 }
 
 #[test]
-fn who_is_matched_is_told_the_address_once() {
+fn a_matched_player_receives_the_address_only_once() {
     given([queued(1), matched(1, 7)]).when(open(7)).then(player_matched(1, 7));
-    let notified = given([queued(1), matched(1, 7), player_matched(1, 7)]);
-    notified.when(open(7)).refused(Rejection::NotInSession { session: session(7) });
+    let playing = given([queued(1), matched(1, 7), player_matched(1, 7)]);
+    playing.when(open(7)).refused(Rejection::NotInSession { session: session(7) });
 }
 
 #[test]
-fn a_session_lets_go_whom_it_has_told_and_whom_it_has_not() {
+fn a_player_can_be_released_with_and_without_the_address() {
     for given in [given([matched(1, 7)]), given([player_matched(1, 7)])] {
         for why in [Ending::Finished, Ending::Failed, Ending::Abandoned] {
             let command = Command::Release { session: session(7), why };
@@ -245,13 +249,13 @@ fn a_session_lets_go_whom_it_has_told_and_whom_it_has_not() {
 }
 
 #[test]
-fn a_session_lets_go_once() {
+fn a_player_can_be_released_only_once() {
     let given = given([matched(1, 7), released(1, 7)]);
     given.when(release(7)).refused(Rejection::NotInSession { session: session(7) });
 }
 
 #[test]
-fn the_last_event_is_the_player() {
+fn the_last_event_determines_ticket_and_session() {
     for (event, in_session) in [
         (queued(1), None),
         (cancelled(1), None),
@@ -266,8 +270,8 @@ fn the_last_event_is_the_player() {
     assert_eq!((State::New.ticket(), State::New.session()), (None, None));
 }
 
-/// Commands on few tickets and sessions, so that many of them fit. Whoever queues draws a ticket that was never drawn
-/// before; the property gives it.
+/// Commands for a small number of tickets and sessions, so that many of them are accepted. For `Queue`, the property
+/// replaces the ticket with a new one.
 fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![
         2 => Just(queue(0)),
@@ -281,20 +285,20 @@ fn any_command() -> impl Strategy<Value = Command> {
 
 proptest! {
     #[test]
-    fn each_ticket_ends_at_most_once_and_nobody_plays_twice_at_a_time(
+    fn each_ticket_ends_at_most_once_and_a_player_is_in_at_most_one_session(
         commands in prop::collection::vec(any_command(), 0..80),
     ) {
         let mut state = State::New;
-        let (mut drawn, mut ended, mut playing) = (0, BTreeSet::new(), None);
+        let (mut tickets, mut ended, mut playing) = (0, BTreeSet::new(), None);
         for command in commands {
             let command = match command {
-                Command::Queue(_) => queue(drawn + 1),
+                Command::Queue(_) => queue(tickets + 1),
                 other => other,
             };
             let Ok(event) = decide(&state, command) else { continue };
             match &event {
                 Event::Queued(_) => {
-                    drawn += 1;
+                    tickets += 1;
                     prop_assert_eq!(playing, None);
                 }
                 Event::Matched(data) => prop_assert_eq!(playing.replace(data.session), None),
@@ -310,7 +314,7 @@ proptest! {
             }
             state = State::evolve(&event);
             prop_assert_eq!(state.session(), playing);
-            prop_assert_eq!(state.ticket(), Some(ticket(drawn)));
+            prop_assert_eq!(state.ticket(), Some(ticket(tickets)));
         }
     }
 }

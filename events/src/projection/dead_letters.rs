@@ -1,38 +1,38 @@
-//! The dead letters, as operators see them at a glance.
+//! A summary of the dead letters, for operators.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// What the stream of dead letters holds. It is looked at and not folded: a letter that was retried is taken out of the
-/// stream, which tells nobody.
+/// The contents of the stream of dead letters. It is polled instead of folded, because the removal of a dead letter,
+/// after a successful retry, produces no event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetters {
-    /// When it was looked at, by the clock of who did.
+    /// When the stream was last polled, by the clock of the polling worker; absent if it has not been polled.
     #[serde(with = "time::serde::rfc3339::option")]
     pub looked: Option<OffsetDateTime>,
-    /// The last sequence of the stream.
+    /// The last sequence in the stream.
     pub seq: u64,
-    /// How many there are, by the consumer whose worker gave them up.
+    /// The number of dead letters of each consumer.
     pub counts: BTreeMap<String, u64>,
-    /// The latest, the newest first.
+    /// The newest dead letters, newest first.
     pub latest: Vec<DeadLetterSummary>,
 }
 
-/// A dead letter, without what is in it.
+/// A dead letter without its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetterSummary {
-    /// Its number, as `garage dead` has it.
+    /// The sequence in the stream of dead letters, which `garage dead` uses as its number.
     #[serde(rename = "letter")]
     pub number: u64,
-    /// When it was given up.
+    /// When the message became a dead letter.
     #[serde(rename = "buried", with = "time::serde::rfc3339")]
     pub dead_lettered_at: OffsetDateTime,
-    /// The consumer whose worker did.
+    /// The consumer whose worker could not handle the message.
     pub consumer: String,
-    /// Where the message had come from.
+    /// The subject of the original message.
     pub subject: String,
-    /// Why; cut off when it is long.
+    /// The error; truncated if it is long.
     pub error: String,
 }

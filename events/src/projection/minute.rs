@@ -1,4 +1,4 @@
-//! What happened in one minute, counted.
+//! Statistics per minute.
 
 use std::collections::BTreeMap;
 
@@ -8,59 +8,54 @@ use time::OffsetDateTime;
 use super::Step;
 use crate::id::QueueName;
 
-/// The number of the minute that a time lies in, since 1970.
+/// The number of the minute that contains a time, counted from 1970.
 pub fn minute_of(time: OffsetDateTime) -> i64 {
     time.unix_timestamp().div_euclid(60)
 }
 
-/// One minute of the log, by the stream's timestamps. What it holds is bounded: by the queues that are configured, and
-/// by the reasons that the workers know.
+/// What happened in one minute, by the stream's timestamps. Its size is bounded by the number of queues and of failure
+/// reasons.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Minute {
-    /// Of each queue.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub queues: BTreeMap<QueueName, Flow>,
-    /// Of each step of sessions.
+    /// How many sessions reached each step.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub steps: BTreeMap<Step, Reached>,
-    /// Game servers that failed, by reason.
+    /// The number of failed game servers, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub servers_failed: BTreeMap<String, u64>,
-    /// Sessions that failed, by reason.
+    /// The number of failed sessions, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sessions_failed: BTreeMap<String, u64>,
 }
 
-/// Players who came to a queue, and left it.
+/// How many players entered and left a queue.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
-    /// They came.
     pub queued: u64,
-    /// A match was made for them.
     pub matched: u64,
-    /// They wanted none any more.
     pub cancelled: u64,
-    /// None was found in time.
     pub timed_out: u64,
-    /// How long those waited who were matched.
+    /// How long the matched players waited.
     #[serde(default, skip_serializing_if = "Histogram::is_empty")]
     pub waited: Histogram,
 }
 
-/// Sessions that came to a step for the first time.
+/// The sessions that reached a step for the first time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reached {
-    /// How many.
+    /// The number of sessions.
     pub sessions: u64,
-    /// How many play in them.
+    /// The number of players in these sessions.
     pub players: u64,
-    /// How long that took from the step before.
+    /// The time since the previous step.
     #[serde(default, skip_serializing_if = "Histogram::is_empty")]
     pub took: Histogram,
 }
 
 impl Minute {
-    /// Adds another minute's counts.
+    /// Adds the counts of another minute.
     pub fn add(&mut self, other: &Self) {
         for (queue, flow) in &other.queues {
             self.queues.entry(queue.clone()).or_default().add(flow);
@@ -82,7 +77,7 @@ impl Minute {
 }
 
 impl Flow {
-    /// Adds another's counts.
+    /// Adds the counts of another one.
     pub fn add(&mut self, other: &Self) {
         self.queued += other.queued;
         self.matched += other.matched;
@@ -92,8 +87,8 @@ impl Flow {
     }
 }
 
-/// How often something took how long: by ranges of milliseconds, eight to each doubling, so that what is read from it is
-/// wrong by a sixteenth at most.
+/// A histogram of durations in milliseconds. Each power of two is divided into eight ranges, so the relative error of a
+/// percentile is at most 1/16. Serialised as a map from range to count.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Histogram(BTreeMap<u16, u64>);
@@ -104,19 +99,18 @@ impl Histogram {
         *self.0.entry(range_of(took_ms)).or_default() += 1;
     }
 
-    /// Adds another's counts.
+    /// Adds the counts of another one.
     pub fn add(&mut self, other: &Self) {
         for (range, count) in &other.0 {
             *self.0.entry(*range).or_default() += count;
         }
     }
 
-    /// Whether nothing was counted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The milliseconds that a share of all, in hundredths, did not exceed; the middle of their range.
+    /// A percentile in milliseconds: the middle of its range. `None` if nothing was counted.
     pub fn percentile_ms(&self, hundredths: u64) -> Option<u64> {
         let all: u64 = self.0.values().sum();
         let mut left = (all * hundredths).div_ceil(100).max(1);
@@ -128,7 +122,7 @@ impl Histogram {
 }
 
 fn range_of(took_ms: u64) -> u16 {
-    // No session is as long as that, and no wait: 2^40 ms are 34 years.
+    // A limit that no session and no wait reaches: 2^40 ms are 34 years.
     let ms = took_ms.min(1 << 40);
     if ms < 8 {
         return u16::try_from(ms).unwrap_or(0);
@@ -161,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_those_of_the_sorted_durations() {
+    fn short_durations_have_exact_percentiles() {
         let histogram = histogram(1..=7);
         assert_eq!([1, 50, 99, 100].map(|share| histogram.percentile_ms(share)), [1, 4, 7, 7].map(Some));
         assert_eq!(Histogram::default().percentile_ms(50), None);
@@ -189,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_percentile_is_wrong_by_a_sixteenth_at_most(
+        fn the_error_of_a_percentile_is_at_most_a_sixteenth(
             mut durations in prop::collection::vec(prop_oneof![0..2_000u64, 0..2_000_000u64], 1..50),
             share in 1..=100u64,
         ) {
@@ -201,7 +195,7 @@ mod tests {
         }
 
         #[test]
-        fn a_histogram_comes_back(durations in prop::collection::vec(any::<u64>(), 0..20)) {
+        fn a_histogram_survives_a_round_trip_through_json(durations in prop::collection::vec(any::<u64>(), 0..20)) {
             let histogram = histogram(durations);
             let text = serde_json::to_string(&histogram).unwrap();
             prop_assert_eq!(serde_json::from_str::<Histogram>(&text).unwrap(), histogram);

@@ -1,4 +1,4 @@
-//! What happened to a session.
+//! The timeline of a session.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -6,41 +6,41 @@ use time::OffsetDateTime;
 use super::LiveSession;
 use crate::{player::Ending, session::Event};
 
-/// A session and its events. Their number is bounded by that of its attempts.
+/// A session and its events. The number of attempts bounds the number of events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timeline {
-    /// The session as it stands; once it is closed, as it stood.
+    /// The current state of the session; once it is closed, its last state before that.
     pub session: LiveSession,
-    /// How it ended, once it has.
+    /// How the session ended; absent until it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ending>,
-    /// The oldest first.
+    /// Oldest first.
     pub events: Vec<Entry>,
 }
 
 /// One event of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its sequence in the log.
+    /// Sequence in the log.
     pub seq: u64,
     /// The stream's timestamp.
     #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
-    /// For example `PodReady`.
+    /// The type of the event, for example `PodReady`.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// Which attempt it is about, if it is about one.
+    /// The attempt that the event is about; absent if it is not about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
-    /// What went wrong, for a person; cut off when it is long.
+    /// What went wrong, in words; truncated if it is long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// A step on the way of a session that goes well.
+/// A step of a session that succeeds. Each step is the event of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "they are the events of the same names")]
+#[expect(missing_docs, reason = "each step is the event of the same name")]
 pub enum Step {
     Matched,
     PodRequested,
@@ -52,7 +52,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// All of them, in their order.
+    /// All steps in order.
     pub const ALL: [Self; 7] = [
         Self::Matched,
         Self::PodRequested,
@@ -63,7 +63,7 @@ impl Step {
         Self::Closed,
     ];
 
-    /// The step that an event is, if it is one.
+    /// The step that corresponds to an event; `None` if there is none.
     pub fn of(event: &Event) -> Option<Self> {
         Some(match event {
             Event::Matched(_) => Self::Matched,
@@ -77,7 +77,7 @@ impl Step {
         })
     }
 
-    /// The type of the event that it is, as messages name it.
+    /// The type name of the corresponding event.
     pub fn type_name(self) -> &'static str {
         match self {
             Self::Matched => "Matched",
@@ -90,7 +90,7 @@ impl Step {
         }
     }
 
-    /// The step before it.
+    /// The step before this one; `None` for the first.
     pub fn previous(self) -> Option<Self> {
         Self::ALL.into_iter().take_while(|step| *step != self).last()
     }

@@ -1,20 +1,20 @@
-//! What bounds a session.
+//! Time and attempt limits of a session.
 
 use time::Duration;
 
-/// How long the phases may take, and how often a server is tried.
+/// How long the phases may take, and how many game servers may be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Attempts at a game server.
+    /// The maximum number of attempts at starting a game server.
     pub attempts: u32,
-    /// From pod-requested to pod-ready.
+    /// From the request until the game server must be placed and ready.
     pub ready: Duration,
-    /// From matched to the hard end.
+    /// From the match until the hard end, at which the session closes in any case.
     pub session: Duration,
 }
 
 impl Default for Limits {
-    /// The defaults of the process backend; see the table in ARCHITECTURE.md.
+    /// The defaults for game servers that run as processes.
     fn default() -> Self {
         Self { attempts: 3, ready: Duration::seconds(10), session: Duration::minutes(15) }
     }

@@ -1,18 +1,24 @@
-use time::{Duration, macros::datetime};
+use time::{Duration, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 use super::*;
-use crate::{event::Event as _, id::SessionId, log::Session};
+use crate::{
+    event::{Event as _, Recorded},
+    game::{self, Placing},
+    id::{SessionId, TicketId},
+    log::Session,
+    player::{Address, Ending},
+};
 
 mod any;
 mod deadlines;
 mod life;
 mod state;
 
-/// When every session here begins. In a history each event comes a second after the one before.
+/// When every session begins. Each further event of a history is one second later.
 const START: OffsetDateTime = datetime!(2026-01-05 12:00 UTC);
 
-/// Three attempts, 10 s to ready, 900 s to the hard end.
+/// Three attempts, 10 s until a server must be ready, 900 s until the hard end.
 fn limits() -> Limits {
     Limits::default()
 }
@@ -58,7 +64,7 @@ fn pod_failed(attempt: u32) -> PodFailed {
 
 fn address(attempt: u32) -> Address {
     let fingerprint = format!("f{attempt}");
-    Address { ip: [203, 0, 113, 7].into(), tcp_port: 31_000, udp_port: 31_001, fingerprint }
+    Address { ip: [203, 0, 113, 7].into(), ports: game::Ports { tcp_port: 31_000, udp_port: 31_001 }, fingerprint }
 }
 
 fn opening(attempt: u32) -> Opened {
@@ -71,7 +77,7 @@ fn places(players: &[&str]) -> Vec<Placing> {
     (1..).zip(players).map(placing).collect()
 }
 
-// What has happened.
+// Events.
 
 fn matched() -> Event {
     match_of_ann_and_bob().into()
@@ -90,7 +96,7 @@ fn failed_pod(attempt: u32) -> Event {
 }
 
 fn was_ready(attempt: u32) -> Event {
-    PodReady { attempt, tcp_port: 31_000, udp_port: 31_001 }.into()
+    PodReady { attempt, ports: game::Ports { tcp_port: 31_000, udp_port: 31_001 } }.into()
 }
 
 fn opened(attempt: u32) -> Event {
@@ -110,7 +116,7 @@ fn closed(why: Ending) -> Event {
     Closed { why, results }.into()
 }
 
-// What is asked for.
+// Commands.
 
 fn create() -> Command {
     Command::Create(match_of_ann_and_bob())
@@ -129,7 +135,7 @@ fn fail_pod(attempt: u32) -> Command {
 }
 
 fn ready(attempt: u32) -> Command {
-    Command::Ready { attempt, report: game::Ready { tcp_port: 31_000, udp_port: 31_001 } }
+    Command::Ready { attempt, report: game::Ready { ports: game::Ports { tcp_port: 31_000, udp_port: 31_001 } } }
 }
 
 fn open(attempt: u32) -> Command {
@@ -178,8 +184,8 @@ impl Given {
         self.open().next(&limits())
     }
 
-    /// In seconds since the session began.
-    fn overdue(&self) -> i64 {
+    /// The deadline of the current phase, in seconds since the session began.
+    fn deadline_s(&self) -> i64 {
         (self.open().deadline(&limits()) - START).whole_seconds()
     }
 
@@ -202,7 +208,7 @@ impl Outcome {
         assert_eq!(self.0, Err(rejection));
     }
 
-    /// The types of the events, or the name of the rejection.
+    /// The events' types, or the rejection's name.
     fn name(&self) -> String {
         match &self.0 {
             Ok(events) => events.iter().map(|event| event.type_name()).collect::<Vec<_>>().join("+"),

@@ -1,4 +1,4 @@
-//! What players and operators are shown of a session.
+//! What players and operators see of a session.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,32 +9,29 @@ use crate::{
     player::Address,
 };
 
-/// A session as its players and operators see it.
+/// The public view of a session, as the REST API returns it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct View {
-    /// Which.
     pub session: SessionId,
-    /// `matched`, `starting`, `open` or `closed`.
     pub status: Status,
-    /// Where its players had waited.
+    /// The queue in which the players waited.
     pub queue: QueueName,
-    /// Where its server runs.
+    /// The region of the game server.
     pub region: Region,
-    /// Who plays with whom.
     pub teams: Vec<Team>,
-    /// Where the server is, once it is open.
+    /// The game server's address; only while the session is open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Address>,
-    /// The game's public key, SubjectPublicKeyInfo PEM, once a server was asked for.
+    /// The public key of the latest game server, as SubjectPublicKeyInfo PEM; absent until one was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_key: Option<String>,
-    /// How it ended.
+    /// How the session ended; absent until it is closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<Closed>,
 }
 
 impl View {
-    /// The view of a session's events, the oldest first; `None` when they do not begin one.
+    /// The view of a session with these events, oldest first; `None` if the first one does not begin a session.
     pub fn of(session: SessionId, history: &[Recorded<Event>]) -> Option<Self> {
         let state = history.iter().fold(State::default(), State::evolve);
         let matched = state.matched()?.clone();
@@ -46,9 +43,9 @@ impl View {
             State::New => return None,
             State::Closed(past) => (Status::Closed, None, Some(past.closed)),
             State::Open(open) => match open.phase {
-                Phase::Unserved { attempts: 0, .. } => (Status::Matched, None, None),
+                Phase::NeedsServer { attempts: 0, .. } => (Status::Matched, None, None),
                 Phase::Running(opened) => (Status::Open, Some(opened.address), None),
-                Phase::Unserved { .. } | Phase::Starting(_) | Phase::Broken { .. } | Phase::Ending(..) => {
+                Phase::NeedsServer { .. } | Phase::Starting(_) | Phase::Broken { .. } | Phase::Ending(..) => {
                     (Status::Starting, None, None)
                 }
             },
@@ -58,16 +55,16 @@ impl View {
     }
 }
 
-/// Where a session stands, in one word.
+/// The status of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// A server is about to be asked for.
+    /// The first game server has not been requested yet.
     Matched,
-    /// The server is being started.
+    /// A game server is being started, or it has failed.
     Starting,
-    /// The game runs.
+    /// The match is being played.
     Open,
-    /// It is over.
+    /// The session has ended.
     Closed,
 }

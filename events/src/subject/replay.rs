@@ -1,18 +1,19 @@
-//! What an operator selects events by, and where he has them published once more.
+//! How an operator selects events, and the prefix under which `garage replay` publishes them again.
 
 use std::str::FromStr;
 
 use super::BadSubject;
 
-/// First tokens that are spoken for: the streams' own, requests, inboxes, and what belongs to the server.
-const TAKEN: [&str; 7] = ["garage", "timer", "report", "dead", "retry", "svc", "_INBOX"];
+/// First tokens that Garage uses: for its streams, for requests and for inboxes. `$`, for the server's own subjects, is
+/// checked separately.
+const RESERVED: [&str; 7] = ["garage", "timer", "report", "dead", "retry", "svc", "_INBOX"];
 
-/// Selects messages: a subject in which a token may be `*`, and the last one `>`.
+/// A subject filter. Any token may be `*`, and the last one may be `>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter(String);
 
 impl Filter {
-    /// As the server takes it.
+    /// The filter in the form that NATS uses.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -28,8 +29,8 @@ impl FromStr for Filter {
     }
 }
 
-/// What stands before an event's own subject where it is published once more. It is never one under which a stream of
-/// Garage would take it for news.
+/// The prefix of the subjects of replayed events. A valid prefix never makes a subject that a stream of Garage would
+/// store as a new event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prefix(String);
 
@@ -39,7 +40,7 @@ impl Prefix {
         format!("{}.{subject}", self.0)
     }
 
-    /// Selects all that is replayed under it.
+    /// The filter that selects everything that is replayed under this prefix.
     pub fn filter(&self) -> String {
         format!("{}.>", self.0)
     }
@@ -53,7 +54,9 @@ impl FromStr for Prefix {
             return Err(shape(text));
         }
         match text.split('.').next() {
-            Some(first) if TAKEN.contains(&first) || first.starts_with('$') => Err(BadSubject::Taken(first.into())),
+            Some(first) if RESERVED.contains(&first) || first.starts_with('$') => {
+                Err(BadSubject::Reserved(first.into()))
+            }
             _ => Ok(Self(text.into())),
         }
     }
@@ -72,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_has_wildcards_where_the_server_takes_them() {
+    fn a_filter_has_wildcards_only_where_the_server_accepts_them() {
         for good in ["garage.>", "garage.*.*.closed", ">", "*", "garage.player.p=401"] {
             assert_eq!(good.parse::<Filter>().unwrap().as_str(), good);
         }
@@ -82,14 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_replayed_never_lands_in_a_stream_of_ours() {
+    fn a_replayed_message_never_lands_in_a_stream_of_garage() {
         for good in ["lab", "lab.monday", "garages", "replay.garage"] {
             let prefix: Prefix = good.parse().unwrap();
             assert_eq!(prefix.of("garage.player.anna"), format!("{good}.garage.player.anna"));
         }
         for taken in ["garage", "garage.x", "timer", "report.x", "dead.session", "retry", "svc", "$JS", "_INBOX.x"] {
             let first = taken.split('.').next().unwrap();
-            assert_eq!(taken.parse::<Prefix>(), Err(BadSubject::Taken(first.into())), "{taken}");
+            assert_eq!(taken.parse::<Prefix>(), Err(BadSubject::Reserved(first.into())), "{taken}");
         }
         for bad in ["", "*", "lab.*", "lab.>", "lab.", "la b"] {
             assert!(matches!(bad.parse::<Prefix>(), Err(BadSubject::Shape(_))), "{bad:?}");

@@ -1,12 +1,12 @@
-//! A description of an interface, OpenAPI or AsyncAPI in JSON, that what is really said is held to.
+//! Validates real messages against an interface description, which is OpenAPI or AsyncAPI in JSON.
 
 use std::{fs, path::Path};
 
 use jsonschema::Draft;
 use serde_json::{Value, json};
 
-/// A description. Its objects are closed here: readers are to ignore what they do not know, so that the file leaves them
-/// open, but all that is said must be in it.
+/// An interface description. The file allows unknown properties, because readers must ignore them. Here, all objects
+/// with properties are closed, because everything that Garage sends must be described.
 #[derive(Debug, Clone)]
 pub(crate) struct Document(Value);
 
@@ -20,12 +20,12 @@ impl Document {
         Self(document)
     }
 
-    /// What stands at a JSON pointer, and must.
+    /// The value at a JSON pointer, which must exist.
     pub(crate) fn at(&self, pointer: &str) -> &Value {
         self.0.pointer(pointer).unwrap_or_else(|| panic!("the description has no {pointer}"))
     }
 
-    /// What is meant: a value itself, or that which it refers to.
+    /// Resolves a `$ref`; returns any other value unchanged.
     pub(crate) fn follow<'a>(&'a self, value: &'a Value) -> &'a Value {
         match value["$ref"].as_str() {
             Some(reference) => self.at(reference.strip_prefix('#').unwrap()),
@@ -33,7 +33,7 @@ impl Document {
         }
     }
 
-    /// What is wrong with an instance of a schema of this document; nothing, if it is one.
+    /// Validates an instance against a schema of this document. Returns all errors.
     pub(crate) fn faults(&self, schema: &Value, instance: &Value) -> Vec<String> {
         let mut schema = schema.clone();
         schema.as_object_mut().unwrap().insert("components".into(), self.0["components"].clone());
@@ -43,6 +43,7 @@ impl Document {
     }
 }
 
+/// Forbids unknown properties in all schemas of objects.
 fn close(value: &mut Value) {
     match value {
         Value::Object(object) => {

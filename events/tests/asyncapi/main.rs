@@ -1,5 +1,5 @@
-//! `events/asyncapi.json` says what the log holds: each sample of an event is as it describes, and each event of the code
-//! has its place in it. What sockets say is held to it by the gateway's tests.
+//! `events/asyncapi.json` describes the events in the log. Each sample of an event must match the description, and each
+//! event of the code must be in it. The gateway's tests check the WebSocket frames against it.
 #![cfg(test)]
 
 mod document;
@@ -17,7 +17,7 @@ use crate::document::Document;
 
 static ASYNCAPI: LazyLock<Document> = LazyLock::new(|| Document::read("events/asyncapi.json"));
 
-/// Every sample, and the aggregate in its file's name.
+/// All golden samples, each with the aggregate from its file name.
 fn samples() -> Vec<(String, Value)> {
     let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")).unwrap();
     let files = files.map(|entry| entry.unwrap().path());
@@ -36,14 +36,14 @@ fn faults(aggregate: &str, body: &Value) -> Vec<String> {
 }
 
 #[test]
-fn every_sample_is_as_described() {
+fn every_sample_matches_the_description() {
     for (aggregate, body) in samples() {
         assert_eq!(faults(&aggregate, &body), Vec::<String>::new(), "{aggregate} {body}");
     }
 }
 
 #[test]
-fn a_message_that_is_not_as_described_is_found_out() {
+fn a_message_that_does_not_match_the_description_is_detected() {
     for (aggregate, body) in samples() {
         let changes: [fn(&mut Value); 5] = [
             |body| body["data"]["more"] = json!(1),
@@ -63,7 +63,7 @@ fn a_message_that_is_not_as_described_is_found_out() {
     }
 }
 
-/// Holds a channel to the code: its messages, their subjects, and the types that subjects name.
+/// Checks a channel against the code: its messages, their subjects, and the event types in subjects.
 fn assert_channel<E: Event>(name: &str, aggregate: fn(&str) -> Aggregate) {
     let channel = &ASYNCAPI.at("/channels")[name];
     let messages: BTreeSet<_> = channel["messages"].as_object().unwrap().keys().map(String::as_str).collect();
@@ -85,7 +85,7 @@ fn assert_channel<E: Event>(name: &str, aggregate: fn(&str) -> Aggregate) {
 }
 
 #[test]
-fn every_event_of_the_code_has_its_message_and_subject() {
+fn every_event_of_the_code_is_described_with_its_message_and_subject() {
     assert_channel::<player::Event>("player", |id| Aggregate::Player(id.parse().unwrap()));
     assert_channel::<session::Event>("session", |id| Aggregate::Session(id.parse().unwrap()));
     assert_channel::<inventory::Event>("inventory", |id| Aggregate::Inventory(id.parse().unwrap()));
@@ -95,7 +95,7 @@ fn every_event_of_the_code_has_its_message_and_subject() {
 }
 
 #[test]
-fn a_socket_has_a_frame_for_each_event_of_a_player() {
+fn the_socket_channel_has_a_frame_for_each_player_event() {
     let frames = ASYNCAPI.at("/channels/socket/messages").as_object().unwrap();
     let expected = player::Event::TYPES.iter().copied().chain(["resync"]);
     assert_eq!(frames.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected.collect());

@@ -1,4 +1,4 @@
-//! What is appended is there, once, whole, and where the answer says.
+//! An appended decision is stored once, completely, and at the sequences that the append returns.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,12 +16,12 @@ use uuid::Uuid;
 use crate::{
     fixture::{Fixture, Raw, Stored, all, range},
     samples::{
-        Made, THEN, cancelled, given_up, made, matched, new_player, new_session, of_player, of_session, pod_failed,
-        pod_requested, queued,
+        Prepared, THEN, cancelled, failed_and_closed, matched, new_player, new_session, of_player, of_session,
+        pod_failed, pod_requested, prepare, queued,
     },
 };
 
-pub(crate) async fn who_is_unknown_is_new(fixture: impl Fixture) {
+pub(crate) async fn an_unknown_aggregate_is_new(fixture: impl Fixture) {
     let log = fixture.open().await;
     let (player, session) = (new_player(), new_session());
     assert_eq!(log.player(&player).await.unwrap(), Player::default());
@@ -30,21 +30,21 @@ pub(crate) async fn who_is_unknown_is_new(fixture: impl Fixture) {
     assert_eq!(log.end(&of_player(&player)).await, 0);
 }
 
-pub(crate) async fn what_is_appended_is_loaded_with_its_head(fixture: impl Fixture) {
+pub(crate) async fn a_load_returns_the_last_event_and_the_head(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let player = new_player();
     let mut head = Head::default();
     for n in 1..=5 {
         let event = if n % 2 == 1 { queued() } else { cancelled() };
-        let made = made(&player, head, [event.clone()]);
-        let seq = log.append(made.decision.clone()).await.unwrap()[0];
+        let prepared = prepare(&player, head, [event.clone()]);
+        let seq = log.append(prepared.decision.clone()).await.unwrap()[0];
         for log in [&log, &other] {
             let Player { state, head, last } = log.player(&player).await.unwrap();
             let last = last.unwrap();
             assert_eq!(state, player::State::evolve(&event));
             assert_eq!(head, Head { seq, n });
             assert_eq!((last.seq, last.n, &last.event), (seq, n, &event));
-            assert_eq!(vec![last.id], made.ids());
+            assert_eq!(vec![last.id], prepared.ids());
         }
         assert!(seq > head.seq, "sequence {seq} after {head:?}");
         head = Head { seq, n };
@@ -52,7 +52,7 @@ pub(crate) async fn what_is_appended_is_loaded_with_its_head(fixture: impl Fixtu
     assert_eq!(log.end(&of_player(&player)).await, head.seq);
 }
 
-pub(crate) async fn a_session_is_read_whole_and_in_order(fixture: impl Fixture) {
+pub(crate) async fn a_session_is_loaded_with_all_events_in_order(fixture: impl Fixture) {
     let (log, other) = (fixture.open().await, fixture.open().await);
     let session = new_session();
     let mut wanted: Vec<(u64, Uuid, session::Event)> = Vec::new();
@@ -61,12 +61,12 @@ pub(crate) async fn a_session_is_read_whole_and_in_order(fixture: impl Fixture) 
         steps.push(vec![pod_requested(attempt)]);
         steps.push(vec![pod_failed(attempt)]);
     }
-    steps.push(given_up().into());
+    steps.push(failed_and_closed().into());
     for events in steps {
         let head = log.session(session).await.unwrap().head;
-        let made = made(session, head, events.clone());
-        let sequences = log.append(made.decision.clone()).await.unwrap();
-        wanted.extend(sequences.into_iter().zip(made.ids()).zip(events).map(|((seq, id), event)| (seq, id, event)));
+        let prepared = prepare(session, head, events.clone());
+        let sequences = log.append(prepared.decision.clone()).await.unwrap();
+        wanted.extend(sequences.into_iter().zip(prepared.ids()).zip(events).map(|((seq, id), event)| (seq, id, event)));
 
         let read = other.session(session).await.unwrap();
         let history: Vec<_> = read.history.iter().map(|one| (one.seq, one.id, one.event.clone())).collect();
@@ -78,7 +78,7 @@ pub(crate) async fn a_session_is_read_whole_and_in_order(fixture: impl Fixture) 
     assert!(matches!(other.session(session).await.unwrap().state, session::State::Closed(_)));
 }
 
-pub(crate) async fn the_last_of_a_players_belongings_is_read(fixture: impl Fixture) {
+pub(crate) async fn the_last_inventory_event_of_a_player_is_loaded(fixture: impl Fixture) {
     let log = fixture.open().await;
     let player = new_player();
     let mut head = Head::default();
@@ -86,23 +86,23 @@ pub(crate) async fn the_last_of_a_players_belongings_is_read(fixture: impl Fixtu
     let chosen = inventory::CarActivated { car: "comet".parse().unwrap() };
     let events: [inventory::Event; 2] = [bought.into(), chosen.into()];
     for event in events {
-        let made = made(Aggregate::Inventory(player.clone()), head, [event.clone()]);
-        log.append(made.decision).await.unwrap();
+        let prepared = prepare(Aggregate::Inventory(player.clone()), head, [event.clone()]);
+        log.append(prepared.decision).await.unwrap();
         let last = log.inventory(&player).await.unwrap().unwrap();
         assert_eq!((last.n, &last.event), (head.n + 1, &event));
         head = Head { seq: last.seq, n: last.n };
     }
-    // His matchmaking is another aggregate.
+    // The player's matchmaking is another aggregate.
     assert_eq!(log.player(&player).await.unwrap(), Player::default());
 }
 
 pub(crate) async fn a_message_is_one_json_event(fixture: impl Fixture) {
     let log = fixture.open().await;
     let (player, session) = (new_player(), new_session());
-    let made = Made::nothing()
+    let prepared = Prepared::empty()
         .and(session, Head::default(), [matched(std::slice::from_ref(&player)), pod_requested(1)])
         .and(&player, Head::default(), [queued()]);
-    log.append(made.decision.clone()).await.unwrap();
+    log.append(prepared.decision.clone()).await.unwrap();
 
     let in_session = all(&log, &of_session(session)).await;
     let in_player = all(&log, &of_player(&player)).await;
@@ -119,7 +119,7 @@ pub(crate) async fn a_message_is_one_json_event(fixture: impl Fixture) {
     assert_eq!(
         message,
         json!({
-            "id": made.ids()[1],
+            "id": prepared.ids()[1],
             "n": 2,
             "type": "PodRequested",
             "v": 1,
@@ -139,35 +139,39 @@ pub(crate) async fn a_message_is_one_json_event(fixture: impl Fixture) {
     let message: Value = serde_json::from_slice(&in_player[0].body).unwrap();
     assert_eq!((&message["data"]["player"], &message["n"]), (&json!(player), &json!(1)));
     assert_eq!(in_player[0].envelope.at, THEN);
-    // The stream's own clock, not the decider's.
+    // The timestamp comes from the stream's clock, not from the decider's.
     assert_ne!(in_player[0].time, THEN);
 }
 
-pub(crate) async fn the_sequences_returned_are_those_of_the_messages(fixture: impl Fixture) {
+pub(crate) async fn the_returned_sequences_are_those_of_the_messages(fixture: impl Fixture) {
     let logs = [fixture.open().await, fixture.open().await];
-    // Of every shape: alone, of several aggregates, of several events, and many in one instant.
-    let decisions: Vec<Made> = (0..60)
+    // All kinds of decisions at the same time: one event, several events, several aggregates.
+    let decisions: Vec<Prepared> = (0..60)
         .map(|i| match i % 3 {
-            0 => made(&new_player(), Head::default(), [queued()]),
-            1 => made(new_session(), Head::default(), [matched(&[]), pod_requested(1), pod_failed(1)]),
-            _ => Made::nothing()
+            0 => prepare(&new_player(), Head::default(), [queued()]),
+            1 => prepare(new_session(), Head::default(), [matched(&[]), pod_requested(1), pod_failed(1)]),
+            _ => Prepared::empty()
                 .and(&new_player(), Head::default(), [queued()])
                 .and(new_session(), Head::default(), [matched(&[]), pod_requested(1)])
                 .and(&new_player(), Head::default(), [queued()]),
         })
         .collect();
-    let appends = decisions.iter().zip(logs.iter().cycle()).map(|(made, log)| log.append(made.decision.clone()));
+    let appends =
+        decisions.iter().zip(logs.iter().cycle()).map(|(prepared, log)| log.append(prepared.decision.clone()));
     let outcomes = join_all(appends).await;
     let mut taken = HashSet::new();
-    for (made, outcome) in decisions.iter().zip(outcomes) {
+    for (prepared, outcome) in decisions.iter().zip(outcomes) {
         let sequences = outcome.unwrap();
         let mut stored = Vec::new();
         for seq in &sequences {
-            assert!(taken.insert(*seq), "sequence {seq} was given twice");
+            assert!(taken.insert(*seq), "sequence {seq} was returned twice");
             stored.push(log_at(&logs[0], *seq).await.envelope.id);
         }
-        assert_eq!(stored, made.ids());
-        assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1), "not in one piece: {sequences:?}");
+        assert_eq!(stored, prepared.ids());
+        assert!(
+            sequences.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "sequences are not consecutive: {sequences:?}"
+        );
     }
 }
 
@@ -177,16 +181,16 @@ async fn log_at<L: Raw>(log: &L, seq: u64) -> Stored {
     stored
 }
 
-pub(crate) async fn more_than_one_commit_holds_is_stored_in_several(fixture: impl Fixture) {
+pub(crate) async fn more_events_than_fit_one_commit_are_stored_in_several(fixture: impl Fixture) {
     let log = fixture.open().await;
-    let decisions: Vec<(PlayerId, Made)> = (0..MAX_COMMIT + 500)
+    let decisions: Vec<(PlayerId, Prepared)> = (0..MAX_COMMIT + 500)
         .map(|_| {
             let player = new_player();
-            (player.clone(), made(&player, Head::default(), [queued()]))
+            (player.clone(), prepare(&player, Head::default(), [queued()]))
         })
         .collect();
-    let ids: HashSet<Uuid> = decisions.iter().flat_map(|(_, made)| made.ids()).collect();
-    let outcomes = join_all(decisions.iter().map(|(_, made)| log.append(made.decision.clone()))).await;
+    let ids: HashSet<Uuid> = decisions.iter().flat_map(|(_, prepared)| prepared.ids()).collect();
+    let outcomes = join_all(decisions.iter().map(|(_, prepared)| log.append(prepared.decision.clone()))).await;
     let sequences: Vec<u64> = outcomes.into_iter().flat_map(Result::unwrap).collect();
     let (first, last) = (*sequences.iter().min().unwrap(), *sequences.iter().max().unwrap());
 
@@ -200,39 +204,42 @@ pub(crate) async fn more_than_one_commit_holds_is_stored_in_several(fixture: imp
     let largest = commits.values().map(Vec::len).max().unwrap();
     assert!((100..=MAX_COMMIT).contains(&largest), "the largest of {} commits has {largest} messages", commits.len());
     for sequences in commits.values() {
-        assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1), "a commit is not in one piece: {sequences:?}");
+        assert!(sequences.windows(2).all(|pair| pair[1] == pair[0] + 1), "the commit has gaps: {sequences:?}");
     }
-    for ((player, made), seq) in decisions.iter().zip(sequences).step_by(97) {
+    for ((player, prepared), seq) in decisions.iter().zip(sequences).step_by(97) {
         let Player { head, last, .. } = log.player(player).await.unwrap();
-        assert_eq!((head, vec![last.unwrap().id]), (Head { seq, n: 1 }, made.ids()));
+        assert_eq!((head, vec![last.unwrap().id]), (Head { seq, n: 1 }, prepared.ids()));
     }
 }
 
-pub(crate) async fn what_no_commit_can_take_is_refused(fixture: impl Fixture) {
+pub(crate) async fn a_decision_that_no_commit_can_hold_is_refused(fixture: impl Fixture) {
     let log = fixture.open().await;
     let (player, session) = (new_player(), new_session());
     let begin = || vec![matched(std::slice::from_ref(&player))];
-    let full = |events: usize| (0..events).map(|_| pod_failed(1)).collect::<Vec<_>>();
+    let pod_failures = |events: usize| (0..events).map(|_| pod_failed(1)).collect::<Vec<_>>();
     let none: [player::Event; 0] = [];
     let huge = session::Failed { reason: "x".repeat(300 << 10) };
     let refused = [
-        ("nothing", Made::nothing()),
-        ("no event of an aggregate", made(&player, Head::default(), none.clone())),
-        ("no event of one of two", made(session, Head::default(), begin()).and(&player, Head::default(), none)),
-        ("a session twice", made(session, Head::default(), begin()).and(session, Head::default(), begin())),
-        ("two events of a player", made(&player, Head::default(), [queued(), cancelled()])),
-        ("more than a commit holds", made(session, Head::default(), full(MAX_COMMIT + 1))),
-        ("an event as large as a message may be", made(session, Head::default(), [session::Event::from(huge)])),
+        ("no change", Prepared::empty()),
+        ("no event for an aggregate", prepare(&player, Head::default(), none.clone())),
+        (
+            "no event for one of two aggregates",
+            prepare(session, Head::default(), begin()).and(&player, Head::default(), none),
+        ),
+        ("a session twice", prepare(session, Head::default(), begin()).and(session, Head::default(), begin())),
+        ("two events for a player", prepare(&player, Head::default(), [queued(), cancelled()])),
+        ("more events than a commit can hold", prepare(session, Head::default(), pod_failures(MAX_COMMIT + 1))),
+        ("an event that is too large", prepare(session, Head::default(), [session::Event::from(huge)])),
     ];
-    for (what, made) in refused {
-        let outcome = log.append(made.decision).await;
+    for (what, prepared) in refused {
+        let outcome = log.append(prepared.decision).await;
         assert!(matches!(outcome, Err(AppendError::Refused(_))), "{what}: {outcome:?}");
     }
     assert_eq!(log.session(session).await.unwrap(), Session::default());
     assert_eq!(log.player(&player).await.unwrap(), Player::default());
 
-    // Exactly what a commit holds is taken.
-    let sequences = log.append(made(session, Head::default(), full(MAX_COMMIT)).decision).await.unwrap();
+    // The largest decision that fits is accepted.
+    let sequences = log.append(prepare(session, Head::default(), pod_failures(MAX_COMMIT)).decision).await.unwrap();
     assert_eq!(sequences.len(), MAX_COMMIT);
     let history = log.session(session).await.unwrap().history;
     assert_eq!(history.iter().map(|one| one.seq).collect::<Vec<_>>(), sequences);

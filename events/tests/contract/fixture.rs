@@ -1,4 +1,4 @@
-//! What the cases see of a log: what deciders use, and its raw messages.
+//! The implementations of the log, and access to their raw messages.
 
 use std::future::Future;
 
@@ -15,35 +15,35 @@ use time::OffsetDateTime;
 
 use crate::servers::{self, Access};
 
-/// Makes handles of one log.
+/// Opens handles to one log.
 pub(crate) trait Fixture: Sync {
     type Log: Raw;
 
-    /// A handle of its own, as another process would have it.
+    /// Opens a new handle, like another process.
     fn open(&self) -> impl Future<Output = Self::Log> + Send;
 }
 
-/// A log whose messages can be looked at.
+/// A log with access to its raw messages.
 pub(crate) trait Raw: Log {
     type Follow: Follow;
 
-    /// The first message from a sequence on that the filter selects.
+    /// The first message with at least this sequence that the filter selects.
     fn raw(&self, filter: &str, from: u64) -> impl Future<Output = Option<Stored>> + Send;
 
     /// The sequence of the last message that the filter selects.
     fn end(&self, filter: &str) -> impl Future<Output = u64> + Send;
 
-    /// An ordered read.
+    /// Starts a continuous, ordered read.
     fn follow(&self, filters: Vec<String>, from: u64) -> Self::Follow;
 }
 
-/// An ordered read.
+/// A continuous, ordered read.
 pub(crate) trait Follow: Send {
     /// The sequence, subject and envelope of the next message.
     fn next(&mut self) -> impl Future<Output = (u64, String, Envelope)> + Send;
 }
 
-/// A message as it is stored.
+/// A stored message.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub(crate) seq: u64,
@@ -51,7 +51,7 @@ pub(crate) struct Stored {
     pub(crate) subject: String,
     pub(crate) envelope: Envelope,
     pub(crate) body: Vec<u8>,
-    /// The commit it came with; `None` when it came alone.
+    /// The commit that the message belongs to; `None` if it was committed alone.
     pub(crate) commit: Option<String>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) async fn all<L: Raw>(log: &L, filter: &str) -> Vec<Stored> {
     range(log, filter, 1, u64::MAX).await
 }
 
-/// The messages that the filter selects with sequences from the one to the other.
+/// The messages that the filter selects with sequences `from` to `to`, inclusive.
 pub(crate) async fn range<L: Raw>(log: &L, filter: &str, from: u64, to: u64) -> Vec<Stored> {
     let mut found = Vec::new();
     let mut from = from;
@@ -118,14 +118,14 @@ impl Follow for sim::Follow {
     }
 }
 
-/// The log on JetStream. Each handle has its own connection, to another node than the one before.
+/// The log on JetStream. Each handle has its own connection, to the next node in turn.
 pub(crate) struct JetStream {
     access: &'static Access,
     opened: std::sync::atomic::AtomicUsize,
 }
 
 impl JetStream {
-    /// On the nodes that cases share.
+    /// Uses the nodes that several cases share.
     pub(crate) async fn shared(nodes: usize) -> Self {
         Self { access: servers::shared(nodes).await, opened: 0.into() }
     }

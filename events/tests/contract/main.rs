@@ -1,5 +1,6 @@
-//! What a log promises, as cases that run on every log there is: the one in memory, JetStream on one node, and on
-//! three. What only real servers can show (lost answers, deaths, timers) has files of its own.
+//! The contract of the log, as test cases that run on each implementation: in memory, on JetStream with one node, and
+//! on JetStream with three nodes. Tests that need real servers (lost answers, crashes, timers) are in files of their
+//! own.
 #![cfg(test)]
 
 mod appending;
@@ -15,7 +16,7 @@ mod setup;
 mod simulated;
 mod timers;
 
-/// Runs each case on each log.
+/// Declares one test per case and implementation.
 macro_rules! contract {
     ($($module:ident { $($case:ident),* $(,)? })*) => {
         mod sim {
@@ -43,29 +44,29 @@ macro_rules! contract {
 
 contract! {
     appending {
-        who_is_unknown_is_new,
-        what_is_appended_is_loaded_with_its_head,
-        a_session_is_read_whole_and_in_order,
-        the_last_of_a_players_belongings_is_read,
+        an_unknown_aggregate_is_new,
+        a_load_returns_the_last_event_and_the_head,
+        a_session_is_loaded_with_all_events_in_order,
+        the_last_inventory_event_of_a_player_is_loaded,
         a_message_is_one_json_event,
-        the_sequences_returned_are_those_of_the_messages,
-        more_than_one_commit_holds_is_stored_in_several,
-        what_no_commit_can_take_is_refused,
+        the_returned_sequences_are_those_of_the_messages,
+        more_events_than_fit_one_commit_are_stored_in_several,
+        a_decision_that_no_commit_can_hold_is_refused,
     }
     racing {
         a_stale_head_of_a_player_is_a_conflict_and_stores_nothing,
         a_stale_head_of_a_session_is_a_conflict_and_stores_nothing,
-        a_head_that_never_was_is_a_conflict,
-        of_a_decision_on_several_all_is_stored_or_nothing,
-        of_two_decisions_of_one_instant_on_a_player_one_is_stored,
-        of_two_decisions_of_one_instant_on_a_session_one_is_stored,
-        of_many_decisions_of_one_instant_the_stale_ones_conflict_and_the_others_are_stored,
+        a_head_that_never_existed_is_a_conflict,
+        a_decision_on_several_aggregates_is_stored_completely_or_not_at_all,
+        one_of_several_simultaneous_decisions_on_a_player_is_stored,
+        one_of_several_simultaneous_decisions_on_a_session_is_stored,
+        among_many_simultaneous_decisions_only_the_stale_ones_conflict,
         no_player_is_ever_in_two_matches,
     }
     following {
         a_reader_sees_each_event_once_and_in_order,
-        a_reader_may_begin_in_the_middle,
-        a_reader_that_waits_sees_what_comes,
-        a_reader_without_patience_gets_there,
+        a_reader_can_start_in_the_middle,
+        a_waiting_reader_sees_new_events,
+        a_reader_that_keeps_dropping_its_wait_still_gets_the_event,
     }
 }

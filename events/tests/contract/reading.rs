@@ -1,4 +1,4 @@
-//! Reads see what was acknowledged, also where a replica has not heard of it.
+//! A read returns all acknowledged events, even if a replica does not have them yet.
 
 use std::time::Duration;
 
@@ -10,28 +10,32 @@ use garage_events::{
 
 use crate::{
     ending::within,
-    samples::{given_up, made, matched, new_player, new_session, pod_failed, pod_requested, queued},
-    servers::Own,
+    samples::{failed_and_closed, matched, new_player, new_session, pod_failed, pod_requested, prepare, queued},
+    servers::Cluster,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_at_any_node_sees_what_was_just_acknowledged() {
+async fn a_read_through_any_node_returns_an_event_that_was_just_acknowledged() {
     within(async {
-        let own = Own::start_cuttable(3).await;
-        let asked = own.access.connect_to(0).await;
-        let leader = own.leader(&asked).await;
-        // So that this node hears of all a little later than the two that make a majority.
+        let cluster = Cluster::start_cuttable(3).await;
+        let asked = cluster.access.connect_to(0).await;
+        let leader = cluster.leader(&asked).await;
+        // Delays one node, so that it gets each event a little later than the two nodes that form the majority.
         let laggard = (leader + 1) % 3;
-        own.nats.delay_routes(laggard, Duration::from_millis(4)).unwrap();
-        let writer = own.access.log(leader).await;
-        let readers = [own.access.log(laggard).await, own.access.log(laggard + 1).await, own.access.log(leader).await];
-        // What a read of the replica says, to show that it is behind: a test without that would show nothing.
+        cluster.nats.delay_routes(laggard, Duration::from_millis(4)).unwrap();
+        let writer = cluster.access.log(leader).await;
+        let readers = [
+            cluster.access.log(laggard).await,
+            cluster.access.log(laggard + 1).await,
+            cluster.access.log(leader).await,
+        ];
+        // A direct read from the replica shows that it lags behind. Otherwise this test would prove nothing.
         let replica = readers[0].context().get_stream_no_info(STREAM).await.unwrap();
 
         let (player, session) = (new_player(), new_session());
         let (mut player_head, mut session_head, mut stale) = (Head::default(), Head::default(), 0);
         for round in 0..200 {
-            let seq = writer.append(made(&player, player_head, [queued()]).decision).await.unwrap()[0];
+            let seq = writer.append(prepare(&player, player_head, [queued()]).decision).await.unwrap()[0];
             player_head = Head { seq, n: player_head.n + 1 };
             let subject = Aggregate::Player(player.clone()).filter();
             let direct = replica.direct_get_last_for_subject(subject).await;
@@ -43,12 +47,12 @@ async fn a_read_at_any_node_sees_what_was_just_acknowledged() {
 
             let events = match round {
                 0 => vec![matched(&[]), pod_requested(1)],
-                199 => given_up().into(),
+                199 => failed_and_closed().into(),
                 _ if round % 2 == 0 => vec![pod_requested(round)],
                 _ => vec![pod_failed(round)],
             };
             let count = u64::try_from(events.len()).unwrap();
-            let sequences = writer.append(made(session, session_head, events).decision).await.unwrap();
+            let sequences = writer.append(prepare(session, session_head, events).decision).await.unwrap();
             session_head = Head { seq: *sequences.last().unwrap(), n: session_head.n + count };
             for read in join_all(readers.iter().map(|log| log.session(session))).await {
                 let read = read.unwrap();
@@ -56,7 +60,7 @@ async fn a_read_at_any_node_sees_what_was_just_acknowledged() {
                 assert!(read.history.iter().map(|one| one.n).eq(1..=session_head.n), "round {round}: {read:?}");
             }
         }
-        assert!(stale > 0, "no replica was ever behind");
+        assert!(stale > 0, "the replica never lagged behind");
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Players, sessions and decisions, each unlike all others, so that cases can share a log.
+//! Unique players, sessions and decisions, so that several cases can use the same log.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,25 +13,25 @@ use garage_events::{
 use time::{OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
-/// When all of it happens, as far as the events say.
+/// The time in all events.
 pub(crate) const THEN: OffsetDateTime = datetime!(2026-02-03 04:05:06 UTC);
 
-/// A player whom nobody knows yet.
+/// A player without events.
 pub(crate) fn new_player() -> PlayerId {
     format!("p{}", System.id().simple()).parse().unwrap()
 }
 
-/// A session that nobody knows yet.
+/// A session without events.
 pub(crate) fn new_session() -> SessionId {
     SessionId::new(System.id())
 }
 
-/// A ticket that nobody knows yet.
+/// A new ticket.
 pub(crate) fn new_ticket() -> TicketId {
     TicketId::new(System.id())
 }
 
-/// He waits.
+/// The player enters a queue.
 pub(crate) fn queued() -> player::Event {
     player::Queued {
         ticket: new_ticket(),
@@ -45,7 +45,7 @@ pub(crate) fn queued() -> player::Event {
     .into()
 }
 
-/// He has stopped to wait.
+/// The player cancels a ticket.
 pub(crate) fn cancelled() -> player::Event {
     let (ticket, queue) = (new_ticket(), "ranked".parse().unwrap());
     player::Cancelled { ticket, queue, reason: player::CancelReason::Player }.into()
@@ -65,7 +65,7 @@ pub(crate) fn matched(players: &[PlayerId]) -> session::Event {
     .into()
 }
 
-/// Its server is asked for.
+/// The session requests a server.
 pub(crate) fn pod_requested(attempt: u32) -> session::Event {
     session::PodRequested {
         attempt,
@@ -77,26 +77,26 @@ pub(crate) fn pod_requested(attempt: u32) -> session::Event {
     .into()
 }
 
-/// Its server could not be had.
+/// The server fails.
 pub(crate) fn pod_failed(attempt: u32) -> session::Event {
     session::PodFailed { attempt, reason: "no-room".into(), message: "no node has room".into() }.into()
 }
 
-/// It is given up, which is two events.
-pub(crate) fn given_up() -> [session::Event; 2] {
+/// The session fails, which is two events.
+pub(crate) fn failed_and_closed() -> [session::Event; 2] {
     let closed = session::Closed { why: player::Ending::Failed, results: Vec::new() };
     [session::Failed { reason: "no-server".into() }.into(), closed.into()]
 }
 
-/// A decision and the ids of its events, in their order. Its correlation is no other decision's.
+/// A decision and the ids of its events, in order. Each decision has a correlation of its own.
 #[derive(Debug, Clone)]
-pub(crate) struct Made {
+pub(crate) struct Prepared {
     pub(crate) decision: Decision,
     ids: Ids,
 }
 
-impl Made {
-    pub(crate) fn nothing() -> Self {
+impl Prepared {
+    pub(crate) fn empty() -> Self {
         let ids = Ids::default();
         Self { decision: Decision::new(&ids, System.id(), None), ids }
     }
@@ -104,7 +104,7 @@ impl Made {
     #[must_use]
     pub(crate) fn and<E: Event>(
         mut self,
-        of: impl Into<Whose>,
+        of: impl Into<Target>,
         head: Head,
         events: impl IntoIterator<Item = E>,
     ) -> Self {
@@ -118,42 +118,42 @@ impl Made {
 }
 
 /// A decision on one aggregate.
-pub(crate) fn made<E: Event>(of: impl Into<Whose>, head: Head, events: impl IntoIterator<Item = E>) -> Made {
-    Made::nothing().and(of, head, events)
+pub(crate) fn prepare<E: Event>(of: impl Into<Target>, head: Head, events: impl IntoIterator<Item = E>) -> Prepared {
+    Prepared::empty().and(of, head, events)
 }
 
-/// An aggregate, of what a case has at hand.
-pub(crate) struct Whose(Aggregate);
+/// An aggregate. It converts from the ids that the cases use.
+pub(crate) struct Target(Aggregate);
 
-impl From<&PlayerId> for Whose {
+impl From<&PlayerId> for Target {
     fn from(id: &PlayerId) -> Self {
         Self(Aggregate::Player(id.clone()))
     }
 }
 
-impl From<SessionId> for Whose {
+impl From<SessionId> for Target {
     fn from(id: SessionId) -> Self {
         Self(Aggregate::Session(id))
     }
 }
 
-impl From<Aggregate> for Whose {
+impl From<Aggregate> for Target {
     fn from(aggregate: Aggregate) -> Self {
         Self(aggregate)
     }
 }
 
-/// The filter of a player's events.
+/// The filter for a player's events.
 pub(crate) fn of_player(id: &PlayerId) -> String {
     Aggregate::Player(id.clone()).filter()
 }
 
-/// The filter of a session's events.
+/// The filter for a session's events.
 pub(crate) fn of_session(id: SessionId) -> String {
     Aggregate::Session(id).filter()
 }
 
-/// Remembers the ids it gave.
+/// Generates ids and remembers them.
 #[derive(Debug, Clone, Default)]
 struct Ids(Arc<Mutex<Vec<Uuid>>>);
 

@@ -1,4 +1,4 @@
-//! The servers that the cases run on.
+//! The NATS servers for the tests.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 
 use crate::ending::until;
 
-/// Where nodes listen, and how one connects to them.
+/// Connects to the nodes of a cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
     pub(crate) urls: Vec<String>,
@@ -34,13 +34,13 @@ impl Access {
         Self { urls, credentials }
     }
 
-    /// Connects to the first of these places that answers, now and whenever the connection is lost.
+    /// Connects to the first of these URLs that answers, now and after each loss of the connection.
     pub(crate) async fn connect(&self, urls: &[String]) -> Client {
         let options = ConnectOptions::with_credentials(&self.credentials).unwrap();
         options.retain_servers_order().ignore_discovered_servers().connect(urls).await.unwrap()
     }
 
-    /// Connects to a node, counted from 0 and beginning again after the last; to the next one when it is gone.
+    /// Connects to a node, or to the next one if it is down. Nodes are counted from 0, modulo their number.
     pub(crate) async fn connect_to(&self, node: usize) -> Client {
         let mut urls = self.urls.clone();
         let first = node % urls.len();
@@ -48,7 +48,7 @@ impl Access {
         self.connect(&urls).await
     }
 
-    /// A proxy before a node, and a connection through it, which has no other way.
+    /// Starts a proxy in front of a node, and connects through it. The connection cannot use another path.
     pub(crate) async fn proxied(&self, node: usize) -> (Proxy, Client) {
         let target = self.urls[node].trim_start_matches("nats://").parse().unwrap();
         let proxy = Proxy::start(target).await.unwrap();
@@ -56,20 +56,20 @@ impl Access {
         (proxy, client)
     }
 
-    /// The log, as a process with a connection to that node opens it.
+    /// Opens the log through a connection to a node.
     pub(crate) async fn log(&self, node: usize) -> JetStreamLog {
         JetStreamLog::open(self.connect_to(node).await).await.unwrap()
     }
 }
 
-/// The nodes that cases share which do them no harm: started by the first that asks, ended with this process.
+/// The nodes for all cases that do not damage them. The first case starts them, and they end with this process.
 pub(crate) async fn shared(nodes: usize) -> &'static Access {
     static ONE: OnceCell<(Access, Nats)> = OnceCell::const_new();
     static THREE: OnceCell<(Access, Nats)> = OnceCell::const_new();
     let cell = match nodes {
         1 => &ONE,
         3 => &THREE,
-        _ => panic!("no {nodes} nodes are shared"),
+        _ => panic!("there is no shared cluster of {nodes} nodes"),
     };
     let start = || async {
         let root = folder(nodes);
@@ -81,7 +81,7 @@ pub(crate) async fn shared(nodes: usize) -> &'static Access {
     &cell.get_or_init(start).await.0
 }
 
-/// A folder that outlives every test of this process. Nothing is dropped at its end, so that those of earlier
+/// A folder that lives as long as this process. Nothing is dropped at the end of a process, so the folders of earlier
 /// processes are removed here.
 fn folder(nodes: usize) -> PathBuf {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -90,7 +90,7 @@ fn folder(nodes: usize) -> PathBuf {
         let owner =
             name.to_str().and_then(|name| name.strip_prefix("contract-")?.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            // Another process may remove it at the same time.
+            // Ignore errors: another process may remove it at the same time.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -99,34 +99,34 @@ fn folder(nodes: usize) -> PathBuf {
 
 async fn init(access: &Access, nodes: usize) {
     let client = access.connect_to(0).await;
-    // A cluster that has only just formed may not place a stream at once.
-    until("the streams are made", async || setup::init(client.clone(), nodes).await.ok()).await;
+    // A cluster that has just formed cannot always place a stream immediately.
+    until("the streams exist", async || setup::init(client.clone(), nodes).await.ok()).await;
 }
 
-/// Nodes for one case, which may kill them.
-pub(crate) struct Own {
+/// A cluster for one test, which may kill its nodes.
+pub(crate) struct Cluster {
     pub(crate) nats: Nats,
     pub(crate) access: Access,
-    // After the servers that write to it.
+    // Must be dropped after the servers, which write to it.
     _root: TempDir,
 }
 
-impl Own {
-    /// Starts nodes, with the log set up.
+impl Cluster {
+    /// Starts nodes and creates the streams.
     pub(crate) async fn start(nodes: usize) -> Self {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start(root.path(), nodes).await.unwrap();
         Self::with(nats, root).await
     }
 
-    /// Starts nodes whose routes can be cut, with the log set up.
+    /// Starts nodes whose routes can be cut, and creates the streams.
     pub(crate) async fn start_cuttable(nodes: usize) -> Self {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start_cuttable(root.path(), nodes).await.unwrap();
         Self::with(nats, root).await
     }
 
-    /// Starts a node without any stream.
+    /// Starts nodes without any stream.
     pub(crate) async fn start_unconfigured(nodes: usize) -> Self {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start(root.path(), nodes).await.unwrap();
@@ -140,13 +140,13 @@ impl Own {
         Self { nats, access, _root: root }
     }
 
-    /// The node that leads the log, asked by way of another.
+    /// Waits until the log has a leader, and returns its node. `asked` is the connection for the requests.
     pub(crate) async fn leader(&self, asked: &Client) -> usize {
         until("the log has a leader", async || leader(asked).await).await
     }
 }
 
-/// The node that leads the log, if there is one.
+/// The node that leads the log; `None` if there is no leader.
 pub(crate) async fn leader(asked: &Client) -> Option<usize> {
     let context = async_nats::jetstream::new(asked.clone());
     let info = context.get_stream(STREAM).await.ok()?.cached_info().clone();

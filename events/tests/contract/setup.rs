@@ -1,4 +1,4 @@
-//! What `garage init` makes, and what is no log.
+//! The streams and consumers that `garage init` creates, and the streams that the log refuses to open.
 
 use std::time::Duration;
 
@@ -20,35 +20,35 @@ use serde_json::json;
 use crate::{
     ending::{until, within},
     fixture::Raw,
-    samples::{given_up, made, matched, new_session, pod_requested},
-    servers::Own,
+    samples::{failed_and_closed, matched, new_session, pod_requested, prepare},
+    servers::Cluster,
 };
 
-/// All that is made.
+/// All streams that `garage init` creates.
 const STREAMS: [&str; 9] =
     [STREAM, HISTORY, TIMERS, REPORTS, DEAD, SNAPSHOTS, presence::STREAM, lease::STREAM, queue_status::STREAM];
 
-async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
-    let own = Own::start(nodes).await;
-    let client = own.access.connect_to(0).await;
+async fn a_second_init_changes_nothing_and_keeps_the_data(nodes: usize) {
+    let cluster = Cluster::start(nodes).await;
+    let client = cluster.access.connect_to(0).await;
     let context = jetstream::new(client.clone());
-    let log = own.access.log(0).await;
+    let log = cluster.access.log(0).await;
     let session = new_session();
-    log.append(made(session, Head::default(), [matched(&[]), pod_requested(1)]).decision).await.unwrap();
-    // A consumer with a position of its own.
+    log.append(prepare(session, Head::default(), [matched(&[]), pod_requested(1)]).decision).await.unwrap();
+    // Acknowledge a message, so that a consumer has a position.
     let stream = context.get_stream(STREAM).await.unwrap();
     let director: jetstream::consumer::PullConsumer = stream.get_consumer(setup::DIRECTOR.name).await.unwrap();
     let mut messages = director.messages().await.unwrap();
     messages.next().await.unwrap().unwrap().double_ack().await.unwrap();
     drop(messages);
 
-    let look = async || {
+    let snapshot = async || {
         let mut seen = Vec::new();
         for name in STREAMS {
             let mut stream = context.get_stream(name).await.unwrap();
             let info = stream.info().await.unwrap();
             assert_eq!(info.config.num_replicas, nodes, "{name}");
-            // As JSON: its maps are in order.
+            // As JSON, because its maps are sorted.
             seen.push(json!([name, info.created.to_string(), info.config, info.state.last_sequence]));
         }
         for consumer in setup::CONSUMERS {
@@ -58,24 +58,24 @@ async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
         }
         seen
     };
-    // The mirror comes after the log.
-    until("the history has all", async || {
+    // The mirror lags behind the log.
+    until("the history has all events", async || {
         let last = context.get_stream(HISTORY).await.ok()?.cached_info().state.last_sequence;
         (last == log.end(ALL).await).then_some(())
     })
     .await;
-    let before = look().await;
+    let before = snapshot().await;
     setup::init(client.clone(), nodes).await.unwrap();
-    assert_eq!(look().await, before);
+    assert_eq!(snapshot().await, before);
     assert_eq!(log.session(session).await.unwrap().history.len(), 2);
 
-    // What somebody changed is put right.
+    // A setting that somebody changed is restored.
     let wrong = Config { max_age: Duration::from_secs(600), ..stream.cached_info().config.clone() };
     context.update_stream(wrong).await.unwrap();
     setup::init(client.clone(), nodes).await.unwrap();
-    assert_eq!(look().await, before);
+    assert_eq!(snapshot().await, before);
 
-    // So is what an older build made: a consumer that selected less, and keeps its place.
+    // A consumer of an older version, which selected fewer events, is updated and keeps its position.
     let older = pull::Config {
         durable_name: Some(setup::DIRECTOR.name.into()),
         filter_subjects: vec!["garage.session.*.closed".into()],
@@ -84,26 +84,26 @@ async fn made_again_it_is_the_same_and_keeps_its_data(nodes: usize) {
         ..Default::default()
     };
     stream.create_consumer(older).await.unwrap();
-    assert_ne!(look().await, before);
+    assert_ne!(snapshot().await, before);
     setup::init(client, nodes).await.unwrap();
-    assert_eq!(look().await, before);
+    assert_eq!(snapshot().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_one_node_what_is_made_again_is_the_same_and_keeps_its_data() {
-    within(made_again_it_is_the_same_and_keeps_its_data(1)).await;
+async fn on_one_node_a_second_init_changes_nothing_and_keeps_the_data() {
+    within(a_second_init_changes_nothing_and_keeps_the_data(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_three_nodes_what_is_made_again_is_the_same_and_keeps_its_data() {
-    within(made_again_it_is_the_same_and_keeps_its_data(3)).await;
+async fn on_three_nodes_a_second_init_changes_nothing_and_keeps_the_data() {
+    within(a_second_init_changes_nothing_and_keeps_the_data(3)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
+async fn a_stream_that_breaks_the_guarantees_of_the_log_is_not_opened() {
     within(async {
-        let own = Own::start_unconfigured(1).await;
-        let client = own.access.connect_to(0).await;
+        let cluster = Cluster::start_unconfigured(1).await;
+        let client = cluster.access.connect_to(0).await;
         let context = jetstream::new(client.clone());
         let good = || Config {
             name: STREAM.into(),
@@ -119,11 +119,11 @@ async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
             ("good", good()),
             ("no batches", Config { allow_atomic_publish: false, ..good() }),
             ("roll-ups", Config { allow_rollup: true, ..good() }),
-            // The server has them only where the beginning is forgotten, which is refused too.
+            // The server allows schedules only with this discard policy, which is refused as well.
             ("schedules", Config { allow_message_schedules: true, discard: DiscardPolicy::Old, ..good() }),
             ("republishing", Config { republish: Some(republish), ..good() }),
-            ("a beginning that is forgotten", Config { discard: DiscardPolicy::Old, ..good() }),
-            ("few events of a subject", Config { max_messages_per_subject: 1, ..good() }),
+            ("oldest events are dropped", Config { discard: DiscardPolicy::Old, ..good() }),
+            ("few events per subject", Config { max_messages_per_subject: 1, ..good() }),
         ];
         assert!(matches!(JetStreamLog::open(client.clone()).await, Err(OpenError::Missing)));
         for (what, config) in streams {
@@ -140,10 +140,10 @@ async fn a_stream_on_which_the_promises_do_not_hold_is_not_opened() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_of_one_node_says_what_to_do_before_it_becomes_one_of_three() {
+async fn the_error_when_a_log_grows_from_one_node_to_three_says_what_to_do() {
     within(async {
-        let own = Own::start_unconfigured(3).await;
-        let client = own.access.connect_to(0).await;
+        let cluster = Cluster::start_unconfigured(3).await;
+        let client = cluster.access.connect_to(0).await;
         let context = jetstream::new(client.clone());
         setup::init(client.clone(), 1).await.unwrap();
         let error = setup::init(client.clone(), 3).await.unwrap_err();
@@ -159,14 +159,14 @@ async fn a_log_of_one_node_says_what_to_do_before_it_becomes_one_of_three() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_without_a_leader_does_not_answer() {
+async fn a_log_without_a_leader_is_unavailable() {
     within(async {
-        let mut own = Own::start(3).await;
-        let leader = own.leader(&own.access.connect_to(0).await).await;
-        // A node that led, and lost the others, goes on answering for a while.
-        let client = own.access.connect_to(leader + 1).await;
+        let mut cluster = Cluster::start(3).await;
+        let leader = cluster.leader(&cluster.access.connect_to(0).await).await;
+        // Connect to a node that was not the leader: a leader that loses the others still answers for a while.
+        let client = cluster.access.connect_to(leader + 1).await;
         for node in [leader, (leader + 2) % 3] {
-            own.nats.node(node).unwrap().kill();
+            cluster.nats.node(node).unwrap().kill();
         }
         let opened = JetStreamLog::open(client).await;
         assert!(matches!(opened, Err(OpenError::Unavailable(_))), "{opened:?}");
@@ -174,30 +174,30 @@ async fn a_log_without_a_leader_does_not_answer() {
     .await;
 }
 
-/// Full, it refuses what comes and forgets nothing; with room again, it goes on.
-async fn a_full_log_takes_no_more_and_forgets_nothing(nodes: usize) {
-    let own = Own::start(nodes).await;
-    let context = jetstream::new(own.access.connect_to(0).await);
-    let log = own.access.log(0).await;
+/// When the log has room again, it accepts appends again.
+async fn a_full_log_refuses_appends_and_drops_nothing(nodes: usize) {
+    let cluster = Cluster::start(nodes).await;
+    let context = jetstream::new(cluster.access.connect_to(0).await);
+    let log = cluster.access.log(0).await;
     let config = context.get_stream(STREAM).await.unwrap().cached_info().config.clone();
     context.update_stream(Config { max_bytes: 24 << 10, ..config.clone() }).await.unwrap();
 
-    // Alone and in commits, so that the end of the room falls into the midst of one.
+    // Single events and decisions of several events, so that the log becomes full in the middle of a commit.
     let (mut stored, mut refusals) = (Vec::new(), Vec::new());
     while refusals.len() < 20 {
         let events = if refusals.len() % 2 == 0 {
-            vec![matched(&[]), pod_requested(1), given_up()[0].clone()]
+            vec![matched(&[]), pod_requested(1), failed_and_closed()[0].clone()]
         } else {
             vec![matched(&[])]
         };
         let (session, count) = (new_session(), events.len());
-        match log.append(made(session, Head::default(), events).decision).await {
+        match log.append(prepare(session, Head::default(), events).decision).await {
             Ok(_) => stored.push((session, count)),
             Err(error) => refusals.push((session, error)),
         }
-        assert!(stored.len() < 500, "the log does not fill");
+        assert!(stored.len() < 500, "the log does not become full");
     }
-    assert!(stored.len() > 5, "it took {} only", stored.len());
+    assert!(stored.len() > 5, "only {} decisions were stored", stored.len());
     for (session, error) in refusals {
         let full = matches!(&error, AppendError::Unavailable(reason) if reason.contains("maximum bytes"));
         assert!(full, "{error:?}");
@@ -208,15 +208,15 @@ async fn a_full_log_takes_no_more_and_forgets_nothing(nodes: usize) {
     }
 
     context.update_stream(config).await.unwrap();
-    log.append(made(new_session(), Head::default(), [matched(&[]), pod_requested(1)]).decision).await.unwrap();
+    log.append(prepare(new_session(), Head::default(), [matched(&[]), pod_requested(1)]).decision).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_one_node_a_full_log_takes_no_more_and_forgets_nothing() {
-    within(a_full_log_takes_no_more_and_forgets_nothing(1)).await;
+async fn on_one_node_a_full_log_refuses_appends_and_drops_nothing() {
+    within(a_full_log_refuses_appends_and_drops_nothing(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_three_nodes_a_full_log_takes_no_more_and_forgets_nothing() {
-    within(a_full_log_takes_no_more_and_forgets_nothing(3)).await;
+async fn on_three_nodes_a_full_log_refuses_appends_and_drops_nothing() {
+    within(a_full_log_refuses_appends_and_drops_nothing(3)).await;
 }

@@ -1,4 +1,5 @@
-//! The faults of the log in memory are those of the real one: what is answered is true, what is not may be so or so.
+//! The faults of the log in memory. They are those of the real log: a successful answer is always true, and after a
+//! failed append the event may or may not be stored.
 
 use std::{pin::pin, task::Poll};
 
@@ -9,16 +10,17 @@ use garage_events::{
     subject::Aggregate,
 };
 
-use crate::samples::{Made, THEN, cancelled, made, matched, new_player, new_session, queued};
+use crate::samples::{Prepared, THEN, cancelled, matched, new_player, new_session, prepare, queued};
 
-/// Of a hundred appends under the faults, which were answered and which are stored.
+/// Appends a hundred times with these faults. Returns for each append whether it succeeded, and whether its event is
+/// stored.
 async fn appends(faults: Faults, seed: u64) -> Vec<(bool, bool)> {
     let log = SimLog::new(Simulated::at(THEN));
     let mut seen = Vec::new();
     for _ in 0..100 {
         let player = new_player();
         log.set_faults(faults, seed + seen.len() as u64);
-        let outcome = log.append(made(&player, Head::default(), [queued()]).decision).await;
+        let outcome = log.append(prepare(&player, Head::default(), [queued()]).decision).await;
         log.set_faults(Faults::default(), 0);
         assert!(matches!(outcome, Ok(_) | Err(AppendError::Unavailable(_))), "{outcome:?}");
         seen.push((outcome.is_ok(), log.player(&player).await.unwrap().head.n == 1));
@@ -27,35 +29,35 @@ async fn appends(faults: Faults, seed: u64) -> Vec<(bool, bool)> {
 }
 
 #[tokio::test]
-async fn without_faults_each_append_is_stored_and_answered() {
+async fn without_faults_each_append_succeeds_and_is_stored() {
     assert_eq!(appends(Faults::default(), 1).await, vec![(true, true); 100]);
 }
 
 #[tokio::test]
-async fn an_append_whose_answer_is_lost_is_stored() {
+async fn an_append_whose_answer_is_lost_fails_but_is_stored() {
     let all = Faults { lost_answers: 100, ..Faults::default() };
     assert_eq!(appends(all, 1).await, vec![(false, true); 100]);
 }
 
 #[tokio::test]
-async fn an_append_that_is_lost_is_not_stored() {
+async fn a_lost_append_fails_and_is_not_stored() {
     let all = Faults { lost_appends: 100, ..Faults::default() };
     assert_eq!(appends(all, 1).await, vec![(false, false); 100]);
 }
 
 #[tokio::test]
-async fn a_seed_brings_the_same_faults_again() {
+async fn the_same_seed_gives_the_same_faults() {
     let some = Faults { lost_answers: 30, lost_appends: 30, ..Faults::default() };
     let seen = appends(some, 7).await;
     assert_eq!(appends(some, 7).await, seen);
     assert_ne!(appends(some, 8_000).await, seen);
     for kind in [(true, true), (false, true), (false, false)] {
-        assert!(seen.contains(&kind), "{kind:?} never came");
+        assert!(seen.contains(&kind), "{kind:?} never happened");
     }
 }
 
 #[tokio::test]
-async fn a_read_that_is_lost_says_so() {
+async fn a_lost_read_fails() {
     let log = SimLog::new(Simulated::at(THEN));
     log.set_faults(Faults { lost_reads: 100, ..Faults::default() }, 1);
     assert!(log.player(&new_player()).await.is_err());
@@ -64,23 +66,23 @@ async fn a_read_that_is_lost_says_so() {
 }
 
 #[tokio::test]
-async fn a_read_that_is_stale_lacks_the_last_events_and_an_append_on_it_conflicts() {
+async fn a_stale_read_lacks_the_last_events_and_an_append_based_on_it_conflicts() {
     let log = SimLog::new(Simulated::at(THEN));
     let player = new_player();
-    log.append(made(&player, Head::default(), [queued()]).decision).await.unwrap();
+    log.append(prepare(&player, Head::default(), [queued()]).decision).await.unwrap();
     log.set_faults(Faults { stale_reads: 100, ..Faults::default() }, 1);
     let read = log.player(&player).await.unwrap();
     assert_eq!((read.head, log.last_sequence("garage.>").unwrap()), (Head::default(), 0));
-    let stale = log.append(made(&player, read.head, [queued()]).decision).await;
+    let stale = log.append(prepare(&player, read.head, [queued()]).decision).await;
     assert!(matches!(stale, Err(AppendError::Conflict(_))), "{stale:?}");
 }
 
 #[tokio::test]
-async fn a_read_that_is_stale_has_all_up_to_where_its_node_led() {
+async fn a_stale_read_includes_all_events_up_to_the_end_of_its_nodes_leadership() {
     let log = SimLog::new(Simulated::at(THEN));
     let (early, late) = (new_player(), new_player());
-    let led_until = log.append(made(&early, Head::default(), [queued()]).decision).await.unwrap()[0];
-    log.append(made(&late, Head::default(), [queued()]).decision).await.unwrap();
+    let led_until = log.append(prepare(&early, Head::default(), [queued()]).decision).await.unwrap()[0];
+    log.append(prepare(&late, Head::default(), [queued()]).decision).await.unwrap();
     log.set_faults(Faults { stale_reads: 100, led_until, ..Faults::default() }, 1);
     for _ in 0..100 {
         assert_eq!(log.player(&early).await.unwrap().head.n, 1);
@@ -89,31 +91,32 @@ async fn a_read_that_is_stale_has_all_up_to_where_its_node_led() {
 }
 
 #[tokio::test]
-async fn a_conflict_that_names_no_aggregate_is_ascribed_to_one_of_which_something_was_expected() {
+async fn a_conflict_without_a_name_is_reported_for_an_aggregate_that_had_events() {
     let log = SimLog::new(Simulated::at(THEN));
-    let (still, moved, session) = (new_player(), new_player(), new_session());
+    let (unchanged, changed, session) = (new_player(), new_player(), new_session());
     let mut heads = Vec::new();
-    for player in [&still, &moved] {
-        log.append(made(player, Head::default(), [queued()]).decision).await.unwrap();
+    for player in [&unchanged, &changed] {
+        log.append(prepare(player, Head::default(), [queued()]).decision).await.unwrap();
         heads.push(log.player(player).await.unwrap().head);
     }
-    log.append(made(&moved, heads[1], [cancelled()]).decision).await.unwrap();
-    let decision = Made::nothing()
+    log.append(prepare(&changed, heads[1], [cancelled()]).decision).await.unwrap();
+    let decision = Prepared::empty()
         .and(session, Head::default(), [matched(&[])])
-        .and(&still, heads[0], [cancelled()])
-        .and(&moved, heads[1], [cancelled()]);
-    for (unnamed_conflicts, named) in [(0, &moved), (100, &still)] {
+        .and(&unchanged, heads[0], [cancelled()])
+        .and(&changed, heads[1], [cancelled()]);
+    for (unnamed_conflicts, named) in [(0, &changed), (100, &unchanged)] {
         log.set_faults(Faults { unnamed_conflicts, ..Faults::default() }, 1);
         let outcome = log.append(decision.decision.clone()).await;
-        assert!(matches!(&outcome, Err(AppendError::Conflict(Aggregate::Player(who))) if who == named), "{outcome:?}");
+        let expected = Aggregate::Player(named.clone());
+        assert!(matches!(&outcome, Err(AppendError::Conflict(changed)) if *changed == expected), "{outcome:?}");
     }
 }
 
 #[tokio::test]
-async fn a_message_that_is_late_comes_and_others_may_act_before_it() {
+async fn a_late_message_arrives_and_other_tasks_can_run_before_it() {
     let log = SimLog::new(Simulated::at(THEN));
     let player = new_player();
-    log.append(made(&player, Head::default(), [queued()]).decision).await.unwrap();
+    log.append(prepare(&player, Head::default(), [queued()]).decision).await.unwrap();
     log.set_faults(Faults { late_messages: 50, ..Faults::default() }, 1);
     let mut late = 0;
     for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! A session has one timer, which fires once.
+//! Each session has one timer, which fires once.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::{
     servers,
 };
 
-async fn a_timer_fires_once_at_its_last_time_unless_it_is_taken_away(nodes: usize) {
+async fn a_timer_fires_once_at_the_last_time_set_unless_it_is_cancelled(nodes: usize) {
     let access = servers::shared(nodes).await;
     let context = jetstream::new(access.connect_to(0).await);
     let mut follow = follow::Follow::new(context.clone(), TIMERS, vec![ALL_DUE.into()], 1);
@@ -28,7 +28,7 @@ async fn a_timer_fires_once_at_its_last_time_unless_it_is_taken_away(nodes: usiz
     };
     let cancel = async |session: SessionId| timer::cancel(&context, session).await.unwrap();
 
-    // Nothing was set; what ends twice is cancelled twice.
+    // A timer that was never set can be cancelled too, because a session can be closed twice.
     cancel(new_session()).await;
     set(plain, 1).await;
     set(past, -60).await;
@@ -42,7 +42,7 @@ async fn a_timer_fires_once_at_its_last_time_unless_it_is_taken_away(nodes: usiz
     set(revived, 1).await;
     cancel(revived).await;
     set(revived, 2).await;
-    // When this one has fired, everything before it had its time.
+    // When this timer fires, the times of all others have passed.
     set(barrier, 5).await;
 
     let mut fired: BTreeMap<SessionId, Vec<OffsetDateTime>> = BTreeMap::new();
@@ -61,18 +61,18 @@ async fn a_timer_fires_once_at_its_last_time_unless_it_is_taken_away(nodes: usiz
     }
     assert_eq!(fired.remove(&cancelled), None);
 
-    // What has fired can be set again.
+    // A timer that has fired can be set again.
     set(plain, 6).await;
     let again = soon("it fires again", follow.next()).await;
     assert_eq!(timer_session(&again.subject).unwrap(), plain);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_one_node_a_timer_fires_once_at_its_last_time_unless_it_is_taken_away() {
-    within(a_timer_fires_once_at_its_last_time_unless_it_is_taken_away(1)).await;
+async fn on_one_node_a_timer_fires_once_at_the_last_time_set_unless_it_is_cancelled() {
+    within(a_timer_fires_once_at_the_last_time_set_unless_it_is_cancelled(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_three_nodes_a_timer_fires_once_at_its_last_time_unless_it_is_taken_away() {
-    within(a_timer_fires_once_at_its_last_time_unless_it_is_taken_away(3)).await;
+async fn on_three_nodes_a_timer_fires_once_at_the_last_time_set_unless_it_is_cancelled() {
+    within(a_timer_fires_once_at_the_last_time_set_unless_it_is_cancelled(3)).await;
 }

@@ -1,4 +1,4 @@
-//! The admin port: /livez, /readyz, /metrics, and pages of the worker's own.
+//! The admin port: /livez, /readyz, /metrics, and any pages that the worker adds.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::Semaphore};
 
-/// What the worker depends on, and whether each is there; and what else its operators are told.
+/// The content of /readyz: the state of each dependency, and notes for operators. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<Entries>>);
 
@@ -29,22 +29,22 @@ struct Entries {
 }
 
 impl Health {
-    /// Notes that a dependency is there.
+    /// Reports that a dependency is available.
     pub fn up(&self, dependency: &'static str) {
         self.entries().dependencies.insert(dependency, None);
     }
 
-    /// Notes that a dependency is not there, and why.
+    /// Reports that a dependency is unavailable, and why. The worker is not ready until [`up`](Self::up) follows.
     pub fn down(&self, dependency: &'static str, reason: impl Into<String>) {
         self.entries().dependencies.insert(dependency, Some(reason.into()));
     }
 
-    /// Says something that the worker is ready with or without.
+    /// Sets a line of information that does not affect readiness.
     pub fn note(&self, about: impl Into<String>, text: impl Into<String>) {
         self.entries().notes.insert(about.into(), text.into());
     }
 
-    /// Whether all is there, and a line for each of it.
+    /// Whether all dependencies are available, and the text: one line per dependency and per note.
     pub fn report(&self) -> (bool, String) {
         let entries = self.entries();
         let dependencies = entries.dependencies.iter().map(|(name, down)| match down {
@@ -56,20 +56,20 @@ impl Health {
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
-        // Each change is one insert: a panic of another holder leaves nothing half done.
+        // Each change is a single insert, so a panic while the lock is held cannot leave inconsistent data.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Pages of a worker's own, beside those that every worker has. They are there before the worker is: while it waits for
-/// what it needs, they are what people look at.
+/// Pages that one worker adds to the admin port. They are served from the start, also while the worker still waits for
+/// its dependencies: operators need them most during an outage.
 pub trait Pages: Send + Sync {
-    /// The answer to a GET of a path; none where there is no such page.
+    /// Answers a GET request. `None` if there is no page at this path.
     fn get(&self, path: String) -> BoxFuture<'_, Option<Response<Full<Bytes>>>>;
 }
 
-/// Connections at a time; probes, one scraper and some people need few.
-const CONNECTIONS: usize = 32;
+/// Limit of simultaneous connections. Probes, a metrics scraper and a few operators need far fewer.
+const MAX_CONNECTIONS: usize = 32;
 
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} (--admin)"))?;
@@ -83,13 +83,13 @@ pub(crate) async fn serve(
     metrics: PrometheusHandle,
     pages: Option<Arc<dyn Pages>>,
 ) -> anyhow::Result<()> {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let place = Arc::clone(&places).acquire_owned().await?;
+        let permit = Arc::clone(&permits).acquire_owned().await?;
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Too many open files passes; the port must outlive it.
+                // A lack of file descriptors is temporary, and the port must survive it.
                 tracing::warn!(%error, "admin port cannot accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -106,16 +106,16 @@ pub(crate) async fn serve(
                         (Some(pages), None) => pages.get(path).await,
                         _ => None,
                     };
-                    Ok::<_, Infallible>(response.or(own).unwrap_or_else(none_such))
+                    Ok::<_, Infallible>(response.or(own).unwrap_or_else(not_found))
                 }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(Duration::from_secs(5))
                 .serve_connection(TokioIo::new(stream), answer);
-            // A prober that hangs up is no news.
+            // Clients that disconnect early are normal, so errors are ignored.
             let _ = tokio::time::timeout(Duration::from_secs(60), connection).await;
-            drop(place);
+            drop(permit);
         });
     }
 }
@@ -133,7 +133,7 @@ fn respond(path: &str, health: &Health, metrics: &PrometheusHandle) -> Option<Re
     Some(text(status, body))
 }
 
-fn none_such() -> Response<Full<Bytes>> {
+fn not_found() -> Response<Full<Bytes>> {
     text(StatusCode::NOT_FOUND, "try /livez, /readyz or /metrics\n".to_owned())
 }
 

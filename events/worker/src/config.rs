@@ -1,4 +1,4 @@
-//! What every worker is told.
+//! The configuration that all workers share.
 
 use std::{convert::Infallible, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,10 +7,10 @@ use clap::Args;
 use garage_events::game::Secret;
 use redis::{Client, IntoConnectionInfo};
 
-/// How often a connection to NATS is tried for its life; two answers that are missing, and another is made.
-const PING: Duration = Duration::from_secs(3);
+/// Interval of pings on the NATS connection. The client reconnects after two missing answers.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Where NATS is, and as whom to speak to it.
+/// The address of NATS and the credentials for it.
 #[derive(Debug, Clone, Args)]
 pub struct Nats {
     /// URLs of the NATS servers, separated by commas.
@@ -23,15 +23,15 @@ pub struct Nats {
     )]
     pub nats_url: Secret,
 
-    /// A file with the credentials of a NATS user: its JWT and its seed.
+    /// File with the credentials of a NATS user (JWT and seed).
     #[arg(long, env = "GARAGE_NATS_CREDENTIALS")]
     pub nats_credentials: Option<PathBuf>,
 }
 
-/// Where Redis is.
+/// The address of Redis and the password for it.
 #[derive(Debug, Clone, Args)]
 pub struct Redis {
-    /// Redis, which holds the projections and the parked keys; redis:// or unix://, without a password.
+    /// URL of the Redis server that holds the projections and the parked keys. redis:// or unix://, without a password.
     #[arg(
         long,
         env = "GARAGE_REDIS_URL",
@@ -41,38 +41,38 @@ pub struct Redis {
     )]
     pub redis_url: Secret,
 
-    /// A file with the Redis password.
+    /// File with the Redis password.
     #[arg(long, env = "GARAGE_REDIS_PASSWORD_FILE")]
     pub redis_password_file: Option<PathBuf>,
 }
 
-/// What every worker is told.
+/// Settings that every worker has.
 #[derive(Debug, Clone, Args)]
 pub struct Worker {
     #[command(flatten)]
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub nats: Nats,
 
-    /// Where /livez, /readyz and /metrics are served; port 0 takes a free one and logs it.
+    /// Address that serves /livez, /readyz and /metrics. Port 0 selects a free port and logs it.
     #[arg(long, env = "GARAGE_ADMIN", default_value = "127.0.0.1:0")]
     pub admin: SocketAddr,
 }
 
 impl Worker {
-    /// Checks what can be checked before anything connects.
+    /// Validates the configuration without connecting to anything.
     ///
     /// # Errors
-    /// When a URL is wrong, or the credentials cannot be read.
+    /// When a URL is invalid, or the credentials cannot be read.
     pub fn check(&self) -> anyhow::Result<()> {
         self.nats.urls()?;
         self.nats.options("check").map(drop)
     }
 }
 
-/// Reads a secret from a file, without the line's end.
+/// Reads a secret from a file, without trailing line breaks.
 ///
 /// # Errors
-/// When the file cannot be read or is empty; names it.
+/// When the file cannot be read or is empty. The error names the file.
 pub fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the secret in {}", path.display()))?;
     let text = text.trim_end_matches(['\n', '\r']);
@@ -80,47 +80,48 @@ pub fn secret(path: &std::path::Path) -> anyhow::Result<Secret> {
     Ok(Secret::new(text))
 }
 
-/// Takes a URL as it is. Somebody may put a password in, and it must not come out again with the refusal: that is
-/// [`url`]'s, and until then its Debug shows nothing, nor does the help its variable.
+/// A clap value parser that accepts any text and never fails. clap repeats an invalid value in its error message, and a
+/// wrong URL may contain a password. So [`url`] and [`nats_urls`] validate the URL later, and until then the `Secret`
+/// hides it from debug output.
 ///
 /// # Errors
-/// None.
+/// Never.
 pub fn unchecked(url: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(url))
 }
 
-/// The text of a URL, which the flag `--<name>-url` holds.
+/// The URL from the flag `--<name>-url`, checked for passwords.
 ///
 /// # Errors
-/// When it holds a password; the error does not repeat it.
+/// When the URL contains a password. The error does not repeat the URL.
 pub fn url<'a>(url: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
     let text = url.expose();
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-    // A password may contain anything, also what ends an authority.
+    // A password may contain any character, even `/`, which normally ends the authority part of a URL.
     let user = rest.rsplit_once('@').map_or("", |(user, _)| user);
     ensure!(
         !user.contains(':') && !rest.contains("pass="),
-        "the URL of --{name}-url holds a password, which other processes may see; put it into a file and name that with \
-         --{name}-password-file"
+        "the URL of --{name}-url contains a password, which other processes may see; write the password to a file and \
+         pass the file with --{name}-password-file"
     );
     Ok(text)
 }
 
-/// The text of the URLs of NATS servers, separated by commas, which the flag `--<name>-url` holds.
+/// The comma-separated NATS URLs from the flag `--<name>-url`, validated.
 ///
 /// # Errors
-/// When one is none, or names a user or a token; the error does not repeat it.
+/// When a URL is invalid, or contains a user or a token. In the second case the error does not repeat the URL.
 pub fn nats_urls<'a>(urls: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
     let text = urls.expose();
     ensure!(
         !text.contains('@'),
-        "the URL of --{name}-url names a user or holds a secret, which other processes may see; name a \
-         file with the user's credentials with --nats-credentials"
+        "the URL of --{name}-url contains a user or a secret, which other processes may see; pass a file with the \
+         user's credentials with --nats-credentials"
     );
     for url in text.split(',') {
-        let unlike = || format!("{url:?} of --{name}-url is not like nats://HOST:PORT");
-        ensure!(!url.is_empty(), unlike());
-        url.parse::<async_nats::ServerAddr>().with_context(unlike)?;
+        let invalid = || format!("{url:?} in --{name}-url is not a URL like nats://HOST:PORT");
+        ensure!(!url.is_empty(), invalid());
+        url.parse::<async_nats::ServerAddr>().with_context(invalid)?;
     }
     Ok(text)
 }
@@ -128,7 +129,7 @@ pub fn nats_urls<'a>(urls: &'a Secret, name: &str) -> anyhow::Result<&'a str> {
 impl Redis {
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let info = url(&self.redis_url, "redis")?.into_connection_info();
-        let mut info = info.context("the URL of --redis-url cannot be read; it is like redis://HOST:PORT")?;
+        let mut info = info.context("the URL of --redis-url is invalid; use a URL like redis://HOST:PORT")?;
         if let Some(file) = &self.redis_password_file {
             let settings = info.redis_settings().clone().set_password(secret(file)?.expose());
             info = info.set_redis_settings(settings);
@@ -138,7 +139,7 @@ impl Redis {
 }
 
 impl Nats {
-    /// The servers' URLs.
+    /// The servers' URLs, separated by commas.
     ///
     /// # Errors
     /// See [`nats_urls`].
@@ -146,10 +147,10 @@ impl Nats {
         nats_urls(&self.nats_url, "nats")
     }
 
-    /// Connects, and connects again whenever the connection is lost.
+    /// Connects to NATS. Once connected, the client reconnects by itself whenever the connection is lost.
     ///
     /// # Errors
-    /// When no server is there yet, or refuses the user, or the configuration is wrong.
+    /// When no server is reachable, the server rejects the user, or the configuration is invalid.
     pub async fn connect(&self, name: &str) -> anyhow::Result<async_nats::Client> {
         let urls = self.urls()?;
         let connected = self.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
@@ -157,11 +158,11 @@ impl Nats {
     }
 
     pub(crate) fn options(&self, name: &str) -> anyhow::Result<async_nats::ConnectOptions> {
-        let mut options = async_nats::ConnectOptions::new().name(format!("garage-{name}")).ping_interval(PING);
+        let mut options = async_nats::ConnectOptions::new().name(format!("garage-{name}")).ping_interval(PING_INTERVAL);
         if let Some(file) = &self.nats_credentials {
-            let unlike = || format!("{} (--nats-credentials) holds no credentials of a NATS user", file.display());
-            // The last line counts only with its end.
-            options = options.credentials(&format!("{}\n", secret(file)?.expose())).with_context(unlike)?;
+            let invalid = || format!("{} (--nats-credentials) contains no credentials of a NATS user", file.display());
+            // `secret` removes the last line break, but the credentials parser needs it.
+            options = options.credentials(&format!("{}\n", secret(file)?.expose())).with_context(invalid)?;
         }
         Ok(options.event_callback(|event| async move {
             match event {
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_in_a_url_is_refused_and_not_repeated() {
+    fn a_url_with_a_secret_is_rejected_and_the_error_does_not_repeat_it() {
         for text in [
             "redis://:hunter2@127.0.0.1:6379/0",
             "redis://ann:hunter2/@127.0.0.1",
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_without_a_secret_are_taken() {
+    fn a_url_without_a_secret_is_accepted_if_it_is_valid() {
         for text in ["nats://127.0.0.1:4222", "nats://a:1,tls://b:2", "127.0.0.1:4222"] {
             assert_eq!(nats(text).urls().unwrap(), text);
         }

@@ -1,4 +1,4 @@
-//! Whether a reader of the log keeps up with it.
+//! Reports whether a reader of the log keeps up.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use garage_events::jetstream::JetStreamLog;
 
 use crate::Health;
 
-/// Between two looks. Each costs the stream's leader one read.
-const LOOK: Duration = Duration::from_secs(2);
+/// Interval of checks. Each check costs the stream's leader one read.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Keeps /readyz right about a reader, as the dependency `name`: down while the log goes on and the reader stands still,
-/// as when its consumer's server has died and another is being found. `position` tells the last sequence that it read
-/// of those that `filter` selects.
+/// Reports a reader of the log in /readyz, as the dependency `name`. The dependency is down while the log has newer
+/// messages and the reader makes no progress, for example while the server of its consumer is being replaced.
+/// `position` returns the sequence of the last message that the reader has read, among those that `filter` selects.
 pub async fn watch(
     name: &'static str,
     log: &JetStreamLog,
@@ -21,14 +21,14 @@ pub async fn watch(
 ) -> ! {
     let mut behind = None;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let position = position();
         match log.last_sequence(filter).await {
             Ok(last) if last <= position => {
                 behind = None;
                 health.up(name);
             }
-            Ok(_) if behind == Some(position) => health.down(name, "it goes on, but nothing of it comes here"),
+            Ok(_) if behind == Some(position) => health.down(name, "the log has new messages, but none arrive here"),
             Ok(_) => {
                 behind = Some(position);
                 health.up(name);

@@ -1,9 +1,10 @@
-//! Leases: of several instances of a worker, one at a time does a thing (see [`garage_events::lease`]).
+//! Leases: they elect one of several instances of a worker for a job (see [`garage_events::lease`]).
 //!
-//! The holder renews his entry by compare-and-set. Another instance takes it over, by compare-and-set too, once it has
-//! seen the same revision for `LENGTH` by its own monotonic clock. The holder stops believing that he holds it
-//! `MARGIN` before that: he counts from before he sent his last renewal, the others from after it was stored. So two
-//! believe it at the same time only where a process or a clock was stopped, and then for as long as that.
+//! The holder renews its entry by compare-and-set. Another instance takes the lease over, also by compare-and-set,
+//! when it has seen the same revision for `TAKEOVER_AFTER` by its own monotonic clock. The holder stops relying on the
+//! lease `SAFETY_MARGIN` earlier. In addition, the holder counts from before it sent its last renewal, and the other
+//! instances count from after that renewal was stored. So two instances rely on the lease at the same time only if a
+//! process or a clock was paused, and only for as long as the pause.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +24,7 @@ use garage_events::{
     crash::Point,
     env::{Env, System},
     jetstream::publish,
-    lease::{self, Tenure},
+    lease::{self, LeaseEntry},
 };
 use tokio::{
     sync::watch,
@@ -32,54 +33,57 @@ use tokio::{
 
 use crate::{Health, Shutdown, runtime::keep_trying};
 
-/// How long an entry must have stood still before another instance takes it over: as long as nobody leads after a
-/// crash. A restart that follows one is not to wait for longer than it takes to read a snapshot.
-const LENGTH: Duration = Duration::from_secs(2);
+/// How long an entry must be unchanged before another instance takes the lease over. After a crash, nobody holds the
+/// lease for this long. The time is short, so that an instance that restarts after a crash does not wait longer than it
+/// takes to read a snapshot.
+const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
 
-/// How much earlier its holder gives it up for lost. Clocks that run apart by a thousandth need far less; the rest is
-/// for what he has just begun.
-const MARGIN: Duration = Duration::from_millis(400);
+/// How much earlier the holder considers the lease lost. Clock drift of 0.1 % needs far less; the rest lets the holder
+/// finish what it has just started.
+const SAFETY_MARGIN: Duration = Duration::from_millis(400);
 
-/// How long a renewal is good for; also how long the server has to answer.
-const BELIEF: Duration = LENGTH.saturating_sub(MARGIN);
+/// How long the holder relies on a renewal. Also the time-out of each request to the server.
+const VALIDITY: Duration = TAKEOVER_AFTER.saturating_sub(SAFETY_MARGIN);
 
-/// Between two renewals: one may be lost.
-const RENEW: Duration = Duration::from_millis(500);
+/// Interval of renewals. One renewal may be lost without losing the lease.
+const RENEW_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Between two looks at what another holds: how long nobody leads after a clean end.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval of checks of a lease that is not held here. After a clean shutdown of the holder, nobody holds the lease
+/// for this long.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What an instance holds. Dropping it gives everything back.
+/// The leases that this instance holds. Dropping it releases all of them.
 #[derive(Debug)]
 pub struct Leases {
-    /// Until when each of them is believed to be held.
+    /// The time until which each lease is considered held.
     held: watch::Receiver<BTreeMap<String, Instant>>,
     candidate: watch::Sender<bool>,
     _end: tokio_util::sync::DropGuard,
 }
 
 impl Leases {
-    /// From now on what is free is taken. Before, an instance that is not ready yet only watches, so that it loses no
-    /// time should the holder be gone.
+    /// Starts to acquire free leases. Before this call, the instance only observes them. It can then take over at once
+    /// if the holder has stopped meanwhile.
     pub fn compete(&self) {
         self.candidate.send_replace(true);
     }
 
-    /// Whether this instance holds a lease.
+    /// Whether this instance holds the lease right now.
     pub fn holds(&self, name: &str) -> bool {
         self.held.borrow().get(name).is_some_and(|until| Instant::now() < *until)
     }
 
-    /// Waits until one was taken, or lost to another. One that could not be renewed runs out without a sign.
+    /// Waits until a lease is acquired, or lost to another instance. A lease that expires because it could not be
+    /// renewed causes no notification.
     pub async fn changed(&mut self) {
         if self.held.changed().await.is_err() {
-            // Nobody keeps them any more, and nothing will change.
+            // The task of `keep` has ended, so nothing changes any more.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// Begins to keep leases; the task that is returned does it until the [`Leases`] are dropped.
+/// Acquires and renews the leases with these names. The returned task does the work until the [`Leases`] are dropped.
 pub fn keep(
     context: Context,
     names: Vec<String>,
@@ -89,12 +93,19 @@ pub fn keep(
     let (candidate, competes) = watch::channel(false);
     let end = Shutdown::new();
     let leases = Leases { held: seen, candidate, _end: end.clone().drop_guard() };
-    let me = me();
-    tracing::info!(lease.holder = me, "this instance's name");
+    let instance = instance_name();
+    tracing::info!(lease.holder = instance, "this instance holds leases under this name");
     let keeping = async move {
         let bucket = keep_trying("the leases", || context.get_stream_no_info(lease::STREAM));
         let Some(bucket) = end.run_until_cancelled(bucket).await else { return Ok(()) };
-        let keeper = |name| Keeper { context: &context, bucket: &bucket, me: &me, name, held: &held, health: &health };
+        let keeper = |name| Keeper {
+            context: &context,
+            bucket: &bucket,
+            instance: &instance,
+            name,
+            held: &held,
+            health: &health,
+        };
         let keepers: Vec<_> = names.into_iter().map(keeper).collect();
         join_all(keepers.iter().map(|keeper| keeper.keep(competes.clone(), &end))).await;
         Ok(())
@@ -102,25 +113,27 @@ pub fn keep(
     (leases, keeping)
 }
 
-/// This instance, as no other is called, and as people find it.
-fn me() -> String {
+/// A name that is unique, and that lets operators find the process: `host/process id/UUID`.
+fn instance_name() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}/{}/{}", host.trim(), std::process::id(), System.id())
 }
 
-/// Why an entry was not written.
-enum NotPut {
-    /// Somebody else has written it.
-    Moved,
-    /// It is unknown whether it was written.
+/// Why writing an entry failed.
+enum WriteError {
+    /// Another instance has written a newer revision.
+    Conflict,
+    /// The outcome is unknown: the entry may have been written.
     Unknown(String),
 }
 
-/// Who keeps one lease.
+/// Acquires and renews one lease.
 struct Keeper<'a> {
     context: &'a Context,
     bucket: &'a Stream<()>,
-    me: &'a str,
+    /// The name of this instance.
+    instance: &'a str,
+    /// The name of the lease.
     name: String,
     held: &'a watch::Sender<BTreeMap<String, Instant>>,
     health: &'a Health,
@@ -128,58 +141,61 @@ struct Keeper<'a> {
 
 impl Keeper<'_> {
     async fn keep(&self, mut competes: watch::Receiver<bool>, end: &Shutdown) {
-        // The revision that stands there, and since when it was seen to; of an entry that never was, since ever.
+        // The current revision and when it was first seen. An entry that has never existed has no such time, and counts
+        // as expired.
         let mut seen: (u64, Option<Instant>) = (0, None);
         while !end.is_cancelled() {
-            match self.look().await {
+            match self.read().await {
                 Ok((revision, holder)) => {
                     if seen.0 != revision {
                         seen = (revision, Some(Instant::now()));
                     }
-                    let ours = holder.as_deref() == Some(self.me);
-                    // One that is there no more was not given back: somebody removed it while it was held, perhaps.
-                    let given_back = revision > 0 && holder.is_none();
-                    let stands_still = seen.1.is_none_or(|since| since.elapsed() >= LENGTH);
-                    self.tell(holder.as_deref());
-                    if (ours || given_back || stands_still) && *competes.borrow() {
+                    let ours = holder.as_deref() == Some(self.instance);
+                    // A missing entry (revision 0) does not count as released: it may have been deleted while the lease
+                    // was held.
+                    let released = revision > 0 && holder.is_none();
+                    let expired = seen.1.is_none_or(|since| since.elapsed() >= TAKEOVER_AFTER);
+                    self.report(holder.as_deref());
+                    if (ours || released || expired) && *competes.borrow() {
                         self.hold(revision, end).await;
                     }
                 }
                 Err(reason) => {
-                    tracing::warn!(lease = self.name, reason, "lease cannot be read");
-                    self.tell(None);
+                    tracing::warn!(lease = self.name, reason, "cannot read the lease");
+                    self.report(None);
                 }
             }
             tokio::select! {
                 () = end.cancelled() => {}
-                () = sleep(LOOK) => {}
-                // Taken at once by who was not ready before.
+                () = sleep(CHECK_INTERVAL) => {}
+                // This instance has just become ready: take a free lease at once.
                 Ok(()) = competes.changed() => {}
             }
         }
     }
 
-    /// Takes the lease in the place of a revision, and renews it for as long as that goes well.
+    /// Acquires the lease if its entry still has this revision, and renews it until that fails or `end` is cancelled.
     async fn hold(&self, mut revision: u64, end: &Shutdown) {
         loop {
             let sent = Instant::now();
-            match self.put(revision, Some(self.me)).await {
+            match self.write(revision, Some(self.instance)).await {
                 Ok(stored) => {
                     revision = stored;
-                    self.believe(sent);
+                    self.mark_held(sent);
                 }
-                Err(NotPut::Moved) => return self.lose(),
-                // It was stored, or not; until the last renewal runs out it does not matter.
-                Err(NotPut::Unknown(reason)) => {
+                Err(WriteError::Conflict) => return self.mark_lost(),
+                // Whether it was stored does not matter yet: this instance still holds the lease until the validity of
+                // the last renewal ends.
+                Err(WriteError::Unknown(reason)) => {
                     return tracing::warn!(lease = self.name, reason, "lease not renewed");
                 }
             }
             tokio::select! {
-                () = sleep(RENEW) => {}
+                () = sleep(RENEW_INTERVAL) => {}
                 () = end.cancelled() => {
-                    self.lose();
-                    if let Err(NotPut::Unknown(reason)) = self.put(revision, None).await {
-                        tracing::warn!(lease = self.name, reason, "lease not given back; it will run out");
+                    self.mark_lost();
+                    if let Err(WriteError::Unknown(reason)) = self.write(revision, None).await {
+                        tracing::warn!(lease = self.name, reason, "lease not released; it will expire");
                     }
                     return;
                 }
@@ -187,43 +203,44 @@ impl Keeper<'_> {
         }
     }
 
-    fn believe(&self, sent: Instant) {
-        let anew = self.held.send_if_modified(|held| {
-            held.insert(self.name.clone(), sent + BELIEF).is_none_or(|until| until <= Instant::now())
+    fn mark_held(&self, sent: Instant) {
+        let acquired = self.held.send_if_modified(|held| {
+            held.insert(self.name.clone(), sent + VALIDITY).is_none_or(|until| until <= Instant::now())
         });
-        if anew {
-            tracing::info!(lease = self.name, "lease taken");
+        if acquired {
+            tracing::info!(lease = self.name, "lease acquired");
         }
-        self.tell(Some(self.me));
+        self.report(Some(self.instance));
     }
 
-    fn lose(&self) {
+    fn mark_lost(&self) {
         if self.held.send_if_modified(|held| held.remove(&self.name).is_some()) {
             tracing::info!(lease = self.name, "lease no longer held");
         }
-        self.tell(None);
+        self.report(None);
     }
 
-    /// Tells operators who holds it: this instance, whatever the entry says, only while it believes so.
-    fn tell(&self, entry: Option<&str>) {
+    /// Reports the holder in /readyz and as a metric. This instance counts as the holder only while its last renewal is
+    /// valid, whatever the entry says.
+    fn report(&self, entry: Option<&str>) {
         let here = self.held.borrow().get(&self.name).is_some_and(|until| Instant::now() < *until);
         metrics::gauge!("garage_lease_held", "lease" => self.name.clone()).set(f64::from(u8::from(here)));
-        let text = match entry.filter(|holder| *holder != self.me) {
-            _ if here => "held here".into(),
+        let text = match entry.filter(|holder| *holder != self.instance) {
+            _ if here => "held by this instance".into(),
             Some(holder) => format!("held by {holder}"),
-            None => "held by nobody that is known".into(),
+            None => "no known holder".into(),
         };
         self.health.note(format!("lease {}", self.name), text);
     }
 
-    /// The entry's revision, 0 when there is none, and who holds it; told by the bucket's leader.
-    async fn look(&self) -> Result<(u64, Option<String>), String> {
+    /// Reads the entry's revision (0 if there is no entry) and its holder, from the leader of the bucket's stream.
+    async fn read(&self) -> Result<(u64, Option<String>), String> {
         let subject = lease::subject(&self.name);
-        match timeout(BELIEF, self.bucket.get_last_raw_message_by_subject(&subject)).await {
+        match timeout(VALIDITY, self.bucket.get_last_raw_message_by_subject(&subject)).await {
             Ok(Ok(message)) => {
-                // One that was deleted with a KV client has no body.
-                let tenure = serde_json::from_slice(&message.payload).unwrap_or(Tenure { holder: None });
-                Ok((message.sequence, tenure.holder))
+                // An entry that was deleted with a KV client has no body.
+                let entry = serde_json::from_slice(&message.payload).unwrap_or(LeaseEntry { holder: None });
+                Ok((message.sequence, entry.holder))
             }
             Ok(Err(error)) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok((0, None)),
             Ok(Err(error)) => Err(error.to_string()),
@@ -231,15 +248,16 @@ impl Keeper<'_> {
         }
     }
 
-    async fn put(&self, expected: u64, holder: Option<&str>) -> Result<u64, NotPut> {
-        let unknown = |error: &dyn std::fmt::Display| NotPut::Unknown(error.to_string());
-        let tenure = Tenure { holder: holder.map(Into::into) };
-        let body = serde_json::to_vec(&tenure).map_err(|error| unknown(&error))?;
+    /// Writes the entry if it still has the `expected` revision, and returns the new revision.
+    async fn write(&self, expected: u64, holder: Option<&str>) -> Result<u64, WriteError> {
+        let unknown = |error: &dyn std::fmt::Display| WriteError::Unknown(error.to_string());
+        let entry = LeaseEntry { holder: holder.map(Into::into) };
+        let body = serde_json::to_vec(&entry).map_err(|error| unknown(&error))?;
         let message = PublishMessage::build().payload(body.into()).expected_last_subject_sequence(expected);
         let sent = publish(self.context, Point::LeaseKept, lease::subject(&self.name), message);
-        match timeout(BELIEF, sent).await {
+        match timeout(VALIDITY, sent).await {
             Ok(Ok(ack)) => Ok(ack.sequence),
-            Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(NotPut::Moved),
+            Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(WriteError::Conflict),
             Ok(Err(error)) => Err(unknown(&error)),
             Err(_) => Err(unknown(&"no answer")),
         }

@@ -1,12 +1,14 @@
-//! The ground that every worker stands on.
+//! The runtime that all workers share.
 //!
-//! - [`main`]: tracing, configuration, exit code; what a worker's `main.rs` calls.
-//! - [`Runtime`]: the connection to NATS, the admin port, long tasks and their clean end.
+//! - [`main`]: tracing, configuration and exit code. Each worker's `main.rs` calls it.
+//! - [`Runtime`]: the connection to NATS, the admin port, long-running tasks and clean shutdown.
 //! - [`redis`]: the connection to Redis.
-//! - [`lag`]: whether a reader of the log keeps up with it; [`lease`]: which of several instances does something.
-//! - [`operator`]: accounts and users of NATS in operator mode, and the games' users.
-//! - [`seal`]: a game's secrets on their way from session to director.
-//! - [`service`]: answering requests; [`reactor`]: reacting to the log's messages, each at least once.
+//! - [`lag`]: reports whether a reader of the log keeps up.
+//! - [`lease`]: elects one of several instances for a job.
+//! - [`operator`]: signs the JWTs of NATS operator mode, and creates a NATS user for each game server.
+//! - [`seal`]: encrypts a game's secrets on their way from session to director.
+//! - [`service`]: answers requests.
+//! - [`reactor`]: reacts to messages of the log, each at least once.
 
 mod admin;
 pub mod config;

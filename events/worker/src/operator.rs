@@ -1,7 +1,7 @@
-//! What NATS in operator mode goes by: JWTs, signed with nkeys. The operator vouches for accounts, an account for its
-//! users, and a scoped signing key of the account for users with the rights of its scope and no other.
+//! Signs the JWTs of NATS operator mode with nkeys. The operator signs accounts, and an account signs its users. The
+//! account also has a scoped signing key, which can only sign users with the rights of its scope.
 //!
-//! The claims are those of version 2 of github.com/nats-io/jwt.
+//! The claims follow version 2 of github.com/nats-io/jwt.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use garage_events::{
@@ -13,49 +13,49 @@ use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-/// How long a game's user outlives the hard end of its session: what was reported at the last moment may have to be
-/// repeated while NATS is away, and two clocks may differ.
+/// How long the user of a game server remains valid after the deadline of its session. A report of the last moment may
+/// have to be repeated while NATS is unavailable, and clocks may differ.
 const GAME_MARGIN: time::Duration = time::Duration::minutes(5);
 
-/// How long who was asked may take to answer.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long after receiving a request a user may send the response.
+const RESPONSE_TTL: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// What a user may publish and subscribe to.
 #[derive(Debug, Default, Clone)]
 pub struct Rights {
-    /// Subjects that it may publish.
+    /// Subjects to which it may publish; wildcards are allowed.
     pub publish: Vec<&'static str>,
-    /// Subjects that it may subscribe to.
+    /// Subjects to which it may subscribe; wildcards are allowed.
     pub subscribe: Vec<&'static str>,
-    /// Whether it may answer a request, once, to wherever the request asks.
+    /// Whether it may send one response to the reply subject of each request that it receives.
     pub responds: bool,
 }
 
-/// Something cannot be signed, or is no such key.
+/// Why a key cannot be loaded or a JWT cannot be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
-    /// The text is no seed, or the key cannot sign.
-    #[error("not the seed of a key that signs")]
+    /// The text is not a seed, or the key cannot sign.
+    #[error("not a valid seed of a signing key")]
     Key(#[source] nkeys::error::Error),
-    /// It is of another kind than is asked for.
-    #[error("the seed of a key of another kind: {0:?}")]
+    /// The key has this type instead of the expected one.
+    #[error("the seed belongs to a key of the wrong type: {0:?}")]
     Kind(KeyPairType),
-    /// Credentials hold no user's JWT that can be read.
-    #[error("credentials without a user's JWT")]
+    /// The credentials contain no readable JWT of a user.
+    #[error("the credentials contain no readable JWT of a user")]
     Credentials,
 }
 
-/// The key pair of a seed.
+/// Loads the key pair of a seed.
 ///
 /// # Errors
-/// When it is none, or of another kind; tells nothing of it.
+/// When the text is not a seed, or the key has another type. The error does not reveal the seed.
 pub fn key(seed: &Secret, kind: KeyPairType) -> Result<KeyPair, SignError> {
     let key = KeyPair::from_seed(seed.expose().trim()).map_err(SignError::Key)?;
     let found = key.key_pair_type();
     if found == kind { Ok(key) } else { Err(SignError::Kind(found)) }
 }
 
-/// The operator's JWT, which servers are configured with.
+/// The operator's JWT, which is part of the configuration of each NATS server.
 ///
 /// # Errors
 /// [`SignError::Key`]
@@ -64,7 +64,7 @@ pub fn operator(operator: &KeyPair, system: &KeyPair) -> Result<String, SignErro
     sign(operator, &operator.public_key(), "garage", None, nats)
 }
 
-/// The JWT of the system account, which has no JetStream.
+/// The JWT of the system account, without JetStream.
 ///
 /// # Errors
 /// [`SignError::Key`]
@@ -73,8 +73,8 @@ pub fn system_account(operator: &KeyPair, account: &KeyPair) -> Result<String, S
     sign(operator, &account.public_key(), "SYS", None, nats)
 }
 
-/// The JWT of the account that has JetStream, with a scoped key: whoever holds that one can sign users that have the
-/// `scope`'s rights, and no other user.
+/// The JWT of the account with JetStream. It declares a scoped signing key: the key can only sign users with the rights
+/// of the `scope`.
 ///
 /// # Errors
 /// [`SignError::Key`]
@@ -87,18 +87,21 @@ pub fn account(
 ) -> Result<String, SignError> {
     let mut limits = unlimited();
     if let Some(limits) = limits.as_object_mut() {
-        // An account without these has no JetStream.
+        // JetStream is off in an account without these limits.
         let storage = ["mem_storage", "disk_storage", "streams", "consumer"];
         limits.extend(storage.map(|name| (name.to_owned(), json!(-1))));
     }
-    let key = json!({ "kind": "user_scope", "key": scoped.public_key(), "role": "game", "template": permissions(Some(scope)) });
+    let key = json!({
+        "kind": "user_scope", "key": scoped.public_key(), "role": "game", "template": permissions(Some(scope)),
+    });
     let nats = json!({
         "type": "account", "version": 2, "limits": limits, "default_permissions": {}, "signing_keys": [key],
     });
     sign(operator, &account.public_key(), name, None, nats)
 }
 
-/// Credentials of a new user of an account, signed by that itself. Without rights given he may do everything.
+/// Creates a user and returns its credentials, signed by the account key. A user without `rights` has no restrictions
+/// inside the account.
 ///
 /// # Errors
 /// [`SignError::Key`]
@@ -110,7 +113,7 @@ pub fn user(account: &KeyPair, name: &str, rights: Option<&Rights>) -> Result<Se
     credentials(account, name, None, nats)
 }
 
-/// Makes users for games, with a scoped key: each for one attempt at one session.
+/// Creates NATS users for game servers with the scoped signing key. Each user is for one attempt of one session.
 #[derive(Debug, Clone)]
 pub struct Mint {
     key: KeyPair,
@@ -118,20 +121,20 @@ pub struct Mint {
 }
 
 impl Mint {
-    /// With the key of this seed, in the account that a user's own credentials are of.
+    /// Takes the seed of the scoped key, and the credentials of the caller, whose account the new users join.
     ///
     /// # Errors
-    /// When one of them cannot be read.
+    /// When the seed or the credentials are invalid.
     pub fn new(seed: &Secret, own_credentials: &Secret) -> Result<Self, SignError> {
         Ok(Self { key: key(seed, KeyPairType::Account)?, account: account_of(own_credentials)? })
     }
 
-    /// Credentials for the game server of an attempt at a session that ends hard at `ends_at`.
+    /// Creates the credentials for the game server of one attempt. `ends_at` is the final deadline of the session.
     ///
     /// # Errors
     /// [`SignError::Key`]
     pub fn game(&self, session: SessionId, attempt: u32, ends_at: OffsetDateTime) -> Result<Secret, SignError> {
-        // Its rights are the scope's. With any of its own the server would refuse it, limits too.
+        // The scope of the key defines the rights. The server rejects a scoped user with rights or limits of its own.
         let nats = json!({
             "type": "user",
             "version": 2,
@@ -142,20 +145,20 @@ impl Mint {
     }
 }
 
-/// The account that credentials are of.
+/// The public key of the account to which the credentials belong.
 fn account_of(credentials: &Secret) -> Result<String, SignError> {
     let claims = || {
         let jwt = credentials.expose().lines().find(|line| line.starts_with("eyJ"))?;
         let claims = URL_SAFE_NO_PAD.decode(jwt.split('.').nth(1)?).ok()?;
         let claims: Value = serde_json::from_slice(&claims).ok()?;
-        // Absent where the account itself has signed.
+        // `issuer_account` is absent if the account key itself signed the user; then `iss` is the account.
         let account = claims.pointer("/nats/issuer_account").or_else(|| claims.get("iss"))?;
         account.as_str().map(ToOwned::to_owned)
     };
     claims().ok_or(SignError::Credentials)
 }
 
-/// -1 is without a limit, and what is absent is none at all.
+/// Account limits that allow everything except JetStream. -1 means unlimited; an absent limit means zero.
 fn unlimited() -> Value {
     json!({
         "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
@@ -168,8 +171,8 @@ fn permissions(rights: Option<&Rights>) -> Value {
     if let Some(rights) = rights {
         publish = json!({ "allow": rights.publish });
         subscribe = json!({ "allow": rights.subscribe });
-        // Nanoseconds.
-        responds = rights.responds.then(|| json!({ "max": 1, "ttl": ANSWER.as_secs() * 1_000_000_000 }));
+        // The TTL is in nanoseconds.
+        responds = rights.responds.then(|| json!({ "max": 1, "ttl": RESPONSE_TTL.as_secs() * 1_000_000_000 }));
     }
     let mut permissions = json!({ "pub": publish, "sub": subscribe, "subs": -1, "data": -1, "payload": -1 });
     if let (Some(responds), Some(fields)) = (responds, permissions.as_object_mut()) {
@@ -178,7 +181,7 @@ fn permissions(rights: Option<&Rights>) -> Value {
     permissions
 }
 
-/// Credentials in the form that NATS clients read from a file.
+/// Creates a user and returns its credentials in the file format of NATS clients.
 fn credentials(
     signer: &KeyPair,
     name: &str,
@@ -204,7 +207,7 @@ fn sign(
     let mut claims = json!({
         "iat": System.now().unix_timestamp(), "iss": signer.public_key(), "sub": subject, "name": name, "nats": nats,
     });
-    // What names a token may be anything; this one is as unique as its claims.
+    // The id of a token can be any unique text. A hash of the claims is unique enough.
     let id = fingerprint(claims.to_string().as_bytes());
     if let Some(fields) = claims.as_object_mut() {
         fields.insert("jti".to_owned(), id.into());
@@ -220,7 +223,7 @@ fn sign(
 mod tests {
     use super::*;
 
-    /// Who is signed for, with what claims, and by whom, if the signature is his.
+    /// Verifies the signature of the JWT in the credentials, and returns its claims.
     fn claims(credentials: &Secret) -> Value {
         let jwt = credentials.expose().lines().find(|line| line.starts_with("eyJ")).unwrap();
         let (signed, signature) = jwt.rsplit_once('.').unwrap();
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_games_user_is_of_one_attempt_and_of_the_account_of_who_signs_and_outlives_the_end_by_five_minutes() {
+    fn the_user_of_a_game_server_belongs_to_one_attempt_and_expires_five_minutes_after_the_session() {
         let (account, scoped) = (KeyPair::new_account(), KeyPair::new_account());
         let own = user(&account, "session", None).unwrap();
         let mint = Mint::new(&Secret::new(scoped.seed().unwrap()), &own).unwrap();
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_another_kind_or_none_is_refused_and_not_repeated() {
+    fn an_invalid_seed_or_a_key_of_another_type_is_rejected_and_the_error_does_not_repeat_it() {
         let seed = KeyPair::new_user().seed().unwrap();
         for text in [seed.as_str(), "SAhunter2", ""] {
             let error = key(&Secret::new(text), KeyPairType::Account).unwrap_err();

@@ -1,4 +1,4 @@
-//! What a worker's `main.rs` calls.
+//! The entry points that a worker's `main.rs` calls.
 
 use std::{
     future::Future,
@@ -11,7 +11,8 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{Shutdown, Stopped};
 
-/// Reads the configuration, runs the worker until it ends or the process is told to stop, and says how it went.
+/// Reads the configuration and runs the worker until it ends or a signal stops it. The exit code says whether it
+/// succeeded.
 pub fn main<C, F, R>(run: F) -> ExitCode
 where
     C: Parser,
@@ -21,20 +22,21 @@ where
     process("info", run, |error| tracing::error!("{error:#}"))
 }
 
-/// As [`main`], for a command that a person types: warnings only are logged, and the error is a line to be read.
+/// Like [`main`], but for interactive commands: it logs only warnings and errors, and prints the final error as one
+/// plain line.
 pub fn command<C, F, R>(run: F) -> ExitCode
 where
     C: Parser,
     F: FnOnce(C, Shutdown) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
-    // What that client logs, the error says too.
+    // kube_client logs failures that the final error repeats.
     process("warn,kube_client=off", run, |error| {
         let _ = writeln!(std::io::stderr(), "error: {error:#}");
     })
 }
 
-fn process<C, F, R>(level: &str, run: F, complain: impl FnOnce(&anyhow::Error)) -> ExitCode
+fn process<C, F, R>(level: &str, run: F, report: impl FnOnce(&anyhow::Error)) -> ExitCode
 where
     C: Parser,
     F: FnOnce(C, Shutdown) -> R,
@@ -42,7 +44,7 @@ where
 {
     let config = C::parse();
     init_tracing(level);
-    // One TLS provider for the whole workspace; a second installation is the same one.
+    // The whole workspace uses one TLS provider, so an error here only means that it is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -60,13 +62,13 @@ where
         });
         run(config, shutdown).await
     });
-    // A blocking task that hangs must not hold the process up.
+    // Do not wait for blocking tasks: one that hangs must not delay the exit.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            report(&error);
             ExitCode::FAILURE
         }
     }
@@ -76,7 +78,7 @@ where
 pub async fn shutdown_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        tracing::error!("signals cannot be received; the process can only be killed");
+        tracing::error!("cannot handle SIGTERM and SIGINT; stop the process with SIGKILL");
         return std::future::pending().await;
     };
     tokio::select! {
@@ -85,10 +87,10 @@ pub async fn shutdown_signal() {
     }
 }
 
-/// Logs to standard error: text on a terminal, JSON otherwise. `RUST_LOG` says how much; `level` by default.
+/// Logs to standard error: text on a terminal, JSON otherwise. `RUST_LOG` sets the filter; `level` is the default.
 pub fn init_tracing(level: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // In tests several workers share a process; the first one's choice holds.
+    // In tests several workers share a process. The first call wins, and later calls fail without effect.
     let _ = if std::io::stderr().is_terminal() { log.try_init() } else { log.json().flatten_event(true).try_init() };
 }

@@ -1,14 +1,15 @@
-//! Reacting to messages of a stream, through a durable consumer that the worker's instances share.
+//! Reacts to messages of a stream, through a durable consumer that the worker's instances share.
 //!
-//! A message is acknowledged after its effect is durable, so that it may come more than once: a handler must be
-//! idempotent. A dependency that is down is no failed delivery: the message is held, with progress reported, and as all
-//! places fill, nothing more is fetched.
+//! A message is acknowledged after its effect is durable. It can therefore arrive more than once, and a handler must be
+//! idempotent. An unavailable dependency does not count as a failed delivery: the reactor holds the message and reports
+//! progress to the server. When all slots are in use, it fetches no more messages.
 //!
-//! A message that cannot be handled becomes a dead letter. How often it was delivered says little of that: in an outage
-//! it may come any number of times. So each instance counts the deliveries whose tries were all in vain (`vain.rs`). An
-//! operator may have its handler try it again once the cause is mended (`retry.rs`).
+//! A message that cannot be handled becomes a dead letter. The server's delivery count does not decide this, because
+//! during an outage a message may be delivered any number of times. Instead, each instance counts the deliveries in
+//! which all tries failed (`failed_deliveries.rs`). An operator can retry a dead letter when the cause is fixed
+//! (`retry.rs`).
 //!
-//! A consumer that has stopped is made again (`watchdog.rs`).
+//! A consumer that has stopped is recreated (`watchdog.rs`).
 
 mod failed_deliveries;
 mod retry;
@@ -24,7 +25,7 @@ use garage_events::{
     dead_letter::DeadLetter,
     event::{DecodeError, Event, Recorded},
     jetstream::{publish, setup},
-    log::{AppendError, Behind, ReadError},
+    log::{AppendError, ReadError, StaleRead},
     reaction, subject,
 };
 use time::OffsetDateTime;
@@ -36,52 +37,51 @@ use tokio::{
 use self::{failed_deliveries::FailedDeliveries, watchdog::Watchdog};
 use crate::{Health, Shutdown};
 
-/// Deliveries in vain after which a message that still cannot be handled goes to the dead letters.
-const DELIVERIES: u32 = 10;
+/// After this many failed deliveries, the next failure makes the message a dead letter.
+const MAX_FAILED_DELIVERIES: u32 = 10;
 
-/// Deliveries after which a message is taken for one that the process dies of each time, so that it cannot even be tried
-/// once more for its error. A connection that comes and goes brings about one in five seconds, and this is a quarter of
-/// an hour of them.
-const DEADLY: i64 = 180;
+/// After this many deliveries without an acknowledgement, the message is assumed to kill the process each time. It then
+/// becomes a dead letter without another try. An unstable connection causes about one redelivery every five seconds, so
+/// this is 15 minutes of redeliveries.
+const MAX_DELIVERIES: i64 = 180;
 
-/// Tries that one delivery gets, when each ends in a conflict or the like.
-const TRIES: u32 = 5;
+/// Tries per delivery, if each of them ends in [`Failure::Retry`].
+const MAX_TRIES: u32 = 5;
 
-/// The longest that one try may take, which is several times what its slowest step may: longer, and something that it
-/// awaits will never answer.
-const TRY: Duration = Duration::from_secs(120);
+/// Time-out of one try. It is several times as long as the slowest step of a handler may take. A try that runs longer
+/// waits for an answer that will never come.
+const TRY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often the server hears that a delivery that is held is not forgotten: twice within [`setup::ACK_WAIT`], and a
-/// second to spare.
-const PROGRESS: Duration = Duration::from_secs(2);
+/// Interval of progress reports for a delivery in progress: two fit into [`setup::ACK_WAIT`], with one second to spare.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long one request for messages stands. When the server that holds it dies, nothing comes until it is over; and a
-/// worker that is told to stop waits for its end.
-const PULL: Duration = Duration::from_millis(500);
+/// Lifetime of one request for messages. If the server that has the request dies, no messages arrive until the request
+/// expires. On shutdown, the worker waits for it to expire.
+const PULL_LIFETIME: Duration = Duration::from_millis(500);
 
-/// Between two attempts to fetch, when one has failed.
-const AGAIN: Duration = Duration::from_millis(250);
+/// Pause after a failed fetch.
+const FETCH_RETRY: Duration = Duration::from_millis(250);
 
-/// After how long a message comes again whose dead letter could not be stored.
+/// Delay of the redelivery when a dead letter could not be stored.
 const DEAD_LETTER_RETRY: Duration = Duration::from_secs(10);
 
 /// A message to react to.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// Its sequence in its stream.
+    /// The sequence of the message in its stream.
     pub seq: u64,
-    /// Its stream's timestamp.
+    /// When the stream stored the message.
     pub time: OffsetDateTime,
-    /// Its subject.
+    /// The subject under which it was published.
     pub subject: String,
-    /// Its body.
+    /// The payload as published.
     pub body: Bytes,
-    /// How often it has come, this time included.
+    /// How often the server has delivered the message, including this delivery. Starts at 1.
     pub delivered: i64,
 }
 
 impl Delivery {
-    /// Reads it as an event of the log.
+    /// Decodes the message as an event of the log.
     ///
     /// # Errors
     /// [`Failure::Newer`], [`Failure::Poison`]
@@ -91,48 +91,48 @@ impl Delivery {
     }
 }
 
-/// Why a reaction did not come about.
+/// Why a reaction failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Something the reaction needs is down; it is tried for as long as that takes.
+    /// A dependency is unavailable. The reactor retries without a limit.
     #[error("{0:#}")]
     Unavailable(anyhow::Error),
-    /// It may do next time.
+    /// A conflict or a similar problem. The next try may succeed.
     #[error("{0:#}")]
     Retry(anyhow::Error),
-    /// It takes a newer build, which may be running beside this one, or about to. It is offered again for some minutes,
-    /// more and more seldom, before it is put aside.
+    /// Only a newer build understands the message. Such a build may already run, or be about to start. The message is
+    /// redelivered for about three minutes, with growing pauses, before it becomes a dead letter.
     #[error("{0:#}")]
     Newer(anyhow::Error),
-    /// It never will.
+    /// No try can succeed. The message becomes a dead letter at once.
     #[error("{0:#}")]
     Poison(anyhow::Error),
 }
 
-/// What a reactor does with a delivery whose handler has failed.
+/// What a reactor does with a delivery after a failed try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
-    /// It keeps it, and tries again after this time.
+pub enum NextStep {
+    /// Keep the delivery, and try again after this pause.
     Hold(Duration),
-    /// It gives it back: it comes again after this time, to any instance.
+    /// Return the message to the server, which redelivers it after this pause to any instance.
     Return(Duration),
-    /// It puts it aside, with the dead letters.
+    /// Store the message as a dead letter.
     DeadLetter,
 }
 
 impl Failure {
-    /// What follows when this is how a try ended, the `tries`-th of a delivery of a message of which so many deliveries were
-    /// in vain before.
-    pub fn then(&self, failed_deliveries: u32, tries: u32) -> Then {
-        // After 1 to 32 s: all [`DELIVERIES`] take three minutes.
-        let again_later = Then::Return(Duration::from_millis(1_000 << failed_deliveries.min(5)));
+    /// The next step after a try ended with this failure. `tries` counts the tries of this delivery, including this
+    /// one. `failed_deliveries` counts the failed deliveries of the message before this delivery.
+    pub fn next_step(&self, failed_deliveries: u32, tries: u32) -> NextStep {
+        // The pause grows from 1 to 32 s. All failed deliveries together take about three minutes.
+        let return_message = NextStep::Return(Duration::from_millis(1_000 << failed_deliveries.min(5)));
         match self {
-            Self::Poison(_) => Then::DeadLetter,
-            Self::Unavailable(_) => Then::Hold(Duration::from_millis(100 << tries.clamp(1, 5))),
-            Self::Newer(_) | Self::Retry(_) if failed_deliveries >= DELIVERIES => Then::DeadLetter,
-            Self::Newer(_) => again_later,
-            Self::Retry(_) if tries >= TRIES => again_later,
-            Self::Retry(_) => Then::Hold(Duration::from_millis(5 << tries)),
+            Self::Poison(_) => NextStep::DeadLetter,
+            Self::Unavailable(_) => NextStep::Hold(Duration::from_millis(100 << tries.clamp(1, 5))),
+            Self::Newer(_) | Self::Retry(_) if failed_deliveries >= MAX_FAILED_DELIVERIES => NextStep::DeadLetter,
+            Self::Newer(_) => return_message,
+            Self::Retry(_) if tries >= MAX_TRIES => return_message,
+            Self::Retry(_) => NextStep::Hold(Duration::from_millis(5 << tries)),
         }
     }
 }
@@ -147,8 +147,8 @@ impl From<ReadError> for Failure {
     }
 }
 
-impl From<Behind> for Failure {
-    fn from(error: Behind) -> Self {
+impl From<StaleRead> for Failure {
+    fn from(error: StaleRead) -> Self {
         Self::Retry(error.into())
     }
 }
@@ -167,17 +167,17 @@ impl From<reaction::Error> for Failure {
     fn from(error: reaction::Error) -> Self {
         match error {
             reaction::Error::Read(error) => error.into(),
-            reaction::Error::Behind(error) => error.into(),
+            reaction::Error::StaleRead(error) => error.into(),
             reaction::Error::Append(error) => error.into(),
         }
     }
 }
 
-/// Reacts to a consumer's messages, at most `concurrency` at a time, until `shutdown`; then finishes what it holds.
-/// `health` says whether there are messages to be had of the consumer. To be spawned as a long task.
+/// Reacts to a consumer's messages, at most `concurrency` at a time. After `shutdown` it finishes the deliveries in
+/// progress. It reports in `health` whether messages can be fetched. Spawn it as a long-running task.
 ///
 /// # Errors
-/// When nobody can ask for dead letters to be handled again.
+/// When the endpoint for retrying dead letters cannot be opened.
 pub async fn react<F, R>(
     context: jetstream::Context,
     consumer: setup::Consumer,
@@ -191,40 +191,35 @@ where
     R: Future<Output = Result<(), Failure>> + Send,
 {
     let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
-    let places = Arc::new(Semaphore::new(concurrency));
+    let slots = Arc::new(Semaphore::new(concurrency));
     let mut watchdog = Watchdog::new(context.clone(), consumer);
-    let reactor = Reactor {
-        context,
-        consumer,
-        places: Arc::clone(&places),
-        failed_deliveries: FailedDeliveries::default(),
-        health,
-        shutdown,
-        handler,
-    };
-    // What is in flight goes on when this ends.
+    let failed_deliveries = FailedDeliveries::default();
+    let reactor =
+        Reactor { context, consumer, slots: Arc::clone(&slots), failed_deliveries, health, shutdown, handler };
+    // Deliveries in progress run in tasks of their own and continue when this future ends.
     let reacting = async {
         while !reactor.shutdown.is_cancelled() {
             if let Err(error) = reactor.fetch(&mut watchdog).await {
-                tracing::warn!(consumer = consumer.name, %error, "messages cannot be fetched; trying again");
+                tracing::warn!(consumer = consumer.name, %error, "cannot fetch messages; will retry");
                 reactor.health.down(consumer.name, error.to_string());
-                watchdog.mend(&reactor.shutdown).await;
-                reactor.shutdown.run_until_cancelled(sleep(AGAIN)).await;
+                watchdog.repair(&reactor.shutdown).await;
+                reactor.shutdown.run_until_cancelled(sleep(FETCH_RETRY)).await;
             }
         }
         Ok(())
     };
     let ended = tokio::try_join!(retrying, reacting);
-    // All places free means that nothing is in flight.
-    let _ = places.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
+    // When all slots are free, no delivery is in progress.
+    let _ = slots.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
     ended.map(drop)
 }
 
-/// One instance's part in a consumer.
+/// The reactor of one instance.
 struct Reactor<F> {
     context: jetstream::Context,
     consumer: setup::Consumer,
-    places: Arc<Semaphore>,
+    /// One permit per delivery that may be in progress.
+    slots: Arc<Semaphore>,
     failed_deliveries: FailedDeliveries,
     health: Health,
     shutdown: Shutdown,
@@ -236,44 +231,44 @@ where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,
 {
-    /// Fetches and begins to react, until `shutdown` or until fetching fails.
+    /// Fetches messages and starts reactions, until `shutdown` or until a fetch fails.
     ///
-    /// A request that the server has is waited for to its end: what it sends us until then is in nobody else's hands,
-    /// and would come to another instance only when its ack_wait is over.
+    /// A request to the server is never abandoned before it expires: the messages that the server sends for it would
+    /// reach another instance only after their ack_wait.
     async fn fetch(&self, watchdog: &mut Watchdog) -> Result<(), async_nats::Error> {
         let (name, shutdown) = (self.consumer.name, &self.shutdown);
         let stream = self.context.get_stream_no_info(self.consumer.stream).await?;
         let Some(pull) = shutdown.run_until_cancelled(stream.get_consumer(name)).await else { return Ok(()) };
         let pull: PullConsumer = pull?;
         loop {
-            // No more than there are places for: what is fetched is begun at once. A message that waited in a buffer
-            // here would run out of its ack_wait.
-            let place = shutdown.run_until_cancelled(Arc::clone(&self.places).acquire_owned()).await;
-            let Some(mut free) = place.filter(|_| !shutdown.is_cancelled()).transpose()? else { return Ok(()) };
-            let more = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
-            if let Ok(more) = Arc::clone(&self.places).try_acquire_many_owned(more) {
+            // Fetch only as many messages as there are free slots, so that each reaction starts at once. The ack_wait
+            // of a message in a buffer would expire.
+            let slot = shutdown.run_until_cancelled(Arc::clone(&self.slots).acquire_owned()).await;
+            let Some(mut free) = slot.filter(|_| !shutdown.is_cancelled()).transpose()? else { return Ok(()) };
+            let more = u32::try_from(self.slots.available_permits()).unwrap_or(u32::MAX);
+            if let Ok(more) = Arc::clone(&self.slots).try_acquire_many_owned(more) {
                 free.merge(more);
             }
-            let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL).messages().await?;
-            let mut brought = false;
+            let mut batch = pull.batch().max_messages(free.num_permits()).expires(PULL_LIFETIME).messages().await?;
+            let mut received = false;
             while let Some(message) = batch.next().await {
                 let message = message?;
-                brought = true;
-                // There are as many places as messages were asked for.
-                let Some(place) = free.split(1) else { break };
-                self.begin(message, place);
+                received = true;
+                // Never `None`: the request asked for as many messages as there are permits.
+                let Some(slot) = free.split(1) else { break };
+                self.start(message, slot);
             }
             drop(free);
-            let looking = shutdown.run_until_cancelled(watchdog.after_request(brought));
-            let Some(looked) = looking.await else { return Ok(()) };
-            looked?;
-            if watchdog.works() {
+            let checking = shutdown.run_until_cancelled(watchdog.after_request(received));
+            let Some(checked) = checking.await else { return Ok(()) };
+            checked?;
+            if watchdog.is_working() {
                 self.health.up(name);
             }
         }
     }
 
-    fn begin(&self, message: jetstream::Message, place: OwnedSemaphorePermit) {
+    fn start(&self, message: jetstream::Message, slot: OwnedSemaphorePermit) {
         let reaction = Reaction {
             context: self.context.clone(),
             consumer: self.consumer,
@@ -284,25 +279,26 @@ where
         let handler = self.handler.clone();
         tokio::spawn(async move {
             reaction.run(handler).await;
-            drop(place);
+            drop(slot);
         });
     }
 }
 
-/// Tries once. A handler that panics has failed as any other: the next message may fare better.
+/// Calls the handler once. A panic counts as a failure, so that it does not affect other messages.
 async fn attempt<F, R>(handler: &F, delivery: &Delivery) -> Result<(), Failure>
 where
     F: Fn(Delivery) -> R,
     R: Future<Output = Result<(), Failure>>,
 {
     let handled = AssertUnwindSafe(async { handler(delivery.clone()).await }).catch_unwind();
-    match timeout(TRY, handled).await {
+    match timeout(TRY_TIMEOUT, handled).await {
         Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) => Err(Failure::Retry(anyhow::anyhow!("the handler panicked; the log of this process says where"))),
-        Err(_) => Err(Failure::Unavailable(anyhow::anyhow!("no answer within {} s", TRY.as_secs()))),
+        Ok(Err(_)) => Err(Failure::Retry(anyhow::anyhow!("the handler panicked; see the log of this process"))),
+        Err(_) => Err(Failure::Unavailable(anyhow::anyhow!("the handler timed out after {} s", TRY_TIMEOUT.as_secs()))),
     }
 }
 
+/// One delivery in progress.
 struct Reaction {
     context: jetstream::Context,
     consumer: setup::Consumer,
@@ -312,7 +308,7 @@ struct Reaction {
 }
 
 impl Reaction {
-    /// Reacts, while telling the server that the delivery is not forgotten.
+    /// Reacts, and meanwhile reports progress to the server so that it does not redeliver the message.
     async fn run<F, R>(self, handler: F)
     where
         F: Fn(Delivery) -> R,
@@ -320,8 +316,8 @@ impl Reaction {
     {
         let progress = async {
             loop {
-                sleep(PROGRESS).await;
-                self.answer(AckKind::Progress).await;
+                sleep(PROGRESS_INTERVAL).await;
+                self.send_ack(AckKind::Progress).await;
             }
         };
         tokio::select! {
@@ -345,11 +341,11 @@ impl Reaction {
                 delivered: info.delivered,
             },
             Err(error) => {
-                tracing::error!(consumer = name, %error, "delivery without its place in the stream");
+                tracing::error!(consumer = name, %error, "cannot read the stream sequence of a delivery; ignoring it");
                 return;
             }
         };
-        if delivery.delivered > DEADLY {
+        if delivery.delivered > MAX_DELIVERIES {
             let reason = format!("delivered {} times and never acknowledged", delivery.delivered);
             return self.dead_letter(&delivery, &reason).await;
         }
@@ -359,23 +355,24 @@ impl Reaction {
                 Ok(()) => {
                     self.failed_deliveries.forget(delivery.seq);
                     metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "done").increment(1);
-                    return self.end(AckKind::Ack).await;
+                    return self.finish(AckKind::Ack).await;
                 }
                 Err(failure) => failure,
             };
             tries += 1;
-            let then = failure.then(self.failed_deliveries.so_far(delivery.seq), tries);
-            self.note(&delivery, &failure, then);
-            match then {
-                Then::DeadLetter => return self.dead_letter(&delivery, &failure.to_string()).await,
-                Then::Return(pause) => {
+            let next_step = failure.next_step(self.failed_deliveries.so_far(delivery.seq), tries);
+            self.record(&delivery, &failure, next_step);
+            match next_step {
+                NextStep::DeadLetter => return self.dead_letter(&delivery, &failure.to_string()).await,
+                NextStep::Return(pause) => {
                     self.failed_deliveries.count(delivery.seq);
-                    return self.answer(AckKind::Nak(Some(pause))).await;
+                    return self.send_ack(AckKind::Nak(Some(pause))).await;
                 }
-                Then::Hold(pause) => tokio::select! {
-                    // When our own last request for messages is over: it would bring this one back to us.
+                NextStep::Hold(pause) => tokio::select! {
+                    // Delay the redelivery until this instance's last request for messages has expired. Otherwise that
+                    // request would fetch the message again.
                     () = self.shutdown.cancelled(), if matches!(failure, Failure::Unavailable(_)) => {
-                        return self.answer(AckKind::Nak(Some(PULL))).await;
+                        return self.send_ack(AckKind::Nak(Some(PULL_LIFETIME))).await;
                     }
                     () = sleep(pause) => {}
                 },
@@ -383,11 +380,12 @@ impl Reaction {
         }
     }
 
-    fn note(&self, delivery: &Delivery, failure: &Failure, then: Then) {
+    /// Logs and counts a failed try.
+    fn record(&self, delivery: &Delivery, failure: &Failure, next_step: NextStep) {
         let (name, seq) = (self.consumer.name, delivery.seq);
-        let outcome = match (failure, then) {
-            // That is said where it is buried.
-            (Failure::Poison(_), _) | (_, Then::DeadLetter) => return,
+        let outcome = match (failure, next_step) {
+            // `dead_letter` does it.
+            (Failure::Poison(_), _) | (_, NextStep::DeadLetter) => return,
             (Failure::Unavailable(error), _) => {
                 tracing::warn!(consumer = name, event.seq = seq, "waiting for a dependency: {error:#}");
                 "held"
@@ -396,28 +394,28 @@ impl Reaction {
                 tracing::error!(consumer = name, event.seq = seq, "left to a newer build: {error:#}");
                 "newer"
             }
-            (Failure::Retry(error), Then::Return(_)) => {
-                tracing::warn!(consumer = name, event.seq = seq, "tried in vain; again later: {error:#}");
+            (Failure::Retry(error), NextStep::Return(_)) => {
+                tracing::warn!(consumer = name, event.seq = seq, "delivery failed; it will be redelivered: {error:#}");
                 "retry"
             }
-            (Failure::Retry(_), Then::Hold(_)) => "retry",
+            (Failure::Retry(_), NextStep::Hold(_)) => "retry",
         };
         metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => outcome).increment(1);
     }
 
-    async fn answer(&self, kind: AckKind) {
+    async fn send_ack(&self, kind: AckKind) {
         if let Err(error) = self.message.ack_with(kind).await {
-            // It will come again; the effect is idempotent.
+            // The server will redeliver the message, and the handler is idempotent.
             tracing::debug!(consumer = self.consumer.name, %error, "acknowledgement not sent");
         }
     }
 
-    /// Tells the server that it need not send the message again.
-    async fn end(&self, kind: AckKind) {
-        crash::effect(self.consumer.acknowledged, self.answer(kind)).await;
+    /// Acknowledges or terminates the message, so that the server does not redeliver it.
+    async fn finish(&self, kind: AckKind) {
+        crash::effect(self.consumer.acknowledged, self.send_ack(kind)).await;
     }
 
-    /// Puts the message aside, with the error in front, where an operator finds it.
+    /// Stores the message with its error as a dead letter, where an operator can find it.
     async fn dead_letter(&self, delivery: &Delivery, reason: &str) {
         let name = self.consumer.name;
         metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "dead").increment(1);
@@ -426,7 +424,7 @@ impl Reaction {
             event.seq = delivery.seq,
             subject = delivery.subject,
             reason,
-            "message given up"
+            "message becomes a dead letter"
         );
         let dead_letter = DeadLetter {
             error: reason.into(),
@@ -446,11 +444,11 @@ impl Reaction {
         match sent.await {
             Ok(_) => {
                 self.failed_deliveries.forget(delivery.seq);
-                self.end(AckKind::Term).await;
+                self.finish(AckKind::Term).await;
             }
             Err(error) => {
-                tracing::warn!(consumer = name, %error, "dead letter not stored; the message will come again");
-                self.answer(AckKind::Nak(Some(DEAD_LETTER_RETRY))).await;
+                tracing::warn!(consumer = name, %error, "dead letter not stored; the message will be redelivered");
+                self.send_ack(AckKind::Nak(Some(DEAD_LETTER_RETRY))).await;
             }
         }
     }
@@ -461,22 +459,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_tried_here_then_elsewhere_and_put_aside_in_the_end() {
+    fn a_failure_is_retried_then_redelivered_and_finally_becomes_a_dead_letter() {
         let millis = Duration::from_millis;
-        let error = || anyhow::anyhow!("in vain");
+        let error = || anyhow::anyhow!("failed");
         let retry = Failure::Retry(error());
-        let tries = [1, 4, 5].map(|tries| retry.then(0, tries));
-        assert_eq!(tries, [Then::Hold(millis(10)), Then::Hold(millis(80)), Then::Return(millis(1_000))]);
-        assert_eq!(retry.then(DELIVERIES - 1, TRIES), Then::Return(millis(32_000)));
-        assert_eq!(retry.then(DELIVERIES, 1), Then::DeadLetter);
+        let steps = [1, 4, 5].map(|tries| retry.next_step(0, tries));
+        assert_eq!(steps, [NextStep::Hold(millis(10)), NextStep::Hold(millis(80)), NextStep::Return(millis(1_000))]);
+        assert_eq!(retry.next_step(MAX_FAILED_DELIVERIES - 1, MAX_TRIES), NextStep::Return(millis(32_000)));
+        assert_eq!(retry.next_step(MAX_FAILED_DELIVERIES, 1), NextStep::DeadLetter);
 
         let newer = Failure::Newer(error());
-        assert_eq!((newer.then(0, 1), newer.then(DELIVERIES, 1)), (Then::Return(millis(1_000)), Then::DeadLetter));
-        assert_eq!(Failure::Poison(error()).then(0, 1), Then::DeadLetter);
+        assert_eq!(newer.next_step(0, 1), NextStep::Return(millis(1_000)));
+        assert_eq!(newer.next_step(MAX_FAILED_DELIVERIES, 1), NextStep::DeadLetter);
+        assert_eq!(Failure::Poison(error()).next_step(0, 1), NextStep::DeadLetter);
 
-        // However long it takes, and however often its worker was killed meanwhile.
+        // An outage never makes a dead letter, however many tries and failed deliveries there were.
         let down = Failure::Unavailable(error());
-        let tries = [1, 2, 100].map(|tries| down.then(2 * DELIVERIES, tries));
-        assert_eq!(tries, [Then::Hold(millis(200)), Then::Hold(millis(400)), Then::Hold(millis(3_200))]);
+        let steps = [1, 2, 100].map(|tries| down.next_step(2 * MAX_FAILED_DELIVERIES, tries));
+        assert_eq!(steps, [NextStep::Hold(millis(200)), NextStep::Hold(millis(400)), NextStep::Hold(millis(3_200))]);
     }
 }

@@ -8,14 +8,14 @@ use tokio::sync::Mutex;
 
 use crate::{Health, Shutdown, config};
 
-/// How long Redis has for an answer.
-const ANSWER: Duration = Duration::from_secs(3);
+/// Time-out for connecting and for each answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often /readyz looks.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of the pings for /readyz.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection that is opened when it is first needed, and anew after any error: a cut that nobody announced looks
-/// like an answer that does not come, and a refused password may have been changed. Clones share it.
+/// A connection that opens on first use and reopens after any error. A silently dropped connection is only visible as a
+/// time-out, and after a rejected password the file may hold a new one. Clones share the connection.
 #[derive(Clone)]
 pub struct Redis(Arc<Inner>);
 
@@ -31,39 +31,39 @@ impl std::fmt::Debug for Redis {
 }
 
 impl Redis {
-    /// What commands go over. Nothing is connected yet.
+    /// Checks the configuration. It does not connect yet.
     ///
     /// # Errors
-    /// When the URL or the password's file is wrong.
+    /// When the URL is invalid, or the password file cannot be read.
     pub fn new(config: &config::Redis) -> anyhow::Result<Self> {
         config.client()?;
         Ok(Self(Arc::new(Inner { config: config.clone(), connection: Mutex::default() })))
     }
 
-    /// The connection, for one command, whose result goes through [`checked`](Self::checked).
+    /// The connection for one command. Pass the result of the command to [`checked`](Self::checked).
     ///
     /// # Errors
-    /// When Redis is not there, or refuses us.
+    /// When Redis is unreachable or rejects the password.
     pub async fn connection(&self) -> RedisResult<MultiplexedConnection> {
-        // Others wait here for the one who connects.
+        // While one caller connects, all others wait for this lock.
         let mut connection = self.0.connection.lock().await;
         if let Some(connection) = &*connection {
             return Ok(connection.clone());
         }
-        // The password's file is read again: it may have been changed.
+        // This reads the password file again, as the password may have changed.
         let client: Client = self.0.config.client().map_err(|error| {
             RedisError::from((redis::ErrorKind::InvalidClientConfig, "configuration", format!("{error:#}")))
         })?;
         let config =
-            AsyncConnectionConfig::new().set_connection_timeout(Some(ANSWER)).set_response_timeout(Some(ANSWER));
+            AsyncConnectionConfig::new().set_connection_timeout(Some(TIMEOUT)).set_response_timeout(Some(TIMEOUT));
         let made = client.get_multiplexed_async_connection_with_config(&config).await?;
         Ok(connection.insert(made).clone())
     }
 
-    /// Takes a command's result, and sees to it that after an error the next command has a connection of its own.
+    /// Returns the result of a command unchanged. After an error, the next command opens a new connection.
     ///
     /// # Errors
-    /// That of the command.
+    /// The error of the command.
     pub async fn checked<T>(&self, result: RedisResult<T>) -> RedisResult<T> {
         if result.is_err() {
             self.0.connection.lock().await.take();
@@ -71,10 +71,10 @@ impl Redis {
         result
     }
 
-    /// Changes what Redis holds, by one command or one transaction.
+    /// Runs one command or transaction that changes data, with a crash point for tests.
     ///
     /// # Errors
-    /// That of the command, or when Redis is not there, or refuses us.
+    /// The error of the command, or when Redis is unreachable or rejects the password.
     pub async fn change<T>(
         &self,
         point: Point,
@@ -84,12 +84,12 @@ impl Redis {
         self.checked(crash::effect(point, command(&mut connection)).await).await
     }
 
-    /// Reports in /readyz whether Redis is there, until `shutdown`. To be spawned as a long task.
+    /// Reports in /readyz whether Redis is available, until `shutdown`. Spawn it as a long-running task.
     ///
     /// # Errors
-    /// None.
+    /// Never.
     pub async fn watch(self, health: Health, shutdown: Shutdown) -> anyhow::Result<()> {
-        health.down("redis", "not asked yet");
+        health.down("redis", "not checked yet");
         loop {
             match self.ping().await {
                 Ok(()) => health.up("redis"),
@@ -97,7 +97,7 @@ impl Redis {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(PING_INTERVAL) => {}
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A worker's connection, admin port and long tasks.
+//! A worker's connection to NATS, its admin port and its long-running tasks.
 
 use std::{
     future::Future,
@@ -13,40 +13,40 @@ use tokio::task::JoinSet;
 
 use crate::{Health, Pages, Shutdown, admin, config};
 
-/// How long a worker may take to finish what is in flight once it is told to stop.
-const DRAIN: Duration = Duration::from_secs(30);
+/// How long a worker may take to finish its work in progress after the shutdown signal.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Long tasks that are the ground's own: the admin port and the watch over NATS.
+/// Tasks of the runtime itself: the admin port and the NATS watch.
 const OWN_TASKS: usize = 2;
 
-/// Between two attempts at something that is waited for, at most.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Longest pause between two attempts of [`keep_trying`].
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// What a worker stands on.
+/// The runtime of one worker: connection, readiness, tasks and shutdown.
 #[derive(Debug)]
 pub struct Runtime {
-    /// The connection to NATS.
+    /// The connection to NATS. It reconnects by itself.
     pub client: async_nats::Client,
-    /// Cancelled when the worker is to stop.
+    /// Cancelled when the worker must stop: by a signal, or because a long-running task ended.
     pub shutdown: Shutdown,
-    /// What /readyz says.
+    /// The content of /readyz.
     pub health: Health,
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
 }
 
 impl Runtime {
-    /// Opens the admin port and connects to NATS, for which it waits.
+    /// Opens the admin port, then connects to NATS. Retries until NATS is available.
     ///
     /// # Errors
-    /// When the configuration is wrong or the port cannot be opened; [`Stopped`].
+    /// When the configuration is invalid or the port cannot be opened. [`Stopped`] if `shutdown` comes first.
     pub async fn start(name: &'static str, config: &config::Worker, shutdown: Shutdown) -> anyhow::Result<Self> {
         Self::start_with(name, config, None, shutdown).await
     }
 
-    /// As [`start`](Self::start), with pages of the worker's own on the admin port.
+    /// Like [`start`](Self::start), with additional pages on the admin port.
     ///
     /// # Errors
-    /// Those of [`start`](Self::start).
+    /// See [`start`](Self::start).
     pub async fn start_with(
         name: &'static str,
         config: &config::Worker,
@@ -56,12 +56,12 @@ impl Runtime {
         let metrics = recorder()?;
         let listener = admin::bind(config.admin).await?;
         let health = Health::default();
-        // Until all is set up; see `wait`.
+        // `wait` reports it as up when the setup is complete.
         health.down("worker", "starting");
         let mut tasks = JoinSet::new();
         let admin = admin::serve(listener, health.clone(), metrics, pages);
         tasks.spawn(async { ("admin", admin.await) });
-        // Before, so that a file that is not there is no reason to wait.
+        // Check first: an invalid URL or a missing file must fail at once and not be retried.
         config.check()?;
         let urls = config.nats.urls()?;
         let connecting = keep_trying("nats", || async {
@@ -75,10 +75,11 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Opens the log, for which it waits. The worker ends should the log's committer end.
+    /// Opens the log. Retries until it is available. If the log's committer ends later, the worker ends too.
     ///
     /// # Errors
-    /// When there is no log, or one on which its guarantees do not hold, with what to do about it; or [`Stopped`].
+    /// When the log does not exist, or its settings do not provide the guarantees that Garage needs. The error says
+    /// what to do. [`Stopped`] if `shutdown` comes first.
     pub async fn open_log(&mut self) -> anyhow::Result<JetStreamLog> {
         let opening = keep_trying("the log", || async {
             match JetStreamLog::open(self.client.clone()).await {
@@ -99,16 +100,16 @@ impl Runtime {
         Ok(log)
     }
 
-    /// Runs a long task. It should end once `shutdown` is cancelled and what it holds is done; if it ends before, the
-    /// worker ends.
+    /// Runs a long-running task. After `shutdown` the task should finish its work and end. If it ends earlier, the
+    /// worker stops.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
         self.tasks.spawn(async move { (name, task.await) });
     }
 
-    /// Says that the worker is set up, and runs until it is told to stop, or until a long task ends by itself.
+    /// Reports the worker as ready, and runs until `shutdown` or until a long-running task ends. Then it drains.
     ///
     /// # Errors
-    /// When a long task ended by itself; names it.
+    /// When a task ended before `shutdown`. The error names the task.
     pub async fn wait(mut self) -> anyhow::Result<()> {
         self.health.up("worker");
         let ended = tokio::select! {
@@ -119,11 +120,11 @@ impl Runtime {
             self.shutdown.cancel();
             let (name, result) = ended.context("a task panicked")?;
             result.with_context(|| format!("task {name} failed"))?;
-            anyhow::bail!("task {name} ended by itself");
+            anyhow::bail!("task {name} ended unexpectedly");
         }
         tracing::info!("stopping");
         let drain = async {
-            // Those that answer for the process itself run until there is nothing left to answer for.
+            // The admin port and the NATS watch run until all other tasks have ended.
             while self.tasks.len() > OWN_TASKS
                 && let Some(ended) = self.tasks.join_next().await
             {
@@ -134,22 +135,23 @@ impl Runtime {
                 }
             }
         };
-        if tokio::time::timeout(DRAIN, drain).await.is_err() {
-            tracing::warn!("not everything in flight was finished in time; the log will have it done again");
+        if tokio::time::timeout(DRAIN_TIMEOUT, drain).await.is_err() {
+            tracing::warn!("work in progress was not finished in time; it will be redelivered from the log");
         }
         self.tasks.abort_all();
-        // What was published last must leave before the process does.
+        // Send buffered messages before the process exits.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.client.flush()).await;
         Ok(())
     }
 }
 
-/// Told to stop while something was waited for at the start; no failure.
+/// The worker was stopped during startup, before all dependencies were available. This is not a failure.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("told to stop before all was there")]
+#[error("stopped before all dependencies were available")]
 pub struct Stopped;
 
-/// Does something for as long as it takes: what a worker needs may be started later than it, or just be electing.
+/// Repeats `attempt` until it succeeds, with growing pauses, and logs each failure as "waiting for `what`". A worker
+/// may start before its dependencies, or while they elect a leader.
 pub async fn keep_trying<T, E, F>(what: &str, attempt: impl Fn() -> F) -> T
 where
     E: std::fmt::Display,
@@ -162,11 +164,11 @@ where
             Err(error) => tracing::warn!("waiting for {what}: {error:#}"),
         }
         tokio::time::sleep(pause).await;
-        pause = AGAIN.min(pause * 2);
+        pause = MAX_PAUSE.min(pause * 2);
     }
 }
 
-/// Reports in /readyz whether NATS is there.
+/// Reports in /readyz whether NATS is connected.
 async fn watch(client: async_nats::Client, health: Health) -> anyhow::Result<()> {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -177,10 +179,10 @@ async fn watch(client: async_nats::Client, health: Health) -> anyhow::Result<()>
     }
 }
 
-/// The process's one recorder of metrics; several workers in one process (tests) share it.
+/// The metrics recorder of the process. In tests several workers share a process and so the recorder.
 fn recorder() -> anyhow::Result<PrometheusHandle> {
     static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
     let handle =
         RECORDER.get_or_init(|| PrometheusBuilder::new().install_recorder().map_err(|error| error.to_string()));
-    handle.clone().map_err(|error| anyhow::anyhow!("metrics cannot be recorded: {error}"))
+    handle.clone().map_err(|error| anyhow::anyhow!("cannot install the metrics recorder: {error}"))
 }

@@ -1,9 +1,9 @@
-//! Sealing of a game's secrets on their way from session to director: AES-256-GCM under a key that only these two hold.
-//! Redis, and whoever reads it, sees the sealed form only.
+//! Seals (encrypts) a game's secrets on their way from session to director: AES-256-GCM with a key that only these two
+//! workers have. Redis stores only the sealed form.
 //!
-//! The form is `version (1 byte) ‖ key's id (8 bytes) ‖ nonce (12 bytes) ‖ ciphertext and tag`, version 2. The id tells
-//! the key in use from its successor while keys are rotated. Version 1 had none; it is tried with each key. The
-//! fingerprint is associated data: a sealed key that is moved under another game's name does not open.
+//! Format, version 2: `version (1 byte) ‖ id of the key (8 bytes) ‖ nonce (12 bytes) ‖ ciphertext and tag`. While keys
+//! are rotated, the id selects the right key. Version 1 has no id, so each key is tried. The fingerprint is the
+//! associated data: a sealed secret that is moved under another game's fingerprint does not open.
 
 use std::{fmt, fs, path::Path};
 
@@ -16,20 +16,20 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use garage_events::game::key_id;
 use rand::RngExt;
 
-/// What is written.
+/// The format version that this build writes.
 const VERSION: u8 = 2;
 
-/// What a session of before the ids still writes while an upgrade is under way.
-const WITHOUT_ID: u8 = 1;
+/// The format version without a key id. An older session worker may still write it during an upgrade.
+const VERSION_WITHOUT_ID: u8 = 1;
 
-/// Bytes of a key's id.
+/// Length of a key's id in bytes.
 const ID: usize = 8;
 
-/// 96 bits, the size that AES-GCM is made for (NIST SP 800-38D, 5.2.1.1). Drawn at random, one key may seal 2^32
-/// times (8.3); a game server a millisecond takes 49 days to get there, and then the key is rotated.
+/// Length of the nonce in bytes: 96 bits, as NIST SP 800-38D recommends for AES-GCM (5.2.1.1). With random nonces, one
+/// key may seal 2^32 times (8.3). At one game server per millisecond this takes 49 days; rotate the key before that.
 const NONCE: usize = 12;
 
-/// A key that seals; 256 bits.
+/// A 256-bit key that seals.
 #[derive(Clone)]
 pub struct SealKey {
     id: [u8; ID],
@@ -37,15 +37,16 @@ pub struct SealKey {
 }
 
 impl SealKey {
-    /// Wraps a key.
+    /// Uses these 32 bytes as the key.
     pub fn new(key: &[u8; 32]) -> Self {
         Self { id: key_id("seal", key), cipher: Box::new(Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key))) }
     }
 
-    /// Reads a key from a file that holds 32 bytes as base64 or as 64 hex digits: `openssl rand -base64 32`.
+    /// Reads a key from a file that contains 32 bytes as base64 or as 64 hex digits. Create one with
+    /// `openssl rand -base64 32`.
     ///
     /// # Errors
-    /// When the file cannot be read or holds something else; names it, never what it holds.
+    /// When the file cannot be read or has other content. The error names the file and never repeats its content.
     pub fn from_file(path: &Path) -> anyhow::Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read the seal key in {}", path.display()))?;
@@ -55,7 +56,7 @@ impl SealKey {
         Ok(Self::new(&key))
     }
 
-    /// Seals a text under the fingerprint that it belongs to.
+    /// Seals a plaintext for the game with this fingerprint.
     ///
     /// # Errors
     /// [`SealError::TooLong`]
@@ -75,7 +76,7 @@ impl SealKey {
     fn open(&self, rest: &[u8], fingerprint: &str) -> Result<Vec<u8>, SealError> {
         let (nonce, ciphertext) = rest.split_first_chunk::<NONCE>().ok_or(SealError::Truncated)?;
         let payload = Payload { msg: ciphertext, aad: fingerprint.as_bytes() };
-        // The cause is not told: the library's error says nothing, so that it helps nobody who guesses.
+        // The library's error has no details on purpose: they could help an attacker. So there is no source to keep.
         self.cipher.decrypt(&Nonce::from(*nonce), payload).map_err(|aes_gcm::Error| SealError::Forged)
     }
 }
@@ -86,17 +87,17 @@ impl fmt::Debug for SealKey {
     }
 }
 
-/// The keys that open: the one in use and, while it is rotated, another besides.
+/// The keys that open sealed secrets: the current one and, during a rotation, a second one.
 #[derive(Debug, Clone)]
 pub struct SealKeys(Vec<SealKey>);
 
 impl SealKeys {
-    /// Both.
+    /// Takes the current key, and during a rotation `also` the next or the previous one.
     pub fn new(key: SealKey, also: Option<SealKey>) -> Self {
         Self([key].into_iter().chain(also).collect())
     }
 
-    /// Opens what one of them sealed under a fingerprint.
+    /// Opens what one of the keys sealed for the game with this fingerprint.
     ///
     /// # Errors
     /// [`SealError`]
@@ -108,7 +109,7 @@ impl SealKeys {
                 let key = self.0.iter().find(|key| key.id == *id).ok_or(SealError::UnknownKey)?;
                 key.open(rest, fingerprint)
             }
-            WITHOUT_ID => {
+            VERSION_WITHOUT_ID => {
                 let opened = self.0.iter().find_map(|key| key.open(rest, fingerprint).ok());
                 opened.ok_or(SealError::Forged)
             }
@@ -127,23 +128,23 @@ fn parse(text: &str) -> Option<[u8; 32]> {
     STANDARD.decode(text).ok()?.try_into().ok()
 }
 
-/// Why something cannot be sealed or does not open.
+/// Why a secret cannot be sealed or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// AES-GCM takes no more than 64 GiB.
-    #[error("text is too long to be sealed")]
+    /// AES-GCM accepts at most 64 GiB.
+    #[error("the text is too long to be sealed")]
     TooLong,
-    /// It ends too early.
-    #[error("sealed key is cut short")]
+    /// The sealed form ends too early.
+    #[error("the sealed secret is truncated")]
     Truncated,
-    /// It was sealed in a way that this build does not know.
-    #[error("sealed key has version {0}, which this build does not know")]
+    /// The sealed form has this version, which this build does not know.
+    #[error("the sealed secret has format version {0}, which this build does not know")]
     Version(u8),
-    /// It was sealed with a key that is not here.
-    #[error("sealed key is of a seal key that is not here; name that key with --seal-key-also-file")]
+    /// It was sealed with a key that this process does not have.
+    #[error("the sealed secret needs a seal key that is not configured; pass that key with --seal-key-also-file")]
     UnknownKey,
-    /// It was sealed with another key or under another fingerprint, or was changed since.
-    #[error("sealed key does not open: wrong seal key, wrong fingerprint, or changed since")]
+    /// Authentication failed: another key, another fingerprint, or modified data.
+    #[error("the sealed secret cannot be opened: wrong seal key, wrong fingerprint, or modified data")]
     Forged,
 }
 
@@ -161,13 +162,13 @@ mod tests {
         SealKeys::new(key(fill), None)
     }
 
-    /// As version 1 had it.
+    /// Converts version 2 to version 1.
     fn without_id(sealed: &[u8]) -> Vec<u8> {
-        [&[WITHOUT_ID], &sealed[1 + ID..]].concat()
+        [&[VERSION_WITHOUT_ID], &sealed[1 + ID..]].concat()
     }
 
     #[test]
-    fn what_was_sealed_opens() {
+    fn a_sealed_secret_opens_with_its_key_and_fingerprint() {
         let sealed = key(7).seal(b"secret", "f1").unwrap();
         assert_eq!(only(7).open(&sealed, "f1").unwrap(), b"secret");
         assert!(!sealed.windows(6).any(|part| part == b"secret"));
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn another_fingerprint_or_key_opens_nothing() {
+    fn a_sealed_secret_does_not_open_with_another_fingerprint_or_key() {
         let sealed = key(7).seal(b"secret", "f1").unwrap();
         assert_eq!(only(7).open(&sealed, "f2"), Err(SealError::Forged));
         assert_eq!(only(8).open(&sealed, "f1"), Err(SealError::UnknownKey));
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn while_keys_are_rotated_both_open() {
+    fn during_a_rotation_both_keys_open() {
         let keys = SealKeys::new(key(7), Some(key(8)));
         for fill in [7, 8] {
             let sealed = key(fill).seal(b"secret", "f1").unwrap();
@@ -204,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_no_part_of_its_key() {
+    fn the_id_of_a_key_does_not_reveal_the_key() {
         assert_ne!(key(7).id, key(8).id);
         assert!(!KEY.starts_with(&key(7).id));
-        assert_ne!(key(7).id, key_id("jwt", &KEY), "the same bytes as another kind of key have another id");
+        assert_ne!(key(7).id, key_id("jwt", &KEY), "the same bytes used as another kind of key have another id");
     }
 
     #[test]
-    fn a_cut_opens_nothing_wherever_it_is() {
+    fn a_truncated_secret_does_not_open() {
         let sealed = key(7).seal(b"secret", "f1").unwrap();
         for length in 0..sealed.len() {
             assert!(only(7).open(&sealed[..length], "f1").is_err(), "{length}");
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_opens_nothing_wherever_it_is() {
+    fn a_secret_with_a_flipped_bit_does_not_open() {
         let sealed = key(7).seal(b"secret", "f1").unwrap();
         for index in 0..sealed.len() {
             for bit in 0..8 {
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_read_from_base64_or_hex_and_from_nothing_else() {
+    fn a_key_file_contains_base64_or_hex_and_anything_else_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
         let sealed = key(7).seal(b"secret", "f1").unwrap();
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_not_printed() {
+    fn debug_output_does_not_contain_the_key() {
         let keys = SealKeys::new(key(7), Some(key(8)));
         assert_eq!(format!("{keys:?}"), "SealKeys([SealKey(…), SealKey(…)])");
     }

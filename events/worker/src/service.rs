@@ -1,4 +1,4 @@
-//! Answering requests, on the NATS service API, so that `nats service ls` lists the workers.
+//! Answers requests. It uses the NATS service API, so that `nats service ls` lists the workers.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -12,26 +12,26 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::Shutdown;
 
-/// Requests of one kind that may wait for a place, for each place there is. What is beyond is refused at once: it would
-/// only be answered when nobody waits for it any more.
-const WAITING: usize = 8;
+/// Requests that may wait, per handler slot. Further requests are refused at once: their callers would time out before
+/// their turn.
+const WAITING_PER_SLOT: usize = 8;
 
-/// How much sooner than its caller gives up a request is refused, so that he hears why and nothing is carried out for
-/// nobody.
-const SOONER: Duration = Duration::from_millis(500);
+/// How long before the caller's time-out a request is refused. The caller then learns the reason, and no work is done
+/// for a caller that no longer waits.
+const MARGIN: Duration = Duration::from_millis(500);
 
-/// A request that will not be granted; the code has HTTP's meaning.
+/// A refused request. The code has the meaning of the HTTP status code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Refusal {
-    /// HTTP's status.
+    /// HTTP status code, 400 to 599.
     pub code: u16,
-    /// For the person who asked.
+    /// Shown to the caller.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal.
+    /// A refusal with an HTTP status code and a message for the caller.
     pub fn new(code: u16, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -43,7 +43,7 @@ impl From<garage_events::log::ReadError> for Refusal {
     }
 }
 
-/// A named service of one or more endpoints; its instances share the requests.
+/// A named service with one or more endpoints. The instances of a worker share the requests.
 pub struct Service {
     service: Arc<service::Service>,
     client: Client,
@@ -57,21 +57,22 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// Announces a service.
+    /// Registers the service with NATS.
     ///
     /// # Errors
-    /// What the client said.
+    /// When the name is invalid or NATS is unreachable.
     pub async fn start(client: &Client, name: &str, description: &str) -> anyhow::Result<Self> {
         let builder = client.service_builder().description(description);
         let service = builder.start(name, env!("CARGO_PKG_VERSION")).await.map_err(anyhow::Error::from_boxed)?;
         Ok(Self { service: Arc::new(service), client: client.clone(), name: name.into() })
     }
 
-    /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. A request that cannot be answered
-    /// while its caller waits, or for which there is no room, is refused with 503. To be spawned as a long task.
+    /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. A request is refused with 503 if
+    /// too many are waiting, or if it cannot be answered before its caller times out. Spawn the returned future as a
+    /// long-running task.
     ///
     /// # Errors
-    /// When the endpoint cannot be opened, or is closed by the server.
+    /// When the endpoint cannot be opened, or the server closes it.
     pub async fn serve<C, F, R>(
         &self,
         concurrency: usize,
@@ -86,10 +87,10 @@ impl Service {
         self.serve_at(C::SUBJECT.into(), concurrency, shutdown, handler).await
     }
 
-    /// The same on a subject that the request's own is a part of.
+    /// Like [`serve`](Self::serve), on another subject than [`Call::SUBJECT`].
     ///
     /// # Errors
-    /// When the endpoint cannot be opened, or is closed by the server.
+    /// When the endpoint cannot be opened, or the server closes it.
     pub async fn serve_at<C, F, R>(
         &self,
         subject: String,
@@ -105,17 +106,17 @@ impl Service {
         let name = C::SUBJECT.rsplit('.').next().unwrap_or(C::SUBJECT);
         let builder = self.service.endpoint_builder().name(name);
         let mut endpoint = builder.add(subject).await.map_err(anyhow::Error::from_boxed)?;
-        // The service stops answering `nats service ls` when its last endpoint has ended.
+        // Keep the service until the endpoint ends: dropping it removes the worker from `nats service ls`.
         let (service, client) = (Arc::clone(&self.service), self.client.clone());
         Ok(async move {
             let _service = service;
-            let most = concurrency * (1 + WAITING);
-            let (admitted, places) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(concurrency)));
+            let capacity = concurrency * (1 + WAITING_PER_SLOT);
+            let (admitted, slots) = (Arc::new(Semaphore::new(capacity)), Arc::new(Semaphore::new(concurrency)));
             let mut stopping = false;
             loop {
                 let request = tokio::select! {
                     () = shutdown.cancelled(), if !stopping => {
-                        // No further ones; what has come already is answered.
+                        // Accept no further requests, but answer those that have already arrived.
                         stopping = true;
                         endpoint.stop().await?;
                         continue;
@@ -127,42 +128,43 @@ impl Service {
                     break;
                 };
                 let admission = Arc::clone(&admitted).try_acquire_owned();
-                let (handler, client, places) = (handler.clone(), client.clone(), Arc::clone(&places));
+                let (handler, client, slots) = (handler.clone(), client.clone(), Arc::clone(&slots));
                 tokio::spawn(async move {
-                    let late = || Refusal::new(503, "not done in time");
+                    let timed_out = || Refusal::new(503, "not completed in time");
                     let answer = async {
                         if admission.is_err() {
-                            return Err(Refusal::new(503, "too many requests wait already"));
+                            return Err(Refusal::new(503, "too many requests are waiting"));
                         }
                         let call = serde_json::from_slice(&request.message.payload);
                         let call =
-                            call.map_err(|error| Refusal::new(400, format!("request cannot be read: {error}")))?;
-                        // One whose turn comes in its last moment is not begun.
-                        let turn = timeout(C::TIMEOUT.saturating_sub(2 * SOONER), places.acquire()).await;
-                        let Ok(_place) = turn else { return Err(late()) };
+                            call.map_err(|error| Refusal::new(400, format!("the request cannot be read: {error}")))?;
+                        // Do not start a request so late that too little time is left for it.
+                        let slot = timeout(C::TIMEOUT.saturating_sub(2 * MARGIN), slots.acquire()).await;
+                        let Ok(_slot) = slot else { return Err(timed_out()) };
                         handler(call).await
                     };
-                    let answer = timeout(C::TIMEOUT.saturating_sub(SOONER), answer).await;
-                    let answer = answer.unwrap_or_else(|_| Err(late()));
+                    let answer = timeout(C::TIMEOUT.saturating_sub(MARGIN), answer).await;
+                    let answer = answer.unwrap_or_else(|_| Err(timed_out()));
                     let answer = answer.and_then(|reply| {
                         let reply = serde_json::to_vec(&reply).map_err(|error| Refusal::new(500, error.to_string()))?;
-                        let (size, most) = (reply.len(), client.server_info().max_payload);
-                        // The server would take none of it, and the caller wait in vain.
-                        let too_large = || Refusal::new(413, format!("a reply of {size} bytes; NATS carries {most}"));
-                        if size <= most { Ok(reply) } else { Err(too_large()) }
+                        let (size, limit) = (reply.len(), client.server_info().max_payload);
+                        // The server would reject the reply, and the caller would time out without knowing why.
+                        let too_large =
+                            || Refusal::new(413, format!("the reply has {size} bytes; NATS allows at most {limit}"));
+                        if size <= limit { Ok(reply) } else { Err(too_large()) }
                     });
                     let answer = answer.map(Into::into).map_err(|refusal| service::error::Error {
                         code: refusal.code.into(),
                         status: refusal.message,
                     });
                     if let Err(error) = request.respond(answer).await {
-                        tracing::warn!(%error, endpoint = C::SUBJECT, "reply cannot be sent");
+                        tracing::warn!(%error, endpoint = C::SUBJECT, "cannot send the reply");
                     }
                     drop(admission);
                 });
             }
-            // What is being answered still gets its answer.
-            let all = u32::try_from(most).unwrap_or(u32::MAX);
+            // Wait for the requests in progress: all permits are free when they are done.
+            let all = u32::try_from(capacity).unwrap_or(u32::MAX);
             let _ = admitted.acquire_many(all).await;
             Ok(())
         })

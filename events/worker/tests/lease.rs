@@ -1,4 +1,4 @@
-//! One instance at a time holds a lease, and never two.
+//! At most one instance holds a lease at any time.
 #![cfg(test)]
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::{self, Context, stream::Stream};
 use garage_events::{
     jetstream::setup,
-    lease::{self, Tenure},
+    lease::{self, LeaseEntry},
 };
 use garage_stack::{
     proxy::Proxy,
@@ -18,10 +18,10 @@ use garage_worker::{
 };
 use tokio::{task::JoinHandle, time::timeout};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 const NAME: &str = "matchmaker.ranked";
 
-/// A server with the bucket.
+/// A NATS server with the bucket of leases.
 struct Fixture {
     nats: Nats,
     bucket: Stream,
@@ -42,33 +42,35 @@ impl Fixture {
         jetstream::new(self.nats.connect(Role::Matchmaker).await.unwrap())
     }
 
-    /// Whether the entry is there, and has come to a revision.
-    async fn has_come_to(&self, revision: u64) -> bool {
+    /// Whether the entry exists and has at least this revision.
+    async fn has_reached(&self, revision: u64) -> bool {
         let last = self.bucket.get_last_raw_message_by_subject(&lease::subject(NAME)).await;
         last.is_ok_and(|entry| entry.sequence >= revision)
     }
 
-    /// The entry's revision, and who holds it.
+    /// The entry's revision, and the holder.
     async fn entry(&self) -> (u64, Option<String>) {
         let message = self.bucket.get_last_raw_message_by_subject(&lease::subject(NAME)).await.unwrap();
-        (message.sequence, serde_json::from_slice::<Tenure>(&message.payload).unwrap().holder)
+        (message.sequence, serde_json::from_slice::<LeaseEntry>(&message.payload).unwrap().holder)
     }
 }
 
-/// One that keeps the lease.
+/// An instance that may hold the lease.
 struct Instance {
     leases: Leases,
     keeping: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Instance {
-    fn watching(context: Context) -> Self {
+    /// Starts an instance that only observes the lease.
+    fn observing(context: Context) -> Self {
         let (leases, keeping) = keep(context, vec![NAME.into()], Health::default());
         Self { leases, keeping: tokio::spawn(keeping) }
     }
 
+    /// Starts an instance that competes for the lease.
     fn start(context: Context) -> Self {
-        let instance = Self::watching(context);
+        let instance = Self::observing(context);
         instance.leases.compete();
         instance
     }
@@ -86,33 +88,33 @@ impl Instance {
         timeout(DEADLINE, held).await.expect("it holds the lease in time");
     }
 
-    /// Ends in good order.
+    /// Shuts down cleanly, which releases the lease.
     async fn end(self) {
         drop(self.leases);
         timeout(DEADLINE, self.keeping).await.unwrap().unwrap().unwrap();
     }
 }
 
-/// Waits until something is so, and sees to it all the time that the lease is not held twice.
-async fn until(what: &str, instances: [&Instance; 2], look: impl AsyncFn() -> bool) {
-    let looking = async {
-        while !look().await {
-            assert!(!instances.iter().all(|one| one.holds()), "two hold the lease");
+/// Waits until the condition holds, and checks all the time that not both instances hold the lease.
+async fn until(what: &str, instances: [&Instance; 2], condition: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !condition().await {
+            assert!(!instances.iter().all(|one| one.holds()), "both instances hold the lease");
             tokio::task::yield_now().await;
         }
     };
-    timeout(DEADLINE, looking).await.expect(what);
+    timeout(DEADLINE, waiting).await.expect(what);
 }
 
 #[tokio::test]
-async fn one_holds_it_and_gives_it_back_at_its_end() {
+async fn one_instance_holds_the_lease_and_releases_it_on_shutdown() {
     let fixture = Fixture::start().await;
     let mut one = Instance::start(fixture.context().await);
     one.until_it_holds().await;
     let mut other = Instance::start(fixture.context().await);
     let (first, holder) = fixture.entry().await;
-    until("it is renewed", [&one, &other], async || fixture.has_come_to(first + 6).await).await;
-    assert_eq!(fixture.entry().await.1, holder, "another took it from who renews it");
+    until("the lease is renewed", [&one, &other], async || fixture.has_reached(first + 6).await).await;
+    assert_eq!(fixture.entry().await.1, holder, "another instance took a lease that is renewed");
     assert!(!other.holds());
 
     one.end().await;
@@ -124,25 +126,25 @@ async fn one_holds_it_and_gives_it_back_at_its_end() {
 }
 
 #[tokio::test]
-async fn who_is_not_ready_takes_nothing() {
+async fn an_instance_that_is_not_ready_does_not_acquire_the_lease() {
     let fixture = Fixture::start().await;
-    let mut watching = Instance::watching(fixture.context().await);
+    let mut observing = Instance::observing(fixture.context().await);
     let mut one = Instance::start(fixture.context().await);
     one.until_it_holds().await;
     one.end().await;
     let other = Instance::start(fixture.context().await);
-    until("the other takes it", [&watching, &other], async || other.holds()).await;
+    until("the other acquires the lease", [&observing, &other], async || other.holds()).await;
     other.end().await;
-    assert!(!watching.holds());
-    watching.leases.compete();
-    watching.until_it_holds().await;
+    assert!(!observing.holds());
+    observing.leases.compete();
+    observing.until_it_holds().await;
 }
 
 #[tokio::test]
-async fn what_a_killed_instance_held_is_taken_over() {
+async fn another_instance_takes_over_the_lease_of_a_killed_instance() {
     let fixture = Fixture::start().await;
     let mut one = Instance::start(fixture.context().await);
-    let mut other = Instance::watching(fixture.context().await);
+    let mut other = Instance::observing(fixture.context().await);
     one.until_it_holds().await;
     other.leases.compete();
     one.keeping.abort();
@@ -150,7 +152,7 @@ async fn what_a_killed_instance_held_is_taken_over() {
 }
 
 #[tokio::test]
-async fn who_is_cut_off_stops_believing_before_another_takes_it_and_is_told_when_he_is_back() {
+async fn a_disconnected_holder_considers_the_lease_lost_before_another_instance_takes_it_over() {
     let fixture = Fixture::start().await;
     let proxy = Proxy::start(fixture.nats.url().trim_start_matches("nats://").parse().unwrap()).await.unwrap();
     let client =
@@ -160,37 +162,37 @@ async fn who_is_cut_off_stops_believing_before_another_takes_it_and_is_told_when
     let other = Instance::start(fixture.context().await);
     let (_, holder) = fixture.entry().await;
     proxy.cut();
-    until("the other takes it", [&one, &other], async || other.holds()).await;
+    until("the other takes the lease over", [&one, &other], async || other.holds()).await;
     proxy.mend();
-    // What was sent into the cut arrives now, and changes nothing.
+    // Renewals that were sent during the cut arrive now. They must have no effect.
     let (first, successor) = fixture.entry().await;
     assert_ne!(successor, holder);
-    until("it is renewed", [&one, &other], async || fixture.has_come_to(first + 6).await).await;
+    until("the lease is renewed", [&one, &other], async || fixture.has_reached(first + 6).await).await;
     assert_eq!(fixture.entry().await.1, successor);
     other.end().await;
     one.until_it_holds().await;
 }
 
 #[tokio::test]
-async fn an_entry_that_somebody_removed_is_written_again() {
+async fn a_deleted_entry_is_written_again() {
     let fixture = Fixture::start().await;
     let mut one = Instance::start(fixture.context().await);
     one.until_it_holds().await;
     let other = Instance::start(fixture.context().await);
     let (before, _) = fixture.entry().await;
     fixture.bucket.purge().await.unwrap();
-    let renewed = async || fixture.has_come_to(before + 6).await && (one.holds() || other.holds());
-    until("it is taken and renewed", [&one, &other], renewed).await;
+    let renewed = async || fixture.has_reached(before + 6).await && (one.holds() || other.holds());
+    until("the lease is held and renewed", [&one, &other], renewed).await;
 }
 
 #[tokio::test]
-async fn a_server_that_starts_again_finds_one_holder() {
+async fn after_a_server_restart_one_instance_holds_the_lease() {
     let mut fixture = Fixture::start().await;
     let mut one = Instance::start(fixture.context().await);
     one.until_it_holds().await;
     let other = Instance::start(fixture.context().await);
     let (before, _) = fixture.entry().await;
     fixture.nats.node(0).unwrap().restart().await.unwrap();
-    let renewed = async || fixture.has_come_to(before + 6).await && (one.holds() || other.holds());
-    until("it is taken and renewed", [&one, &other], renewed).await;
+    let renewed = async || fixture.has_reached(before + 6).await && (one.holds() || other.holds());
+    until("the lease is held and renewed", [&one, &other], renewed).await;
 }

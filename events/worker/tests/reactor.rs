@@ -1,4 +1,4 @@
-//! What becomes of a message that a worker reacts to.
+//! The reactor handles, retries, redelivers and dead-letters messages.
 #![cfg(test)]
 
 use std::{
@@ -27,7 +27,7 @@ use garage_worker::{
 use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 struct Fixture {
     context: jetstream::Context,
@@ -52,16 +52,16 @@ impl Fixture {
         Ok(())
     }
 
-    /// Runs the reactor with a handler that is told how often it has been called, this call included.
+    /// Runs the reactor. The handler receives the number of its call, starting at 1.
     fn react<H>(&self, handler: H) -> (JoinHandle<anyhow::Result<()>>, mpsc::UnboundedReceiver<Delivery>)
     where
         H: Fn(u32) -> Result<(), Failure> + Send + Sync + 'static,
     {
-        self.react_at(4, handler)
+        self.react_with_slots(4, handler)
     }
 
-    /// The same with so many places.
-    fn react_at<H>(
+    /// Like `react`, with this many slots.
+    fn react_with_slots<H>(
         &self,
         concurrency: usize,
         handler: H,
@@ -93,13 +93,14 @@ impl Fixture {
         stream.get_consumer(SESSION_REPORTS.name).await.map_err(anyhow::Error::from_boxed)
     }
 
-    /// Has what is not acknowledged delivered again at once, as for the first time.
-    async fn come_again(&self) -> anyhow::Result<()> {
+    /// Makes the server redeliver unacknowledged messages at once, and restart their delivery counts.
+    async fn redeliver(&self) -> anyhow::Result<()> {
         self.context.get_stream(subject::REPORTS).await?.reset_consumer(SESSION_REPORTS.name, None).await?;
         Ok(())
     }
 
-    /// Has the server wait for an acknowledgement no longer than 200 ms, which no progress that is reported comes up to.
+    /// Shortens the consumer's ack_wait to 200 ms. Progress reports are less frequent, so each delivery in progress is
+    /// redelivered.
     async fn shorten_ack_wait(&self) -> anyhow::Result<()> {
         let config = self.consumer().await?.cached_info().config.clone();
         let config = pull::Config::try_from_consumer_config(config).map_err(anyhow::Error::from_boxed)?;
@@ -108,7 +109,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// Waits until everything was delivered and acknowledged.
+    /// Waits until all messages are delivered and acknowledged.
     async fn settled(&self) -> anyhow::Result<()> {
         let settled = async {
             loop {
@@ -120,7 +121,7 @@ impl Fixture {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(DEADLINE, settled).await.context("settled in time")?
+        timeout(DEADLINE, settled).await.context("messages are not all acknowledged in time")?
     }
 
     async fn dead_letter(&self) -> anyhow::Result<Option<Value>> {
@@ -133,11 +134,11 @@ impl Fixture {
 }
 
 async fn next(deliveries: &mut mpsc::UnboundedReceiver<Delivery>) -> anyhow::Result<Delivery> {
-    timeout(DEADLINE, deliveries.recv()).await?.context("the reactor runs")
+    timeout(DEADLINE, deliveries.recv()).await?.context("the reactor has ended")
 }
 
 #[tokio::test]
-async fn a_message_is_acknowledged_once_it_was_handled() -> anyhow::Result<()> {
+async fn a_message_is_acknowledged_after_it_was_handled() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (reacting, mut deliveries) = fixture.react(|_| Ok(()));
     fixture.report("{}").await?;
@@ -145,17 +146,17 @@ async fn a_message_is_acknowledged_once_it_was_handled() -> anyhow::Result<()> {
     fixture.settled().await?;
     fixture.shutdown.cancel();
     reacting.await??;
-    assert!(deliveries.recv().await.is_none(), "it came once");
+    assert!(deliveries.recv().await.is_none(), "the message was delivered twice");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_dependency_that_is_down_is_no_failed_delivery() -> anyhow::Result<()> {
+async fn an_unavailable_dependency_does_not_count_as_a_failed_delivery() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (_reacting, mut deliveries) =
         fixture.react(|call| if call <= 6 { Err(Failure::Unavailable(anyhow::anyhow!("down"))) } else { Ok(()) });
     fixture.report("{}").await?;
-    // Longer than the server waits for an acknowledgement.
+    // Together the seven tries take longer than the consumer's ack_wait.
     for _ in 0..7 {
         assert_eq!(next(&mut deliveries).await?.delivered, 1);
     }
@@ -165,7 +166,7 @@ async fn a_dependency_that_is_down_is_no_failed_delivery() -> anyhow::Result<()>
 }
 
 #[tokio::test]
-async fn a_conflict_is_tried_again_at_once() -> anyhow::Result<()> {
+async fn a_conflict_is_retried_at_once() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (_reacting, mut deliveries) =
         fixture.react(|call| if call <= 3 { Err(Failure::Retry(anyhow::anyhow!("moved"))) } else { Ok(()) });
@@ -177,26 +178,26 @@ async fn a_conflict_is_tried_again_at_once() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_handled_is_put_aside_with_its_error() -> anyhow::Result<()> {
+async fn a_message_that_cannot_be_handled_becomes_a_dead_letter_with_its_error() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
-    let (_reacting, mut deliveries) = fixture.react(|_| Err(Failure::Poison(anyhow::anyhow!("no report at all"))));
+    let (_reacting, mut deliveries) = fixture.react(|_| Err(Failure::Poison(anyhow::anyhow!("not a report"))));
     fixture.report("rubbish").await?;
     next(&mut deliveries).await?;
     fixture.settled().await?;
-    let dead_letter = fixture.dead_letter().await?.context("a dead letter")?;
-    assert_eq!(dead_letter["error"], "no report at all");
+    let dead_letter = fixture.dead_letter().await?.context("no dead letter")?;
+    assert_eq!(dead_letter["error"], "not a report");
     assert_eq!(dead_letter["subject"], "report.x.1.ready");
     assert_eq!(dead_letter["body"], "rubbish");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_message_of_a_newer_build_is_left_to_it() -> anyhow::Result<()> {
+async fn a_message_that_needs_a_newer_build_is_redelivered_until_that_build_runs() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (old, mut deliveries) = fixture.react(|_| Err(Failure::Newer(anyhow::anyhow!("event type Paused v1"))));
     fixture.report("{}").await?;
     assert_eq!(next(&mut deliveries).await?.delivered, 1);
-    // It is offered again, and not at once: the old one may have it any number of times before the new one is there.
+    // The old build returns the message with a pause. It may receive it several times before the new build starts.
     assert_eq!(next(&mut deliveries).await?.delivered, 2);
     fixture.shutdown.cancel();
     old.await??;
@@ -211,7 +212,7 @@ async fn a_message_of_a_newer_build_is_left_to_it() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_message_that_was_tried_in_vain_too_often_is_put_aside() -> anyhow::Result<()> {
+async fn a_message_with_ten_failed_deliveries_becomes_a_dead_letter() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (_reacting, mut deliveries) = fixture.react(|_| Err(Failure::Retry(anyhow::anyhow!("still moving"))));
     fixture.report("{}").await?;
@@ -220,18 +221,18 @@ async fn a_message_that_was_tried_in_vain_too_often_is_put_aside() -> anyhow::Re
             assert_eq!(next(&mut deliveries).await?.delivered, 1);
         }
         assert_eq!(fixture.dead_letter().await?, None);
-        // It would come again by itself, after up to 32 s.
-        fixture.come_again().await?;
+        // Do not wait for the regular redelivery, which comes after up to 32 s.
+        fixture.redeliver().await?;
     }
     next(&mut deliveries).await?;
     fixture.settled().await?;
-    let dead_letter = fixture.dead_letter().await?.context("a dead letter")?;
+    let dead_letter = fixture.dead_letter().await?.context("no dead letter")?;
     assert_eq!(dead_letter["error"], "still moving");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_has_tried_in_vain() -> anyhow::Result<()> {
+async fn a_panic_of_the_handler_counts_as_a_failed_try() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (_reacting, mut deliveries) = fixture.react(|call| if call <= 6 { panic!("call {call}") } else { Ok(()) });
     fixture.report("{}").await?;
@@ -244,9 +245,9 @@ async fn a_handler_that_panics_has_tried_in_vain() -> anyhow::Result<()> {
     fixture.settled().await
 }
 
-/// As when the connection comes and goes while a dependency is down: what is held is delivered again and again.
+/// A dependency is down, and an unstable connection causes many redeliveries of the held message.
 #[tokio::test]
-async fn what_is_delivered_in_an_outage_does_not_count() -> anyhow::Result<()> {
+async fn redeliveries_during_an_outage_do_not_count_as_failed() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     fixture.shorten_ack_wait().await?;
     let down = Arc::new(AtomicBool::new(true));
@@ -254,13 +255,13 @@ async fn what_is_delivered_in_an_outage_does_not_count() -> anyhow::Result<()> {
     let outage = Arc::clone(&down);
     let handler = move |_| match outage.load(Ordering::SeqCst) {
         true => Err(Failure::Unavailable(anyhow::anyhow!("down"))),
-        // What is found when it is over: each of those that were held was quicker than another.
+        // After the outage, the held deliveries of the message conflict with each other.
         false if moved.fetch_add(1, Ordering::SeqCst) < 3 => Err(Failure::Retry(anyhow::anyhow!("moved"))),
         false => Ok(()),
     };
-    let (_reacting, mut deliveries) = fixture.react_at(40, handler);
+    let (_reacting, mut deliveries) = fixture.react_with_slots(40, handler);
     fixture.report("{}").await?;
-    // Both more than ten, and so many that the process could be taken for one that dies of it each time.
+    // More than the ten failed deliveries that would make a dead letter.
     while next(&mut deliveries).await?.delivered < 25 {}
     down.store(false, Ordering::SeqCst);
     fixture.settled().await?;
@@ -269,13 +270,13 @@ async fn what_is_delivered_in_an_outage_does_not_count() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn no_more_is_fetched_than_is_reacted_to() -> anyhow::Result<()> {
+async fn no_more_messages_are_fetched_than_there_are_slots() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     for attempt in 1..=20 {
         fixture.context.publish(format!("report.x.{attempt}.ready"), "{}".into()).await?.await?;
     }
     let (_reacting, mut deliveries) = fixture.react(|_| Err(Failure::Unavailable(anyhow::anyhow!("down"))));
-    // Held and tried again, each of the four that have a place.
+    // The four messages in the slots are held and retried.
     for _ in 0..12 {
         assert_eq!(next(&mut deliveries).await?.delivered, 1);
     }
@@ -284,7 +285,7 @@ async fn no_more_is_fetched_than_is_reacted_to() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_held_at_the_end_goes_back_for_another_instance() -> anyhow::Result<()> {
+async fn a_held_message_is_returned_on_shutdown_for_another_instance() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let (reacting, mut deliveries) = fixture.react(|_| Err(Failure::Unavailable(anyhow::anyhow!("down"))));
     fixture.report("{}").await?;
@@ -292,7 +293,7 @@ async fn what_is_held_at_the_end_goes_back_for_another_instance() -> anyhow::Res
     fixture.shutdown.cancel();
     timeout(DEADLINE, reacting).await???;
     let mut batch = fixture.consumer().await?.fetch().max_messages(1).expires(DEADLINE).messages().await?;
-    let message = batch.next().await.context("it comes again")?.map_err(anyhow::Error::from_boxed)?;
+    let message = batch.next().await.context("the message is redelivered")?.map_err(anyhow::Error::from_boxed)?;
     assert_eq!(message.info().map_err(anyhow::Error::from_boxed)?.delivered, 2);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The connection to Redis finds its way back, whatever became of it.
+//! The connection to Redis recovers from every kind of loss.
 #![cfg(test)]
 
 use std::{
@@ -21,7 +21,7 @@ use tokio::{
     time::timeout,
 };
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 fn connection(url: &str, password: &Path) -> Redis {
     let redis_url = config::unchecked(url).unwrap();
@@ -39,7 +39,7 @@ async fn recovers(redis: &Redis) {
 }
 
 #[tokio::test]
-async fn a_password_that_was_changed_is_read_again() {
+async fn a_changed_password_is_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let server = servers::Redis::start(folder.path()).await.unwrap();
     let password = folder.path().join("password");
@@ -51,20 +51,20 @@ async fn a_password_that_was_changed_is_read_again() {
     let mut admin = admin.get_multiplexed_async_connection().await.unwrap();
     redis::cmd("CONFIG").arg(&["SET", "requirepass", "another"]).exec_async(&mut admin).await.unwrap();
     redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"]).exec_async(&mut admin).await.unwrap();
-    // The first may meet the connection that was killed, the second the password.
+    // The first ping may fail because of the killed connection, the second because of the password.
     let _ = ping(&redis).await;
     ping(&redis).await.unwrap_err();
     fs::write(&password, "another").unwrap();
     recovers(&redis).await;
 }
 
-/// Forwards connections, until they are told to swallow all they get.
+/// Forwards connections to the target. While `swallow` is set, the first connection discards what the client sends.
 async fn forwarder(target: SocketAddr, swallow: Arc<AtomicBool>, accepted: Arc<AtomicU32>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
-            // One of after the cut is a new one, and works.
+            // Only the first connection is affected. A later one works.
             let swallow = (accepted.fetch_add(1, Ordering::SeqCst) == 0).then(|| Arc::clone(&swallow));
             tokio::spawn(async move {
                 let mut far = TcpStream::connect(target).await.unwrap();
@@ -87,7 +87,7 @@ async fn forwarder(target: SocketAddr, swallow: Arc<AtomicBool>, accepted: Arc<A
 }
 
 #[tokio::test]
-async fn a_connection_that_was_cut_without_a_word_is_replaced() {
+async fn a_silently_dropped_connection_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let server = servers::Redis::start(folder.path()).await.unwrap();
     let target = server.url().trim_start_matches("redis://").trim_end_matches('/').parse().unwrap();

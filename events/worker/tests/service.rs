@@ -1,4 +1,4 @@
-//! Requests, and what becomes of their replies.
+//! Requests and replies between workers.
 #![cfg(test)]
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use garage_stack::servers::{Nats, Role};
 use garage_worker::{Shutdown, service::Service};
 use serde::{Deserialize, Serialize};
 
-/// Asks for a text of so many bytes.
+/// Asks for a text of this length.
 #[derive(Debug, Serialize, Deserialize)]
 struct Text {
     bytes: usize,
@@ -25,14 +25,15 @@ impl Call for Text {
     }
 }
 
-/// Asks for nothing, once or until it is answered.
+/// A request with an empty reply.
 #[derive(Debug, Serialize, Deserialize)]
-struct Word {
+struct Empty {
+    /// Whether the caller may send it again.
     repeat: bool,
 }
 
-impl Call for Word {
-    const SUBJECT: &'static str = "svc.test.word";
+impl Call for Empty {
+    const SUBJECT: &'static str = "svc.test.empty";
     type Reply = ();
     const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -42,12 +43,12 @@ impl Call for Word {
 }
 
 #[tokio::test]
-async fn a_request_that_is_lost_is_sent_again_if_it_may_be() {
+async fn a_lost_request_is_sent_again_if_it_may_be_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path(), 1).await.unwrap();
     let client = nats.connect(Role::Admin).await.unwrap();
     for repeat in [false, true] {
-        let mut requests = client.subscribe(Word::SUBJECT).await.unwrap();
+        let mut requests = client.subscribe(Empty::SUBJECT).await.unwrap();
         client.flush().await.unwrap();
         let answering = async {
             let _lost = requests.next().await.unwrap();
@@ -55,18 +56,18 @@ async fn a_request_that_is_lost_is_sent_again_if_it_may_be() {
             client.publish(again.reply.unwrap(), "null".into()).await.unwrap();
             std::future::pending::<()>().await;
         };
-        let word = Word { repeat };
-        let reply = tokio::select! { reply = call(&client, &word) => reply, () = answering => unreachable!() };
+        let request = Empty { repeat };
+        let reply = tokio::select! { reply = call(&client, &request) => reply, () = answering => unreachable!() };
         assert_eq!(reply.is_ok(), repeat, "{reply:?}");
     }
 }
 
 #[tokio::test]
-async fn that_a_repeat_was_turned_away_hides_no_answer() {
+async fn if_the_repeated_request_is_refused_the_reply_to_the_first_counts() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path(), 1).await.unwrap();
     let client = nats.connect(Role::Admin).await.unwrap();
-    let mut requests = client.subscribe(Word::SUBJECT).await.unwrap();
+    let mut requests = client.subscribe(Empty::SUBJECT).await.unwrap();
     client.flush().await.unwrap();
     let answering = async {
         let first = requests.next().await.unwrap();
@@ -79,13 +80,13 @@ async fn that_a_repeat_was_turned_away_hides_no_answer() {
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        reply = call(&client, &Word { repeat: true }) => reply.unwrap(),
+        reply = call(&client, &Empty { repeat: true }) => reply.unwrap(),
         () = answering => unreachable!(),
     }
 }
 
 #[tokio::test]
-async fn a_reply_that_is_too_large_is_refused_and_not_lost() {
+async fn the_caller_of_a_request_with_a_too_large_reply_receives_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path(), 1).await.unwrap();
     let client = nats.connect(Role::Admin).await.unwrap();
@@ -98,29 +99,29 @@ async fn a_reply_that_is_too_large_is_refused_and_not_lost() {
 }
 
 #[tokio::test]
-async fn a_request_that_cannot_be_answered_in_time_is_refused_and_carried_out_for_nobody() {
+async fn a_request_that_cannot_be_answered_in_time_is_refused_and_not_started() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path(), 1).await.unwrap();
     let client = nats.connect(Role::Admin).await.unwrap();
     let service = Service::start(&client, "test", "texts").await.unwrap();
-    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut started) = tokio::sync::mpsc::unbounded_channel();
     let serving = service.serve::<Text, _, _>(1, Shutdown::new(), move |Text { bytes }| {
-        let begun = begun.clone();
+        let sender = sender.clone();
         async move {
-            begun.send(bytes).unwrap();
+            sender.send(bytes).unwrap();
             std::future::pending().await
         }
     });
     tokio::spawn(serving.await.unwrap());
-    // One has the place, eight wait for it, and there is no room for a tenth.
+    // One request has the slot, eight wait, and the tenth is refused.
     let answers = join_all((0..10).map(|bytes| {
         let client = client.clone();
         async move { call(&client, &Text { bytes }).await }
     }));
     let mut reasons: Vec<_> = answers.await.into_iter().map(|answer| answer.unwrap_err().to_string()).collect();
     reasons.sort();
-    let late = "svc.test.text refused with 503: not done in time";
-    assert_eq!(reasons, [&[late; 9][..], &["svc.test.text refused with 503: too many requests wait already"]].concat());
-    assert!(begins.try_recv().is_ok());
-    assert!(begins.try_recv().is_err(), "those that waited were not begun");
+    let late = "svc.test.text refused with 503: not completed in time";
+    assert_eq!(reasons, [&[late; 9][..], &["svc.test.text refused with 503: too many requests are waiting"]].concat());
+    assert!(started.try_recv().is_ok());
+    assert!(started.try_recv().is_err(), "a waiting request was started");
 }

@@ -1,5 +1,5 @@
-//! What becomes of a consumer that has stopped: its worker makes it again, loses nothing by that, and does nothing
-//! again that it knew to be done.
+//! A worker recreates a consumer that has stopped. It skips no message, and handles no message twice that it knows to
+//! be acknowledged.
 #![cfg(test)]
 
 use std::{collections::BTreeMap, time::Duration};
@@ -48,7 +48,7 @@ impl Fixture {
         Ok(Self { client, context, health: Health::default(), shutdown: Shutdown::new(), nats, _folder: folder })
     }
 
-    /// Starts an instance of the worker, with no more rights than it has.
+    /// Starts an instance of the worker, with the rights of the session worker.
     async fn react(&self, reactions: &Reactions) -> anyhow::Result<()> {
         let context = jetstream::new(self.nats.connect(Role::Session).await?);
         let seen = reactions.sender.clone();
@@ -60,15 +60,15 @@ impl Fixture {
         Ok(())
     }
 
-    /// Stores reports, of attempts that none was of before.
+    /// Stores one report for each of these attempts. Each attempt must be new.
     async fn report(&self, attempts: std::ops::RangeInclusive<u64>) -> anyhow::Result<()> {
         for attempt in attempts {
             let stored = async {
-                // While a leader is elected nobody answers.
+                // Publishing fails during an election.
                 while self.context.publish(format!("report.x.{attempt}.ready"), "{}".into()).await?.await.is_err() {}
                 anyhow::Ok(())
             };
-            timeout(DEADLINE, stored).await.context("the report is stored")??;
+            timeout(DEADLINE, stored).await.context("the report is not stored in time")??;
         }
         Ok(())
     }
@@ -77,7 +77,7 @@ impl Fixture {
         Ok(self.context.get_stream(subject::REPORTS).await?)
     }
 
-    /// Waits until all is acknowledged, and until the worker must have seen that.
+    /// Waits until all messages are acknowledged and the worker has seen the new acknowledgement floor.
     async fn settled_and_seen(&self) -> anyhow::Result<()> {
         let seen = async {
             let stream = self.stream().await?;
@@ -88,92 +88,92 @@ impl Fixture {
                 }
                 tokio::task::yield_now().await;
             }
-            // Nobody else asks for it now.
-            let asked = format!("$JS.API.CONSUMER.INFO.{}.{}", subject::REPORTS, SESSION_REPORTS.name);
-            self.client.subscribe(asked).await?.take(2).count().await;
+            // From here on, only the worker's watchdog sends this request.
+            let request = format!("$JS.API.CONSUMER.INFO.{}.{}", subject::REPORTS, SESSION_REPORTS.name);
+            self.client.subscribe(request).await?.take(2).count().await;
             anyhow::Ok(())
         };
-        timeout(DEADLINE, seen).await.context("settled in time")?
+        timeout(DEADLINE, seen).await.context("messages are not all acknowledged in time")?
     }
 
-    /// Waits until /readyz says so.
-    async fn ready(&self, wanted: bool) -> anyhow::Result<()> {
-        let is = async {
-            while self.health.report().0 != wanted {
+    /// Waits until /readyz reports this state.
+    async fn until_ready(&self, expected: bool) -> anyhow::Result<()> {
+        let reported = async {
+            while self.health.report().0 != expected {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(DEADLINE, is).await.with_context(|| self.health.report().1)
+        timeout(DEADLINE, reported).await.with_context(|| self.health.report().1)
     }
 }
 
-/// What was delivered, to whichever instance.
+/// The deliveries of all instances.
 struct Reactions {
     sender: mpsc::UnboundedSender<Delivery>,
     deliveries: mpsc::UnboundedReceiver<Delivery>,
-    /// How often which report came, by the end of its subject.
-    times: BTreeMap<String, u32>,
+    /// The number of deliveries of each report, by subject.
+    counts: BTreeMap<String, u32>,
 }
 
 impl Reactions {
     fn new() -> Self {
         let (sender, deliveries) = mpsc::unbounded_channel();
-        Self { sender, deliveries, times: BTreeMap::new() }
+        Self { sender, deliveries, counts: BTreeMap::new() }
     }
 
-    /// Waits until so many different reports have come.
-    async fn until(&mut self, count: usize) -> anyhow::Result<()> {
-        while self.times.len() < count {
+    /// Waits until this many different reports have been delivered.
+    async fn until(&mut self, total: usize) -> anyhow::Result<()> {
+        while self.counts.len() < total {
             let delivery = timeout(DEADLINE, self.deliveries.recv()).await;
-            let delivery = delivery.with_context(|| format!("{} of {count} came", self.times.len()))?;
-            *self.times.entry(delivery.context("the worker runs")?.subject).or_default() += 1;
+            let delivery = delivery.with_context(|| format!("{} of {total} reports delivered", self.counts.len()))?;
+            *self.counts.entry(delivery.context("the worker has ended")?.subject).or_default() += 1;
         }
         Ok(())
     }
 
-    fn came_once(&self) -> bool {
-        self.times.values().all(|times| *times == 1)
+    fn each_delivered_once(&self) -> bool {
+        self.counts.values().all(|count| *count == 1)
     }
 }
 
-async fn a_consumer_that_is_deleted(nodes: usize) -> anyhow::Result<()> {
+async fn deleted_consumer(nodes: usize) -> anyhow::Result<()> {
     let fixture = Fixture::start(nodes).await?;
     let mut reactions = Reactions::new();
     fixture.react(&reactions).await?;
     fixture.report(1..=20).await?;
     reactions.until(20).await?;
     fixture.settled_and_seen().await?;
-    fixture.ready(true).await?;
+    fixture.until_ready(true).await?;
 
     fixture.stream().await?.delete_consumer(SESSION_REPORTS.name).await?;
-    fixture.ready(false).await?;
+    fixture.until_ready(false).await?;
     assert!(fixture.health.report().1.starts_with("session-reports: "), "{}", fixture.health.report().1);
     fixture.report(21..=40).await?;
     reactions.until(40).await?;
     fixture.settled_and_seen().await?;
-    fixture.ready(true).await?;
-    assert!(reactions.came_once(), "{:?}", reactions.times);
+    fixture.until_ready(true).await?;
+    assert!(reactions.each_delivered_once(), "{:?}", reactions.counts);
 
-    // An upgrade takes it as it is.
+    // `garage init` during an upgrade accepts the recreated consumer.
     setup::init(fixture.client.clone(), nodes).await?;
     fixture.report(41..=41).await?;
     reactions.until(41).await?;
-    assert!(reactions.came_once(), "{:?}", reactions.times);
+    assert!(reactions.each_delivered_once(), "{:?}", reactions.counts);
     Ok(())
 }
 
 #[tokio::test]
-async fn on_one_node_a_consumer_that_is_deleted_is_made_again() -> anyhow::Result<()> {
-    a_consumer_that_is_deleted(1).await
+async fn on_one_node_a_deleted_consumer_is_recreated() -> anyhow::Result<()> {
+    deleted_consumer(1).await
 }
 
 #[tokio::test]
-async fn on_three_nodes_a_consumer_that_is_deleted_is_made_again() -> anyhow::Result<()> {
-    a_consumer_that_is_deleted(3).await
+async fn on_three_nodes_a_deleted_consumer_is_recreated() -> anyhow::Result<()> {
+    deleted_consumer(3).await
 }
 
-/// One that is paused answers that it is there, and that it has messages.
-async fn a_consumer_that_silently_stopped(nodes: usize) -> anyhow::Result<()> {
+/// Simulates a silently stopped consumer by pausing it: a paused consumer answers that it exists and has messages.
+async fn silently_stopped_consumer(nodes: usize) -> anyhow::Result<()> {
     let recorder = PrometheusBuilder::new().build_recorder();
     let metrics = recorder.handle();
     let _recording = metrics::set_default_local_recorder(&recorder);
@@ -183,36 +183,36 @@ async fn a_consumer_that_silently_stopped(nodes: usize) -> anyhow::Result<()> {
     fixture.report(1..=20).await?;
     reactions.until(20).await?;
     fixture.settled_and_seen().await?;
-    fixture.ready(true).await?;
+    fixture.until_ready(true).await?;
 
     let hour = time::Duration::HOUR;
     fixture.stream().await?.pause_consumer(SESSION_REPORTS.name, System.now() + hour).await?;
     fixture.report(21..=40).await?;
-    fixture.ready(false).await?;
-    let notified = "session-reports: there are messages, but nothing of them comes here; it is made again\n";
-    assert_eq!(fixture.health.report().1, notified);
+    fixture.until_ready(false).await?;
+    let report = "session-reports: there are messages, but none are delivered; the consumer will be recreated\n";
+    assert_eq!(fixture.health.report().1, report);
     reactions.until(40).await?;
-    fixture.ready(true).await?;
-    assert!(reactions.came_once(), "{:?}", reactions.times);
-    let counted = r#"garage_consumers_made_again_total{consumer="session-reports",reason="silent"} 1"#;
-    assert!(metrics.render().contains(counted), "{}", metrics.render());
+    fixture.until_ready(true).await?;
+    assert!(reactions.each_delivered_once(), "{:?}", reactions.counts);
+    let metric = r#"garage_consumers_made_again_total{consumer="session-reports",reason="silent"} 1"#;
+    assert!(metrics.render().contains(metric), "{}", metrics.render());
     Ok(())
 }
 
 #[tokio::test]
-async fn on_one_node_a_consumer_that_silently_stopped_is_made_again() -> anyhow::Result<()> {
-    a_consumer_that_silently_stopped(1).await
+async fn on_one_node_a_silently_stopped_consumer_is_recreated() -> anyhow::Result<()> {
+    silently_stopped_consumer(1).await
 }
 
 #[tokio::test]
-async fn on_three_nodes_a_consumer_that_silently_stopped_is_made_again() -> anyhow::Result<()> {
-    a_consumer_that_silently_stopped(3).await
+async fn on_three_nodes_a_silently_stopped_consumer_is_recreated() -> anyhow::Result<()> {
+    silently_stopped_consumer(3).await
 }
 
 #[tokio::test]
-async fn a_consumer_without_a_leader_is_made_again() -> anyhow::Result<()> {
+async fn a_consumer_without_a_leader_is_recreated() -> anyhow::Result<()> {
     let mut fixture = Fixture::start(3).await?;
-    // One that lives on a single node, which dies.
+    // Create the consumer on a single node, which is then killed.
     let stream = fixture.stream().await?;
     stream.delete_consumer(SESSION_REPORTS.name).await?;
     let config = pull::Config {
@@ -225,7 +225,7 @@ async fn a_consumer_without_a_leader_is_made_again() -> anyhow::Result<()> {
     };
     let alone = stream.create_consumer(config).await?;
     let leader = alone.cached_info().cluster.as_ref().and_then(|cluster| cluster.leader.clone());
-    let node = leader.as_deref().and_then(|leader| leader.strip_prefix("nats-")).context("it has a leader")?;
+    let node = leader.as_deref().and_then(|leader| leader.strip_prefix("nats-")).context("no leader")?;
     let node = node.parse::<usize>()? - 1;
     let mut reactions = Reactions::new();
     fixture.react(&reactions).await?;
@@ -236,13 +236,13 @@ async fn a_consumer_without_a_leader_is_made_again() -> anyhow::Result<()> {
     fixture.nats.node(node)?.kill();
     fixture.report(21..=40).await?;
     reactions.until(40).await?;
-    fixture.ready(true).await?;
-    assert!(reactions.came_once(), "{:?}", reactions.times);
+    fixture.until_ready(true).await?;
+    assert!(reactions.each_delivered_once(), "{:?}", reactions.counts);
     Ok(())
 }
 
 #[tokio::test]
-async fn who_has_never_seen_a_consumer_begins_at_the_streams_beginning() -> anyhow::Result<()> {
+async fn an_instance_that_has_never_seen_the_consumer_starts_it_at_the_beginning_of_the_stream() -> anyhow::Result<()> {
     let fixture = Fixture::start(1).await?;
     fixture.report(1..=20).await?;
     fixture.stream().await?.delete_consumer(SESSION_REPORTS.name).await?;
@@ -252,7 +252,7 @@ async fn who_has_never_seen_a_consumer_begins_at_the_streams_beginning() -> anyh
 }
 
 #[tokio::test]
-async fn nothing_is_skipped_of_a_stream_that_was_made_anew() -> anyhow::Result<()> {
+async fn no_message_of_a_recreated_stream_is_skipped() -> anyhow::Result<()> {
     let fixture = Fixture::start(1).await?;
     let mut reactions = Reactions::new();
     fixture.react(&reactions).await?;
@@ -266,7 +266,7 @@ async fn nothing_is_skipped_of_a_stream_that_was_made_anew() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn instances_do_not_hinder_each_other_in_making_it_again() -> anyhow::Result<()> {
+async fn several_instances_can_recreate_the_consumer_at_the_same_time() -> anyhow::Result<()> {
     let fixture = Fixture::start(1).await?;
     let mut reactions = Reactions::new();
     for _ in 0..3 {
@@ -278,5 +278,5 @@ async fn instances_do_not_hinder_each_other_in_making_it_again() -> anyhow::Resu
         reactions.until(usize::try_from(round)? * 10).await?;
     }
     fixture.settled_and_seen().await?;
-    fixture.ready(true).await
+    fixture.until_ready(true).await
 }

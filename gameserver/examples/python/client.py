@@ -1,6 +1,8 @@
-"""Plays one match on any game that says `result` at its end: queues, waits, connects to the game server, is paid.
+"""A game client in Python: it queues, waits for a match, connects to the game server, and prints the result.
 
     client.py GATEWAY TOKEN        for example http://127.0.0.1:8080; needs websockets and cryptography
+
+It plays any game that accepts {"type": "join", "token": …} and sends {"results": …} in its last message.
 """
 
 import asyncio, hashlib, json, ssl, sys, urllib.request
@@ -13,14 +15,15 @@ gateway, token = sys.argv[1:]
 
 
 def call(method, path, body=None):
+    """Sends a request to the gateway and returns the JSON of its answer."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(gateway + path, data, headers, method=method)) as response:
         return json.load(response)
 
 
-async def until(socket, wanted):
-    """The data of the next event of this type."""
+async def wait_for(socket, wanted):
+    """Prints the type of each event until one of the wanted type arrives, and returns its data."""
     async for frame in socket:
         event = json.loads(frame)
         print(event["type"], flush=True)
@@ -28,32 +31,34 @@ async def until(socket, wanted):
             return event["data"]
         if event["type"] in ("Cancelled", "TimedOut", "Released"):
             break
-    raise SystemExit(f"there will be no {wanted}")
+    raise SystemExit(f"the ticket ended without {wanted}")
 
 
-async def race(address, admission):
+async def play(address, connect_token):
+    """Connects to the game server, checks its key, joins, and returns the results."""
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin below says who it is
+    # The certificate is self-signed. The fingerprint of its key, checked below, proves who the server is.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     host = f"[{address['ip']}]" if ":" in address["ip"] else address["ip"]
     async with websockets.connect(f"wss://{host}:{address['tcp_port']}", ssl=context) as game:
-        shown = x509.load_der_x509_certificate(game.transport.get_extra_info("ssl_object").getpeercert(True))
-        key = shown.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        certificate = x509.load_der_x509_certificate(game.transport.get_extra_info("ssl_object").getpeercert(True))
+        key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if hashlib.sha256(key).hexdigest() != address["fingerprint"]:
-            raise SystemExit("this is not the game server")
-        await game.send(json.dumps({"type": "join", "token": admission["token"]}))
-        return [json.loads(frame) async for frame in game][-1]["results"]
+            raise SystemExit("wrong fingerprint: this is not the game server")
+        await game.send(json.dumps({"type": "join", "token": connect_token}))
+        return [json.loads(message) async for message in game][-1]["results"]
 
 
 async def main():
     me = call("GET", "/v1/players/me")["player"]
     ticket = call("POST", "/v1/matchmaking/tickets", {"queue": "ranked", "latencies": {"eu": 20}})
-    events = f"{gateway.replace('http', 'ws', 1)}/v1/ws?since={ticket['seq'] - 1}"
+    events = f"{gateway.replace('http', 'ws', 1)}/v1/ws?since={ticket['seq']}"
     async with websockets.connect(events, subprotocols=["garage.v1", f"bearer.{token}"]) as socket:
-        address = await until(socket, "PlayerMatched")
-        admission = call("POST", f"/v1/sessions/{address['session']}/connect-token")
-        results = await race(address, admission)
+        match = await wait_for(socket, "PlayerMatched")
+        connect_token = call("POST", f"/v1/sessions/{match['session']}/connect-token")["token"]
+        results = await play(match, connect_token)
         print("place", next(result["place"] for result in results if result["player"] == me))
-        print((await until(socket, "Released"))["why"])
+        print((await wait_for(socket, "Released"))["why"])
 
 
 asyncio.run(main())

@@ -1,9 +1,11 @@
-"""A game server that is not Garage's: who draws the higher card wins. It honours ../../CONTRACT.md and nothing else.
+"""A complete game server in Python. Each player draws a card, and the higher card wins.
 
-    server.py --config FILE        needs nats-py[nkeys], websockets, PyJWT and cryptography
+    server.py --config FILE        needs Python 3.11, nats-py[nkeys], websockets, PyJWT and cryptography
+
+The steps are those of ../../CONTRACT.md.
 """
 
-import argparse, asyncio, datetime, json, os, random, ssl
+import argparse, asyncio, datetime, json, os, random, ssl, time
 
 import jwt, nats, websockets
 from cryptography import x509
@@ -12,16 +14,21 @@ from cryptography.x509.oid import NameOID
 from nats.aio.client import RawCredentials
 
 
+def now():
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
 def tls(private_key):
-    """Serves TLS 1.3 with a certificate of the game's own key, which is what clients pin."""
+    """Step 2: TLS 1.3 with a self-signed certificate of the game's key. Clients check the fingerprint of the key."""
     key = serialization.load_pem_private_key(private_key.encode(), None)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "garage game")])
-    now, day = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(days=1)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - day, now + day)
+    name, day = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "garage game")]), datetime.timedelta(days=1)
+    serial = x509.random_serial_number()
+    builder = x509.CertificateBuilder(name, name, key.public_key(), serial, now() - day, now() + day)
     certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    memory = os.memfd_create("certificate")  # ssl wants a file, and the key must not be in one
+    # The ssl module reads keys from files only. This file exists in memory alone, so that the key is never on a disk.
+    memory = os.memfd_create("certificate")
     os.write(memory, private_key.encode() + certificate)
     context.load_cert_chain(f"/proc/self/fd/{memory}")
     os.close(memory)
@@ -29,7 +36,7 @@ def tls(private_key):
 
 
 async def report(config, subject, body):
-    """Reports until it is acknowledged."""
+    """Steps 3 and 5: publishes a report, and retries until JetStream acknowledges it."""
     to = config["nats"]
     while True:
         try:
@@ -37,27 +44,31 @@ async def report(config, subject, body):
                                         inbox_prefix=to["inbox"].encode(), allow_reconnect=False)
             await client.jetstream().publish(subject, json.dumps(body).encode(), timeout=5)
             return await client.close()
-        except Exception as error:  # whatever it is, the report must arrive
-            print("not reported yet:", repr(error), flush=True)
+        except Exception as error:
+            print("report not acknowledged, retrying:", repr(error), flush=True)
             await asyncio.sleep(1)
+
+
+def verify(config, token):
+    """Step 4: returns the player of a connection token, or raises an exception if the token is not valid."""
+    key = config["token_keys"][jwt.get_unverified_header(token)["kid"]]
+    claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="garage-game", options={"require": ["exp"]})
+    if claims["session"] != config["session"]:
+        raise ValueError("the token is for another session")
+    return next(loadout["player"] for loadout in config["players"] if loadout["player"] == claims["sub"])
 
 
 async def play(config):
     players = [loadout["player"] for loadout in config["players"]]
-    seats, complete = {}, asyncio.Event()
+    connections, complete, started = {}, asyncio.Event(), time.monotonic()
 
     async def admit(socket):
         try:
-            token = json.loads(await asyncio.wait_for(socket.recv(), 10))["token"]
-            key = config["token_keys"][jwt.get_unverified_header(token)["kid"]]
-            claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="garage-game")
-            admitted = claims["session"] == config["session"] and claims["sub"] in players
+            player = verify(config, json.loads(await asyncio.wait_for(socket.recv(), 10))["token"])
         except Exception:
-            admitted = False
-        if not admitted:
             return await socket.close(4401, "refused")
-        seats[claims["sub"]] = socket
-        if len(seats) == len(players):
+        connections[player] = socket
+        if len(connections) == len(players):
             complete.set()
         await socket.wait_closed()
 
@@ -68,17 +79,23 @@ async def play(config):
         try:
             await asyncio.wait_for(complete.wait(), 30)
         except asyncio.TimeoutError:
-            pass  # who is not there draws nothing
-        cards = {player: random.random() if player in seats else -1 for player in players}
+            print("not every player has connected", flush=True)
+        # A player that has not connected draws no card and comes last. Without `time_ms` they count as not finished.
+        cards = {player: random.random() if player in connections else -1 for player in players}
         order = sorted(players, key=cards.get, reverse=True)
         results = [{"player": player, "place": place} for place, player in enumerate(order, 1)]
+        for result in results:
+            if result["player"] in connections:
+                result["time_ms"] = round((time.monotonic() - started) * 1000)
         await report(config, config["finished"], {"results": results})
-        for socket in seats.values():
-            await socket.send(json.dumps({"type": "result", "results": results}))
+        websockets.broadcast(connections.values(), json.dumps({"type": "result", "results": results}))
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--config", required=True)
-    with open(arguments.parse_args().config) as file:
-        asyncio.run(play(json.load(file)))
+    with open(arguments.parse_known_args()[0].config) as file:
+        config = json.load(file)
+    # Step 6: exit by `ends_at`, whatever happens.
+    left = datetime.datetime.fromisoformat(config["ends_at"]) - now()
+    asyncio.run(asyncio.wait_for(play(config), left.total_seconds()))

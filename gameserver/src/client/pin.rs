@@ -1,4 +1,4 @@
-//! Trust in one key: the server is who holds the key with the announced fingerprint, whatever its certificate says.
+//! Key pinning: the client trusts the server that has the key with the expected fingerprint.
 
 use std::{io, sync::Arc};
 
@@ -11,8 +11,9 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-/// A verifier that admits one key. Names, dates and issuers are not looked at: who announced the fingerprint vouches for
-/// it. That the server holds the key's private half is proved by the handshake's signature, which is verified.
+/// A certificate verifier that accepts one key. It ignores the names, dates and issuer of the certificate: the client
+/// got the fingerprint from Garage, which it trusts. The signature of the handshake is verified, and proves that the
+/// server has the private key.
 #[derive(Debug)]
 pub struct Pin {
     fingerprint: String,
@@ -20,7 +21,7 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// Pins a fingerprint; signatures are verified with the provider's algorithms.
+    /// Pins a fingerprint. Signatures are verified with the provider's algorithms.
     pub fn new(fingerprint: String, provider: &Arc<CryptoProvider>) -> Self {
         Self { fingerprint, algorithms: provider.signature_verification_algorithms }
     }
@@ -37,7 +38,7 @@ impl ServerCertVerifier for Pin {
     ) -> Result<ServerCertVerified, Error> {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         let found = game::fingerprint(&certificate.subject_public_key_info());
-        // A fingerprint is public, so comparing it in constant time would guard nothing.
+        // No constant-time comparison is needed: a fingerprint is public.
         if found == self.fingerprint {
             Ok(ServerCertVerified::assertion())
         } else {
@@ -68,7 +69,7 @@ impl ServerCertVerifier for Pin {
     }
 }
 
-/// Whether a handshake failed because the key is another one.
+/// Whether a handshake failed because the fingerprint differs.
 pub(super) fn is_mismatch(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
     matches!(cause, Some(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)))

@@ -1,14 +1,14 @@
-//! A drag race: cars on a straight road from a standing start, in fixed steps of time.
+//! A drag race: cars on a straight road, from a standing start, simulated in fixed time steps.
 //!
-//! The engine pushes with `power / speed`, never with more than the tyres hold (`grip × weight`); the air holds back
-//! with `½ ρ · drag area · speed²`. The same inputs at the same steps give the same race, bit for bit.
+//! The engine's force is `power / speed`, limited by the grip of the tyres (`grip × weight`). Air resistance is
+//! `½ ρ · drag area · speed²`. The same inputs at the same steps give exactly the same race.
 
 use garage_events::{
     game::{Placing, Stats},
     id::PlayerId,
 };
 
-/// Steps per second. Fixed, because a race must not depend on how busy its server is.
+/// Steps per second. The rate is fixed, so that the race does not depend on the load of the server.
 pub const TICK_HZ: u32 = 60;
 
 /// A quarter mile, in metres.
@@ -20,21 +20,21 @@ const GRAVITY: f64 = 9.806_65;
 /// Density of air at sea level and 15 °C (International Standard Atmosphere), kg/m³.
 const AIR_DENSITY: f64 = 1.225;
 
-/// How far the pedal is down, from 0 to 1.
+/// The position of the accelerator pedal, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Throttle(f64);
 
 impl Throttle {
-    /// Not touched.
+    /// No acceleration.
     pub const NONE: Self = Self(0.0);
 
-    /// What a player sent: clamped to 0..=1; `None` when it is no number at all.
+    /// Clamps a player's input to 0..=1. `None` if it is not finite.
     pub fn parse(sent: f32) -> Option<Self> {
         sent.is_finite().then(|| Self(f64::from(sent).clamp(0.0, 1.0)))
     }
 }
 
-/// Whether a car can be driven at all: every figure finite, drag not negative, the rest above zero.
+/// Whether the simulation can handle a car: all stats are finite, drag is not negative, the others are positive.
 pub fn drivable(stats: &Stats) -> bool {
     let positive = |x: f64| x.is_finite() && x > 0.0;
     positive(stats.power_kw)
@@ -52,35 +52,36 @@ pub struct Car {
     throttle: Throttle,
     position_m: f64,
     speed_mps: f64,
-    /// Seconds from the start to the finish line, once it is crossed.
+    /// Time from the start to the finish line, in seconds. `None` until the car has crossed the line.
     finish_s: Option<f64>,
 }
 
 impl Car {
-    /// How far it is from the start line, in metres.
+    /// Distance from the start line, in metres.
     pub fn position_m(&self) -> f64 {
         self.position_m
     }
 
-    /// Its speed, in metres per second.
+    /// Speed, in metres per second.
     pub fn speed_mps(&self) -> f64 {
         self.speed_mps
     }
 
-    /// What it accelerates with at a speed, in m/s².
+    /// Acceleration at the given speed, in m/s².
     fn acceleration(&self, speed: f64) -> f64 {
         let power_w = self.stats.power_kw * 1000.0;
         let tyres = self.stats.grip * self.stats.mass_kg * GRAVITY;
-        // The same as min(power / speed, tyres), without dividing by a speed of zero.
+        // Equal to min(power / speed, tyres), but without a division by zero.
         let engine = if tyres * speed > power_w { power_w / speed } else { tyres };
         let air = 0.5 * AIR_DENSITY * self.stats.drag_m2 * speed * speed;
         (engine * self.throttle.0 - air) / self.stats.mass_kg
     }
 
-    /// Moves it by one step that begins `elapsed_s` after the start.
+    /// Moves the car by one step that begins `elapsed_s` seconds after the start.
     fn step(&mut self, elapsed_s: f64, step_s: f64, length_m: f64) {
-        // Heun's method: the force at both ends of the step. At 60 Hz its error over a quarter mile is below a
-        // millisecond, where Euler's is several, so that the result does not hang on the rate.
+        // Heun's method: average the acceleration at both ends of the step. At 60 Hz the error over a quarter mile is
+        // below a millisecond, so that the result does not depend on the step rate. Euler's method is several
+        // milliseconds off.
         let first = self.acceleration(self.speed_mps);
         let guess = (self.speed_mps + first * step_s).max(0.0);
         let second = self.acceleration(guess);
@@ -107,8 +108,8 @@ pub struct Race {
 }
 
 impl Race {
-    /// Puts cars at the start line, in the given order, at [`TICK_HZ`] steps per second. Whoever has not finished
-    /// `limit_s` seconds after the start does not finish.
+    /// Creates a race with the cars at the start line. Cars that have not crossed the finish line `limit_s` seconds
+    /// after the start do not finish.
     pub fn new(cars: impl IntoIterator<Item = (PlayerId, Stats)>, length_m: f64, limit_s: f64) -> Self {
         Self::at_rate(cars, length_m, limit_s, TICK_HZ)
     }
@@ -127,31 +128,31 @@ impl Race {
             length_m,
             step_s: 1.0 / f64::from(hz),
             ticks: 0,
-            // A cast from float saturates, which is what an absurd limit deserves.
+            // The cast saturates for a limit that is too large.
             limit: (limit_s * f64::from(hz)).ceil() as u32,
         }
     }
 
-    /// The cars, in the order given.
+    /// The cars, in the order passed to [`Race::new`].
     pub fn cars(&self) -> &[Car] {
         &self.cars
     }
 
-    /// Steps made since the start.
+    /// Number of steps since the start.
     pub fn ticks(&self) -> u32 {
         self.ticks
     }
 
-    /// Sets the pedal of one car; an index without a car changes nothing.
+    /// Sets the throttle of a car. Ignores an index without a car.
     pub fn set_throttle(&mut self, index: usize, throttle: Throttle) {
         if let Some(car) = self.cars.get_mut(index) {
             car.throttle = throttle;
         }
     }
 
-    /// One step of time.
+    /// Advances the race by one time step.
     pub fn step(&mut self) {
-        // From the count, not by adding up, so that rounding errors do not grow with the race.
+        // Computed from the count, not as a running sum, so that rounding errors do not add up.
         let elapsed_s = f64::from(self.ticks) * self.step_s;
         for car in &mut self.cars {
             car.step(elapsed_s, self.step_s, self.length_m);
@@ -159,12 +160,13 @@ impl Race {
         self.ticks = self.ticks.saturating_add(1);
     }
 
-    /// Whether all have finished, or time is up.
+    /// Whether all cars have finished, or the time limit is reached.
     pub fn is_over(&self) -> bool {
         self.ticks >= self.limit || self.cars.iter().all(|car| car.finish_s.is_some())
     }
 
-    /// Everybody in order of place: those who finished by time, then the others by distance; equal ones by player id.
+    /// All players in order of place: first those that finished, by time; then the others, by distance. Ties are broken
+    /// by player id.
     pub fn placings(&self) -> Vec<Placing> {
         let mut order: Vec<&Car> = self.cars.iter().collect();
         order.sort_by(|a, b| {
@@ -172,7 +174,7 @@ impl Race {
             time(a).total_cmp(&time(b)).then_with(|| {
                 let further = match (a.finish_s, b.finish_s) {
                     (None, None) => b.position_m.total_cmp(&a.position_m),
-                    // Past the line, how far a car rolled on means nothing.
+                    // The distance behind the finish line does not count.
                     (Some(_), _) | (_, Some(_)) => std::cmp::Ordering::Equal,
                 };
                 further.then_with(|| a.player.cmp(&b.player))

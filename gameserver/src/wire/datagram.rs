@@ -1,19 +1,20 @@
-//! Datagrams, all numbers big-endian, each ending in the first 16 bytes of HMAC-SHA256 over what precedes:
+//! The datagrams. All numbers are big-endian. `mac` is the first 16 bytes of HMAC-SHA256 over the preceding bytes.
 //!
 //! - from a client, 32 bytes: `udp_id u32 | counter u64 | throttle f32 | mac`;
 //! - from the server, 21 + 9n bytes: `tick u32 | n u8 | n × (index u8, position f32, speed f32) | mac`.
 //!
-//! Both ways use one key. A datagram thrown back at its sender is still none of his: no n makes 32 of 21 + 9n.
+//! Both directions use the same key. An attacker still cannot reflect a datagram to its sender: 21 + 9n is never 32, so
+//! that the length shows the direction.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use super::{CarState, Key, Snapshot};
 
-/// Bytes of a client's datagram.
+/// Length of a client's datagram, in bytes.
 pub const INPUT_LEN: usize = 4 + 8 + 4 + MAC_LEN;
 
-/// Bytes of the longest datagram from a server.
+/// Length of the longest datagram from the server, in bytes.
 pub const SNAPSHOT_MAX: usize = 4 + 1 + 9 * 255 + MAC_LEN;
 
 const MAC_LEN: usize = 16;
@@ -21,16 +22,16 @@ const MAC_LEN: usize = 16;
 /// A player's input.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Input {
-    /// Whose it is, as the welcome said.
+    /// The `udp_id` from the welcome.
     pub id: u32,
-    /// Greater in each datagram than in the one before; from 1.
+    /// Starts at 1 and increases with each datagram.
     pub counter: u64,
-    /// How far the pedal is down. Authentic, and still to be checked.
+    /// As sent by the client. Not range-checked yet.
     pub throttle: f32,
 }
 
 impl Input {
-    /// The datagram.
+    /// Writes the datagram.
     pub fn seal(&self, key: &Key) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(INPUT_LEN);
         bytes.extend(self.id.to_be_bytes());
@@ -39,7 +40,7 @@ impl Input {
         seal(bytes, key)
     }
 
-    /// Whose a datagram claims to be, so that his key can be found.
+    /// The id in a datagram, not verified. The server uses it to find the key.
     pub fn claimed_id(datagram: &[u8]) -> Option<u32> {
         if datagram.len() != INPUT_LEN {
             return None;
@@ -47,7 +48,7 @@ impl Input {
         datagram.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
     }
 
-    /// Reads a datagram; `None` when it was not made with this key.
+    /// Verifies and parses a datagram. `None` if it was not written with this key.
     pub fn open(datagram: &[u8], key: &Key) -> Option<Self> {
         let body = open(datagram, key)?;
         let (id, rest) = body.split_first_chunk()?;
@@ -62,7 +63,7 @@ impl Input {
 }
 
 impl Snapshot {
-    /// The datagram. Cars past the 255th, which the count could not say, are left out.
+    /// Writes the datagram. It contains at most 255 cars, because the count is one byte.
     pub fn seal(&self, key: &Key) -> Vec<u8> {
         let count = u8::try_from(self.cars.len()).unwrap_or(u8::MAX);
         let mut bytes = Vec::with_capacity(5 + 9 * usize::from(count) + MAC_LEN);
@@ -76,7 +77,7 @@ impl Snapshot {
         seal(bytes, key)
     }
 
-    /// Reads a datagram; `None` when it was not made with this key.
+    /// Verifies and parses a datagram. `None` if it was not written with this key.
     pub fn open(datagram: &[u8], key: &Key) -> Option<Self> {
         let (tick, rest) = open(datagram, key)?.split_first_chunk()?;
         let (count, mut rest) = rest.split_first()?;
@@ -94,8 +95,8 @@ impl Snapshot {
 }
 
 fn mac(body: &[u8], key: &Key) -> Hmac<Sha256> {
-    // A key shorter than the hash's block is filled up with zeros (RFC 2104); done here, where lengths are types, it
-    // cannot fail.
+    // HMAC pads a short key with zeros to the block length (RFC 2104). Padding it here, to an array of that length,
+    // makes the constructor infallible.
     let mut block = [0; 64];
     for (to, from) in block.iter_mut().zip(key.0) {
         *to = from;
@@ -113,7 +114,7 @@ fn seal(mut body: Vec<u8>, key: &Key) -> Vec<u8> {
 
 fn open<'a>(datagram: &'a [u8], key: &Key) -> Option<&'a [u8]> {
     let (body, tag) = datagram.split_last_chunk::<MAC_LEN>()?;
-    // Compares in constant time.
+    // This comparison takes constant time.
     mac(body, key).verify_truncated_left(tag).ok()?;
     Some(body)
 }
@@ -125,8 +126,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mac_is_that_of_rfc_4231() {
-        // Test case 1: key of 20 bytes 0b, here with zeros after, which mean the same.
+    fn the_mac_matches_rfc_4231() {
+        // Test case 1: a key of 20 bytes 0x0b. The trailing zeros do not change the MAC.
         let mut key = [0; 32];
         key[..20].fill(0x0b);
         let sealed = seal(b"Hi There".to_vec(), &Key::new(key));
@@ -136,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn datagrams_come_back_and_no_bit_may_change(
+        fn an_input_survives_a_round_trip_and_any_changed_bit_is_detected(
             id: u32, counter: u64, throttle in -1.0f32..2.0, bit in 0..INPUT_LEN * 8, secret: [u8; 32],
         ) {
             let key = Key::new(secret);
@@ -151,7 +152,7 @@ mod tests {
         }
 
         #[test]
-        fn snapshots_come_back(tick: u32, count in 0u8..=255) {
+        fn a_snapshot_survives_a_round_trip(tick: u32, count in 0u8..=255) {
             let key = Key::new([1; 32]);
             let cars = (0..count).map(|index| CarState { index, position: 1.0, speed: f32::from(index) }).collect();
             let snapshot = Snapshot { tick, cars };
@@ -162,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_is_no_datagram(noise: Vec<u8>) {
+        fn random_bytes_are_rejected(noise: Vec<u8>) {
             let key = Key::new([2; 32]);
             prop_assert_eq!(Input::open(&noise, &key), None);
             prop_assert_eq!(Snapshot::open(&noise, &key), None);

@@ -1,4 +1,4 @@
-//! Datagrams move a car only when they are the player's own, and new.
+//! Only authentic and new datagrams move a player's car.
 
 use garage_gameserver::{
     client::{self, Connection},
@@ -11,7 +11,7 @@ use tokio::net::UdpSocket;
 
 use crate::game::{Game, long, soon};
 
-/// The next snapshot that comes by WebSocket.
+/// Waits for the next snapshot that arrives by WebSocket.
 async fn by_websocket(connection: &mut Connection) -> Snapshot {
     loop {
         if let FromServer::Snapshot(snapshot) = soon(client::receive(connection)).await.unwrap() {
@@ -20,7 +20,7 @@ async fn by_websocket(connection: &mut Connection) -> Snapshot {
     }
 }
 
-/// The next snapshot that comes by datagram, always authentic.
+/// Waits for the next snapshot that arrives by datagram, and verifies it.
 async fn by_datagram(socket: &UdpSocket, key: &Key) -> Snapshot {
     let mut buffer = [0; SNAPSHOT_MAX];
     let length = soon(socket.recv(&mut buffer)).await.unwrap();
@@ -34,7 +34,7 @@ async fn socket(game: &Game) -> UdpSocket {
 }
 
 #[tokio::test]
-async fn forged_datagrams_move_nothing() {
+async fn forged_datagrams_are_ignored() {
     let game = Game::start(&["anna"], long()).await;
     let (mut anna, welcome) = game.join("anna").await;
     let socket = socket(&game).await;
@@ -56,7 +56,7 @@ async fn forged_datagrams_move_nothing() {
         Input { id: welcome.udp_id.wrapping_add(1), ..full }.seal(&welcome.udp_key),
         Input { counter: 0, ..full }.seal(&welcome.udp_key),
     ];
-    // The race runs, and its snapshots come by WebSocket: the server believes in no address of Anna's.
+    // The race runs. Snapshots arrive by WebSocket, so the server has accepted no UDP address of Anna's.
     by_websocket(&mut anna).await;
     for _ in 0..3 {
         for datagram in &forged {
@@ -66,13 +66,13 @@ async fn forged_datagrams_move_nothing() {
             assert_eq!(by_websocket(&mut anna).await.cars, [CarState { index: 0, position: 0.0, speed: 0.0 }]);
         }
     }
-    // The same input, unforged, moves her, and snapshots come the way it came.
+    // The valid datagram moves her car, and snapshots arrive by datagram from then on.
     socket.send(&good).await.unwrap();
     while by_datagram(&socket, &welcome.udp_key).await.cars[0].speed == 0.0 {}
 }
 
 #[tokio::test]
-async fn a_replayed_datagram_moves_nothing() {
+async fn replayed_datagrams_are_ignored() {
     let game = Game::start(&["anna"], long()).await;
     let (mut anna, welcome) = game.join("anna").await;
     let socket = socket(&game).await;
@@ -84,7 +84,7 @@ async fn a_replayed_datagram_moves_nothing() {
     socket.send(&full).await.unwrap();
     while speed().await < 5.0 {}
     socket.send(&seal(2, 0.0)).await.unwrap();
-    // Until she has let go, and only the air slows her.
+    // Wait until the zero throttle takes effect and the air slows the car down.
     let mut last = speed().await;
     loop {
         let now = speed().await;
@@ -93,7 +93,7 @@ async fn a_replayed_datagram_moves_nothing() {
         }
         last = now;
     }
-    // Not a number is authentic here, and still moves nothing.
+    // An authentic datagram with NaN is ignored too.
     socket.send(&seal(3, f32::NAN)).await.unwrap();
     for _ in 0..8 {
         socket.send(&full).await.unwrap();
@@ -101,7 +101,7 @@ async fn a_replayed_datagram_moves_nothing() {
         assert!(now <= last, "{now} after {last}");
         last = now;
     }
-    // And the counter that is next does.
+    // A datagram with a new counter is accepted.
     socket.send(&seal(4, 1.0)).await.unwrap();
     while speed().await <= last {}
 }

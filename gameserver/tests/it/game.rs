@@ -1,4 +1,4 @@
-//! A running game server, and everything that belongs to it.
+//! Starts a game server in the test process, with its keys, tokens and reports.
 
 use std::{
     collections::BTreeMap,
@@ -31,18 +31,18 @@ use time::OffsetDateTime;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Every wait of these tests ends here.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// Time limit for everything that these tests wait for.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Within the deadline, or the test fails.
-pub(crate) async fn soon<F: Future>(what: F) -> F::Output {
-    timeout(DEADLINE, what).await.expect("within the deadline")
+/// Waits for a future. The test fails after the deadline.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(DEADLINE, future).await.expect("timed out")
 }
 
-/// An RSA key takes a while; the tests share one.
+/// Generating an RSA key is slow, so all tests share one.
 static RSA: LazyLock<(String, String)> = LazyLock::new(rsa_key);
 
-/// A fresh RSA key as PEM, and its fingerprint as the session worker would compute it.
+/// Generates an RSA key. Returns it as PEM, with its fingerprint as the session worker would compute it.
 pub(crate) fn rsa_key() -> (String, String) {
     use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _};
     let key = rsa::RsaPrivateKey::new(&mut rand::rng(), 2048).unwrap();
@@ -58,7 +58,7 @@ pub(crate) fn session() -> SessionId {
     SessionId::new(uuid::Uuid::from_bytes(rand::random()))
 }
 
-/// Seconds since 1970, some seconds from now.
+/// The time that is this many seconds from now.
 #[expect(clippy::disallowed_methods, reason = "tokens and hard ends are on the real clock")]
 pub(crate) fn in_seconds(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::now_utc() + time::Duration::seconds(seconds)
@@ -84,7 +84,7 @@ impl Signer {
         self.sign_as(Some(self.kid()), claims)
     }
 
-    /// A token that says of its key what it likes.
+    /// A token with any `kid` in its header.
     pub(crate) fn sign_as(&self, kid: Option<String>, claims: &ConnectClaims) -> String {
         let pem = self.0.to_pkcs8_pem(LineEnding::LF).unwrap();
         let key = EncodingKey::from_ed_pem(pem.as_bytes()).unwrap();
@@ -92,7 +92,7 @@ impl Signer {
     }
 }
 
-/// The claims of a good token.
+/// The claims of a valid token.
 pub(crate) fn claims(session: SessionId, name: &str) -> ConnectClaims {
     ConnectClaims {
         sub: player(name),
@@ -102,16 +102,16 @@ pub(crate) fn claims(session: SessionId, name: &str) -> ConnectClaims {
     }
 }
 
-/// Where a game of [`config`] on this host is, from its report.
+/// The address of a game with a configuration from [`config`], from its ready report.
 pub(crate) fn server(ready: Ready) -> Server {
     Server {
-        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ready.tcp_port),
-        udp_port: ready.udp_port,
+        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ready.ports.tcp_port),
+        udp_port: ready.ports.udp_port,
         fingerprint: RSA.1.clone(),
     }
 }
 
-/// The configuration of a game of equal cars.
+/// The configuration of a game in which all players have the same car.
 pub(crate) fn config(players: &[&str], signer: &Signer, nats: &str) -> Config {
     let session = session();
     let stats = Stats { power_kw: 250.0, mass_kg: 1400.0, grip: 1.0, drag_m2: 0.6 };
@@ -131,7 +131,7 @@ pub(crate) fn config(players: &[&str], signer: &Signer, nats: &str) -> Config {
     }
 }
 
-/// Options for a short race on this host: five metres, which is a second at full throttle.
+/// Options for a short race on this host: five metres, which take a second at full throttle.
 pub(crate) fn options() -> Options {
     Options {
         bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -147,7 +147,7 @@ pub(crate) fn long() -> Options {
     Options { distance_m: 1e6, race_timeout: Duration::from_secs(600), ..options() }
 }
 
-/// Hands reports to the test; the first of them are lost on the way.
+/// Hands reports to the test. The first `lost` attempts fail.
 pub(crate) struct Reports {
     arrived: mpsc::UnboundedSender<(String, Vec<u8>)>,
     lost: AtomicUsize,
@@ -157,7 +157,7 @@ impl Reporter for Reports {
     async fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), report::Error> {
         let lose = |left: usize| left.checked_sub(1);
         if self.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lose).is_ok() {
-            return Err(report::Error::Down);
+            return Err(report::Error::Disconnected);
         }
         self.arrived.send((subject.to_owned(), payload)).unwrap();
         Ok(())
@@ -178,7 +178,7 @@ impl Game {
         Self::start_with(players, options, 0, |_| {}).await
     }
 
-    /// Starts a game whose first `lost` reports are lost, and waits for its report ready.
+    /// Starts a game and waits for its ready report. The first `lost` attempts to report fail.
     pub(crate) async fn start_with(
         players: &[&str],
         options: Options,
@@ -198,7 +198,7 @@ impl Game {
         Self { server, config, signer, shutdown, reports, outcome }
     }
 
-    /// The claims of a good token.
+    /// The claims of a valid token.
     pub(crate) fn claims(&self, name: &str) -> ConnectClaims {
         claims(self.config.session, name)
     }
@@ -207,25 +207,25 @@ impl Game {
         self.signer.sign(&self.claims(name))
     }
 
-    /// A player who has joined and stays still.
+    /// Joins as a player that sends no input.
     pub(crate) async fn join(&self, name: &str) -> (Connection, Welcome) {
         let mut connection = soon(client::connect(&self.server)).await.unwrap();
         let join = FromClient::Join { token: Secret::new(self.token(name)) };
         client::send(&mut connection, &join).await.unwrap();
         match soon(client::receive(&mut connection)).await.unwrap() {
             FromServer::Welcome(welcome) => (connection, welcome),
-            other => panic!("no welcome but {other:?}"),
+            other => panic!("expected a welcome, got {other:?}"),
         }
     }
 
-    /// What the server answers to a token.
-    pub(crate) async fn knock(&self, token: &str) -> Result<FromServer, RaceError> {
+    /// Returns the server's answer to a token.
+    pub(crate) async fn try_token(&self, token: &str) -> Result<FromServer, RaceError> {
         let mut connection = soon(client::connect(&self.server)).await.unwrap();
         client::send(&mut connection, &FromClient::Join { token: Secret::new(token) }).await.unwrap();
         soon(client::receive(&mut connection)).await
     }
 
-    /// Waits for the report finished.
+    /// Waits for the finished report.
     pub(crate) async fn finished(&mut self) -> Finished {
         let (subject, payload) = soon(self.reports.recv()).await.expect("a report");
         assert_eq!(subject, self.config.finished);

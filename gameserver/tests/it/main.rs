@@ -1,4 +1,4 @@
-//! The game server on real sockets; only Garage's end of the reports is played by the test.
+//! Tests the game server on real sockets. Except in `process`, the test itself receives the reports.
 #![cfg(test)]
 
 mod datagrams;

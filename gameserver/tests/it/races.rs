@@ -1,11 +1,11 @@
-//! Whole games, from the first report to the last.
+//! Tests whole games, from the ready report to the finished report.
 
 use std::time::Duration;
 
 use garage_events::game::Placing;
 use garage_gameserver::{
     Options, Outcome,
-    client::{self, By, Driving, RaceError},
+    client::{self, Driving, InputChannel, RaceError},
     wire::FromServer,
 };
 
@@ -19,10 +19,10 @@ fn unfinished(name: &str, place: u32) -> Placing {
 async fn two_clients_race_and_get_the_same_result() {
     let mut game = Game::start(&["anna", "bert"], options()).await;
     let (anna, bert) = (game.token("anna"), game.token("bert"));
-    let by = |by, throttle| Driving { throttle, by, within: DEADLINE };
+    let driving = |channel, throttle| Driving { throttle, channel, timeout: DEADLINE };
     let (anna, bert) = tokio::join!(
-        client::drive(&game.server, &anna, by(By::WebSocket, 0.5)),
-        client::drive(&game.server, &bert, by(By::Datagram, 1.0)),
+        client::drive(&game.server, &anna, driving(InputChannel::WebSocket, 0.5)),
+        client::drive(&game.server, &bert, driving(InputChannel::Datagram, 1.0)),
     );
     let results = anna.unwrap();
     assert_eq!(results, bert.unwrap());
@@ -35,7 +35,7 @@ async fn two_clients_race_and_get_the_same_result() {
 }
 
 #[tokio::test]
-async fn who_never_joins_is_placed_last() {
+async fn a_player_who_never_joins_is_placed_last() {
     let short = Options { join_timeout: Duration::from_millis(100), race_timeout: Duration::from_secs(3), ..options() };
     let mut game = Game::start(&["absent", "bert"], short).await;
     let results = soon(client::drive(&game.server, &game.token("bert"), Driving::default())).await.unwrap();
@@ -46,7 +46,7 @@ async fn who_never_joins_is_placed_last() {
 }
 
 #[tokio::test]
-async fn a_game_that_nobody_joins_is_reported_too() {
+async fn a_game_without_players_still_reports_results() {
     let short = Options { join_timeout: Duration::from_millis(10), ..options() };
     let mut game = Game::start(&["bert", "anna"], short).await;
     let expected = vec![unfinished("anna", 1), unfinished("bert", 2)];
@@ -62,16 +62,16 @@ async fn reports_are_repeated_until_they_are_acknowledged() {
 }
 
 #[tokio::test]
-async fn who_joins_late_or_again_races_on() {
-    let one_waits = Options { join_timeout: Duration::from_millis(100), ..options() };
-    let game = Game::start(&["anna", "bert"], one_waits).await;
+async fn players_who_join_late_or_reconnect_can_finish() {
+    let short_wait = Options { join_timeout: Duration::from_millis(100), ..options() };
+    let game = Game::start(&["anna", "bert"], short_wait).await;
     let (mut first, _) = game.join("anna").await;
     assert!(matches!(soon(client::receive(&mut first)).await, Ok(FromServer::Start)));
     let (anna, bert) = (game.token("anna"), game.token("bert"));
     let again = async { soon(client::drive(&game.server, &anna, Driving::default())).await.unwrap() };
     let late = async { soon(client::drive(&game.server, &bert, Driving::default())).await.unwrap() };
     let replaced = async {
-        // Snapshots, until the second connection takes over.
+        // Skip snapshots until the second connection replaces this one.
         loop {
             match soon(client::receive(&mut first)).await {
                 Ok(FromServer::Snapshot(_)) => {}
@@ -86,14 +86,14 @@ async fn who_joins_late_or_again_races_on() {
 }
 
 #[tokio::test]
-async fn the_hard_end_ends_a_game() {
+async fn a_game_ends_at_the_sessions_hard_end() {
     let game = Game::start_with(&["anna"], options(), 0, |config| config.ends_at = in_seconds(2)).await;
     let _here = game.join("anna").await;
     assert_eq!(game.outcome().await, Outcome::Ended);
 }
 
 #[tokio::test]
-async fn a_game_that_is_told_to_stop_stops() {
+async fn a_game_stops_on_shutdown() {
     let game = Game::start(&["anna"], options()).await;
     let (mut anna, _) = game.join("anna").await;
     game.shutdown.cancel();

@@ -1,4 +1,4 @@
-//! Who and what is not let in.
+//! Tests that the server refuses invalid tokens, frames and connections, and that players are not affected.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::game::{DEADLINE, Game, Signer, in_seconds, long, options, player, rsa_key, session, soon};
 
-/// The close code that a connection ends with, whatever is said before.
+/// Reads until the connection closes. Returns the close code.
 async fn close_code(connection: &mut Connection) -> Option<u16> {
     loop {
         match soon(connection.next()).await {
@@ -28,20 +28,20 @@ async fn close_code(connection: &mut Connection) -> Option<u16> {
     }
 }
 
-/// That the game goes on as if nothing had been.
-async fn still_races(game: &Game) {
+/// Asserts that Anna can still join and finish the race.
+async fn assert_still_works(game: &Game) {
     let results = soon(client::drive(&game.server, &game.token("anna"), Driving::default())).await.unwrap();
     assert_eq!(results.len(), 1);
     assert!(results[0].time_ms.is_some());
 }
 
 #[tokio::test]
-async fn a_server_with_another_key_is_refused_by_the_client() {
+async fn the_client_refuses_a_server_with_another_key() {
     let game = Game::start(&["anna"], options()).await;
     let other = Server { fingerprint: rsa_key().1, ..game.server.clone() };
     let refused = soon(client::drive(&other, &game.token("anna"), Driving::default())).await;
     assert!(matches!(refused, Err(RaceError::WrongKey)), "{refused:?}");
-    still_races(&game).await;
+    assert_still_works(&game).await;
 }
 
 #[tokio::test]
@@ -59,17 +59,17 @@ async fn tls_1_2_is_refused() {
     let name = ServerName::from(game.server.address.ip());
     let error = soon(TlsConnector::from(Arc::new(config)).connect(name, stream)).await.unwrap_err();
     assert!(error.to_string().contains("ProtocolVersion"), "{error}");
-    still_races(&game).await;
+    assert_still_works(&game).await;
 }
 
-/// A token whose header says what an attacker likes.
+/// An unsigned token, with the algorithm `none`.
 fn unsigned(claims: &ConnectClaims) -> String {
     let header = BASE64.encode(r#"{"alg":"none","typ":"JWT"}"#);
     format!("{header}.{}.", BASE64.encode(serde_json::to_vec(claims).unwrap()))
 }
 
 #[tokio::test]
-async fn bad_tokens_admit_nobody() {
+async fn invalid_tokens_are_refused() {
     let game = Game::start(&["anna"], options()).await;
     let good = game.claims("anna");
     let sign = |claims: ConnectClaims| game.signer.sign(&claims);
@@ -77,13 +77,13 @@ async fn bad_tokens_admit_nobody() {
     let mut cut = game.token("anna");
     cut.pop();
     let bad = [
-        ("none", String::new()),
-        ("no token", "x.y.z".to_owned()),
-        ("of another session", sign(ConnectClaims { session: session(), ..good.clone() })),
-        ("of another player", sign(ConnectClaims { sub: player("mallory"), ..good.clone() })),
+        ("empty", String::new()),
+        ("malformed", "x.y.z".to_owned()),
+        ("for another session", sign(ConnectClaims { session: session(), ..good.clone() })),
+        ("for another player", sign(ConnectClaims { sub: player("mallory"), ..good.clone() })),
         ("for another audience", sign(ConnectClaims { aud: "garage".to_owned(), ..good.clone() })),
         ("expired", sign(ConnectClaims { exp: in_seconds(-60).unix_timestamp().try_into().unwrap(), ..good.clone() })),
-        ("signed by somebody else", Signer::new().sign(&good)),
+        ("signed with an unknown key", Signer::new().sign(&good)),
         ("unsigned", unsigned(&good)),
         (
             "signed with the public key as a shared secret",
@@ -92,53 +92,53 @@ async fn bad_tokens_admit_nobody() {
         ("cut", cut),
     ];
     for (what, token) in bad {
-        let answer = game.knock(&token).await;
+        let answer = game.try_token(&token).await;
         assert!(matches!(answer, Ok(FromServer::Refused { .. })), "{what}: {answer:?}");
     }
-    still_races(&game).await;
+    assert_still_works(&game).await;
 }
 
 #[tokio::test]
-async fn while_keys_are_rotated_a_token_of_either_admits() {
+async fn during_a_key_rotation_tokens_of_both_keys_are_accepted() {
     let next = Signer::new();
-    let tell = |config: &mut Config| drop(config.token_keys.insert(next.kid(), next.public_pem()));
-    let game = Game::start_with(&["anna"], long(), 0, tell).await;
+    let add_key = |config: &mut Config| drop(config.token_keys.insert(next.kid(), next.public_pem()));
+    let game = Game::start_with(&["anna"], long(), 0, add_key).await;
     let claims = game.claims("anna");
-    for good in [game.signer.sign(&claims), next.sign(&claims), game.signer.sign_as(None, &claims)] {
-        let answer = game.knock(&good).await;
+    for valid in [game.signer.sign(&claims), next.sign(&claims), game.signer.sign_as(None, &claims)] {
+        let answer = game.try_token(&valid).await;
         assert!(matches!(answer, Ok(FromServer::Welcome(_))), "{answer:?}");
     }
     let third = Signer::new();
     let bad = [
-        ("of a third key", third.sign(&claims)),
-        ("of a third key, under the name of one", third.sign_as(Some(next.kid()), &claims)),
-        ("of one key, under the other's name", game.signer.sign_as(Some(next.kid()), &claims)),
+        ("signed with an unknown key", third.sign(&claims)),
+        ("signed with an unknown key, with a known kid", third.sign_as(Some(next.kid()), &claims)),
+        ("signed with one key, with the kid of the other", game.signer.sign_as(Some(next.kid()), &claims)),
     ];
     for (what, token) in bad {
-        let answer = game.knock(&token).await;
+        let answer = game.try_token(&token).await;
         assert!(matches!(answer, Ok(FromServer::Refused { .. })), "{what}: {answer:?}");
     }
 }
 
 #[tokio::test]
-async fn a_director_that_names_one_key_alone_is_understood() {
+async fn a_configuration_with_only_token_key_is_accepted() {
     let game = Game::start_with(&["anna"], options(), 0, |config| config.token_keys.clear()).await;
-    still_races(&game).await;
+    assert_still_works(&game).await;
 }
 
 #[tokio::test]
-async fn a_refusal_closes_with_its_code() {
+async fn a_refusal_closes_the_connection_with_4401() {
     let game = Game::start(&["anna"], options()).await;
     for first in [r#"{"type":"join"}"#, r#"{"type":"join","token":"x"}"#, r#"{"type":"input","throttle":1.0}"#] {
         let mut connection = soon(client::connect(&game.server)).await.unwrap();
         connection.send(Message::text(first)).await.unwrap();
         assert_eq!(close_code(&mut connection).await, Some(close::REFUSED), "{first}");
     }
-    still_races(&game).await;
+    assert_still_works(&game).await;
 }
 
 #[tokio::test]
-async fn who_says_nothing_is_refused() {
+async fn a_client_that_sends_nothing_is_refused() {
     let game = Game::start(&["anna"], options()).await;
     let mut connection = soon(client::connect(&game.server)).await.unwrap();
     let refused = soon(client::receive(&mut connection)).await;
@@ -147,7 +147,7 @@ async fn who_says_nothing_is_refused() {
 }
 
 #[tokio::test]
-async fn a_malformed_frame_closes_its_connection_alone() {
+async fn a_malformed_frame_closes_only_its_own_connection() {
     let game = Game::start(&["anna", "bert"], long()).await;
     let (mut bert, _) = game.join("bert").await;
     let bad = [
@@ -168,7 +168,7 @@ async fn a_malformed_frame_closes_its_connection_alone() {
     let mut unknown = soon(client::connect(&game.server)).await.unwrap();
     unknown.send(Message::text("hello")).await.unwrap();
     assert_eq!(close_code(&mut unknown).await, Some(close::MALFORMED));
-    // Bert has heard nothing of it, and is there when Anna finally is.
+    // Anna has joined, so the race starts. Bert's connection is still open and receives the start.
     loop {
         match soon(client::receive(&mut bert)).await.unwrap() {
             FromServer::Start | FromServer::Snapshot(_) => break,
@@ -178,52 +178,52 @@ async fn a_malformed_frame_closes_its_connection_alone() {
 }
 
 #[tokio::test]
-async fn garbage_on_the_port_harms_nobody() {
+async fn data_that_is_not_tls_affects_no_player() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let game = Game::start(&["anna"], options()).await;
     let mut stream = TcpStream::connect(game.server.address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
-    // TLS says what is wrong in an alert, and ends.
+    // The server answers with a TLS alert and closes.
     tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert!(answer.len() < 16, "{answer:?}");
-    still_races(&game).await;
+    assert_still_works(&game).await;
 }
 
-/// Connections from this host that say nothing.
-async fn strangers(game: &Game, from: &str, count: usize) -> Vec<TcpStream> {
-    let mut strangers = Vec::new();
+/// Opens connections from a local address that send nothing.
+async fn silent_connections(game: &Game, from: &str, count: usize) -> Vec<TcpStream> {
+    let mut connections = Vec::new();
     for _ in 0..count {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
-        strangers.push(soon(socket.connect(game.server.address)).await.unwrap());
+        connections.push(soon(socket.connect(game.server.address)).await.unwrap());
     }
-    strangers
+    connections
 }
 
-/// That the server has let go of a connection.
-async fn cut(mut stranger: TcpStream) {
+/// Asserts that the server closes a connection.
+async fn assert_closed(mut connection: TcpStream) {
     use tokio::io::AsyncReadExt;
-    let said = soon(stranger.read(&mut [0])).await;
-    assert!(matches!(said, Ok(0) | Err(_)), "{said:?}");
+    let read = soon(connection.read(&mut [0])).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
 }
 
 #[tokio::test]
-async fn strangers_who_say_nothing_keep_no_player_out() {
+async fn silent_connections_keep_no_player_out() {
     let game = Game::start(&["anna"], options()).await;
-    let _silent = strangers(&game, "127.0.0.1", 64).await;
-    still_races(&game).await;
+    let _silent = silent_connections(&game, "127.0.0.1", 64).await;
+    assert_still_works(&game).await;
 }
 
 #[tokio::test]
-async fn a_crowd_of_strangers_drives_out_neither_who_plays_nor_who_comes_from_elsewhere() {
+async fn many_silent_connections_displace_neither_joined_players_nor_clients_from_other_addresses() {
     let game = Game::start(&["anna", "bert"], long()).await;
     let (mut bert, _) = game.join("bert").await;
-    // She has connected and not joined yet, and is the oldest of those.
+    // Anna has connected but not joined yet. Hers is the oldest pending connection.
     let mut anna = soon(client::connect(&game.server)).await.unwrap();
-    let mut crowd = strangers(&game, "127.0.0.2", 80).await;
-    for stranger in crowd.drain(..17) {
-        cut(stranger).await;
+    let mut silent = silent_connections(&game, "127.0.0.2", 80).await;
+    for connection in silent.drain(..17) {
+        assert_closed(connection).await;
     }
     let join = FromClient::Join { token: Secret::new(game.token("anna")) };
     client::send(&mut anna, &join).await.unwrap();

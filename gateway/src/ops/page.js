@@ -1,8 +1,8 @@
 "use strict";
-// Whatever comes from elsewhere (players' names, errors) is put in as text, never as markup.
+// Foreign data, such as players' names and errors, is always inserted as text and never as HTML.
 
 const POLL_MS = 1000;
-// The projector is here each second; after this long it is missed.
+// The projector reports every second. After this long without a report, the data counts as stale.
 const STALE_MS = 5000;
 
 const $ = (selector) => document.querySelector(selector);
@@ -32,7 +32,7 @@ function text(node, value) {
   if (node.textContent !== value) node.textContent = value;
 }
 
-// Brings a table's rows to a list. Those that stay are kept, so that focus and selection survive.
+// Makes a table's rows show a list. Rows of items that stay are kept, so that focus and selection survive.
 function fill(body, items, key, cells, finish = () => {}) {
   const old = new Map([...body.rows].map((row) => [row.dataset.key, row]));
   const rows = items.map((item) => {
@@ -93,7 +93,7 @@ function pill(word, kind) {
 
 function status(session) {
   if (session.ended) return pill(session.ended, { finished: "good", failed: "bad" }[session.ended] ?? "warn");
-  if (session.status === "open") return session.server ? pill("open", "good") : pill("open, server gone", "bad");
+  if (session.status === "open") return session.server ? pill("open", "good") : pill("open, no server", "bad");
   const kind = session.attempt > 1 ? "warn" : "busy";
   return pill(session.server && session.server !== "requested" ? `starting, ${session.server}` : session.status, kind);
 }
@@ -105,14 +105,14 @@ function choose(row, session) {
   };
 }
 
-// Ids are made of the time at their beginning; their end tells them apart.
+// Ids begin with the time, so sessions that started together differ only at the end.
 const id = (session) => el("button", { className: "id", title: session.id, textContent: `…${session.id.slice(-12)}` });
 
 function show(data) {
   const waiting = data.queues.reduce((sum, queue) => sum + queue.depth, 0);
   const oldest = Math.max(-1, ...data.queues.map((queue) => queue.oldest_ms ?? -1));
   text($("#tile-waiting"), count.format(waiting));
-  text($("#tile-oldest"), oldest < 0 ? "nobody waits" : `oldest ${age(oldest)}`);
+  text($("#tile-oldest"), oldest < 0 ? "nobody waits" : `longest wait ${age(oldest)}`);
   text($("#tile-sessions"), count.format(data.sessions));
   text($("#tile-playing"), `${count.format(data.playing)} players`);
   for (const [state, number] of Object.entries(data.servers)) text($(`#server-${state}`), count.format(number));
@@ -131,7 +131,7 @@ function show(data) {
     return [step.step, [bar, "bar"], zero(step.players), zero(step.sessions, "n soft"), [span(step.p50_ms), "n"], [span(step.p99_ms), "n"]];
   });
   const { cancelled, timed_out } = data.lost;
-  text($("#lost"), `p50 and p99 are the time from the step before. ${cancelled || timed_out ? `${count.format(cancelled)} cancelled, ${count.format(timed_out)} timed out.` : "Nobody cancelled or timed out."}`);
+  text($("#lost"), `p50 and p99: time since the previous step. ${cancelled || timed_out ? `Left the queue without a match: ${count.format(cancelled)} cancelled, ${count.format(timed_out)} timed out.` : "No player left the queue without a match."}`);
 
   text($("#live h2 small"), data.sessions > data.live.length ? `the newest ${data.live.length} of ${count.format(data.sessions)}` : "");
   table("live", data.live, (session) => session.id, (session) => [
@@ -153,19 +153,19 @@ function show(data) {
   table("failures", failures, (failure) => `${failure.what} ${failure.reason}`,
     (failure) => [failure.what, [failure.reason, "text"], zero(failure.times)]);
 
-  const letters = data.letters;
-  const dead = letters ? Object.values(letters.counts).reduce((a, b) => a + b, 0) : null;
-  text($("#tile-letters"), dead === null ? "–" : count.format(dead));
-  $("#tile-letters").className = dead ? "bad" : "";
-  text($("#letters h2 small"), letters === null ? "nobody has looked yet"
-    : Object.entries(letters.counts).map(([consumer, number]) => `${consumer} ${count.format(number)}`).join(" · ")
-      + (letters.looked_age_ms > 2 * STALE_MS ? ` · as of ${ago(letters.looked_age_ms)}` : ""));
-  table("letters", letters?.latest ?? [], (letter) => String(letter.letter), (letter) => [
-    [letter.letter, "n"], letter.consumer,
-    [el("span", {}, letter.error, el("small", { textContent: letter.subject })), "text"], [ago(letter.age_ms), "n soft"],
+  const deadLetters = data.letters;
+  const dead = deadLetters ? Object.values(deadLetters.counts).reduce((a, b) => a + b, 0) : null;
+  text($("#tile-dead-letters"), dead === null ? "–" : count.format(dead));
+  $("#tile-dead-letters").className = dead ? "bad" : "";
+  text($("#dead-letters h2 small"), deadLetters === null ? "not counted yet"
+    : Object.entries(deadLetters.counts).map(([consumer, number]) => `${consumer} ${count.format(number)}`).join(" · ")
+      + (deadLetters.looked_age_ms > 2 * STALE_MS ? ` · counted ${ago(deadLetters.looked_age_ms)}` : ""));
+  table("dead-letters", deadLetters?.latest ?? [], (summary) => String(summary.letter), (summary) => [
+    [summary.letter, "n"], summary.consumer,
+    [el("span", {}, summary.error, el("small", { textContent: summary.subject })), "text"], [ago(summary.age_ms), "n soft"],
   ]);
-  $("#letters > .empty").hidden = dead !== 0;
-  $("#letters-key").hidden = !dead;
+  $("#dead-letters > .empty").hidden = dead !== 0;
+  $("#dead-letters-key").hidden = !dead;
 }
 
 function mark(kind, word, detail, banner) {
@@ -179,10 +179,10 @@ function mark(kind, word, detail, banner) {
 function showMark({ seq, behind, event_age_ms, seen_age_ms }) {
   const at = `sequence ${count.format(seq)}${event_age_ms === null ? "" : `, ${age(event_age_ms) === "now" ? "just now" : `${age(event_age_ms)} old`}`}`;
   if (seen_age_ms === null) {
-    mark("stale", "no projections", at, "Nothing is projected yet: does a session worker run?");
+    mark("stale", "no projections", at, "There are no projections yet. Is a session worker running?");
   } else if (seen_age_ms > STALE_MS) {
     const since = new Date(Date.now() - seen_age_ms).toLocaleTimeString("en-GB");
-    mark("stale", "standing still", at, `Projections stand still since ${since}, ${ago(seen_age_ms)}: what is shown is of then. No session worker follows the log, or NATS does not answer.`);
+    mark("stale", "stale", at, `The projections have not been updated since ${since}, ${ago(seen_age_ms)}. The dashboard shows the state of that time. No session worker follows the log, or NATS does not answer.`);
   } else if (behind > 1000) {
     mark("stale", `behind by ${count.format(behind)} events`, at, null);
   } else {
@@ -197,7 +197,7 @@ async function ask(path) {
   return { status: answer.status, body: await answer.json() };
 }
 
-async function look() {
+async function showOverview() {
   try {
     const { status, body } = await ask("/ops/data.json");
     if (status === 200) {
@@ -205,18 +205,18 @@ async function look() {
       showMark(body.mark);
       shown = Date.now();
     } else {
-      mark("silent", "no data", "", `${body.error}.${last()}`);
+      mark("silent", "no data", "", `${body.error}.${dataAge()}`);
     }
   } catch {
-    mark("silent", "no answer", "", `The gateway does not answer.${last()}`);
+    mark("silent", "no answer", "", `The gateway does not answer.${dataAge()}`);
   }
 }
 
-const last = () => shown ? ` What is shown is ${age(Date.now() - shown)} old.` : "";
+const dataAge = () => shown ? ` The data shown is ${age(Date.now() - shown)} old.` : "";
 
-async function story() {
+async function showTimeline() {
   const chosen = location.hash.slice(1);
-  const [empty, panel] = [$("#timeline > .empty"), $("#timeline .story")];
+  const [empty, panel] = [$("#timeline > .empty"), $("#timeline .details")];
   if (!/^[0-9a-f-]{36}$/.test(chosen)) {
     [empty.hidden, panel.hidden] = [false, true];
     return;
@@ -250,13 +250,13 @@ async function story() {
 }
 
 async function poll() {
-  // Who does not look costs nothing.
-  if (!document.hidden) await Promise.all([look(), story()]);
+  // A hidden page does not poll.
+  if (!document.hidden) await Promise.all([showOverview(), showTimeline()]);
   setTimeout(poll, POLL_MS);
 }
 
 addEventListener("hashchange", () => {
-  story().then(() => $("#timeline").scrollIntoView({ block: "nearest", behavior: "smooth" }));
+  showTimeline().then(() => $("#timeline").scrollIntoView({ block: "nearest", behavior: "smooth" }));
   for (const row of document.querySelectorAll("#live tr, #closed tr")) {
     row.classList.toggle("open", location.hash === `#${row.dataset.key}`);
   }

@@ -1,4 +1,4 @@
-//! What the page is told. Pure.
+//! The dashboard's data in the form in which the page receives it, as JSON. Pure.
 
 use std::collections::BTreeMap;
 
@@ -14,24 +14,27 @@ use garage_events::{
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::read::{Mark, Shot};
+use super::read::{Snapshot, Watermark};
 
-/// Living sessions that are listed.
-const LISTED: usize = 100;
+/// The maximum number of live sessions in the list.
+const MAX_LIVE: usize = 100;
 
-/// What goes on.
+/// The overview.
 #[derive(Debug, Serialize)]
 pub(super) struct View {
-    mark: MarkView,
+    #[serde(rename = "mark")]
+    watermark: WatermarkView,
     window_minutes: i64,
     queues: Vec<QueueView>,
     funnel: Vec<StepView>,
-    /// Players who left their queue without a match.
+    /// The players who left a queue without a match.
     lost: Lost,
     servers: BTreeMap<Server, u64>,
+    /// The number of live sessions.
     sessions: u64,
+    /// The number of players in live sessions.
     playing: u64,
-    /// The newest of them.
+    /// The newest live sessions.
     live: Vec<SessionView>,
     closed: Vec<SessionView>,
     failures: Failures,
@@ -40,24 +43,27 @@ pub(super) struct View {
 }
 
 #[derive(Debug, Serialize)]
-struct MarkView {
+struct WatermarkView {
     seq: u64,
     behind: Option<u64>,
-    /// Since the last event.
+    /// The age of the last event.
     event_age_ms: Option<u64>,
-    /// Since the projector was last here.
+    /// The time since the projector last reported.
     seen_age_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
 struct QueueView {
     name: QueueName,
+    /// The number of waiting players.
     depth: u64,
+    /// The longest current wait; absent if nobody waits.
     oldest_ms: Option<u64>,
     queued_per_minute: f64,
     matched_per_minute: f64,
-    /// By minute, the oldest first.
+    /// Players queued in each minute of the last hour, oldest first.
     queued: Vec<u64>,
+    /// Players matched in each minute, likewise.
     matched: Vec<u64>,
 }
 
@@ -65,8 +71,9 @@ struct QueueView {
 struct StepView {
     step: &'static str,
     players: u64,
-    /// None for the steps of players.
+    /// Absent for the step `queued`, which belongs to players and not to a session.
     sessions: Option<u64>,
+    /// Percentiles of the time since the previous step.
     p50_ms: Option<u64>,
     p99_ms: Option<u64>,
 }
@@ -82,18 +89,19 @@ struct SessionView {
     id: SessionId,
     queue: QueueName,
     region: String,
-    /// As the identity provider names them.
+    /// The players' names in the tokens of the identity provider.
     players: Vec<String>,
     status: Status,
     server: Option<Server>,
     attempt: u32,
-    /// Since it began; of a closed one, since it was closed.
+    /// The time since the match; for a closed session, the time since it was closed.
     age_ms: u64,
     ended: Option<Ending>,
-    /// From its beginning to its end.
+    /// The duration of a closed session.
     took_ms: Option<u64>,
 }
 
+/// The failures of the last hour, by reason.
 #[derive(Debug, Serialize)]
 struct Failures {
     servers: BTreeMap<String, u64>,
@@ -102,9 +110,10 @@ struct Failures {
 
 #[derive(Debug, Serialize)]
 struct DeadLettersView {
+    /// By consumer.
     counts: BTreeMap<String, u64>,
     latest: Vec<DeadLetterView>,
-    /// Since somebody looked.
+    /// The age of this summary.
     looked_age_ms: Option<u64>,
 }
 
@@ -118,16 +127,16 @@ struct DeadLetterView {
     age_ms: u64,
 }
 
-/// What happened to a session.
+/// The timeline of a session.
 #[derive(Debug, Serialize)]
-pub(super) struct Story {
+pub(super) struct TimelineView {
     session: SessionView,
     events: Vec<EventView>,
 }
 
 #[derive(Debug, Serialize)]
 struct EventView {
-    /// Since the session was matched.
+    /// The time since the match.
     since_ms: u64,
     #[serde(rename = "type")]
     type_name: String,
@@ -137,43 +146,47 @@ struct EventView {
 }
 
 impl View {
-    /// The view of a moment. Queues are shown though nobody waits there: those given, and those where something happened.
-    pub(super) fn of(shot: &Shot, queues: &[QueueName]) -> Self {
-        let now = shot.now;
-        let present = minute_of(now);
-        let window: BTreeMap<i64, &Minute> =
-            shot.minutes.iter().filter(|(at, _)| **at > present - MINUTES).map(|(at, minute)| (*at, minute)).collect();
+    /// Makes the overview. It contains the configured `queues`, and all queues in which something happened.
+    pub(super) fn of(snapshot: &Snapshot, queues: &[QueueName]) -> Self {
+        let now = snapshot.now;
+        let current = minute_of(now);
+        let window: BTreeMap<i64, &Minute> = snapshot
+            .minutes
+            .iter()
+            .filter(|(at, _)| **at > current - MINUTES)
+            .map(|(at, minute)| (*at, minute))
+            .collect();
         let mut sum = Minute::default();
         for minute in window.values() {
             sum.add(minute);
         }
-        let mut names: Vec<_> = queues.iter().chain(shot.queues.keys()).chain(sum.queues.keys()).cloned().collect();
+        let mut names: Vec<_> = queues.iter().chain(snapshot.queues.keys()).chain(sum.queues.keys()).cloned().collect();
         names.sort();
         names.dedup();
         let mut servers: BTreeMap<_, _> =
             [Server::Requested, Server::Scheduled, Server::Ready, Server::Running].map(|server| (server, 0)).into();
-        for server in shot.sessions.values().filter_map(|session| session.server) {
+        for server in snapshot.sessions.values().filter_map(|session| session.server) {
             *servers.entry(server).or_default() += 1;
         }
-        let mut live: Vec<_> = shot.sessions.iter().collect();
+        let mut live: Vec<_> = snapshot.sessions.iter().collect();
         live.sort_by_key(|(id, session)| (std::cmp::Reverse(session.since), **id));
         let flows = sum.queues.values().fold(Flow::default(), |mut all, flow| {
             all.add(flow);
             all
         });
         Self {
-            mark: MarkView::of(&shot.mark, now),
+            watermark: WatermarkView::of(&snapshot.watermark, now),
             window_minutes: MINUTES,
-            queues: names.into_iter().map(|name| QueueView::of(name, shot, &window)).collect(),
+            queues: names.into_iter().map(|name| QueueView::of(name, snapshot, &window)).collect(),
             funnel: funnel(&flows, &sum),
             lost: Lost { cancelled: flows.cancelled, timed_out: flows.timed_out },
             servers,
             sessions: live.len() as u64,
             playing: live.iter().map(|(_, session)| session.players.len() as u64).sum(),
-            live: live.into_iter().take(LISTED).map(|(id, session)| SessionView::of(*id, session, now)).collect(),
-            closed: shot.closed.iter().map(|(id, timeline)| SessionView::closed(*id, timeline, now)).collect(),
+            live: live.into_iter().take(MAX_LIVE).map(|(id, session)| SessionView::of(*id, session, now)).collect(),
+            closed: snapshot.closed.iter().map(|(id, timeline)| SessionView::closed(*id, timeline, now)).collect(),
             failures: Failures { servers: sum.servers_failed, sessions: sum.sessions_failed },
-            dead_letters: shot.dead_letters.as_ref().map(|dead_letters| DeadLettersView {
+            dead_letters: snapshot.dead_letters.as_ref().map(|dead_letters| DeadLettersView {
                 counts: dead_letters.counts.clone(),
                 latest: dead_letters.latest.iter().map(|summary| DeadLetterView::of(summary, now)).collect(),
                 looked_age_ms: dead_letters.looked.map(|looked| age_ms(looked, now)),
@@ -182,32 +195,32 @@ impl View {
     }
 }
 
-impl MarkView {
-    fn of(mark: &Mark, now: OffsetDateTime) -> Self {
+impl WatermarkView {
+    fn of(watermark: &Watermark, now: OffsetDateTime) -> Self {
         Self {
-            seq: mark.seq,
-            behind: mark.behind,
-            event_age_ms: mark.time.map(|time| age_ms(time, now)),
-            seen_age_ms: mark.seen.map(|seen| age_ms(seen, now)),
+            seq: watermark.seq,
+            behind: watermark.behind,
+            event_age_ms: watermark.time.map(|time| age_ms(time, now)),
+            seen_age_ms: watermark.seen.map(|seen| age_ms(seen, now)),
         }
     }
 }
 
 impl QueueView {
-    fn of(name: QueueName, shot: &Shot, window: &BTreeMap<i64, &Minute>) -> Self {
-        let present = minute_of(shot.now);
+    fn of(name: QueueName, snapshot: &Snapshot, window: &BTreeMap<i64, &Minute>) -> Self {
+        let current = minute_of(snapshot.now);
         let nothing = Flow::default();
         let flow = |at: i64| window.get(&at).and_then(|minute| minute.queues.get(&name)).unwrap_or(&nothing);
-        let by_minute = |count: fn(&Flow) -> u64| (present - MINUTES + 1..=present).map(|at| count(flow(at))).collect();
-        // The present minute has just begun, or is nearly over: with the one before it, it is always enough to tell by.
-        let seconds = 60 + shot.now.unix_timestamp().rem_euclid(60);
+        let by_minute = |count: fn(&Flow) -> u64| (current - MINUTES + 1..=current).map(|at| count(flow(at))).collect();
+        // A rate is computed over the current minute and the one before, because the current one may have just begun.
+        let seconds = 60 + snapshot.now.unix_timestamp().rem_euclid(60);
         let per_minute = |count: fn(&Flow) -> u64| {
-            let counted = u32::try_from(count(flow(present)) + count(flow(present - 1))).unwrap_or(u32::MAX);
+            let counted = u32::try_from(count(flow(current)) + count(flow(current - 1))).unwrap_or(u32::MAX);
             f64::from(counted) * 60.0 / f64::from(i32::try_from(seconds).unwrap_or(60))
         };
         Self {
-            depth: shot.queues.get(&name).copied().unwrap_or_default(),
-            oldest_ms: shot.oldest.get(&name).map(|since| age_ms(*since, shot.now)),
+            depth: snapshot.queues.get(&name).copied().unwrap_or_default(),
+            oldest_ms: snapshot.oldest.get(&name).map(|since| age_ms(*since, snapshot.now)),
             queued_per_minute: per_minute(|flow| flow.queued),
             matched_per_minute: per_minute(|flow| flow.matched),
             queued: by_minute(|flow| flow.queued),
@@ -217,7 +230,7 @@ impl QueueView {
     }
 }
 
-/// From the queue to the end, as many players as came so far.
+/// How many players and sessions reached each step, from the queue to the end of the session.
 fn funnel(flows: &Flow, sum: &Minute) -> Vec<StepView> {
     let step = |step, players, sessions, took: &Histogram| StepView {
         step,
@@ -230,7 +243,7 @@ fn funnel(flows: &Flow, sum: &Minute) -> Vec<StepView> {
     for one in Step::ALL {
         let reached = sum.steps.get(&one).cloned().unwrap_or_default();
         let name = match one {
-            // As many players as the sessions have; how long is what they waited.
+            // The players and their waits come from the players' events.
             Step::Matched => {
                 steps.push(step("matched", flows.matched, Some(reached.sessions), &flows.waited));
                 continue;
@@ -281,8 +294,8 @@ impl DeadLetterView {
     }
 }
 
-impl Story {
-    /// The story of a session. It is told by the session's own time, so that nobody's clock is asked.
+impl TimelineView {
+    /// Makes the view of a timeline. All times are relative to the session's events, so it needs no clock.
     pub(super) fn of(id: SessionId, timeline: &Timeline) -> Self {
         let began = timeline.session.since;
         let end = timeline.events.last().map_or(began, |entry| entry.time);
@@ -297,7 +310,7 @@ impl Story {
     }
 }
 
-/// Milliseconds since a time; none where two clocks disagree.
+/// The milliseconds from `since` to `now`; 0 if `since` is later, because two clocks differ.
 fn age_ms(since: OffsetDateTime, now: OffsetDateTime) -> u64 {
     u64::try_from(millis(now) - millis(since)).unwrap_or(0)
 }
@@ -308,15 +321,15 @@ mod tests {
 
     use super::*;
 
-    /// Half a minute into a minute.
+    /// The middle of a minute.
     fn now() -> OffsetDateTime {
         OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(1_800_000_030)
     }
 
-    fn shot() -> Shot {
-        Shot {
+    fn snapshot() -> Snapshot {
+        Snapshot {
             now: now(),
-            mark: Mark::default(),
+            watermark: Watermark::default(),
             queues: BTreeMap::new(),
             oldest: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -326,8 +339,8 @@ mod tests {
         }
     }
 
-    fn view(shot: &Shot) -> Value {
-        to_value(View::of(shot, &["ranked".parse().unwrap()])).unwrap()
+    fn view(snapshot: &Snapshot) -> Value {
+        to_value(View::of(snapshot, &["ranked".parse().unwrap()])).unwrap()
     }
 
     fn queued(queue: &str, queued: u64) -> Minute {
@@ -348,8 +361,8 @@ mod tests {
     }
 
     #[test]
-    fn before_anything_happened_the_queues_are_there_and_empty() {
-        let view = view(&shot());
+    fn an_empty_log_shows_the_configured_queues_as_empty() {
+        let view = view(&snapshot());
         assert_eq!(view["queues"][0]["name"], "ranked");
         assert_eq!((&view["queues"][0]["depth"], &view["queues"][0]["oldest_ms"]), (&json!(0), &Value::Null));
         assert_eq!(view["servers"], json!({ "requested": 0, "scheduled": 0, "ready": 0, "running": 0 }));
@@ -358,27 +371,28 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_of_the_present_minute_and_the_one_before() {
-        let present = minute_of(now());
+    fn a_rate_covers_the_current_minute_and_the_one_before() {
+        let current = minute_of(now());
         let minutes =
-            [(present, queued("ranked", 20)), (present - 1, queued("ranked", 10)), (present - 2, queued("ranked", 99))];
-        let view = view(&Shot { minutes: minutes.into(), ..shot() });
+            [(current, queued("ranked", 20)), (current - 1, queued("ranked", 10)), (current - 2, queued("ranked", 99))];
+        let view = view(&Snapshot { minutes: minutes.into(), ..snapshot() });
         assert_eq!(view["queues"][0]["queued_per_minute"], 20.0);
         let by_minute = view["queues"][0]["queued"].as_array().unwrap();
         assert_eq!((by_minute.len(), &by_minute[57..]), (60, &[json!(99), json!(10), json!(20)][..]));
     }
 
     #[test]
-    fn a_log_that_stands_still_leaves_the_hour() {
+    fn events_older_than_an_hour_are_not_shown() {
         let old = minute_of(now()) - MINUTES;
-        let view = view(&Shot { minutes: [(old, queued("duo", 5)), (old + 1, queued("ranked", 7))].into(), ..shot() });
+        let view =
+            view(&Snapshot { minutes: [(old, queued("duo", 5)), (old + 1, queued("ranked", 7))].into(), ..snapshot() });
         assert_eq!(view["funnel"][0]["players"], 7);
         assert_eq!(view["queues"].as_array().map(Vec::len), Some(1));
     }
 
     #[test]
-    fn the_newest_sessions_are_listed_and_all_are_counted() {
-        let view = view(&Shot { sessions: (0..150).map(session).collect(), ..shot() });
+    fn all_live_sessions_are_counted_but_only_the_newest_are_listed() {
+        let view = view(&Snapshot { sessions: (0..150).map(session).collect(), ..snapshot() });
         assert_eq!(
             (&view["sessions"], &view["playing"], &view["servers"]["ready"]),
             (&json!(150), &json!(150), &json!(75))

@@ -1,4 +1,4 @@
-//! The store, the garage, the wallet and the profile. Inventory decides; each request asks it once.
+//! The store, the garage, the wallet and the profile. Each request is one request to inventory, which decides.
 
 use garage_events::{
     id::{CarId, ItemId, Slot},
@@ -126,8 +126,8 @@ async fn mount(car: CarId, slot: Slot, call: Call) -> Answer {
     }
 }
 
-/// Has a command carried out; the answer is what the player owns then. The token is looked at before the command is
-/// read: who is not known need not hear what is wrong with his body.
+/// Executes a command, and answers with the player's garage after it. Checks the token first, so that a client without
+/// a valid token does not learn what is wrong with its body.
 async fn execute(call: &Call, status: StatusCode, command: impl FnOnce() -> Result<Command, Problem>) -> Answer {
     let player = call.player()?;
     let command = command()?;

@@ -6,21 +6,21 @@ use tokio::io::DuplexStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
-use crate::hub::{Hub, QUEUE};
+use crate::hub::{Hub, MAX_QUEUED_FRAMES};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 type Hook = Box<dyn Fn(&Log, u64) + Send + Sync>;
 
-/// A log in memory whose backlog reads run a hook first: what happens between the read of one event and the next.
+/// A log in memory. Each read of the backlog first runs a hook, which simulates what happens between two reads.
 struct Log {
     events: Mutex<Vec<u64>>,
-    /// What came before is forgotten.
+    /// The log has forgotten all events before this sequence.
     first: u64,
     hook: Hook,
 }
 
-impl Missed for Log {
+impl Backlog for Log {
     async fn next(&self, _: &PlayerId, from: u64) -> Result<Option<(u64, Bytes)>, ReadError> {
         (self.hook)(self, from);
         let seq = self.events.lock().unwrap().iter().copied().find(|seq| *seq >= from);
@@ -58,15 +58,15 @@ fn log(events: &[u64], hook: impl Fn(&Log, u64) + Send + Sync + 'static) -> Log 
 
 type Client = WebSocketStream<DuplexStream>;
 
-/// A socket of ann over a pipe that holds `capacity` bytes.
-async fn open(hub: &Hub, log: Log, since: Option<u64>, pace: Pace, capacity: usize) -> (Client, Shutdown) {
+/// Opens a socket of the player "ann" over a pipe that buffers `capacity` bytes.
+async fn open(hub: &Hub, log: Log, since: Option<u64>, timing: Timing, capacity: usize) -> (Client, Shutdown) {
     let (near, far) = tokio::io::duplex(capacity);
     let (player, shutdown) = ("ann".parse().unwrap(), Shutdown::new());
     let registration = hub.register(&player);
     let stop = shutdown.clone();
     tokio::spawn(async move {
         let stream = WebSocketStream::from_raw_socket(near, Role::Server, Some(config())).await;
-        Socket { stream, registration, player, pace, shutdown: stop }.run(&log, since).await;
+        Socket { stream, registration, player, timing, shutdown: stop }.run(&log, since).await;
     });
     (WebSocketStream::from_raw_socket(far, Role::Client, None).await, shutdown)
 }
@@ -94,8 +94,8 @@ async fn closed(client: &mut Client) -> u16 {
 }
 
 #[tokio::test]
-async fn events_stored_while_the_backlog_is_read_come_once_and_in_order() {
-    // At each point of the backlog an event is stored, and the hub hands it out at once, later, or has done so already.
+async fn an_event_stored_while_the_backlog_is_read_is_written_once_and_in_order() {
+    // An event is stored at each point of the backlog. The hub dispatches it at once, or `lag` events late.
     for storing in 1..=5 {
         for lag in [0, 1, 2, 9] {
             let hub = Hub::default();
@@ -108,14 +108,14 @@ async fn events_stored_while_the_backlog_is_read_come_once_and_in_order() {
                 }
                 let stored = events.last().copied().unwrap();
                 for seq in hook_hub.position() + 1..=stored.saturating_sub(lag) {
-                    hook_hub.hand_out(&message(seq, body(seq)));
+                    hook_hub.dispatch(&message(seq, body(seq)));
                 }
             };
-            let (mut client, _shutdown) = open(&hub, log(&[1, 2, 3, 4], hook), Some(0), Pace::default(), 4096).await;
+            let (mut client, _shutdown) = open(&hub, log(&[1, 2, 3, 4], hook), Some(0), Timing::default(), 4096).await;
             assert_eq!(seqs(&mut client, 5).await, [1, 2, 3, 4, 5], "stored at {storing}, lag {lag}");
-            // Whatever the hub was behind by comes now, and nothing of it again.
+            // The hub now dispatches the events that it was behind by. The socket must not write them again.
             for seq in hub.position() + 1..=6 {
-                hub.hand_out(&message(seq, body(seq)));
+                hub.dispatch(&message(seq, body(seq)));
             }
             assert_eq!(seqs(&mut client, 1).await, [6], "stored at {storing}, lag {lag}");
         }
@@ -123,12 +123,12 @@ async fn events_stored_while_the_backlog_is_read_come_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn where_the_log_has_forgotten_the_players_state_stands_for_it() {
+async fn a_resync_frame_replaces_events_that_the_log_has_forgotten() {
     for since in [0, 1, 2, 3] {
         let hub = Hub::default();
         let forgetful = Log { first: 2, ..log(&[3, 4], |_, _| {}) };
-        let (mut client, _shutdown) = open(&hub, forgetful, Some(since), Pace::default(), 4096).await;
-        hub.hand_out(&message(5, body(5)));
+        let (mut client, _shutdown) = open(&hub, forgetful, Some(since), Timing::default(), 4096).await;
+        hub.dispatch(&message(5, body(5)));
         let expected = if since < 2 { [4, 5].as_slice() } else { &[3, 4, 5][usize::from(since == 3)..] };
         let Message::Text(first) = next(&mut client).await else { panic!("no text") };
         assert_eq!(first.contains(r#""type":"resync""#), since < 2, "{first}");
@@ -138,52 +138,53 @@ async fn where_the_log_has_forgotten_the_players_state_stands_for_it() {
 }
 
 #[tokio::test]
-async fn without_since_only_what_comes_is_written() {
+async fn without_since_a_socket_gets_only_new_events() {
     let hub = Hub::default();
-    hub.hand_out(&message(4, body(4)));
-    let (mut client, _shutdown) = open(&hub, log(&[4], |_, _| panic!("no backlog")), None, Pace::default(), 4096).await;
-    hub.hand_out(&message(5, body(5)));
+    hub.dispatch(&message(4, body(4)));
+    let (mut client, _shutdown) =
+        open(&hub, log(&[4], |_, _| panic!("no backlog")), None, Timing::default(), 4096).await;
+    hub.dispatch(&message(5, body(5)));
     assert_eq!(seqs(&mut client, 1).await, [5]);
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_too_slow() {
+async fn a_socket_whose_client_does_not_read_is_closed_as_too_slow() {
     let hub = Hub::default();
-    let pace = Pace { close: DEADLINE, ..Pace::default() };
-    let (mut client, _shutdown) = open(&hub, log(&[], |_, _| {}), None, pace, 64).await;
-    // More than the pipe, the socket's queue and the frame between them hold.
-    for seq in 1..=QUEUE as u64 + 10 {
-        hub.hand_out(&message(seq, body(seq)));
+    let timing = Timing { close: DEADLINE, ..Timing::default() };
+    let (mut client, _shutdown) = open(&hub, log(&[], |_, _| {}), None, timing, 64).await;
+    // More frames than fit into the pipe, the socket's queue and the write in progress.
+    for seq in 1..=MAX_QUEUED_FRAMES as u64 + 10 {
+        hub.dispatch(&message(seq, body(seq)));
         tokio::task::yield_now().await;
     }
     assert_eq!(closed(&mut client).await, 4008);
 }
 
 #[tokio::test]
-async fn a_client_that_never_answers_is_silent() {
+async fn a_socket_whose_client_never_answers_pings_is_closed_as_silent() {
     let ms = Duration::from_millis;
-    let pace = Pace { ping: ms(5), silence: ms(50), close: ms(50), ..Pace::default() };
-    let (mut client, _shutdown) = open(&Hub::default(), log(&[], |_, _| {}), None, pace, 1 << 20).await;
-    // Reading through the bare pipe, as a client does that has no pong to give.
+    let timing = Timing { ping: ms(5), silence: ms(50), close: ms(50), ..Timing::default() };
+    let (mut client, _shutdown) = open(&Hub::default(), log(&[], |_, _| {}), None, timing, 1 << 20).await;
+    // Reads from the pipe itself, so that no WebSocket client answers the pings.
     let mut end = None;
     let raw = client.get_mut();
     let mut bytes = Vec::new();
     let read = tokio::io::AsyncReadExt::read_to_end(raw, &mut bytes);
-    // The socket waits for an answer to its close, and then hangs up.
+    // The socket waits for an answer to its close frame, and then drops the connection.
     if timeout(DEADLINE, read).await.is_ok() {
         end = bytes.windows(2).find(|pair| *pair == 4009_u16.to_be_bytes());
     }
     assert!(end.is_some(), "{bytes:?}");
-    assert_eq!(bytes[0], 0x89, "a ping comes first");
+    assert_eq!(bytes[0], 0x89, "the first frame is a ping");
 }
 
 #[tokio::test]
-async fn a_client_that_answers_pings_stays() {
-    let pace = Pace { ping: Duration::from_millis(2), silence: Duration::from_millis(500), ..Pace::default() };
+async fn a_socket_whose_client_answers_pings_stays_open() {
+    let timing = Timing { ping: Duration::from_millis(2), silence: Duration::from_millis(500), ..Timing::default() };
     let hub = Hub::default();
-    let (mut client, shutdown) = open(&hub, log(&[], |_, _| {}), None, pace, 4096).await;
+    let (mut client, shutdown) = open(&hub, log(&[], |_, _| {}), None, timing, 4096).await;
     let began = Instant::now();
-    while began.elapsed() < 2 * pace.silence {
+    while began.elapsed() < 2 * timing.silence {
         assert!(matches!(next(&mut client).await, Message::Ping(_)));
     }
     shutdown.cancel();
@@ -191,15 +192,15 @@ async fn a_client_that_answers_pings_stays() {
 }
 
 #[tokio::test]
-async fn what_was_handed_out_before_the_stop_is_written_before_the_close() {
-    // Whether the socket sees the stop or its frames first is chance: each order, many times.
+async fn frames_dispatched_before_the_shutdown_are_written_before_the_close() {
+    // It is random whether the socket sees the shutdown or its frames first. 50 rounds cover both.
     for _ in 0..50 {
         let hub = Hub::default();
-        let (mut client, shutdown) = open(&hub, log(&[], |_, _| {}), None, Pace::default(), 4096).await;
-        hub.hand_out(&message(1, body(1)));
+        let (mut client, shutdown) = open(&hub, log(&[], |_, _| {}), None, Timing::default(), 4096).await;
+        hub.dispatch(&message(1, body(1)));
         assert_eq!(seqs(&mut client, 1).await, [1]);
         for seq in 2..=5 {
-            hub.hand_out(&message(seq, body(seq)));
+            hub.dispatch(&message(seq, body(seq)));
         }
         shutdown.cancel();
         assert_eq!(seqs(&mut client, 4).await, [2, 3, 4, 5]);
@@ -208,8 +209,8 @@ async fn what_was_handed_out_before_the_stop_is_written_before_the_close() {
 }
 
 #[tokio::test]
-async fn a_client_that_talks_too_much_is_cut() {
-    let (mut client, _shutdown) = open(&Hub::default(), log(&[], |_, _| {}), None, Pace::default(), 1 << 20).await;
+async fn a_client_that_sends_a_too_long_message_is_disconnected() {
+    let (mut client, _shutdown) = open(&Hub::default(), log(&[], |_, _| {}), None, Timing::default(), 1 << 20).await;
     client.send(Message::text("a".repeat(1 << 10))).await.unwrap();
     client.send(Message::text("a".repeat(5 << 10))).await.unwrap();
     let ended = async { while let Some(Ok(_)) = client.next().await {} };
@@ -217,7 +218,7 @@ async fn a_client_that_talks_too_much_is_cut() {
 }
 
 #[test]
-fn the_reasons_to_close_are_those_that_are_described() {
+fn asyncapi_describes_every_close_code() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../events/asyncapi.json");
     let described: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let codes = [TOO_SLOW, SILENT, REPLACED, GOING_AWAY, TRY_AGAIN].map(|end| match end {

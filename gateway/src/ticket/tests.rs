@@ -1,5 +1,6 @@
 use garage_events::{
     event::Recorded,
+    game::Ports,
     log::Head,
     player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, TimedOut},
 };
@@ -42,7 +43,8 @@ fn after(event: impl Into<Event>) -> Player {
 
 fn histories() -> [(Player, Status); 6] {
     let (ticket, queue, session) = (id(1), "ranked".parse::<QueueName>().unwrap(), session());
-    let address = Address { ip: [1, 2, 3, 4].into(), tcp_port: 1, udp_port: 2, fingerprint: "f".into() };
+    let address =
+        Address { ip: [1, 2, 3, 4].into(), ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: "f".into() };
     let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player };
     let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1 };
     let matched = Matched { ticket, queue: queue.clone(), session, team: "1".into(), waiting_since: NOW };
@@ -57,9 +59,9 @@ fn histories() -> [(Player, Status); 6] {
 }
 
 #[test]
-fn the_same_wish_again_has_the_ticket_wherever_it_stands() {
+fn a_repeated_request_returns_the_ticket_in_any_status() {
     for (player, status) in histories() {
-        let Ok(Queueing::Have(ticket)) = queue(&player, &queued(id(1)), NOW + Duration::HOUR) else {
+        let Ok(Queueing::Have(ticket)) = queue(&player, id(1), NOW + Duration::HOUR) else {
             panic!("{player:?}");
         };
         assert_eq!((ticket.ticket, ticket.status, ticket.seq), (id(1), status, 40));
@@ -67,11 +69,10 @@ fn the_same_wish_again_has_the_ticket_wherever_it_stands() {
 }
 
 #[test]
-fn a_new_wish_needs_the_old_one_to_have_ended() {
-    let ticket_request = queued(id(2));
-    assert_eq!(queue(&Player::default(), &ticket_request, NOW), Ok(Queueing::Append));
+fn a_new_ticket_needs_the_previous_one_to_have_ended() {
+    assert_eq!(queue(&Player::default(), id(2), NOW), Ok(Queueing::Append));
     for (player, status) in histories() {
-        let result = queue(&player, &ticket_request, NOW);
+        let result = queue(&player, id(2), NOW);
         match status {
             Status::Waiting => assert_eq!(result, Err(Rejection::Waiting { ticket: id(1) })),
             Status::Matched | Status::Playing => assert_eq!(result, Err(Rejection::InSession { session: session() })),
@@ -82,7 +83,7 @@ fn a_new_wish_needs_the_old_one_to_have_ended() {
 
 #[test]
 fn an_expired_ticket_is_timed_out_first() {
-    let Ok(Queueing::First(event)) = queue(&after(queued(id(1))), &queued(id(2)), NOW + Duration::minutes(2)) else {
+    let Ok(Queueing::First(event)) = queue(&after(queued(id(1))), id(2), NOW + Duration::minutes(2)) else {
         panic!("not timed out");
     };
     let queue = "ranked".parse().unwrap();
@@ -90,7 +91,7 @@ fn an_expired_ticket_is_timed_out_first() {
 }
 
 #[test]
-fn cancelling_is_done_once_and_not_after_a_match() {
+fn a_ticket_can_be_cancelled_repeatedly_but_not_after_a_match() {
     let [waiting, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
     assert!(matches!(cancel(&waiting, id(1), CancelReason::Player), Cancelling::Append(Event::Cancelled(_))));
     for over in [&cancelled, &timed_out] {
@@ -105,7 +106,7 @@ fn cancelling_is_done_once_and_not_after_a_match() {
 }
 
 #[test]
-fn a_waiting_ticket_reads_like_this() {
+fn a_waiting_ticket_as_json() {
     let shown = serde_json::to_value(Ticket::latest(&after(queued(id(1)))).unwrap()).unwrap();
     let expected = json!({"ticket": id(1), "status": "waiting", "queue": "ranked",
         "waiting_since": "2026-01-02T03:04:05Z", "expires_at": "2026-01-02T03:06:05Z", "seq": 40});
@@ -113,7 +114,7 @@ fn a_waiting_ticket_reads_like_this() {
 }
 
 #[test]
-fn a_player_sees_where_he_stands() {
+fn a_player_as_json() {
     let me = |player: &Player| serde_json::to_value(Me::of("ann".parse().unwrap(), player)).unwrap();
     assert_eq!(me(&Player::default()), json!({"player": "ann", "status": "idle", "seq": 0}));
     let [waiting, cancelled, _, matched, ..] = histories().map(|(player, _)| player);

@@ -1,4 +1,4 @@
-//! What a client should not send gets its 4xx, and leaves nothing in the log.
+//! Invalid requests get a 4xx and append nothing to the log.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{App, TICKETS, read, ticket_request, token};
 
 const ID: &str = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
 
-/// The requests that have a body; the first is that of a ticket.
+/// The operations with a request body. The first one requests a ticket.
 const BODIES: [(Method, &str); 5] = [
     (Method::POST, TICKETS),
     (Method::PUT, "/v1/garage/active-car"),
@@ -48,12 +48,11 @@ fn endpoints() -> Vec<(Method, String)> {
     all.into()
 }
 
-/// Tokens that look like Ann's, and are not to be trusted.
+/// Tokens of the player "ann" that are not valid.
 fn bad_tokens() -> [String; 7] {
     let part = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let exp = 4_000_000_000_u64;
     let other = Key::new(&Secret::new("x".repeat(32))).unwrap();
-    // Beyond the leeway for clocks that differ.
     let signed = |claims| {
         let key = jsonwebtoken::EncodingKey::from_secret(crate::support::KEY.as_bytes());
         jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
@@ -78,7 +77,7 @@ fn bad_tokens() -> [String; 7] {
 }
 
 #[tokio::test]
-async fn without_a_valid_token_nothing_is_answered() {
+async fn a_request_without_a_valid_token_gets_a_401() {
     let app = App::start().await;
     let mut bad = vec!["Bearer".to_owned(), "Bearer ".to_owned(), "Basic YTpi".to_owned()];
     bad.extend(bad_tokens().map(|token| format!("Bearer {token}")));
@@ -96,7 +95,7 @@ async fn without_a_valid_token_nothing_is_answered() {
 }
 
 #[tokio::test]
-async fn a_path_or_method_that_is_not_there_is_told_so() {
+async fn an_unknown_path_gets_a_404_and_an_unknown_method_a_405() {
     let app = App::start().await;
     let long = format!("/v1/garage/cars/{}", "a".repeat(33));
     for path in [
@@ -131,7 +130,7 @@ async fn a_path_or_method_that_is_not_there_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_wanted_is_refused() {
+async fn an_invalid_body_query_or_idempotency_key_is_refused() {
     let app = App::start().await;
     for (method, path) in BODIES {
         let send = async |kind: &'static str, body: String| {
@@ -150,7 +149,7 @@ async fn a_body_that_is_not_wanted_is_refused() {
         let (status, _) = read(app.request("ann", method.clone(), path).send().await.unwrap()).await;
         assert_eq!(status, 415, "{path}");
     }
-    for wrong in [
+    for invalid in [
         json!({"queue": "casual", "latencies": {"eu": 1}}),
         json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}}),
         json!({"queue": "open", "rank": 100_001, "latencies": {"eu": 1}}),
@@ -160,10 +159,10 @@ async fn a_body_that_is_not_wanted_is_refused() {
         json!({"queue": "ranked", "latencies": {"eu": 10_001}}),
         json!({"queue": "ranked", "latencies": {"eu": 1}, "player": "bob"}),
     ] {
-        let (status, body) = read(app.request("ann", Method::POST, TICKETS).json(&wrong).send().await.unwrap()).await;
-        assert_eq!(status, 422, "{wrong}: {body}");
+        let (status, body) = read(app.request("ann", Method::POST, TICKETS).json(&invalid).send().await.unwrap()).await;
+        assert_eq!(status, 422, "{invalid}: {body}");
     }
-    for wrong in [
+    for invalid in [
         json!({}),
         json!({"car": "gt"}),
         json!({"car": "GT 40", "item": "Big Wing"}),
@@ -174,11 +173,11 @@ async fn a_body_that_is_not_wanted_is_refused() {
         json!({"car": "gt", "item": "wing", "price": 0}),
     ] {
         for (method, path) in &BODIES[1..] {
-            // Where a car alone is asked for, the second is right: nobody is there to answer it.
-            let right = wrong == json!({"car": "gt"}) && (path.ends_with("car") || path.ends_with("cars"));
-            let request = app.request("ann", method.clone(), path).json(&wrong);
+            // Two operations accept the second body. They get a 503, because no inventory runs.
+            let valid = invalid == json!({"car": "gt"}) && (path.ends_with("car") || path.ends_with("cars"));
+            let request = app.request("ann", method.clone(), path).json(&invalid);
             let (status, body) = read(request.send().await.unwrap()).await;
-            assert_eq!(status, if right { 503 } else { 422 }, "{path} {wrong}: {body}");
+            assert_eq!(status, if valid { 503 } else { 422 }, "{path} {invalid}: {body}");
         }
     }
     let commands = [
@@ -204,7 +203,7 @@ async fn a_body_that_is_not_wanted_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_where_none_is_read_too() {
+async fn a_too_large_body_is_refused_by_every_operation() {
     let app = App::start().await;
     for (method, path) in endpoints() {
         let request = app.request("ann", method.clone(), &path).body(" ".repeat((16 << 10) + 1));
@@ -214,7 +213,7 @@ async fn a_body_that_is_too_large_is_refused_where_none_is_read_too() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_without_a_length_too() {
+async fn a_too_large_body_without_content_length_is_refused() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let app = App::start().await;
     let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
@@ -227,14 +226,14 @@ async fn a_body_that_is_too_large_is_refused_without_a_length_too() {
     let chunk = format!("2000\r\n{}\r\n", " ".repeat(0x2000));
     stream.write_all(chunk.repeat(2).as_bytes()).await.unwrap();
     stream.write_all(b"1\r\n \r\n").await.unwrap();
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).await.unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 413");
+    let mut status_line = [0; 12];
+    stream.read_exact(&mut status_line).await.unwrap();
+    assert_eq!(&status_line, b"HTTP/1.1 413");
     assert_eq!(app.last().await, 0);
 }
 
 #[tokio::test]
-async fn a_socket_needs_a_handshake_a_token_and_a_sane_since() {
+async fn a_socket_needs_a_handshake_a_token_and_a_valid_since() {
     let app = App::start().await;
     let bearer = format!("Bearer {}", token("ann"));
     let status = |result: Result<_, tokio_tungstenite::tungstenite::Error>| match result {
@@ -253,7 +252,7 @@ async fn a_socket_needs_a_handshake_a_token_and_a_sane_since() {
     for query in ["?since=x", "?since=-1", "?since=", "?from=1", "?since=1&since=2", "?since=18446744073709551616"] {
         assert_eq!(status(app.try_socket(query, &[("Authorization", &bearer)]).await), 400, "{query}");
     }
-    // Ahead of the log: of another one.
+    // Beyond the end of the log.
     assert_eq!(status(app.try_socket("?since=1", &[("Authorization", &bearer)]).await), 400);
     assert_eq!(status(app.try_socket("?since=0", &[("Authorization", &bearer)]).await), 101);
     assert_eq!(app.get("ann", "/v1/ws").await.0, 426);

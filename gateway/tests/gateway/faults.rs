@@ -1,4 +1,4 @@
-//! What is down is told as such, with when to come back; and what comes back is used again.
+//! During an outage clients get a 503 with `Retry-After`. Afterwards the gateway works again.
 
 use reqwest::{Method, StatusCode};
 use tokio::time::timeout;
@@ -15,7 +15,7 @@ async fn unavailable(app: &App, method: Method, path: &str) {
 }
 
 #[tokio::test]
-async fn a_service_that_nobody_runs_is_unavailable() {
+async fn clients_get_a_503_for_a_service_that_does_not_run() {
     let app = App::start().await;
     let token = format!("{SESSION}/connect-token");
     let all =
@@ -26,7 +26,7 @@ async fn a_service_that_nobody_runs_is_unavailable() {
 }
 
 #[tokio::test]
-async fn while_nats_stands_still_clients_are_told_to_come_back() {
+async fn clients_get_a_503_while_nats_is_paused() {
     let mut app = App::start().await;
     let mut socket = app.socket("ann", None).await;
     app.nats.node(0).unwrap().pause().unwrap();
@@ -43,7 +43,7 @@ async fn while_nats_stands_still_clients_are_told_to_come_back() {
 }
 
 #[tokio::test]
-async fn a_socket_outlives_a_nats_that_is_killed_and_comes_back() {
+async fn a_socket_survives_a_restart_of_nats() {
     let mut app = App::start().await;
     let mut socket = app.socket("ann", None).await;
     let (_, first) = app.queue("ann", None).await;

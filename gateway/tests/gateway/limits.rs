@@ -1,4 +1,4 @@
-//! What one client may hold, and for how long.
+//! Limits and time-outs for connections.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use tokio::{
 use crate::support::{App, DEADLINE, read, token};
 
 #[tokio::test]
-async fn a_connection_beyond_the_limit_waits_for_a_place() {
+async fn a_connection_beyond_the_limit_waits_until_another_ends() {
     let app = App::start_with(|_| vec!["--max-connections=1".to_owned()]).await;
     let socket = app.socket("ann", None).await;
     let mut request = Box::pin(app.request("ann", Method::GET, "/v1/regions").send());
-    // That nothing comes can only be seen by waiting for it.
+    // Only waiting can show that there is no answer.
     assert!(timeout(Duration::from_millis(300), &mut request).await.is_err());
     drop(socket);
     let response = timeout(DEADLINE, request).await.unwrap().unwrap();
@@ -24,7 +24,7 @@ async fn a_connection_beyond_the_limit_waits_for_a_place() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_or_not_all_is_closed() {
+async fn a_connection_without_a_complete_request_is_closed() {
     let app = App::start().await;
     let head = format!("GET /v1/regions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n", token("ann"));
     let whole = format!("{head}\r\n");
@@ -42,23 +42,23 @@ async fn a_connection_that_says_nothing_or_not_all_is_closed() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused() {
+async fn a_too_large_head_is_refused() {
     let app = App::start().await;
     let request = app.anonymous(Method::GET, "/v1/regions").header("X", "x".repeat(32 << 10));
     assert_eq!(request.send().await.unwrap().status().as_u16(), 431);
 }
 
 #[tokio::test]
-async fn a_client_that_asks_on_and_reads_nothing_loses_its_place() {
+async fn a_client_that_sends_requests_but_reads_no_answers_is_disconnected() {
     let app = App::start_with(|_| vec!["--max-connections=1".to_owned()]).await;
     let socket = TcpSocket::new_v4().unwrap();
-    // So that the answers find no room soon.
+    // A small buffer fills up quickly.
     socket.set_recv_buffer_size(4 << 10).unwrap();
     let mut stream = socket.connect(app.address).await.unwrap();
     let request = format!("GET /v1/regions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", token("ann"));
-    // A write fails when the gateway has let go of the connection.
-    let asks = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
-    timeout(DEADLINE, asks).await.unwrap();
+    // A write fails after the gateway has closed the connection.
+    let requests = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
+    timeout(DEADLINE, requests).await.unwrap();
     let response = app.request("ann", Method::GET, "/v1/regions").send().await.unwrap();
     assert_eq!(read(response).await.0, 200);
 }

@@ -1,6 +1,7 @@
-//! The gateway on a real nats-server, through its own port.
+//! Tests of the gateway with a real NATS server, through the gateway's port.
 #![cfg(test)]
 
+mod api_page;
 mod bad_input;
 mod contract;
 mod described;

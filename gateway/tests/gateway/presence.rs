@@ -1,4 +1,4 @@
-//! Who is here: one socket a player, and what becomes of those who vanish.
+//! Presence: each player has one socket, and the ticket of a player who disconnects is cancelled.
 
 use garage_events::{
     env::{Env, System},
@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Error;
 
 use crate::support::{App, DEADLINE, token};
 
-/// With another grace period than the default's, which would take a test too long.
+/// Starts a gateway with this grace period in seconds. The default is too long for a test.
 async fn start(grace: u32) -> App {
     App::start_with(|_| vec![format!("--grace={grace}")]).await
 }
@@ -19,7 +19,7 @@ async fn waits(app: &App, player: &str) -> bool {
     matches!(app.player(player).await.state, State::Waiting(_))
 }
 
-async fn vanished(app: &App, player: &str) {
+async fn until_cancelled(app: &App, player: &str) {
     let gone = async { while waits(app, player).await {} };
     timeout(DEADLINE, gone).await.unwrap();
     let last = app.player(player).await.last.unwrap().event;
@@ -27,7 +27,7 @@ async fn vanished(app: &App, player: &str) {
 }
 
 #[tokio::test]
-async fn the_newer_socket_of_a_player_closes_the_older_on_any_gateway() {
+async fn a_newer_socket_closes_the_players_older_one_on_any_gateway() {
     let app = start(15).await;
     let other = app.another().await;
     let mut one = app.socket("ann", None).await;
@@ -43,7 +43,7 @@ async fn the_newer_socket_of_a_player_closes_the_older_on_any_gateway() {
 }
 
 #[tokio::test]
-async fn who_vanishes_while_he_waits_is_cancelled_and_who_returns_in_time_is_not() {
+async fn a_queued_player_who_disconnects_is_cancelled_unless_they_reconnect_in_time() {
     let app = start(5).await;
     let other = app.another().await;
     for player in ["ann", "bob", "eve", "dora"] {
@@ -51,27 +51,27 @@ async fn who_vanishes_while_he_waits_is_cancelled_and_who_returns_in_time_is_not
     }
     let sockets = [app.socket("bob", None).await, app.socket("eve", None).await, app.socket("carl", None).await];
     drop(sockets);
-    // So that he queues after his end was noted, which takes a moment.
+    // Wait until the end of the socket is recorded, so that carl queues after it.
     let bucket = app.log.context().get_key_value(presence::BUCKET).await.unwrap();
-    let noted = async {
+    let recorded = async {
         let gone = |value: &[u8]| serde_json::from_slice::<presence::Connection>(value).unwrap().gone;
         while !bucket.get("player.carl").await.unwrap().is_some_and(|value| gone(&value)) {}
     };
-    timeout(DEADLINE, noted).await.unwrap();
+    timeout(DEADLINE, recorded).await.unwrap();
     let _bob = app.socket("bob", None).await;
     let _eve = app.socket_at(other, "eve", None).await;
-    // He needs no socket to wait, and neither does dora, who never had one.
+    // carl queues after the socket ended, and dora never had a socket. Neither needs one.
     app.queue("carl", None).await;
-    // The last to vanish: when she has been judged, the others have been.
+    // ann disconnects last. When her ticket is cancelled, all grace periods are over.
     drop(app.socket("ann", None).await);
-    vanished(&app, "ann").await;
+    until_cancelled(&app, "ann").await;
     for player in ["bob", "eve", "carl", "dora"] {
         assert!(waits(&app, player).await, "{player}");
     }
 }
 
 #[tokio::test]
-async fn the_players_of_a_gateway_that_ended_are_looked_after_by_another() {
+async fn another_gateway_handles_the_players_of_a_stopped_gateway() {
     let mut app = start(1).await;
     let other = app.another().await;
     for player in ["ann", "bob"] {
@@ -82,12 +82,12 @@ async fn the_players_of_a_gateway_that_ended_are_looked_after_by_another() {
     app.shutdown.cancel();
     timeout(DEADLINE, &mut app.served).await.unwrap().unwrap().unwrap();
     let _bob = app.socket_at(other, "bob", None).await;
-    vanished(&app, "ann").await;
+    until_cancelled(&app, "ann").await;
     assert!(waits(&app, "bob").await);
 }
 
 #[tokio::test]
-async fn a_handshake_that_is_refused_closes_nothing() {
+async fn a_refused_handshake_does_not_close_the_players_socket() {
     let app = start(15).await;
     let mut socket = app.socket("ann", None).await;
     let authorization = format!("Bearer {}", token("ann"));
@@ -98,7 +98,7 @@ async fn a_handshake_that_is_refused_closes_nothing() {
 }
 
 #[tokio::test]
-async fn a_socket_that_was_taken_for_gone_is_noted_again_unless_there_is_a_newer_one() {
+async fn a_gateway_corrects_an_entry_that_marks_a_live_socket_as_gone_unless_there_is_a_newer_socket() {
     let app = start(15).await;
     let bucket = app.log.context().get_key_value(presence::BUCKET).await.unwrap();
     let look = async |player: &str, socket: uuid::Uuid| {
@@ -120,14 +120,14 @@ async fn a_socket_that_was_taken_for_gone_is_noted_again_unless_there_is_a_newer
         bucket.put(format!("player.{player}"), value.into()).await.unwrap();
     };
     let (mut ann, mut bob) = (app.socket("ann", None).await, app.socket("bob", None).await);
-    // Another gateway, which took this one for dead.
-    let noted = look("ann", uuid::Uuid::nil()).await;
-    put("ann", presence::Connection { gone: true, ..noted }).await;
-    assert_eq!(look("ann", noted.socket).await, noted);
-    // It did so with bob as well, who has come to it meanwhile.
-    let noted = look("bob", uuid::Uuid::nil()).await;
+    // As if another gateway assumed that this one is dead.
+    let entry = look("ann", uuid::Uuid::nil()).await;
+    put("ann", presence::Connection { gone: true, ..entry }).await;
+    assert_eq!(look("ann", entry.socket).await, entry);
+    // The same for bob, who has meanwhile connected to that other gateway.
+    let entry = look("bob", uuid::Uuid::nil()).await;
     let newer = presence::Connection { socket: System.id(), gateway: System.id(), gone: false };
-    tokio::join!(put("bob", presence::Connection { gone: true, ..noted }), put("bob", newer));
+    tokio::join!(put("bob", presence::Connection { gone: true, ..entry }), put("bob", newer));
     assert_eq!(bob.closed().await, 4010);
     assert_eq!(look("bob", newer.socket).await, newer);
     app.queue("ann", None).await;

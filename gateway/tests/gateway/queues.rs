@@ -1,4 +1,4 @@
-//! Queues that an operator closes, and how long one waits in those that are open.
+//! Closed queues, and wait estimates.
 
 use garage_events::{
     env::{Env, System},
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::support::{App, DEADLINE, TICKETS, matched, queued, ticket_request};
 
-/// As an operator would.
+/// Sets the status of a queue, like an operator.
 async fn set(app: &App, queue: &str, queue_status: &QueueStatus) {
     let subject = queue_status::subject(&queue.parse().unwrap());
     let body = serde_json::to_vec(queue_status).unwrap();
@@ -22,7 +22,7 @@ fn closed() -> QueueStatus {
     QueueStatus::Closed { reason: "season's end".into() }
 }
 
-/// Asks again until the gateway has heard of it.
+/// Repeats a request until it returns a value.
 async fn until<T>(ask: impl AsyncFn() -> Option<T>) -> T {
     let asking = async {
         loop {
@@ -34,7 +34,7 @@ async fn until<T>(ask: impl AsyncFn() -> Option<T>) -> T {
     timeout(DEADLINE, asking).await.unwrap()
 }
 
-/// Waits until a queue takes nobody; tells what the player was told.
+/// Waits until a request for a ticket is refused. Returns the problem.
 async fn until_refused(app: &App, player: &str) -> Value {
     until(async || match app.queue(player, None).await {
         (503, problem) => Some(problem),
@@ -48,7 +48,7 @@ async fn until_refused(app: &App, player: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_closed_queue_takes_nobody_and_says_why_until_it_is_opened() {
+async fn a_closed_queue_accepts_no_new_tickets_until_it_is_opened() {
     let app = App::start().await;
     let (_, ann) = app.queue("ann", Some("k")).await;
     set(&app, "ranked", &closed()).await;
@@ -59,7 +59,7 @@ async fn a_closed_queue_takes_nobody_and_says_why_until_it_is_opened() {
     let response = app.request("bob", Method::POST, TICKETS).json(&ticket_request()).send().await.unwrap();
     assert_eq!(response.headers()["retry-after"], "60");
 
-    // Who waits there waits on, and is told the same of his ticket.
+    // A player who already waits keeps waiting, and sees the same ticket.
     assert!(matches!(app.player("ann").await.state, State::Waiting(_)));
     assert_eq!(app.queue("ann", Some("k")).await, (201, ann.clone()));
     assert_eq!(app.queue("ann", None).await.0, 409);
@@ -70,9 +70,9 @@ async fn a_closed_queue_takes_nobody_and_says_why_until_it_is_opened() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_starts_knows_what_is_closed() {
+async fn a_starting_gateway_knows_the_closed_queues() {
     let mut app = App::start().await;
-    // Of several, the last word counts.
+    // Only the last status counts.
     for queue_status in [closed(), QueueStatus::Open, closed()] {
         set(&app, "ranked", &queue_status).await;
     }
@@ -82,11 +82,11 @@ async fn a_gateway_that_starts_knows_what_is_closed() {
 }
 
 #[tokio::test]
-async fn it_is_heard_of_after_the_servers_were_away() {
+async fn a_gateway_sees_a_queue_closed_after_a_restart_of_nats() {
     let mut app = App::start().await;
     app.nats.node(0).unwrap().restart().await.unwrap();
     set(&app, "ranked", &closed()).await;
-    // A new player each time: an earlier one may have got in.
+    // Use a new player each time, because an earlier one may be queued.
     let refused = until(async || match app.queue(&System.id().to_string(), None).await {
         (503, problem) if problem["type"] == "/problems/queue-closed" => Some(problem),
         _ => None,
@@ -95,7 +95,7 @@ async fn it_is_heard_of_after_the_servers_were_away() {
 }
 
 #[tokio::test]
-async fn who_waits_is_told_how_long_others_did() {
+async fn a_queued_player_sees_the_wait_estimate() {
     let app = App::start().await;
     let (_, first) = app.queue("ann", Some("k")).await;
     let path = format!("{TICKETS}/{}", first["ticket"].as_str().unwrap());
@@ -109,14 +109,14 @@ async fn who_waits_is_told_how_long_others_did() {
         app.append(player, queued.clone()).await;
         app.append(player, matched(&queued)).await;
     }
-    let notified = until(async || {
+    let estimate = until(async || {
         let (_, ticket) = app.get("ann", &path).await;
         ticket["estimated_wait_ms"].as_u64().filter(|estimate| (40_000..600_000).contains(estimate))
     });
-    notified.await;
-    // The answer to her wish stays what it was.
+    estimate.await;
+    // The answer to the original request stays the same.
     assert_eq!(app.queue("ann", Some("k")).await, (201, first.clone()));
-    // Who does not wait is told nothing of it.
+    // A ticket that does not wait has no estimate.
     app.cancel("ann", first["ticket"].as_str().unwrap()).await;
     let (_, ended) = app.get("ann", &path).await;
     assert_eq!((&ended["status"], ended.get("estimated_wait_ms")), (&json!("ended"), None));

@@ -1,4 +1,4 @@
-//! What other workers answer, with test doubles in their place.
+//! Requests that other workers answer. Test doubles take their place.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::support::{App, TICKETS, address, read, token_of};
 
-/// Answers one kind of request for as long as the test runs.
+/// Answers one kind of request until the end of the test.
 async fn answer<C: Call + 'static>(
     app: &App,
     reply: impl Fn(C) -> Result<C::Reply, Refusal> + Clone + Send + Sync + 'static,
@@ -34,9 +34,10 @@ async fn answer<C: Call + 'static>(
         async move { reply }
     };
     tokio::spawn(service.serve(16, app.shutdown.clone(), handler).await.unwrap());
-    // Who asks next must find it, and a flush waits for no answer: this was asked behind the subscription, and answered.
+    // Wait until the server knows the subscription: a flush does not wait for the server, but an answered request
+    // proves it.
     let refused = app.client.request(C::SUBJECT, "no request".into()).await.unwrap();
-    assert!(refused.headers.is_some(), "the double answers");
+    assert!(refused.headers.is_some(), "the double answers with an error");
 }
 
 fn view(session: SessionId, public_key: Option<String>) -> View {
@@ -57,7 +58,7 @@ fn view(session: SessionId, public_key: Option<String>) -> View {
 }
 
 #[tokio::test]
-async fn a_session_is_there_for_its_players_alone() {
+async fn a_session_is_visible_only_to_its_players() {
     let app = App::start().await;
     let key = rcgen::KeyPair::generate().unwrap();
     let pem = key.public_key_pem();
@@ -95,7 +96,7 @@ async fn a_session_is_there_for_its_players_alone() {
     assert!(body["expires_at"].is_string());
     assert_eq!(token("ann", early).await.0, 409);
 
-    // To anybody else it is as one that never was.
+    // For any other player it is the same as if the session did not exist.
     let nowhere = SessionId::new(System.id());
     let (_, unknown) = app.get("carl", &format!("/v1/sessions/{nowhere}")).await;
     for path in [format!("/v1/sessions/{open}"), format!("/v1/sessions/{open}/public-key")] {
@@ -105,7 +106,7 @@ async fn a_session_is_there_for_its_players_alone() {
 }
 
 #[tokio::test]
-async fn a_garage_is_its_players() {
+async fn a_player_reads_and_changes_their_own_garage() {
     let app = App::start().await;
     let garage = |player, car: &str| Garage {
         player,
@@ -141,10 +142,10 @@ async fn a_garage_is_its_players() {
 }
 
 #[tokio::test]
-async fn each_route_of_the_garage_asks_for_its_command_with_its_key() {
+async fn each_garage_route_sends_its_command_and_idempotency_key_to_inventory() {
     let app = App::start().await;
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let asking = Arc::clone(&asked);
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let recorded = Arc::clone(&requests);
     let garage = |player| Garage {
         player,
         balance: 100,
@@ -154,7 +155,7 @@ async fn each_route_of_the_garage_asks_for_its_command_with_its_key() {
     };
     answer::<Execute>(&app, move |call| {
         let refused = call.key.as_ref().is_some_and(|key| key.as_str() == "reused");
-        asking.lock().unwrap().push(json!([call.player, call.key, call.command]));
+        recorded.lock().unwrap().push(json!([call.player, call.key, call.command]));
         if refused { Err(Refusal::new(422, "another command")) } else { Ok(garage(call.player)) }
     })
     .await;
@@ -182,14 +183,14 @@ async fn each_route_of_the_garage_asks_for_its_command_with_its_key() {
             if found == status {
                 assert_eq!((&answered["player"], &answered["balance"]), (&json!("ann"), &json!(100)));
             }
-            assert_eq!(asked.lock().unwrap().pop(), Some(json!(["ann", key, command])), "{method} {path}");
+            assert_eq!(requests.lock().unwrap().pop(), Some(json!(["ann", key, command])), "{method} {path}");
         }
     }
-    assert!(asked.lock().unwrap().is_empty(), "each asks once");
+    assert!(requests.lock().unwrap().is_empty(), "each request is sent once");
 }
 
 #[tokio::test]
-async fn the_store_and_the_wallet_are_shown() {
+async fn a_player_reads_the_store_and_the_wallet() {
     let app = App::start().await;
     answer::<StoreItems>(&app, |_| Ok(Vec::new())).await;
     answer::<GetGarage>(&app, |call| {
@@ -198,7 +199,7 @@ async fn the_store_and_the_wallet_are_shown() {
     })
     .await;
     answer::<GetLedger>(&app, |call| {
-        // Tells what it was asked.
+        // The entry contains the request's parameters.
         let (id, at) = (call.before.unwrap_or(1_000), time::OffsetDateTime::UNIX_EPOCH);
         let (reason, about) = (call.player.to_string(), None);
         Ok(vec![LedgerEntry { id, reason, about, amount: call.limit.into(), balance: 0, at }])
@@ -214,7 +215,7 @@ async fn the_store_and_the_wallet_are_shown() {
 }
 
 #[tokio::test]
-async fn a_rank_comes_from_the_token_or_the_profile_and_from_the_client_where_the_queue_lets_it() {
+async fn the_rank_comes_from_the_client_if_the_queue_allows_it_else_from_the_token_else_from_the_profile() {
     let app = App::start().await;
     let queue = async |player: &str, claim: Option<i32>, body: Value| {
         let request = app
@@ -233,7 +234,7 @@ async fn a_rank_comes_from_the_token_or_the_profile_and_from_the_client_where_th
     let ranked = || json!({"queue": "ranked", "latencies": {"eu": 20}});
     let open = |rank: Option<i32>| json!({"queue": "open", "rank": rank, "latencies": {"eu": 20}});
 
-    // While inventory is down, who needs it is asked to come back; nobody else notices.
+    // While inventory is down, only players whose rank is in neither the request nor the token get a 503.
     let (status, rank, retry, _) = queue("ann", None, ranked()).await;
     assert_eq!((status, rank, retry), (503, None, true));
     assert_eq!(queue("bob", Some(-7), ranked()).await.1, Some(-7));
@@ -241,12 +242,12 @@ async fn a_rank_comes_from_the_token_or_the_profile_and_from_the_client_where_th
     assert_eq!(queue("dora", None, open(Some(9))).await.1, Some(9));
     assert_eq!(queue("emil", Some(-7), open(None)).await.1, Some(-7));
     let (status, .., detail) = queue("emil", None, ranked()).await;
-    assert_eq!(status, 409, "who waits already does, whatever is down: {detail}");
+    assert_eq!(status, 409, "a player who already waits gets the conflict even if inventory is down: {detail}");
 
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let asking = Arc::clone(&asked);
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let recorded = Arc::clone(&requests);
     answer::<GetProfile>(&app, move |GetProfile { player }| {
-        asking.lock().unwrap().push(player.to_string());
+        recorded.lock().unwrap().push(player.to_string());
         Ok(Profile { player, rank: 1_662, rating: 1_662.2, deviation: 290.3, matches: 1 })
     })
     .await;
@@ -256,7 +257,7 @@ async fn a_rank_comes_from_the_token_or_the_profile_and_from_the_client_where_th
         queue("gina", None, json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 20}})).await;
     assert_eq!((status, rank), (422, None));
     assert!(detail.contains("takes no rank"), "{detail}");
-    assert_eq!(*asked.lock().unwrap(), ["ann", "fred"], "who is asked about needs it");
+    assert_eq!(*requests.lock().unwrap(), ["ann", "fred"], "only their ranks are requested");
 
     let (status, profile) = app.get("ann", "/v1/profile").await;
     let expected = json!({"player": "ann", "rank": 1_662, "rating": 1_662.2, "deviation": 290.3, "matches": 1});

@@ -1,4 +1,4 @@
-//! The log, pushed: each event once and in order, whenever a socket is cut.
+//! Sockets receive each event once and in order, even if they are interrupted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::{App, DEADLINE, token};
 
 #[tokio::test]
-async fn a_socket_cut_anywhere_goes_on_where_it_was() {
+async fn a_socket_interrupted_after_any_event_continues_after_it() {
     let app = App::start().await;
     app.history("bob").await;
     let mut seqs = app.history("ann").await;
@@ -23,11 +23,11 @@ async fn a_socket_cut_anywhere_goes_on_where_it_was() {
         let last = seen.last().copied().unwrap_or(0);
         let mut socket = app.socket("ann", Some(last)).await;
         seen.extend(socket.seqs(seqs.len() - cut).await);
-        assert_eq!(seen, seqs, "cut after {cut}");
-        // Nothing comes twice: what is written next is what happens next.
+        assert_eq!(seen, seqs, "interrupted after {cut}");
+        // No event comes twice: the next frames are new events.
         seqs.push(app.append("ann", crate::support::queued()).await);
         seqs.push(app.append("ann", cancelled(&app, "ann").await).await);
-        assert_eq!(socket.seqs(2).await, seqs[seqs.len() - 2..], "after all, cut after {cut}");
+        assert_eq!(socket.seqs(2).await, seqs[seqs.len() - 2..], "new events, interrupted after {cut}");
     }
 }
 
@@ -38,7 +38,7 @@ async fn cancelled(app: &App, player: &str) -> garage_events::player::Cancelled 
 }
 
 #[tokio::test]
-async fn a_socket_cut_again_and_again_while_events_come_sees_each_once() {
+async fn a_socket_interrupted_many_times_during_writes_receives_each_event_once() {
     let app = Arc::new(App::start().await);
     let writer = tokio::spawn({
         let app = Arc::clone(&app);
@@ -51,7 +51,7 @@ async fn a_socket_cut_again_and_again_while_events_come_sees_each_once() {
         }
     });
     let mut seen: Vec<u64> = Vec::new();
-    // Sockets of one, two, three events and so on, so that cuts fall everywhere.
+    // Sockets read 1 to 4 events each, so that the interruptions fall at many different points.
     let mut counts = (1..=4).cycle();
     let mut last = loop {
         let mut socket = app.socket("ann", Some(seen.last().copied().unwrap_or(0))).await;
@@ -66,7 +66,7 @@ async fn a_socket_cut_again_and_again_while_events_come_sees_each_once() {
 }
 
 #[tokio::test]
-async fn a_player_is_told_of_himself_and_of_nobody_else() {
+async fn a_player_receives_only_their_own_events() {
     let app = App::start().await;
     let (mut ann, mut bob) = (app.socket("ann", None).await, app.socket("bob", None).await);
     let (_, ticket) = app.queue("ann", None).await;
@@ -79,7 +79,7 @@ async fn a_player_is_told_of_himself_and_of_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_token_may_come_in_the_subprotocol() {
+async fn a_client_can_send_its_token_as_a_subprotocol() {
     let app = App::start().await;
     let offer = format!("garage.v1, bearer.{}", token("ann"));
     let (mut socket, response) = app.try_socket("", &[("Sec-WebSocket-Protocol", &offer)]).await.unwrap();
@@ -89,7 +89,7 @@ async fn a_token_may_come_in_the_subprotocol() {
 }
 
 #[tokio::test]
-async fn a_type_that_this_build_does_not_know_is_forwarded() {
+async fn an_event_of_an_unknown_type_is_forwarded() {
     let app = App::start().await;
     let mut socket = app.socket("ann", None).await;
     let body =
@@ -101,31 +101,31 @@ async fn a_type_that_this_build_does_not_know_is_forwarded() {
 }
 
 #[tokio::test]
-async fn a_client_that_floods_its_socket_is_cut_and_others_stay() {
+async fn a_client_that_sends_a_too_long_message_is_disconnected_and_others_stay() {
     let app = App::start().await;
-    let (mut loud, mut calm) = (app.socket("ann", None).await, app.socket("bob", None).await);
-    // A write may fail: it is cut while it talks.
-    let _ = loud.0.send(Message::text("a".repeat(64 << 10))).await;
-    let ended = async { while let Some(Ok(_)) = loud.0.next().await {} };
+    let (mut flooding, mut other) = (app.socket("ann", None).await, app.socket("bob", None).await);
+    // The write may fail, because the gateway disconnects the client during it.
+    let _ = flooding.0.send(Message::text("a".repeat(64 << 10))).await;
+    let ended = async { while let Some(Ok(_)) = flooding.0.next().await {} };
     timeout(DEADLINE, ended).await.unwrap();
     app.queue("bob", None).await;
-    assert_eq!(calm.event().await["type"], "Queued");
+    assert_eq!(other.event().await["type"], "Queued");
 }
 
 #[tokio::test]
-async fn stopping_closes_sockets_as_going_away() {
+async fn a_shutdown_closes_sockets_with_going_away() {
     let app = App::start().await;
     let mut socket = app.socket("ann", None).await;
     app.shutdown.cancel();
     assert_eq!(socket.closed().await, 1001);
-    // Reading on sends our answer to the close.
+    // Reading further sends the client's answer to the close frame.
     assert!(timeout(DEADLINE, socket.0.next()).await.unwrap().is_none());
     timeout(DEADLINE, app.served).await.unwrap().unwrap().unwrap();
     assert!(tokio::net::TcpStream::connect(app.address).await.is_err());
 }
 
 #[tokio::test]
-async fn a_since_older_than_the_log_gets_the_present_state() {
+async fn a_since_older_than_the_log_gets_a_resync_frame() {
     let app = App::start().await;
     let seqs = app.history("ann").await;
     let stream = app.log.context().get_stream(subject::STREAM).await.unwrap();
@@ -133,8 +133,8 @@ async fn a_since_older_than_the_log_gets_the_present_state() {
     let second = Duration::from_secs(1);
     let short = Config { max_age: second, duplicate_window: second, ..config.clone() };
     app.log.context().update_stream(short).await.unwrap();
-    let forgets = async { while app.log.state().await.unwrap().first_sequence <= seqs[5] {} };
-    timeout(DEADLINE, forgets).await.unwrap();
+    let forgotten = async { while app.log.state().await.unwrap().first_sequence <= seqs[5] {} };
+    timeout(DEADLINE, forgotten).await.unwrap();
     app.log.context().update_stream(config).await.unwrap();
     let next = app.append("ann", crate::support::queued()).await;
 
@@ -142,7 +142,7 @@ async fn a_since_older_than_the_log_gets_the_present_state() {
     let frame = socket.event().await;
     assert_eq!((&frame["type"], &frame["seq"]), (&json!("resync"), &json!(next)));
     assert_eq!(frame["data"], app.get("ann", "/v1/players/me").await.1);
-    // What it has seen since then is in the log.
+    // The log still has all events after this sequence.
     let mut socket = app.socket("ann", Some(seqs[5])).await;
     assert_eq!(socket.event().await["type"], "Queued");
 }

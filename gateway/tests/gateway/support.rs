@@ -1,4 +1,4 @@
-//! A gateway with a nats-server of its own, and a client of it.
+//! A gateway with its own NATS server, and a client.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -6,7 +6,7 @@ use clap::Parser;
 use futures::StreamExt;
 use garage_events::{
     env::{Env, System},
-    game::Secret,
+    game::{Ports, Secret},
     jetstream::{JetStreamLog, setup},
     log::{Append, Decision, Load, Player},
     player::{self, Address, Cancelled, Ending, Event, Matched, PlayerMatched, Queued, Released},
@@ -27,9 +27,9 @@ use tokio_tungstenite::{
 
 use crate::contract::{self, ReceivedResponse};
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The key that the tests' tokens are signed with.
+/// The key that signs the tests' tokens.
 pub(crate) const KEY: &str = "0123456789abcdef0123456789abcdef";
 
 pub(crate) struct App {
@@ -48,7 +48,7 @@ pub(crate) fn key() -> Key {
     Key::new(&Secret::new(KEY)).unwrap()
 }
 
-/// A player's token, which says that his rank is 100.
+/// A player's token with the rank 100.
 pub(crate) fn token(player: &str) -> String {
     token_of(player, Some(100))
 }
@@ -62,7 +62,7 @@ impl App {
         Self::start_with(|_| Vec::new()).await
     }
 
-    /// Starts one with further flags, which may name files in its folder.
+    /// Starts a gateway with additional flags, which can name files in its folder.
     pub(crate) async fn start_with(flags: impl FnOnce(&TempDir) -> Vec<String>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ impl App {
         Self { nats, client, log, address, folder, args, shutdown, served, http }
     }
 
-    /// Starts another gateway beside the first; the address is where it is.
+    /// Starts another gateway beside the first one. Returns its address.
     pub(crate) async fn another(&self) -> SocketAddr {
         serve(&self.args).await.0
     }
@@ -112,7 +112,7 @@ impl App {
         read(self.request(player, Method::GET, path).send().await.unwrap()).await
     }
 
-    /// Queues a player, with an idempotency key or without.
+    /// Queues a player, with or without an idempotency key.
     pub(crate) async fn queue(&self, player: &str, key: Option<&str>) -> (u16, Value) {
         let mut request = self.request(player, Method::POST, TICKETS).json(&ticket_request());
         if let Some(key) = key {
@@ -134,7 +134,7 @@ impl App {
         self.log.last_sequence(subject::ALL).await.unwrap()
     }
 
-    /// Appends a player's event, as another worker would.
+    /// Appends a player's event, like another worker.
     pub(crate) async fn append(&self, player: &str, event: impl Into<Event>) -> u64 {
         let head = self.player(player).await.head;
         let decision = Decision::new(&System, System.id(), None);
@@ -142,10 +142,10 @@ impl App {
         self.log.append(decision).await.unwrap()[0]
     }
 
-    /// A player's six events: he is matched, plays, is let go, queues again and thinks better of it.
+    /// Appends six events of a player: queued, matched, playing, released, queued again, cancelled.
     pub(crate) async fn history(&self, player: &str) -> Vec<u64> {
         let mut seqs = Vec::new();
-        for event in six() {
+        for event in events() {
             seqs.push(self.append(player, event).await);
         }
         seqs
@@ -169,7 +169,7 @@ impl App {
     }
 }
 
-/// A request, whose response is held to the description of the interface.
+/// A request. Its response is checked against the OpenAPI document.
 pub(crate) struct Request {
     method: Method,
     path: String,
@@ -200,7 +200,7 @@ impl Request {
         let body = response.bytes().await?;
         let faults =
             contract::faults(&method, &path, &ReceivedResponse { status, headers: &headers, body: Some(&body) });
-        assert!(faults.is_empty(), "{method} {path}: {status} {body:?} is not as openapi.json says: {faults:#?}");
+        assert!(faults.is_empty(), "{method} {path}: {status} {body:?} does not match openapi.json: {faults:#?}");
         let mut read = http::Response::new(body);
         (*read.status_mut(), *read.headers_mut()) = (status, headers);
         Ok(read.into())
@@ -222,9 +222,9 @@ async fn connect(
         Err(Error::Http(response)) => (response.status(), response.headers()),
         Err(error) => panic!("{error}"),
     };
-    // Of a refusal's body there may not be all.
+    // The body of a refusal may be incomplete.
     let faults = contract::faults(&Method::GET, "/v1/ws", &ReceivedResponse { status, headers, body: None });
-    assert!(faults.is_empty(), "{status} {headers:?} is not as openapi.json says: {faults:#?}");
+    assert!(faults.is_empty(), "{status} {headers:?} does not match openapi.json: {faults:#?}");
     let (stream, response) = connected?;
     Ok((Socket(stream), response))
 }
@@ -238,14 +238,14 @@ async fn serve(args: &[String]) -> (SocketAddr, Shutdown, JoinHandle<anyhow::Res
 pub(crate) struct Socket(pub(crate) WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
-    /// The next event.
+    /// The next frame.
     pub(crate) async fn event(&mut self) -> Value {
         loop {
             match timeout(DEADLINE, self.0.next()).await.unwrap().unwrap().unwrap() {
                 Message::Text(text) => {
                     let frame = serde_json::from_str(&text).unwrap();
                     let faults = contract::frame_faults(&frame);
-                    assert!(faults.is_empty(), "{frame} is not as asyncapi.json says: {faults:#?}");
+                    assert!(faults.is_empty(), "{frame} does not match asyncapi.json: {faults:#?}");
                     return frame;
                 }
                 Message::Ping(_) => {}
@@ -318,10 +318,14 @@ pub(crate) fn matched(queued: &Queued) -> Matched {
 }
 
 pub(crate) fn address() -> Address {
-    Address { ip: [203, 0, 113, 7].into(), tcp_port: 4001, udp_port: 4002, fingerprint: "ab".repeat(32) }
+    Address {
+        ip: [203, 0, 113, 7].into(),
+        ports: Ports { tcp_port: 4001, udp_port: 4002 },
+        fingerprint: "ab".repeat(32),
+    }
 }
 
-fn six() -> [Event; 6] {
+fn events() -> [Event; 6] {
     let (first, second) = (queued(), queued());
     let matched = matched(&first);
     let (ticket, queue, session) = (first.ticket, first.queue.clone(), matched.session);

@@ -1,4 +1,4 @@
-//! Queueing and cancelling, as the log has it afterwards.
+//! Queueing and cancelling, and the events in the log afterwards.
 
 use futures::future::join_all;
 use garage_events::{
@@ -52,19 +52,19 @@ async fn a_player_queues_cancels_and_queues_again() {
 }
 
 #[tokio::test]
-async fn an_idempotency_key_queues_once() {
+async fn a_repeated_idempotency_key_returns_the_same_ticket() {
     let app = App::start().await;
     let (status, first) = app.queue("ann", Some("try-1")).await;
     assert_eq!(status, 201);
     assert_eq!(app.queue("ann", Some("try-1")).await, (201, first.clone()));
-    // Another key is another wish, and another player's same key is his own.
+    // Another key is another request, and the same key of another player is another ticket.
     assert_eq!(app.queue("ann", Some("try-2")).await.0, 409);
     let (status, other) = app.queue("bob", Some("try-1")).await;
     assert_eq!(status, 201);
     assert_ne!(id(&first), id(&other));
     assert_eq!(app.last().await, 2);
 
-    // The ticket moves on; the key still finds it and queues nobody.
+    // When the ticket's status changes, the key still returns the same ticket.
     let State::Waiting(waiting) = app.player("ann").await.state else { panic!("does not wait") };
     let matched = matched(&waiting);
     let (ticket, queue, session) = (waiting.ticket, waiting.queue.clone(), matched.session);
@@ -83,22 +83,22 @@ async fn an_idempotency_key_queues_once() {
 }
 
 #[tokio::test]
-async fn of_many_wishes_at_once_one_is_granted() {
+async fn of_many_concurrent_requests_only_one_gets_a_ticket() {
     let app = App::start().await;
     let answers = join_all((0..20).map(|_| app.queue("ann", None))).await;
-    let granted: Vec<_> = answers.iter().filter(|(status, _)| *status == 201).collect();
-    assert_eq!(granted.len(), 1, "{answers:?}");
+    let tickets: Vec<_> = answers.iter().filter(|(status, _)| *status == 201).collect();
+    assert_eq!(tickets.len(), 1, "{answers:?}");
     for (status, body) in &answers {
-        assert!(*status == 201 || *status == 409 && body["ticket"] == granted[0].1["ticket"], "{status} {body}");
+        assert!(*status == 201 || *status == 409 && body["ticket"] == tickets[0].1["ticket"], "{status} {body}");
     }
-    // With one key for all, each is told of the one ticket.
+    // With the same key, all requests get the same ticket.
     let answers = join_all((0..20).map(|_| app.queue("bob", Some("k")))).await;
     assert!(answers.iter().all(|answer| *answer == answers[0] && answer.0 == 201), "{answers:?}");
     assert_eq!(app.last().await, 2);
 }
 
 #[tokio::test]
-async fn an_expired_ticket_makes_way() {
+async fn a_new_ticket_replaces_an_expired_one() {
     let app = App::start().await;
     let old = Queued { expires_at: System.now() - time::Duration::SECOND, ..queued() };
     app.append("ann", old.clone()).await;
@@ -114,7 +114,7 @@ async fn an_expired_ticket_makes_way() {
 }
 
 #[tokio::test]
-async fn who_is_matched_neither_queues_nor_cancels() {
+async fn a_matched_player_can_neither_queue_nor_cancel() {
     let app = App::start().await;
     let (_, body) = app.queue("ann", None).await;
     let State::Waiting(waiting) = app.player("ann").await.state else { panic!("does not wait") };
@@ -127,16 +127,16 @@ async fn who_is_matched_neither_queues_nor_cancels() {
 }
 
 #[tokio::test]
-async fn another_players_ticket_does_not_exist() {
+async fn another_players_ticket_is_not_found() {
     let app = App::start().await;
     let (_, body) = app.queue("ann", None).await;
     let path = format!("{TICKETS}/{}", id(&body));
     app.queue("bob", None).await;
-    for stranger in ["bob", "carl"] {
-        let (status, problem) = app.get(stranger, &path).await;
+    for other_player in ["bob", "carl"] {
+        let (status, problem) = app.get(other_player, &path).await;
         assert_eq!(status, 404);
         assert!(!problem.to_string().contains("ann"), "{problem}");
-        assert_eq!(app.cancel(stranger, &id(&body)).await.0, 404);
+        assert_eq!(app.cancel(other_player, &id(&body)).await.0, 404);
     }
     assert!(matches!(app.player("ann").await.state, State::Waiting(_)));
 }

@@ -1,4 +1,4 @@
-//! TLS, from files.
+//! TLS with a certificate from files.
 
 use std::{fs, sync::Arc};
 
@@ -14,14 +14,14 @@ use crate::support::{App, token};
 
 async fn app() -> App {
     App::start_with(|folder| {
-        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let generated = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let file = |name: &str, text: String| {
             let path = folder.path().join(name);
             fs::write(&path, text).unwrap();
             path.display().to_string()
         };
-        let certificate = file("tls.crt", made.cert.pem());
-        let key = file("tls.key", made.signing_key.serialize_pem());
+        let certificate = file("tls.crt", generated.cert.pem());
+        let key = file("tls.key", generated.signing_key.serialize_pem());
         vec![format!("--tls-cert={certificate}"), format!("--tls-key={key}")]
     })
     .await
@@ -39,7 +39,7 @@ async fn connect(app: &App) -> TlsStream<TcpStream> {
 }
 
 #[tokio::test]
-async fn requests_and_sockets_go_over_tls() {
+async fn requests_and_sockets_work_over_tls() {
     let app = app().await;
     let mut stream = connect(&app).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"http/1.1".as_slice()));
@@ -63,14 +63,14 @@ async fn requests_and_sockets_go_over_tls() {
 }
 
 #[tokio::test]
-async fn a_client_that_speaks_no_tls_holds_nobody_up() {
+async fn a_client_without_tls_does_not_block_other_clients() {
     let app = app().await;
     let mut plain = TcpStream::connect(app.address).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut silent = TcpStream::connect(app.address).await.unwrap();
     connect(&app).await;
     let mut answer = Vec::new();
-    // An alert or nothing; no HTTP.
+    // The answer is a TLS alert or nothing, but not HTTP.
     let _ = plain.read_to_end(&mut answer).await;
     assert!(!answer.starts_with(b"HTTP"));
     silent.shutdown().await.unwrap();

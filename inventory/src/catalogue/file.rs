@@ -1,4 +1,4 @@
-//! The file's form, and every rule that it must keep.
+//! Parses, validates and writes the catalogue file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,48 +18,47 @@ use toml::Spanned;
 use super::Catalogue;
 use crate::domain::{STARTER_CAR, STARTER_ITEMS, store::resale};
 
-/// Coins. The sum of a whole garage at this price is far from what a wallet holds.
+/// In coins. Even the sum of all products at the highest price fits a wallet, which holds up to `i64::MAX` coins.
 const PRICE: RangeInclusive<i64> = 0..=1_000_000_000;
 const RESALE_PERCENT: RangeInclusive<i64> = 0..=100;
-/// From a scooter to a dragster.
+/// Wide enough for everything from a scooter to a dragster.
 const POWER_KW: RangeInclusive<f64> = 1.0..=10_000.0;
 const MASS_KG: RangeInclusive<f64> = 50.0..=50_000.0;
 const GRIP: RangeInclusive<f64> = 0.05..=10.0;
 const DRAG_M2: RangeInclusive<f64> = 0.01..=50.0;
-/// In characters, as the columns are made.
-const NAME: usize = 64;
-const PATH: usize = 255;
-/// Cars, or items: with the longest names and paths, the store's answer still fits a NATS message of 1 MiB.
-const MOST: usize = 500;
-/// Slots of one car, for the same reason.
-const MOST_SLOTS: usize = 16;
+/// In characters, the width of the database column.
+const MAX_NAME: usize = 64;
+const MAX_PATH: usize = 255;
+/// Limit for cars and for items, each. Even with the longest names and paths, the list fits a NATS message of 1 MiB.
+const MAX_ENTRIES: usize = 500;
+/// Per car, for the same reason.
+const MAX_SLOTS: usize = 16;
 
-/// Something in the file that cannot be.
+/// One rule that the file violates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Where, from 1.
+    /// Line number, from 1. Inside a car or an item, the line on which its table begins.
     pub line: usize,
-    /// What.
-    pub what: String,
+    pub message: String,
 }
 
 impl Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}", self.line, self.what)
+        write!(f, "line {}: {}", self.line, self.message)
     }
 }
 
-/// Why a file is no catalogue.
+/// Why a catalogue cannot be read from a file, or written to one.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It is not TOML of the wanted form.
+    /// The text is not TOML, a field is unknown or missing, or a value has the wrong type.
     #[error("the catalogue is malformed: {0}")]
     Malformed(Box<toml::de::Error>),
-    /// It says what cannot be; every such thing, in the order of the lines.
-    #[error("the catalogue cannot be used:{}", .0.iter().map(|fault| format!("\n  {fault}")).collect::<String>())]
-    Faulty(Vec<Fault>),
-    /// It cannot be written as TOML.
-    #[error("the catalogue cannot be written: {0}")]
+    /// The file violates rules. Contains all violations, ordered by line.
+    #[error("the catalogue is not valid:{}", .0.iter().map(|fault| format!("\n  {fault}")).collect::<String>())]
+    Invalid(Vec<Fault>),
+    /// The catalogue cannot be expressed as TOML.
+    #[error("writing the catalogue as TOML: {0}")]
     Unwritable(#[from] toml::ser::Error),
 }
 
@@ -117,66 +116,67 @@ impl FromStr for Catalogue {
 
     fn from_str(text: &str) -> Result<Self, FileError> {
         let file: File = toml::from_str(text).map_err(|error| FileError::Malformed(Box::new(error)))?;
-        let mut check = Check { text, faults: Vec::new(), line: 1, place: String::new() };
-        let catalogue = check.catalogue(file);
-        check.faults.sort_by_key(|fault| fault.line);
-        if check.faults.is_empty() { Ok(catalogue) } else { Err(FileError::Faulty(check.faults)) }
+        let mut validator = Validator { text, faults: Vec::new(), line: 1, context: String::new() };
+        let catalogue = validator.catalogue(file);
+        validator.faults.sort_by_key(|fault| fault.line);
+        if validator.faults.is_empty() { Ok(catalogue) } else { Err(FileError::Invalid(validator.faults)) }
     }
 }
 
-/// Goes through a file. What cannot be is noted, and the rest looked at all the same.
-struct Check<'a> {
+/// Validates a file. It collects all faults instead of stopping at the first one.
+struct Validator<'a> {
     text: &'a str,
     faults: Vec<Fault>,
-    /// What is looked at.
+    /// Line of the value under validation.
     line: usize,
-    place: String,
+    /// Name of the value under validation, such as `car vixen`. Faults begin with it.
+    context: String,
 }
 
-impl Check<'_> {
-    fn at<T>(&mut self, spanned: &Spanned<T>, place: String) {
+impl Validator<'_> {
+    fn enter<T>(&mut self, spanned: &Spanned<T>, context: String) {
         let before = self.text.get(..spanned.span().start).unwrap_or_default();
         self.line = before.matches('\n').count() + 1;
-        self.place = place;
+        self.context = context;
     }
 
-    fn fault(&mut self, what: impl Display) {
-        self.faults.push(Fault { line: self.line, what: format!("{}: {what}", self.place) });
+    fn fault(&mut self, message: impl Display) {
+        self.faults.push(Fault { line: self.line, message: format!("{}: {message}", self.context) });
     }
 
     fn catalogue(&mut self, file: File) -> Catalogue {
-        self.at(&file.resale_percent, "resale_percent".into());
-        let percent = self.within("it", *file.resale_percent.get_ref(), &RESALE_PERCENT);
+        self.enter(&file.resale_percent, "resale_percent".into());
+        let percent = self.in_range("the value", *file.resale_percent.get_ref(), &RESALE_PERCENT);
         let percent = percent.and_then(|percent| u8::try_from(percent).ok()).unwrap_or_default();
         let mut slots = BTreeSet::new();
         for slot in &file.slots {
-            self.at(slot, "slots".into());
+            self.enter(slot, "slots".into());
             if let Some(slot) = self.id::<Slot>(slot.get_ref())
-                && let Some(twice) = slots.replace(slot)
+                && let Some(duplicate) = slots.replace(slot)
             {
-                self.fault(format!("slot {twice} is there twice"));
+                self.fault(format!("slot {duplicate} is listed twice"));
             }
         }
         let mut cars = BTreeMap::new();
         for (number, car) in (1_usize..).zip(file.cars) {
-            self.at(&car, format!("car {}", car.get_ref().id));
-            if number == MOST + 1 {
-                self.fault(format!("there are more than {MOST} cars"));
+            self.enter(&car, format!("car {}", car.get_ref().id));
+            if number == MAX_ENTRIES + 1 {
+                self.fault(format!("there are more than {MAX_ENTRIES} cars"));
             }
             let Some(car) = self.car(car.into_inner(), &slots, percent) else { continue };
-            if let Some(twice) = cars.insert(car.id.clone(), car) {
-                self.fault(format!("there is a car {} already", twice.id));
+            if let Some(duplicate) = cars.insert(car.id.clone(), car) {
+                self.fault(format!("another car has the id {}", duplicate.id));
             }
         }
         let mut items = BTreeMap::new();
         for (number, item) in (1_usize..).zip(file.items) {
-            self.at(&item, format!("item {}", item.get_ref().id));
-            if number == MOST + 1 {
-                self.fault(format!("there are more than {MOST} items"));
+            self.enter(&item, format!("item {}", item.get_ref().id));
+            if number == MAX_ENTRIES + 1 {
+                self.fault(format!("there are more than {MAX_ENTRIES} items"));
             }
             let Some(item) = self.item(item.into_inner(), &slots, percent) else { continue };
-            if let Some(twice) = items.insert(item.id.clone(), item) {
-                self.fault(format!("there is an item {} already", twice.id));
+            if let Some(duplicate) = items.insert(item.id.clone(), item) {
+                self.fault(format!("another item has the id {}", duplicate.id));
             }
         }
         Catalogue { resale_percent: percent, slots, cars, items }
@@ -188,23 +188,23 @@ impl Check<'_> {
         let mut slots = BTreeSet::new();
         for slot in &car.slots {
             if let Some(slot) = self.slot(slot, known)
-                && let Some(twice) = slots.replace(slot)
+                && let Some(duplicate) = slots.replace(slot)
             {
-                self.fault(format!("slot {twice} is there twice"));
+                self.fault(format!("slot {duplicate} is listed twice"));
             }
         }
-        if slots.len() > MOST_SLOTS {
-            self.fault(format!("it has {} slots, it may have {MOST_SLOTS}", slots.len()));
+        if slots.len() > MAX_SLOTS {
+            self.fault(format!("it has {} slots, the maximum is {MAX_SLOTS}", slots.len()));
         }
         let stats = Stats { power_kw: car.power_kw, mass_kg: car.mass_kg, grip: car.grip, drag_m2: car.drag_m2 };
-        self.within("power_kw", stats.power_kw, &POWER_KW);
-        self.within("mass_kg", stats.mass_kg, &MASS_KG);
-        self.within("grip", stats.grip, &GRIP);
-        self.within("drag_m2", stats.drag_m2, &DRAG_M2);
+        self.in_range("power_kw", stats.power_kw, &POWER_KW);
+        self.in_range("mass_kg", stats.mass_kg, &MASS_KG);
+        self.in_range("grip", stats.grip, &GRIP);
+        self.in_range("drag_m2", stats.drag_m2, &DRAG_M2);
         if car.id == STARTER_CAR {
             for (item, slot) in STARTER_ITEMS {
                 if !slots.iter().any(|has| has.as_str() == slot) {
-                    self.fault(format!("new players get it with {item}: it must have slot {slot}"));
+                    self.fault(format!("new players get this car with {item}, so it must have the slot {slot}"));
                 }
             }
         }
@@ -217,16 +217,16 @@ impl Check<'_> {
         let (id, price, slot) = (self.id::<ItemId>(&item.id), self.price(item.price), self.slot(&item.slot, known));
         self.texts(&item.name, &item.model, &item.texture);
         let effect = Effect { power_kw: item.power_kw, mass_kg: item.mass_kg, grip: item.grip, drag_m2: item.drag_m2 };
-        // It may take away as much as it may add.
-        let either = |range: RangeInclusive<f64>| -range.end()..=*range.end();
-        self.within("power_kw", effect.power_kw, &either(POWER_KW));
-        self.within("mass_kg", effect.mass_kg, &either(MASS_KG));
-        self.within("grip", effect.grip, &either(GRIP));
-        self.within("drag_m2", effect.drag_m2, &either(DRAG_M2));
+        // An effect may be negative: a spoiler can reduce drag.
+        let symmetric = |range: RangeInclusive<f64>| -range.end()..=*range.end();
+        self.in_range("power_kw", effect.power_kw, &symmetric(POWER_KW));
+        self.in_range("mass_kg", effect.mass_kg, &symmetric(MASS_KG));
+        self.in_range("grip", effect.grip, &symmetric(GRIP));
+        self.in_range("drag_m2", effect.drag_m2, &symmetric(DRAG_M2));
         if let Some((_, slot)) = STARTER_ITEMS.into_iter().find(|(starter, _)| *starter == item.id)
             && slot != item.slot
         {
-            self.fault(format!("new players get it mounted: its slot must be {slot}"));
+            self.fault(format!("new players get this item mounted on their car, so its slot must be {slot}"));
         }
         let (id, price, slot) = (id?, price?, slot?);
         let Item { name, model, texture, .. } = item;
@@ -240,43 +240,49 @@ impl Check<'_> {
     fn slot(&mut self, text: &str, known: &BTreeSet<Slot>) -> Option<Slot> {
         let slot: Slot = self.id(text)?;
         if !known.contains(&slot) {
-            self.fault(format!("there is no slot {slot}"));
+            self.fault(format!("there is no slot {slot}; add it to `slots`"));
             return None;
         }
         Some(slot)
     }
 
     fn price(&mut self, price: i64) -> Option<u64> {
-        self.within("price", price, &PRICE).and_then(|price| u64::try_from(price).ok())
+        self.in_range("price", price, &PRICE).and_then(|price| u64::try_from(price).ok())
     }
 
-    fn within<T: PartialOrd + Display + Copy>(&mut self, what: &str, is: T, range: &RangeInclusive<T>) -> Option<T> {
-        if range.contains(&is) {
-            return Some(is);
+    fn in_range<T: PartialOrd + Display + Copy>(
+        &mut self,
+        name: &str,
+        value: T,
+        range: &RangeInclusive<T>,
+    ) -> Option<T> {
+        if range.contains(&value) {
+            return Some(value);
         }
-        self.fault(format!("{what} is {is}, it must be within {} to {}", range.start(), range.end()));
+        self.fault(format!("{name} is {value}, it must be between {} and {}", range.start(), range.end()));
         None
     }
 
     fn texts(&mut self, name: &str, model: &str, texture: &str) {
-        for (what, text, most) in [("name", name, NAME), ("model", model, PATH), ("texture", texture, PATH)] {
-            if !(1..=most).contains(&text.chars().count()) {
-                self.fault(format!("{what} must have 1 to {most} characters"));
+        for (field, text, max) in [("name", name, MAX_NAME), ("model", model, MAX_PATH), ("texture", texture, MAX_PATH)]
+        {
+            if !(1..=max).contains(&text.chars().count()) {
+                self.fault(format!("{field} must have 1 to {max} characters"));
             }
             if text.chars().any(char::is_control) {
-                self.fault(format!("{what} has characters that cannot be shown"));
+                self.fault(format!("{field} contains control characters"));
             }
         }
     }
 }
 
 impl Catalogue {
-    /// The file that says this.
+    /// Writes the catalogue as TOML. Parsing the text gives an equal catalogue.
     ///
     /// # Errors
     /// [`FileError::Unwritable`]
     pub fn to_toml(&self) -> Result<String, FileError> {
-        fn nowhere<T>(value: T) -> Spanned<T> {
+        fn without_span<T>(value: T) -> Spanned<T> {
             Spanned::new(0..0, value)
         }
         let coins = |coins: u64| i64::try_from(coins).unwrap_or(i64::MAX);
@@ -304,16 +310,16 @@ impl Catalogue {
             grip: item.effect.grip,
             drag_m2: item.effect.drag_m2,
         };
-        // As the store shows them: what is alike stands together.
+        // The order in which the store lists them: cars by price, items by slot and price.
         let mut cars: Vec<_> = self.cars.values().collect();
         cars.sort_by_key(|car| car.price);
         let mut items: Vec<_> = self.items.values().collect();
         items.sort_by_key(|item| (&item.slot, item.price));
         let file = File {
-            resale_percent: nowhere(self.resale_percent.into()),
-            slots: self.slots.iter().map(|slot| nowhere(slot.to_string())).collect(),
-            cars: cars.into_iter().map(|each| nowhere(car(each))).collect(),
-            items: items.into_iter().map(|each| nowhere(item(each))).collect(),
+            resale_percent: without_span(self.resale_percent.into()),
+            slots: self.slots.iter().map(|slot| without_span(slot.to_string())).collect(),
+            cars: cars.into_iter().map(|each| without_span(car(each))).collect(),
+            items: items.into_iter().map(|each| without_span(item(each))).collect(),
         };
         Ok(toml::to_string(&file)?)
     }

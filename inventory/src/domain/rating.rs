@@ -1,9 +1,10 @@
-//! How results move ratings: Glicko-2 (Glickman, 2013), each match a rating period of its own.
+//! Changes players' ratings after a match, by Glicko-2 (Glickman, 2013). Each match is a rating period of its own.
 //!
-//! A race of many counts as one game in all: the mean of what the pairings of a player with each of the others would
-//! make of him, by the ratings that all had before it. Places in one race are not that many games: with the pairings
-//! added up, as Glicko-2 does with the games of a period, one of deviation 60 who beats 63 better by 500 would gain
-//! 2,976 points instead of 20, and his volatility be 2.19 instead of 0.06.
+//! A match counts as one game, whatever the number of players. A player's new rating is the mean over all opponents:
+//! for each opponent, compute the rating the player would have after a game against that opponent alone, from the
+//! ratings before the match. Glicko-2 itself would add the pairings up, as separate games of one period. That
+//! overstates a race with many players: a player with deviation 60 who beats 63 opponents rated 500 points higher would
+//! gain 2,976 points instead of 20, and get a volatility of 2.19 instead of 0.06.
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
@@ -13,14 +14,15 @@ use skillratings::{
     glicko2::{Glicko2Config, glicko2},
 };
 
-/// How good a player is.
+/// A player's rating, deviation and volatility.
 pub use skillratings::glicko2::Glicko2Rating as Rating;
 
-/// The ratings that a match makes of those before it. Whom it does not move is left out: he had nobody to be compared
-/// with.
+/// Computes the ratings after a match from the ratings before it. A player without a comparable opponent is left out:
+/// their rating does not change.
 pub fn rate<'a>(before: &BTreeMap<&'a PlayerId, (&Placing, Rating)>) -> BTreeMap<&'a PlayerId, Rating> {
     let rated = before.iter().filter_map(|(player, (placing, rating))| {
-        // In the order of the players' ids, whatever that of the results: sums of floating point numbers depend on it.
+        // The map is ordered by player id. A floating point sum depends on its order, and the result must not depend on
+        // the order of the placings.
         let others = before.iter().filter(|(other, _)| *other != player);
         let games = others.filter_map(|(_, (other, against))| {
             let outcome = outcome(placing, other)?;
@@ -31,7 +33,7 @@ pub fn rate<'a>(before: &BTreeMap<&'a PlayerId, (&Placing, Rating)>) -> BTreeMap
     rated.collect()
 }
 
-/// How one player fared against another; `None` when that says nothing, as neither finished.
+/// The outcome of one player against another. `None` if neither finished.
 fn outcome(one: &Placing, other: &Placing) -> Option<Outcomes> {
     match (one.time_ms, other.time_ms) {
         (None, None) => None,
@@ -55,15 +57,15 @@ fn mean(ratings: impl Iterator<Item = Rating>) -> Option<Rating> {
     }
     (count > 0.0).then(|| Rating {
         rating: sum.rating / count,
-        // Nobody is less known than who begins, however hopeless his games.
+        // A rating is never less certain than that of a new player, even after many one-sided games.
         deviation: (sum.deviation / count).min(Rating::new().deviation),
         volatility: sum.volatility / count,
     })
 }
 
-/// What a player queues with.
+/// The rank that a ticket carries: the rating, rounded and clamped to [`RANKS`].
 pub fn rank(rating: f64) -> i32 {
-    // The clamp leaves what fits; of what is no number, the cast makes 0.
+    // After the clamp the value fits an i32. The cast turns NaN into 0.
     rating.round().clamp(f64::from(*RANKS.start()), f64::from(*RANKS.end())) as i32
 }
 

@@ -1,5 +1,7 @@
-//! What a player may do with his belongings. Each rule tells what happens, on what he owns and what the catalogue says
-//! of the things that he names.
+//! What players may do with their cars, items and coins. Each rule takes what the player owns and the catalogue entries
+//! that the command names, and returns the events that happen or a rejection.
+//!
+//! An item is spare if its owner has not mounted it on a car.
 
 use std::collections::BTreeSet;
 
@@ -9,117 +11,102 @@ use garage_events::{
     svc::{Garage, OwnedCar},
 };
 
-/// A car or an item, as the catalogue has it.
+/// A car's or an item's entry in the catalogue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Product {
-    /// What it costs.
+    /// In coins.
     pub price: u64,
-    /// What its owner gets for it.
+    /// Coins that its owner gets for selling it.
     pub resale: u64,
-    /// Whether it is sold no more.
+    /// Whether the store has stopped selling it. Its owners may still use and sell it.
     pub retired: bool,
 }
 
-/// What an owner gets for what costs so much.
+/// Computes the coins that an owner gets for a product with this price, rounded down.
 pub fn resale(price: u64, percent: u8) -> u64 {
     let share = u128::from(price) * u128::from(percent) / 100;
-    // With more than a hundred percent it would not fit; the database lets no such catalogue in.
+    // The conversion fails only above 100 percent, which a constraint in the database excludes.
     u64::try_from(share).unwrap_or(price)
 }
 
-/// Why a player's command is not carried out.
+/// Why a player's command is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// The catalogue has no such car, or no longer.
-    #[error("the store sells no car {0}")]
+    /// The car is not in the catalogue, or is retired.
+    #[error("the store does not sell the car {0}")]
     NoSuchCar(CarId),
-    /// The catalogue has no such item, or no longer.
-    #[error("the store sells no item {0}")]
+    /// The item is not in the catalogue, or is retired.
+    #[error("the store does not sell the item {0}")]
     NoSuchItem(ItemId),
-    /// The car is not his.
     #[error("the player does not own the car {0}")]
     CarNotOwned(CarId),
-    /// The item is not his.
     #[error("the player does not own the item {0}")]
     ItemNotOwned(ItemId),
-    /// The car is made without it.
     #[error("the car {car} has no slot {slot}")]
-    NoSuchSlot {
-        /// Which car.
-        car: CarId,
-        /// What it lacks.
-        slot: Slot,
-    },
-    /// Nobody has a car twice.
-    #[error("the player owns the car {0} already")]
-    Owned(CarId),
-    /// His wallet does not hold enough.
+    NoSuchSlot { car: CarId, slot: Slot },
+    /// A player owns each car at most once.
+    #[error("the player already owns the car {0}")]
+    AlreadyOwned(CarId),
     #[error("not enough coins: the price is {price}, the wallet holds {balance}")]
-    TooDear {
-        /// What is asked.
-        price: u64,
-        /// What he has.
-        balance: u64,
-    },
-    /// Who sold the car that he drives, or his last one, would come to a match without one.
-    #[error("the car {0} is the active one; activate another one before it is sold")]
-    Active(CarId),
-    /// Every one that he has is on a car.
-    #[error("no {0} is left on the shelf: all that the player owns are mounted")]
+    NotEnoughCoins { price: u64, balance: u64 },
+    /// A player always has an active car, so that they never enter a match without one.
+    #[error("the car {0} is the active car; activate another car before you sell it")]
+    CarIsActive(CarId),
+    /// The player owns the item, but has no spare one.
+    #[error("the player has mounted every {0} that they own; unmount one first")]
     AllMounted(ItemId),
-    /// It belongs elsewhere.
     #[error("the item {item} fits the slot {fits}, not {slot}")]
-    Misfit {
-        /// Which item.
+    WrongSlot {
         item: ItemId,
-        /// Where it would fit.
+        /// The slot that the item fits.
         fits: Slot,
-        /// Where it was to go.
+        /// The slot that the command names.
         slot: Slot,
     },
 }
 
-/// What comes of a command: what happens, which is nothing when all is as wanted already.
+/// The events that a command causes. Empty if the command changes nothing, such as activating the active car.
 pub type Outcome = Result<Vec<Event>, Rejection>;
 
-/// He buys a car.
+/// Buys a car.
 pub fn buy_car(garage: &Garage, car: &CarId, product: Option<Product>) -> Outcome {
     let price = for_sale(product).ok_or_else(|| Rejection::NoSuchCar(car.clone()))?;
     if owned(garage, car).is_ok() {
-        return Err(Rejection::Owned(car.clone()));
+        return Err(Rejection::AlreadyOwned(car.clone()));
     }
     let balance = pay(garage, price)?;
     Ok(vec![CarPurchased { car: car.clone(), price, balance }.into()])
 }
 
-/// He sells a car; what is mounted on it goes back to the shelf.
+/// Sells a car. The items mounted on it become spare.
 pub fn sell_car(garage: &Garage, car: &CarId, product: Option<Product>) -> Outcome {
     let mounted = &owned(garage, car)?.items;
     let price = product.ok_or_else(|| Rejection::NoSuchCar(car.clone()))?.resale;
     if garage.active_car == *car {
-        return Err(Rejection::Active(car.clone()));
+        return Err(Rejection::CarIsActive(car.clone()));
     }
     let unmounted = mounted.iter().map(|(slot, item)| unmounted(car, slot, item));
     let sold = CarSold { car: car.clone(), price, balance: garage.balance.saturating_add(price) };
     Ok(unmounted.chain([sold.into()]).collect())
 }
 
-/// He buys one more of an item.
+/// Buys one item. A player may own several of a kind.
 pub fn buy_item(garage: &Garage, item: &ItemId, product: Option<Product>) -> Outcome {
     let price = for_sale(product).ok_or_else(|| Rejection::NoSuchItem(item.clone()))?;
     let balance = pay(garage, price)?;
     Ok(vec![ItemPurchased { item: item.clone(), price, balance }.into()])
 }
 
-/// He sells one of an item.
+/// Sells one spare item.
 pub fn sell_item(garage: &Garage, item: &ItemId, product: Option<Product>) -> Outcome {
-    on_the_shelf(garage, item)?;
+    ensure_spare(garage, item)?;
     let price = product.ok_or_else(|| Rejection::NoSuchItem(item.clone()))?.resale;
     let balance = garage.balance.saturating_add(price);
     Ok(vec![ItemSold { item: item.clone(), price, balance }.into()])
 }
 
-/// He mounts an item; what is there goes back to the shelf. `slots` are those of the car, `fits` is the item's.
+/// Mounts a spare item. An item that is already in the slot becomes spare. `slots` are the car's slots; `fits` is the
+/// slot that the item fits, `None` if the catalogue never had the item.
 pub fn mount(
     garage: &Garage,
     (car, slot): (&CarId, &Slot),
@@ -127,29 +114,29 @@ pub fn mount(
     slots: &BTreeSet<Slot>,
     fits: Option<Slot>,
 ) -> Outcome {
-    let there = mounted(garage, car, slot, slots)?;
+    let current = mounted(garage, car, slot, slots)?;
     let fits = fits.ok_or_else(|| Rejection::ItemNotOwned(item.clone()))?;
-    if there == Some(item) {
+    if current == Some(item) {
         return Ok(Vec::new());
     }
-    let left = on_the_shelf(garage, item);
-    // To who has none of it, where it would fit is no matter.
-    if !matches!(left, Err(Rejection::ItemNotOwned(_))) && fits != *slot {
-        return Err(Rejection::Misfit { item: item.clone(), fits, slot: slot.clone() });
+    let spare = ensure_spare(garage, item);
+    // "Not owned" takes precedence over "wrong slot", and "wrong slot" over "all mounted".
+    if !matches!(spare, Err(Rejection::ItemNotOwned(_))) && fits != *slot {
+        return Err(Rejection::WrongSlot { item: item.clone(), fits, slot: slot.clone() });
     }
-    left?;
-    let replaced = there.map(|there| unmounted(car, slot, there));
+    spare?;
+    let replaced = current.map(|current| unmounted(car, slot, current));
     let event = ItemMounted { car: car.clone(), slot: slot.clone(), item: item.clone() };
     Ok(replaced.into_iter().chain([event.into()]).collect())
 }
 
-/// He takes off what is in a slot. `slots` are those of the car.
+/// Unmounts the item in a slot, if there is one. `slots` are the car's slots.
 pub fn unmount(garage: &Garage, car: &CarId, slot: &Slot, slots: &BTreeSet<Slot>) -> Outcome {
-    let there = mounted(garage, car, slot, slots)?;
-    Ok(there.map(|item| unmounted(car, slot, item)).into_iter().collect())
+    let current = mounted(garage, car, slot, slots)?;
+    Ok(current.map(|item| unmounted(car, slot, item)).into_iter().collect())
 }
 
-/// He takes another car to drive.
+/// Makes a car the active one, which the player drives in matches.
 pub fn activate(garage: &Garage, car: &CarId) -> Outcome {
     owned(garage, car)?;
     let event = CarActivated { car: car.clone() };
@@ -162,7 +149,7 @@ fn for_sale(product: Option<Product>) -> Option<u64> {
 
 fn pay(garage: &Garage, price: u64) -> Result<u64, Rejection> {
     let balance = garage.balance;
-    balance.checked_sub(price).ok_or(Rejection::TooDear { price, balance })
+    balance.checked_sub(price).ok_or(Rejection::NotEnoughCoins { price, balance })
 }
 
 fn owned<'a>(garage: &'a Garage, car: &CarId) -> Result<&'a OwnedCar, Rejection> {
@@ -182,8 +169,8 @@ fn mounted<'a>(
     Ok(owned.items.get(slot))
 }
 
-/// Makes sure that one of an item is not mounted.
-fn on_the_shelf(garage: &Garage, item: &ItemId) -> Result<(), Rejection> {
+/// Rejects the command unless the player owns more of the item than are mounted.
+fn ensure_spare(garage: &Garage, item: &ItemId) -> Result<(), Rejection> {
     let owned = garage.items.get(item).copied().unwrap_or_default();
     let mounted = garage.cars.iter().flat_map(|car| car.items.values()).filter(|mounted| *mounted == item).count();
     match usize::try_from(owned) {

@@ -1,4 +1,4 @@
-//! What can be owned: cars and items.
+//! Reads the catalogue: cars, items and their slots.
 
 pub mod apply;
 
@@ -9,30 +9,31 @@ use garage_events::{
     id::{CarId, ItemId, Slot},
     svc::{Effect, StoreCar, StoreItem},
 };
-use sqlx::{FromRow, MySqlConnection, MySqlExecutor};
+use sqlx::{MySqlConnection, MySqlExecutor};
 
-use super::unsigned;
+use super::{row::row, unsigned};
 use crate::{
     domain::store::{Product, resale},
     error::Error,
 };
 
-#[derive(FromRow)]
-struct CarRow {
-    id: String,
-    name: String,
-    model: String,
-    texture: String,
-    price: i64,
-    power_kw: f64,
-    mass_kg: f64,
-    grip: f64,
-    drag_m2: f64,
-    slot: Option<String>,
-    resale_percent: u8,
+row! {
+    struct CarRow {
+        id: String,
+        name: String,
+        model: String,
+        texture: String,
+        price: i64,
+        power_kw: f64,
+        mass_kg: f64,
+        grip: f64,
+        drag_m2: f64,
+        slot: Option<String>,
+        resale_percent: u8,
+    }
 }
 
-/// The cars that are sold, the cheapest first.
+/// All cars for sale, ordered by price.
 ///
 /// # Errors
 /// See [`Error`].
@@ -69,22 +70,23 @@ pub async fn cars(database: impl MySqlExecutor<'_>) -> Result<Vec<StoreCar>, Err
     Ok(cars)
 }
 
-#[derive(FromRow)]
-struct ItemRow {
-    id: String,
-    name: String,
-    slot: String,
-    model: String,
-    texture: String,
-    price: i64,
-    add_power_kw: f64,
-    add_mass_kg: f64,
-    add_grip: f64,
-    add_drag_m2: f64,
-    resale_percent: u8,
+row! {
+    struct ItemRow {
+        id: String,
+        name: String,
+        slot: String,
+        model: String,
+        texture: String,
+        price: i64,
+        add_power_kw: f64,
+        add_mass_kg: f64,
+        add_grip: f64,
+        add_drag_m2: f64,
+        resale_percent: u8,
+    }
 }
 
-/// The items that are sold, by slot, the cheapest first.
+/// All items for sale, ordered by slot and price.
 ///
 /// # Errors
 /// See [`Error`].
@@ -119,11 +121,12 @@ pub async fn items(database: impl MySqlExecutor<'_>) -> Result<Vec<StoreItem>, E
     rows.into_iter().map(read).collect()
 }
 
-#[derive(FromRow)]
-struct ProductRow {
-    price: i64,
-    retired: bool,
-    resale_percent: u8,
+row! {
+    struct ProductRow {
+        price: i64,
+        retired: bool,
+        resale_percent: u8,
+    }
 }
 
 impl TryFrom<ProductRow> for Product {
@@ -135,28 +138,28 @@ impl TryFrom<ProductRow> for Product {
     }
 }
 
-/// What a car costs; `None` when there never was one of this name.
+/// A car's catalogue entry. `None` if the catalogue never had the car.
 pub(super) async fn car(connection: &mut MySqlConnection, car: &CarId) -> Result<Option<Product>, Error> {
     let query = "SELECT c.price, c.retired, store.resale_percent FROM cars c CROSS JOIN store WHERE c.id = ?";
     let row: Option<ProductRow> = sqlx::query_as(query).bind(car.as_str()).fetch_optional(connection).await?;
     row.map(Product::try_from).transpose()
 }
 
-/// What an item costs; `None` when there never was one of this name.
+/// An item's catalogue entry. `None` if the catalogue never had the item.
 pub(super) async fn item(connection: &mut MySqlConnection, item: &ItemId) -> Result<Option<Product>, Error> {
     let query = "SELECT i.price, i.retired, store.resale_percent FROM items i CROSS JOIN store WHERE i.id = ?";
     let row: Option<ProductRow> = sqlx::query_as(query).bind(item.as_str()).fetch_optional(connection).await?;
     row.map(Product::try_from).transpose()
 }
 
-/// The slots that a car has.
+/// A car's slots. Empty if the catalogue never had the car.
 pub(super) async fn slots(connection: &mut MySqlConnection, car: &CarId) -> Result<BTreeSet<Slot>, Error> {
     let query = "SELECT slot FROM car_slots WHERE car = ?";
     let slots: Vec<String> = sqlx::query_scalar(query).bind(car.as_str()).fetch_all(connection).await?;
     slots.iter().map(|slot| Ok(slot.parse()?)).collect()
 }
 
-/// The slot that an item fits; `None` when there never was one of this name.
+/// The slot that an item fits. `None` if the catalogue never had the item.
 pub(super) async fn fits(connection: &mut MySqlConnection, item: &ItemId) -> Result<Option<Slot>, Error> {
     let query = "SELECT slot FROM items WHERE id = ?";
     let slot: Option<String> = sqlx::query_scalar(query).bind(item.as_str()).fetch_optional(connection).await?;

@@ -1,5 +1,5 @@
-//! Players' commands. Each is one transaction: the rule is asked on what the player owns, and what happens is written,
-//! with its ledger entry, its events and the idempotency key's answer, or nothing is.
+//! Executes players' commands. Each command is one transaction: it reads what the player owns, applies the rule, and
+//! writes the changes, the ledger entry, the outbox events and the answer under the idempotency key.
 
 use std::collections::BTreeSet;
 
@@ -24,11 +24,11 @@ use crate::{
     error::Error,
 };
 
-/// Carries out a player's command, and tells what he owns then. With a key it is carried out once; a repeat brings the
-/// same answer. A refusal changes nothing, so that it is not kept: the repeat is decided on anew.
+/// Executes a player's command and returns what the player owns afterwards. With an idempotency key the command is
+/// executed once, and a repeat returns the first answer. Rejections are not stored: a repeat is decided again.
 ///
 /// # Errors
-/// [`Error::Rejected`], [`Error::KeyReused`]; else see [`Error`].
+/// [`Error::Rejected`] or [`Error::KeyReused`]; for the others see [`Error`].
 pub async fn execute(
     pool: &MySqlPool,
     player: &PlayerId,
@@ -65,7 +65,7 @@ async fn execute_once(
         read_garage(&mut transaction, player).await?.ok_or_else(|| no_active_car(player))?
     };
     if let Some(key) = key {
-        idempotency::keep(&mut transaction, player, key, command, &after).await?;
+        idempotency::store(&mut transaction, player, key, command, &after).await?;
     }
     commit(Point::CommandExecuted, transaction).await?;
     Ok(after)
@@ -86,28 +86,29 @@ async fn decide(connection: &mut MySqlConnection, garage: &Garage, command: &Com
     })
 }
 
-/// Makes the tables say what an event tells.
+/// Applies an event to the tables.
 async fn write(connection: &mut MySqlConnection, player: &PlayerId, event: &Event) -> Result<(), Error> {
     let id = player.as_str();
     let query = match event {
         Event::CarPurchased(bought) => {
-            ledger::pay(connection, player, event.token(), bought.car.as_str(), bought.price, bought.balance).await?;
+            ledger::debit(connection, player, event.token(), bought.car.as_str(), bought.price, bought.balance).await?;
             sqlx::query("INSERT INTO owned_cars (player, car) VALUES (?, ?)").bind(id).bind(bought.car.as_str())
         }
         Event::CarSold(sold) => {
-            ledger::earn(connection, player, event.token(), sold.car.as_str(), sold.price, sold.balance).await?;
+            ledger::credit(connection, player, event.token(), sold.car.as_str(), sold.price, sold.balance).await?;
             sqlx::query("DELETE FROM owned_cars WHERE player = ? AND car = ?").bind(id).bind(sold.car.as_str())
         }
         Event::ItemPurchased(bought) => {
-            ledger::pay(connection, player, event.token(), bought.item.as_str(), bought.price, bought.balance).await?;
+            ledger::debit(connection, player, event.token(), bought.item.as_str(), bought.price, bought.balance)
+                .await?;
             let insert = "INSERT INTO owned_items (player, item, quantity) VALUES (?, ?, 1)
                  ON DUPLICATE KEY UPDATE quantity = quantity + 1";
             sqlx::query(insert).bind(id).bind(bought.item.as_str())
         }
         Event::ItemSold(sold) => {
             let item = sold.item.as_str();
-            ledger::earn(connection, player, event.token(), item, sold.price, sold.balance).await?;
-            // A row says that there is one at least. Of these two statements one finds a row.
+            ledger::credit(connection, player, event.token(), item, sold.price, sold.balance).await?;
+            // A row with quantity 0 must not exist. Exactly one of these two statements matches a row.
             let last = "DELETE FROM owned_items WHERE player = ? AND item = ? AND quantity = 1";
             sqlx::query(last).bind(id).bind(item).execute(&mut *connection).await?;
             let one = "UPDATE owned_items SET quantity = quantity - 1 WHERE player = ? AND item = ? AND quantity > 1";
@@ -129,7 +130,7 @@ async fn write(connection: &mut MySqlConnection, player: &PlayerId, event: &Even
         Event::CarActivated(activated) => {
             sqlx::query("UPDATE active_cars SET car = ? WHERE player = ?").bind(activated.car.as_str()).bind(id)
         }
-        // No command leads to them: `rewards` settles with all players of a session at once.
+        // No command causes these. `rewards` writes them, for all players of a session in one transaction.
         Event::RatingChanged(_) | Event::RewardGranted(_) => return Ok(()),
     };
     query.execute(connection).await?;

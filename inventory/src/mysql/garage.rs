@@ -1,4 +1,4 @@
-//! What players own and bring into a match.
+//! Reads what players own, and the loadouts that they bring into a match.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,22 +7,22 @@ use garage_events::{
     id::PlayerId,
     svc::{Effect, Garage, OwnedCar},
 };
-use sqlx::{FromRow, MySqlConnection, MySqlPool, QueryBuilder};
+use sqlx::{MySqlConnection, MySqlPool, QueryBuilder};
 
-use super::{players::introduce, push_list, unsigned};
-use crate::{domain::fitted, error::Error};
+use super::{players::introduce, push_list, row::row, unsigned};
+use crate::{domain::with_effect, error::Error};
 
-/// The most players whose loadouts are told at once; see `garage_events::svc::Loadouts`.
-pub const MOST_PLAYERS: usize = 64;
+/// The most players in one request; see `garage_events::svc::Loadouts`.
+pub const MAX_PLAYERS: usize = 64;
 
-/// What each player brings into a match, in the order asked for. One query, whoever and how many they are; more only
-/// when one of them is new, who gets his starter car first.
+/// Returns each player's loadout, in the order of `players`. It needs one query for known players, whatever their
+/// number. Players that do not exist yet are created first.
 ///
 /// # Errors
-/// [`Error::TooMany`] beyond [`MOST_PLAYERS`]; else see [`Error`].
+/// [`Error::TooMany`] for more than [`MAX_PLAYERS`]; for the others see [`Error`].
 pub async fn loadouts(pool: &MySqlPool, players: &[PlayerId]) -> Result<Vec<Loadout>, Error> {
-    if players.len() > MOST_PLAYERS {
-        return Err(Error::TooMany { asked: players.len(), most: MOST_PLAYERS });
+    if players.len() > MAX_PLAYERS {
+        return Err(Error::TooMany { requested: players.len(), max: MAX_PLAYERS });
     }
     let wanted: BTreeSet<&PlayerId> = players.iter().collect();
     if wanted.is_empty() {
@@ -38,35 +38,30 @@ pub async fn loadouts(pool: &MySqlPool, players: &[PlayerId]) -> Result<Vec<Load
     players.iter().map(loadout).collect()
 }
 
-#[derive(FromRow)]
-struct LoadoutRow {
-    player: String,
-    car: String,
-    car_model: String,
-    car_texture: String,
-    power_kw: f64,
-    mass_kg: f64,
-    grip: f64,
-    drag_m2: f64,
-    #[sqlx(flatten)]
-    mounted: MountedRow,
+row! {
+    /// A car with one of its mounted items. The item's columns come from a left join: all have a value or all are NULL.
+    struct LoadoutRow {
+        player: String,
+        car: String,
+        car_model: String,
+        car_texture: String,
+        power_kw: f64,
+        mass_kg: f64,
+        grip: f64,
+        drag_m2: f64,
+        slot: Option<String>,
+        item: Option<String>,
+        item_model: Option<String>,
+        item_texture: Option<String>,
+        add_power_kw: Option<f64>,
+        add_mass_kg: Option<f64>,
+        add_grip: Option<f64>,
+        add_drag_m2: Option<f64>,
+    }
 }
 
-/// The item's side of a left join: all or none of it is there.
-#[derive(FromRow)]
-struct MountedRow {
-    slot: Option<String>,
-    item: Option<String>,
-    item_model: Option<String>,
-    item_texture: Option<String>,
-    add_power_kw: Option<f64>,
-    add_mass_kg: Option<f64>,
-    add_grip: Option<f64>,
-    add_drag_m2: Option<f64>,
-}
-
-/// Cars and mounted items come in one statement: with two, a change of cars between them would put the one's items on
-/// the other.
+/// Reads cars and mounted items in one statement. With two, a player could change the active car in between, and get
+/// the items of one car on the other.
 async fn read_loadouts(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Result<BTreeMap<PlayerId, Loadout>, Error> {
     let mut query = QueryBuilder::new(
         "SELECT a.player, c.id AS car, c.model AS car_model, c.texture AS car_texture,
@@ -80,7 +75,7 @@ async fn read_loadouts(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Resul
          WHERE a.player IN ",
     );
     push_list(&mut query, players.iter().copied());
-    // Sums of floating point numbers depend on their order.
+    // A fixed order of items: a floating point sum depends on its order.
     query.push(" ORDER BY a.player, m.slot");
     let rows: Vec<LoadoutRow> = query.build_query_as().fetch_all(pool).await?;
     let mut loadouts = BTreeMap::new();
@@ -89,36 +84,28 @@ async fn read_loadouts(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Resul
         let stats = Stats { power_kw: row.power_kw, mass_kg: row.mass_kg, grip: row.grip, drag_m2: row.drag_m2 };
         let car = Car { id: row.car.parse()?, model: row.car_model, texture: row.car_texture, stats };
         let loadout = loadouts.entry(player.clone()).or_insert_with(|| Loadout { player, car, items: BTreeMap::new() });
-        row.mounted.mount(loadout)?;
+        if let (Some(slot), Some(item), Some(model), Some(texture)) =
+            (row.slot, row.item, row.item_model, row.item_texture)
+        {
+            let effect = Effect {
+                power_kw: row.add_power_kw.unwrap_or_default(),
+                mass_kg: row.add_mass_kg.unwrap_or_default(),
+                grip: row.add_grip.unwrap_or_default(),
+                drag_m2: row.add_drag_m2.unwrap_or_default(),
+            };
+            loadout.car.stats = with_effect(loadout.car.stats, effect);
+            loadout.items.insert(slot.parse()?, Item { id: item.parse()?, model, texture });
+        }
     }
     Ok(loadouts)
 }
 
-impl MountedRow {
-    fn mount(self, loadout: &mut Loadout) -> Result<(), Error> {
-        let (Some(slot), Some(item), Some(model), Some(texture)) =
-            (self.slot, self.item, self.item_model, self.item_texture)
-        else {
-            return Ok(());
-        };
-        let effect = Effect {
-            power_kw: self.add_power_kw.unwrap_or_default(),
-            mass_kg: self.add_mass_kg.unwrap_or_default(),
-            grip: self.add_grip.unwrap_or_default(),
-            drag_m2: self.add_drag_m2.unwrap_or_default(),
-        };
-        loadout.car.stats = fitted(loadout.car.stats, effect);
-        loadout.items.insert(slot.parse()?, Item { id: item.parse()?, model, texture });
-        Ok(())
-    }
-}
-
-/// What a player owns. One unknown so far gets his starter first.
+/// Returns what a player owns. A player that does not exist yet is created first.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn garage(pool: &MySqlPool, player: &PlayerId) -> Result<Garage, Error> {
-    // A transaction, so that its three reads see one moment.
+    // A transaction gives the three reads the same snapshot.
     let found = read_garage(&mut *pool.begin().await?, player).await?;
     if let Some(garage) = found {
         return Ok(garage);
@@ -131,7 +118,7 @@ pub(super) fn no_active_car(player: &PlayerId) -> Error {
     Error::Corrupt(format!("{player} has no active car"))
 }
 
-/// What a player owns, as this transaction sees it; `None` for one unknown so far.
+/// Reads what a player owns. `None` if the player does not exist yet.
 pub(super) async fn read_garage(connection: &mut MySqlConnection, player: &PlayerId) -> Result<Option<Garage>, Error> {
     let wallet: Option<(i64, String)> = sqlx::query_as(
         "SELECT w.balance, a.car FROM wallets w JOIN active_cars a ON a.player = w.player WHERE w.player = ?",

@@ -1,4 +1,4 @@
-//! Commands that were carried out, by the keys that their clients named them by.
+//! The executed commands and their answers, by player and idempotency key.
 
 use garage_events::{
     crash::{self, Point},
@@ -9,11 +9,11 @@ use sqlx::{MySqlConnection, MySqlPool};
 
 use crate::error::Error;
 
-/// Keys forgotten at a time, so that none of the locks is held for long.
+/// Keys deleted per statement. A small batch holds its locks only briefly.
 pub const BATCH: u64 = 500;
 
-/// What was answered to a command of this key, if there was one. The caller holds the player's lock, so that none with
-/// the same key is under way.
+/// Returns the stored answer to the command with this key, if there is one. The caller holds the player's lock, so that
+/// no concurrent command has the same key.
 pub(super) async fn find(
     connection: &mut MySqlConnection,
     player: &PlayerId,
@@ -26,23 +26,23 @@ pub(super) async fn find(
             .bind(key.as_str())
             .fetch_optional(connection)
             .await?;
-    let Some((kept, answer)) = row else { return Ok(None) };
-    // One that this build cannot read is of a newer one, and so another.
-    if serde_json::from_str::<Command>(&kept).ok().as_ref() != Some(command) {
+    let Some((stored, answer)) = row else { return Ok(None) };
+    // A stored command that this build cannot parse was written by a newer build. It cannot equal `command`.
+    if serde_json::from_str::<Command>(&stored).ok().as_ref() != Some(command) {
         return Err(Error::KeyReused);
     }
-    serde_json::from_str(&answer).map(Some).map_err(|error| Error::Corrupt(format!("a kept answer: {error}")))
+    serde_json::from_str(&answer).map(Some).map_err(|error| Error::Corrupt(format!("stored answer: {error}")))
 }
 
-/// Keeps what is answered to a command.
-pub(super) async fn keep(
+/// Stores a command and its answer under the key.
+pub(super) async fn store(
     connection: &mut MySqlConnection,
     player: &PlayerId,
     key: &IdempotencyKey,
     command: &Command,
     answer: &Garage,
 ) -> Result<(), Error> {
-    let unwritable = |error: serde_json::Error| Error::Corrupt(format!("an answer to keep: {error}"));
+    let unwritable = |error: serde_json::Error| Error::Corrupt(format!("storing an answer: {error}"));
     sqlx::query("INSERT INTO idempotency (player, name, command, answer) VALUES (?, ?, ?, ?)")
         .bind(player.as_str())
         .bind(key.as_str())
@@ -53,13 +53,13 @@ pub(super) async fn keep(
     Ok(())
 }
 
-/// Forgets up to [`BATCH`] keys that are older than 24 hours, and tells how many.
+/// Deletes up to [`BATCH`] keys that are older than 24 hours. Returns how many it deleted.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn forget(pool: &MySqlPool) -> Result<u64, Error> {
+pub async fn delete_old(pool: &MySqlPool) -> Result<u64, Error> {
     let delete = "DELETE FROM idempotency WHERE created_at < CURRENT_TIMESTAMP(6) - INTERVAL 24 HOUR
          ORDER BY created_at LIMIT ?";
-    let forgotten = sqlx::query(delete).bind(BATCH).execute(pool);
-    Ok(crash::effect(Point::KeysForgotten, forgotten).await?.rows_affected())
+    let deleted = sqlx::query(delete).bind(BATCH).execute(pool);
+    Ok(crash::effect(Point::KeysForgotten, deleted).await?.rows_affected())
 }

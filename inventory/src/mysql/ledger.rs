@@ -1,4 +1,4 @@
-//! Wallets and their ledgers: an entry for each change of a wallet, under a name of its own.
+//! Wallets and the ledger. The ledger has one entry per change of a wallet. An entry's name is unique per player.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,14 @@ use garage_events::{
     id::PlayerId,
     svc::{GetLedger, LedgerEntry},
 };
-use sqlx::{FromRow, MySqlConnection, MySqlPool};
+use sqlx::{MySqlConnection, MySqlPool};
 use time::OffsetDateTime;
 
-use super::{players::introduce, signed, unsigned};
+use super::{players::introduce, row::row, signed, unsigned};
 use crate::error::Error;
 
-/// Takes coins out of a wallet, which then holds `balance`. The caller holds the player's lock.
-pub(super) async fn pay(
+/// Takes `price` coins out of a wallet. `balance` is the balance afterwards. The caller holds the player's lock.
+pub(super) async fn debit(
     connection: &mut MySqlConnection,
     player: &PlayerId,
     reason: &str,
@@ -22,11 +22,11 @@ pub(super) async fn pay(
     price: u64,
     balance: u64,
 ) -> Result<(), Error> {
-    enter(connection, player, reason, about, -signed(price)?, balance).await
+    add_entry(connection, player, reason, about, -signed(price)?, balance).await
 }
 
-/// Puts coins into a wallet, which then holds `balance`. The caller holds the player's lock.
-pub(super) async fn earn(
+/// Puts `price` coins into a wallet. `balance` is the balance afterwards. The caller holds the player's lock.
+pub(super) async fn credit(
     connection: &mut MySqlConnection,
     player: &PlayerId,
     reason: &str,
@@ -34,10 +34,10 @@ pub(super) async fn earn(
     price: u64,
     balance: u64,
 ) -> Result<(), Error> {
-    enter(connection, player, reason, about, signed(price)?, balance).await
+    add_entry(connection, player, reason, about, signed(price)?, balance).await
 }
 
-async fn enter(
+async fn add_entry(
     connection: &mut MySqlConnection,
     player: &PlayerId,
     reason: &str,
@@ -63,14 +63,15 @@ async fn enter(
     Ok(())
 }
 
-#[derive(FromRow)]
-struct Row {
-    id: i64,
-    reason: String,
-    about: Option<String>,
-    amount: i64,
-    balance: i64,
-    at_us: i64,
+row! {
+    struct Row {
+        id: i64,
+        reason: String,
+        about: Option<String>,
+        amount: i64,
+        balance: i64,
+        at_us: i64,
+    }
 }
 
 impl TryFrom<Row> for LedgerEntry {
@@ -89,23 +90,23 @@ impl TryFrom<Row> for LedgerEntry {
     }
 }
 
-/// A player's entries before one of them, or the newest, at most `limit` of them. One unknown so far gets his starter
-/// first.
+/// Returns one page of a player's ledger, newest entries first: the entries older than the entry `before`, or the
+/// newest ones without it, at most `limit`. A player that does not exist yet is created first.
 ///
 /// # Errors
-/// [`Error::TooMany`] for none, or more than [`GetLedger::MOST`]; else see [`Error`].
+/// [`Error::TooMany`] if `limit` is 0 or more than [`GetLedger::MAX_LIMIT`]; for the others see [`Error`].
 pub async fn page(
     pool: &MySqlPool,
     player: &PlayerId,
     before: Option<u64>,
     limit: u32,
 ) -> Result<Vec<LedgerEntry>, Error> {
-    if !(1..=GetLedger::MOST).contains(&limit) {
+    if !(1..=GetLedger::MAX_LIMIT).contains(&limit) {
         let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-        return Err(Error::TooMany { asked: count(limit), most: count(GetLedger::MOST) });
+        return Err(Error::TooMany { requested: count(limit), max: count(GetLedger::MAX_LIMIT) });
     }
     introduce(pool, &BTreeSet::from([player])).await?;
-    // Beyond the column's numbers there are no entries.
+    // No entry has an id above i64::MAX, the largest value of the column.
     let before = before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, reason, about, amount, balance, CAST(UNIX_TIMESTAMP(created_at) * 1000000 AS SIGNED) AS at_us

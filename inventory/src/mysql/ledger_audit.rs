@@ -1,39 +1,37 @@
-//! Whether the books are right: nothing that a transaction left can be otherwise, and an operator may look.
+//! The ledger audit, for operators. Committed transactions never leave a discrepancy; a bug or a manual change can.
 
 use garage_events::id::PlayerId;
 use sqlx::MySqlPool;
 
 use crate::error::Error;
 
-/// Something in the books that cannot be.
+/// An error in the ledger or a wallet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wrong {
-    /// A wallet does not hold the sum of its ledger.
-    Sum {
-        /// Whose.
+pub enum Discrepancy {
+    /// A wallet's balance is not the sum of its ledger entries.
+    Balance {
         player: PlayerId,
         /// Coins in the wallet.
         balance: i64,
-        /// Coins that its ledger comes to.
+        /// Sum of the player's ledger entries, in coins.
         sum: i64,
     },
-    /// A player has more than one reward for a match.
-    Twice {
-        /// Who.
+    /// A player has more than one reward for a session.
+    DuplicateReward {
         player: PlayerId,
-        /// The match, as the ledger has it.
+        /// The session's id, as the ledger entry has it.
         session: String,
-        /// How many rewards.
+        /// Number of rewards, at least 2.
         rewards: i64,
     },
 }
 
-/// Looks through all wallets and their ledgers, as of one moment.
+/// Checks all wallets and the whole ledger, in one snapshot.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn audit(pool: &MySqlPool) -> Result<Vec<Wrong>, Error> {
-    // The pool's isolation level gives both one snapshot.
+pub async fn audit(pool: &MySqlPool) -> Result<Vec<Discrepancy>, Error> {
+    // The pool's isolation level gives both queries the same snapshot.
     let mut transaction = pool.begin().await?;
     let sums: Vec<(String, i64, i64)> = sqlx::query_as(
         "SELECT w.player, w.balance, CAST(COALESCE(SUM(l.amount), 0) AS SIGNED) AS entered
@@ -42,19 +40,19 @@ pub async fn audit(pool: &MySqlPool) -> Result<Vec<Wrong>, Error> {
     )
     .fetch_all(&mut *transaction)
     .await?;
-    let twice: Vec<(String, String, i64)> = sqlx::query_as(
+    let duplicates: Vec<(String, String, i64)> = sqlx::query_as(
         "SELECT player, about, COUNT(*) FROM ledger WHERE reason = 'reward' AND about IS NOT NULL
          GROUP BY player, about HAVING COUNT(*) > 1 ORDER BY player, about",
     )
     .fetch_all(&mut *transaction)
     .await?;
     transaction.rollback().await?;
-    let mut wrong = Vec::new();
+    let mut discrepancies = Vec::new();
     for (player, balance, sum) in sums {
-        wrong.push(Wrong::Sum { player: player.parse()?, balance, sum });
+        discrepancies.push(Discrepancy::Balance { player: player.parse()?, balance, sum });
     }
-    for (player, session, rewards) in twice {
-        wrong.push(Wrong::Twice { player: player.parse()?, session, rewards });
+    for (player, session, rewards) in duplicates {
+        discrepancies.push(Discrepancy::DuplicateReward { player: player.parse()?, session, rewards });
     }
-    Ok(wrong)
+    Ok(discrepancies)
 }

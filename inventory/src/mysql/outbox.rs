@@ -1,4 +1,4 @@
-//! Events that a transaction leaves to be published; see [`crate::outbox`] for how they go.
+//! The outbox table: events that transactions have written and that [`crate::outbox`] publishes to the log.
 
 use garage_events::{
     crash::{self, Point},
@@ -7,36 +7,35 @@ use garage_events::{
     id::{PlayerId, SessionId},
     inventory::Event,
 };
-use sqlx::{FromRow, MySql, MySqlConnection, MySqlPool, QueryBuilder, Transaction};
+use sqlx::{MySql, MySqlConnection, MySqlPool, QueryBuilder, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::beyond;
+use super::{out_of_range, row::row};
 use crate::error::Error;
 
-/// Seconds for which a row that cannot be published is passed over. It is tried again then, by a newer build perhaps;
-/// sooner, rows that never go would take the places of those that do.
+/// How long a row that cannot be published is skipped before the next attempt, in seconds. By then a newer build may be
+/// running. With a shorter time, rows that always fail would fill the rounds and delay the others.
 const HOLD_S: u32 = 60;
 
-/// An event on its way to the log.
+/// An event that waits to be published.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Its place in the order.
+    /// Ascending in the order in which a player's transactions committed.
     pub id: i64,
-    /// To whose aggregate it belongs.
+    /// The player whose inventory aggregate gets the event.
     pub player: PlayerId,
-    /// The event's id.
+    /// Assigned when the row was written. The log recognises a repeated append by it.
     pub event_id: Uuid,
-    /// The session that it is about, or itself.
+    /// The session that the event is about, or the event's own id if there is none.
     pub correlation: Uuid,
-    /// When it was decided.
+    /// When the transaction wrote the row.
     pub decided_at: OffsetDateTime,
-    /// The event.
     pub event: Event,
 }
 
-/// Leaves events to be published once the transaction is committed. The caller holds the players' locks, so that the
-/// rows of a player stand in the order of his transactions.
+/// Writes events to the outbox. They can be published once the transaction has committed. The caller holds the players'
+/// locks, so that each player's rows are in the order of the player's transactions.
 pub(super) async fn put(
     transaction: &mut MySqlConnection,
     session: Option<SessionId>,
@@ -44,7 +43,7 @@ pub(super) async fn put(
 ) -> Result<(), Error> {
     let env = System;
     let now = env.now();
-    let decided_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).ok().ok_or_else(|| beyond(now))?;
+    let decided_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).ok().ok_or_else(|| out_of_range(now))?;
     let mut rows = Vec::with_capacity(events.len());
     for (player, event) in events {
         let data = event.data().map_err(|error| Error::Corrupt(format!("{}: {error}", event.type_name())))?;
@@ -67,23 +66,24 @@ pub(super) async fn put(
     Ok(())
 }
 
-#[derive(FromRow)]
-struct Stored {
-    id: i64,
-    player: String,
-    event_type: String,
-    version: u32,
-    data: String,
-    event: Vec<u8>,
-    correlation: Vec<u8>,
-    decided_ms: i64,
+row! {
+    struct Stored {
+        id: i64,
+        player: String,
+        event_type: String,
+        version: u32,
+        data: String,
+        event: Vec<u8>,
+        correlation: Vec<u8>,
+        decided_ms: i64,
+    }
 }
 
 impl TryFrom<Stored> for Row {
     type Error = Error;
 
     fn try_from(stored: Stored) -> Result<Self, Error> {
-        let corrupt = |what: &dyn std::fmt::Display| Error::Corrupt(format!("outbox row {}: {what}", stored.id));
+        let corrupt = |cause: &dyn std::fmt::Display| Error::Corrupt(format!("outbox row {}: {cause}", stored.id));
         Ok(Self {
             id: stored.id,
             player: stored.player.parse()?,
@@ -96,20 +96,20 @@ impl TryFrom<Stored> for Row {
     }
 }
 
-/// The oldest row of each player whose oldest is not held, the oldest of all first; of one that cannot be read, its id
-/// and why.
+/// Returns each player's oldest row unless it is held, oldest rows first, at most `limit` rows. For a row that cannot
+/// be decoded it returns the row's id and the error.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn due(pool: &MySqlPool, most: u32) -> Result<Vec<Result<Row, (i64, Error)>>, Error> {
-    // It goes along the primary key and looks each player's oldest up, so that it ends with the last row it tells.
+pub async fn due(pool: &MySqlPool, limit: u32) -> Result<Vec<Result<Row, (i64, Error)>>, Error> {
+    // The query scans the primary key and looks up each player's oldest row. It stops at the last row that it returns.
     let rows: Vec<Stored> = sqlx::query_as(
         "SELECT id, player, event_type, version, data, event, correlation, decided_ms FROM outbox o
          WHERE id = (SELECT MIN(id) FROM outbox WHERE player = o.player)
            AND (held_until IS NULL OR held_until <= CURRENT_TIMESTAMP(6))
          ORDER BY id LIMIT ?",
     )
-    .bind(most)
+    .bind(limit)
     .fetch_all(pool)
     .await?;
     let read = |stored: Stored| {
@@ -119,20 +119,21 @@ pub async fn due(pool: &MySqlPool, most: u32) -> Result<Vec<Result<Row, (i64, Er
     Ok(rows.into_iter().map(read).collect())
 }
 
-/// Has a row passed over for a while, and all of its player's behind it; tells whether it was not held before.
+/// Holds a row: for a minute, neither the row nor later rows of its player are published. Returns whether this is the
+/// first time that the row is held.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn hold(pool: &MySqlPool, id: i64, why: &str) -> Result<bool, Error> {
+pub async fn hold(pool: &MySqlPool, id: i64, reason: &str) -> Result<bool, Error> {
     let hold = sqlx::query("UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) + INTERVAL ? SECOND WHERE id = ?");
     crash::effect(Point::OutboxHeld, hold.bind(HOLD_S).bind(id).execute(pool)).await?;
-    // Last: whoever dies before it is told of it next time.
+    // This statement comes last: if the process dies before it, the next attempt still counts as the first.
     let first = sqlx::query("UPDATE outbox SET held_why = ? WHERE id = ? AND held_why IS NULL");
-    let first = crash::effect(Point::OutboxReasonNoted, first.bind(why).bind(id).execute(pool)).await?;
+    let first = crash::effect(Point::OutboxReasonNoted, first.bind(reason).bind(id).execute(pool)).await?;
     Ok(first.rows_affected() > 0)
 }
 
-/// How many rows are held, counted as [`depth`] counts.
+/// Counts the held rows, up to 1,001 like [`depth`].
 ///
 /// # Errors
 /// See [`Error`].
@@ -144,7 +145,7 @@ pub async fn held(pool: &MySqlPool) -> Result<f64, Error> {
     Ok(i32::try_from(held).map(f64::from).unwrap_or(f64::MAX))
 }
 
-/// How many events wait, counted up to 1,000 and 1: a backlog must not make the count of it slow.
+/// Counts the rows, up to 1,001. The limit keeps the query fast when there is a backlog.
 ///
 /// # Errors
 /// See [`Error`].
@@ -154,7 +155,7 @@ pub async fn depth(pool: &MySqlPool) -> Result<f64, Error> {
     Ok(i32::try_from(depth).map(f64::from).unwrap_or(f64::MAX))
 }
 
-/// Which of these rows are still there.
+/// Returns the ids of the given rows that still exist.
 ///
 /// # Errors
 /// See [`Error`].
@@ -167,7 +168,7 @@ pub async fn remaining(pool: &MySqlPool, ids: &[i64]) -> Result<Vec<i64>, Error>
     Ok(query.build_query_scalar().fetch_all(pool).await?)
 }
 
-/// Deletes rows that the log has.
+/// Deletes rows that are stored in the log.
 ///
 /// # Errors
 /// See [`Error`].
@@ -190,7 +191,8 @@ fn push_ids(query: &mut QueryBuilder<MySql>, ids: &[i64]) {
     query.push(")");
 }
 
-/// Tries to become the one who publishes, until the transaction that comes back ends. None when another one is.
+/// Tries to become the publisher. The lease lasts until the returned transaction ends. `None` if another instance holds
+/// it.
 ///
 /// # Errors
 /// See [`Error`].

@@ -1,4 +1,4 @@
-//! First sight of a player: what he starts with, once.
+//! Creates players. A player is created, once, when a request or a reward first names them.
 
 use std::collections::BTreeSet;
 
@@ -11,11 +11,11 @@ use crate::{
     error::Error,
 };
 
-/// The name of the ledger's entry for the starter coins; unique with the player.
+/// Name of the ledger entry for the starter coins. Unique per player.
 const STARTER: &str = "starter";
 
-/// Gives those players who are not known yet their starter car, items and coins. When many ask at once one of them
-/// inserts; the keys refuse the others, who look again and find it done.
+/// Creates the players that do not exist yet, with the starter car, items and coins. Of several concurrent callers one
+/// inserts the rows. The others get a duplicate key error, retry, and find the players.
 ///
 /// # Errors
 /// See [`Error`].
@@ -32,7 +32,7 @@ async fn introduce_once(pool: &MySqlPool, players: &BTreeSet<&PlayerId>) -> Resu
     push_list(&mut query, players.iter().copied());
     let known: Vec<String> = query.build_query_scalar().fetch_all(&mut *transaction).await?;
     let known: BTreeSet<&str> = known.iter().map(String::as_str).collect();
-    // In the order of their ids, as all insert: two transactions then wait for each other in one direction only.
+    // Every transaction inserts players in the order of their ids, so that two of them cannot deadlock.
     let new: Vec<&PlayerId> = players.iter().copied().filter(|player| !known.contains(player.as_str())).collect();
     if new.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! How good players are; kept in their rows of `players`.
+//! Players' ratings, stored in the table `players`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::{
     error::Error,
 };
 
-/// How good a player is. One unknown so far gets his starter first.
+/// Returns a player's rating and rank. A player that does not exist yet is created first.
 ///
 /// # Errors
 /// See [`Error`].
@@ -20,7 +20,7 @@ pub async fn profile(pool: &MySqlPool, player: &PlayerId) -> Result<Profile, Err
         return Ok(profile);
     }
     introduce(pool, &BTreeSet::from([player])).await?;
-    read_profile(pool, player).await?.ok_or_else(|| Error::Corrupt(format!("{player} is not there")))
+    read_profile(pool, player).await?.ok_or_else(|| Error::Corrupt(format!("{player} has no row in `players`")))
 }
 
 async fn read_profile(pool: &MySqlPool, player: &PlayerId) -> Result<Option<Profile>, Error> {
@@ -37,7 +37,7 @@ async fn read_profile(pool: &MySqlPool, player: &PlayerId) -> Result<Option<Prof
     }))
 }
 
-/// The ratings of players. The caller holds their locks.
+/// Reads the ratings of players. The caller holds the players' locks.
 pub(super) async fn read<'a>(
     connection: &mut MySqlConnection,
     players: impl IntoIterator<Item = &'a PlayerId>,
@@ -50,7 +50,7 @@ pub(super) async fn read<'a>(
         .collect()
 }
 
-/// Takes over the ratings that a match made. The caller holds the players' locks.
+/// Stores the ratings after a match, and counts the match. The caller holds the players' locks.
 pub(super) async fn write(
     connection: &mut MySqlConnection,
     ratings: &BTreeMap<&PlayerId, Rating>,
@@ -58,7 +58,7 @@ pub(super) async fn write(
     if ratings.is_empty() {
         return Ok(());
     }
-    // All of them are there; so one statement updates them, however many they are.
+    // All rows exist, so this inserts nothing. It is a way to update any number of rows in one statement.
     let mut update: QueryBuilder<MySql> =
         QueryBuilder::new("INSERT INTO players (id, rating, deviation, volatility, matches) ");
     update.push_values(ratings, |mut row, (player, Rating { rating, deviation, volatility })| {

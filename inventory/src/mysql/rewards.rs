@@ -1,4 +1,4 @@
-//! What a match brings: coins and ratings, once per session and player.
+//! Pays coins and changes ratings after a match, once per session and player.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,16 +10,16 @@ use garage_events::{
 };
 use sqlx::{MySql, MySqlPool, QueryBuilder};
 
-use super::{beyond, commit, lock, outbox, players::introduce, push_list, ratings, retrying, signed};
+use super::{commit, lock, out_of_range, outbox, players::introduce, push_list, ratings, retrying, signed};
 use crate::{domain, error::Error};
 
-/// Pays the players of a session for their places, and moves their ratings: all in one transaction, each once however
-/// often it is asked. Who has been paid already is left out; a player unknown so far gets his starter first.
+/// Pays the players of a session for their places and changes their ratings, in one transaction. Idempotent: a player
+/// that has already been paid for the session is left out. Players that do not exist yet are created first.
 ///
 /// # Errors
-/// See [`Error`]. After one, nobody was paid by this call.
+/// See [`Error`]. After an error this call has paid nobody, unless the outcome of the commit is unknown.
 pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing]) -> Result<(), Error> {
-    // A game server names each player once; should one not, the better place, which comes first, counts.
+    // A game server should name each player once. If it names one twice, the first placing counts, which is the better.
     let mut placings: BTreeMap<&PlayerId, &Placing> = BTreeMap::new();
     for placing in closed_results {
         placings.entry(&placing.player).or_insert(placing);
@@ -52,7 +52,7 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
     for (&player, placing) in placings.iter().filter(|(player, _)| !paid.contains(player.as_str())) {
         let owned = *balances.get(player).ok_or_else(|| Error::Corrupt(format!("{player} has no wallet")))?;
         let amount = domain::reward(placing);
-        let balance = owned.checked_add(amount).ok_or_else(|| beyond(owned))?;
+        let balance = owned.checked_add(amount).ok_or_else(|| out_of_range(owned))?;
         entries.push((player, signed(amount)?, signed(balance)?));
         if let (Some(before), Some(after)) = (before.get(player), rated.get(player)) {
             let changed = RatingChanged { session, rating: after.rating, before: before.rating };
@@ -72,7 +72,7 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
     });
     insert.build().execute(&mut *transaction).await?;
 
-    // The wallets take over what the new entries say is in them: one statement however many players there are.
+    // Copy the balances of the new entries to the wallets. One statement, whatever the number of players.
     let mut update = QueryBuilder::new(
         "UPDATE wallets w JOIN ledger l ON l.player = w.player SET w.balance = l.balance WHERE l.name = ",
     );

@@ -1,21 +1,19 @@
-//! How much the database holds, for who plans its disk.
+//! Row counts and sizes of the tables, for capacity planning.
 
 use sqlx::{AssertSqlSafe, MySqlPool};
 
 use crate::error::Error;
 
-/// A table.
+/// The size of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// Its name.
     pub name: String,
-    /// Rows in it.
     pub rows: u64,
-    /// Bytes that it and its indexes take, in whole pages.
+    /// Size of the table and its indexes, in whole pages.
     pub bytes: u64,
 }
 
-/// Every table, by name. It counts each row: not for a database in service.
+/// Returns the size of every table, ordered by name. It scans all rows: do not use it on a database in production.
 ///
 /// # Errors
 /// See [`Error`].
@@ -28,7 +26,7 @@ pub async fn tables(pool: &MySqlPool) -> Result<Vec<Table>, Error> {
     .await?;
     let mut tables = Vec::with_capacity(names.len());
     for name in names {
-        // The sizes that the server tells are of the last time it looked.
+        // The server reports sizes as of the last analysis.
         sqlx::query(AssertSqlSafe(format!("ANALYZE TABLE `{name}`"))).fetch_all(pool).await?;
         let count = AssertSqlSafe(format!("SELECT CAST(COUNT(*) AS UNSIGNED) FROM `{name}`"));
         let rows = sqlx::query_scalar(count).fetch_one(pool).await?;

@@ -15,7 +15,7 @@ fn activate(car: &str) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_owned_car_becomes_the_active_one_and_is_told_once() {
+async fn concurrent_activations_of_a_car_write_one_event() {
     let pool = pool().await;
     let anna = player("anna");
     let car = "vixen".parse().unwrap();
@@ -37,7 +37,7 @@ async fn an_owned_car_becomes_the_active_one_and_is_told_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_car_of_somebody_else_is_refused() {
+async fn activating_a_car_of_another_player_is_rejected() {
     let pool = pool().await;
     garage::garage(&pool, &player("bert")).await.unwrap();
     sqlx::query("INSERT INTO owned_cars (player, car) VALUES ('bert', 'vixen')").execute(&pool).await.unwrap();

@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_cars_have_all_that_a_game_needs() {
+async fn the_default_catalogue_has_eight_complete_cars() {
     let cars = catalogue::cars(&pool().await).await.unwrap();
     assert_eq!(cars.len(), 8);
     for car in &cars {
@@ -28,12 +28,12 @@ async fn eight_cars_have_all_that_a_game_needs() {
         assert!((0.5..2.0).contains(&stats.grip) && (0.4..1.0).contains(&stats.drag_m2), "{car:?}");
     }
     let models: BTreeSet<&str> = cars.iter().map(|car| car.model.as_str()).collect();
-    assert_eq!(models.len(), 8, "each has its own model");
+    assert_eq!(models.len(), 8, "each car has its own model");
     assert!(cars.is_sorted_by_key(|car| car.price));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_items_each_fit_a_car() {
+async fn the_default_catalogue_has_twenty_items_that_each_fit_a_car() {
     let pool = pool().await;
     let items = catalogue::items(&pool).await.unwrap();
     assert_eq!(items.len(), 20);
@@ -46,33 +46,33 @@ async fn twenty_items_each_fit_a_car() {
     assert!(items.is_sorted_by_key(|item| (item.slot.clone(), item.price)));
     let slots: BTreeSet<_> = cars.iter().flat_map(|car| &car.slots).collect();
     for slot in slots {
-        assert!(items.iter().any(|item| item.slot == *slot), "there is nothing for {slot}");
+        assert!(items.iter().any(|item| item.slot == *slot), "no item fits the slot {slot}");
     }
 }
 
-/// The file that is shipped, as others start from.
+/// The default catalogue as a file.
 const FILE: &str = include_str!("../../../deploy/local/catalogue.toml");
 
 fn shipped() -> Catalogue {
     FILE.parse().unwrap()
 }
 
-fn published(differences: &[Difference]) -> Vec<String> {
+fn lines(differences: &[Difference]) -> Vec<String> {
     differences.iter().map(ToString::to_string).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_shipped_file_is_the_first_catalogue() {
+async fn the_shipped_file_is_equal_to_the_default_catalogue() {
     let pool = pool().await;
-    let present = apply::present(&pool).await.unwrap();
-    assert_eq!(present, shipped());
-    assert_eq!(present.to_toml().unwrap().parse::<Catalogue>().unwrap(), present);
+    let current = apply::current(&pool).await.unwrap();
+    assert_eq!(current, shipped());
+    assert_eq!(current.to_toml().unwrap().parse::<Catalogue>().unwrap(), current);
     assert_eq!(apply::differences(&pool, &shipped()).await.unwrap(), []);
     assert_eq!(apply::apply(&pool, &shipped()).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_applied_as_it_was_shown_and_its_reverse_takes_it_back() {
+async fn apply_changes_what_the_dry_run_lists_and_can_be_reverted() {
     let pool = pool().await;
     let anna = player("anna");
     grant(&pool, &anna, 100_000).await;
@@ -101,32 +101,32 @@ async fn a_file_is_applied_as_it_was_shown_and_its_reverse_takes_it_back() {
         "~ item paint-flames mass_kg: 0 → 0.5",
         "- item turbo-small",
     ];
-    assert_eq!(published(&apply::differences(&pool, &next).await.unwrap()), expected);
-    assert_eq!(apply::differences(&pool, &shipped()).await.unwrap(), [], "a look changes nothing");
-    assert_eq!(published(&apply::apply(&pool, &next).await.unwrap()), expected);
+    assert_eq!(lines(&apply::differences(&pool, &next).await.unwrap()), expected);
+    assert_eq!(apply::differences(&pool, &shipped()).await.unwrap(), [], "listing differences changes nothing");
+    assert_eq!(lines(&apply::apply(&pool, &next).await.unwrap()), expected);
     assert_eq!(apply::differences(&pool, &next).await.unwrap(), []);
 
-    // What she owns she keeps, drives, and may sell.
+    // Anna keeps her retired car and item, may activate the car, and may sell her cars.
     execute(&pool, &anna, &Command::Activate { car: "magpie".parse().unwrap() }).await.unwrap();
     let loadout = garage::loadouts(&pool, std::slice::from_ref(&anna)).await.unwrap().remove(0);
     assert_eq!(loadout.items[&"turbo".parse().unwrap()].id.as_str(), "turbo-small");
     execute(&pool, &anna, &buy_car("wren")).await.unwrap();
-    for gone in [buy_car("magpie"), buy_item("turbo-small")] {
-        let error = execute(&pool, &player("bert"), &gone).await.unwrap_err();
+    for retired in [buy_car("magpie"), buy_item("turbo-small")] {
+        let error = execute(&pool, &player("bert"), &retired).await.unwrap_err();
         assert!(matches!(error, Error::Rejected(_)), "{error:?}");
     }
     let before = garage::garage(&pool, &anna).await.unwrap().balance;
     let after = execute(&pool, &anna, &sell_car("wren")).await.unwrap().balance;
-    assert_eq!(after - before, 120, "a tenth");
+    assert_eq!(after - before, 120, "a tenth of the price");
 
-    let mut back: Vec<_> = published(&apply::apply(&pool, &shipped()).await.unwrap());
-    back.retain(|line| !line.starts_with('~'));
-    assert_eq!(back, ["- slot nitro", "+ car magpie", "- car wren", "+ item turbo-small"]);
-    assert_eq!(apply::present(&pool).await.unwrap(), shipped());
+    let mut reverted: Vec<_> = lines(&apply::apply(&pool, &shipped()).await.unwrap());
+    reverted.retain(|line| !line.starts_with('~'));
+    assert_eq!(reverted, ["- slot nitro", "+ car magpie", "- car wren", "+ item turbo-small"]);
+    assert_eq!(apply::current(&pool).await.unwrap(), shipped());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_in_use_stays_and_nothing_of_the_file_is_applied() {
+async fn removing_a_slot_in_use_is_rejected_and_nothing_changes() {
     let pool = pool().await;
     garage::garage(&pool, &player("anna")).await.unwrap();
     let mut next = shipped();
@@ -137,13 +137,13 @@ async fn a_slot_in_use_stays_and_nothing_of_the_file_is_applied() {
     for outcome in [apply::differences(&pool, &next).await, apply::apply(&pool, &next).await] {
         let error = outcome.unwrap_err().to_string();
         assert!(error.contains("car pebble loses slot paint; mounted there: 1"), "{error}");
-        assert!(error.contains("item tyres-street goes to slot engine; mounted elsewhere: 1"), "{error}");
+        assert!(error.contains("item tyres-street moves to slot engine; mounted in another slot: 1"), "{error}");
     }
-    assert_eq!(apply::present(&pool).await.unwrap(), shipped());
+    assert_eq!(apply::current(&pool).await.unwrap(), shipped());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn purchases_and_new_catalogues_at_once_leave_the_books_right() {
+async fn the_ledger_balances_after_concurrent_purchases_and_catalogue_changes() {
     let pool = pool().await;
     let anna = player("anna");
     grant(&pool, &anna, 1_000_000).await;

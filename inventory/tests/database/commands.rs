@@ -40,7 +40,7 @@ pub(crate) async fn execute(pool: &MySqlPool, player: &PlayerId, command: &Comma
     commands::execute(pool, player, None, command).await
 }
 
-/// Makes a player rich, in a way that the books show.
+/// Adds coins to a wallet, with a ledger entry.
 pub(crate) async fn grant(pool: &MySqlPool, player: &PlayerId, coins: u64) {
     garage::garage(pool, player).await.unwrap();
     for statement in [
@@ -52,12 +52,12 @@ pub(crate) async fn grant(pool: &MySqlPool, player: &PlayerId, coins: u64) {
     }
 }
 
-async fn published(pool: &MySqlPool) -> Vec<Event> {
+async fn events(pool: &MySqlPool) -> Vec<Event> {
     outbox(pool).await.into_iter().map(|row| row.event).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cars_and_items_are_bought_mounted_and_sold_and_all_of_it_is_told() {
+async fn each_command_changes_the_garage_and_writes_its_events() {
     let pool = pool().await;
     let anna = player("anna");
     grant(&pool, &anna, 500).await;
@@ -104,11 +104,11 @@ async fn cars_and_items_are_bought_mounted_and_sold_and_all_of_it_is_told() {
         CarSold { car: magpie, price: 600, balance: 600 }.into(),
         ItemSold { item: flames, price: 150, balance: 750 }.into(),
     ];
-    assert_eq!(published(&pool).await, expected);
+    assert_eq!(events(&pool).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_changes_nothing() {
+async fn a_rejected_command_changes_nothing() {
     let pool = pool().await;
     let anna = player("anna");
     let before = garage::garage(&pool, &anna).await.unwrap();
@@ -133,38 +133,38 @@ async fn what_is_refused_changes_nothing() {
         assert!(matches!(error, Error::Rejected(_)), "{command:?}: {error:?}");
     }
     assert_eq!(garage::garage(&pool, &anna).await.unwrap(), before);
-    assert_eq!(published(&pool).await, []);
+    assert_eq!(events(&pool).await, []);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_purchases_at_once_never_overdraw() {
+async fn sixty_four_concurrent_purchases_never_overdraw_the_wallet() {
     let pool = pool().await;
     let anna = player("anna");
-    // Nine at 100, after the others at 350 or before: whatever comes first, some must be refused.
+    // 32 purchases at 100 coins and 32 at 350: in any order, 1,000 coins do not pay for all of them.
     let outcomes = at_once(64, |number| {
         let (pool, anna) = (pool.clone(), anna.clone());
         async move { execute(&pool, &anna, &buy_item(["tyres-street", "tyres-sport"][number % 2])).await }
     })
     .await;
-    let (bought, refused): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
-    for refusal in refused {
-        let error = refusal.unwrap_err();
-        assert!(matches!(error, Error::Rejected(Rejection::TooDear { .. })), "{error:?}");
+    let (bought, rejected): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+    for rejection in rejected {
+        let error = rejection.unwrap_err();
+        assert!(matches!(error, Error::Rejected(Rejection::NotEnoughCoins { .. })), "{error:?}");
     }
     assert_ledger_balances(&pool).await;
     let garage = garage::garage(&pool, &anna).await.unwrap();
-    let has = |item: &str| u64::from(garage.items.get(&item.parse().unwrap()).copied().unwrap_or_default());
-    // One pair of street tyres is the starter's.
-    assert_eq!(100 * (has("tyres-street") - 1) + 350 * has("tyres-sport"), 1_000 - garage.balance);
-    assert!(garage.balance < 100, "who could still pay was refused: {}", garage.balance);
+    let quantity = |item: &str| u64::from(garage.items.get(&item.parse().unwrap()).copied().unwrap_or_default());
+    // Every new player owns one set of street tyres.
+    assert_eq!(100 * (quantity("tyres-street") - 1) + 350 * quantity("tyres-sport"), 1_000 - garage.balance);
+    assert!(garage.balance < 100, "a purchase was rejected although {} coins were left", garage.balance);
     let times = i64::try_from(bought.len()).unwrap();
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, times);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger WHERE reason = 'item-purchased'").await, times);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_car_bought_sixty_four_times_at_once_is_bought_and_paid_once() {
+async fn of_sixty_four_concurrent_purchases_of_a_car_one_succeeds() {
     let pool = pool().await;
     let anna = player("anna");
     grant(&pool, &anna, 100_000).await;
@@ -175,14 +175,14 @@ async fn a_car_bought_sixty_four_times_at_once_is_bought_and_paid_once() {
     .await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
     for error in outcomes.into_iter().filter_map(Result::err) {
-        assert!(matches!(error, Error::Rejected(Rejection::Owned(_))), "{error:?}");
+        assert!(matches!(error, Error::Rejected(Rejection::AlreadyOwned(_))), "{error:?}");
     }
     assert_eq!(garage::garage(&pool, &anna).await.unwrap().balance, 99_800);
     assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_item_goes_to_one_car_or_buyer_of_many_at_once() {
+async fn concurrent_commands_mount_or_sell_one_item_once() {
     let pool = pool().await;
     let anna = player("anna");
     grant(&pool, &anna, 100_000).await;
@@ -200,12 +200,12 @@ async fn one_item_goes_to_one_car_or_buyer_of_many_at_once() {
     .await;
     let kinds: std::collections::BTreeSet<_> =
         outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).map(|(kind, _)| kind).collect();
-    assert_eq!(kinds.len(), 1, "the one item went {kinds:?}");
+    assert_eq!(kinds.len(), 1, "the item was used more than once: {kinds:?}");
     assert_ledger_balances(&pool).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retired_car_is_sold_no_more_and_its_owner_keeps_it() {
+async fn a_retired_car_is_not_for_sale_and_its_owners_keep_it() {
     let pool = pool().await;
     let anna = player("anna");
     sqlx::query("UPDATE cars SET retired = TRUE WHERE id = 'pebble'").execute(&pool).await.unwrap();
@@ -215,7 +215,7 @@ async fn a_retired_car_is_sold_no_more_and_its_owner_keeps_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ledger_is_read_from_the_newest_page_by_page() {
+async fn the_ledger_is_read_page_by_page_from_the_newest_entry() {
     let pool = pool().await;
     let anna = player("anna");
     for command in [buy_item("tyres-street"), buy_item("paint-midnight"), sell_item("paint-midnight")] {
@@ -223,9 +223,9 @@ async fn the_ledger_is_read_from_the_newest_page_by_page() {
     }
     execute(&pool, &player("bert"), &buy_item("paint-midnight")).await.unwrap();
     let all = ledger::page(&pool, &anna, None, 100).await.unwrap();
-    let published: Vec<_> = all.iter().map(|e| (&*e.reason, e.about.as_deref(), e.amount, e.balance)).collect();
+    let entries: Vec<_> = all.iter().map(|e| (&*e.reason, e.about.as_deref(), e.amount, e.balance)).collect();
     assert_eq!(
-        published,
+        entries,
         [
             ("item-sold", Some("paint-midnight"), 25, 875),
             ("item-purchased", Some("paint-midnight"), -50, 850),

@@ -1,4 +1,4 @@
-//! Connections that a request leaves behind when nobody waits for it any more.
+//! What a cancelled request leaves behind on its database connection.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use tokio::time::timeout;
 use crate::support::{PASSWORD, empty_database, server};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_dropped_while_he_begins_leaves_no_transaction_behind() {
+async fn cancelling_begin_leaves_no_open_transaction() {
     let (name, _) = empty_database().await;
     let proxy = Proxy::start(([127, 0, 0, 1], server().port).into()).await.unwrap();
     let url = format!("mysql://{name}:{PASSWORD}@{}/{name}", proxy.address());
     let pool = mysql::pool(url.parse().unwrap(), 1, Duration::from_secs(10));
     let mut connection = pool.acquire().await.unwrap();
-    let (its, _) = look(&mut *connection).await;
+    let (id, _) = state(&mut *connection).await;
 
-    // The answer to BEGIN comes after a second, and he is gone by then.
+    // The proxy delays both directions, so that the answer to BEGIN takes a second. The future is dropped before.
     proxy.delay(Duration::from_millis(500));
-    assert!(timeout(Duration::from_millis(500), connection.begin()).await.is_err(), "he was to be dropped");
+    assert!(timeout(Duration::from_millis(500), connection.begin()).await.is_err(), "BEGIN was not cancelled");
     drop(connection);
 
-    assert_eq!(look(&pool).await, (its, false));
+    assert_eq!(state(&pool).await, (id, false));
 }
 
-/// A connection's id, and whether it has a transaction open.
-async fn look(connection: impl MySqlExecutor<'_>) -> (u64, bool) {
+/// The connection's id, and whether it has an open transaction.
+async fn state(connection: impl MySqlExecutor<'_>) -> (u64, bool) {
     sqlx::query_as("SELECT CONNECTION_ID(), @@in_transaction").fetch_one(connection).await.unwrap()
 }

@@ -14,7 +14,7 @@ fn key(text: &str) -> IdempotencyKey {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_key_sixty_four_times_at_once_gives_once() {
+async fn sixty_four_concurrent_commands_with_one_key_are_executed_once() {
     let pool = pool().await;
     let anna = player("anna");
     let outcomes = at_once(64, |_| {
@@ -31,7 +31,7 @@ async fn one_key_sixty_four_times_at_once_gives_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_brings_the_first_answer_whatever_happened_since() {
+async fn a_repeat_returns_the_first_answer_even_after_other_changes() {
     let pool = pool().await;
     let anna = player("anna");
     let first = execute(&pool, &anna, Some(&key("k")), &buy_item("paint-midnight")).await.unwrap();
@@ -41,7 +41,7 @@ async fn a_repeat_brings_the_first_answer_whatever_happened_since() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_names_one_command_of_one_player() {
+async fn a_key_cannot_be_reused_for_another_command_of_the_same_player() {
     let pool = pool().await;
     let (anna, bert) = (player("anna"), player("bert"));
     execute(&pool, &anna, Some(&key("k")), &buy_item("paint-midnight")).await.unwrap();
@@ -56,7 +56,7 @@ async fn a_key_names_one_command_of_one_player() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_not_kept() {
+async fn a_rejection_is_not_stored() {
     let pool = pool().await;
     let anna = player("anna");
     let error = execute(&pool, &anna, Some(&key("k")), &buy_car("magpie")).await.unwrap_err();
@@ -66,7 +66,7 @@ async fn a_refusal_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_kept_for_a_day_and_then_forgotten_in_batches() {
+async fn keys_are_deleted_in_batches_after_24_hours() {
     let pool = pool().await;
     let anna = player("anna");
     for name in ["old", "young"] {
@@ -80,8 +80,8 @@ async fn keys_are_kept_for_a_day_and_then_forgotten_in_batches() {
     for statement in [younger, older, more] {
         sqlx::query(statement).execute(&pool).await.unwrap();
     }
-    assert_eq!(idempotency::forget(&pool).await.unwrap(), idempotency::BATCH);
-    assert_eq!(idempotency::forget(&pool).await.unwrap(), 101);
-    assert_eq!(idempotency::forget(&pool).await.unwrap(), 0);
+    assert_eq!(idempotency::delete_old(&pool).await.unwrap(), idempotency::BATCH);
+    assert_eq!(idempotency::delete_old(&pool).await.unwrap(), 101);
+    assert_eq!(idempotency::delete_old(&pool).await.unwrap(), 0);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM idempotency WHERE name = 'young'").await, 1);
 }

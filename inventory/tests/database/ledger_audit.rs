@@ -1,11 +1,11 @@
-//! What an operator is told of books that no transaction leaves.
+//! The ledger audit finds discrepancies.
 
 use garage_events::{
     game::Placing,
     id::{PlayerId, SessionId},
 };
 use garage_inventory::{
-    mysql::ledger_audit::{Wrong, audit},
+    mysql::ledger_audit::{Discrepancy, audit},
     pay,
 };
 use sqlx::{AssertSqlSafe, MySqlPool};
@@ -15,7 +15,7 @@ use crate::support::{player, pool};
 
 const SESSION: SessionId = SessionId::new(Uuid::from_u128(1));
 
-/// Anna and bert have been paid for a match: 1,100 coins and 1,060.
+/// A database in which Anna and Bert have been paid for a match. They have 1,100 and 1,060 coins.
 async fn paid() -> MySqlPool {
     let pool = pool().await;
     let placing = |name: &str, place| Placing { player: player(name), place, time_ms: Some(11_000) };
@@ -28,27 +28,30 @@ async fn tamper(pool: &MySqlPool, statement: String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_transactions_leave_is_right() {
+async fn there_is_no_discrepancy_after_transactions() {
     assert_eq!(audit(&pool().await).await.unwrap(), []);
     assert_eq!(audit(&paid().await).await.unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wallet_that_is_not_the_sum_of_its_ledger_is_named() {
+async fn a_wallet_that_is_not_the_sum_of_its_ledger_is_reported() {
     let pool = paid().await;
     tamper(&pool, "UPDATE wallets SET balance = balance + 1 WHERE player = 'anna'".into()).await;
     let anna: PlayerId = player("anna");
-    assert_eq!(audit(&pool).await.unwrap(), [Wrong::Sum { player: anna.clone(), balance: 1_101, sum: 1_100 }]);
+    assert_eq!(
+        audit(&pool).await.unwrap(),
+        [Discrepancy::Balance { player: anna.clone(), balance: 1_101, sum: 1_100 }]
+    );
     tamper(&pool, "DELETE FROM ledger WHERE player = 'anna'".into()).await;
-    assert_eq!(audit(&pool).await.unwrap(), [Wrong::Sum { player: anna, balance: 1_101, sum: 0 }]);
+    assert_eq!(audit(&pool).await.unwrap(), [Discrepancy::Balance { player: anna, balance: 1_101, sum: 0 }]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_match_that_was_paid_twice_is_named() {
+async fn a_duplicate_reward_is_reported() {
     let pool = paid().await;
     let again = "INSERT INTO ledger (player, name, reason, about, amount, balance)
                  SELECT player, 'another', reason, about, 0, balance FROM ledger WHERE player = 'bert' AND reason = 'reward'";
     tamper(&pool, again.into()).await;
-    let twice = Wrong::Twice { player: player("bert"), session: SESSION.to_string(), rewards: 2 };
-    assert_eq!(audit(&pool).await.unwrap(), [twice]);
+    let duplicate = Discrepancy::DuplicateReward { player: player("bert"), session: SESSION.to_string(), rewards: 2 };
+    assert_eq!(audit(&pool).await.unwrap(), [duplicate]);
 }

@@ -1,14 +1,14 @@
 use garage_events::svc::Command;
 use garage_inventory::{
     Error,
-    domain::fitted,
+    domain::with_effect,
     mysql::{catalogue, commands::execute, garage},
 };
 
 use crate::support::{player, pool};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loadout_is_the_active_car_with_what_is_mounted_on_it() {
+async fn a_loadout_is_the_active_car_with_its_mounted_items() {
     let pool = pool().await;
     let anna = player("anna");
     garage::garage(&pool, &anna).await.unwrap();
@@ -31,7 +31,7 @@ async fn a_loadout_is_the_active_car_with_what_is_mounted_on_it() {
     assert_eq!((&loadout.car.model, &loadout.car.texture), (&magpie.model, &magpie.texture));
     let item = |id| items.iter().find(|item| item.id.as_str() == id).unwrap();
     let (engine, turbo) = (item("engine-sport"), item("turbo-small"));
-    assert_eq!(loadout.car.stats, fitted(fitted(magpie.stats, engine.effect), turbo.effect));
+    assert_eq!(loadout.car.stats, with_effect(with_effect(magpie.stats, engine.effect), turbo.effect));
     assert!(loadout.car.stats.power_kw > magpie.stats.power_kw);
     let mounted: Vec<_> = loadout.items.iter().map(|(slot, item)| (slot.as_str(), item.id.as_str())).collect();
     assert_eq!(mounted, [("engine", "engine-sport"), ("turbo", "turbo-small")]);
@@ -40,7 +40,7 @@ async fn a_loadout_is_the_active_car_with_what_is_mounted_on_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_starter_drives_better_than_the_bare_car() {
+async fn the_starter_items_improve_the_starter_car() {
     let pool = pool().await;
     let loadouts = garage::loadouts(&pool, &[player("anna")]).await.unwrap();
     let cars = catalogue::cars(&pool).await.unwrap();
@@ -50,27 +50,27 @@ async fn a_starter_drives_better_than_the_bare_car() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn new_and_known_players_come_in_the_order_asked_for() {
+async fn loadouts_of_new_and_known_players_are_in_the_requested_order() {
     let pool = pool().await;
     garage::garage(&pool, &player("bert")).await.unwrap();
-    let asked: Vec<_> = ["carl", "bert", "anna", "bert"].map(player).into();
-    let loadouts = garage::loadouts(&pool, &asked).await.unwrap();
-    assert!(loadouts.iter().map(|loadout| &loadout.player).eq(&asked));
+    let requested: Vec<_> = ["carl", "bert", "anna", "bert"].map(player).into();
+    let loadouts = garage::loadouts(&pool, &requested).await.unwrap();
+    assert!(loadouts.iter().map(|loadout| &loadout.player).eq(&requested));
     assert!(garage::loadouts(&pool, &[]).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn as_many_as_a_request_may_name_and_no_more() {
+async fn a_request_may_name_up_to_64_players() {
     let pool = pool().await;
     let players: Vec<_> = (0..64).map(|number| player(&format!("p{number}"))).collect();
     assert_eq!(garage::loadouts(&pool, &players).await.unwrap().len(), 64);
     let more = vec![player("anna"); 65];
     let error = garage::loadouts(&pool, &more).await.unwrap_err();
-    assert!(matches!(error, Error::TooMany { asked: 65, most: 64 }), "{error:?}");
+    assert!(matches!(error, Error::TooMany { requested: 65, max: 64 }), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_database_lets_nobody_mount_what_does_not_fit() {
+async fn the_database_refuses_mounted_items_that_break_a_rule() {
     let pool = pool().await;
     garage::garage(&pool, &player("anna")).await.unwrap();
     garage::garage(&pool, &player("bert")).await.unwrap();

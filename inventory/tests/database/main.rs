@@ -1,5 +1,5 @@
-//! Tests on a real MariaDB, one server for this binary and a database for each test, and on a real nats-server where
-//! the log has a part.
+//! Tests against a real MariaDB and, where they need the log, a real nats-server. All tests share one MariaDB server;
+//! each test has its own database.
 
 #![cfg(test)]
 
@@ -7,11 +7,11 @@ mod activation;
 mod catalogue;
 mod commands;
 mod connections;
-mod first_sight;
 mod idempotency;
 mod ledger_audit;
 mod loadouts;
 mod nats;
+mod new_players;
 mod publishing;
 mod ratings;
 mod rewards;

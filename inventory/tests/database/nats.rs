@@ -1,4 +1,4 @@
-//! A nats-server of its own for a test, with the log made on it.
+//! Starts a nats-server for one test and creates the log on it.
 
 use std::{
     path::PathBuf,
@@ -31,7 +31,7 @@ impl Drop for Nats {
     }
 }
 
-/// Where install.sh puts it, or the path.
+/// The nats-server that deploy/local/install.sh has installed, or the one in PATH.
 fn program() -> PathBuf {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let installed = home.join(".cache/garage/bin/nats-server-2.15.1/nats-server");
@@ -71,7 +71,7 @@ pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// All that the log has about a player's belongings.
+/// All events of a player's inventory aggregate.
 pub(crate) async fn history(log: &JetStreamLog, player: &PlayerId) -> Vec<Recorded<Event>> {
     let Some(last) = log.inventory(player).await.unwrap() else { return Vec::new() };
     let stream = log.context().get_stream(STREAM).await.unwrap();

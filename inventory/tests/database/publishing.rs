@@ -28,7 +28,7 @@ use crate::{
     support::{count, player, pool, until},
 };
 
-const LEFT: &str = "SELECT COUNT(*) FROM outbox";
+const OUTBOX_ROWS: &str = "SELECT COUNT(*) FROM outbox";
 
 async fn win(pool: &MySqlPool, session: u128, winner: &PlayerId) {
     let placing = Placing { player: winner.clone(), place: 1, time_ms: Some(9_000) };
@@ -36,7 +36,7 @@ async fn win(pool: &MySqlPool, session: u128, winner: &PlayerId) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_players_events_come_in_order_as_they_were_decided() {
+async fn a_players_events_are_published_in_the_order_they_were_decided() {
     let (pool, nats) = (pool().await, Nats::start().await);
     let log = nats.log().await;
     let anna = player("anna");
@@ -46,10 +46,10 @@ async fn a_players_events_come_in_order_as_they_were_decided() {
     let rows = crate::support::outbox(&pool).await;
     assert_eq!(rows.len(), 2);
 
-    assert_eq!(round(&pool, &log).await.unwrap(), 1, "one event of a player in a round");
+    assert_eq!(round(&pool, &log).await.unwrap(), 1, "a round publishes one event per player");
     assert_eq!(round(&pool, &log).await.unwrap(), 1);
     assert_eq!(round(&pool, &log).await.unwrap(), 0);
-    assert_eq!(count(&pool, LEFT).await, 0);
+    assert_eq!(count(&pool, OUTBOX_ROWS).await, 0);
 
     let history = history(&log, &anna).await;
     let session = SessionId::new(Uuid::from_u128(1));
@@ -66,40 +66,41 @@ async fn a_players_events_come_in_order_as_they_were_decided() {
     assert_eq!(history[0].correlation, session.uuid());
 }
 
-/// A log whose writer dies, or is overtaken, at a chosen point.
+/// A log that injects one fault into a publisher: lost outcomes, refusals, or a concurrent publisher.
 #[derive(Clone)]
 struct Faulty {
     log: JetStreamLog,
     pool: MySqlPool,
     fault: Fault,
-    struck: Arc<AtomicBool>,
+    injected: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
-    /// The event is stored, and nobody hears so: as when the publisher dies before it deletes the row.
+    /// The event is stored, but the publisher gets an error, as if it had died before it deleted the row.
     OutcomeLost,
-    /// Another publisher does the whole row after this one read the aggregate's end.
+    /// Another publisher appends and deletes the row after this one has read the aggregate's last event.
     OvertakenAfterRead,
-    /// Another publisher does this row and the one behind it before this one reads the aggregate's end.
+    /// Another publisher appends and deletes this row and the next one before this one reads the aggregate's last
+    /// event.
     OvertakenTwiceBeforeRead,
-    /// Another publisher does the whole row after this one saw that it is still there.
+    /// Another publisher appends and deletes the row after this one has checked that it still exists.
     OvertakenBeforeAppend,
-    /// The log takes this event never.
+    /// The log refuses the event.
     Refused,
 }
 
 impl Faulty {
     fn new(log: &JetStreamLog, pool: &MySqlPool, fault: Fault) -> Self {
-        Self { log: log.clone(), pool: pool.clone(), fault, struck: Arc::default() }
+        Self { log: log.clone(), pool: pool.clone(), fault, injected: Arc::default() }
     }
 
-    /// True the first time that this fault is due.
-    fn strikes(&self, fault: Fault) -> bool {
-        self.fault == fault && !self.struck.swap(true, Ordering::SeqCst)
+    /// Whether to inject this fault now. True once.
+    fn inject(&self, fault: Fault) -> bool {
+        self.fault == fault && !self.injected.swap(true, Ordering::SeqCst)
     }
 
-    /// What another publisher does.
+    /// Appends and deletes the oldest row, like another publisher.
     async fn overtake(&self) {
         let row = outbox::due(&self.pool, 1).await.unwrap().remove(0).unwrap();
         let last = self.log.inventory(&row.player).await.unwrap();
@@ -122,12 +123,12 @@ impl Load for Faulty {
     }
 
     async fn inventory(&self, id: &PlayerId) -> Result<Option<Recorded<inventory::Event>>, ReadError> {
-        if self.strikes(Fault::OvertakenTwiceBeforeRead) {
+        if self.inject(Fault::OvertakenTwiceBeforeRead) {
             self.overtake().await;
             self.overtake().await;
         }
         let last = self.log.inventory(id).await;
-        if self.strikes(Fault::OvertakenAfterRead) {
+        if self.inject(Fault::OvertakenAfterRead) {
             self.overtake().await;
         }
         last
@@ -136,14 +137,14 @@ impl Load for Faulty {
 
 impl Append for Faulty {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
-        if self.strikes(Fault::OvertakenBeforeAppend) {
+        if self.inject(Fault::OvertakenBeforeAppend) {
             self.overtake().await;
         }
-        if self.strikes(Fault::Refused) {
+        if self.inject(Fault::Refused) {
             return Err(AppendError::Refused("too large".into()));
         }
         let stored = self.log.append(decision).await;
-        if self.strikes(Fault::OutcomeLost) {
+        if self.inject(Fault::OutcomeLost) {
             return Err(AppendError::Unavailable("cut".into()));
         }
         stored
@@ -151,7 +152,7 @@ impl Append for Faulty {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_fault_shows_an_event_twice_or_never() {
+async fn each_event_is_published_exactly_once_despite_faults() {
     let nats = Nats::start().await;
     let log = nats.log().await;
     for (name, fault) in [
@@ -166,12 +167,12 @@ async fn no_fault_shows_an_event_twice_or_never() {
         win(&pool, 2, &winner).await;
         let faulty = Faulty::new(&log, &pool, fault);
         let first = round(&pool, &faulty).await;
-        assert!(faulty.struck.load(Ordering::SeqCst), "{name}");
+        assert!(faulty.injected.load(Ordering::SeqCst), "{name}");
         assert_eq!(first.is_err(), fault == Fault::OutcomeLost, "{name}: {first:?}");
         while round(&pool, &faulty).await.unwrap() > 0 {}
         let balances: Vec<_> = history(&log, &winner).await.iter().map(balance).collect();
         assert_eq!(balances, [1_100, 1_200], "{name}");
-        assert_eq!(count(&pool, LEFT).await, 0, "{name}");
+        assert_eq!(count(&pool, OUTBOX_ROWS).await, 0, "{name}");
     }
 }
 
@@ -183,7 +184,7 @@ fn balance(recorded: &Recorded<Event>) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_publishers_show_each_event_once_and_in_order() {
+async fn concurrent_publishers_publish_each_event_once_and_in_order() {
     let (pool, nats) = (pool().await, Nats::start().await);
     let stop = CancellationToken::new();
     let mut publishers = Vec::new();
@@ -196,7 +197,7 @@ async fn several_publishers_show_each_event_once_and_in_order() {
             win(&pool, session, winner).await;
         }
     }
-    until("the outbox is empty", async || count(&pool, LEFT).await == 0).await;
+    until("the outbox is empty", async || count(&pool, OUTBOX_ROWS).await == 0).await;
     stop.cancel();
     for publisher in publishers {
         publisher.await.unwrap();
@@ -210,7 +211,7 @@ async fn several_publishers_show_each_event_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_at_a_time_holds_the_lease() {
+async fn one_publisher_at_a_time_holds_the_lease() {
     let pool = pool().await;
     let lease = outbox::lease(&pool).await.unwrap().unwrap();
     assert!(outbox::lease(&pool).await.unwrap().is_none());
@@ -218,20 +219,20 @@ async fn one_at_a_time_holds_the_lease() {
     until("the lease is free again", async || outbox::lease(&pool).await.unwrap().is_some()).await;
 }
 
-/// The rows that are held, and why.
+/// Player and reason of each held row.
 async fn held(pool: &MySqlPool) -> Vec<(String, String)> {
     let held = "SELECT player, held_why FROM outbox WHERE held_until > CURRENT_TIMESTAMP(6) ORDER BY id";
     sqlx::query_as(held).fetch_all(pool).await.unwrap()
 }
 
-/// As when the time has passed for which rows are held.
+/// Ends the hold of all rows, as if its time had passed.
 async fn release(pool: &MySqlPool) {
-    let passed = "UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) WHERE held_until IS NOT NULL";
-    sqlx::query(passed).execute(pool).await.unwrap();
+    let release = "UPDATE outbox SET held_until = CURRENT_TIMESTAMP(6) WHERE held_until IS NOT NULL";
+    sqlx::query(release).execute(pool).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_cannot_be_read_holds_up_its_player_alone() {
+async fn a_row_that_cannot_be_decoded_delays_only_its_player() {
     let (pool, nats) = (pool().await, Nats::start().await);
     let log = nats.log().await;
     let (anna, bert) = (player("anna"), player("bert"));
@@ -240,18 +241,18 @@ async fn a_row_that_cannot_be_read_holds_up_its_player_alone() {
     }
     win(&pool, 1, &anna).await;
     let renamed = "UPDATE outbox SET event_type = ? WHERE player = 'bert' ORDER BY id LIMIT 1";
-    sqlx::query(renamed).bind("OfTomorrow").execute(&pool).await.unwrap();
+    sqlx::query(renamed).bind("FutureEvent").execute(&pool).await.unwrap();
 
     assert_eq!(round(&pool, &log).await.unwrap(), 1);
     assert_eq!(history(&log, &anna).await.len(), 1);
-    let [(name, why)] = held(&pool).await.try_into().unwrap();
-    assert!(name == "bert" && why.contains("OfTomorrow"), "{name}: {why}");
+    let [(name, reason)] = held(&pool).await.try_into().unwrap();
+    assert!(name == "bert" && reason.contains("FutureEvent"), "{name}: {reason}");
     assert_eq!(outbox::held(&pool).await.unwrap(), 1.0);
-    // What is behind it waits for it.
+    // The player's later row waits too.
     assert_eq!(round(&pool, &log).await.unwrap(), 0);
     assert!(history(&log, &bert).await.is_empty());
 
-    // It is tried again, in vain, and then by a build that can read it.
+    // The next attempt fails as well. The one after it succeeds, as if a newer build had made it.
     release(&pool).await;
     assert_eq!(round(&pool, &log).await.unwrap(), 0);
     assert_eq!(held(&pool).await.len(), 1);
@@ -264,25 +265,25 @@ async fn a_row_that_cannot_be_read_holds_up_its_player_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_player_whose_history_cannot_be_read_holds_up_nobody_however_much_he_does() {
+async fn a_player_with_an_unreadable_history_and_many_rows_delays_nobody_else() {
     let (pool, nats) = (pool().await, Nats::start().await);
     let log = nats.log().await;
     let (anna, bert) = (player("anna"), player("bert"));
     let subject = format!("{}reward-granted", Aggregate::Inventory(bert.clone()).filter().trim_end_matches('>'));
-    log.context().publish(subject, "no event".into()).await.unwrap().await.unwrap();
-    // More than a round looks at.
+    log.context().publish(subject, "not an event".into()).await.unwrap().await.unwrap();
+    // More rows than a round has.
     for session in 1..=260 {
         win(&pool, session, &bert).await;
     }
     win(&pool, 1, &anna).await;
     assert_eq!(round(&pool, &log).await.unwrap(), 1);
     assert_eq!(history(&log, &anna).await.len(), 1);
-    let [(name, why)] = held(&pool).await.try_into().unwrap();
-    assert!(name == "bert" && why.contains("message 1 of the log"), "{name}: {why}");
+    let [(name, reason)] = held(&pool).await.try_into().unwrap();
+    assert!(name == "bert" && reason.contains("message 1 of the log"), "{name}: {reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_players_than_go_in_a_round_that_cannot_be_published_hold_up_nobody() {
+async fn unpublishable_rows_of_more_players_than_a_round_has_delay_others_by_one_round() {
     let (pool, nats) = (pool().await, Nats::start().await);
     let log = nats.log().await;
     let placings: Vec<_> =
@@ -291,14 +292,14 @@ async fn more_players_than_go_in_a_round_that_cannot_be_published_hold_up_nobody
     sqlx::query("UPDATE outbox SET version = 99").execute(&pool).await.unwrap();
     let anna = player("anna");
     win(&pool, 1, &anna).await;
-    assert_eq!(round(&pool, &log).await.unwrap(), 0, "the round is theirs");
+    assert_eq!(round(&pool, &log).await.unwrap(), 0, "the unpublishable rows fill the first round");
     assert_eq!(round(&pool, &log).await.unwrap(), 1);
     assert_eq!(history(&log, &anna).await.len(), 1);
     assert_eq!(held(&pool).await.len(), 260);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_the_log_refuses_is_held() {
+async fn an_event_that_the_log_refuses_is_held_and_retried() {
     let (pool, nats) = (pool().await, Nats::start().await);
     let log = nats.log().await;
     let bert = player("bert");
@@ -307,8 +308,8 @@ async fn an_event_that_the_log_refuses_is_held() {
     }
     let faulty = Faulty::new(&log, &pool, Fault::Refused);
     assert_eq!(round(&pool, &faulty).await.unwrap(), 0);
-    let [(name, why)] = held(&pool).await.try_into().unwrap();
-    assert!(name == "bert" && why.contains("too large"), "{name}: {why}");
+    let [(name, reason)] = held(&pool).await.try_into().unwrap();
+    assert!(name == "bert" && reason.contains("too large"), "{name}: {reason}");
     assert_eq!(round(&pool, &faulty).await.unwrap(), 0);
     release(&pool).await;
     while round(&pool, &faulty).await.unwrap() > 0 {}

@@ -14,7 +14,7 @@ fn session(number: usize) -> SessionId {
     SessionId::new(Uuid::from_u128(number as u128))
 }
 
-/// Placings in order, of those who finished.
+/// Results of a race that all players finished, in the given order.
 fn race(players: &[&str]) -> Vec<Placing> {
     let placing = |(place, name): (u32, &&str)| Placing { player: player(name), place, time_ms: Some(9_000) };
     (1..).zip(players).map(placing).collect()
@@ -28,11 +28,11 @@ async fn profiles(pool: &MySqlPool, players: &[&str]) -> Vec<Profile> {
     profiles
 }
 
-/// What the outbox tells of a player's ratings.
-async fn published(pool: &MySqlPool, name: &str) -> Vec<RatingChanged> {
+/// The player's `RatingChanged` events in the outbox.
+async fn rating_changes(pool: &MySqlPool, name: &str) -> Vec<RatingChanged> {
     let rows = outbox(pool).await;
-    let of_him = rows.into_iter().filter(|row| row.player == player(name));
-    let changed = of_him.filter_map(|row| match row.event {
+    let rows = rows.into_iter().filter(|row| row.player == player(name));
+    let changed = rows.filter_map(|row| match row.event {
         Event::RatingChanged(changed) => Some(changed),
         _ => None,
     });
@@ -40,18 +40,18 @@ async fn published(pool: &MySqlPool, name: &str) -> Vec<RatingChanged> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_begins_is_rated_as_the_algorithm_says() {
+async fn a_new_player_has_the_default_rating() {
     let pool = pool().await;
     let anna = profile(&pool, &player("anna")).await.unwrap();
     let Rating { rating, deviation, .. } = Rating::new();
     assert_eq!(anna, Profile { player: player("anna"), rank: 1_500, rating, deviation, matches: 0 });
     let volatility: f64 = sqlx::query_scalar("SELECT volatility FROM players").fetch_one(&pool).await.unwrap();
     assert_eq!(volatility, Rating::new().volatility);
-    assert_eq!(count(&pool, "SELECT COUNT(*) FROM wallets").await, 1, "he is introduced as by any other way");
+    assert_eq!(count(&pool, "SELECT COUNT(*) FROM wallets").await, 1, "reading the profile creates the player");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_match_moves_each_rating_once_and_tells_it() {
+async fn a_match_changes_each_rating_once_and_writes_an_event() {
     let pool = pool().await;
     let players = ["anna", "bert", "carl"];
     let outcomes = at_once(16, |_| {
@@ -62,18 +62,18 @@ async fn a_match_moves_each_rating_once_and_tells_it() {
     for outcome in outcomes {
         outcome.unwrap();
     }
-    let moved = profiles(&pool, &players).await;
-    assert!(moved.is_sorted_by(|one, next| one.rating > next.rating && one.rank > next.rank), "{moved:?}");
-    for profile in &moved {
+    let rated = profiles(&pool, &players).await;
+    assert!(rated.is_sorted_by(|one, next| one.rating > next.rating && one.rank > next.rank), "{rated:?}");
+    for profile in &rated {
         let expected = RatingChanged { session: session(1), rating: profile.rating, before: 1_500.0 };
-        assert_eq!((published(&pool, profile.player.as_str()).await, profile.matches), (vec![expected], 1));
+        assert_eq!((rating_changes(&pool, profile.player.as_str()).await, profile.matches), (vec![expected], 1));
     }
     pay(&pool, session(1), &race(&["carl", "bert", "anna"])).await.unwrap();
-    assert_eq!(profiles(&pool, &players).await, moved);
+    assert_eq!(profiles(&pool, &players).await, rated);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn matches_of_the_same_players_at_once_move_their_ratings_one_after_the_other() {
+async fn concurrent_matches_of_the_same_players_change_their_ratings_one_after_the_other() {
     let pool = pool().await;
     let players = ["anna", "bert"];
     let outcomes = at_once(16, |number| {
@@ -85,10 +85,10 @@ async fn matches_of_the_same_players_at_once_move_their_ratings_one_after_the_ot
         outcome.unwrap();
     }
     for profile in profiles(&pool, &players).await {
-        let published = published(&pool, profile.player.as_str()).await;
-        assert_eq!((published.len(), profile.matches), (16, 16));
+        let changes = rating_changes(&pool, profile.player.as_str()).await;
+        assert_eq!((changes.len(), profile.matches), (16, 16));
         let mut rating = 1_500.0;
-        for changed in published {
+        for changed in changes {
             assert_eq!(changed.before, rating);
             rating = changed.rating;
         }
@@ -97,25 +97,25 @@ async fn matches_of_the_same_players_at_once_move_their_ratings_one_after_the_ot
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_match_that_nobody_finished_moves_nobody() {
+async fn a_match_that_nobody_finishes_changes_no_rating() {
     let pool = pool().await;
     let players = ["anna", "bert"];
     pay(&pool, session(1), &[]).await.unwrap();
-    let nobody = race(&players).into_iter().map(|placing| Placing { time_ms: None, ..placing });
-    pay(&pool, session(2), &nobody.collect::<Vec<_>>()).await.unwrap();
+    let unfinished = race(&players).into_iter().map(|placing| Placing { time_ms: None, ..placing });
+    pay(&pool, session(2), &unfinished.collect::<Vec<_>>()).await.unwrap();
     for profile in profiles(&pool, &players).await {
         assert_eq!((profile.rating, profile.matches), (1_500.0, 0));
-        assert!(published(&pool, profile.player.as_str()).await.is_empty());
+        assert!(rating_changes(&pool, profile.player.as_str()).await.is_empty());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_are_rated_in_one_go() {
+async fn a_match_of_64_players_rates_all_of_them() {
     let pool = pool().await;
     let names: Vec<_> = (0..64).map(|number| format!("p{number:02}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     pay(&pool, session(1), &race(&names)).await.unwrap();
-    let moved = profiles(&pool, &names).await;
-    assert!(moved.is_sorted_by(|one, next| one.rating > next.rating));
-    assert!(moved.iter().all(|profile| profile.matches == 1));
+    let rated = profiles(&pool, &names).await;
+    assert!(rated.is_sorted_by(|one, next| one.rating > next.rating));
+    assert!(rated.iter().all(|profile| profile.matches == 1));
 }

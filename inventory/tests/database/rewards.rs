@@ -16,7 +16,7 @@ fn placing(player: &PlayerId, place: u32, time_ms: Option<u64>) -> Placing {
     Placing { player: player.clone(), place, time_ms }
 }
 
-/// Four players, the last of whom did not finish.
+/// Results of four players. The last one did not finish.
 fn results() -> Vec<Placing> {
     let players = ["anna", "bert", "carl", "dora"].map(player);
     let times = [Some(11_000), Some(11_500), Some(12_000), None];
@@ -32,7 +32,7 @@ async fn balances(pool: &sqlx::MySqlPool) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_is_paid_by_place_and_told() {
+async fn each_player_is_paid_by_place_and_gets_an_event() {
     let pool = pool().await;
     pay(&pool, session(1), &results()).await.unwrap();
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
@@ -41,18 +41,18 @@ async fn each_is_paid_by_place_and_told() {
     let mut rows = outbox(&pool).await;
     rows.sort_by(|a, b| a.player.cmp(&b.player));
     let paid = rows.iter().filter(|row| matches!(row.event, Event::RewardGranted(_)));
-    let published: Vec<_> = paid.map(|row| (row.player.as_str(), row.event.clone())).collect();
+    let rewards: Vec<_> = paid.map(|row| (row.player.as_str(), row.event.clone())).collect();
     let granted =
         |place, amount| Event::from(RewardGranted { session: session(1), place, amount, balance: 1_000 + amount });
     assert_eq!(
-        published,
+        rewards,
         [("anna", granted(1, 100)), ("bert", granted(2, 60)), ("carl", granted(3, 30)), ("dora", granted(4, 10))]
     );
     assert!(rows.iter().all(|row| row.correlation == session(1).uuid()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redelivered_reward_pays_once() {
+async fn repeated_payments_of_a_session_pay_once() {
     let pool = pool().await;
     for _ in 0..3 {
         pay(&pool, session(1), &results()).await.unwrap();
@@ -65,7 +65,7 @@ async fn a_redelivered_reward_pays_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixteen_at_once_pay_once() {
+async fn sixteen_concurrent_payments_of_a_session_pay_once() {
     let pool = pool().await;
     let outcomes = at_once(16, |number| {
         let pool = pool.clone();
@@ -86,7 +86,7 @@ async fn sixteen_at_once_pay_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_sessions_of_the_same_players_at_once_all_count() {
+async fn concurrent_payments_of_different_sessions_are_all_paid() {
     let pool = pool().await;
     let outcomes = at_once(32, |number| {
         let pool = pool.clone();
@@ -98,11 +98,11 @@ async fn many_sessions_of_the_same_players_at_once_all_count() {
     }
     assert_eq!(balances(&pool).await, [4_200, 2_920, 1_960, 1_320]);
     assert_ledger_balances(&pool).await;
-    // A player's rows stand in the order of his transactions: each tells a higher balance than the one before.
+    // A player's rows are in the order of the player's transactions: each has a higher balance than the previous one.
     let rows = outbox(&pool).await;
     assert_eq!(rows.len(), 256);
     for result in results() {
-        let published: Vec<u64> = rows
+        let balances: Vec<u64> = rows
             .iter()
             .filter(|row| row.player == result.player)
             .filter_map(|row| match &row.event {
@@ -110,12 +110,12 @@ async fn many_sessions_of_the_same_players_at_once_all_count() {
                 _ => None,
             })
             .collect();
-        assert!(published.is_sorted(), "{published:?}");
+        assert!(balances.is_sorted(), "{balances:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_was_paid_before_is_left_out_and_the_others_are_not() {
+async fn a_second_payment_pays_only_the_players_not_paid_before() {
     let pool = pool().await;
     let results = results();
     pay(&pool, session(1), &results[..2]).await.unwrap();
@@ -125,7 +125,7 @@ async fn who_was_paid_before_is_left_out_and_the_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_player_named_twice_is_paid_for_his_first_place() {
+async fn a_player_named_twice_is_paid_for_the_first_placing() {
     let pool = pool().await;
     let anna = player("anna");
     pay(&pool, session(1), &[placing(&anna, 1, Some(9)), placing(&anna, 2, Some(10))]).await.unwrap();

@@ -5,8 +5,7 @@ use crate::support::{at_once, count, empty, player, pool};
 #[tokio::test(flavor = "multi_thread")]
 async fn migrating_again_changes_nothing() {
     let pool = pool().await;
-    let known = player("anna");
-    mysql::garage::garage(&pool, &known).await.unwrap();
+    mysql::garage::garage(&pool, &player("anna")).await.unwrap();
     mysql::migrate(&pool).await.unwrap();
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM cars").await, 8);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM players").await, 1);
@@ -14,7 +13,7 @@ async fn migrating_again_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn migrating_at_once_is_safe() {
+async fn concurrent_migrations_succeed() {
     let pool = empty().await;
     let outcomes = at_once(4, |_| {
         let pool = pool.clone();
@@ -28,23 +27,23 @@ async fn migrating_at_once_is_safe() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_database_is_refused_with_what_to_do() {
+async fn an_empty_database_is_rejected_with_advice() {
     let pool = empty().await;
     let error = mysql::check_schema(&pool).await.unwrap_err();
-    assert!(matches!(error, SchemaError::Outdated { lacking: 1 }), "{error:?}");
+    assert!(matches!(error, SchemaError::Outdated { missing: 1 }), "{error:?}");
     assert!(error.to_string().contains("garage init"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_schema_one_migration_behind_is_refused() {
+async fn a_schema_without_a_migration_is_rejected() {
     let pool = pool().await;
     sqlx::query("DELETE FROM _sqlx_migrations WHERE version = 2").execute(&pool).await.unwrap();
     let error = mysql::check_schema(&pool).await.unwrap_err();
-    assert!(matches!(error, SchemaError::Outdated { lacking: 2 }), "{error:?}");
+    assert!(matches!(error, SchemaError::Outdated { missing: 2 }), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_migration_that_broke_off_is_told() {
+async fn an_interrupted_migration_is_reported() {
     let pool = pool().await;
     sqlx::query("UPDATE _sqlx_migrations SET success = FALSE WHERE version = 2").execute(&pool).await.unwrap();
     let error = mysql::check_schema(&pool).await.unwrap_err();
@@ -52,7 +51,7 @@ async fn a_migration_that_broke_off_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_balance_below_zero_is_refused_by_the_database() {
+async fn the_database_refuses_a_negative_balance() {
     let pool = pool().await;
     mysql::garage::garage(&pool, &player("anna")).await.unwrap();
     let error = sqlx::query("UPDATE wallets SET balance = -1").execute(&pool).await.unwrap_err();

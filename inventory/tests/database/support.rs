@@ -1,4 +1,4 @@
-//! One mariadbd for the test binary, and a database of its own for each test.
+//! Starts one mariadbd for all tests, and creates a database for each test.
 
 use std::{
     io::ErrorKind,
@@ -14,17 +14,17 @@ use std::{
 use futures::future::join_all;
 use garage_events::{event::Event as _, id::PlayerId, inventory::Event};
 use garage_inventory::mysql;
-use sqlx::{AssertSqlSafe, Connection, FromRow, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
 use uuid::Uuid;
 
-/// The password of each database's user, who has the database's name.
+/// The password of each database's user. The user has the same name as the database.
 pub(crate) const PASSWORD: &str = "secret-of-the-tests";
 
 pub(crate) struct Server {
     socket: PathBuf,
     pub(crate) port: u16,
-    /// The shell around the server. It ends the server when its standard input closes, which the operating system
-    /// does whichever way this process ends.
+    /// A shell that starts the server and kills it when the shell's standard input closes. The operating system closes
+    /// it when this process ends, for whatever reason.
     _shell: Child,
 }
 
@@ -52,7 +52,7 @@ impl Server {
             .args(["-c", r#"trap "" INT TERM; mariadbd "$@" 2>"$0/log" & cat; kill -9 $!; wait; rm -rf "$0""#])
             .arg(&folder)
             .args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1", "--skip-networking=0"])
-            // The data need not outlive the machine.
+            // Durability is not needed; the tests run faster without it.
             .args(["--innodb-flush-log-at-trx-commit=0", "--max-connections=2000"])
             .arg(format!("--datadir={}", data.display()))
             .arg(format!("--socket={}", socket.display()))
@@ -77,7 +77,7 @@ fn missing(error: &std::io::Error) -> ! {
     }
 }
 
-/// A server makes its socket when it is ready.
+/// Waits until the server has created its socket, which means that it is ready.
 fn wait_for(socket: &Path, log: &Path) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !socket.exists() {
@@ -86,9 +86,9 @@ fn wait_for(socket: &Path, log: &Path) {
     }
 }
 
-/// A new, empty database: its name and how root reaches it.
+/// Creates an empty database. Returns its name, and options to connect as root.
 pub(crate) async fn empty_database() -> (String, MySqlConnectOptions) {
-    // The first call blocks for some seconds; every test needs the server before it can do anything.
+    // The first call blocks for some seconds. That is fine, since no test can do anything before.
     let server = server();
     let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
     for statement in [
@@ -102,18 +102,18 @@ pub(crate) async fn empty_database() -> (String, MySqlConnectOptions) {
     (name, options)
 }
 
-/// Does something that only root may.
+/// Executes a statement as root.
 pub(crate) async fn as_root(statement: String) {
     let mut connection = MySqlConnection::connect_with(&server().root()).await.unwrap();
     sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
 }
 
-/// A pool on a new database with nothing in it.
+/// A pool on a new, empty database.
 pub(crate) async fn empty() -> MySqlPool {
     mysql::pool(empty_database().await.1, 16, Duration::from_secs(10))
 }
 
-/// A pool on a new database that `garage init` has been at.
+/// A pool on a new database with the current schema, as after `garage init`.
 pub(crate) async fn pool() -> MySqlPool {
     let pool = empty().await;
     mysql::migrate(&pool).await.unwrap();
@@ -124,7 +124,7 @@ pub(crate) fn player(name: &str) -> PlayerId {
     PlayerId::from_foreign(name).unwrap()
 }
 
-/// A number that a statement tells.
+/// Executes a query that returns one number.
 pub(crate) async fn count(pool: &MySqlPool, statement: &'static str) -> i64 {
     sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
 }
@@ -138,51 +138,43 @@ pub(crate) struct Waiting {
     pub(crate) event: Event,
 }
 
-#[derive(FromRow)]
-struct Stored {
-    event: Vec<u8>,
-    player: String,
-    correlation: Vec<u8>,
-    event_type: String,
-    version: u32,
-    data: String,
-}
-
-/// All that waits to be published, in order.
+/// All events in the outbox, in order.
 pub(crate) async fn outbox(pool: &MySqlPool) -> Vec<Waiting> {
     let all = "SELECT event, player, correlation, event_type, version, data FROM outbox ORDER BY id";
-    let rows: Vec<Stored> = sqlx::query_as(all).fetch_all(pool).await.unwrap();
-    let read = rows.iter().map(|row| Waiting {
-        id: Uuid::from_slice(&row.event).unwrap(),
-        player: row.player.parse().unwrap(),
-        correlation: Uuid::from_slice(&row.correlation).unwrap(),
-        event: Event::decode(&row.event_type, row.version, &row.data).unwrap(),
+    type Row = (Vec<u8>, String, Vec<u8>, String, u32, String);
+    let rows: Vec<Row> = sqlx::query_as(all).fetch_all(pool).await.unwrap();
+    let read = rows.iter().map(|(event, player, correlation, event_type, version, data)| Waiting {
+        id: Uuid::from_slice(event).unwrap(),
+        player: player.parse().unwrap(),
+        correlation: Uuid::from_slice(correlation).unwrap(),
+        event: Event::decode(event_type, *version, data).unwrap(),
     });
     read.collect()
 }
 
-/// Waits until something is so, which it must be within 20 s.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "in vain waited until {what}");
+/// Waits until the condition is true. Fails after two minutes.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Whether every wallet holds the sum of its ledger, and what its last entry says.
+/// Asserts that every wallet's balance is the sum of its ledger and the balance of its last entry, and that no item is
+/// mounted more often than it is owned.
 pub(crate) async fn assert_ledger_balances(pool: &MySqlPool) {
     let wrong = "SELECT COUNT(*) FROM wallets w WHERE w.balance <>
             (SELECT COALESCE(SUM(l.amount), 0) FROM ledger l WHERE l.player = w.player)
          OR w.balance <> (SELECT l.balance FROM ledger l WHERE l.player = w.player ORDER BY l.id DESC LIMIT 1)";
-    assert_eq!(count(pool, wrong).await, 0, "wallets that are not the sum of their ledger");
+    assert_eq!(count(pool, wrong).await, 0, "wallets whose balance differs from their ledger");
     let more =
         "SELECT COUNT(*) FROM (SELECT player, item, COUNT(*) AS mounted FROM mounted_items GROUP BY player, item) m
          JOIN owned_items o ON o.player = m.player AND o.item = m.item WHERE m.mounted > o.quantity";
     assert_eq!(count(pool, more).await, 0, "items mounted more often than owned");
 }
 
-/// Runs as many at once as asked, each in a task of its own, and fails with the first that fails.
+/// Runs `times` concurrent tasks and returns their results. Fails if a task panics.
 pub(crate) async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     times: usize,
     task: impl Fn(usize) -> F,

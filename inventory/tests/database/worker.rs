@@ -1,4 +1,4 @@
-//! The worker as a whole, through NATS, as other workers see it.
+//! Tests the whole worker through NATS, as other workers use it.
 
 use std::path::Path;
 
@@ -57,7 +57,7 @@ impl Worker {
         Self { task: tokio::spawn(run(config, shutdown.clone())), shutdown, admin }
     }
 
-    /// The status line and body of /readyz; empty while nothing listens.
+    /// The HTTP response of /readyz. Empty if the worker does not listen yet.
     async fn readyz(&self) -> String {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.admin)).await else { return String::new() };
         let mut answer = String::new();
@@ -86,12 +86,12 @@ async fn garage(client: &Client, player: &PlayerId) -> Result<svc::Garage, CallE
 fn code<T: std::fmt::Debug>(answer: Result<T, CallError>) -> u16 {
     match answer {
         Err(CallError::Refused { code, .. }) => code,
-        other => panic!("no refusal: {other:?}"),
+        other => panic!("expected a refusal, got {other:?}"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_rewards_and_events_go_their_way() {
+async fn the_worker_answers_requests_pays_rewards_and_publishes_events() {
     let nats = Nats::start().await;
     let (database, options) = empty_database().await;
     mysql::migrate(&mysql::pool(options, 4, std::time::Duration::from_secs(5))).await.unwrap();
@@ -100,7 +100,7 @@ async fn requests_rewards_and_events_go_their_way() {
     until("the worker is ready", || worker.is_ready()).await;
     let client = nats.client().await;
     let (anna, bert) = (player("anna"), player("bert"));
-    until("it answers", async || garage(&client, &anna).await.is_ok()).await;
+    until("the worker answers requests", async || garage(&client, &anna).await.is_ok()).await;
 
     assert_eq!(svc::call(&client, &StoreCars {}).await.unwrap().len(), 8);
     let loadouts = svc::call(&client, &Loadouts { players: vec![bert.clone(), anna.clone()] }).await.unwrap();
@@ -136,7 +136,7 @@ async fn requests_rewards_and_events_go_their_way() {
     );
     log.append(decision).await.unwrap();
     until("bert is paid", async || garage(&client, &bert).await.unwrap().balance == 1_100).await;
-    until("the log tells", async || history(&log, &bert).await.len() == 2).await;
+    until("the events are published", async || history(&log, &bert).await.len() == 2).await;
     let rank = async |player: &PlayerId| svc::call(&client, &GetProfile { player: player.clone() }).await.unwrap().rank;
     assert!(rank(&bert).await > 1_500 && rank(&anna).await < 1_500 && rank(&player("carl")).await == 1_500);
     assert_eq!(garage(&client, &anna).await.unwrap().balance, 660);
@@ -146,7 +146,7 @@ async fn requests_rewards_and_events_go_their_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_database_is_told_and_found_again() {
+async fn the_worker_is_not_ready_while_the_database_is_unavailable_and_recovers() {
     let nats = Nats::start().await;
     let (database, options) = empty_database().await;
     mysql::migrate(&mysql::pool(options, 4, std::time::Duration::from_secs(5))).await.unwrap();
@@ -155,11 +155,11 @@ async fn a_lost_database_is_told_and_found_again() {
     until("the worker is ready", || worker.is_ready()).await;
     let client = nats.client().await;
     let anna = player("anna");
-    until("it answers", async || garage(&client, &anna).await.is_ok()).await;
+    until("the worker answers requests", async || garage(&client, &anna).await.is_ok()).await;
 
     as_root(format!("ALTER USER '{database}'@'%' IDENTIFIED BY 'another'")).await;
     as_root(format!("KILL USER '{database}'@'%'")).await;
-    until("it is not ready", async || worker.readyz().await.contains("503")).await;
+    until("the worker is not ready", async || worker.readyz().await.contains("503")).await;
     assert_eq!(code(garage(&client, &anna).await), 503);
 
     as_root(format!("ALTER USER '{database}'@'%' IDENTIFIED BY '{PASSWORD}'")).await;
@@ -171,7 +171,7 @@ async fn a_lost_database_is_told_and_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_init_has_not_seen_is_refused() {
+async fn the_worker_refuses_a_database_without_the_schema() {
     let nats = Nats::start().await;
     let (database, _) = empty_database().await;
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The players who wait, folded from the log.
+//! The pool of waiting players, folded from the log.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,14 +12,14 @@ use garage_events::{
 };
 use time::OffsetDateTime;
 
-/// A player who waits.
+/// A player who waits for a match.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WaitingPlayer {
-    /// Who.
+    /// The player's id.
     pub player: PlayerId,
-    /// What an append to him expects.
+    /// The player's last event. The next append to the player expects it.
     pub head: Head,
-    /// What he wishes.
+    /// The ticket: queue, rank, latencies and expiry.
     pub queued: Queued,
 }
 
@@ -32,28 +32,30 @@ impl WaitingPlayer {
     }
 }
 
-/// The players who wait, by queue, the oldest ticket first: a fold of the log up to a sequence, and beside it what is
-/// known of single players beyond that.
+/// The waiting players by queue, the oldest ticket first. It is a fold of the log up to a sequence, plus newer
+/// knowledge about single players.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pool {
-    /// The fold, and nothing else: by queue and sequence.
+    /// The fold alone: entries by queue and sequence.
     queues: BTreeMap<QueueName, BTreeMap<u64, Arc<WaitingPlayer>>>,
-    /// Where in the fold a player is.
-    places: HashMap<PlayerId, (QueueName, u64)>,
-    /// Those of whom more is known than the fold has come to, from a commit's outcome; it hides what the fold has.
+    /// The position of each player in `queues`.
+    positions: HashMap<PlayerId, (QueueName, u64)>,
+    /// Players whose state is known beyond the fold, from the outcome of a commit. It overrides the fold.
     ahead: HashMap<PlayerId, PlayerRecord>,
+    /// The sequence of the last folded event.
     seq: u64,
 }
 
-/// A player's last event, and his entry if he waits.
 #[derive(Debug, Clone, PartialEq)]
 struct PlayerRecord {
+    /// The sequence of the player's last known event.
     seq: u64,
+    /// `None` if the player no longer waits.
     entry: Option<Arc<WaitingPlayer>>,
 }
 
 impl Pool {
-    /// A fold that has come to a sequence, of which the entries are still to be inserted.
+    /// A fold up to this sequence, without entries. The caller inserts them.
     pub(super) fn at(seq: u64) -> Self {
         Self { seq, ..Self::default() }
     }
@@ -70,8 +72,8 @@ impl Pool {
         }
     }
 
-    /// Takes over what was read of a player, unless more is known of him already: a server of the log may lag behind the
-    /// others for a while. Tells whether it was taken over.
+    /// Adopts the state of a player that was read from the log. Returns false if the pool already has newer state: a
+    /// server of the log may lag behind the others for a while.
     pub fn learn(&mut self, player: &PlayerId, found: Player, now: OffsetDateTime) -> bool {
         let seq = found.head.seq;
         if self.ahead.get(player).is_some_and(|known| seq < known.seq) {
@@ -80,43 +82,42 @@ impl Pool {
         if let Some(entry) = self.folded_entry(player)
             && seq < entry.head.seq
         {
-            // No server lags for as long as a ticket lasts: the log has forgotten him since.
-            let forgotten = entry.queued.expires_at <= now;
-            if forgotten {
+            // No server lags for as long as a ticket lives. If the ticket has expired, the log has deleted the player's
+            // events because of their age.
+            let deleted = entry.queued.expires_at <= now;
+            if deleted {
                 self.remove(player);
             }
-            return forgotten;
+            return deleted;
         }
         if seq > self.seq {
-            self.ahead.insert(
-                player.clone(),
-                PlayerRecord { seq, entry: WaitingPlayer::of(player, found.head, found.state) },
-            );
+            let entry = WaitingPlayer::of(player, found.head, found.state);
+            self.ahead.insert(player.clone(), PlayerRecord { seq, entry });
         }
         true
     }
 
     fn folded_entry(&self, player: &PlayerId) -> Option<&WaitingPlayer> {
-        let (queue, seq) = self.places.get(player)?;
+        let (queue, seq) = self.positions.get(player)?;
         self.queues.get(queue)?.get(seq).map(Arc::as_ref)
     }
 
-    /// Notes that a player waits no more, by an event of this sequence.
-    pub fn gone(&mut self, player: &PlayerId, seq: u64) {
+    /// Records that a player no longer waits, because of the event with this sequence.
+    pub fn mark_gone(&mut self, player: &PlayerId, seq: u64) {
         if seq > self.seq {
             self.ahead.insert(player.clone(), PlayerRecord { seq, entry: None });
         }
     }
 
-    /// Makes an entry a part of the fold.
+    /// Inserts an entry into the fold.
     pub(super) fn insert(&mut self, entry: Arc<WaitingPlayer>) {
         let (queue, seq) = (entry.queued.queue.clone(), entry.head.seq);
-        self.places.insert(entry.player.clone(), (queue.clone(), seq));
+        self.positions.insert(entry.player.clone(), (queue.clone(), seq));
         self.queues.entry(queue).or_default().insert(seq, entry);
     }
 
     fn remove(&mut self, player: &PlayerId) {
-        if let Some((queue, seq)) = self.places.remove(player)
+        if let Some((queue, seq)) = self.positions.remove(player)
             && let Some(entries) = self.queues.get_mut(&queue)
         {
             entries.remove(&seq);
@@ -126,41 +127,41 @@ impl Pool {
         }
     }
 
-    /// The last event folded.
+    /// The sequence of the last folded event.
     pub fn seq(&self) -> u64 {
         self.seq
     }
 
-    /// Those who wait as far as the fold has come, whatever is known beyond it. Cheap: entries are shared.
+    /// The waiting players according to the fold alone, without newer knowledge. Cheap: entries are shared.
     pub fn folded(&self) -> Vec<Arc<WaitingPlayer>> {
         self.queues.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
-    /// The queues in which somebody may wait.
+    /// The queues that have players in the fold.
     pub fn queues(&self) -> impl Iterator<Item = &QueueName> {
         self.queues.keys()
     }
 
-    /// Those who wait in a queue, the oldest ticket first.
+    /// The players who wait in a queue, the oldest ticket first.
     pub fn waiting(&self, queue: &QueueName) -> impl Iterator<Item = &WaitingPlayer> {
         let folded = self.queues.get(queue).into_iter().flat_map(BTreeMap::values);
         let folded = folded.filter(|entry| !self.ahead.contains_key(&entry.player));
-        let learnt = self.ahead.values().filter_map(|known| known.entry.as_ref());
-        let mut learnt: Vec<_> = learnt.filter(|entry| entry.queued.queue == *queue).collect();
-        // All of them are younger than whatever is folded.
-        learnt.sort_unstable_by_key(|entry| entry.head.seq);
-        folded.chain(learnt).map(Arc::as_ref)
+        let ahead = self.ahead.values().filter_map(|known| known.entry.as_ref());
+        let mut ahead: Vec<_> = ahead.filter(|entry| entry.queued.queue == *queue).collect();
+        // All of them are newer than every folded entry.
+        ahead.sort_unstable_by_key(|entry| entry.head.seq);
+        folded.chain(ahead).map(Arc::as_ref)
     }
 
-    /// How many wait in a queue.
+    /// The number of players who wait in a queue.
     pub fn depth(&self, queue: &QueueName) -> usize {
         let folded = self.queues.get(queue).map_or(0, BTreeMap::len);
-        let hidden = self.ahead.keys().filter(|player| self.places.get(player).is_some_and(|(at, _)| at == queue));
-        let learnt = self.ahead.values().filter_map(|known| known.entry.as_ref());
-        folded - hidden.count() + learnt.filter(|entry| entry.queued.queue == *queue).count()
+        let hidden = self.ahead.keys().filter(|player| self.positions.get(player).is_some_and(|(at, _)| at == queue));
+        let ahead = self.ahead.values().filter_map(|known| known.entry.as_ref());
+        folded - hidden.count() + ahead.filter(|entry| entry.queued.queue == *queue).count()
     }
 
-    /// Those of a queue whose tickets have expired.
+    /// The players in a queue whose tickets have expired.
     pub fn expired(&self, queue: &QueueName, now: OffsetDateTime) -> impl Iterator<Item = &WaitingPlayer> {
         self.waiting(queue).filter(move |entry| entry.queued.expires_at <= now)
     }
@@ -181,8 +182,9 @@ mod tests {
 
     use super::*;
 
-    /// Times before and after the tickets' expiry.
+    /// A time before the tickets expire.
     const WAITING: OffsetDateTime = datetime!(2026-01-01 00:01 UTC);
+    /// The time at which the tickets expire.
     const EXPIRED: OffsetDateTime = datetime!(2026-01-01 00:02 UTC);
 
     fn queued(ticket: u128) -> Event {
@@ -223,21 +225,21 @@ mod tests {
     }
 
     #[test]
-    fn an_event_older_than_what_a_commit_taught_changes_nothing() {
+    fn an_event_older_than_the_outcome_of_a_commit_changes_nothing() {
         let mut pool = Pool::default();
         fold(&mut pool, "a", 1, &queued(1));
-        pool.gone(&"a".parse().unwrap(), 9);
+        pool.mark_gone(&"a".parse().unwrap(), 9);
         fold(&mut pool, "a", 2, &cancelled(1));
         fold(&mut pool, "a", 3, &queued(2));
         assert!(names(&pool).is_empty());
-        // The event learnt of comes by, and then what follows it counts again.
+        // When the fold reaches that outcome, later events count again.
         fold(&mut pool, "a", 9, &cancelled(2));
         fold(&mut pool, "a", 10, &queued(3));
         assert_eq!(names(&pool), ["a"]);
     }
 
     #[test]
-    fn a_ticket_expires_at_its_time() {
+    fn a_ticket_expires_at_its_expiry_time() {
         let mut pool = Pool::default();
         let ranked = "ranked".parse().unwrap();
         fold(&mut pool, "a", 1, &queued(1));
@@ -246,25 +248,25 @@ mod tests {
         assert_eq!(pool.expired(&ranked, EXPIRED).count(), 1);
     }
 
-    /// A player as the log tells of him.
+    /// A player as read from the log.
     fn found(seq: u64, event: &Event) -> Player {
         Player { state: State::evolve(event), head: Head { seq, n: seq }, last: None }
     }
 
     #[test]
-    fn what_a_commit_taught_is_no_part_of_the_fold() {
+    fn the_outcome_of_a_commit_is_not_part_of_the_fold() {
         let mut pool = Pool::default();
         for (seq, player) in [(1, "a"), (2, "b"), (3, "c")] {
             fold(&mut pool, player, seq, &queued(seq.into()));
         }
         let fold_alone = pool.clone();
-        pool.gone(&"a".parse().unwrap(), 7);
+        pool.mark_gone(&"a".parse().unwrap(), 7);
         assert!(pool.learn(&"b".parse().unwrap(), found(9, &queued(9)), WAITING));
         assert!(pool.learn(&"d".parse().unwrap(), found(8, &queued(8)), WAITING));
         assert_eq!(names(&pool), ["c", "d", "b"]);
         assert_eq!(pool.depth(&"ranked".parse().unwrap()), 3);
         assert_eq!(pool.folded(), fold_alone.folded());
-        // When the fold has come there, nothing is left beside it.
+        // When the fold has caught up, nothing is ahead of it any more.
         for (seq, player, event) in [(7, "a", cancelled(1)), (8, "d", queued(8)), (9, "b", queued(9))] {
             fold(&mut pool, player, seq, &event);
         }
@@ -275,11 +277,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lagging_server_tells_changes_nothing() {
+    fn an_answer_of_a_lagging_server_changes_nothing() {
         let mut pool = Pool::default();
         fold(&mut pool, "a", 3, &queued(1));
         fold(&mut pool, "b", 4, &queued(2));
-        pool.gone(&"b".parse().unwrap(), 9);
+        pool.mark_gone(&"b".parse().unwrap(), 9);
         let before = pool.clone();
         assert!(!pool.learn(&"a".parse().unwrap(), Player::default(), WAITING));
         assert!(!pool.learn(&"a".parse().unwrap(), found(2, &cancelled(7)), WAITING));
@@ -288,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_the_log_has_forgotten_the_pool_forgets_when_his_ticket_has_expired() {
+    fn a_player_whose_events_the_log_has_deleted_leaves_the_pool_when_the_ticket_has_expired() {
         let mut pool = Pool::default();
         fold(&mut pool, "a", 1, &queued(1));
         fold(&mut pool, "b", 2, &queued(2));

@@ -1,4 +1,4 @@
-//! The rule: players of one band of ranks who reach a common region are matched, the oldest tickets first.
+//! The matching rule: it matches players of one rank band who reach a common region, the oldest tickets first.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,20 +10,20 @@ use garage_events::{
 
 use super::WaitingPlayer;
 
-/// The rule's name and version, as `session.matched` keeps it.
+/// The name and version of the rule. The event `session.matched` records it.
 pub const VERSION: &str = "band-region-fifo/1";
 
-/// A match that the rule would make.
+/// A match that the rule proposes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Proposal {
-    /// Where it is to be played.
+    /// The region of the game server.
     pub region: Region,
-    /// Who plays, the oldest ticket first.
+    /// The players, the oldest ticket first.
     pub players: Vec<WaitingPlayer>,
 }
 
 impl Proposal {
-    /// Each player is a team of his own.
+    /// The teams of the match: each player is a team of one, named `1`, `2` and so on.
     pub fn teams(&self) -> Vec<Team> {
         let teams = self.players.iter().zip(1..).map(|(entry, number): (_, u32)| Team {
             name: number.to_string(),
@@ -37,10 +37,11 @@ impl Proposal {
     }
 }
 
-/// Proposes at most `limit` matches of those who wait, the oldest ticket first, no player twice.
+/// Proposes at most `limit` matches of the waiting players, the oldest ticket first. No player is in two proposals.
 ///
-/// Each player stands in line in every region that he reaches within the queue's ceiling, beside those of his band. A
-/// match is made as soon as a line is long enough; the player who completes it prefers his nearest region.
+/// There is one line per rank band and region. Each player joins the lines of all regions whose latency is within the
+/// queue's limit, the nearest region first. As soon as a line has enough players, it makes a match. So the player who
+/// completes a match gets the nearest region in which a match is possible.
 pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a WaitingPlayer>, limit: usize) -> Vec<Proposal> {
     let band = |rank: i32| i64::from(rank).div_euclid(i64::from(queue.rank_band.max(1)));
     let mut lines: HashMap<(i64, &'a Region), Vec<&'a WaitingPlayer>> = HashMap::new();
@@ -61,7 +62,7 @@ pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a WaitingPlaye
             if line.len() < queue.players {
                 continue;
             }
-            // Those who stood in another region's line too may have been taken from there.
+            // Players may be in the lines of several regions, and already be matched in another one.
             line.retain(|entry| !taken.contains(&entry.player));
             if line.len() >= queue.players {
                 let chosen: Vec<&WaitingPlayer> = line.drain(..queue.players).collect();
@@ -108,7 +109,7 @@ mod tests {
         }
     }
 
-    /// Matches as `region: players`.
+    /// The proposals as texts `region: players`.
     fn matches(queue: &Queue, entries: &[WaitingPlayer], limit: usize) -> Vec<String> {
         let proposals = propose(queue, entries.iter(), limit);
         let text = |one: Proposal| {
@@ -119,36 +120,36 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_a_band_are_matched() {
+    fn the_oldest_tickets_of_a_rank_band_are_matched() {
         let entries = [entry(1, 50, 20, 90), entry(2, 450, 20, 90), entry(3, 150, 20, 90), entry(4, 199, 20, 90)];
         assert_eq!(matches(&queue(2), &entries, 10), ["eu: p1 p3"]);
     }
 
     #[test]
-    fn bands_do_not_meet_at_zero() {
+    fn ranks_just_below_and_above_zero_are_in_different_bands() {
         assert_eq!(matches(&queue(2), &[entry(1, -1, 20, 20), entry(2, 1, 20, 20)], 10), [""; 0]);
         assert_eq!(matches(&queue(2), &[entry(1, -1, 20, 90), entry(2, -200, 20, 90)], 10), ["eu: p1 p2"]);
     }
 
     #[test]
-    fn a_region_beyond_the_ceiling_is_no_region() {
+    fn a_region_with_too_high_latency_is_not_used() {
         assert_eq!(matches(&queue(2), &[entry(1, 0, 20, 101), entry(2, 0, 101, 20)], 10), [""; 0]);
         assert_eq!(matches(&queue(2), &[entry(1, 0, 20, 100), entry(2, 0, 101, 20)], 10), ["us: p1 p2"]);
     }
 
     #[test]
-    fn the_completing_player_prefers_his_nearest_region() {
+    fn the_player_who_completes_a_match_gets_the_nearest_region() {
         assert_eq!(matches(&queue(2), &[entry(1, 0, 20, 30), entry(2, 0, 60, 50)], 10), ["us: p1 p2"]);
     }
 
     #[test]
-    fn nobody_stands_in_line_after_he_was_matched() {
+    fn a_matched_player_leaves_the_lines_of_all_regions() {
         let entries = [entry(1, 0, 20, 30), entry(2, 0, 20, 101), entry(3, 0, 101, 20), entry(4, 0, 101, 20)];
         assert_eq!(matches(&queue(2), &entries, 10), ["eu: p1 p2", "us: p3 p4"]);
     }
 
     #[test]
-    fn no_more_than_asked_for() {
+    fn the_number_of_proposals_is_limited() {
         let entries: Vec<_> = (1..=10).map(|seq| entry(seq, 0, 20, 20)).collect();
         assert_eq!(matches(&queue(2), &entries, 3).len(), 3);
     }
@@ -172,7 +173,7 @@ mod tests {
                     prop_assert!(seen.insert(one.player.clone()), "{} twice", one.player);
                 }
             }
-            // Whoever is left could not have been matched with others who are left.
+            // The players who remain cannot be matched with each other.
             let left: Vec<_> = entries.iter().filter(|entry| !seen.contains(&entry.player)).cloned().collect();
             prop_assert!(propose(&queue, left.iter(), usize::MAX).is_empty());
         }

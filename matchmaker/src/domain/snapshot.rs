@@ -1,5 +1,5 @@
-//! The pool's fold as bytes: a line that says of which log it is and how far it goes, and a line a ticket. JSON, so that
-//! it can be looked at.
+//! The snapshot format of the pool's fold. The first line identifies the log and the sequence up to which it is folded.
+//! Each further line is a ticket. All lines are JSON, so that people can read them.
 
 use std::sync::Arc;
 
@@ -9,41 +9,41 @@ use time::OffsetDateTime;
 
 use super::{Pool, WaitingPlayer};
 
-/// The form that this build writes, and the only one that it reads.
+/// The format version that this build writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
 
-/// About what a ticket takes.
+/// Approximate size of a ticket's line.
 const TICKET_BYTES: usize = 320;
 
-/// The log that a snapshot must be of.
+/// Identifies the log, and says which part of it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
-    /// When it was made, which no other log shares.
+    /// When the log's stream was created. It distinguishes this log from any other.
     pub created: OffsetDateTime,
-    /// The first sequence that it holds, or the one to come.
+    /// The sequence of the first event that the log still has. If the log is empty, the next sequence.
     pub first: u64,
-    /// The last sequence that it ever had.
+    /// The sequence of the last event that was ever appended.
     pub last: u64,
 }
 
-/// Why a snapshot is of no use. The log is, in any case.
+/// Why a snapshot cannot be used. The matchmaker then reads the whole log.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// It is not whole, or no snapshot.
-    #[error("it is damaged: {0}")]
+    /// It is incomplete, or not a snapshot.
+    #[error("the snapshot is damaged: {0}")]
     Damaged(String),
-    /// Another build wrote it.
-    #[error("it is of format {0}, and this build reads {FORMAT}")]
+    /// A build with this other format wrote it.
+    #[error("the snapshot has format {0}, but this build reads format {FORMAT}")]
     Format(u32),
-    /// It is of another log, or of more than there is of this one.
-    #[error("it is of another log")]
+    /// It belongs to another log, or ends after the end of this log.
+    #[error("the snapshot belongs to another log")]
     Foreign,
-    /// The log has forgotten some of what follows it.
-    #[error("it ends at {seq}, and the log begins at {first}")]
+    /// The log has already deleted some of the events that follow the snapshot.
+    #[error("the snapshot ends at {seq}, but the log begins at {first}")]
     Outdated {
-        /// Its last event.
+        /// The last event in the snapshot.
         seq: u64,
-        /// The log's first.
+        /// The first event that the log still has.
         first: u64,
     },
 }
@@ -78,7 +78,7 @@ struct Read {
     queued: Queued,
 }
 
-/// Writes the fold of a log at a sequence.
+/// Encodes the fold of the log that was created at `log`, up to the sequence `seq`.
 ///
 /// # Errors
 /// When a ticket cannot be written as JSON.
@@ -93,7 +93,8 @@ pub fn encode(log: OffsetDateTime, seq: u64, entries: &[Arc<WaitingPlayer>]) -> 
     Ok(bytes)
 }
 
-/// Reads a fold of this log. Whom the log has forgotten by now it leaves out, as who reads the log would.
+/// Decodes a fold of this log. It skips players whose events the log has deleted meanwhile, as a reader of the whole
+/// log would not see them either.
 ///
 /// # Errors
 /// [`Unusable`]
@@ -122,7 +123,7 @@ pub fn decode(bytes: &[u8], log: Log) -> Result<Pool, Unusable> {
         }
     }
     if count != tickets {
-        return Err(damaged(&format!("{count} of {tickets} tickets")));
+        return Err(damaged(&format!("it has {count} of {tickets} tickets")));
     }
     Ok(pool)
 }
@@ -151,7 +152,7 @@ mod tests {
         }
     }
 
-    /// A pool in which so many wait, each by the event of his number.
+    /// A pool with this many waiting players. Player number n was queued by the event with sequence n.
     fn pool(waiting: u64) -> Pool {
         let mut pool = Pool::default();
         for seq in 1..=waiting {
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fold_is_read_as_it_was_written() {
+    fn a_decoded_fold_equals_the_encoded_one() {
         for waiting in [0, 1, 10] {
             let pool = pool(waiting);
             assert_eq!(decode(&encoded(&pool), LOG), Ok(pool));
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_of_this_log_is_refused() {
+    fn a_snapshot_of_another_log_is_rejected() {
         let bytes = encoded(&pool(10));
         let other = Log { created: datetime!(2026-01-01 00:00:00.123456788 UTC), ..LOG };
         assert_eq!(decode(&bytes, other), Err(Unusable::Foreign));
@@ -182,26 +183,26 @@ mod tests {
     }
 
     #[test]
-    fn another_format_is_refused_whatever_else_it_says() {
-        assert_eq!(decode(br#"{"format":2,"shape":"unheard of"}"#, LOG), Err(Unusable::Format(2)));
+    fn another_format_is_rejected_whatever_else_the_snapshot_contains() {
+        assert_eq!(decode(br#"{"format":2,"shape":"unknown"}"#, LOG), Err(Unusable::Format(2)));
     }
 
     #[test]
-    fn a_gap_before_the_logs_beginning_makes_it_useless() {
+    fn a_snapshot_is_rejected_if_events_between_it_and_the_log_are_missing() {
         let bytes = encoded(&pool(10));
         assert_eq!(decode(&bytes, Log { first: 12, ..LOG }), Err(Unusable::Outdated { seq: 10, first: 12 }));
-        // Whoever reads the log would not meet those whom it has forgotten.
-        let left = decode(&bytes, Log { first: 9, ..LOG }).unwrap();
-        assert_eq!(left.folded().iter().map(|entry| entry.head.seq).collect::<Vec<_>>(), [9, 10]);
+        // Players whose events the log has deleted are skipped.
+        let pool = decode(&bytes, Log { first: 9, ..LOG }).unwrap();
+        assert_eq!(pool.folded().iter().map(|entry| entry.head.seq).collect::<Vec<_>>(), [9, 10]);
         assert!(decode(&bytes, Log { first: 11, ..LOG }).unwrap().folded().is_empty());
     }
 
     proptest! {
         #[test]
-        fn what_is_damaged_is_refused(cut in 0_usize..2_000) {
+        fn a_truncated_snapshot_is_rejected(length in 0_usize..2_000) {
             let bytes = encoded(&pool(5));
-            let cut = cut % bytes.len();
-            prop_assert!(matches!(decode(&bytes[..cut], LOG), Err(Unusable::Damaged(_))));
+            let length = length % bytes.len();
+            prop_assert!(matches!(decode(&bytes[..length], LOG), Err(Unusable::Damaged(_))));
         }
     }
 }

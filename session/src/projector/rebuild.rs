@@ -1,9 +1,9 @@
-//! The projections made anew beside the live ones, and put in their place at once.
+//! Rebuilds the projections from the log, and replaces the live ones with the result at once.
 //!
-//! They are folded in memory up to where the log ends, and written under other keys, with a watermark of their own; what
-//! has come meanwhile is applied there as to the live ones. A projector that runs finds the watermark moved after the
-//! switch, and goes on from there as it does when another projector was quicker. Of two rebuilds at a time the one that
-//! began later comes to its end.
+//! The rebuild first folds the whole log in memory, and writes the result under other keys, with its own watermark.
+//! Then it applies the events that were appended meanwhile, and finally switches the keys. After that, a running
+//! projector sees a changed watermark and continues from there. If a second rebuild starts during the first one, the
+//! first one fails.
 
 use anyhow::{Context as _, bail};
 use async_nats::{Client, jetstream};
@@ -12,37 +12,41 @@ use garage_events::{
     env::{Env, System},
     jetstream::reader::{Range, Reader},
     log::ReadError,
-    projection::ANEW,
+    projection::REBUILD,
     subject::STREAM,
 };
 use tokio::sync::mpsc;
 
-use super::{Message, ProjectedEvent, Whole, apply, concerns, filters, identity};
-use crate::redis::{Advance, Applied, Redis};
+use super::{InMemoryProjections, Message, apply, filters, identity, is_relevant};
+use crate::{
+    fold::ProjectedEvent,
+    redis::{Advance, Applied, Redis},
+};
 
-/// Events that are folded at a time.
-const ANEW_BATCH: usize = 10_000;
+/// How many events are folded at a time.
+const BATCH_SIZE: usize = 10_000;
 
-/// Batches that are read, and parsed, ahead of the fold.
+/// How many batches are read, and how many are decoded, ahead of the fold.
 const AHEAD: usize = 2;
 
-/// Batches, and nothing behind the last: who reads may have come to grief.
+/// A channel of batches. `None` marks the end. If the channel closes without it, the sending task has died.
 type Batches<T> = mpsc::Receiver<Result<Option<Vec<T>>, ReadError>>;
 
-/// What a rebuild did.
+/// The result of a rebuild.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rebuilt {
-    /// Where in the log the projections stood when they were put in place.
+    /// The sequence that the new projections had at the switch.
     pub seq: u64,
-    /// Events that were folded.
+    /// The number of events folded.
     pub events: u64,
 }
 
-/// Makes the projections anew, and puts them in place. `progress` is told of the events folded, and of the sequence
-/// reached and the one to reach.
+/// Rebuilds the projections, and replaces the live ones. `progress` receives the number of events folded, the sequence
+/// reached, and the sequence to reach.
 ///
 /// # Errors
-/// When NATS or Redis does not answer, or Redis loses what was made; the live projections are as they were then.
+/// If NATS or Redis does not answer, or if the new projections disappear from Redis. The live projections stay
+/// unchanged.
 pub async fn rebuild(
     client: Client,
     redis: &Redis,
@@ -51,34 +55,34 @@ pub async fn rebuild(
     let reader = Reader::open(client.clone(), STREAM).await?;
     let identity = identity(&jetstream::new(client)).await?;
     let name = format!("{identity} {}", System.id());
-    redis.begin_anew(&name).await.context("redis does not answer")?;
+    redis.begin_rebuild(&name).await.context("redis does not answer")?;
 
     let mut at = reader.bounds().await?.last;
-    let (mut whole, mut events, mut time) = (Whole::default(), 0, None);
-    let mut batches = parse(read(reader.range(filters(), 1, at)));
-    while let Some(batch) = batches.recv().await.context("the log was not read to its end")?? {
+    let (mut folded, mut events, mut time) = (InMemoryProjections::default(), 0, None);
+    let mut batches = decode(read(reader.range(filters(), 1, at)));
+    while let Some(batch) = batches.recv().await.context("the task that reads the log has died")?? {
         events += batch.len() as u64;
         let reached = batch.last().map_or(at, |last| last.seq);
         time = batch.last().map(|last| last.time).or(time);
-        whole.fold(batch);
+        folded.fold(batch);
         progress(events, reached, at);
     }
-    for changes in whole.parts() {
+    for changes in folded.parts() {
         advance(redis, &name, Advance { changes, ..Advance::default() }).await?;
     }
     advance(redis, &name, Advance { to: at, time, behind: Some(0), ..Advance::default() }).await?;
 
-    // What has come meanwhile.
+    // Apply the events that were appended meanwhile.
     loop {
         let end = reader.bounds().await?.last;
         let mut range = reader.range(filters(), at + 1, end);
         while at < end {
             let batch = gather(&mut range).await?;
-            let to = batch.get(ANEW_BATCH - 1).map_or(end, |last| last.seq);
+            let to = batch.get(BATCH_SIZE - 1).map_or(end, |last| last.seq);
             let behind = batch.last().map(|last| last.pending);
             let advance = Advance { from: at, to, behind, ..Advance::default() };
-            if apply(redis, Point::ProjectionsMade, &ANEW, &name, &batch, advance).await? != Applied::At(to) {
-                return gone();
+            if apply(redis, Point::ProjectionsMade, &REBUILD, &name, &batch, advance).await? != Applied::At(to) {
+                return lost();
             }
             at = to;
             events += batch.len() as u64;
@@ -86,30 +90,34 @@ pub async fn rebuild(
         }
         match redis.switch(&identity, &name, reader.bounds().await?.last).await.context("redis does not answer")? {
             Applied::At(seq) if seq == at => return Ok(Rebuilt { seq, events }),
-            // A projector is further.
+            // The live projections are further. Read more events.
             Applied::At(_) => {}
-            Applied::Foreign => return gone(),
+            Applied::Foreign => return lost(),
         }
     }
 }
 
 async fn advance(redis: &Redis, name: &str, advance: Advance) -> anyhow::Result<()> {
     let to = advance.to;
-    if redis.apply(Point::ProjectionsMade, &ANEW, name, &advance).await? == Applied::At(to) { Ok(()) } else { gone() }
+    if redis.apply(Point::ProjectionsMade, &REBUILD, name, &advance).await? == Applied::At(to) {
+        Ok(())
+    } else {
+        lost()
+    }
 }
 
-/// Reads ahead.
+/// Reads batches in a task, ahead of their use.
 fn read(mut range: Range) -> Batches<Message> {
-    let (give, batches) = mpsc::channel(AHEAD);
+    let (sender, batches) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
         loop {
             let batch = gather(&mut range).await;
-            let last = batch.as_ref().map_or(true, |batch| batch.len() < ANEW_BATCH);
-            if give.send(batch.map(Some)).await.is_err() {
+            let last = batch.as_ref().map_or(true, |batch| batch.len() < BATCH_SIZE);
+            if sender.send(batch.map(Some)).await.is_err() {
                 return;
             }
             if last {
-                let _ = give.send(Ok(None)).await;
+                let _ = sender.send(Ok(None)).await;
                 return;
             }
         }
@@ -117,34 +125,36 @@ fn read(mut range: Range) -> Batches<Message> {
     batches
 }
 
-/// Parses ahead: neither who reads nor who folds waits for it.
-fn parse(mut batches: Batches<Message>) -> Batches<ProjectedEvent> {
-    let (give, parsed) = mpsc::channel(AHEAD);
+/// Decodes batches in a task, so that reading, decoding and folding run in parallel.
+fn decode(mut batches: Batches<Message>) -> Batches<ProjectedEvent> {
+    let (sender, decoded) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
         while let Some(batch) = batches.recv().await {
-            let parsed = |batch: Vec<Message>| batch.iter().filter_map(ProjectedEvent::of).collect();
-            let batch = batch.map(|batch| batch.map(parsed));
-            if give.send(batch).await.is_err() {
+            let events = |batch: Vec<Message>| batch.iter().filter_map(ProjectedEvent::of).collect();
+            let batch = batch.map(|batch| batch.map(events));
+            if sender.send(batch).await.is_err() {
                 return;
             }
         }
     });
-    parsed
+    decoded
 }
 
-/// The next messages; fewer than [`ANEW_BATCH`] where there are no more.
+/// The next messages of players and sessions; fewer than [`BATCH_SIZE`] only at the end of the range.
 async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
-    let mut batch = Vec::with_capacity(ANEW_BATCH);
-    while batch.len() < ANEW_BATCH
+    let mut batch = Vec::with_capacity(BATCH_SIZE);
+    while batch.len() < BATCH_SIZE
         && let Some(message) = range.next().await?
     {
-        if concerns(&message) {
+        if is_relevant(&message) {
             batch.push(message);
         }
     }
     Ok(batch)
 }
 
-fn gone<T>() -> anyhow::Result<T> {
-    bail!("what was made anew is gone: redis was emptied, or another rebuild has begun; run it again if need be")
+fn lost<T>() -> anyhow::Result<T> {
+    bail!(
+        "the new projections were lost: redis was emptied, or another rebuild has begun; run the rebuild again if necessary"
+    )
 }

@@ -1,17 +1,18 @@
--- Puts the projections that were made anew (the second half of the keys) in the place of the live ones (the first),
--- unless these are further: than the new ones, and not than the log itself.
--- Returns where the live ones stand afterwards; -1 when what was made anew is not there, or was made by another.
+-- Replaces the live projections (the first half of the keys) with those of a rebuild (the second half), unless the
+-- live ones have a higher sequence. A live sequence beyond the end of the log cannot be right, and does not count.
+-- Returns the sequence of the live projections afterwards; -1 if the projections of the rebuild do not exist, or belong
+-- to another rebuild.
 local log, name, last, count = ARGV[1], ARGV[2], tonumber(ARGV[3]), #KEYS / 2
 if redis.call('HGET', KEYS[count + 1], 'log') ~= name then return -1 end
-local anew = tonumber(redis.call('HGET', KEYS[count + 1], 'seq'))
+local rebuilt = tonumber(redis.call('HGET', KEYS[count + 1], 'seq'))
 if redis.call('HGET', KEYS[1], 'log') == log then
   local at = tonumber(redis.call('HGET', KEYS[1], 'seq'))
-  -- Nobody who reads may see a match undone.
-  if at > anew and at <= last then return at end
+  -- A reader must not see the projections go back.
+  if at > rebuilt and at <= last then return at end
 end
 for i = 1, count do
   redis.call('UNLINK', KEYS[i])
   if redis.call('EXISTS', KEYS[count + i]) == 1 then redis.call('RENAME', KEYS[count + i], KEYS[i]) end
 end
 redis.call('HSET', KEYS[1], 'log', log)
-return anew
+return rebuilt

@@ -1,7 +1,8 @@
-//! One stream to a file and back, by JetStream's own snapshots: every message with its sequence, time and headers.
+//! Copies one stream to a file and back, with JetStream's snapshots. They keep the sequence, time and headers of every
+//! message.
 //!
-//! The server hands a snapshot out in chunks and waits for answers to them; it takes one back in the same way. What is in
-//! it is the server's affair.
+//! The server sends a snapshot in chunks and waits for acknowledgements. It receives one in the same way. This code
+//! does not interpret the chunks.
 
 use std::{path::Path, sync::atomic::Ordering, time::Duration};
 
@@ -9,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use async_nats::{Client, Request, RequestErrorKind, jetstream::ErrorCode};
 use bytes::Bytes;
 use futures::StreamExt;
-use garage_events::{game::hex, jetstream::setup::GATHERING};
+use garage_events::{game::hex, jetstream::setup::CLUSTER_TIMEOUT};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -19,20 +20,21 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Bytes of a message; far below the megabyte that a server takes by default.
+/// Chunk size in bytes. It is far below the server's default message limit of 1 MiB.
 const CHUNK: usize = 128 << 10;
 
-/// How often, and how far apart, a chunk is offered to a leader that this node has not heard of yet: for five seconds.
-const INTEREST_TRIES: u32 = 100;
+/// Retries of a chunk while this node does not know yet where the stream's leader listens: five seconds with [`PAUSE`].
+const MAX_RETRIES: u32 = 100;
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long the server has to answer, or to send the next chunk.
-const ANSWER: Duration = Duration::from_secs(30);
+/// How long the server may take to answer, or to send the next chunk.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long it has, after the last chunk, to make a stream of them: it reads all of it.
-const UNPACK: Duration = Duration::from_secs(30 * 60);
+/// How long the server may take after the last chunk. It then reads all chunks and creates the stream.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// A stream that was written to a file, and what the server needs to know to take it back.
+/// A stream in a file: what the server needs to restore it, and the file's size and checksum.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Snapshot {
     config: Value,
@@ -44,38 +46,38 @@ pub(crate) struct Snapshot {
 impl Snapshot {
     /// The stream's name.
     pub(crate) fn name(&self) -> anyhow::Result<&str> {
-        self.config.get("name").and_then(Value::as_str).context("the backup has a stream without a name")
+        self.config.get("name").and_then(Value::as_str).context("the backup contains a stream without a name")
     }
 
-    /// How many messages it has, and what a person wants to know besides.
+    /// The number of messages and their first and last sequence, as text.
     pub(crate) fn summary(&self) -> String {
         let number = |field| self.state.get(field).and_then(Value::as_u64).unwrap_or(0);
         format!("{} messages, {} to {}", number("messages"), number("first_seq"), number("last_seq"))
     }
 
-    /// Writes a stream to a new file, without its consumers.
+    /// Writes a stream, without its consumers, to a new file.
     pub(crate) async fn take(client: &Client, stream: &str, path: &Path) -> anyhow::Result<Self> {
-        let mut file = File::create_new(path).await.with_context(|| format!("cannot make {}", path.display()))?;
+        let mut file = File::create_new(path).await.with_context(|| format!("cannot create {}", path.display()))?;
         let connects = client.statistics().connects.load(Ordering::Relaxed);
         let inbox = client.new_inbox();
         let mut chunks = client.subscribe(inbox.clone()).await?;
-        let ticket_request = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK });
+        let request = json!({ "deliver_subject": inbox, "no_consumers": true, "chunk_size": CHUNK });
         let mut begun =
-            api(client, format!("$JS.API.STREAM.SNAPSHOT.{stream}"), ticket_request.to_string(), ANSWER).await?;
+            api(client, format!("$JS.API.STREAM.SNAPSHOT.{stream}"), request.to_string(), ANSWER_TIMEOUT).await?;
         let (mut count, mut bytes, mut hash) = (0_u64, 0, Sha256::new());
         loop {
-            let chunk = timeout(ANSWER, chunks.next()).await.ok().flatten();
-            let chunk = chunk.context("the server has stopped sending; run it again")?;
+            let chunk = timeout(ANSWER_TIMEOUT, chunks.next()).await.ok().flatten();
+            let chunk = chunk.context("the server has stopped sending; run the command again")?;
             if chunk.payload.is_empty() {
                 let failed = chunk.status.filter(|status| !matches!(status.as_u16(), 200..300));
-                ensure!(failed.is_none(), "the server gave up: {}", chunk.description.unwrap_or_default());
+                ensure!(failed.is_none(), "the server has failed: {}", chunk.description.unwrap_or_default());
                 break;
             }
             count += 1;
-            // The end of the subject to answer to is the chunk's length and its number. The last one asks for no answer.
+            // The reply subject ends with the length and the number of the chunk. The last chunk has no reply subject.
             let length = chunk.payload.len();
             let next = chunk.reply.as_ref().is_none_or(|answer| answer.ends_with(&format!(".{length}.{count}")));
-            ensure!(next, "a chunk was lost; run it again");
+            ensure!(next, "a chunk was lost; run the command again");
             file.write_all(&chunk.payload).await.with_context(|| format!("cannot write {}", path.display()))?;
             hash.update(&chunk.payload);
             bytes += length as u64;
@@ -84,14 +86,14 @@ impl Snapshot {
             }
         }
         let again = client.statistics().connects.load(Ordering::Relaxed) > connects;
-        ensure!(!again, "the connection to nats was lost meanwhile; run it again");
+        ensure!(!again, "the connection to NATS was lost; run the command again");
         file.sync_all().await.with_context(|| format!("cannot write {}", path.display()))?;
         let mut part =
-            |field| begun.get_mut(field).map(Value::take).with_context(|| format!("no {field} in the answer"));
+            |field| begun.get_mut(field).map(Value::take).with_context(|| format!("no field {field} in the answer"));
         Ok(Self { config: part("config")?, state: part("state")?, bytes, sha256: hex(&hash.finalize()) })
     }
 
-    /// That the file is what was written.
+    /// Checks that the file has not changed since the backup.
     pub(crate) async fn check(&self, path: &Path) -> anyhow::Result<()> {
         let (mut bytes, mut hash) = (0, Sha256::new());
         self.read(path, async |chunk| {
@@ -101,56 +103,56 @@ impl Snapshot {
         })
         .await?;
         let same = (bytes, hex(&hash.finalize())) == (self.bytes, self.sha256.clone());
-        ensure!(same, "{} is not what was written to it; take another backup", path.display());
+        ensure!(same, "{} has changed since the backup; use another backup", path.display());
         Ok(())
     }
 
-    /// Makes the stream of the file.
+    /// Creates the stream from the file.
     pub(crate) async fn put(&self, client: &Client, path: &Path) -> anyhow::Result<()> {
         let stream = self.name()?;
-        let ticket_request = json!({ "config": self.config, "state": self.state }).to_string();
+        let request = json!({ "config": self.config, "state": self.state }).to_string();
         let began = Instant::now();
         let begun = loop {
-            match api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), ticket_request.clone(), ANSWER).await {
-                // The nodes of a cluster that has just started take each other for absent at first.
-                Err(error) if is_short(&error) && began.elapsed() < GATHERING => sleep(PAUSE).await,
+            match api(client, format!("$JS.API.STREAM.RESTORE.{stream}"), request.clone(), ANSWER_TIMEOUT).await {
+                // In a cluster that has just started, the nodes do not know yet that the others are there.
+                Err(error) if lacks_nodes(&error) && began.elapsed() < CLUSTER_TIMEOUT => sleep(PAUSE).await,
                 begun => break begun?,
             }
         };
-        let to = begun.get("deliver_subject").and_then(Value::as_str).context("the server does not say where to")?;
+        let to = begun.get("deliver_subject").and_then(Value::as_str).context("no deliver_subject in the answer")?;
         self.read(path, async |chunk| {
-            let mut left = INTEREST_TRIES;
+            let mut retries = MAX_RETRIES;
             let answer = loop {
-                let request = Request::new().payload(chunk.clone()).timeout(Some(ANSWER));
-                match client.send_request(to.to_owned(), request).await {
-                    // The answer may overtake what tells this node where the stream's leader listens.
-                    Err(error) if error.kind() == RequestErrorKind::NoResponders && left > 0 => left -= 1,
+                let chunk_request = Request::new().payload(chunk.clone()).timeout(Some(ANSWER_TIMEOUT));
+                match client.send_request(to.to_owned(), chunk_request).await {
+                    // This node may not know yet that the leader listens on this subject.
+                    Err(error) if error.kind() == RequestErrorKind::NoResponders && retries > 0 => retries -= 1,
                     answer => break answer?,
                 }
                 tokio::time::sleep(PAUSE).await;
             };
-            // Empty as long as all is well.
+            // The answer is empty unless there is an error.
             if !answer.payload.is_empty() {
                 refusal(&serde_json::from_slice(&answer.payload)?)?;
             }
             Ok(())
         })
         .await?;
-        let made = api(client, to.to_owned(), String::new(), UNPACK).await?;
+        let made = api(client, to.to_owned(), String::new(), CREATE_TIMEOUT).await?;
         let last = |state: &Value| state.get("last_seq").and_then(Value::as_u64);
         let (is, was) = (made.get("state").and_then(last), last(&self.state));
         if is < was {
-            bail!("the stream ends at {is:?}, and its backup at {was:?}");
+            bail!("the restored stream ends at {is:?}, but the backup ends at {was:?}");
         }
         Ok(())
     }
 
     async fn read(&self, path: &Path, mut each: impl AsyncFnMut(Bytes) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let unread = || format!("cannot read {}", path.display());
-        let mut file = File::open(path).await.with_context(unread)?;
+        let not_read = || format!("cannot read {}", path.display());
+        let mut file = File::open(path).await.with_context(not_read)?;
         loop {
             let mut chunk = Vec::with_capacity(CHUNK);
-            (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await.with_context(unread)?;
+            (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await.with_context(not_read)?;
             if chunk.is_empty() {
                 return Ok(());
             }
@@ -161,15 +163,15 @@ impl Snapshot {
 
 async fn api(client: &Client, subject: String, body: String, wait: Duration) -> anyhow::Result<Value> {
     let request = Request::new().payload(body.into()).timeout(Some(wait));
-    let answer = client.send_request(subject, request).await.context("nats does not answer")?;
-    let answer: Value = serde_json::from_slice(&answer.payload).context("nats answers what is no JSON")?;
+    let answer = client.send_request(subject, request).await.context("NATS does not answer")?;
+    let answer: Value = serde_json::from_slice(&answer.payload).context("the answer of NATS is not JSON")?;
     refusal(&answer)?;
     Ok(answer)
 }
 
-/// What the server says no with.
+/// An error that the server has returned.
 #[derive(Debug, thiserror::Error)]
-#[error("nats refuses: {description}")]
+#[error("NATS refuses: {description}")]
 struct Refused {
     code: ErrorCode,
     description: String,
@@ -181,7 +183,7 @@ fn refusal(answer: &Value) -> Result<(), Refused> {
     Err(Refused { code: ErrorCode(code), description: error.get("description").unwrap_or(error).to_string() })
 }
 
-/// Whether the cluster has too few nodes for a stream.
-fn is_short(error: &anyhow::Error) -> bool {
+/// Whether the cluster has too few nodes for the stream.
+fn lacks_nodes(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.code == ErrorCode::CLUSTER_NO_PEERS)
 }

@@ -1,4 +1,4 @@
-//! `garage bench capacity`: what matches leave behind, for who plans disk and memory.
+//! `garage bench capacity`: the space that matches need, to plan disk and memory.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -19,13 +19,13 @@ use garage_stack::{
 use super::sample::memory_kib;
 use crate::report::{say, table};
 
-/// Matches at a time: each has a game server and two players, and all of them must be quick enough for theirs.
-const AT_ONCE: usize = 8;
+/// Matches at the same time. Each needs a game server and two bots, and a small machine must keep up with all of them.
+const CONCURRENCY: usize = 8;
 
-/// What matches leave behind: bytes of the log, memory of NATS and Redis, rows of MySQL.
+/// Measures what matches leave in the log, NATS, Redis and MySQL.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Capacity {
-    /// Matches that are played, each by two new players on a game server of its own; about three a second on two cores.
+    /// Number of matches. Each has two new players and its own game server. Two cores play about three per second.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     matches: u32,
 }
@@ -42,13 +42,13 @@ impl Capacity {
 
     async fn measure(&self, stack: &mut Stack) -> anyhow::Result<()> {
         let http = reqwest::Client::new();
-        // What the first match brings about is no later one's.
+        // The first match warms up the servers and is not counted.
         play(stack, &http, "first").await?;
         let before = Sizes::read(stack).await?;
         say(format!("playing {} matches …", self.matches));
         let began = Instant::now();
         let playing = stream::iter(0..self.matches).map(async |number| play(stack, &http, &number.to_string()).await);
-        playing.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        playing.buffer_unordered(CONCURRENCY).try_collect::<()>().await?;
         let rate = f64::from(self.matches) / began.elapsed().as_secs_f64();
         let after = Sizes::read(stack).await?;
 
@@ -63,11 +63,10 @@ impl Capacity {
                 ]);
             }
         }
-        say(format!("\n{} matches of two new players each, {rate:.1} a second", self.matches));
-        table(&["", "after them", "per 1,000 matches"], &rows);
-        say(
-            "\nThe log forgets after 12 h, its history after 72 h, Redis a player or session when he or it is through.",
-        );
+        say(format!("\n{} matches of two new players each, {rate:.1} per second", self.matches));
+        table(&["", "after the matches", "per 1,000 matches"], &rows);
+        say("\nThe log keeps events for 12 h, the history for 72 h. Redis keeps live players and sessions, and the \
+             last 500 closed sessions for an hour.");
         Ok(())
     }
 }
@@ -82,7 +81,7 @@ async fn play(stack: &Stack, http: &reqwest::Client, name: &str) -> anyhow::Resu
     Ok(())
 }
 
-/// Sizes of what Garage keeps, by name.
+/// The sizes of Garage's data, by the name of the row.
 #[derive(Debug)]
 struct Sizes(BTreeMap<String, f64>);
 
@@ -95,7 +94,7 @@ impl Sizes {
             sizes.insert(format!("{name}, messages"), exact(state.messages));
             sizes.insert(format!("{name}, KiB"), exact(state.bytes) / 1_024.0);
         }
-        let nats = stack.nats.node(0)?.process().pid().context("nats-server has gone")?;
+        let nats = stack.nats.node(0)?.process().pid().context("nats-server has stopped")?;
         sizes.insert("nats-server, KiB of memory".into(), exact(memory_kib(nats)?));
         sizes.insert("Redis, KiB of memory".into(), redis(&stack.redis.url_with_password()).await? / 1_024.0);
         let mysql = MySql {
@@ -112,16 +111,16 @@ impl Sizes {
     }
 }
 
-/// What Redis says that its data takes, in bytes.
+/// Memory that Redis uses for its data, in bytes.
 async fn redis(url: &str) -> anyhow::Result<f64> {
     let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
     let info: String = redis::cmd("INFO").arg("memory").query_async(&mut connection).await?;
     let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.trim().parse().ok());
-    used.context("Redis does not tell its memory")
+    used.context("Redis does not report its memory")
 }
 
-/// Exact up to 2^53, which no size here comes near.
-#[expect(clippy::cast_precision_loss, reason = "said above")]
+/// Converts a size. The result is exact up to 2^53, far above all sizes here.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
 fn exact(size: u64) -> f64 {
     size as f64
 }

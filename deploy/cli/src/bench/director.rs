@@ -1,4 +1,4 @@
-//! `garage bench director`: how quickly a director makes pods, beside the cluster itself.
+//! `garage bench director`: how fast a director creates pods, compared with a client that only sends the requests.
 
 mod stage;
 
@@ -15,7 +15,7 @@ use garage_apiserver::ApiServer;
 use garage_director::{
     backend::Order,
     kube::{
-        baseline_client::{BaselineClient, Coming},
+        baseline_client::{BaselineClient, PodArrivals},
         cluster::Cluster,
     },
 };
@@ -23,39 +23,39 @@ use garage_stack::process::{Launch, Process};
 use garage_worker::Shutdown;
 
 use self::stage::Stage;
-use super::unless;
+use super::interruptible;
 use crate::report::{percentile, say, table};
 
-/// Pods that the bare client asks for at a time: a director has as many reactions.
-const AT_ONCE: usize = 16;
+/// Concurrent requests of the baseline client. A director runs as many reactions at the same time.
+const CONCURRENCY: usize = 16;
 
-/// How long the pods of a round may take to come, or to go.
+/// How long the cluster may take to create or to remove the pods of a round.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// A pod that no node takes: only the making of it is measured.
+/// A pod that fits no node. It never runs, because only its creation is measured.
 const POD: &str = "spec: {nodeSelector: {garage/bench: nobody}}\n";
 
-/// Pods that a director makes a second, beside a client that only asks the cluster for them.
+/// Measures the pods that a director creates per second, and a client that only sends the requests.
 ///
-/// A round is as many sessions as --pods, appended to a log at once, until the cluster has a pod of each; or as many
-/// pods made by the same three requests each, 16 at a time, without a director. They take turns. No pod ever runs, and
-/// nothing but the namespace is left.
+/// In a director's round, --pods sessions are appended to a log at once. The round ends when the cluster has a pod for
+/// each. In a client's round, a client creates as many pods with the same three requests each, 16 pods at a time. The
+/// rounds alternate. No pod ever runs. At the end, all pods are removed; a new namespace stays.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Director {
-    /// The file that says where the cluster is and as whom to ask it; by default the cluster is a double of the API
-    /// server, in a process of its own.
+    /// The kubeconfig file with the cluster and your account. The default is a simulated API server in a separate
+    /// process.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// The namespace of the cluster that the pods are in, and nobody else's; made when it is not there.
+    /// The namespace of the pods. It is created if it does not exist, and must contain no other Garage's pods.
     #[arg(long, value_name = "NAME", default_value = "garage-bench")]
     namespace: String,
-    /// The image that the pods name.
+    /// The image of the pods. It is never pulled.
     #[arg(long, default_value = "garage-gameserver:bench")]
     image: String,
-    /// Pods of a round.
+    /// Pods per round.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     pods: u32,
-    /// Rounds of each.
+    /// Rounds of the director, and rounds of the client.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
 }
@@ -73,7 +73,11 @@ impl Director {
         };
         let cluster = Cluster::find(&kubeconfig, &self.namespace).await?;
         cluster.prepare().await?;
-        ensure!(cluster.left().await?.is_empty(), "a Garage has pods in namespace {}; take another", self.namespace);
+        ensure!(
+            cluster.remaining().await?.is_empty(),
+            "namespace {} contains pods of a Garage; use another one",
+            self.namespace
+        );
         let template = folder.path().join("pod.yaml");
         fs::write(&template, POD)?;
         let flags = [
@@ -82,16 +86,16 @@ impl Director {
             ("--namespace", Path::new(&self.namespace)),
             ("--image", Path::new(&self.image)),
             ("--pod-template", &template),
-            // They wait for a node for as long as they are there.
+            // The director must not fail pods that wait for a node.
             ("--pod-patience", Path::new("1000000")),
             ("--seal-key-file", &folder.path().join("seal.key")),
             ("--token-key-file", &folder.path().join("token.pub.pem")),
         ];
         let flags = flags.map(|(flag, value)| format!("{flag}={}", value.display()));
-        let notified = ["garage-director"].into_iter().chain(flags.iter().map(String::as_str));
-        let baseline = BaselineClient::new(&cluster, &garage_director::Config::try_parse_from(notified)?.kube)?;
-        let result = unless(&shutdown, self.measure(folder.path(), &cluster, &baseline, &flags)).await;
-        // The director has ended: nobody makes any more.
+        let line = ["garage-director"].into_iter().chain(flags.iter().map(String::as_str));
+        let baseline = BaselineClient::new(&cluster, &garage_director::Config::try_parse_from(line)?.kube)?;
+        let result = interruptible(&shutdown, self.measure(folder.path(), &cluster, &baseline, &flags)).await;
+        // The director has stopped, so no new pod can appear.
         let cleared = try_join(cluster.clear(MAX_WAIT), baseline.cluster().clear(MAX_WAIT)).await;
         result.and(cleared.map(drop))
     }
@@ -104,61 +108,63 @@ impl Director {
         flags: &[String],
     ) -> anyhow::Result<()> {
         let stage = Stage::start(folder, flags).await?;
-        // What the first requests bring about is no round's.
-        directed(&stage, cluster, AT_ONCE).await?;
-        asked(&stage, baseline, AT_ONCE).await?;
+        // Warms up: connections and caches are not part of a round.
+        director_round(&stage, cluster, CONCURRENCY).await?;
+        client_round(&stage, baseline, CONCURRENCY).await?;
         let count = usize::try_from(self.pods)?;
         let (mut by_director, mut by_client) = (Vec::new(), Vec::new());
         for round in 1..=self.rounds {
             if round % 2 == 0 {
-                by_director.push(directed(&stage, cluster, count).await?);
-                by_client.push(asked(&stage, baseline, count).await?);
+                by_director.push(director_round(&stage, cluster, count).await?);
+                by_client.push(client_round(&stage, baseline, count).await?);
             } else {
-                by_client.push(asked(&stage, baseline, count).await?);
-                by_director.push(directed(&stage, cluster, count).await?);
+                by_client.push(client_round(&stage, baseline, count).await?);
+                by_director.push(director_round(&stage, cluster, count).await?);
             }
             say(format!("  round {round} of {}", self.rounds));
         }
         let at = self.kubeconfig.as_ref().map_or_else(
-            || "a double of the API server, in a process of its own".to_owned(),
-            |file| format!("the cluster of {}", file.display()),
+            || "a simulated API server in a separate process".to_owned(),
+            |file| format!("the cluster in {}", file.display()),
         );
-        say(format!("\n{} rounds of {} pods each, in turn, on {at}", self.rounds, self.pods));
+        say(format!("\n{} rounds of {} pods for each, on {at}", self.rounds, self.pods));
         let client = Rates::of(by_client, self.pods);
         let director = Rates::of(by_director, self.pods);
         let rows = [client.row("a client alone, 16 at a time (limit)", &client), director.row("a director", &client)];
-        table(&["pods a second", "median", "least", "most", "of the limit"], &rows);
+        table(&["pods per second", "median", "lowest", "highest", "share of the limit"], &rows);
         Ok(())
     }
 }
 
-/// A round of the director's: from the first append until the last pod is there.
-async fn directed(stage: &Stage, cluster: &Cluster, count: usize) -> anyhow::Result<Duration> {
-    let mut coming = Coming::watch(cluster).await?;
+/// A round of the director: from the first append until the last pod exists.
+async fn director_round(stage: &Stage, cluster: &Cluster, count: usize) -> anyhow::Result<Duration> {
+    let mut arrivals = PodArrivals::watch(cluster).await?;
     let began = Instant::now();
     let appended = stage.sessions(count);
-    let come = async { tokio::time::timeout(MAX_WAIT, coming.until(count)).await.context("the pods do not come")? };
-    let (sessions, ()) = try_join(appended, come).await?;
+    let arrived = async {
+        tokio::time::timeout(MAX_WAIT, arrivals.wait_for(count)).await.context("not all pods were created in time")?
+    };
+    let (sessions, ()) = try_join(appended, arrived).await?;
     let took = began.elapsed();
     stage.close(&sessions).await?;
     cluster.wait_empty(MAX_WAIT).await?;
     Ok(took)
 }
 
-/// The same pods without a director.
-async fn asked(stage: &Stage, baseline: &BaselineClient, count: usize) -> anyhow::Result<Duration> {
+/// A round of the baseline client: the same pods without a director.
+async fn client_round(stage: &Stage, baseline: &BaselineClient, count: usize) -> anyhow::Result<Duration> {
     let orders = (0..count).map(|_| stage.order()).collect::<anyhow::Result<Vec<Order>>>()?;
-    let mut coming = Coming::watch(baseline.cluster()).await?;
+    let mut arrivals = PodArrivals::watch(baseline.cluster()).await?;
     let began = Instant::now();
-    let making = stream::iter(&orders).map(|order| baseline.make(order)).buffer_unordered(AT_ONCE);
-    let made = making.try_for_each(|()| future::ready(Ok(())));
-    try_join(made, coming.until(count)).await?;
+    let creating = stream::iter(&orders).map(|order| baseline.create(order)).buffer_unordered(CONCURRENCY);
+    let created = creating.try_for_each(|()| future::ready(Ok(())));
+    try_join(created, arrivals.wait_for(count)).await?;
     let took = began.elapsed();
     baseline.cluster().clear(MAX_WAIT).await?;
     Ok(took)
 }
 
-/// Pods a second, of all rounds, in order.
+/// Pods per second of each round, sorted.
 #[derive(Debug)]
 struct Rates(Vec<f64>);
 
@@ -171,23 +177,23 @@ impl Rates {
 
     fn row(&self, name: &str, limit: &Self) -> Vec<String> {
         let at = |share| percentile(&self.0, share).unwrap_or(f64::NAN);
-        let most = percentile(&limit.0, 0.5).unwrap_or(f64::NAN);
+        let limit = percentile(&limit.0, 0.5).unwrap_or(f64::NAN);
         let rates = [0.5, 0.0, 1.0].map(|share| format!("{:.0}", at(share)));
-        [name.to_owned()].into_iter().chain(rates).chain([format!("{:.2}", at(0.5) / most)]).collect()
+        [name.to_owned()].into_iter().chain(rates).chain([format!("{:.2}", at(0.5) / limit)]).collect()
     }
 }
 
-/// A double of the API server, for `garage bench director`.
+/// Runs the simulated API server for `bench director`, which starts it as a separate process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Double {
-    /// Where the kubeconfig is written, once it serves.
+    /// The kubeconfig file to write when the server is ready.
     kubeconfig: PathBuf,
 }
 
 impl Double {
     async fn start(folder: &Path) -> anyhow::Result<Process> {
         let kubeconfig = folder.join("kubeconfig");
-        let mut process = Launch::new("the double", std::env::current_exe()?, folder.join("double.log"))
+        let mut process = Launch::new("the simulated API server", std::env::current_exe()?, folder.join("double.log"))
             .args(["bench", "api-server"])
             .arg(&kubeconfig)
             .spawn()?;
@@ -197,7 +203,7 @@ impl Double {
 
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let double = ApiServer::start().await?;
-        // Whole, or not there.
+        // A rename, so that the file appears only when it is complete.
         let unfinished = self.kubeconfig.with_extension("unfinished");
         fs::write(&unfinished, double.kubeconfig())?;
         fs::rename(unfinished, self.kubeconfig)?;
@@ -210,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_tells_rates_and_what_part_of_the_limit_they_are() {
+    fn a_row_shows_the_rates_and_their_share_of_the_limit() {
         let rates = |millis: &[u64]| Rates::of(millis.iter().copied().map(Duration::from_millis).collect(), 100);
         let limit = rates(&[500, 250, 1_000]);
         assert_eq!(limit.row("limit", &limit), ["limit", "200", "100", "400", "1.00"]);

@@ -1,4 +1,4 @@
-//! `garage bench gateway`: what a gateway takes, and how quick it is, with many sockets.
+//! `garage bench gateway`: memory and latency of a gateway with many sockets.
 
 mod clients;
 mod push;
@@ -17,20 +17,20 @@ pub(super) use self::clients::Clients;
 use super::sample::{HEADINGS, memory_kib};
 use crate::report::{say, table};
 
-/// Connections and files of a gateway besides the sockets.
-const BESIDES: u64 = 4_096;
+/// Connections and open files that a process needs besides the sockets.
+const RESERVE: u64 = 4_096;
 
-/// What a gateway takes and how quick it is with many sockets, beside what the machine does without it.
+/// Measures memory, latency and requests of a gateway with many sockets, and the same machine without a gateway.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Gateway {
-    /// Sockets that are open all the time, each of a player of his own.
-    // Their clients' ports are those of one address.
+    /// Sockets that stay open during all measurements. Each belongs to another player.
+    // The clients share one address, whose ports limit the number.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     sockets: u32,
-    /// REST requests a second.
+    /// REST requests per second.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
     rate: u32,
-    /// Events a second that are pushed, each to another socket.
+    /// Events per second, sent to one socket after another.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     events: u32,
     /// Seconds for each measurement.
@@ -42,11 +42,11 @@ impl Gateway {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         self.check_machine()?;
         let folder = tempfile::Builder::new().prefix("garage-bench-").tempdir()?;
-        let most = u64::from(self.sockets) + BESIDES;
+        let most = u64::from(self.sockets) + RESERVE;
         let env = vec![("GARAGE_GATEWAY_MAX_CONNECTIONS".into(), most.to_string())];
         let mut stack = Stack::start(folder.path(), Options { env, ..Options::default() }).await?;
         for matchmaker in stack.instances(Worker::Matchmaker) {
-            // Nobody who queues here is to be matched.
+            // No queued player may be matched.
             matchmaker.process.stop().await;
         }
         let result = self.measure(&mut stack).await;
@@ -56,9 +56,9 @@ impl Gateway {
 
     async fn measure(&self, stack: &mut Stack) -> anyhow::Result<()> {
         let pid = stack.instances(Worker::Gateway).next().and_then(|gateway| gateway.process.pid());
-        let pid = pid.context("the gateway has gone")?;
+        let pid = pid.context("the gateway has stopped")?;
         let url = stack.gateway();
-        // What the first requests bring about is no socket's.
+        // The first requests allocate memory that does not belong to the sockets.
         rest::warm_up(&url, &stack.token("first", Some(0))?).await?;
         let before = memory_kib(pid)?;
 
@@ -68,16 +68,16 @@ impl Gateway {
         let mut clients = clients::start(&url, &tokens).await?;
         let after = memory_kib(pid)?;
         let each = f64::from(u32::try_from(after.saturating_sub(before))?) / f64::from(self.sockets);
-        say(format!("  {each:.1} KiB of the gateway's memory a socket ({before} KiB before, {after} KiB with them)"));
+        say(format!("  {each:.1} KiB of gateway memory per socket ({before} KiB before, {after} KiB after)"));
 
-        say(format!("pushing {} events/s, then one to everybody at once …", self.events));
+        say(format!("sending {} events per second, then one event to all sockets at once …", self.events));
         let nats = [stack.nats.connect(Role::Admin).await?, stack.nats.connect(Role::Admin).await?];
         let mut pushing = push::Pushing::new(&nats, &players, &mut clients).await?;
         let steady = pushing.steady(self.events, self.seconds).await?;
         let burst = pushing.burst().await?;
         let busy = memory_kib(pid)?;
 
-        say(format!("{} requests/s …", self.rate));
+        say(format!("sending {} requests per second …", self.rate));
         let load = rest::Load { rate: self.rate, seconds: self.seconds };
         let echo = load.echo(clients.echo()).await?;
         let tokens: Vec<String> = (0..rest::PLAYERS)
@@ -86,36 +86,37 @@ impl Gateway {
         let rest = load.gateway(&url, &tokens).await?;
 
         say(format!(
-            "\none gateway with {} sockets; latencies as its clients, in another process, see them",
+            "\none gateway with {} sockets; latencies as measured by its clients in another process",
             self.sockets
         ));
         let mut rows = Vec::new();
-        for (name, pushed) in [(format!("at {}/s", self.events), steady), ("to all at once".into(), burst)] {
+        for (name, pushed) in [(format!("{}/s", self.events), steady), ("all at once".into(), burst)] {
             rows.push(pushed.limit.row(&format!("NATS alone, publish → subscriber, {name} (limit)"), None));
-            rows.push(pushed.stored.row(&format!("append → the log has it, {name}"), Some(&pushed.limit)));
+            rows.push(pushed.stored.row(&format!("append → stored in the log, {name}"), Some(&pushed.limit)));
             rows.push(pushed.frame.row(&format!("append → frame, {name}"), Some(&pushed.limit)));
         }
-        rows.push(echo.row(&format!("bare HTTP on TCP, {}/s (limit)", self.rate), None));
+        rows.push(echo.row(&format!("HTTP without a gateway, {}/s (limit)", self.rate), None));
         for (name, latencies) in &rest {
             rows.push(latencies.row(name, Some(&echo)));
         }
         table(&HEADINGS, &rows);
         say(format!(
-            "\n{each:.1} KiB a socket when idle, {:.1} KiB after the events",
+            "\n{each:.1} KiB per socket when idle, {:.1} KiB per socket after the events",
             f64::from(u32::try_from(busy.saturating_sub(before))?) / f64::from(self.sockets)
         ));
         Ok(())
     }
 
-    /// Makes room for the sockets, here and in what is started from here, or says what the machine lacks.
+    /// Raises the limit of open files for this process and its children. Fails with what to change if the machine does
+    /// not allow enough files or ports.
     fn check_machine(&self) -> anyhow::Result<()> {
         let sockets = u64::from(self.sockets);
-        let needed = sockets + BESIDES;
+        let needed = sockets + RESERVE;
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         anyhow::ensure!(
             needed <= hard,
-            "{sockets} sockets need {needed} open files in a process, and this machine allows {hard} (`ulimit -Hn`); \
-             raise that, or take fewer with --sockets"
+            "{sockets} sockets need {needed} open files per process, but this machine allows {hard} (`ulimit -Hn`); \
+             raise the limit, or use fewer sockets with --sockets"
         );
         if soft < needed {
             setrlimit(Resource::RLIMIT_NOFILE, needed, hard)?;
@@ -126,14 +127,14 @@ impl Gateway {
         let ports = ends.last().zip(ends.first()).map_or(0, |(last, first)| last.saturating_sub(*first));
         anyhow::ensure!(
             needed <= ports,
-            "{sockets} sockets need {needed} ports for outgoing connections, and this machine has {ports} ({file}); \
-             widen that, or take fewer with --sockets"
+            "{sockets} sockets need {needed} ports for outgoing connections, but this machine has {ports} ({file}); \
+             widen the range, or use fewer sockets with --sockets"
         );
         Ok(())
     }
 }
 
-/// Runs a measurement's length.
-fn length(rate: u32, seconds: u32) -> impl Iterator<Item = Duration> {
+/// When each of `rate` operations per second is due, counted from the start of a measurement.
+fn due_times(rate: u32, seconds: u32) -> impl Iterator<Item = Duration> {
     (0..rate * seconds).map(move |number| Duration::from_secs(1) * number / rate)
 }

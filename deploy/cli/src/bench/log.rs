@@ -1,4 +1,4 @@
-//! `garage bench log`: what the disk lets the log commit.
+//! `garage bench log`: commits per second, compared with the disk's sync rate.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ use garage_stack::servers::{Nats, Role};
 use super::queued;
 use crate::report::{say, table};
 
-/// Commits per second of the log.
+/// Measures commits per second of the log, with and without group commit, and the disk's own fsync rate.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Log {
     /// Seconds for each measurement.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
-    /// Nodes of NATS.
+    /// Number of NATS nodes.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     nats_nodes: u8,
 }
@@ -35,7 +35,7 @@ impl Log {
         let fsyncs = fsyncs(folder.path(), time)?;
         let row = |name: String, rate: f64| vec![name, format!("{rate:.0}"), format!("{:.1}", rate / fsyncs)];
         let mut rows = vec![row("fsync of 600 bytes, this disk".into(), fsyncs)];
-        // A committer of its own for each decision that waits: nothing to be grouped.
+        // Each waiting decision has its own connection and committer, so nothing is grouped.
         for waiting in [1, 16, 256] {
             let mut logs = Vec::new();
             for _ in 0..waiting {
@@ -49,13 +49,13 @@ impl Log {
             let rate = commits(&log, waiting, time).await?;
             rows.push(row(format!("decisions, {waiting} waiting, group commit"), rate));
         }
-        say(format!("{} node(s) of NATS, fsync always; a decision is two events of two players", self.nats_nodes));
+        say(format!("{} NATS node(s), every write synced; a decision has two events of two players", self.nats_nodes));
         table(&["", "per second", "per fsync"], &rows);
         Ok(())
     }
 }
 
-/// What the disk does by itself.
+/// Synced writes per second of the disk alone.
 fn fsyncs(folder: &std::path::Path, time: Duration) -> anyhow::Result<f64> {
     use std::io::Write;
     let mut file = std::fs::File::create(folder.join("fsync"))?;
@@ -69,22 +69,22 @@ fn fsyncs(folder: &std::path::Path, time: Duration) -> anyhow::Result<f64> {
     Ok(f64::from(count) / began.elapsed().as_secs_f64())
 }
 
-/// Decisions per second with so many waiting at a time, each of one event of two new players.
+/// Decisions per second while `waiting` decisions are in progress. Each has one event for each of two new players.
 async fn commits(log: &JetStreamLog, waiting: usize, time: Duration) -> anyhow::Result<f64> {
     let began = Instant::now();
-    let mut flying = FuturesUnordered::new();
+    let mut in_flight = FuturesUnordered::new();
     let mut count = 0_u32;
     while began.elapsed() < time {
-        while flying.len() < waiting {
-            flying.push(log.append(decision()?));
+        while in_flight.len() < waiting {
+            in_flight.push(log.append(decision()?));
         }
-        if let Some(stored) = flying.next().await {
+        if let Some(stored) = in_flight.next().await {
             stored?;
             count += 1;
         }
     }
     let rate = f64::from(count) / began.elapsed().as_secs_f64();
-    while flying.next().await.is_some() {}
+    while in_flight.next().await.is_some() {}
     Ok(rate)
 }
 

@@ -1,4 +1,4 @@
-//! `garage bench recovery`: how quickly what is derived from the log is there again.
+//! `garage bench recovery`: how fast a matchmaker and the projections recover from the log.
 
 mod history;
 
@@ -31,29 +31,29 @@ use crate::{
     report::{note, say, table},
 };
 
-/// A queue in which only players of one rank are matched, so that many may wait.
+/// A queue that matches only players of the same rank, so that many players can wait.
 const QUEUES: &str =
     "[queues.ranked]\nplayers = 2\nrank_band = 1\ntimeout_s = 3600\n[queues.ranked.regions]\neu = 120\n";
 
-/// Restarts of each kind that are measured.
+/// Measured restarts of each kind.
 const RESTARTS: i32 = 3;
 
-/// Matches between the last snapshot of a matchmaker and its death: half a minute of a busy Garage.
-const SINCE: u32 = 2_000;
+/// Matches between a matchmaker's last snapshot and its kill: half a minute of a busy Garage.
+const MATCHES_SINCE_SNAPSHOT: u32 = 2_000;
 
-/// How long anything may take.
+/// How long a start may take until its first match.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// How quickly a matchmaker matches again after a restart, and projections are rebuilt, with a long log.
+/// Measures how soon a matchmaker works again after a restart, and how fast projections are rebuilt.
 ///
-/// Making the log takes the most of it: with the defaults some minutes on two cores, and 4 GiB of disk in the folder
-/// for temporary files. `--events 200000 --tickets 10000` is a quick try.
+/// Writing the log takes most of the time: some minutes on two cores with the defaults. The log needs 4 GiB in the
+/// folder for temporary files. `--events 200000 --tickets 10000` is a short run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Recovery {
-    /// Events that the log holds, of matches of two.
+    /// Events in the log, of matches of two players.
     #[arg(long, default_value_t = 5_000_000, value_parser = clap::value_parser!(u32).range(1_000..=50_000_000))]
     events: u32,
-    /// Players who wait all the while; they are those who played the matches.
+    /// Players that wait during all measurements. They are the players of the matches.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     tickets: u32,
 }
@@ -64,32 +64,32 @@ impl Recovery {
         let nats = Nats::start(folder.path(), 1).await?;
         let client = nats.connect(Role::Admin).await?;
         setup::init(client.clone(), 1).await?;
-        // It would take as much disk again, and has no part in this.
+        // The history would need as much disk again, and nothing here reads it.
         jetstream::new(client.clone()).delete_stream(HISTORY).await?;
         let log = JetStreamLog::open(client.clone()).await?;
-        let events = self.make(&log).await?;
+        let events = self.write(&log).await?;
 
         let read = read(client.clone()).await?;
         let redis = servers::Redis::start(folder.path()).await?;
         let rebuilt = rebuilt(client, &redis).await?;
-        say(format!("a log of {events} events, {} players waiting", self.tickets));
+        say(format!("a log of {events} events, {} waiting players", self.tickets));
         let row = |name: &str, rate: f64| vec![name.into(), format!("{rate:.0}"), format!("{:.2}", rate / read)];
-        let rows = [row("the log read, and nothing done with it (limit)", read), row("projections rebuilt", rebuilt)];
-        table(&["", "events/s", "of the limit"], &rows);
+        let rows = [row("reading the log only (limit)", read), row("rebuilding the projections", rebuilt)];
+        table(&["", "events/s", "share of the limit"], &rows);
 
         let mut matchmaker = Matchmaker::new(folder.path(), &nats, log)?;
         let rows = matchmaker.restarts().await?;
         say("");
-        table(&["a matchmaker's start, to the first match", "best s", "worst s"], &rows);
+        table(&["from the start of a matchmaker to its first match", "best s", "worst s"], &rows);
         Ok(())
     }
 
-    /// Makes the log; how many events it holds.
-    async fn make(&self, log: &JetStreamLog) -> anyhow::Result<u64> {
+    /// Writes the log. Returns its number of events.
+    async fn write(&self, log: &JetStreamLog) -> anyhow::Result<u64> {
         let count = self.tickets / 2;
         let matches = self.events.saturating_sub(self.tickets).div_ceil(history::MATCH * count).max(1);
         let pairs = Pairs { name: "player", count, first_rank: *RANKS.start(), matches };
-        note(format!("making a log of {} events …", pairs.events()));
+        note(format!("writing a log of {} events …", pairs.events()));
         let (mut progress, mut done) = (Progress::new(true), 0);
         history::play(log, pairs, |events| {
             done += u64::from(events);
@@ -100,9 +100,9 @@ impl Recovery {
     }
 }
 
-/// Events per second, read and dropped.
+/// Events per second when the log is read and the events are dropped.
 async fn read(client: async_nats::Client) -> anyhow::Result<f64> {
-    note("reading it …");
+    note("reading the log …");
     let reader = Reader::open(client, STREAM).await?;
     let end = reader.bounds().await?.last;
     let (began, mut count) = (Instant::now(), 0);
@@ -115,7 +115,7 @@ async fn read(client: async_nats::Client) -> anyhow::Result<f64> {
     Ok(per_second(count, began.elapsed()))
 }
 
-/// Events per second of a rebuild of the projections.
+/// Events per second when the projections are rebuilt.
 async fn rebuilt(client: async_nats::Client, redis: &servers::Redis) -> anyhow::Result<f64> {
     note("rebuilding the projections …");
     let config = config::Redis {
@@ -132,16 +132,16 @@ fn per_second(events: u64, took: Duration) -> f64 {
     f64::from(u32::try_from(events).unwrap_or(u32::MAX)) / took.as_secs_f64()
 }
 
-/// A matchmaker, as a process of its own.
+/// A matchmaker process.
 struct Matchmaker {
     process: Process,
     log: JetStreamLog,
-    /// Pairs of mates so far.
-    mates: u32,
+    /// How many pairs have been queued to get a first match.
+    pairs: u32,
 }
 
 impl Matchmaker {
-    /// One that is ended at once: its first start is measured like any other.
+    /// Creates a stopped matchmaker, so that its first start can be measured too.
     fn new(root: &Path, nats: &Nats, log: JetStreamLog) -> anyhow::Result<Self> {
         let queues = root.join("queues.toml");
         fs::write(&queues, QUEUES)?;
@@ -151,16 +151,16 @@ impl Matchmaker {
             .env("GARAGE_QUEUES", queues)
             .spawn()?;
         process.kill();
-        Ok(Self { process, log, mates: 0 })
+        Ok(Self { process, log, pairs: 0 })
     }
 
     async fn restarts(&mut self) -> anyhow::Result<Vec<Vec<String>>> {
         note("starting a matchmaker without a snapshot …");
-        let whole = self.first_match().await?;
+        let without_snapshot = self.first_match().await?;
         let (mut stopped, mut killed) = (Vec::new(), Vec::new());
         for restart in 1..=RESTARTS {
-            note(format!("restarting it, {restart} of {RESTARTS} …"));
-            // At its end it writes a snapshot.
+            note(format!("restarting the matchmaker, {restart} of {RESTARTS} …"));
+            // A matchmaker that is stopped writes a snapshot.
             self.process.stop().await;
             stopped.push(self.first_match().await?);
             self.process.stop().await;
@@ -170,34 +170,35 @@ impl Matchmaker {
             killed.push(self.first_match().await?);
         }
         Ok(vec![
-            row("without a snapshot", &[whole]),
-            row("after it was told to stop", &stopped),
-            row(&format!("killed, and {} events since its snapshot", since(1, "").events()), &killed),
+            row("without a snapshot", &[without_snapshot]),
+            row("after it was stopped", &stopped),
+            row(&format!("after it was killed, {} events after its snapshot", since(1, "").events()), &killed),
         ])
     }
 
-    /// Starts it with two in the queue who fit each other: how long until they are matched.
+    /// Queues two players of the same rank and starts the matchmaker. Returns how long it takes until they are matched.
     async fn first_match(&mut self) -> anyhow::Result<Duration> {
-        self.mates += 1;
-        history::mates(&self.log, &format!("mates-{}", self.mates)).await?;
+        self.pairs += 1;
+        history::queue_pair(&self.log, &format!("pair-{}", self.pairs)).await?;
         let matched = subject::sessions("matched");
         let from = self.log.state().await?.last_sequence + 1;
         let began = Instant::now();
         self.process.restart()?;
         let first = async {
             while self.log.next(&matched, from).await?.is_none() {
-                anyhow::ensure!(self.process.is_running(), "the matchmaker has ended:\n{}", self.process.log_tail());
+                anyhow::ensure!(self.process.is_running(), "the matchmaker has stopped:\n{}", self.process.log_tail());
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             Ok(began.elapsed())
         };
-        timeout(DEADLINE, first).await.context("nobody was matched")?
+        timeout(DEADLINE, first).await.context("no players were matched in time")?
     }
 }
 
-/// Who play between a matchmaker's snapshot and its death: of ranks that nobody is of who waits.
+/// The pairs that play between a matchmaker's snapshot and its kill. Their ranks must differ from those of all waiting
+/// players.
 fn since(restart: i32, name: &str) -> Pairs<'_> {
-    Pairs { name, count: SINCE, first_rank: restart * 10_000, matches: 1 }
+    Pairs { name, count: MATCHES_SINCE_SNAPSHOT, first_rank: restart * 10_000, matches: 1 }
 }
 
 fn row(name: &str, took: &[Duration]) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Measurements: latencies, and what a process takes of the machine.
+//! Measurements: latencies, and the memory of a process.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::report::percentile;
 
-/// Latencies of one kind.
+/// Latencies of one kind of operation, in milliseconds.
 #[derive(Debug, Default)]
 pub(super) struct Latencies(Vec<f64>);
 
@@ -15,8 +15,8 @@ impl Latencies {
         self.0.push(took.as_secs_f64() * 1_000.0);
     }
 
-    /// A row of a table: the name, how many there are, median and 99th percentile in milliseconds, and how many times
-    /// that of the limit the latter is.
+    /// A row of a table: the name, the number of samples, the median and the 99th percentile in milliseconds, and the
+    /// ratio of the 99th percentile to that of the limit.
     pub(super) fn row(&self, name: &str, limit: Option<&Self>) -> Vec<String> {
         let ratio = limit.and_then(|limit| Some(self.at(0.99)? / limit.at(0.99)?));
         let show = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
@@ -53,10 +53,10 @@ impl FromIterator<Duration> for Latencies {
 /// The headings of [`Latencies::row`].
 pub(super) const HEADINGS: [&str; 5] = ["", "count", "p50 ms", "p99 ms", "p99 / limit"];
 
-/// Memory of a process, in KiB: what is its own, and its share of what it has in common with others.
+/// The proportional set size of a process, in KiB: its own memory, and its share of memory that it shares with others.
 ///
 /// # Errors
-/// When there is no such process, or it is somebody else's.
+/// If the process does not exist, or belongs to another user.
 pub(super) fn memory_kib(pid: u32) -> anyhow::Result<u64> {
     let file = format!("/proc/{pid}/smaps_rollup");
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_tells_percentiles_and_how_far_they_are_from_the_limit() {
+    fn a_row_shows_percentiles_and_their_ratio_to_the_limit() {
         let millis = |range: std::ops::RangeInclusive<u64>| range.map(Duration::from_millis).collect::<Latencies>();
         let limit = millis(1..=11);
         assert_eq!(limit.row("limit", None), ["limit", "11", "6.00", "11.00", ""]);
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_takes_memory() {
+    fn the_memory_of_this_process_is_measured() {
         assert!(memory_kib(std::process::id()).unwrap() > 100);
     }
 }

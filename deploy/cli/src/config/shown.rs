@@ -1,4 +1,4 @@
-//! What one worker would be told.
+//! Shows the settings of one worker.
 
 use std::{ffi::OsString, fs::File};
 
@@ -9,15 +9,15 @@ use serde::Serialize;
 use super::{Kind, Show, Worker};
 use crate::report::say;
 
-/// A setting with where it comes from. Its fields are those of the JSON, and stay.
+/// A setting and its source. The field names appear in the JSON and must not change.
 #[derive(Debug, Serialize)]
 struct Setting {
     flag: String,
     variable: Option<String>,
-    /// `None` when it is not set; of a URL what is no secret.
+    /// `None` if it is not set. A URL is shown without its secrets.
     value: Option<String>,
     source: Source,
-    /// Of a secret's file: `readable`, or why it is not.
+    /// For the file of a secret: `readable`, or why it cannot be read. Absent for all other settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<String>,
 }
@@ -50,7 +50,7 @@ impl Show {
             shown.print();
         }
         match shown.error {
-            Some(error) => Err(anyhow!("garage-{} would refuse: {error}", worker.name)),
+            Some(error) => Err(anyhow!("garage-{} would refuse to start: {error}", worker.name)),
             None => Ok(()),
         }
     }
@@ -76,12 +76,12 @@ impl Shown {
             say(format!("{:<flags$}  {:<values$}  {from}", setting.flag, value(setting)));
         }
         if self.error.is_none() {
-            say(format!("\ngarage-{} would start with this", self.worker));
+            say(format!("\ngarage-{} would start with these settings", self.worker));
         }
     }
 }
 
-/// Each setting, also where the worker would not take it.
+/// All settings, including invalid ones.
 fn settings(worker: &Worker, line: &[OsString]) -> anyhow::Result<Vec<Setting>> {
     let command = (worker.command)();
     let lenient = (worker.command)().ignore_errors(true).mut_args(|arg| {
@@ -117,17 +117,17 @@ fn setting(arg: &Arg, matches: &ArgMatches) -> Setting {
     }
 }
 
-/// A URL, or several, without what may be a secret: whom it names and what it asks for. It may be malformed: too much is
-/// left out rather than too little.
+/// One URL or several, without the parts that may contain a secret: the user and the query. If a URL is malformed, this
+/// leaves out too much rather than too little.
 fn without_secrets(url: &str) -> String {
     let scheme = url.split_once("://").map(|(scheme, _)| format!("{scheme}://")).unwrap_or_default();
     let (before, after) = url.rsplit_once('@').map_or((None, url), |(before, after)| (Some(before), after));
-    let (place, query) = after.split_once('?').map_or((after, ""), |(place, _)| (place, "?…"));
+    let (address, query) = after.split_once('?').map_or((after, ""), |(address, _)| (address, "?…"));
     match before {
-        // Whether what follows belongs to a password cannot be told.
+        // The text after the `?` may belong to a password.
         Some(before) if before.contains('?') => format!("{scheme}…"),
-        Some(_) => format!("{scheme}…@{place}{query}"),
-        None => format!("{place}{query}"),
+        Some(_) => format!("{scheme}…@{address}{query}"),
+        None => format!("{address}{query}"),
     }
 }
 

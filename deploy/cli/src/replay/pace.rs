@@ -4,12 +4,12 @@ use std::{str::FromStr, time::Duration};
 
 use time::OffsetDateTime;
 
-/// How fast a replay goes.
+/// The speed of a replay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Speed {
-    /// As fast as it is taken.
+    /// As fast as the target accepts events.
     Full,
-    /// So many times as fast as it was recorded.
+    /// This many times the recorded speed.
     Times(f64),
 }
 
@@ -22,13 +22,13 @@ impl FromStr for Speed {
             "recorded" => Ok(Self::Times(1.0)),
             _ => match text.parse::<f64>() {
                 Ok(times) if times.is_finite() && times > 0.0 => Ok(Self::Times(times)),
-                _ => Err("neither `full` nor `recorded` nor a factor, as 10 or 0.5"),
+                _ => Err("neither `full` nor `recorded` nor a factor, such as 10 or 0.5"),
             },
         }
     }
 }
 
-/// Reckons from the stream's timestamps.
+/// Calculates when each event is due, from the stream's timestamps.
 #[derive(Debug)]
 pub(crate) struct Pace {
     speed: Speed,
@@ -40,8 +40,8 @@ impl Pace {
         Self { speed, first: None }
     }
 
-    /// How long after the first event of the replay the one of this time is due. From the first, not from the one
-    /// before: so that what each takes does not add up.
+    /// How long after the replay's first event the event with this timestamp is due. Counting from the first event, and
+    /// not from the previous one, keeps delays from adding up.
     pub(crate) fn due(&mut self, time: OffsetDateTime) -> Duration {
         let first = *self.first.get_or_insert(time);
         match self.speed {
@@ -70,18 +70,18 @@ mod tests {
     }
 
     #[test]
-    fn at_recorded_speed_the_pauses_are_those_of_the_log() {
+    fn at_recorded_speed_the_pauses_are_the_same_as_in_the_log() {
         assert_eq!(dues("recorded", &[0, 100, 100, 5_000]), [0, 100, 100, 5_000]);
     }
 
     #[test]
-    fn a_factor_shortens_or_draws_out_every_pause() {
+    fn a_factor_shortens_or_lengthens_every_pause() {
         assert_eq!(dues("10", &[0, 100, 5_000]), [0, 10, 500]);
         assert_eq!(dues("0.5", &[0, 100, 5_000]), [0, 200, 10_000]);
     }
 
     #[test]
-    fn no_clock_sends_a_replay_back() {
+    fn a_timestamp_before_the_first_is_due_at_once_and_a_huge_pause_is_capped() {
         assert_eq!(dues("recorded", &[0, -100, 50]), [0, 0, 50]);
         assert_eq!(dues("1e-300", &[0, 1_000]), [0, Duration::MAX.as_millis()]);
     }

@@ -1,4 +1,4 @@
-//! Where replayed events go.
+//! The targets of a replay: standard output, a file, or NATS subjects.
 
 use std::{
     collections::VecDeque,
@@ -24,49 +24,49 @@ use crate::{
     report::{print, say},
 };
 
-/// The header that tells where in the log a replayed event stands.
+/// The header with the sequence that a replayed event has in the log.
 const SEQ_HEADER: &str = "Garage-Replay-Seq";
 
-/// Messages whose acknowledgement may be awaited at a time.
-const UNACKNOWLEDGED: usize = 256;
+/// Maximum number of published messages that are not yet acknowledged.
+const MAX_UNACKNOWLEDGED: usize = 256;
 
 /// Where replayed events go.
 pub(super) enum Target {
-    /// To standard output, as JSON or for people.
+    /// Standard output, as JSON lines or as text lines.
     Output { json: bool },
-    /// To a file that appears once it is whole.
+    /// A file that appears when it is complete.
     File { path: PathBuf, force: bool, file: BufWriter<NamedTempFile> },
-    /// To whoever listens on subjects of a prefix.
+    /// Subjects under a prefix that no stream stores. Subscribers receive the events without an acknowledgement.
     Listeners { prefix: Prefix, client: Client },
-    /// Into a stream of the operator's, which acknowledges each.
+    /// Subjects under a prefix that a stream of the operator stores and acknowledges.
     Stream { prefix: Prefix, context: Context, name: String, acks: VecDeque<(u64, PublishAckFuture)> },
 }
 
 impl Target {
-    /// A file beside the one to be, so that it can be renamed to it.
+    /// Opens a temporary file in the folder of `path`, so that it can be renamed to `path` at the end.
     pub(super) fn file(path: &Path, force: bool) -> anyhow::Result<Self> {
-        ensure!(force || !path.exists(), "{} exists already; --force replaces it", path.display());
+        ensure!(force || !path.exists(), "{} already exists; use --force to replace it", path.display());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file = NamedTempFile::new_in(folder).with_context(|| format!("cannot write in {}", folder.display()))?;
         Ok(Self::File { path: path.to_owned(), force, file: BufWriter::new(file) })
     }
 
-    /// Subjects of a prefix: the stream that takes them, if there is one, or else who listens.
+    /// Subjects under a prefix. Looks up whether a stream stores them.
     pub(super) async fn subjects(client: Client, prefix: Prefix) -> anyhow::Result<Self> {
         let context = jetstream::new(client.clone());
         match context.stream_by_subject(prefix.filter()).await {
             Ok(name) => Ok(Self::Stream { prefix, context, name, acks: VecDeque::new() }),
             Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => Ok(Self::Listeners { prefix, client }),
-            Err(error) => Err(error).context("cannot ask which stream takes the prefix"),
+            Err(error) => Err(error).context("cannot look up which stream stores the prefix"),
         }
     }
 
-    /// Whether it writes to standard output.
+    /// Whether the events go to standard output.
     pub(super) fn prints(&self) -> bool {
         matches!(self, Self::Output { .. })
     }
 
-    /// Takes one event; breaks when there is nobody who would take another.
+    /// Sends one event. Breaks when the reader has closed the pipe.
     pub(super) async fn take(&mut self, entry: &LogEntry) -> anyhow::Result<ControlFlow<()>> {
         match self {
             Self::Output { json } => return Ok(print(if *json { entry.json()? } else { entry.line() })?),
@@ -80,17 +80,17 @@ impl Target {
             Self::Stream { prefix, context, acks, name } => {
                 let (subject, body) = (prefix.of(&entry.subject), entry.event.get().to_owned());
                 let mut headers = headers(entry);
-                // One that is published again, because its acknowledgement was lost, is stored once.
+                // The stream stores an event once, even if a lost acknowledgement makes us publish it again.
                 headers.insert(async_nats::header::NATS_MESSAGE_ID, format!("{subject}:{}", entry.seq));
                 let ack = context.publish_with_headers(subject, headers, body.into()).await?;
                 acks.push_back((entry.seq, ack));
-                acknowledged(acks, name, UNACKNOWLEDGED).await?;
+                acknowledged(acks, name, MAX_UNACKNOWLEDGED).await?;
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Sees to it that all that was taken has arrived, and tells where.
+    /// Waits until all events have arrived, and prints where they are.
     pub(super) async fn finish(self, events: u64) -> anyhow::Result<()> {
         match self {
             Self::Output { .. } => {}
@@ -105,7 +105,7 @@ impl Target {
             Self::Listeners { prefix, client } => {
                 client.flush().await?;
                 say(format!(
-                    "{events} events published to {}; no stream takes these, so nobody acknowledged",
+                    "{events} events published to {}; no stream stores these subjects, so delivery is not confirmed",
                     prefix.filter()
                 ));
             }
@@ -117,7 +117,7 @@ impl Target {
         Ok(())
     }
 
-    /// What there is of an unfinished replay, and how to go on with it from a sequence.
+    /// Ends an unfinished replay. Returns how to continue from the sequence `next`.
     pub(super) async fn interrupt(self, next: u64) -> anyhow::Result<String> {
         match self {
             Self::File { path, .. } => return Ok(format!("{} was not written", path.display())),
@@ -125,7 +125,7 @@ impl Target {
             Self::Listeners { client, .. } => client.flush().await?,
             Self::Stream { name, mut acks, .. } => acknowledged(&mut acks, &name, 0).await?,
         }
-        Ok(format!("go on with --from-seq {next}"))
+        Ok(format!("continue with --from-seq {next}"))
     }
 }
 
@@ -136,12 +136,12 @@ fn headers(entry: &LogEntry) -> HeaderMap {
     headers
 }
 
-/// Waits until at most so many acknowledgements are open.
+/// Waits until at most `open` acknowledgements are missing.
 async fn acknowledged(acks: &mut VecDeque<(u64, PublishAckFuture)>, stream: &str, open: usize) -> anyhow::Result<()> {
     while acks.len() > open {
         let Some((seq, ack)) = acks.pop_front() else { break };
         ack.await.with_context(|| {
-            format!("stream {stream} did not store event {seq}; go on with --from-seq {seq} once it does")
+            format!("stream {stream} did not store event {seq}; when it can, continue with --from-seq {seq}")
         })?;
     }
     Ok(())

@@ -1,5 +1,4 @@
-//! `garage backup` and `garage restore` of streams that take many chunks. That a whole Garage comes back is an end-to-end
-//! test.
+//! `garage backup` and `garage restore` of a stream with many chunks. An end-to-end test restores a whole Garage.
 
 use std::time::Duration;
 
@@ -10,10 +9,10 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::support::Fixture;
 
-/// Together more than the 16 MiB after which a server waits for answers to its chunks.
+/// Number of messages. Together they exceed the 16 MiB after which a server waits for acknowledgements of its chunks.
 const MESSAGES: u64 = 240;
 
-/// What no server can compress: numbers of a xorshift generator (Marsaglia 2003), as many bytes as a message may have.
+/// Incompressible data: 100 KiB from a xorshift generator (Marsaglia 2003).
 fn noise(seed: u64) -> Vec<u8> {
     let mut state = seed | 1 << 63;
     let numbers = std::iter::repeat_with(|| {
@@ -26,7 +25,7 @@ fn noise(seed: u64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_long_stream_comes_back_whole_though_it_grew_meanwhile() -> anyhow::Result<()> {
+async fn a_long_stream_is_restored_completely_although_it_grew_during_the_backup() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let context = jetstream::new(fixture.client.clone());
     for seed in 1..=MESSAGES {
@@ -47,7 +46,7 @@ async fn a_long_stream_comes_back_whole_though_it_grew_meanwhile() -> anyhow::Re
     assert!(writing.await?? > 0);
     assert_eq!(ran.code, Some(0), "{ran:?}");
 
-    let other = Fixture::without_workers().await?;
+    let other = Fixture::without_streams().await?;
     let folder = fixture.folder.path().join("copy").display().to_string();
     let ran = other.run(&["restore", &folder]).await?;
     assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -62,7 +61,7 @@ async fn a_long_stream_comes_back_whole_though_it_grew_meanwhile() -> anyhow::Re
         let (was, is) = (from.get_raw_message(seq).await?, to.get_raw_message(seq).await?);
         assert!((was.payload, was.time, was.subject) == (is.payload, is.time, is.subject), "{seq}");
     }
-    // What `garage init` finds, it takes as its own.
+    // `garage init` accepts the restored streams.
     timeout(Duration::from_secs(30), setup::init(other.client.clone(), 1)).await??;
     Ok(())
 }

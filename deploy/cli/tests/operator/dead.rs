@@ -1,4 +1,4 @@
-//! `garage dead`: what was given up is handled after all, once it can be.
+//! `garage dead`: dead letters are listed, shown, and retried.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use crate::support::{Fixture, of_session, open, until};
 
-/// What becomes of a delivery.
+/// The handler of a worker.
 type Handler = fn(&Delivery) -> Result<(), Failure>;
 
-/// A worker whose handler can be mended while it runs.
+/// A worker whose handler can be replaced while it runs.
 #[derive(Clone)]
 struct Worker {
     handler: Arc<Mutex<Handler>>,
@@ -28,7 +28,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Runs as its own NATS user, so that its rights must do.
+    /// Runs as the worker's NATS user, to test that its rights are sufficient.
     async fn start(fixture: &Fixture, consumer: Consumer, role: Role) -> anyhow::Result<Self> {
         let handler: Handler = |_| Err(Failure::Poison(anyhow::anyhow!("a mistake")));
         let worker = Self { handler: Arc::new(Mutex::new(handler)), seen: Arc::default(), shutdown: Shutdown::new() };
@@ -43,8 +43,8 @@ impl Worker {
         Ok(worker)
     }
 
-    /// From now on a handler is at work that was mended, or is broken in another way.
-    fn mend(&self, handler: Handler) {
+    /// Replaces the handler, and forgets the deliveries so far.
+    fn replace_handler(&self, handler: Handler) {
         *self.handler.lock().unwrap() = handler;
         self.seen.lock().unwrap().clear();
     }
@@ -64,14 +64,14 @@ async fn dead_letters(fixture: &Fixture) -> anyhow::Result<Vec<Value>> {
 }
 
 async fn until_dead(fixture: &Fixture, count: usize) -> anyhow::Result<Vec<Value>> {
-    until("the letters are there", async || {
+    until("the dead letters are stored", async || {
         Ok(Some(dead_letters(fixture).await?).filter(|dead_letters| dead_letters.len() == count))
     })
     .await
 }
 
 #[tokio::test]
-async fn a_letter_is_shown_and_retried_until_it_is_handled() -> anyhow::Result<()> {
+async fn a_dead_letter_is_shown_and_retried_until_it_is_handled() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let worker = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
     let seq = report(&fixture.client, 1, b"{\"tcp_port\":1}").await?;
@@ -94,19 +94,19 @@ async fn a_letter_is_shown_and_retried_until_it_is_handled() -> anyhow::Result<(
     }
     assert_eq!(fixture.json(&["dead", "show", "--json", "1"]).await?, [dead]);
 
-    worker.mend(|_| Err(Failure::Poison(anyhow::anyhow!("another mistake"))));
+    worker.replace_handler(|_| Err(Failure::Poison(anyhow::anyhow!("another mistake"))));
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("1: not handled: another mistake"), "{ran:?}");
     assert_eq!(dead_letters(&fixture).await?.len(), 1);
-    worker.mend(|_| Err(Failure::Unavailable(anyhow::anyhow!("redis is down"))));
+    worker.replace_handler(|_| Err(Failure::Unavailable(anyhow::anyhow!("redis is down"))));
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("redis is down"), "{ran:?}");
     assert_eq!((worker.seen().len(), dead_letters(&fixture).await?.len()), (1, 1));
 
-    worker.mend(|_| Ok(()));
+    worker.replace_handler(|_| Ok(()));
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
     assert_eq!((ran.code, &*ran.out), (Some(0), "1: handled by session-reports\n"), "{ran:?}");
-    // As it was delivered first.
+    // The retried delivery is the same as the first one.
     let again = worker.seen();
     assert_eq!(again.len(), 1);
     let parts = |one: &Delivery| (one.seq, one.time, one.subject.clone(), one.body.clone(), one.delivered);
@@ -119,12 +119,12 @@ async fn a_letter_is_shown_and_retried_until_it_is_handled() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn a_conflict_is_tried_again_as_in_a_delivery() -> anyhow::Result<()> {
+async fn a_conflict_during_a_retry_is_tried_again_as_in_a_delivery() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let worker = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
     report(&fixture.client, 1, b"{}").await?;
     until_dead(&fixture, 1).await?;
-    worker.mend(|_| Err(Failure::Retry(anyhow::anyhow!("moved"))));
+    worker.replace_handler(|_| Err(Failure::Retry(anyhow::anyhow!("moved"))));
     let ran = fixture.run(&["dead", "retry", "1"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("moved"), "{ran:?}");
     assert_eq!(worker.seen().len(), 5);
@@ -133,10 +133,10 @@ async fn a_conflict_is_tried_again_as_in_a_delivery() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_letter_waits_for_its_worker() -> anyhow::Result<()> {
+async fn a_dead_letter_can_be_retried_when_its_worker_runs_again() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let worker = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
-    // No text, and its own stream forgets it.
+    // The body is not text, and the message's own stream no longer has it.
     report(&fixture.client, 1, b"\xff{").await?;
     until_dead(&fixture, 1).await?;
     let context = jetstream::new(fixture.client.clone());
@@ -144,13 +144,13 @@ async fn a_letter_waits_for_its_worker() -> anyhow::Result<()> {
     worker.shutdown.cancel();
     until("nobody answers", async || {
         let ran = fixture.run(&["dead", "retry", "--all"]).await?;
-        Ok((ran.code == Some(1) && ran.err.contains("no instance of it is running")).then_some(()))
+        Ok((ran.code == Some(1) && ran.err.contains("no instance of the service is running")).then_some(()))
     })
     .await?;
     assert_eq!(dead_letters(&fixture).await?.len(), 1);
 
     let worker = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
-    worker.mend(|_| Ok(()));
+    worker.replace_handler(|_| Ok(()));
     until(
         "it is handled",
         async || Ok((fixture.run(&["dead", "retry", "--all"]).await?.code == Some(0)).then_some(())),
@@ -162,7 +162,7 @@ async fn a_letter_waits_for_its_worker() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn all_letters_or_those_of_a_worker_are_retried() -> anyhow::Result<()> {
+async fn all_dead_letters_or_those_of_one_worker_are_retried() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let reports = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
     let director = Worker::start(&fixture, DIRECTOR, Role::Director).await?;
@@ -175,8 +175,8 @@ async fn all_letters_or_those_of_a_worker_are_retried() -> anyhow::Result<()> {
     let of = async |worker| anyhow::Ok(fixture.json(&["dead", "list", "--json", "--worker", worker]).await?.len());
     assert_eq!((of("session").await?, of("session-reports").await?, of("director").await?), (2, 2, 1));
 
-    director.mend(|_| Ok(()));
-    reports.mend(|delivery| match delivery.subject.as_str() {
+    director.replace_handler(|_| Ok(()));
+    reports.replace_handler(|delivery| match delivery.subject.as_str() {
         "report.x.1.ready" => Err(Failure::Poison(anyhow::anyhow!("still"))),
         _ => Ok(()),
     });
@@ -184,9 +184,9 @@ async fn all_letters_or_those_of_a_worker_are_retried() -> anyhow::Result<()> {
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(director.seen().iter().map(|one| one.seq).collect::<Vec<_>>(), [event]);
     assert_eq!(dead_letters(&fixture).await?.len(), 2);
-    // One that still cannot be handled holds up no other.
+    // A dead letter that fails again does not stop the others.
     let ran = fixture.run(&["dead", "retry", "--all"]).await?;
-    assert!(ran.code == Some(1) && ran.err.contains("1 of 2 letters are kept"), "{ran:?}");
+    assert!(ran.code == Some(1) && ran.err.contains("1 of 2 dead letters are kept"), "{ran:?}");
     let mut seen: Vec<_> = reports.seen().iter().map(|one| one.seq).collect();
     seen.sort_unstable();
     assert_eq!(seen, [one, two]);
@@ -195,7 +195,7 @@ async fn all_letters_or_those_of_a_worker_are_retried() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_letter_that_cannot_be_read_is_shown_and_kept() -> anyhow::Result<()> {
+async fn an_unreadable_dead_letter_is_shown_and_kept() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let _worker = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
     let context = jetstream::new(fixture.client.clone());
@@ -211,20 +211,20 @@ async fn a_letter_that_cannot_be_read_is_shown_and_kept() -> anyhow::Result<()> 
         Ok(Some(fixture.run(&["dead", "retry", "1"]).await?).filter(|ran| !ran.err.contains("no instance")))
     })
     .await?;
-    assert!(ran.code == Some(1) && ran.err.contains("the letter cannot be read"), "{ran:?}");
+    assert!(ran.code == Some(1) && ran.err.contains("the dead letter cannot be read"), "{ran:?}");
     assert_eq!(dead_letters(&fixture).await?.len(), 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn no_worker_may_have_another_retry() -> anyhow::Result<()> {
+async fn a_worker_may_not_request_a_retry_of_another_worker() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let worker = Worker::start(&fixture, SESSION_REPORTS, Role::Session).await?;
     report(&fixture.client, 1, b"{}").await?;
     until_dead(&fixture, 1).await?;
-    worker.mend(|_| Ok(()));
+    worker.replace_handler(|_| Ok(()));
     let director = fixture.nats.connect(Role::Director).await?;
-    // Denied, and therefore on its way to nobody: what is asked after it on the same connection is answered.
+    // NATS denies the request. The flush waits until NATS has processed it.
     director.publish(subject::retry(SESSION_REPORTS.name), "{\"letter\":1}".into()).await?;
     director.flush().await?;
     let ran = fixture.run(&["dead", "retry", "1"]).await?;

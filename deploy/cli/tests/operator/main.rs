@@ -1,4 +1,4 @@
-//! The operator's verbs of `garage`, as processes, on real servers.
+//! Runs the operator's commands of `garage` as processes, on real servers.
 #![cfg(test)]
 
 mod backup;

@@ -1,4 +1,4 @@
-//! `garage rebuild`: who reads the projections sees old ones or new ones, never half of either.
+//! `garage rebuild`: a reader sees either the old or the new projections, never a mixture.
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +39,7 @@ struct Projected {
 }
 
 impl Projected {
-    /// A log, a Redis, and a projector from one to the other.
+    /// Starts a log, a Redis, and a projector.
     async fn start() -> anyhow::Result<Self> {
         let fixture = Fixture::start().await?;
         let server = servers::Redis::start(fixture.folder.path()).await?;
@@ -69,29 +69,29 @@ impl Projected {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// What `garage verify` says of the projections.
+    /// The violations that `garage verify` finds in the projections.
     async fn verified(&self) -> anyhow::Result<Vec<Value>> {
         let (url, password_file) = (self.server.url(), self.server.password_file().display().to_string());
         let args = ["verify", "--json", "--redis", "--redis-url", &url, "--redis-password-file", &password_file];
         let ran = self.fixture.run(&args).await?;
         let mut lines: Vec<Value> = ran.out.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        // The sessions of these tests have no players of their own, which is for others to judge.
+        // The sessions of these tests have no player events. Those violations do not matter here.
         lines.retain(|line| line["rule"] == "projected");
         Ok(lines)
     }
 
-    /// Waits until the projections hold what a fold of the whole log holds.
-    async fn until_right(&self) -> anyhow::Result<()> {
+    /// Waits until the projections match a fold of the whole log.
+    async fn until_up_to_date(&self) -> anyhow::Result<()> {
         let history = History::read(&self.log).await?;
-        until("the projections are right", async || {
+        until("the projections are up to date", async || {
             let live = self.redis.live().await?;
             Ok((live.seq >= history.last() && live == history.fold(live.seq)).then_some(()))
         })
         .await
     }
 
-    /// All that the projections hold, and where they stand.
-    async fn held(&self) -> anyhow::Result<BTreeMap<String, Value>> {
+    /// The content of the projections, and the sequence that they have reached.
+    async fn contents(&self) -> anyhow::Result<BTreeMap<String, Value>> {
         let mut connection = self.connection().await?;
         let mut held = BTreeMap::new();
         for key in LIVE {
@@ -103,7 +103,7 @@ impl Projected {
                 held.insert(key.into(), json!(waits));
             } else {
                 let mut fields: BTreeMap<String, String> = connection.hgetall(key).await?;
-                // When a projector was here is not of the log.
+                // The heartbeat of the projector does not come from the log.
                 fields.retain(|field, _| !["seen", "behind"].contains(&field.as_str()));
                 let read = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
                 held.insert(key.into(), fields.into_iter().map(|(field, text)| (field, read(text))).collect());
@@ -124,7 +124,7 @@ impl Drop for Projected {
     }
 }
 
-/// The log, to be folded by a fold that owes nothing to the projector's.
+/// The log, with a fold that shares no code with the projector.
 struct History(Vec<(u64, time::OffsetDateTime, Aggregate, Envelope)>);
 
 impl History {
@@ -142,7 +142,7 @@ impl History {
         self.0.last().map_or(0, |event| event.0)
     }
 
-    /// What the projections hold at a sequence.
+    /// The projections at a sequence.
     fn fold(&self, seq: u64) -> Live {
         let mut live = Live { seq, sessions: BTreeMap::new(), players: BTreeMap::new(), queues: BTreeMap::new() };
         for (_, time, aggregate, envelope) in self.0.iter().take_while(|event| event.0 <= seq) {
@@ -181,7 +181,7 @@ impl History {
     }
 }
 
-/// Players come and go, sessions begin and end.
+/// Appends events of players that queue and cancel, and of sessions that begin and end.
 async fn round(log: &JetStreamLog, number: usize) -> anyhow::Result<()> {
     let names: Vec<_> = (0..40).map(|one| format!("p-{}", (number * 13 + one) % 60)).collect();
     try_join_all(names.iter().map(|name| queue(log, name))).await?;
@@ -194,12 +194,12 @@ async fn round(log: &JetStreamLog, number: usize) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_sees_half_of_a_rebuild_while_events_come_in() -> anyhow::Result<()> {
+async fn no_reader_sees_a_partial_rebuild_while_events_arrive() -> anyhow::Result<()> {
     let projected = Projected::start().await?;
     for number in 0..10 {
         round(&projected.log, number).await?;
     }
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
     let done = AtomicBool::new(false);
     let playing = async {
         let mut number = 10;
@@ -220,97 +220,98 @@ async fn nobody_sees_half_of_a_rebuild_while_events_come_in() -> anyhow::Result<
         anyhow::Ok(seen)
     };
     let rebuilding = async {
-        let mut notified = Vec::new();
+        let mut outputs = Vec::new();
         for _ in 0..5 {
-            notified.push(projected.rebuild().await);
+            outputs.push(projected.rebuild().await);
         }
         done.store(true, Ordering::SeqCst);
-        notified.into_iter().collect::<anyhow::Result<Vec<_>>>()
+        outputs.into_iter().collect::<anyhow::Result<Vec<_>>>()
     };
-    let (played, seen, notified) = tokio::join!(playing, reading, rebuilding);
+    let (played, seen, outputs) = tokio::join!(playing, reading, rebuilding);
     played?;
-    assert!(notified?.iter().all(|text| text.contains("the projections were replaced at ")));
+    assert!(outputs?.iter().all(|text| text.contains("the projections were replaced at ")));
     let (seen, history) = (seen?, History::read(&projected.log).await?);
-    assert!(seen.len() > 1, "the readers saw the projections move");
+    assert!(seen.len() > 1, "the reader must see the projections change");
     for live in &seen {
         assert_eq!(live, &history.fold(live.seq), "at {}", live.seq);
     }
-    assert!(seen.is_sorted_by_key(|live| live.seq), "nobody saw them go back");
-    // The projector goes on.
+    assert!(seen.is_sorted_by_key(|live| live.seq), "the projections must not go back");
+    // The projector continues.
     round(&projected.log, 0).await?;
-    projected.until_right().await
+    projected.until_up_to_date().await
 }
 
 #[tokio::test]
-async fn a_rebuild_mends_what_is_wrong_and_leaves_nothing_behind() -> anyhow::Result<()> {
+async fn a_rebuild_corrects_wrong_projections_and_leaves_no_temporary_keys() -> anyhow::Result<()> {
     let projected = Projected::start().await?;
     round(&projected.log, 1).await?;
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
     let mut redis = projected.connection().await?;
     let () = redis.hset("garage:queues", "ranked", 999).await?;
     let () = redis.del("garage:sessions").await?;
     let wrong = projected.verified().await?;
-    let said = |what: &str| wrong.iter().any(|line| line["what"].as_str().is_some_and(|said| said.starts_with(what)));
+    let reported =
+        |text: &str| wrong.iter().any(|line| line["what"].as_str().is_some_and(|what| what.starts_with(text)));
     assert_eq!(wrong.len(), 2, "{wrong:?}");
-    assert!(said("garage:queues ranked is 999 and the log makes it 20") && said("garage:sessions "), "{wrong:?}");
-    // What somebody left who was killed.
+    assert!(reported("garage:queues ranked is 999, but should be 20") && reported("garage:sessions "), "{wrong:?}");
+    // The temporary keys of a rebuild that was killed.
     let () = redis.hset("garage:anew:queues", "ranked", 77).await?;
     let () = redis.hset_multiple("garage:anew:watermark", &[("log", "another"), ("seq", "5")]).await?;
-    let notified = projected.rebuild().await?;
-    assert!(notified.starts_with("61 events folded"), "{notified}");
-    projected.until_right().await?;
+    let output = projected.rebuild().await?;
+    assert!(output.starts_with("61 events read"), "{output}");
+    projected.until_up_to_date().await?;
     assert_eq!(projected.verified().await?, [] as [Value; 0]);
     let left: Vec<String> = redis.keys("garage:anew:*").await?;
     assert!(left.is_empty(), "{left:?}");
-    // Again, to the same.
+    // A second rebuild has the same result.
     projected.rebuild().await?;
     queue(&projected.log, "later").await?;
-    projected.until_right().await
+    projected.until_up_to_date().await
 }
 
 #[tokio::test]
-async fn a_rebuild_makes_the_projections_of_an_empty_redis_and_of_an_empty_log() -> anyhow::Result<()> {
+async fn a_rebuild_works_on_an_empty_redis_and_on_an_empty_log() -> anyhow::Result<()> {
     let projected = Projected::start().await?;
-    assert!(projected.rebuild().await?.starts_with("0 events folded"));
+    assert!(projected.rebuild().await?.starts_with("0 events read"));
     round(&projected.log, 1).await?;
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
     let mut redis = projected.connection().await?;
     redis::cmd("FLUSHALL").exec_async(&mut redis).await?;
     projected.rebuild().await?;
-    projected.until_right().await
+    projected.until_up_to_date().await
 }
 
 #[tokio::test]
-async fn a_rebuild_that_is_killed_does_no_harm() -> anyhow::Result<()> {
+async fn a_killed_rebuild_does_not_change_the_live_projections() -> anyhow::Result<()> {
     let projected = Projected::start().await?;
     for number in 0..10 {
         round(&projected.log, number).await?;
     }
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
     let mut redis = projected.connection().await?;
     for _ in 0..5 {
         let mut killed = projected.garage().spawn()?;
-        // At its beginning, or somewhere behind.
+        // Kills it after its first write, or later.
         let begins = async {
             while !redis.exists::<_, bool>("garage:anew:watermark").await? && killed.try_wait()?.is_none() {}
             anyhow::Ok(())
         };
         timeout(DEADLINE, begins).await??;
         killed.kill().await?;
-        projected.until_right().await?;
+        projected.until_up_to_date().await?;
     }
     projected.rebuild().await?;
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
     let left: Vec<String> = redis.keys("garage:anew:*").await?;
     assert!(left.is_empty(), "{left:?}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_rebuilds_at_a_time_the_one_that_began_later_comes_to_its_end() -> anyhow::Result<()> {
+async fn of_two_concurrent_rebuilds_the_later_one_completes() -> anyhow::Result<()> {
     let projected = Projected::start().await?;
     round(&projected.log, 1).await?;
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
 
     let (client, redis) = (projected.fixture.nats.connect(Role::Admin).await?, projected.redis.clone());
     let (folds, folding) = mpsc::channel();
@@ -318,7 +319,7 @@ async fn of_two_rebuilds_at_a_time_the_one_that_began_later_comes_to_its_end() -
     let earlier = tokio::spawn(async move {
         let progress = move |_, _, _| {
             folds.send(()).unwrap();
-            // Until it may go on.
+            // Pauses until the test drops the sender.
             let _ = block_in_place(|| pause.recv_timeout(DEADLINE));
         };
         rebuild(client, &redis, progress).await
@@ -326,10 +327,10 @@ async fn of_two_rebuilds_at_a_time_the_one_that_began_later_comes_to_its_end() -
     block_in_place(|| folding.recv_timeout(DEADLINE))?;
     projected.rebuild().await?;
     drop(go_on);
-    let gone = timeout(DEADLINE, earlier).await??.unwrap_err();
-    assert!(gone.to_string().contains("another rebuild has begun"), "{gone}");
+    let error = timeout(DEADLINE, earlier).await??.unwrap_err();
+    assert!(error.to_string().contains("another rebuild has begun"), "{error}");
 
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
     assert_eq!(projected.verified().await?, [] as [Value; 0]);
     let left: Vec<String> = projected.connection().await?.keys("garage:anew:*").await?;
     assert!(left.is_empty(), "{left:?}");
@@ -337,23 +338,22 @@ async fn of_two_rebuilds_at_a_time_the_one_that_began_later_comes_to_its_end() -
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mark_beyond_the_logs_end_is_mended() -> anyhow::Result<()> {
+async fn a_watermark_beyond_the_end_of_the_log_is_corrected() -> anyhow::Result<()> {
     let projected = Projected::start().await?;
     round(&projected.log, 0).await?;
-    projected.until_right().await?;
-    // As after a log that lost its end.
+    projected.until_up_to_date().await?;
+    // This happens when the log has lost its end.
     let mut connection = projected.connection().await?;
     redis::cmd("HSET").arg(WATERMARK).arg(&["seq", "999999"]).exec_async(&mut connection).await?;
     let wrong = projected.verified().await?;
     assert!(wrong[0]["what"].as_str().is_some_and(|what| what.contains("beyond the log's end")), "{wrong:?}");
     projected.rebuild().await?;
     round(&projected.log, 1).await?;
-    projected.until_right().await
+    projected.until_up_to_date().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_comes_to_all_that_was_there_and_no_more_than_so_many_closed_sessions_are_kept() -> anyhow::Result<()>
-{
+async fn a_rebuild_restores_all_projections_with_a_limited_number_of_closed_sessions() -> anyhow::Result<()> {
     let projected = Projected::start().await?;
     for number in 0..3 {
         round(&projected.log, number).await?;
@@ -364,16 +364,16 @@ async fn a_rebuild_comes_to_all_that_was_there_and_no_more_than_so_many_closed_s
         of_session(&projected.log, id, closed()).await
     };
     try_join_all((0..CLOSED_KEPT).map(close)).await?;
-    projected.until_right().await?;
+    projected.until_up_to_date().await?;
     assert_eq!(projected.verified().await?, [] as [Value; 0]);
-    let held = projected.held().await?;
-    // Of the rounds' three sessions two were closed, before all others; the third lives.
+    let held = projected.contents().await?;
+    // Of the three sessions of the rounds, two were closed before all others, and one is live.
     assert_eq!(held[CLOSED].as_array().map(Vec::len), Some(CLOSED_KEPT));
     assert_eq!(held[TIMELINES].as_object().map(serde_json::Map::len), Some(CLOSED_KEPT + 1));
     assert!(held.values().all(|of_key| !of_key.as_object().is_some_and(serde_json::Map::is_empty)), "{held:?}");
     projected.rebuild().await?;
-    assert_eq!(projected.held().await?, held);
+    assert_eq!(projected.contents().await?, held);
     projected.rebuild().await?;
-    assert_eq!(projected.held().await?, held);
+    assert_eq!(projected.contents().await?, held);
     Ok(())
 }

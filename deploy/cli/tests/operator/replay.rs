@@ -1,4 +1,4 @@
-//! `garage replay`: where it begins and ends, what it selects, and where that goes.
+//! `garage replay`: range, selection and targets.
 
 use anyhow::Context;
 use async_nats::jetstream::{self, stream::Config};
@@ -34,7 +34,7 @@ async fn a_replay_begins_and_ends_by_sequence_or_by_time() -> anyhow::Result<()>
 }
 
 #[tokio::test]
-async fn a_replay_takes_what_is_selected() -> anyhow::Result<()> {
+async fn a_replay_contains_only_selected_events() -> anyhow::Result<()> {
     let (fixture, session) = Fixture::with_events().await?;
     let session = session.to_string();
     for (args, expected) in [
@@ -52,7 +52,7 @@ async fn a_replay_takes_what_is_selected() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_replay_prints_a_line_an_event() -> anyhow::Result<()> {
+async fn a_replay_prints_one_line_per_event() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     let ran = fixture.run(&["replay"]).await?;
     assert_eq!((ran.code, ran.out.lines().count(), &*ran.err), (Some(0), 5, ""));
@@ -68,7 +68,7 @@ async fn a_replay_prints_a_line_an_event() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_replay_into_a_file_is_whole_or_not_there() -> anyhow::Result<()> {
+async fn a_replay_writes_a_complete_file_or_none() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     let file = fixture.folder.path().join("events.jsonl");
     let ran = fixture.run(&["replay", "--out", "events.jsonl"]).await?;
@@ -80,7 +80,7 @@ async fn a_replay_into_a_file_is_whole_or_not_there() -> anyhow::Result<()> {
     let again = fixture.run(&["replay", "--out", "events.jsonl", "--from-seq", "5"]).await?;
     assert!(again.code == Some(1) && again.err.contains("--force"), "{again:?}");
     assert_eq!(std::fs::read_to_string(&file)?, printed);
-    // One that fails leaves the old one, and nothing else.
+    // A failed replay keeps the old file, and leaves no other.
     let empty = fixture.run(&["replay", "--out", "events.jsonl", "--force", "--player", "nobody"]).await?;
     assert!(empty.code == Some(1) && empty.err.contains("from 1 to 5"), "{empty:?}");
     assert_eq!(std::fs::read_to_string(&file)?, printed);
@@ -94,7 +94,7 @@ async fn a_replay_into_a_file_is_whole_or_not_there() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_replay_is_published_to_who_listens() -> anyhow::Result<()> {
+async fn a_replay_is_published_to_subscribers() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     let mut listening = fixture.client.subscribe("lab.>").await?;
     fixture.client.flush().await?;
@@ -126,7 +126,7 @@ async fn a_replay_into_a_stream_is_acknowledged() -> anyhow::Result<()> {
     assert!(ran.code == Some(0) && ran.out.contains("stored in stream LAB"), "{ran:?}");
     assert_eq!(stream.info().await?.state.messages, 5);
 
-    // One that takes the beginning only.
+    // A stream that stores only the first events.
     context.create_stream(config("PART", "part.garage.player.>")).await?;
     let ran = fixture.run(&["replay", "--publish", "part"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("stream PART did not store event 3"), "{ran:?}");
@@ -134,7 +134,7 @@ async fn a_replay_into_a_stream_is_acknowledged() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn what_cannot_be_replayed_is_refused_with_the_reason() -> anyhow::Result<()> {
+async fn an_impossible_replay_is_refused_with_the_reason() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     for (args, code, reason) in [
         (&["--from-seq", "6"][..], 1, "the range from 6 to 5 is empty; stream GARAGE_HISTORY has 1 to 5"),
@@ -153,13 +153,13 @@ async fn what_cannot_be_replayed_is_refused_with_the_reason() -> anyhow::Result<
         let ran = fixture.run(&[&["replay"], args].concat()).await?;
         assert!(ran.code == Some(code) && ran.err.contains(reason), "{args:?}: {ran:?}");
     }
-    // Nothing of it came into the log.
+    // The log has not changed.
     assert_eq!(replayed(&fixture, &[]).await?.len(), 5);
     Ok(())
 }
 
 #[tokio::test]
-async fn an_empty_log_has_nothing_to_replay() -> anyhow::Result<()> {
+async fn a_replay_of_an_empty_log_fails() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let ran = fixture.run(&["replay"]).await?;
     assert!(ran.code == Some(1) && ran.err.contains("the log is empty"), "{ran:?}");
@@ -167,16 +167,19 @@ async fn an_empty_log_has_nothing_to_replay() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn an_interrupted_replay_says_how_to_go_on() -> anyhow::Result<()> {
+async fn an_interrupted_replay_says_how_to_continue() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
-    // So slow that the second event is due when nobody waits any more.
+    // So slow that the second event is not due during the test.
     let slow = ["replay", "--speed", "0.000001"];
     let mut running = fixture.spawn(&[&slow[..], &["--json"]].concat())?;
     let first: Value = serde_json::from_str(&running.line().await?)?;
     assert_eq!(first["seq"], 1);
     let ran = running.interrupt().await?;
     assert_eq!(ran.code, Some(1));
-    assert!(ran.err.contains("interrupted after 1 events") && ran.err.contains("go on with --from-seq 2"), "{ran:?}");
+    assert!(
+        ran.err.contains("interrupted after 1 events") && ran.err.contains("continue with --from-seq 2"),
+        "{ran:?}"
+    );
     assert_eq!(replayed(&fixture, &["--from-seq", "2"]).await?, [2, 3, 4, 5]);
 
     let mut listening = fixture.client.subscribe("lab.>").await?;
@@ -184,7 +187,7 @@ async fn an_interrupted_replay_says_how_to_go_on() -> anyhow::Result<()> {
     let running = fixture.spawn(&[&slow[..], &["--publish", "lab"]].concat())?;
     timeout(DEADLINE, listening.next()).await?.context("the first event")?;
     let ran = running.interrupt().await?;
-    assert!(ran.code == Some(1) && ran.err.contains("go on with --from-seq 2"), "{ran:?}");
+    assert!(ran.code == Some(1) && ran.err.contains("continue with --from-seq 2"), "{ran:?}");
 
     let files = || std::fs::read_dir(fixture.folder.path()).map(Iterator::count);
     let before = files()?;

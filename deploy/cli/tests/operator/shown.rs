@@ -1,23 +1,23 @@
-//! What programs read: JSON lines and completions.
+//! Output for programs: JSON lines and completions.
 
 use crate::support::{Fixture, seqs};
 
 #[tokio::test]
-async fn a_timeline_comes_as_json_too() -> anyhow::Result<()> {
+async fn a_timeline_can_be_printed_as_json() -> anyhow::Result<()> {
     let (fixture, session) = Fixture::with_events().await?;
     let lines = fixture.json(&["session", "--json", &session.to_string()]).await?;
     assert_eq!(seqs(&lines), [3, 4]);
     assert_eq!(lines[0]["event"]["type"], "Matched");
     let lines = fixture.json(&["player", "--json", "anna"]).await?;
     assert_eq!(seqs(&lines), [1, 5]);
-    // The same fields as everywhere.
+    // The fields are the same as those of `garage replay`.
     assert_eq!(lines, fixture.json(&["replay", "--json", "--player", "anna"]).await?);
     Ok(())
 }
 
 #[tokio::test]
-async fn every_shell_completes_every_verb() -> anyhow::Result<()> {
-    let fixture = Fixture::without_workers().await?;
+async fn completions_for_every_shell_contain_the_commands() -> anyhow::Result<()> {
+    let fixture = Fixture::without_streams().await?;
     for shell in ["bash", "zsh", "fish"] {
         let ran = fixture.run(&["completions", shell]).await?;
         assert_eq!(ran.code, Some(0), "{ran:?}");

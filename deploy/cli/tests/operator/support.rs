@@ -1,4 +1,4 @@
-//! A log with some events, and `garage` to look at them.
+//! A NATS server with some events, and a runner for `garage` commands.
 
 use std::{
     process::{Output, Stdio},
@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Fixture {
     pub(crate) client: Client,
@@ -33,7 +33,7 @@ pub(crate) struct Fixture {
     pub(crate) folder: tempfile::TempDir,
 }
 
-/// How a command ended.
+/// The result of a finished command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -41,22 +41,22 @@ pub(crate) struct Ran {
     pub(crate) err: String,
 }
 
-/// A command that runs.
+/// A command that is still running.
 pub(crate) struct Running {
     pub(crate) child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Fixture {
-    /// Without streams.
-    pub(crate) async fn without_workers() -> anyhow::Result<Self> {
+    /// A NATS server without streams.
+    pub(crate) async fn without_streams() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let nats = Nats::start(folder.path(), 1).await?;
         Ok(Self { client: nats.connect(Role::Admin).await?, nats, folder })
     }
 
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let fixture = Self::without_workers().await?;
+        let fixture = Self::without_streams().await?;
         setup::init(fixture.client.clone(), 1).await?;
         Ok(fixture)
     }
@@ -65,7 +65,7 @@ impl Fixture {
         Ok(JetStreamLog::open(self.client.clone()).await?)
     }
 
-    /// Five events: anna queues, bert queues, a session is matched and closed, anna gives up.
+    /// A log with five events: anna queues, bert queues, a session is matched and closed, anna cancels.
     pub(crate) async fn with_events() -> anyhow::Result<(Self, SessionId)> {
         let fixture = Self::start().await?;
         let log = fixture.log().await?;
@@ -90,13 +90,13 @@ impl Fixture {
         command
     }
 
-    /// Runs `garage` to its end.
+    /// Runs `garage` until it ends.
     pub(crate) async fn run(&self, args: &[&str]) -> anyhow::Result<Ran> {
         let output = timeout(DEADLINE, self.garage(args).output()).await.with_context(|| format!("{args:?}"))??;
         Ran::of(&output)
     }
 
-    /// The JSON lines of a command that succeeds.
+    /// The JSON lines of a command that must succeed.
     pub(crate) async fn json(&self, args: &[&str]) -> anyhow::Result<Vec<Value>> {
         let ran = self.run(args).await?;
         assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
@@ -122,12 +122,12 @@ impl Running {
         timeout(DEADLINE, self.lines.next_line()).await.context("a line in time")??.context("a line")
     }
 
-    /// Closes its output, as `head` does.
-    pub(crate) fn unread(self) -> Child {
+    /// Closes the pipe of its standard output, as `head` does.
+    pub(crate) fn close_output(self) -> Child {
         self.child
     }
 
-    /// Presses Ctrl-C, and waits for the end.
+    /// Sends SIGINT, as Ctrl-C does, and waits for the end.
     pub(crate) async fn interrupt(self) -> anyhow::Result<Ran> {
         let pid = nix::unistd::Pid::from_raw(self.child.id().context("it runs")?.try_into()?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
@@ -135,7 +135,7 @@ impl Running {
     }
 }
 
-/// Waits until something is there.
+/// Polls until `look` returns a value.
 pub(crate) async fn until<T>(what: &str, look: impl AsyncFn() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
     let looking = async {
         loop {
@@ -187,7 +187,7 @@ pub(crate) async fn of_session(log: &JetStreamLog, id: SessionId, event: session
     append(log, Decision::new(&System, id.uuid(), None).change(&System, Aggregate::Session(id), head, [event])).await
 }
 
-/// A new session that was matched. Its players' own events are left out.
+/// Appends a new session without the events of its players.
 pub(crate) async fn open(log: &JetStreamLog, players: &[&str]) -> anyhow::Result<SessionId> {
     let member = |name: &&str| {
         anyhow::Ok(session::Member { player: name.parse()?, ticket: TicketId::new(System.id()), rank: 1_000 })
@@ -206,7 +206,7 @@ pub(crate) async fn open(log: &JetStreamLog, players: &[&str]) -> anyhow::Result
     Ok(id)
 }
 
-/// Bodies of the log, by subject and sequence.
+/// The subject and the body of each message of the log.
 pub(crate) async fn bodies(fixture: &Fixture) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let log = fixture.log().await?;
     let (mut bodies, mut from) = (Vec::new(), 1);
@@ -218,8 +218,8 @@ pub(crate) async fn bodies(fixture: &Fixture) -> anyhow::Result<Vec<(String, Vec
 }
 
 #[tokio::test]
-async fn without_streams_every_verb_says_what_to_do() -> anyhow::Result<()> {
-    let fixture = Fixture::without_workers().await?;
+async fn without_streams_every_command_says_to_run_garage_init() -> anyhow::Result<()> {
+    let fixture = Fixture::without_streams().await?;
     for (args, stream) in [
         (&["replay"][..], HISTORY),
         (&["tail"], STREAM),

@@ -1,4 +1,4 @@
-//! `garage tail`: what is appended is seen.
+//! `garage tail` prints new events.
 
 use garage_events::subject::STREAM;
 use serde_json::Value;
@@ -12,7 +12,7 @@ async fn seq(tail: &mut Running) -> anyhow::Result<u64> {
 }
 
 #[tokio::test]
-async fn tail_shows_what_was_and_what_comes() -> anyhow::Result<()> {
+async fn tail_shows_earlier_events_and_then_new_ones() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     let log = fixture.log().await?;
     let mut tail = fixture.spawn(&["tail", "--json", "--since", "4"])?;
@@ -26,7 +26,7 @@ async fn tail_shows_what_was_and_what_comes() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn tail_begins_with_what_is_appended_from_now_on() -> anyhow::Result<()> {
+async fn tail_shows_only_new_events_by_default() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     let log = fixture.log().await?;
     let stream = log.context().get_stream(STREAM).await?;
@@ -41,12 +41,12 @@ async fn tail_begins_with_what_is_appended_from_now_on() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn tail_ends_when_nobody_reads_it_any_more() -> anyhow::Result<()> {
+async fn tail_ends_when_its_output_is_closed() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     let log = fixture.log().await?;
     let mut tail = fixture.spawn(&["tail", "--since", "5"])?;
     tail.line().await?;
-    let mut child = tail.unread();
+    let mut child = tail.close_output();
     let ends = async {
         loop {
             queue(&log, "carl").await?;
@@ -60,7 +60,7 @@ async fn tail_ends_when_nobody_reads_it_any_more() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn tail_shows_what_is_selected() -> anyhow::Result<()> {
+async fn tail_shows_only_selected_events() -> anyhow::Result<()> {
     let (fixture, _) = Fixture::with_events().await?;
     let log = fixture.log().await?;
     let mut anna = fixture.spawn(&["tail", "--json", "--since", "1h", "--player", "anna"])?;

@@ -1,41 +1,41 @@
-//! `garage verify`: what can be and what cannot, on a real log.
+//! `garage verify` on a real log: valid logs, and violations.
 
 use garage_events::id::SessionId;
 use serde_json::{Value, json};
 
 use crate::support::{Fixture, open, queue};
 
-/// What a line says of whom and where.
+/// The rule, player, session and sequences of a JSON line.
 fn about(line: &Value) -> Value {
     json!([line["rule"], line["player"], line["session"], line["seqs"]])
 }
 
 #[tokio::test]
-async fn a_log_in_which_nothing_has_happened_holds() -> anyhow::Result<()> {
+async fn an_empty_log_is_valid() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let ran = fixture.run(&["verify", "--settled"]).await?;
-    assert_eq!((ran.code, &*ran.out), (Some(0), "0 events: 0 players, 0 sessions, 0 tickets, 0 paid; all holds\n"));
+    assert_eq!((ran.code, &*ran.out), (Some(0), "0 events: 0 players, 0 sessions, 0 tickets, 0 paid; no violations\n"));
     Ok(())
 }
 
 #[tokio::test]
-async fn who_waits_holds_unless_all_should_be_over() -> anyhow::Result<()> {
+async fn a_waiting_player_is_a_violation_only_with_settled() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let log = fixture.log().await?;
     queue(&log, "anna").await?;
     let ran = fixture.run(&["verify"]).await?;
-    let expected = "1 events: 1 players, 0 sessions, 1 tickets, 0 paid; 1 under way; all holds\n";
+    let expected = "1 events: 1 players, 0 sessions, 1 tickets, 0 paid; 1 unfinished; no violations\n";
     assert_eq!((ran.code, &*ran.out), (Some(0), expected));
     let ran = fixture.run(&["verify", "--settled"]).await?;
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(ran.out.starts_with("settled     at 1 player anna: the player's ticket waits\n"), "{ran:?}");
+    assert!(ran.out.starts_with("settled     at 1 player anna: the player's ticket is still waiting\n"), "{ran:?}");
     assert_eq!(ran.err, "error: 1 violations\n");
     Ok(())
 }
 
 #[tokio::test]
-async fn what_no_worker_writes_is_named_with_whom_and_where() -> anyhow::Result<()> {
-    // A session that is matched and closed without its player's events, and a ticket that ends and never was.
+async fn events_that_no_worker_writes_are_reported_with_player_session_and_sequences() -> anyhow::Result<()> {
+    // A session is matched and closed without events of its player, and a ticket ends that was never queued.
     let (fixture, session) = Fixture::with_events().await?;
     let ran = fixture.run(&["verify", "--json"]).await?;
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -54,7 +54,7 @@ async fn what_no_worker_writes_is_named_with_whom_and_where() -> anyhow::Result<
 }
 
 #[tokio::test]
-async fn what_is_published_past_the_rules_is_found() -> anyhow::Result<()> {
+async fn a_message_published_without_headers_is_found() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let log = fixture.log().await?;
     queue(&log, "anna").await?;
@@ -64,18 +64,18 @@ async fn what_is_published_past_the_rules_is_found() -> anyhow::Result<()> {
     let ran = fixture.run(&["verify", "--json"]).await?;
     assert_eq!(ran.code, Some(1), "{ran:?}");
     let lines: Vec<Value> = ran.out.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    // It does not even say what it is.
+    // It has no header with its type.
     assert_eq!(lines.iter().map(about).collect::<Vec<_>>(), [json!(["readable", "anna", null, [2]])], "{ran:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_secret_of_the_operators_is_found_and_not_repeated() -> anyhow::Result<()> {
+async fn an_operators_secret_is_found_and_not_repeated() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let log = fixture.log().await?;
     open(&log, &[]).await?;
     let [(_, body)] = crate::support::bodies(&fixture).await?.try_into().unwrap();
-    // The rules of the session, as it happens.
+    // A part of the session's event serves as the secret.
     assert!(String::from_utf8(body)?.contains(r#""rules":"test""#));
     let file = fixture.folder.path().join("secret");
     std::fs::write(&file, "\"rules\":\"test\"\n")?;

@@ -1,4 +1,4 @@
-//! The log and the database are lost, and come back: the commands of `deploy/OPERATIONS.md`.
+//! The log and the database are lost and restored with the commands of `deploy/docs/operating.md`.
 
 use std::path::Path;
 
@@ -16,9 +16,9 @@ use crate::support::{
     operations, play, until,
 };
 
-/// All that a stream keeps of a message.
+/// Everything that a stream stores of a message.
 #[derive(Debug, Clone, PartialEq)]
-struct Kept {
+struct StoredMessage {
     seq: u64,
     time: OffsetDateTime,
     subject: String,
@@ -26,24 +26,24 @@ struct Kept {
     payload: Bytes,
 }
 
-/// A stream as its leader has it.
-async fn kept(garage: &Garage, stream: &str) -> Vec<Kept> {
+/// All messages of a stream, read from its leader.
+async fn messages(garage: &Garage, stream: &str) -> Vec<StoredMessage> {
     let stream = garage.jetstream().get_stream(stream).await.unwrap();
     let state = stream.cached_info().state.clone();
-    let mut kept = Vec::new();
+    let mut messages = Vec::new();
     for seq in state.first_sequence..=state.last_sequence {
         let jetstream::message::StreamMessage { subject, sequence, headers, payload, time } =
             stream.get_raw_message(seq).await.unwrap();
-        kept.push(Kept { seq: sequence, time, subject: subject.to_string(), headers, payload });
+        messages.push(StoredMessage { seq: sequence, time, subject: subject.to_string(), headers, payload });
     }
-    kept
+    messages
 }
 
-/// The history once it has all that the log has.
-async fn mirrored(garage: &Garage) -> Vec<Kept> {
-    let end = kept(garage, STREAM).await.last().map(|message| message.seq);
-    until("the history is as far as the log", async || {
-        let history = kept(garage, HISTORY).await;
+/// The history's messages, once it has mirrored the whole log.
+async fn mirrored(garage: &Garage) -> Vec<StoredMessage> {
+    let end = messages(garage, STREAM).await.last().map(|message| message.seq);
+    until("the history has mirrored the whole log", async || {
+        let history = messages(garage, HISTORY).await;
         (history.last().map(|message| message.seq) == end).then_some(history)
     })
     .await
@@ -54,18 +54,18 @@ async fn back_up(garage: &Garage, backup: &Path) {
     operations::run("backup", garage.stack.root(), &variables).await;
 }
 
-/// What a player owns, has mounted, and has in his wallet with every entry of its ledger.
+/// A player's garage (cars, items, slots, balance), and all entries of the wallet's ledger.
 async fn belongings(bot: &Bot) -> (Value, Value) {
-    let garage = bot.insist(Method::GET, "/v1/garage", None).await.unwrap();
-    (garage, bot.insist(Method::GET, "/v1/wallet/ledger?limit=100", None).await.unwrap())
+    let garage = bot.ask_with_retry(Method::GET, "/v1/garage", None).await.unwrap();
+    (garage, bot.ask_with_retry(Method::GET, "/v1/wallet/ledger?limit=100", None).await.unwrap())
 }
 
 async fn all_belongings(bots: &[Bot]) -> Vec<(Value, Value)> {
     futures::future::join_all(bots.iter().map(belongings)).await
 }
 
-/// A backup is taken of a Garage at rest, everything is destroyed, and another is made of it.
-async fn everything_comes_back(setup: Setup) {
+/// Backs up an idle Garage, destroys it, and restores it.
+async fn everything_is_restored(setup: Setup) {
     let folder = tempfile::tempdir().unwrap();
     let backup = folder.path().join("backup");
     let garage = setup.clone().start().await;
@@ -76,16 +76,16 @@ async fn everything_comes_back(setup: Setup) {
     play(&bots).await;
     play(&bots).await;
     garage.settled().await;
-    let (log, history) = (kept(&garage, STREAM).await, mirrored(&garage).await);
+    let (log, history) = (messages(&garage, STREAM).await, mirrored(&garage).await);
     let owned = all_belongings(&bots).await;
     back_up(&garage, &backup).await;
     drop(garage);
 
     let garage = setup.restored(&backup).start().await;
     let bots = garage.bots("player", 4);
-    // Every reaction has run again, and found nothing to do.
+    // Every reaction runs again and finds nothing to do.
     let events = garage.settled().await;
-    assert_eq!(kept(&garage, STREAM).await, log);
+    assert_eq!(messages(&garage, STREAM).await, log);
     assert_eq!(mirrored(&garage).await, history);
     assert_eq!(all_belongings(&bots).await, owned);
 
@@ -98,22 +98,22 @@ async fn everything_comes_back(setup: Setup) {
         assert_eq!((paid(&all, &bot.player).len(), paid(new, &bot.player).len()), (3, 1));
         assert_eq!(bot.balance().await.unwrap(), before["balance"].as_u64().unwrap() + played.earned);
     }
-    // The history goes on where it was.
+    // The history continues where it ended.
     assert_eq!(mirrored(&garage).await.len(), all.len());
 }
 
 #[tokio::test]
-async fn everything_comes_back_on_one_node() {
-    everything_comes_back(Setup::short()).await;
+async fn everything_is_restored_on_one_node() {
+    everything_is_restored(Setup::short()).await;
 }
 
 #[tokio::test]
-async fn everything_comes_back_on_three_nodes() {
-    everything_comes_back(Setup::short().three_nodes()).await;
+async fn everything_is_restored_on_three_nodes() {
+    everything_is_restored(Setup::short().three_nodes()).await;
 }
 
 #[tokio::test]
-async fn a_backup_of_running_matches_leaves_nobody_in_one() {
+async fn players_of_matches_that_ran_during_the_backup_are_released() {
     let folder = tempfile::tempdir().unwrap();
     let backup = folder.path().join("backup");
     let garage = Setup::long().start().await;
@@ -137,7 +137,7 @@ async fn a_backup_of_running_matches_leaves_nobody_in_one() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_older_than_the_log_is_paid_what_it_lacks() {
+async fn a_database_older_than_the_log_receives_the_missing_rewards() {
     let folder = tempfile::tempdir().unwrap();
     let (older, backup) = (folder.path().join("older"), folder.path().join("backup"));
     let garage = Setup::short().start().await;
@@ -169,24 +169,24 @@ async fn a_database_that_is_older_than_the_log_is_paid_what_it_lacks() {
 }
 
 #[tokio::test]
-async fn what_is_no_backup_or_would_overwrite_is_refused() {
+async fn an_invalid_backup_and_one_that_would_overwrite_data_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let backup = folder.path().join("backup");
     let garage = Setup::short().start().await;
     back_up(&garage, &backup).await;
     let to = backup.display().to_string();
     let refused = async |args: &[&str], why: &str| {
-        let (done, said) = garage.cli(args).await;
-        assert!(!done && said.contains(why), "{args:?}: {said}");
+        let (done, text) = garage.cli(args).await;
+        assert!(!done && text.contains(why), "{args:?}: {text}");
     };
-    refused(&["backup", &to], "cannot make").await;
-    refused(&["restore", &to], "there is a stream GARAGE already").await;
-    refused(&["restore", folder.path().to_str().unwrap()], "is no backup, or not a whole one").await;
+    refused(&["backup", &to], "cannot create").await;
+    refused(&["restore", &to], "stream GARAGE already exists").await;
+    refused(&["restore", folder.path().to_str().unwrap()], "is not a complete backup").await;
     let log = backup.join("GARAGE.snapshot");
     let mut bytes = std::fs::read(&log).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&log, &bytes).unwrap();
-    refused(&["restore", &to], "GARAGE.snapshot is not what was written to it").await;
+    refused(&["restore", &to], "GARAGE.snapshot has changed since the backup").await;
     std::fs::remove_file(&log).unwrap();
     refused(&["restore", &to], "cannot read").await;
 }

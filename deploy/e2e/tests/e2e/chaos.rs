@@ -1,4 +1,4 @@
-//! Everything that can fail fails, again and again, while players come and go. Then it must all have come right.
+//! Injects random faults while players come and go. Afterwards everything must be in order.
 
 mod faults;
 
@@ -13,17 +13,17 @@ use crate::{
     verify,
 };
 
-/// Matches of four: a match costs a process and a key, a player next to nothing. Whoever finds no opponents gives up.
+/// Matches of four: a match costs a process and a key, a player almost nothing. Players without opponents time out.
 const QUEUES: &str =
     "[queues.ranked]\nplayers = 4\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
 
-/// Players who are there at a time.
+/// Players at a time.
 const AT_ONCE: usize = 80;
 
-/// How long it may take until all is in order when the last player has gone.
+/// How long everything may take to settle after the last player has finished.
 const SETTLING: Duration = Duration::from_secs(60);
 
-/// What a run is asked for: `FOR` seconds of faults, drawn from `SEED`, on `NODES` nodes of NATS.
+/// The parameters of a run: `FOR` seconds of faults, drawn from `SEED`, on `NODES` NATS nodes.
 struct Run {
     time: Duration,
     seed: u64,
@@ -39,11 +39,11 @@ impl Run {
 
 fn variable<T: FromStr>(name: &str) -> Option<T> {
     let value = env::var(format!("GARAGE_CHAOS_{name}")).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("GARAGE_CHAOS_{name}={value} is no number")))
+    Some(value.parse().unwrap_or_else(|_| panic!("GARAGE_CHAOS_{name}={value} is not a number")))
 }
 
-/// Puts proxies between each worker and NATS, which can cut it off.
-async fn put_between(garage: &mut Garage) -> Vec<Vec<Proxy>> {
+/// Puts proxies between each worker and NATS, which can cut or delay the connection.
+async fn insert_proxies(garage: &mut Garage) -> Vec<Vec<Proxy>> {
     let nodes: Vec<_> =
         garage.stack.nats.url().split(',').map(|url| url.strip_prefix("nats://").unwrap().parse().unwrap()).collect();
     let mut all = Vec::new();
@@ -61,28 +61,28 @@ async fn put_between(garage: &mut Garage) -> Vec<Vec<Proxy>> {
     all
 }
 
-// The proxies run here: they must not wait for a thread that is busy with the test.
+// The proxies run in this runtime: with several threads, they never wait for the test's own work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nothing_is_lost_whatever_fails() {
+async fn no_work_is_lost_under_random_faults() {
     let Run { time, seed, nodes } = Run::from_env();
-    eprintln!("seed {seed}, {nodes} node(s) of NATS, {} s of faults", time.as_secs());
+    eprintln!("seed {seed}, {nodes} NATS node(s), {} s of faults", time.as_secs());
     let setup = Setup::short().instances(2).queues(QUEUES).env("GARAGE_GATEWAY_GRACE_S", "3");
     let mut garage = if nodes == 1 { setup.start().await } else { setup.three_nodes().start().await };
-    let proxies = put_between(&mut garage).await;
+    let proxies = insert_proxies(&mut garage).await;
 
-    let crowd = Crowd::come(&garage, seed, time, AT_ONCE);
+    let crowd = Crowd::start(&garage, seed, time, AT_ONCE);
     let mut faults = Faults::new(proxies, seed);
-    faults.strike(&mut garage, time).await;
+    faults.inject(&mut garage, time).await;
     eprint!("{faults}");
-    // Who is there plays on to his end, and has his own deadlines.
-    let mended = Instant::now();
-    let players = crowd.leave().await;
-    eprintln!("{players}all gone {:.1} s after the last fault", mended.elapsed().as_secs_f64());
-    let gone = Instant::now();
+    // Players that have started play to the end, with their own deadlines.
+    let faults_ended = Instant::now();
+    let players = crowd.finish().await;
+    eprintln!("{players}all players finished {:.1} s after the last fault", faults_ended.elapsed().as_secs_f64());
+    let players_finished = Instant::now();
     let settled = timeout(SETTLING, garage.settled()).await;
     let events = settled.unwrap_or_else(|_| panic!("seed {seed}: not settled within {SETTLING:?}"));
-    eprintln!("settled after {:.1} s more; {} events", gone.elapsed().as_secs_f64(), events.len());
-    eprint!("{}", verify::holds(&garage).await);
+    eprintln!("settled after {:.1} s more; {} events", players_finished.elapsed().as_secs_f64(), events.len());
+    eprint!("{}", verify::until_valid(&garage).await);
 
     players.assert_served(seed, &events);
 }

@@ -1,4 +1,5 @@
-//! Every process dies before and after each of its effects, while players play. What it had begun is finished, once.
+//! Crashes each process just before and just after each of its side effects, while players play. Then checks that the
+//! work was completed exactly once.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,26 +34,27 @@ use crate::{
     verify,
 };
 
-/// Matches of two, and a queue in which nobody finds anybody.
+/// Matches of two, and a queue that never fills a match.
 const QUEUES: &str = "[queues.lonely]\nplayers = 64\nrank_band = 200\ntimeout_s = 1\n[queues.lonely.regions]\neu = 120\n\
                       [queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
 
-/// A report that names no session.
+/// The subject of a report without a valid session id. The report becomes a dead letter.
 const UNREADABLE: &str = "report.x.1.ready";
 
-/// Players who are there at a time.
+/// Players at a time.
 const AT_ONCE: usize = 20;
 
-/// How long it may take until players, or what is done for it, have a process reach a point.
-const REACHING: Duration = Duration::from_secs(60);
+/// How long it may take until a process reaches an armed point.
+const REACH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The longest that all may take: as many players come as that takes.
-const WALK: Duration = Duration::from_secs(300);
+/// The longest time for all points. It determines how many players are prepared.
+const MAX_TIME: Duration = Duration::from_secs(300);
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often the test checks for crashed processes.
+const POLL: Duration = Duration::from_millis(20);
 
-/// Between two things that are done to have a point reached: a worker that is ended for it must first be at work again.
+/// The pause between two actions that lead to a point. Some points need a worker to be terminated; the worker must be
+/// back at work before the next action.
 const fn pause(point: Point) -> Duration {
     match point {
         Point::SnapshotWritten | Point::KeysForgotten | Point::ConsumerMade => Duration::from_secs(4),
@@ -60,7 +62,7 @@ const fn pause(point: Point) -> Duration {
     }
 }
 
-/// The points of one kind of process, one after the other; those of different kinds at the same time.
+/// The points of one kind of process, one after another. The walks of different kinds run at the same time.
 struct Walk {
     left: VecDeque<(Point, Moment)>,
     armed: Option<Armed>,
@@ -70,20 +72,21 @@ struct Armed {
     point: Point,
     file: PathBuf,
     since: Instant,
-    provoked: Option<Instant>,
+    triggered: Option<Instant>,
 }
 
-/// On the cluster, of which there is none here: the director's own tests lose the answers to these.
+/// Points of the Kubernetes backend. This test has no cluster; the director's own tests cover lost answers to these
+/// requests.
 const ON_CLUSTER: [Point; 5] =
     [Point::SecretMade, Point::PodMade, Point::OwnerSet, Point::PodDeleted, Point::SecretDeleted];
 
 impl Armed {
-    /// Whether somebody has got there, and is dead: until then he could reach the next point too.
+    /// Whether a process has reached the point and is dead. Until it is dead, it could also reach the next point.
     fn is_dead(&self) -> bool {
         let name = format!("{}.", self.file.file_name().unwrap().display());
         let entries = fs::read_dir(self.file.parent().unwrap()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        // One that nobody has waited for yet has no command line any more.
+        // A zombie process has an empty command line.
         let dead = |pid: String| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty());
         let gone = |pid: &str| !Path::new("/proc").join(pid).exists();
         names.filter_map(|file| Some(file.strip_prefix(&name)?.to_owned())).any(|pid| gone(&pid) || dead(pid))
@@ -91,7 +94,7 @@ impl Armed {
 }
 
 impl Walk {
-    /// One a kind of process, which a point's name begins with.
+    /// One walk per kind of process. A point's name begins with the kind.
     fn all() -> Vec<Self> {
         let mut walks: BTreeMap<&str, VecDeque<_>> = BTreeMap::new();
         for &point in Point::ALL.iter().filter(|point| !ON_CLUSTER.contains(point)) {
@@ -101,12 +104,16 @@ impl Walk {
         walks.into_values().map(|left| Self { left, armed: None }).collect()
     }
 
-    /// Goes on to the next point once somebody has died at this one; false when none is left.
+    /// Arms the next point once a process has crashed at this one. Returns false when none is left.
     fn step(&mut self, folder: &Path) -> bool {
         if let Some(armed) = &self.armed {
             if !armed.is_dead() {
                 let waited = armed.since.elapsed();
-                assert!(waited < REACHING, "nobody has reached {} within {REACHING:?}", armed.file.display());
+                assert!(
+                    waited < REACH_TIMEOUT,
+                    "no process has reached {} within {REACH_TIMEOUT:?}",
+                    armed.file.display()
+                );
                 return true;
             }
             self.armed = None;
@@ -114,82 +121,82 @@ impl Walk {
         let Some((point, moment)) = self.left.pop_front() else { return false };
         let file = folder.join(crash::file_name(point, moment));
         fs::write(&file, "").unwrap();
-        self.armed = Some(Armed { point, file, since: Instant::now(), provoked: None });
+        self.armed = Some(Armed { point, file, since: Instant::now(), triggered: None });
         true
     }
 
-    /// The point that is armed, if it is time to have it reached.
+    /// The armed point, if it is time to lead a process to it.
     fn due(&mut self) -> Option<Point> {
         let armed = self.armed.as_mut()?;
-        if armed.provoked.is_some_and(|last| last.elapsed() < pause(armed.point)) {
+        if armed.triggered.is_some_and(|last| last.elapsed() < pause(armed.point)) {
             return None;
         }
-        armed.provoked = Some(Instant::now());
+        armed.triggered = Some(Instant::now());
         Some(armed.point)
     }
 }
 
-/// A Garage whose processes die at points.
-struct Dying {
+/// A Garage whose processes crash at armed points.
+struct CrashingGarage {
     garage: Garage,
     armed: TempDir,
-    /// How often a worker has died.
-    deaths: usize,
-    /// How many players came on their own.
-    strangers: usize,
+    /// How often a worker has crashed.
+    crashes: usize,
+    /// How many players were started to reach a point.
+    extra_players: usize,
 }
 
-impl Dying {
+impl CrashingGarage {
     async fn start() -> Self {
         let armed = tempfile::tempdir().unwrap();
         let folder = armed.path().to_str().unwrap();
         let setup = Setup::short().queues(QUEUES).env(crash::FOLDER, folder).env("GARAGE_GATEWAY_GRACE_S", "3");
-        Self { garage: setup.start().await, armed, deaths: 0, strangers: 0 }
+        Self { garage: setup.start().await, armed, crashes: 0, extra_players: 0 }
     }
 
-    /// Lets processes die at every point.
+    /// Crashes processes at every point.
     async fn walk(&mut self) {
         let mut walks = Walk::all();
         let mut left = true;
         while left {
-            self.revive();
+            self.restart_dead();
             left = false;
             for walk in &mut walks {
                 left |= walk.step(self.armed.path());
                 if let Some(point) = walk.due() {
-                    self.provoke(point).await;
+                    self.trigger(point).await;
                 }
             }
-            sleep(LOOK).await;
+            sleep(POLL).await;
         }
-        self.revive();
+        self.restart_dead();
         self.garage.stack.wait_ready().await.unwrap();
     }
 
-    /// Starts workers again that have died, as whatever runs them would.
-    fn revive(&mut self) {
+    /// Restarts workers that have ended, as a service manager does.
+    fn restart_dead(&mut self) {
         for instance in self.garage.stack.all_instances() {
             let Some(status) = instance.process.try_wait().unwrap() else { continue };
             let died = status.signal() == Some(Signal::SIGABRT as i32);
-            // Or it was told to end, perhaps before it could listen.
+            // Or the test terminated it, perhaps before it handled SIGTERM.
             let ended = status.success() || status.signal() == Some(Signal::SIGTERM as i32);
             assert!(died || ended, "{}: {status}", instance.process.name());
-            self.deaths += usize::from(died);
+            self.crashes += usize::from(died);
             instance.process.restart().unwrap();
         }
     }
 
-    /// Does what has a process reach a point that it does not reach by players who play.
-    async fn provoke(&mut self, point: Point) {
+    /// Leads a process to a point that it does not reach by matches alone.
+    async fn trigger(&mut self, point: Point) {
         let garage = &mut self.garage;
         match point {
             Point::TimedOut | Point::Cancelled | Point::CommandExecuted => {
-                self.strangers += 1;
-                let bot = self.garage.bot(&format!("stranger-{}", self.strangers));
-                // Who answers him may die before that.
-                tokio::spawn(async move { errand(&bot, point).await });
+                self.extra_players += 1;
+                let bot = self.garage.bot(&format!("extra-{}", self.extra_players));
+                // The gateway may crash before it answers.
+                tokio::spawn(async move { send_command(&bot, point).await });
             }
-            // In the end, after all attempts.
+            // `Failed` is reached after the last attempt.
             Point::PodFailed | Point::Failed => {
                 for pid in garage.stack.game_servers() {
                     let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
@@ -198,7 +205,7 @@ impl Dying {
             Point::DeadLetterStored => {
                 garage.jetstream().publish(UNREADABLE, "{}".into()).await.unwrap().await.unwrap();
             }
-            // A deadline may come more than once, and late.
+            // A timer may fire more than once, and late.
             Point::TimerAcknowledged => {
                 if let Some(&session) = history::sessions(&garage.events().await).first() {
                     garage.jetstream().publish(subject::timer_due(session), "".into()).await.unwrap().await.unwrap();
@@ -211,9 +218,9 @@ impl Dying {
             }
             Point::SnapshotWritten => terminate(garage, Worker::Matchmaker),
             Point::KeysForgotten => {
-                let old = "INSERT INTO idempotency (player, name, command, answer, created_at)
+                let insert = "INSERT INTO idempotency (player, name, command, answer, created_at)
                     SELECT player, UUID(), '{}', '{}', NOW() - INTERVAL 2 DAY FROM wallets LIMIT 1";
-                self.in_mysql(old).await;
+                self.in_mysql(insert).await;
                 terminate(&mut self.garage, Worker::Inventory);
             }
             Point::ProjectionsReset => {
@@ -225,7 +232,7 @@ impl Dying {
                 let rebuild = ["rebuild", "--redis-url", &url, "--redis-password-file", &file];
                 garage.cli_with(&rebuild, [(crash::FOLDER, self.armed.path().as_os_str())]).await;
             }
-            // An event that no build knows.
+            // An event of an unknown type.
             Point::OutboxHeld | Point::OutboxReasonNoted => {
                 let insert = "INSERT INTO outbox (player, event_type, version, data, event, correlation, decided_ms)
                     VALUES (UUID(), 'Unknown', 1, '{}', UNHEX(MD5(RAND())), UNHEX(MD5(RAND())), 0)";
@@ -242,8 +249,8 @@ impl Dying {
     }
 }
 
-/// What a player does who came for a point.
-async fn errand(bot: &Bot, point: Point) -> Result<(), Problem> {
+/// Sends the command of a player that was started for a point.
+async fn send_command(bot: &Bot, point: Point) -> Result<(), Problem> {
     match point {
         Point::CommandExecuted => {
             let tyres = json!({ "item": "tyres-sport" });
@@ -263,25 +270,25 @@ fn terminate(garage: &mut Garage, worker: Worker) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_a_process_dies_at_is_finished_once() {
-    let mut dying = Dying::start().await;
-    let crowd = Crowd::come(&dying.garage, 1, WALK, AT_ONCE);
+async fn work_is_completed_exactly_once_wherever_a_process_crashes() {
+    let mut crashing = CrashingGarage::start().await;
+    let crowd = Crowd::start(&crashing.garage, 1, MAX_TIME, AT_ONCE);
     let began = Instant::now();
-    dying.walk().await;
+    crashing.walk().await;
     let (points, took) = (Point::ALL.len() - ON_CLUSTER.len(), began.elapsed());
-    eprintln!("{points} points, before and after each: {} deaths of workers in {took:.1?}", dying.deaths);
+    eprintln!("{points} points, before and after each: {} worker crashes in {took:.1?}", crashing.crashes);
 
-    dying.in_mysql("DELETE FROM outbox WHERE event_type = 'Unknown'").await;
-    let players = crowd.leave().await;
-    let garage = &dying.garage;
+    crashing.in_mysql("DELETE FROM outbox WHERE event_type = 'Unknown'").await;
+    let players = crowd.finish().await;
+    let garage = &crashing.garage;
     let dead = garage.jetstream().get_stream(DEAD).await.unwrap();
     let (_, dead_letters) = garage.cli(&["dead", "list", "--json"]).await;
     for dead_letter in dead_letters.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
         assert_eq!(dead_letter["subject"], UNREADABLE, "{dead_letter}");
     }
-    assert!(!dead_letters.is_empty(), "what cannot be read is put aside");
+    assert!(!dead_letters.is_empty(), "an unreadable report becomes a dead letter");
     dead.purge().await.unwrap();
     let events = garage.settled().await;
-    eprint!("{players}{}", verify::holds(garage).await);
+    eprint!("{players}{}", verify::until_valid(garage).await);
     players.assert_served(1, &events);
 }

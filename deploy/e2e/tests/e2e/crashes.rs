@@ -1,4 +1,4 @@
-//! Workers that are killed, and come back.
+//! Workers that are killed and restarted.
 
 use garage_stack::workers::Worker;
 
@@ -8,14 +8,14 @@ use crate::support::{
     play, until,
 };
 
-/// Kills a worker as soon as the log has so many events of a type, and starts it again.
+/// Kills a worker as soon as the log has `count` events of a type, and starts it again.
 async fn kill_at(garage: &mut Garage, (type_name, count, worker): (&str, usize, Worker)) {
     garage.until_event(type_name, count).await;
     garage.kill_and_restart(worker);
 }
 
 #[tokio::test]
-async fn a_director_finds_its_game_servers_again() {
+async fn a_restarted_director_finds_its_game_servers() {
     let script = "real --distance-m 300 --join-timeout-ms 20000 --race-timeout-ms 30000";
     let mut garage = Setup::short().game_server(script).start().await;
     let bots = garage.bots("player", 6);
@@ -37,18 +37,18 @@ async fn a_director_finds_its_game_servers_again() {
         assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(paid(&events, &bot.player).len(), 1);
     }
-    // What the first director held is taken up in time by the second. But it may have died between a server's mark and
-    // its start, and then that server is never started.
+    // The restarted director continues unfinished requests in time. But the first one may have died between a server's
+    // `started` marker and its start. Then the server never starts, and the attempt fails.
     let requested = history::count(&events, "PodRequested");
     assert!(requested <= 4, "{requested} requests");
 }
 
 #[tokio::test]
-async fn every_match_ends_well_whichever_worker_is_killed() {
-    // What a dead worker held comes again after five seconds; no attempt is to end by that.
-    let mut garage = Setup::short().env("GARAGE_READY_S", "20").start().await;
+async fn every_match_finishes_whichever_worker_is_killed() {
+    // A killed worker's messages are redelivered after five seconds. No attempt may time out by that.
+    let mut garage = Setup::short().start().await;
     let bots = garage.bots("player", 6);
-    // Two rounds of three matches, each worker at two of the moments when it has most to lose.
+    // Two rounds of three matches. Each worker is killed at two moments at which it has the most work in progress.
     let rounds = [
         [
             ("Queued", 2, Worker::Matchmaker),
@@ -63,7 +63,7 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
             ("Finished", 4, Worker::Matchmaker),
         ],
     ];
-    let mut received = vec![Vec::new(); bots.len()];
+    let mut frames = vec![Vec::new(); bots.len()];
     for round in rounds {
         let faults = async {
             for fault in round {
@@ -71,8 +71,8 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
             }
         };
         let (played, ()) = tokio::join!(play(&bots), faults);
-        for (received, played) in received.iter_mut().zip(played) {
-            received.extend(played.frames);
+        for (frames, played) in frames.iter_mut().zip(played) {
+            frames.extend(played.frames);
         }
         garage.stack.wait_ready().await.unwrap();
     }
@@ -80,8 +80,8 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
     let events = garage.settled().await;
     assert_eq!(history::count(&events, "Finished"), 6);
     assert_eq!(history::count(&events, "PodRequested"), 6);
-    for (bot, received) in bots.iter().zip(&received) {
-        assert_notified(&events, &bot.player, received);
+    for (bot, frames) in bots.iter().zip(&frames) {
+        assert_notified(&events, &bot.player, frames);
         assert_eq!(paid(&events, &bot.player).len(), 2);
         let coins: u64 = paid(&events, &bot.player).iter().map(|event| event.number("amount")).sum();
         assert_eq!(bot.balance().await.unwrap(), 1_000 + coins);
@@ -89,8 +89,8 @@ async fn every_match_ends_well_whichever_worker_is_killed() {
 }
 
 #[tokio::test]
-async fn an_end_that_nobody_saw_is_noticed() {
-    // The server dies while there is no director, so that none will ever hear of its exit.
+async fn a_server_exit_without_a_running_director_is_noticed() {
+    // The server exits while no director runs, so no director sees the exit.
     let script = "while [ ! -e $root/die ]; do sleep 0.1; done; exit 7";
     let mut garage = Setup::short().env("GARAGE_ATTEMPTS", "1").game_server(script).start().await;
     let bots = garage.bots("player", 2);
@@ -111,14 +111,14 @@ async fn an_end_that_nobody_saw_is_noticed() {
 }
 
 #[tokio::test]
-async fn workers_that_are_there_first_wait_for_nats_and_redis() {
+async fn workers_that_start_first_wait_for_nats_and_redis() {
     let mut garage = Setup::short().start().await;
     garage.stack.redis.kill();
     garage.stack.nats.kill();
     for worker in Worker::ALL {
         garage.kill_and_restart(worker);
     }
-    until("every worker waits", async || {
+    until("every worker waits for NATS", async || {
         let waits = |worker: Worker| {
             let log = garage.stack.root().join(format!("logs/{}-0.log", worker.name()));
             std::fs::read_to_string(log).is_ok_and(|log| log.contains("waiting for nats"))
@@ -127,7 +127,7 @@ async fn workers_that_are_there_first_wait_for_nats_and_redis() {
     })
     .await;
     garage.stack.nats.node(0).unwrap().restart().await.unwrap();
-    until("session is there and says what it lacks", async || {
+    until("the session worker waits for Redis", async || {
         let log = garage.stack.root().join("logs/session-0.log");
         std::fs::read_to_string(log).is_ok_and(|log| log.contains("projections wait for redis")).then_some(())
     })

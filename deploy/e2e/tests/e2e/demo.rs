@@ -1,4 +1,4 @@
-//! `garage demo`, as a person starts it.
+//! `garage demo`, as a user starts it.
 
 use std::{fs, path::Path};
 
@@ -12,9 +12,9 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::support::{place, until};
+use crate::support::{acquire_permit, until};
 
-/// A demo of four players. Its folder is the temporary folder of all that it starts, by which that is found.
+/// A demo of four players. Everything that it starts has its temporary folder here, and is found by this folder.
 pub(crate) struct Demo {
     pub(crate) process: Process,
     folder: TempDir,
@@ -25,7 +25,7 @@ impl Demo {
         Self::start_with(&[], env)
     }
 
-    /// With further arguments.
+    /// Starts a demo with more arguments.
     pub(crate) fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("garage-e2e-demo-").tempdir().unwrap();
         let mut launch = Launch::new("garage demo", binary("garage").unwrap(), folder.path().join("printed"))
@@ -48,52 +48,56 @@ impl Demo {
         until(text, async || self.printed().contains(text).then_some(())).await;
     }
 
-    /// Its exit code.
+    /// Waits for its end. Returns its exit code.
     pub(crate) async fn code(&mut self) -> Option<i32> {
         until("the demo ends", async || self.process.try_wait().unwrap()).await.code()
     }
 
-    /// The processes that it started, and those that they did.
-    fn left(&self) -> Vec<(Pid, String)> {
+    /// The demo's descendant processes that still run.
+    fn running_processes(&self) -> Vec<(Pid, String)> {
         let ours = |entry: fs::DirEntry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
             let folder = self.folder.path().to_str()?;
-            // redis-server writes over its arguments; a game server has neither its parent's variables nor its folder.
-            let received = command.contains(folder) || String::from_utf8_lossy(&read("environ")).contains(folder);
+            // redis-server overwrites its arguments. A game server does not inherit its parent's environment or folder.
+            let names_folder = command.contains(folder) || String::from_utf8_lossy(&read("environ")).contains(folder);
             let within = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()));
             let zombie = command.is_empty();
-            ((received || within) && !zombie && pid != i32::try_from(std::process::id()).ok()?)
+            ((names_folder || within) && !zombie && pid != i32::try_from(std::process::id()).ok()?)
                 .then_some((Pid::from_raw(pid), command))
         };
         fs::read_dir("/proc").unwrap().flatten().filter_map(ours).collect()
     }
 
-    /// All four have raced and were paid, and nothing of it is left on this machine.
-    pub(crate) async fn assert_ends_well(&mut self) {
+    /// Asserts that all four players have raced and were paid, and that the demo left nothing on this machine.
+    pub(crate) async fn assert_succeeds(&mut self) {
         assert_eq!(self.code().await, Some(0));
         let printed = self.printed();
         for row in ["Queued", "Matched", "PlayerMatched", "Finished", "RewardGranted", "paid (seen by the players)"] {
             assert!(printed_counts(&printed).contains(&(row, "4")), "{row} in {:?}", printed_counts(&printed));
         }
-        assert!(!printed.contains("not ended within"), "something had to be killed");
+        assert!(!printed.contains("did not end within"), "a process had to be killed");
         self.assert_nothing_left().await;
-        assert_eq!(fs::read_dir(self.folder.path()).unwrap().count(), 1, "only what it printed is left");
+        assert_eq!(fs::read_dir(self.folder.path()).unwrap().count(), 1, "files besides its output are left");
     }
 
     pub(crate) async fn assert_nothing_left(&self) {
-        until("all that the demo started has ended", async || self.left().is_empty().then_some(())).await;
+        until("every process of the demo has ended", async || self.running_processes().is_empty().then_some(())).await;
     }
 }
 
 impl Drop for Demo {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("\n==== the demo printed\n{}\n==== it left {:?}", self.printed(), self.left());
+            eprintln!(
+                "\n==== the demo printed\n{}\n==== still running: {:?}",
+                self.printed(),
+                self.running_processes()
+            );
         }
         self.process.kill();
-        for (pid, _) in self.left() {
+        for (pid, _) in self.running_processes() {
             let _ = kill(pid, Signal::SIGKILL);
         }
     }
@@ -105,23 +109,26 @@ fn printed_counts(text: &str) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn a_demo_ends_well_on_one_node_of_nats_and_on_three_and_tells_its_counts() {
-    let _place = place().await;
+async fn a_demo_succeeds_on_one_and_on_three_nats_nodes_and_prints_its_counts() {
+    let _permit = acquire_permit().await;
     for nodes in ["1", "3"] {
         let mut demo = Demo::start_with(&["--nats-nodes", nodes], &[]);
-        demo.assert_ends_well().await;
+        demo.assert_succeeds().await;
     }
 }
 
 #[tokio::test]
 async fn a_demo_that_is_interrupted_leaves_nothing_behind() {
-    let _place = place().await;
-    // While it starts; with nobody matched yet; and in the midst of the races.
+    let _permit = acquire_permit().await;
+    // While it starts, before any match, and during the races.
     for moment in ["starting NATS", "players queue", "game servers run"] {
         let mut demo = Demo::start(&[("GARAGE_GAME_ARG", "--distance-m 50000")]);
         if moment == "game servers run" {
             let game = |(_, command): &(Pid, String)| command.contains("garage-gameserver --config");
-            until(moment, async || (demo.left().iter().filter(|one| game(one)).count() == 2).then_some(())).await;
+            until(moment, async || {
+                (demo.running_processes().iter().filter(|one| game(one)).count() == 2).then_some(())
+            })
+            .await;
         } else {
             demo.until_printed(moment).await;
         }
@@ -129,13 +136,13 @@ async fn a_demo_that_is_interrupted_leaves_nothing_behind() {
         assert_eq!(demo.code().await, Some(1), "{moment}");
         assert!(demo.printed().contains("error: interrupted"), "{moment}");
         demo.assert_nothing_left().await;
-        assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "{moment}: only what it printed is left");
+        assert_eq!(fs::read_dir(demo.folder.path()).unwrap().count(), 1, "{moment}: files besides its output are left");
     }
 }
 
 #[tokio::test]
-async fn a_demo_whose_game_servers_break_names_a_player_and_his_last_event() {
-    let _place = place().await;
+async fn a_demo_whose_game_servers_break_names_a_player_and_the_last_event() {
+    let _permit = acquire_permit().await;
     assert!(Path::new("/bin/false").exists());
     let mut demo = Demo::start(&[("GARAGE_GAMESERVER", "/bin/false"), ("GARAGE_ATTEMPTS", "1")]);
     assert_eq!(demo.code().await, Some(1));
@@ -143,7 +150,7 @@ async fn a_demo_whose_game_servers_break_names_a_player_and_his_last_event() {
     let error = printed.lines().find(|line| line.starts_with("error: ")).unwrap();
     assert!(error.contains("player bot-") && error.contains("after Released"), "{error}");
     assert!(error.contains("waiting for PlayerMatched") && error.contains("failed"), "{error}");
-    // What the log has of him, and the logs of the workers.
+    // It prints the player's events, and where the workers' logs are.
     for word in ["PodFailed", "Released", "logs are kept in"] {
         assert!(printed.contains(word), "{word}");
     }

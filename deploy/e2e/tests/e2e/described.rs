@@ -1,7 +1,7 @@
-//! The gateway as `/openapi.json` describes it, and the description as the gateway behaves: schemathesis makes requests up
-//! from the one, valid and not, and holds the other's answers to it.
+//! Checks the gateway against its `/openapi.json`: schemathesis generates valid and invalid requests from the
+//! description, and validates the answers against it.
 //!
-//! `SCHEMATHESIS_EXAMPLES` and `SCHEMATHESIS_SEED` ask for more, and for others.
+//! `SCHEMATHESIS_EXAMPLES` sets the minimum number of requests, and `SCHEMATHESIS_SEED` the seed.
 
 use std::{
     env, fs,
@@ -16,32 +16,32 @@ use tokio::process::Command;
 
 use crate::support::{Setup, play};
 
-/// The path that is no request once it succeeds.
+/// The WebSocket. After a successful request it is not HTTP any more, so it is left out.
 const SOCKET: &str = "/v1/ws";
 
-/// Requests made up by default, at least.
+/// The minimum number of generated requests, by default.
 const EXAMPLES: usize = 2_000;
 
-/// For the installation, with what pip downloads.
+/// The time-out of the installation, including pip's downloads.
 const INSTALLING: Duration = Duration::from_secs(120);
 
-/// For so many requests as are made by default; they take a third of it on two busy cores.
+/// The time-out of a run with [`EXAMPLES`] requests. On two busy cores, a run takes a third of it.
 const RUNNING: Duration = Duration::from_secs(300);
 
-fn asked(variable: &str, default: usize) -> usize {
-    env::var(variable).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+fn setting(variable: &str, default: usize) -> usize {
+    env::var(variable).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
 }
 
-/// Runs a program to its end: its exit code's meaning, and what it printed.
+/// Runs a program to its end. Returns whether it succeeded, and its output.
 async fn run(program: &Path, args: &[&str], folder: &Path, within: Duration) -> (bool, String) {
     let mut command = Command::new(program);
     let running = command.args(args).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(within, running).await.expect("it ends in time").unwrap();
+    let output = tokio::time::timeout(within, running).await.expect("the program ends in time").unwrap();
     (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
-/// Installs schemathesis into the build's folder, where a later run finds it.
-async fn installed() -> PathBuf {
+/// Installs schemathesis into the build folder, where later runs find it. Returns its path.
+async fn install() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let bin = folder.join("schemathesis/bin");
     let versions = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemathesis.txt");
@@ -56,8 +56,9 @@ async fn installed() -> PathBuf {
     bin.join("schemathesis")
 }
 
-/// How many operations there is something to make up for, besides who asks; the socket's is left out.
-fn variable(description: &Value) -> usize {
+/// The number of operations with parameters or a body, without the WebSocket. Schemathesis generates several requests
+/// only for these.
+fn operation_count(description: &Value) -> usize {
     let paths = description["paths"].as_object().unwrap().iter().filter(|(path, _)| *path != SOCKET);
     let operations = paths.flat_map(|(_, item)| {
         let all = item["parameters"].is_array();
@@ -68,11 +69,11 @@ fn variable(description: &Value) -> usize {
 }
 
 #[tokio::test]
-async fn requests_that_are_made_up_find_nothing_that_the_description_does_not_say() {
-    let schemathesis = installed().await;
+async fn generated_requests_find_no_deviation_from_the_description() {
+    let schemathesis = install().await;
     let garage = Setup::short().start().await;
     let bots = garage.bots("player", 2);
-    // So that the player has a match to ask for.
+    // So that there is a match to query.
     let session = play(&bots).await.swap_remove(0).session;
     let description: Value = bots[0].ask(Method::GET, "/openapi.json", None).await.unwrap();
     let ids = async |path: &str, list: &str| {
@@ -81,17 +82,17 @@ async fn requests_that_are_made_up_find_nothing_that_the_description_does_not_sa
         ids.collect::<Value>()
     };
     let (cars, items) = (ids("/v1/store/cars", "cars").await, ids("/v1/store/items", "items").await);
-    let (examples, seed) = (asked("SCHEMATHESIS_EXAMPLES", EXAMPLES), asked("SCHEMATHESIS_SEED", 1));
-    let each = examples.div_ceil(variable(&description));
+    let (examples, seed) = (setting("SCHEMATHESIS_EXAMPLES", EXAMPLES), setting("SCHEMATHESIS_SEED", 1));
+    let each = examples.div_ceil(operation_count(&description));
     let token = garage.stack.token("player-0", None).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = format!(
         r#"
 seed = {seed}
 continue-on-failure = true
-# With more, Python 3.11 fails now and then: its parser of code counts its depth for all threads together.
+# With more workers, Python 3.11 sometimes fails: its parser counts its recursion depth for all threads together.
 workers = 1
-# They are about how quickly requests are made up.
+# These checks measure how quickly requests are generated.
 suppress-health-check = ["all"]
 cache = {{ enabled = false }}
 
@@ -105,7 +106,7 @@ bearer = "{token}"
 [phases.stateful]
 enabled = false
 
-# What is valid may still name a queue that there is not, or a key that another command was sent with.
+# A valid request may still name an unknown queue, or repeat the key of another command.
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "404", "409", "422"]
 
@@ -120,7 +121,7 @@ ids = {{ values = ["{session}"] }}
 queues = {{ values = ["casual", "ranked"] }}
 slots = {{ values = ["engine", "tyres", "paint"] }}
 
-# Half of what is named is there.
+# Half of the names in requests exist.
 [parameters]
 "path.car" = {{ dictionary = "cars", probability = 0.5 }}
 "path.id" = {{ dictionary = "ids", probability = 0.5 }}

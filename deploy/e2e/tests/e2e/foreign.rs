@@ -1,4 +1,4 @@
-//! A game and a client that are not ours, in Python, written from the documents.
+//! A game server and a client in Python, written only from the documentation.
 
 use std::process::Stdio;
 
@@ -14,7 +14,7 @@ macro_rules! root {
 
 const PYTHON: &str = root!("target/venv-foreign/bin/python");
 
-/// Makes the environment that the examples need, or finds it.
+/// Creates the virtual environment that the examples need, or uses an existing one.
 async fn python() {
     let ready = Command::new(PYTHON).args(["-c", "import nats, nkeys, jwt, cryptography, websockets"]).output().await;
     if ready.is_ok_and(|output| output.status.success()) {
@@ -30,7 +30,7 @@ async fn python() {
 }
 
 #[tokio::test]
-async fn a_match_is_played_on_a_server_and_by_clients_in_python() {
+async fn a_python_server_and_python_clients_play_a_match() {
     python().await;
     let script = concat!(
         "exec ",
@@ -48,12 +48,14 @@ async fn a_match_is_played_on_a_server_and_by_clients_in_python() {
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     });
-    let said = futures::future::join_all(play).await;
-    for said in &said {
-        assert!(said.ends_with("Released\nfinished\n"), "{said}");
+    let outputs = futures::future::join_all(play).await;
+    for output in &outputs {
+        assert!(output.ends_with("Released\nfinished\n"), "{output}");
     }
-    assert_ne!(said[0].contains("place 1"), said[1].contains("place 1"), "{said:?}");
+    assert_ne!(outputs[0].contains("place 1"), outputs[1].contains("place 1"), "{outputs:?}");
     let events = garage.settled().await;
     assert_eq!((history::count(&events, "Finished"), history::count(&events, "PodRequested")), (1, 1));
     assert_eq!(history::count(&events, "RewardGranted"), 2);
+    // The server reports `time_ms`; without it, both players would count as not finished, and no rating would change.
+    assert_eq!(history::count(&events, "RatingChanged"), 2);
 }

@@ -1,4 +1,4 @@
-//! Game servers that die, say nothing, or never end.
+//! Game servers that exit, hang, or never end.
 
 use garage_events::player::Address;
 use garage_gameserver::{
@@ -17,7 +17,7 @@ use crate::support::{
     play,
 };
 
-/// Two players who wait, with their lines open.
+/// Two queued players with their event streams.
 async fn queued(garage: &Garage) -> Vec<(Bot, EventStream)> {
     let mut players = Vec::new();
     for bot in garage.bots("player", 2) {
@@ -28,8 +28,8 @@ async fn queued(garage: &Garage) -> Vec<(Bot, EventStream)> {
     players
 }
 
-/// Each is let go for this reason, may queue again, and has been paid nothing. What is left is the log.
-async fn let_go(garage: &Garage, players: Vec<(Bot, EventStream)>, why: &str) -> Vec<Event> {
+/// Asserts that both players are released for this reason, can queue again, and were not paid. Returns the log.
+async fn assert_released(garage: &Garage, players: Vec<(Bot, EventStream)>, why: &str) -> Vec<Event> {
     let mut balances = Vec::new();
     for (bot, mut event_stream) in players {
         let released = loop {
@@ -56,8 +56,8 @@ fn the_session(events: &[Event]) -> Vec<&Event> {
     of_session(events, history::sessions(events)[0])
 }
 
-/// Connects to the game and waits for the green light.
-async fn at_the_start(bot: &Bot, event_stream: &mut EventStream) -> Connection {
+/// Connects to the game server and joins.
+async fn join(bot: &Bot, event_stream: &mut EventStream) -> Connection {
     let data = event_stream.until("PlayerMatched").await.unwrap().data;
     let address: Address = serde_json::from_value(data.clone()).unwrap();
     let (server, token) = bot.admission(data["session"].as_str().unwrap(), &address).await.unwrap();
@@ -67,12 +67,12 @@ async fn at_the_start(bot: &Bot, event_stream: &mut EventStream) -> Connection {
     connection
 }
 
-async fn green(connection: &mut Connection) {
+async fn wait_for_start(connection: &mut Connection) {
     while !matches!(client::receive(connection).await.unwrap(), FromServer::Start) {}
 }
 
 #[tokio::test]
-async fn a_game_server_that_dies_before_it_reports_is_replaced() {
+async fn a_game_server_that_exits_before_it_reports_is_replaced() {
     let script = "case $config in *-1/config.json) echo no engine; exit 7;; esac";
     let garage = Setup::short().game_server(script).start().await;
 
@@ -94,7 +94,7 @@ async fn a_game_server_that_dies_before_it_reports_is_replaced() {
 #[tokio::test]
 async fn a_game_server_that_never_reports_is_replaced_after_its_deadline() {
     let script = "case $config in *-1/config.json) hang;; esac";
-    let garage = Setup::short().env("GARAGE_READY_S", "2").game_server(script).start().await;
+    let garage = Setup::short().env("GARAGE_READY_S", "5").game_server(script).start().await;
 
     play(&garage.bots("player", 2)).await;
 
@@ -107,15 +107,15 @@ async fn a_game_server_that_never_reports_is_replaced_after_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_session_whose_every_game_server_dies_fails_and_lets_its_players_go() {
+async fn a_session_whose_game_servers_all_exit_fails_and_releases_its_players() {
     let garage = Setup::short().game_server("exit 7").start().await;
     let players = queued(&garage).await;
-    let events = let_go(&garage, players, "failed").await;
+    let events = assert_released(&garage, players, "failed").await;
     let mut expected = vec!["Matched"];
     for event in the_session(&events).iter().filter(|event| event.type_name == "PodFailed") {
         assert_eq!(event.text("reason"), "exited");
     }
-    // A server may be dead before its place is noted.
+    // A server may exit before its placement is recorded.
     let seen: Vec<_> = steps(&the_session(&events)).into_iter().filter(|name| *name != "PodScheduled").collect();
     for _ in 0..3 {
         expected.extend(["PodRequested", "PodFailed"]);
@@ -125,22 +125,22 @@ async fn a_session_whose_every_game_server_dies_fails_and_lets_its_players_go() 
 }
 
 #[tokio::test]
-async fn a_game_server_killed_in_the_race_ends_the_match_unpaid() {
+async fn a_game_server_killed_during_the_race_ends_the_match_without_rewards() {
     let garage = Setup::long().start().await;
     let mut players = queued(&garage).await;
     let mut connections = Vec::new();
     for (bot, event_stream) in &mut players {
-        connections.push(at_the_start(bot, event_stream).await);
+        connections.push(join(bot, event_stream).await);
     }
     for connection in &mut connections {
-        green(connection).await;
+        wait_for_start(connection).await;
     }
 
     let running = garage.stack.game_servers();
     assert_eq!(running.len(), 1);
     kill(Pid::from_raw(running[0].try_into().unwrap()), Signal::SIGKILL).unwrap();
 
-    let events = let_go(&garage, players, "failed").await;
+    let events = assert_released(&garage, players, "failed").await;
     let expected = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "PodFailed", "Failed", "Closed"];
     assert_eq!(steps(&the_session(&events)), expected);
     assert_eq!(the_session(&events)[5].text("reason"), "killed");
@@ -148,24 +148,24 @@ async fn a_game_server_killed_in_the_race_ends_the_match_unpaid() {
 }
 
 #[tokio::test]
-async fn a_session_beyond_its_hard_end_is_abandoned_before_its_server_reported() {
-    let setup = Setup::short().env("GARAGE_SESSION_S", "10").env("GARAGE_READY_S", "60");
+async fn a_session_whose_server_never_reports_is_abandoned_at_its_hard_end() {
+    let setup = Setup::short().env("GARAGE_SESSION_S", "10");
     let garage = setup.game_server("hang").start().await;
     let players = queued(&garage).await;
-    let events = let_go(&garage, players, "abandoned").await;
+    let events = assert_released(&garage, players, "abandoned").await;
     assert_eq!(steps(&the_session(&events)), ["Matched", "PodRequested", "PodScheduled", "Failed", "Closed"]);
     assert_eq!(the_session(&events)[3].text("reason"), "hard-end");
 }
 
 #[tokio::test]
-async fn a_session_beyond_its_hard_end_is_abandoned_in_the_midst_of_the_race() {
+async fn a_session_still_racing_is_abandoned_at_its_hard_end() {
     let garage = Setup::long().env("GARAGE_SESSION_S", "10").start().await;
     let mut players = queued(&garage).await;
     let mut connections = Vec::new();
     for (bot, event_stream) in &mut players {
-        connections.push(at_the_start(bot, event_stream).await);
+        connections.push(join(bot, event_stream).await);
     }
-    let events = let_go(&garage, players, "abandoned").await;
+    let events = assert_released(&garage, players, "abandoned").await;
     let ending = steps(&the_session(&events))[5..].to_vec();
     assert_eq!(ending, ["Failed", "Closed"]);
     assert_eq!(the_session(&events)[5].text("reason"), "hard-end");

@@ -7,7 +7,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn two_instances_of_every_worker_match_nobody_twice_and_pay_everyone() {
+async fn with_two_instances_of_every_worker_each_player_is_matched_and_paid_once() {
     let garage = Setup::short().instances(2).start().await;
     let gateways = garage.stack.gateways();
     assert_eq!(gateways.len(), 2);

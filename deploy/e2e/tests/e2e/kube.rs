@@ -1,4 +1,4 @@
-//! Game servers as pods of a cluster, as a person has them.
+//! Game servers as pods of a Kubernetes cluster, as a user runs them.
 
 use std::{fs, path::Path, process::Command};
 
@@ -13,25 +13,25 @@ use tokio::{
 
 use crate::{
     demo::Demo,
-    support::{cluster::Cluster, place, until},
+    support::{acquire_permit, cluster::Cluster, until},
 };
 
 #[tokio::test]
-async fn a_demo_on_a_cluster_ends_well_and_leaves_no_pod_and_no_secret() {
-    let _place = place().await;
+async fn a_demo_on_a_cluster_succeeds_and_leaves_no_pod_and_no_secret() {
+    let _permit = acquire_permit().await;
     let cluster = Cluster::new().await;
     let mut demo = Demo::start_with(&cluster.flags(), &[]);
-    demo.assert_ends_well().await;
-    let said = format!("no pod and no secret of it is left in namespace {}", cluster.namespace());
-    assert!(demo.printed().contains(&said));
+    demo.assert_succeeds().await;
+    let message = format!("no pod and no secret of this Garage is left in namespace {}", cluster.namespace());
+    assert!(demo.printed().contains(&message));
     cluster.assert_empty().await;
-    assert_eq!(cluster.pods_made().await, 2, "one for each match");
+    assert_eq!(cluster.pods_created().await, 2, "one pod per match");
     cluster.remove().await;
 }
 
 #[tokio::test]
 async fn a_demo_on_a_cluster_that_is_interrupted_leaves_no_pod_and_no_secret() {
-    let _place = place().await;
+    let _permit = acquire_permit().await;
     let cluster = Cluster::new().await;
     let mut demo = Demo::start_with(&cluster.flags(), &[("GARAGE_GAME_ARG", "--distance-m 50000")]);
     cluster.until_running(2).await;
@@ -44,18 +44,18 @@ async fn a_demo_on_a_cluster_that_is_interrupted_leaves_no_pod_and_no_secret() {
 }
 
 #[tokio::test]
-async fn pods_reach_nats_by_the_address_that_is_advertised() {
-    let _place = place().await;
+async fn pods_reach_nats_at_the_advertised_address() {
+    let _permit = acquire_permit().await;
     let cluster = Cluster::new().await;
-    // Every address of this machine's network is this machine, and NATS listens at the first of them otherwise.
+    // Every 127.x.x.x address is this machine. Without the flag, NATS listens at 127.0.0.1.
     let mut demo = Demo::start_with(&[&cluster.flags()[..], &["--advertise", "127.0.0.2"]].concat(), &[]);
-    demo.assert_ends_well().await;
+    demo.assert_succeeds().await;
     cluster.remove().await;
 }
 
 #[tokio::test]
-async fn up_that_is_stopped_in_the_midst_of_a_race_leaves_no_pod_and_no_secret() {
-    let _place = place().await;
+async fn garage_up_that_is_stopped_during_a_race_leaves_no_pod_and_no_secret() {
+    let _permit = acquire_permit().await;
     let cluster = Cluster::new().await;
     let folder = tempfile::Builder::new().prefix("garage-e2e-up-").tempdir().unwrap();
     let root = folder.path().join("root");
@@ -67,10 +67,10 @@ async fn up_that_is_stopped_in_the_midst_of_a_race_leaves_no_pod_and_no_secret()
         .spawn()
         .unwrap();
     let printed = || fs::read_to_string(folder.path().join("printed")).unwrap_or_default();
-    let gateway = until("it is up", async || {
+    let gateway = until("garage up is ready", async || {
         let printed = printed();
         let gateway = printed.lines().find_map(|line| line.strip_prefix("export GATEWAY="))?;
-        printed.contains("Ctrl-C ends it").then(|| gateway.to_owned())
+        printed.contains("Press Ctrl-C to stop").then(|| gateway.to_owned())
     })
     .await;
     let bots = ["anna", "bert"]
@@ -78,44 +78,45 @@ async fn up_that_is_stopped_in_the_midst_of_a_race_leaves_no_pod_and_no_secret()
     let _racing = bots.map(|bot| tokio::spawn(async move { bot.play("ranked").await }));
     cluster.until_running(1).await;
     up.signal(Signal::SIGINT).unwrap();
-    let status = until("it has ended", async || up.try_wait().unwrap()).await;
+    let status = until("the process has ended", async || up.try_wait().unwrap()).await;
     assert_eq!(status.code(), Some(0), "{}", printed());
-    assert!(printed().contains("no pod and no secret of it is left"), "{}", printed());
+    assert!(printed().contains("no pod and no secret of this Garage is left"), "{}", printed());
     cluster.assert_empty().await;
     cluster.remove().await;
 }
 
 fn token(player: &str, key: &Path) -> String {
     let mut garage = Command::new(binary("garage").unwrap());
-    let made = garage.args(["token", player, "--rank", "0"]).env("GARAGE_GATEWAY_JWT_KEY_FILE", key).output().unwrap();
-    assert!(made.status.success(), "{made:?}");
-    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+    let created =
+        garage.args(["token", player, "--rank", "0"]).env("GARAGE_GATEWAY_JWT_KEY_FILE", key).output().unwrap();
+    assert!(created.status.success(), "{created:?}");
+    String::from_utf8(created.stdout).unwrap().trim().to_owned()
 }
 
 #[tokio::test]
-async fn what_a_cluster_lacks_is_said_before_anything_is_started() {
-    for (denied, said) in [
+async fn an_unusable_cluster_is_reported_before_anything_starts() {
+    for (denied, messages) in [
         (("create", "namespaces"), ["namespaces is forbidden", "`kubectl create namespace games`"]),
         (("patch", "secrets"), ["may not patch secrets in namespace games", "bind a role"]),
     ] {
         let double = ApiServer::start().await.unwrap();
         double.deny(denied.0, denied.1);
-        assert_refused(&double.kubeconfig(), &said).await;
+        assert_refused(&double.kubeconfig(), &messages).await;
     }
     let double = ApiServer::start().await.unwrap();
-    make_one_of_another_garage(&double).await;
+    create_secret_of_another_garage(&double).await;
     assert_refused(&double.kubeconfig(), &["pods (0) and secrets (1) are in namespace games", "another namespace"])
         .await;
     assert_refused("{", &["cannot use", "(--kubeconfig)"]).await;
-    let here = double.kubeconfig();
-    let stranger = here.replace(&double.url(), &start_server_of_strangers().await);
-    assert_refused(&stranger, &["get a kubeconfig whose credentials are valid: Unauthorized (401)"]).await;
+    let kubeconfig = double.kubeconfig();
+    let unauthorized = kubeconfig.replace(&double.url(), &start_unauthorized_server().await);
+    assert_refused(&unauthorized, &["get a kubeconfig whose credentials are valid: Unauthorized (401)"]).await;
     drop(double);
-    assert_refused(&here, &["cannot reach it; see that it runs, and can be reached from here"]).await;
+    assert_refused(&kubeconfig, &["cannot reach it; check that it runs and is reachable from this machine"]).await;
 }
 
-/// An API server that knows nobody.
-async fn start_server_of_strangers() -> String {
+/// An API server that rejects all credentials.
+async fn start_unauthorized_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -125,7 +126,7 @@ async fn start_server_of_strangers() -> String {
     let answer = format!("{head}: {}\r\n\r\n{status}", status.len());
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            // One read holds the whole of a request without a body.
+            // One read returns a whole request, as it has no body.
             if stream.read(&mut [0; 4_096]).await.unwrap() > 0 {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
@@ -134,7 +135,7 @@ async fn start_server_of_strangers() -> String {
     url
 }
 
-async fn make_one_of_another_garage(double: &ApiServer) {
+async fn create_secret_of_another_garage(double: &ApiServer) {
     let http = reqwest::Client::new();
     let namespaces = format!("{}/api/v1/namespaces", double.url());
     let labels = json!({"app.kubernetes.io/managed-by": "garage"});
@@ -142,12 +143,12 @@ async fn make_one_of_another_garage(double: &ApiServer) {
         ("", json!({"metadata": {"name": "games"}})),
         ("/games/secrets", json!({"metadata": {"name": "theirs", "labels": labels}})),
     ] {
-        let made = http.post(format!("{namespaces}{path}")).json(&object).send().await.unwrap();
-        assert_eq!(made.status(), 201);
+        let created = http.post(format!("{namespaces}{path}")).json(&object).send().await.unwrap();
+        assert_eq!(created.status(), 201);
     }
 }
 
-async fn assert_refused(kubeconfig: &str, said: &[&str]) {
+async fn assert_refused(kubeconfig: &str, messages: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kubeconfig");
     fs::write(&file, kubeconfig).unwrap();
@@ -156,14 +157,14 @@ async fn assert_refused(kubeconfig: &str, said: &[&str]) {
     assert_eq!(demo.code().await, Some(1));
     let printed = demo.printed();
     assert!(printed.starts_with("error: "), "{printed}");
-    for words in said {
+    for words in messages {
         assert!(printed.contains(words), "{words}: {printed}");
     }
 }
 
 #[tokio::test]
-async fn a_bench_of_the_director_tells_rates_and_leaves_no_pod_and_no_secret() {
-    let _place = place().await;
+async fn the_director_benchmark_prints_rates_and_leaves_no_pod_and_no_secret() {
+    let _permit = acquire_permit().await;
     let cluster = Cluster::new().await;
     let folder = tempfile::Builder::new().prefix("garage-e2e-bench-").tempdir().unwrap();
     let log = folder.path().join("printed");
@@ -173,7 +174,7 @@ async fn a_bench_of_the_director_tells_rates_and_leaves_no_pod_and_no_secret() {
         .env("TMPDIR", folder.path())
         .spawn()
         .unwrap();
-    let status = until("it has ended", async || bench.try_wait().unwrap()).await;
+    let status = until("the process has ended", async || bench.try_wait().unwrap()).await;
     let printed = fs::read_to_string(&log).unwrap();
     assert_eq!(status.code(), Some(0), "{printed}");
     for row in ["a client alone, 16 at a time (limit)", "a director"] {
@@ -182,19 +183,23 @@ async fn a_bench_of_the_director_tells_rates_and_leaves_no_pod_and_no_secret() {
         assert!(rates.len() == 4 && rates.iter().all(|rate| *rate > 0.0), "{printed}");
     }
     cluster.assert_empty().await;
-    assert_eq!(cluster.pods_made().await, 2 * (16 + 2 * 20), "of both, at first and in two rounds");
+    assert_eq!(
+        cluster.pods_created().await,
+        2 * (16 + 2 * 20),
+        "client and director: 16 pods first, then two rounds of 20"
+    );
     cluster.remove().await;
 }
 
 #[tokio::test]
-async fn flags_of_a_cluster_are_of_no_use_to_processes() {
-    for (flags, code, said) in [
-        (&["--image", "i"][..], 1, "--image is of use with --director kube only"),
+async fn cluster_flags_require_the_kube_director_and_each_other() {
+    for (flags, code, message) in [
+        (&["--image", "i"][..], 1, "--image requires --director kube"),
         (&["--director", "kube", "--image", "i"], 2, "--kubeconfig <FILE>"),
         (&["--director", "kube", "--kubeconfig", "f"], 2, "--image <IMAGE>"),
     ] {
         let mut demo = Demo::start_with(flags, &[]);
         assert_eq!(demo.code().await, Some(code));
-        assert!(demo.printed().contains(said), "{}", demo.printed());
+        assert!(demo.printed().contains(message), "{}", demo.printed());
     }
 }

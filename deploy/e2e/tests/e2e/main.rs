@@ -1,7 +1,7 @@
-//! Garage as a whole, seen by players, and with its parts failing under it.
+//! Tests of Garage as a whole, as players see it, also while its parts fail.
 //!
-//! Each test has a Garage of its own; two of them live at a time. What the players must be told, and what the log may
-//! hold at all, is in [`support::history`].
+//! Each test starts its own Garage; at most two run at a time. [`support::history`] checks what players must receive
+//! and what the log may hold.
 #![cfg(test)]
 
 mod backup;

@@ -7,9 +7,9 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn two_players_queue_are_matched_race_and_are_paid() {
+async fn two_players_queue_race_and_are_paid() {
     let garage = Setup::short().start().await;
-    // Names as identity providers give them, which are no tokens of a subject.
+    // Names that an identity provider may allow. They are not valid tokens of a NATS subject.
     let names = ["anna@example.com", "bert b."];
     let bots = names.map(|name| garage.bot(name));
 
@@ -20,8 +20,8 @@ async fn two_players_queue_are_matched_race_and_are_paid() {
     assert_eq!(earned, [(1, 100), (2, 60)]);
     assert_eq!(played[0].session, played[1].session);
     for (bot, played) in bots.iter().zip(&played) {
-        let received: Vec<_> = played.frames.iter().map(|frame| (frame.n, &*frame.type_name)).collect();
-        assert_eq!(received, [(1, "Queued"), (2, "Matched"), (3, "PlayerMatched"), (4, "Released")]);
+        let frames: Vec<_> = played.frames.iter().map(|frame| (frame.n, &*frame.type_name)).collect();
+        assert_eq!(frames, [(1, "Queued"), (2, "Matched"), (3, "PlayerMatched"), (4, "Released")]);
         let sequences: Vec<_> = played.frames.iter().map(|frame| frame.seq).collect();
         assert!(sequences.is_sorted(), "{sequences:?}");
         assert!(played.frames[1..].iter().all(|frame| frame.data["session"] == played.session));
@@ -29,7 +29,7 @@ async fn two_players_queue_are_matched_race_and_are_paid() {
         assert_eq!((me["status"].as_str(), me["seq"].as_u64()), (Some("idle"), Some(played.frames[3].seq)));
     }
 
-    // Nothing is left but the log, and that has each event once.
+    // Afterwards only the log is left, and it has each event once.
     let events = garage.settled().await;
     let session = played[0].session.parse().unwrap();
     let expected = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "Finished", "Closed"];

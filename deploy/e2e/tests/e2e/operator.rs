@@ -1,6 +1,6 @@
-//! What operators are shown.
+//! The commands and queries of operators.
 
-use garage_events::svc::{self, CallError, GetSession, ListSessions};
+use garage_events::svc::{self, CallError, GetSession};
 use garage_stack::workers::{Options, Stack};
 
 use crate::support::{
@@ -28,18 +28,18 @@ fn rows_of<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<(u64, String,
 }
 
 #[tokio::test]
-async fn a_folder_has_one_garage_at_a_time() {
+async fn a_folder_cannot_have_two_garages_at_a_time() {
     let garage = Setup::short().start().await;
     let second = Stack::start(garage.stack.root(), Options::default()).await;
     let message = second.err().map(|error| error.to_string()).unwrap();
-    assert!(message.contains("runs in") && message.contains("already"), "{message}");
+    assert!(message.contains("already running in"), "{message}");
 }
 
 #[tokio::test]
-async fn the_command_shows_what_the_log_has() {
+async fn the_player_and_session_commands_show_the_events_of_the_log() {
     let garage = Setup::short().start().await;
     let names = ["anna@example.com", "bert"];
-    // Two rounds, so that there is something to be left out.
+    // Two rounds, so that each command must leave out the other round's events.
     for _ in 0..2 {
         play(&names.map(|name| garage.bot(name))).await;
     }
@@ -70,7 +70,7 @@ async fn the_command_shows_what_the_log_has() {
 }
 
 #[tokio::test]
-async fn sessions_are_listed_while_they_live_and_told_of_afterwards() {
+async fn an_open_session_is_listed_and_a_closed_one_can_still_be_queried() {
     let script = "while [ ! -e $root/go ]; do sleep 0.1; done";
     let garage = Setup::short().game_server(script).start().await;
     let bots = garage.bots("player", 2);
@@ -78,7 +78,7 @@ async fn sessions_are_listed_while_they_live_and_told_of_afterwards() {
         garage.until_event("PodScheduled", 1).await;
         let id = history::sessions(&garage.events().await)[0];
         let live = crate::support::until("the session is listed", async || {
-            let live = svc::call(&garage.admin, &ListSessions {}).await.ok()?;
+            let live = garage.projections().await?;
             live.sessions.get(&id).filter(|session| session.attempt == 1).cloned()
         })
         .await;
@@ -91,8 +91,8 @@ async fn sessions_are_listed_while_they_live_and_told_of_afterwards() {
     let (_, id) = tokio::join!(play(&bots), observe);
 
     garage.settled().await;
-    crate::support::until("the session is listed no more", async || {
-        let live = svc::call(&garage.admin, &ListSessions {}).await.ok()?;
+    crate::support::until("the session is no longer listed", async || {
+        let live = garage.projections().await?;
         (live.sessions.is_empty() && live.players.is_empty() && live.queues.is_empty()).then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! Which matchmaker matches a queue, and whether it takes players at all.
+//! The matchmaker that leads a queue, and closed queues.
 
 use futures::future::join_all;
 use garage_stack::workers::Worker;
@@ -10,21 +10,22 @@ use crate::support::{
     play, until,
 };
 
-/// The place, among the matchmakers, of the one that says it leads the queue.
+/// The index of the matchmaker that leads the queue. Waits until exactly one does, and the others name it.
 async fn leader(garage: &mut Garage) -> usize {
     let admins: Vec<_> = garage.stack.instances(Worker::Matchmaker).map(|instance| instance.admin.clone()).collect();
-    until("one matchmaker leads, and the others say who", async || {
-        let said = join_all(admins.iter().map(async |admin| {
+    until("one matchmaker leads, and the others name it", async || {
+        let holders = join_all(admins.iter().map(async |admin| {
             let response = reqwest::get(format!("http://{admin}/readyz")).await.ok()?;
             let text = response.text().await.ok()?;
-            text.lines().find_map(|line| line.strip_prefix("lease matchmaker.ranked: held ").map(str::to_owned))
+            text.lines().find_map(|line| line.strip_prefix("lease matchmaker.ranked: held by ").map(str::to_owned))
         }))
         .await;
-        let said: Vec<_> = said.into_iter().collect::<Option<_>>()?;
-        let leaders: Vec<_> = (0..).zip(&said).filter(|(_, said)| *said == "here").map(|(at, _)| at).collect();
-        let others = said.iter().filter(|said| said.starts_with("by ") && said.split('/').count() == 3).count();
+        let holders: Vec<_> = holders.into_iter().collect::<Option<_>>()?;
+        let leaders: Vec<_> =
+            (0..).zip(&holders).filter(|(_, holder)| *holder == "this instance").map(|(at, _)| at).collect();
+        let others = holders.iter().filter(|holder| holder.split('/').count() == 3).count();
         let [leader] = leaders[..] else { return None };
-        (others + 1 == said.len()).then_some(leader)
+        (others + 1 == holders.len()).then_some(leader)
     })
     .await
 }
@@ -38,9 +39,9 @@ async fn a_matchmaker_that_is_killed_while_players_queue_is_replaced_and_matches
         (0..12).map(|number| garage.bot_at(&format!("player-{number}"), &gateways[number % 2])).collect();
     let fault = async {
         garage.until_event("Matched", 2).await;
-        // Not started again: the other must do.
+        // It is not restarted: the other instance must take over.
         garage.stack.instances(Worker::Matchmaker).nth(first).unwrap().process.kill();
-        // Those who come now are matched by it.
+        // The other instance matches these players.
         let late = [garage.bot("late-0"), garage.bot("late-1")];
         play(&late).await;
     };
@@ -53,7 +54,7 @@ async fn a_matchmaker_that_is_killed_while_players_queue_is_replaced_and_matches
         assert_eq!(types(&of_player(&events, name)), ["Queued", "Matched", "PlayerMatched", "Released"], "{name}");
     }
 
-    // The other comes back as a second one, and takes over when its successor is stopped in good order.
+    // The killed instance comes back as a follower, and takes over when the current leader is stopped.
     let instance = garage.stack.instances(Worker::Matchmaker).nth(first).unwrap();
     instance.process.restart().unwrap();
     instance.wait_ready().await.unwrap();
@@ -64,7 +65,7 @@ async fn a_matchmaker_that_is_killed_while_players_queue_is_replaced_and_matches
 }
 
 #[tokio::test]
-async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
+async fn a_closed_queue_accepts_no_ticket_until_an_operator_opens_it() {
     let mut garage = Setup::short().start().await;
     let waiting = garage.bot("anna");
     let ticket = waiting.queue("ranked").await.unwrap();
@@ -76,7 +77,7 @@ async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
         let bot = garage.ranked(name, 5_000);
         bot.ask::<Value>(reqwest::Method::POST, "/v1/matchmaking/tickets", Some(ticket_request.clone())).await
     };
-    let refused = until("the gateway has heard of it", async || match ask("bert").await {
+    let refused = until("the gateway knows that the queue is closed", async || match ask("bert").await {
         Err(problem) => Some(problem),
         Ok(ticket) => {
             let path = format!("/v1/matchmaking/tickets/{}", ticket["ticket"].as_str()?);
@@ -85,14 +86,14 @@ async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
         }
     })
     .await;
-    let said = (refused.status.as_u16(), refused.body["type"].as_str(), refused.body["reason"].as_str());
-    assert_eq!(said, (503, Some("/problems/queue-closed"), Some("season's end")));
+    let answer = (refused.status.as_u16(), refused.body["type"].as_str(), refused.body["reason"].as_str());
+    assert_eq!(answer, (503, Some("/problems/queue-closed"), Some("season's end")));
     let (_, text) = garage.cli(&["queue", "list", "--json"]).await;
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let states: Vec<_> = lines.iter().map(|line| (&line["queue"], &line["state"])).collect();
     assert_eq!(states, [(&json!("casual"), &json!("open")), (&json!("ranked"), &json!("closed"))]);
 
-    // It stays so, whoever starts again; and who waits there waits on.
+    // The queue stays closed when NATS and the workers restart. A queued player stays queued.
     garage.stack.nats.node(0).unwrap().restart().await.unwrap();
     for worker in Worker::ALL {
         garage.kill_and_restart(worker);
@@ -102,12 +103,12 @@ async fn a_queue_that_an_operator_closes_takes_nobody_until_it_is_opened() {
         garage.bot("bert").ask::<Value>(reqwest::Method::POST, "/v1/matchmaking/tickets", Some(ticket_request)).await;
     assert_eq!(refused.unwrap_err().body["type"], "/problems/queue-closed");
     let path = format!("/v1/matchmaking/tickets/{}", ticket.ticket);
-    let still: Value = waiting.insist(reqwest::Method::GET, &path, None).await.unwrap();
-    assert_eq!(still["status"], "waiting");
+    let unchanged: Value = waiting.ask_with_retry(reqwest::Method::GET, &path, None).await.unwrap();
+    assert_eq!(unchanged["status"], "waiting");
 
     let (success, text) = garage.cli(&["queue", "open", "ranked"]).await;
     assert!(success, "{text}");
-    // A bot asks again for as long as he is told to come back later.
+    // A bot retries as long as the gateway answers that the queue is closed.
     garage.bot("carl").queue("ranked").await.unwrap();
     for name in ["anna", "carl"] {
         let matched = |events: &[Event]| types(&of_player(events, name)).contains(&"Matched").then_some(());

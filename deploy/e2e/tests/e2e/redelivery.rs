@@ -1,4 +1,4 @@
-//! Every message may come again at any time.
+//! Every message may be redelivered at any time.
 
 use futures::future::join_all;
 use garage_events::{
@@ -14,7 +14,7 @@ use crate::support::{
     play,
 };
 
-/// Sets every durable consumer back, so that everything that the streams hold is delivered again.
+/// Resets every durable consumer, so that all messages of the streams are delivered again.
 pub(crate) async fn redeliver(garage: &Garage) {
     let jetstream = garage.jetstream();
     for consumer in CONSUMERS {
@@ -24,7 +24,7 @@ pub(crate) async fn redeliver(garage: &Garage) {
 }
 
 #[tokio::test]
-async fn matches_go_on_when_their_consumers_are_deleted() {
+async fn matches_continue_when_their_consumers_are_deleted() {
     let mut garage = Setup::short().start().await;
     let bots = garage.bots("player", 8);
     let jetstream = garage.jetstream();
@@ -32,7 +32,7 @@ async fn matches_go_on_when_their_consumers_are_deleted() {
         for (type_name, count) in [("Matched", 1), ("PodRequested", 2), ("Opened", 1), ("Finished", 2), ("Closed", 3)] {
             garage.until_event(type_name, count).await;
             for consumer in CONSUMERS {
-                // Of the last time it may not be there again yet.
+                // It may not have been created again since the last time.
                 let _ = jetstream.delete_consumer_from_stream(consumer.name, consumer.stream).await;
             }
         }
@@ -50,15 +50,15 @@ async fn matches_go_on_when_their_consumers_are_deleted() {
     assert_eq!(started(&mut garage), 4);
 }
 
-/// How often the director has said something.
-fn said(garage: &mut Garage, message: &str) -> usize {
+/// How often the director has logged a message.
+fn logged(garage: &mut Garage, message: &str) -> usize {
     let logs = garage.stack.instances(Worker::Director).map(|one| std::fs::read_to_string(one.process.log()).unwrap());
     logs.map(|log| log.matches(&format!("\"{message}\"")).count()).sum()
 }
 
-/// How many game servers the director has started.
+/// The number of game servers that the director has started.
 fn started(garage: &mut Garage) -> usize {
-    said(garage, "instance started")
+    logged(garage, "instance started")
 }
 
 #[tokio::test]
@@ -85,10 +85,10 @@ async fn each_event_that_is_delivered_again_has_one_effect() {
     }
     assert_eq!(started(&mut garage), 4);
 
-    // And once more, when all is over.
+    // Once more, after the end of all matches.
     redeliver(&garage).await;
-    let again = garage.settled().await;
-    assert_eq!(again, events);
+    let repeated = garage.settled().await;
+    assert_eq!(repeated, events);
     assert_eq!(started(&mut garage), 4);
     for (bot, played) in bots.iter().zip(&played) {
         assert_eq!(bot.balance().await.unwrap(), 1_000 + played.earned);
@@ -101,22 +101,22 @@ fn session_of(events: &[Event], player: &str) -> SessionId {
     events.iter().find(|event| event.type_name == "Matched").unwrap().text("session").parse().unwrap()
 }
 
-/// What happened to a player's session; of an attempt that failed, why. Where its server was placed is left out: it may
-/// be dead before that is noted.
-fn way<'a>(events: &'a [Event], player: &str) -> Vec<&'a str> {
+/// The event types of a player's session, with the reason in place of `PodFailed`. Without `PodScheduled`: a server may
+/// exit before its placement is recorded.
+fn steps<'a>(events: &'a [Event], player: &str) -> Vec<&'a str> {
     let session = of_session(events, session_of(events, player)).into_iter();
     let received = session.filter(|event| event.type_name != "PodScheduled");
     received.map(|event| if event.type_name == "PodFailed" { event.text("reason") } else { &event.type_name }).collect()
 }
 
 #[tokio::test]
-async fn an_attempt_that_fails_fails_once_however_often_it_is_told() {
-    // Of one match the first server dies, of another it is silent until the session's timer fires, of the third all die.
+async fn a_failed_attempt_fails_once_despite_redeliveries() {
+    // In one match the first server exits. In another it hangs until the session's timer fires. In the third all exit.
     let script = "first() { case $config in *-1/config.json) return 0;; esac; return 1; }
         if grep -q '\"fails-0\"' \"$config\"; then exit 7; fi
         if grep -q '\"dies-0\"' \"$config\" && first; then exit 7; fi
         if grep -q '\"hangs-0\"' \"$config\" && first; then hang; fi";
-    let mut garage = Setup::short().game_server(script).start().await;
+    let mut garage = Setup::short().env("GARAGE_READY_S", "10").game_server(script).start().await;
     let bots: Vec<_> = [("dies-0", 0), ("dies-1", 0), ("hangs-0", 200), ("hangs-1", 200)]
         .map(|(name, rank)| garage.ranked(name, rank))
         .into();
@@ -139,25 +139,28 @@ async fn an_attempt_that_fails_fails_once_however_often_it_is_told() {
     let (played, failed, ()) = tokio::join!(play(&bots), failed, faults);
 
     let events = garage.settled().await;
-    let goes_on = ["PodRequested", "PodReady", "Opened", "Finished", "Closed"];
+    let continues = ["PodRequested", "PodReady", "Opened", "Finished", "Closed"];
     let expected = |begin: &[&'static str], end: &[&'static str]| [&["Matched"], begin, end].concat();
-    assert_eq!(way(&events, "dies-0"), expected(&["PodRequested", "exited"], &goes_on));
-    assert_eq!(way(&events, "hangs-0"), expected(&["PodRequested", "not-ready"], &goes_on));
-    assert_eq!(way(&events, "fails-0"), expected(&["PodRequested", "exited"].repeat(3), &["Failed", "Closed"]));
-    let received = bots.iter().zip(&played).map(|(bot, played)| (bot, &played.frames, 1));
+    assert_eq!(steps(&events, "dies-0"), expected(&["PodRequested", "exited"], &continues));
+    assert_eq!(steps(&events, "hangs-0"), expected(&["PodRequested", "not-ready"], &continues));
+    assert_eq!(steps(&events, "fails-0"), expected(&["PodRequested", "exited"].repeat(3), &["Failed", "Closed"]));
+    let finished = bots.iter().zip(&played).map(|(bot, played)| (bot, &played.frames, 1));
     let failed = failed.iter().map(|(bot, frames)| (bot, frames, 0));
-    for (bot, frames, times) in received.chain(failed) {
+    for (bot, frames, times) in finished.chain(failed) {
         assert_notified(&events, &bot.player, frames);
         assert_eq!(paid(&events, &bot.player).len(), times, "{}", bot.player);
     }
-    // One that is started while the end of the one before it is noted is seen to be too late, and removed at once.
-    let begun = started(&mut garage);
-    assert!((7..=7 + said(&mut garage, "instance came too late")).contains(&begun), "{begun}");
+    // The director may start a server while the failure of its attempt is recorded. It then removes the server at once.
+    let servers_started = started(&mut garage);
+    assert!(
+        (7..=7 + logged(&mut garage, "instance is not needed any more")).contains(&servers_started),
+        "{servers_started}"
+    );
 
-    // And once more, when all is over, the timer's message too.
+    // Once more, after the end of all matches, with the timer's message.
     let timers = garage.jetstream().get_stream(TIMERS).await.unwrap();
     timers.get_last_raw_message_by_subject(&subject::timer_due(session_of(&events, "hangs-0"))).await.unwrap();
     redeliver(&garage).await;
     assert_eq!(garage.settled().await, events);
-    assert_eq!(started(&mut garage), begun);
+    assert_eq!(started(&mut garage), servers_started);
 }

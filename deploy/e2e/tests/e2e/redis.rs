@@ -1,4 +1,4 @@
-//! Redis holds nothing that cannot be lost.
+//! Redis holds nothing that must not be lost.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,6 @@ use garage_events::{
     projection::{Live, LivePlayer, LiveSession, Server},
     session,
     subject::Aggregate,
-    svc::{self, ListSessions},
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -19,7 +18,7 @@ use crate::support::{
     play, until,
 };
 
-/// What the projections must hold, by a fold of the log that owes nothing to the projector's.
+/// The expected projections, folded from the log by code that is independent of the projector.
 fn fold(events: &[Event]) -> Live {
     let mut live = Live { seq: 0, sessions: BTreeMap::new(), players: BTreeMap::new(), queues: BTreeMap::new() };
     let mut last: BTreeMap<&PlayerId, &Event> = BTreeMap::new();
@@ -61,7 +60,7 @@ fn fold(events: &[Event]) -> Live {
                     (false, 0) => session::Status::Matched,
                     (false, _) => session::Status::Starting,
                 },
-                // Whoever lives while this is asked races.
+                // In these tests, the server of an open session always runs.
                 server: has("Opened").then_some(Server::Running),
                 players: matched.players().cloned().collect(),
                 queue: matched.queue,
@@ -80,22 +79,22 @@ async fn flush(garage: &Garage) {
 }
 
 #[tokio::test]
-async fn players_notice_nothing_when_redis_loses_all_in_the_midst_of_their_matches() {
-    // Who is called long is waited for longer than the test takes.
+async fn players_notice_nothing_when_redis_loses_its_data_during_matches() {
+    // The match of the players long-0 and long-1 waits for them longer than the test takes.
     let script = "if grep -q '\"long-0\"' \"$config\"; then
         real --join-timeout-ms 600000; fi";
     let mut garage = Setup::short().game_server(script).start().await;
-    // A session that lives and players who wait, so that there is something to be made again.
+    // An open session and queued players, so that the projections have something to restore.
     let long = ["long-0", "long-1"].map(|name| garage.ranked(name, 10_000));
-    let alone = (0..3).map(|number| garage.ranked(&format!("alone-{number}"), 20_000 + number * 200));
-    for bot in long.iter().cloned().chain(alone) {
+    let waiting = (0..3).map(|number| garage.ranked(&format!("alone-{number}"), 20_000 + number * 200));
+    for bot in long.iter().cloned().chain(waiting) {
         bot.queue("ranked").await.unwrap();
     }
     garage.until_event("Opened", 1).await;
 
     let bots = garage.bots("player", 8);
     let faults = async {
-        // Some keys are parked and not fetched yet.
+        // At this moment, some keys are parked and not fetched yet.
         garage.until_event("PodRequested", 2).await;
         flush(&garage).await;
         garage.until_event("Opened", 5).await;
@@ -105,8 +104,8 @@ async fn players_notice_nothing_when_redis_loses_all_in_the_midst_of_their_match
 
     let expected = fold(&garage.events().await);
     assert_eq!((expected.sessions.len(), expected.players.len()), (1, 5));
-    let live = until("the projections are at the log's end", async || {
-        let live = svc::call(&garage.admin, &ListSessions {}).await.ok()?;
+    let live = until("the projections have applied the whole log", async || {
+        let live = garage.projections().await?;
         (live.seq >= expected.seq).then_some(live)
     })
     .await;
@@ -124,20 +123,20 @@ async fn players_notice_nothing_when_redis_loses_all_in_the_midst_of_their_match
         assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(history::paid(&events, &bot.player).len(), 1);
     }
-    // None of this needs Redis.
+    // This answer does not need Redis.
     for bot in &long {
         assert_eq!(bot.me().await.unwrap()["status"], "playing");
     }
 }
 
 #[tokio::test]
-async fn a_key_that_is_lost_before_its_director_has_fetched_it_costs_one_attempt_and_no_more() {
-    // The time in which the director stands still must not be taken for a server that does not get ready.
-    let mut garage = Setup::short().env("GARAGE_READY_S", "60").start().await;
+async fn a_key_lost_before_the_director_fetches_it_costs_exactly_one_attempt() {
+    // The time-out is long: the director's pause must not count as a server that does not become ready.
+    let mut garage = Setup::short().start().await;
     garage.stack.instances(Worker::Director).next().unwrap().process.pause().unwrap();
     let bots = garage.bots("player", 2);
     let fault = async {
-        // The key is parked by now, and nobody is there to fetch it.
+        // The key is parked by now, and the director is paused.
         garage.until_event("PodRequested", 1).await;
         flush(&garage).await;
         garage.stack.instances(Worker::Director).next().unwrap().process.resume().unwrap();
@@ -161,7 +160,7 @@ async fn a_key_that_is_lost_before_its_director_has_fetched_it_costs_one_attempt
     assert_eq!(steps(&session), expected);
     assert_eq!((session[2].number("attempt"), session[2].text("reason")), (1, "key-lost"));
     let fingerprint = |event: &Event| event.text("fingerprint").to_owned();
-    assert_ne!(fingerprint(session[1]), fingerprint(session[3]), "the second attempt has a key of its own");
+    assert_ne!(fingerprint(session[1]), fingerprint(session[3]), "the second attempt has the same key");
     for (bot, played) in bots.iter().zip(&played) {
         assert_notified(&events, &bot.player, &played.frames);
         assert_eq!(history::paid(&events, &bot.player).len(), 1);

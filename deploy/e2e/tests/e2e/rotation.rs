@@ -1,4 +1,4 @@
-//! All keys are rotated under players, in the order of `deploy/OPERATIONS.md`.
+//! All keys are rotated while players play, in the order of `deploy/docs/operating.md`.
 
 use std::pin::pin;
 
@@ -11,7 +11,7 @@ use crate::support::{DEADLINE, Garage, Setup, history, operations, play, until};
 /// Variables of workers, and the key file that each names; `None` for a variable that is not set.
 type Keys<'a> = &'a [(&'a str, Option<&'a str>)];
 
-/// Restarts a worker's instances in order, one after the other, with other keys.
+/// Restarts a worker's instances one after another, with other keys.
 async fn roll(garage: &mut Garage, worker: Worker, keys: Keys<'_>) {
     let secrets = garage.stack.root().join("secrets");
     for instance in garage.stack.instances(worker) {
@@ -24,7 +24,7 @@ async fn roll(garage: &mut Garage, worker: Worker, keys: Keys<'_>) {
     }
 }
 
-/// Lets bots play one match after the other until something is done; at least one.
+/// Lets bots play matches, one after another, until `change` is done; at least one.
 async fn play_while(bots: &[Bot], change: impl Future<Output = ()>) {
     let mut change = pin!(change);
     loop {
@@ -38,7 +38,7 @@ async fn play_while(bots: &[Bot], change: impl Future<Output = ()>) {
     }
 }
 
-/// A player whose token `garage token` makes with a key.
+/// A player with a token that `garage token` signs with this key.
 async fn bot_of_key(garage: &Garage, name: &str, key: &str) -> Bot {
     let key = garage.stack.root().join("secrets").join(key).display().to_string();
     let (made, token) = garage.cli(&["token", name, "--rank", "0", "--jwt-key-file", &key]).await;
@@ -58,7 +58,7 @@ fn kid(token: &str) -> String {
 }
 
 #[tokio::test]
-async fn all_keys_are_rotated_and_no_player_notices() {
+async fn players_do_not_notice_a_rotation_of_all_keys() {
     let mut garage = Setup::short().instances(2).start().await;
     let secrets = garage.stack.root().join("secrets");
     operations::run("new-keys", &secrets, &[]).await;
@@ -75,13 +75,13 @@ async fn all_keys_are_rotated_and_no_player_notices() {
     play_while(&before, accept_both).await;
     garage.settled().await;
 
-    let make_with_the_next = async {
+    let use_the_next = async {
         let next = [("GARAGE_SEAL_KEY_FILE", Some("seal.next")), ("GARAGE_TOKEN_KEY_FILE", Some("token.next.pem"))];
         roll(&mut garage, Worker::Session, &next).await;
     };
-    play_while(&before, make_with_the_next).await;
+    play_while(&before, use_the_next).await;
     let after = bots_of_key(&garage, "jwt.next").await;
-    // Two of each: both are accepted at the same time.
+    // Players with the former key and with the new key play in the same matches.
     play(&[&before[..2], &after[2..]].concat()).await;
     garage.settled().await;
 
@@ -102,9 +102,9 @@ async fn all_keys_are_rotated_and_no_player_notices() {
     let count = |type_name| history::count(&events, type_name);
     assert_eq!((count("PodFailed"), count("Failed")), (0, 0));
     assert_eq!(count("Finished"), count("Matched"));
-    assert_eq!(count("PodRequested"), count("Matched"), "a match cost more than one attempt");
+    assert_eq!(count("PodRequested"), count("Matched"), "a match took more than one attempt");
 
-    // What the former keys make is refused now.
+    // Tokens of the former keys are now refused.
     assert_eq!(before[0].me().await.unwrap_err().status, 401);
     roll(&mut garage, Worker::Session, &[("GARAGE_TOKEN_KEY_FILE", Some("token.pem"))]).await;
     let (one, other) = tokio::join!(after[0].play("ranked"), after[1].play("ranked"));
@@ -117,7 +117,7 @@ async fn all_keys_are_rotated_and_no_player_notices() {
         bot.queue("ranked").await.unwrap();
     }
     let lost = garage
-        .until_log("a key that does not open", |events| {
+        .until_log("an attempt fails because its key cannot be unsealed", |events| {
             events.iter().find(|event| event.type_name == "PodFailed").cloned()
         })
         .await;
@@ -126,27 +126,27 @@ async fn all_keys_are_rotated_and_no_player_notices() {
 }
 
 #[tokio::test]
-async fn the_ids_of_keys_are_those_that_openssl_tells() {
+async fn key_ids_are_the_ones_that_openssl_computes() {
     let mut garage = Setup::long().start().await;
     let secrets = garage.stack.root().join("secrets");
     operations::run("new-keys", &secrets, &[]).await;
-    let received = operations::run("key-ids", &secrets, &[]).await;
-    let (of_tokens, of_players) = received.trim().split_once('\n').unwrap();
+    let ids = operations::run("key-ids", &secrets, &[]).await;
+    let (of_tokens, of_players) = ids.trim().split_once('\n').unwrap();
 
     let next = bot_of_key(&garage, "anna", "jwt.next").await;
     let key = secrets.join("jwt.next").display().to_string();
     assert_eq!(kid(&garage.cli(&["token", "anna", "--jwt-key-file", &key]).await.1), of_players);
 
-    // The session worker signs with it, and a game server finds it under its name.
+    // The session worker signs with the new key, and the game server finds the key by its id.
     roll(&mut garage, Worker::Session, &[("GARAGE_TOKEN_KEY_FILE", Some("token.next.pem"))]).await;
     roll(&mut garage, Worker::Director, &[("GARAGE_TOKEN_PUBLIC_KEY_ALSO_FILE", Some("token.next.pub.pem"))]).await;
     roll(&mut garage, Worker::Gateway, &[("GARAGE_GATEWAY_JWT_KEY_ALSO_FILE", Some("jwt.next"))]).await;
     let mut event_stream = next.event_stream().await.unwrap();
     next.queue("ranked").await.unwrap();
     garage.bot("bert").queue("ranked").await.unwrap();
-    let received = event_stream.until("PlayerMatched").await.unwrap().data;
-    let session = received["session"].as_str().unwrap().to_owned();
-    let (_, token) = next.admission(&session, &serde_json::from_value(received).unwrap()).await.unwrap();
+    let matched = event_stream.until("PlayerMatched").await.unwrap().data;
+    let session = matched["session"].as_str().unwrap().to_owned();
+    let (_, token) = next.admission(&session, &serde_json::from_value(matched).unwrap()).await.unwrap();
     assert_eq!(kid(&token), of_tokens);
     let config = until("the game's configuration", async || {
         let config =

@@ -1,4 +1,4 @@
-//! No secret is written where it can be read later, or where all of the machine can see it.
+//! No secret appears in the log, in logs, in Redis, or in a process's arguments or environment.
 
 use std::{fmt::Display, fs, path::Path};
 
@@ -7,17 +7,17 @@ use garage_stack::workers::Worker;
 
 use crate::support::{Garage, Setup, play};
 
-/// What must not be written anywhere, by name.
+/// The secrets that must not appear anywhere: name and text.
 struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
-    /// Those of the files of a folder. A key in PEM is given away by any line of it.
+    /// The secrets of a folder's files. Each line of a PEM file counts as a secret of its own.
     fn of(folder: &Path) -> Self {
         let mut secrets = Self(Vec::new());
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
             let content = fs::read_to_string(entry.path()).unwrap();
-            // A public key is none.
+            // A public key is not a secret.
             if !content.contains("PUBLIC KEY") {
                 secrets.add(entry.file_name().to_str().unwrap(), &content);
             }
@@ -27,25 +27,25 @@ impl Secrets {
 
     fn add(&mut self, name: &str, content: &str) {
         for line in content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("-----")) {
-            assert!(line.len() >= 16, "{name}: too short to be told from other text");
+            assert!(line.len() >= 16, "{name}: too short to distinguish from other text");
             self.0.push((name.to_owned(), line.to_owned()));
         }
     }
 
-    /// What of them a text holds.
+    /// The name of a secret that this text contains.
     fn find(&self, text: &str) -> Option<String> {
         if text.contains("PRIVATE KEY") {
             return Some("a private key".into());
         }
-        if holds_token(text) {
+        if contains_token(text) {
             return Some("a token".into());
         }
         self.0.iter().find(|(_, secret)| text.contains(secret)).map(|(name, _)| name.clone())
     }
 }
 
-/// Whether there is a JWT: base64 of `{"`, characters of base64url, a dot, and base64 of `{"` again.
-fn holds_token(text: &str) -> bool {
+/// Whether the text contains a JWT: base64 of `{"`, characters of base64url, a dot, and base64 of `{"` again.
+fn contains_token(text: &str) -> bool {
     let header = |tail: &str| {
         let end = tail.find(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_')).unwrap_or(tail.len());
         tail[end..].starts_with(".eyJ")
@@ -53,7 +53,7 @@ fn holds_token(text: &str) -> bool {
     text.match_indices("eyJ").any(|(at, _)| header(&text[at..]))
 }
 
-/// Every message of every stream, headers and subject included.
+/// Every message of every stream, with its place: subject, headers and body.
 async fn messages(garage: &Garage) -> Vec<(String, String)> {
     use futures::TryStreamExt;
     let jetstream = garage.jetstream();
@@ -64,7 +64,7 @@ async fn messages(garage: &Garage) -> Vec<(String, String)> {
         let stream = jetstream.get_stream(&name).await.unwrap();
         let state = stream.cached_info().state.clone();
         for seq in state.first_sequence..=state.last_sequence {
-            // Of a stream that forgets, some are gone.
+            // Some streams discard old messages.
             let Ok(message) = stream.get_raw_message(seq).await else { continue };
             let body = String::from_utf8_lossy(&message.payload);
             messages.push((format!("{name} {seq}"), format!("{} {:?} {body}", message.subject, message.headers)));
@@ -89,14 +89,14 @@ fn a_secret_is_found() {
 }
 
 #[tokio::test]
-async fn neither_the_log_nor_what_is_printed_holds_a_secret() {
-    // The first server dies with its key on its lips.
+async fn no_secret_is_in_a_stream_a_log_file_or_redis() {
+    // The first server prints its key and exits.
     let script = "case $config in *-1/config.json) cat $config; exit 1;; esac
         exec >> $root/logs/games.log 2>&1";
     let garage = Setup::short().env("RUST_LOG", "debug").game_server(script).start().await;
     play(&garage.bots("player", 4)).await;
-    let waits = garage.bot("waits");
-    waits.queue("ranked").await.unwrap();
+    let waiting = garage.bot("waits");
+    waiting.queue("ranked").await.unwrap();
     garage.settled().await;
 
     let secrets = Secrets::of(&garage.stack.root().join("secrets"));
@@ -113,7 +113,7 @@ async fn neither_the_log_nor_what_is_printed_holds_a_secret() {
             assert_eq!(secrets.find(line), None, "in {}: {line}", log.display());
         }
     }
-    // Keys are parked in Redis: sealed.
+    // Keys are parked in Redis, but sealed.
     let mut connection = garage.redis().await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("garage:key:*").query_async(&mut connection).await.unwrap();
     assert!(!keys.is_empty());
@@ -123,8 +123,8 @@ async fn neither_the_log_nor_what_is_printed_holds_a_secret() {
     }
 }
 
-/// What a process was started with: its arguments, which any user may read, and its environment.
-fn started_with(process: impl Display) -> Vec<String> {
+/// A process's arguments, which any user may read, and its environment.
+fn arguments_and_environment(process: impl Display) -> Vec<String> {
     let read = |name| fs::read(format!("/proc/{process}/{name}")).unwrap_or_default();
     let both = [read("cmdline"), read("environ")].concat();
     String::from_utf8_lossy(&both).split('\0').map(ToOwned::to_owned).collect()
@@ -146,13 +146,13 @@ async fn no_process_is_given_a_secret_in_its_arguments_or_its_environment() {
     let config: Config = serde_json::from_slice(&config).unwrap();
     let key = config.private_key.expose();
     assert!(key.contains("PRIVATE KEY"));
-    // A key's last line may be a few characters.
+    // A key's last line may be too short.
     let lines: Vec<_> = key.lines().filter(|line| line.len() >= 16).collect();
     secrets.add("the game's key", &lines.join("\n"));
     secrets.add("the game's NATS user", config.nats.credentials.expose());
 
     let [game_server] = garage.stack.game_servers().try_into().unwrap();
-    let has = |pid: u32, begin: &str| started_with(pid).iter().any(|one| one.starts_with(begin));
+    let has = |pid: u32, begin: &str| arguments_and_environment(pid).iter().any(|one| one.starts_with(begin));
     assert!(has(game_server, "--config"));
     let mut ours = vec![game_server];
     for worker in Worker::ALL {
@@ -160,20 +160,24 @@ async fn no_process_is_given_a_secret_in_its_arguments_or_its_environment() {
     }
     assert_eq!(ours.len(), 6);
     assert!(ours[1..].iter().all(|pid| has(*pid, "GARAGE_NATS_CREDENTIALS=")));
-    // The servers of NATS and MariaDB, and whoever else was told of this Garage's folder. Redis writes its title over both.
+    // NATS, MariaDB, and every other process that knows this Garage's folder. Redis overwrites its arguments.
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let folder = root.to_str().unwrap();
-    let received: Vec<u32> = pids.filter(|pid| started_with(pid).iter().any(|one| one.contains(folder))).collect();
+    let involved: Vec<u32> =
+        pids.filter(|pid| arguments_and_environment(pid).iter().any(|one| one.contains(folder))).collect();
     for server in ["nats-server", "mariadbd"] {
-        assert!(received.iter().any(|pid| started_with(pid)[0].ends_with(server)), "{server} is looked at");
+        assert!(
+            involved.iter().any(|pid| arguments_and_environment(pid)[0].ends_with(server)),
+            "{server} is not checked"
+        );
     }
-    // Not what all inherit from whoever runs the tests; nor would that be anybody's to read in a failed test's words.
-    let inherited = started_with("self");
-    for pid in ours.into_iter().chain(received) {
-        for given in started_with(pid).iter().filter(|given| !inherited.contains(given)) {
+    // Without the variables that all processes inherit from the shell: a failed assertion must not print them.
+    let inherited = arguments_and_environment("self");
+    for pid in ours.into_iter().chain(involved) {
+        for given in arguments_and_environment(pid).iter().filter(|given| !inherited.contains(given)) {
             let name = given.split('=').next().unwrap();
-            assert_eq!(secrets.find(given), None, "process {pid} was given it in {name:.40}");
+            assert_eq!(secrets.find(given), None, "process {pid} received a secret in {name:.40}");
         }
     }
 }

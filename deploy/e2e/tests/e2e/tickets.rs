@@ -1,4 +1,4 @@
-//! A wait that ends without a match.
+//! Tickets that end without a match.
 
 use crate::support::{
     Setup,
@@ -6,7 +6,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_player_who_cancels_while_he_waits_may_queue_again() {
+async fn a_player_who_cancels_may_queue_again() {
     let garage = Setup::short().start().await;
     let bot = garage.bot("anna");
     let mut event_stream = bot.event_stream().await.unwrap();
@@ -23,7 +23,7 @@ async fn a_player_who_cancels_while_he_waits_may_queue_again() {
 
     let second = bot.queue("ranked").await.unwrap();
     assert_ne!(first, second);
-    // Who does not wait with a ticket cannot be taken out of a match by it.
+    // An old ticket cannot cancel the player's new ticket.
     bot.cancel(&first).await.unwrap_err();
     let queued = event_stream.until("Queued").await.unwrap();
     assert_eq!(queued.data["ticket"], second.ticket);
@@ -34,7 +34,7 @@ async fn a_player_who_cancels_while_he_waits_may_queue_again() {
 }
 
 #[tokio::test]
-async fn a_player_whose_ticket_times_out_is_told_and_may_queue_again() {
+async fn a_player_whose_ticket_times_out_is_notified_and_may_queue_again() {
     let queues = "[queues.brief]\nplayers = 2\nrank_band = 200\ntimeout_s = 1\n[queues.brief.regions]\neu = 120\n";
     let garage = Setup::short().queues(queues).start().await;
     let bot = garage.bot("anna");

@@ -1,4 +1,4 @@
-//! `garage verify` on what players and workers wrote, and on what was forged into it.
+//! `garage verify` on a log that players and workers wrote, and on forged entries.
 
 use std::{fs, path::Path};
 
@@ -15,8 +15,8 @@ use crate::support::{
     play, until,
 };
 
-/// The arguments that have all looked at that can be, with the game servers in this folder.
-fn everything(garage: &Garage, instances: &Path) -> Vec<String> {
+/// The arguments that check everything, with the game servers of this folder.
+fn all_arguments(garage: &Garage, instances: &Path) -> Vec<String> {
     let stack = &garage.stack;
     let mut args = vec!["verify".into(), "--redis".into(), "--mysql".into()];
     let mut with = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
@@ -38,47 +38,47 @@ async fn verify(garage: &Garage, args: &[String]) -> (bool, String) {
     garage.cli(&args.iter().map(String::as_str).collect::<Vec<_>>()).await
 }
 
-/// Holds everything against everything once nothing is under way, as soon as the projections have all; tells how much it
-/// was.
-pub(crate) async fn holds(garage: &Garage) -> String {
-    let args = [everything(garage, &garage.stack.instances_folder()), vec!["--settled".into()]].concat();
-    until("the projections have all", async || {
-        let (holds, text) = verify(garage, &args).await;
-        assert!(holds || text.contains("the projections have not applied"), "{text}");
-        holds.then_some(text)
+/// Checks everything when no work is in progress, once the projections have applied the whole log. Returns the summary
+/// that `garage verify` prints.
+pub(crate) async fn until_valid(garage: &Garage) -> String {
+    let args = [all_arguments(garage, &garage.stack.instances_folder()), vec!["--settled".into()]].concat();
+    until("the projections have applied the whole log", async || {
+        let (valid, text) = verify(garage, &args).await;
+        assert!(valid || text.contains("the projections have not applied"), "{text}");
+        valid.then_some(text)
     })
     .await
 }
 
-/// What does not hold, once all should be over: rule, player, session and messages.
+/// The violations when no work is in progress: rule, player, session and sequences.
 async fn violations(garage: &Garage, args: &[String]) -> Vec<Value> {
-    let (holds, text) = verify(garage, &[args, &["--settled".into(), "--json".into()]].concat()).await;
+    let (valid, text) = verify(garage, &[args, &["--settled".into(), "--json".into()]].concat()).await;
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let found: Vec<_> =
         lines.map(|line| json!([line["rule"], line["player"], line["session"], line["seqs"]])).collect();
-    assert_eq!(holds, found.is_empty(), "{text}");
+    assert_eq!(valid, found.is_empty(), "{text}");
     found
 }
 
 #[tokio::test]
-async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_found() {
+async fn a_real_log_is_valid_and_forged_entries_are_found() {
     // The first server of each match dies.
     let script = "case $config in *-1/config.json) exit 1;; esac";
     let garage = Setup::short().instances(2).game_server(script).start().await;
     let bots = garage.bots("player", 4);
-    let gives_up = garage.bot("gives-up");
-    gives_up.cancel(&gives_up.queue("ranked").await.unwrap()).await.unwrap();
-    let args = everything(&garage, &garage.stack.instances_folder());
+    let cancels = garage.bot("cancels");
+    cancels.cancel(&cancels.queue("ranked").await.unwrap()).await.unwrap();
+    let args = all_arguments(&garage, &garage.stack.instances_folder());
 
-    // While they play.
+    // During the matches.
     let playing = async {
         play(&bots).await;
         play(&bots).await;
     };
     let watching = async {
         loop {
-            let (holds, text) = verify(&garage, &args).await;
-            assert!(holds, "{text}");
+            let (valid, text) = verify(&garage, &args).await;
+            assert!(valid, "{text}");
         }
     };
     tokio::select! {
@@ -86,14 +86,14 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
         () = watching => {}
     }
 
-    // Once they have.
+    // After the matches.
     let events = garage.settled().await;
-    let text = holds(&garage).await;
-    let expected = format!("{} events: 5 players, 4 sessions, 9 tickets, 8 paid; all holds", events.len());
+    let text = until_valid(&garage).await;
+    let expected = format!("{} events: 5 players, 4 sessions, 9 tickets, 8 paid; no violations", events.len());
     assert!(text.contains(&expected), "{text}");
     assert_eq!(violations(&garage, &args).await, [] as [Value; 0]);
 
-    // A projection that is wrong, and a server that nobody removed.
+    // A wrong projection, and a game server that was not removed.
     let mut connection = garage.redis().await;
     let seq: u64 = redis::cmd("HGET").arg("garage:watermark").arg("seq").query_async(&mut connection).await.unwrap();
     let wrong = json!({ "status": "waiting", "queue": "ranked", "since": "2026-01-01T00:00:00Z" }).to_string();
@@ -103,13 +103,13 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
 
     let session = history::sessions(&events)[0];
     let closed = history::of_session(&events, session).last().unwrap().seq;
-    // In another folder, where no director looks.
+    // In another folder, which no director lists.
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join(format!("game-{session}-1"))).unwrap();
-    let found = violations(&garage, &everything(&garage, folder.path())).await;
+    let found = violations(&garage, &all_arguments(&garage, folder.path())).await;
     assert_eq!(found, [json!(["instance", null, session, [closed]])]);
 
-    // A payment that an operator repeats: it expects what is there, and counts on.
+    // An operator repeats a payment, with the correct expectation and the next number.
     let reward = paid(&events, "player-0")[0];
     let last = history::of_belongings(&events, "player-0").last().unwrap();
     let jetstream = garage.jetstream();
@@ -128,6 +128,6 @@ async fn what_players_and_workers_write_holds_and_what_is_forged_into_it_is_foun
     let forged = forged.await.unwrap().await.unwrap().sequence;
     let expected = json!(["paid", "player-0", reward.text("session"), [reward.seq, forged]]);
     assert_eq!(violations(&garage, &args).await, [expected]);
-    let (holds, text) = verify(&garage, &args).await;
-    assert!(!holds && text.contains("player player-0") && text.contains(reward.text("session")), "{text}");
+    let (valid, text) = verify(&garage, &args).await;
+    assert!(!valid && text.contains("player player-0") && text.contains(reward.text("session")), "{text}");
 }

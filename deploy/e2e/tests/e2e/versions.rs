@@ -1,4 +1,4 @@
-//! Workers of this build beside those of a newer one, which has written to the log already.
+//! Workers of this build, while workers of a newer build already write to the log.
 
 use async_nats::HeaderMap;
 use garage_events::{
@@ -14,20 +14,20 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::support::{Garage, Setup, history, until};
 
-/// A message as a newer build may write it.
-struct Tomorrows {
+/// An event as a newer build may write it.
+struct NewerEvent {
     type_name: &'static str,
     v: u32,
     data: Value,
 }
 
 impl Garage {
-    /// Appends an event as every build has to: the next of its aggregate, expecting its end. Tells its sequence.
-    async fn append(&self, aggregate: &Aggregate, tomorrows: Tomorrows) -> u64 {
+    /// Appends an event as every build must: with the aggregate's next number and expected head. Returns its sequence.
+    async fn append(&self, aggregate: &Aggregate, newer: NewerEvent) -> u64 {
         let events = self.events().await;
         let last = events.iter().rfind(|event| event.aggregate == *aggregate);
         let head = last.map_or_else(Head::default, |last| Head { seq: last.seq, n: last.n });
-        let Tomorrows { type_name, v, data } = tomorrows;
+        let NewerEvent { type_name, v, data } = newer;
         let event = json!({
             "id": System.id(), "n": head.n + 1, "type": type_name, "v": v, "at": System.now().format(&Rfc3339).unwrap(),
             "correlation": System.id(), "cause": null, "mood": "a field that is new", "data": data,
@@ -40,24 +40,24 @@ impl Garage {
         published.unwrap().await.unwrap().sequence
     }
 
-    /// Waits until the log of a worker's first instance has a line with all of these.
-    async fn until_said(&self, worker: Worker, words: &[&str]) {
+    /// Waits until the log of a worker's first instance has a line with all these words.
+    async fn until_logged(&self, worker: Worker, words: &[&str]) {
         let log = self.stack.root().join(format!("logs/{}-0.log", worker.name()));
-        let says = |text: &str| text.lines().any(|line| words.iter().all(|word| line.contains(word)));
-        let look = async || says(&std::fs::read_to_string(&log).unwrap()).then_some(());
-        until(&format!("{} says {words:?}", worker.name()), look).await;
+        let logged = |text: &str| text.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        let poll = async || logged(&std::fs::read_to_string(&log).unwrap()).then_some(());
+        until(&format!("{} logs {words:?}", worker.name()), poll).await;
     }
 
-    /// Waits until the projections have left out so many events.
+    /// Waits until the projections have skipped this many events.
     async fn until_skipped(&mut self, count: u32) {
         let session = self.stack.instances(Worker::Session).next().unwrap();
         let url = format!("http://{}/metrics", session.admin);
         let line = format!("garage_projection_skipped_total {count}");
-        let look = async || {
+        let poll = async || {
             let metrics = reqwest::get(&url).await.ok()?.text().await.ok()?;
             metrics.lines().any(|found| found == line).then_some(())
         };
-        until(&line, look).await;
+        until(&line, poll).await;
     }
 
     async fn dead_letters(&self) -> u64 {
@@ -65,11 +65,11 @@ impl Garage {
     }
 }
 
-/// What an operator is told to do.
-const CURE: &str = "is unknown to this build; run one at least as new as the writer's";
+/// The advice to the operator in the error message.
+const ADVICE: &str = "is unknown to this build; run one at least as new as the writer's";
 
 #[tokio::test]
-async fn what_is_new_in_an_event_that_is_known_is_ignored() {
+async fn new_fields_of_a_known_event_are_ignored() {
     let garage = Setup::long().start().await;
     let now = System.now();
     let [since, expires] = [now, now + time::Duration::MINUTE].map(|time| time.format(&Rfc3339).unwrap());
@@ -78,17 +78,17 @@ async fn what_is_new_in_an_event_that_is_known_is_ignored() {
         "waiting_since": since, "expires_at": expires, "crew": ["a field that is new", 1],
     });
     let anna = Aggregate::Player("anna".parse().unwrap());
-    let seq = garage.append(&anna, Tomorrows { type_name: "Queued", v: 1, data: queued }).await;
+    let seq = garage.append(&anna, NewerEvent { type_name: "Queued", v: 1, data: queued }).await;
     let bert = garage.bot("bert");
     bert.queue("ranked").await.unwrap();
     garage.until_event("Opened", 1).await;
-    let mut line = garage.bot("anna").socket(Some(0)).await.unwrap();
-    let frame = line.next().await.unwrap();
-    assert_eq!((frame.seq, &frame.data["crew"][1]), (seq, &json!(1)), "clients are shown all of it");
+    let mut socket = garage.bot("anna").socket(Some(0)).await.unwrap();
+    let frame = socket.next().await.unwrap();
+    assert_eq!((frame.seq, &frame.data["crew"][1]), (seq, &json!(1)), "clients receive all fields");
 }
 
 #[tokio::test]
-async fn a_session_that_a_newer_build_has_gone_on_with_is_left_to_it() {
+async fn a_session_that_a_newer_build_has_continued_is_left_to_that_build() {
     let mut garage = Setup::long().start().await;
     for name in ["anna", "bert"] {
         garage.bot(name).queue("ranked").await.unwrap();
@@ -97,25 +97,25 @@ async fn a_session_that_a_newer_build_has_gone_on_with_is_left_to_it() {
     garage.drained().await;
     let session = history::sessions(&garage.events().await)[0];
 
-    // A type that is not known, and a version that is not.
+    // An unknown type, and an unknown version of a known type.
     for (count, type_name, v) in [(1, "Paused", 1), (2, "Finished", 2)] {
-        let tomorrows = Tomorrows { type_name, v, data: json!({"attempt": 1}) };
-        let seq = garage.append(&Aggregate::Session(session), tomorrows).await;
+        let newer = NewerEvent { type_name, v, data: json!({"attempt": 1}) };
+        let seq = garage.append(&Aggregate::Session(session), newer).await;
         garage.until_skipped(count).await;
-        let (message, unknown) = (format!("message {seq} "), format!("event type {type_name} v{v} {CURE}"));
-        garage.until_said(Worker::Session, &["left to a newer build", &message, &unknown]).await;
+        let (message, unknown) = (format!("message {seq} "), format!("event type {type_name} v{v} {ADVICE}"));
+        garage.until_logged(Worker::Session, &["left to a newer build", &message, &unknown]).await;
     }
-    // Who asks about it is told as well.
+    // A query about the session fails with the same advice.
     match svc::call(&garage.admin, &GetSession { session }).await {
-        Err(CallError::Refused { code: 503, message, .. }) => assert!(message.contains(CURE), "{message}"),
+        Err(CallError::Refused { code: 503, message, .. }) => assert!(message.contains(ADVICE), "{message}"),
         other => panic!("{other:?}"),
     }
-    // Offered to whoever knows it, and not given up.
+    // The messages are redelivered for a newer build. They do not become dead letters.
     let stream = garage.jetstream().get_stream("GARAGE").await.unwrap();
     assert_eq!(stream.consumer_info("session").await.unwrap().num_ack_pending, 2);
     assert_eq!(garage.dead_letters().await, 0);
 
-    // Nobody else is held up by it.
+    // Other sessions are not affected.
     for name in ["carl", "dora"] {
         garage.bot(name).queue("ranked").await.unwrap();
     }
@@ -124,37 +124,37 @@ async fn a_session_that_a_newer_build_has_gone_on_with_is_left_to_it() {
 }
 
 #[tokio::test]
-async fn a_player_of_whom_a_newer_build_has_written_is_left_to_it() {
+async fn a_player_that_a_newer_build_has_updated_is_left_to_that_build() {
     let mut garage = Setup::short().start().await;
     let anna = Aggregate::Player("anna".parse().unwrap());
     let bot = garage.bot("anna");
     let mut socket = bot.socket(Some(0)).await.unwrap();
     for (count, type_name, v) in [(1, "Promoted", 1), (2, "Queued", 2)] {
-        let seq = garage.append(&anna, Tomorrows { type_name, v, data: json!({"to": "gold"}) }).await;
-        // Her socket is no decider: what this build does not know, her client may.
+        let seq = garage.append(&anna, NewerEvent { type_name, v, data: json!({"to": "gold"}) }).await;
+        // The socket passes unknown events on: a newer client may know them.
         let frame = socket.next().await.unwrap();
         assert_eq!((frame.seq, &*frame.type_name, &frame.data["to"]), (seq, type_name, &json!("gold")));
         garage.until_skipped(count).await;
 
-        // The gateway does not decide on her.
+        // The gateway accepts no command of this player.
         let ticket_request = json!({"queue": "ranked", "latencies": {"eu": 20}});
         let refused: Result<Value, Problem> =
             bot.ask(Method::POST, "/v1/matchmaking/tickets", Some(ticket_request)).await;
         let refused = refused.unwrap_err();
-        assert!(refused.may_pass(), "a newer gateway would: {refused:?}");
-        let (message, unknown) = (format!("message {seq} "), format!("event type {type_name} v{v} {CURE}"));
-        garage.until_said(Worker::Gateway, &[&message, &unknown]).await;
+        assert!(refused.is_temporary(), "not a temporary failure: {refused:?}");
+        let (message, unknown) = (format!("message {seq} "), format!("event type {type_name} v{v} {ADVICE}"));
+        garage.until_logged(Worker::Gateway, &[&message, &unknown]).await;
     }
 
-    // The matchmaker does not decide on a pool in which she may be: it ends, and says why.
+    // The matchmaker cannot know whether the player is still queued: it exits and says why.
     let first = garage.events().await[0].seq;
     let matchmaker = garage.stack.instances(Worker::Matchmaker).next().unwrap();
     let ended = until("the matchmaker ends", async || matchmaker.process.try_wait().unwrap()).await;
     assert!(!ended.success(), "{ended}");
     garage
-        .until_said(Worker::Matchmaker, &[&format!("event {first}:"), &format!("event type Promoted v1 {CURE}")])
+        .until_logged(Worker::Matchmaker, &[&format!("event {first}:"), &format!("event type Promoted v1 {ADVICE}")])
         .await;
-    // The others' commands are taken meanwhile, for the one that comes.
+    // The gateway still accepts other players' commands, for the next matchmaker.
     garage.bot("bert").queue("ranked").await.unwrap();
     assert_eq!(garage.dead_letters().await, 0);
 }

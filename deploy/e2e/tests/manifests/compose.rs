@@ -1,11 +1,11 @@
-//! compose.yaml and the Dockerfile, as far as can be seen without Docker.
+//! Tests of compose.yaml and the Dockerfile that do not need Docker.
 
 use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
 use crate::{
-    config::knows,
+    config::has_setting,
     support::{images, root, secrets_yaml, yaml},
 };
 
@@ -24,17 +24,17 @@ fn every_variable_of_a_service_is_a_setting_of_its_program() {
         assert_eq!(tag, env!("CARGO_PKG_VERSION"), "{name}");
         let command: Vec<_> = service["command"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         for variable in service["environment"].as_object().unwrap().keys() {
-            assert!(knows(image, &command, variable), "{name}: garage/{image} does not know {variable}");
+            assert!(has_setting(image, &command, variable), "{name}: garage/{image} has no setting {variable}");
         }
         assert_eq!(service["build"]["target"], image, "{name}");
         ours.insert(image.to_owned());
     }
-    // Games are the director's processes there, from its own image.
+    // There, game servers are child processes of the director and come with its image.
     assert_eq!(ours, images().into_iter().filter(|image| image != "gameserver").collect());
 }
 
 #[test]
-fn what_is_mounted_is_in_the_repository_or_made_by_the_script() {
+fn every_mounted_file_is_in_the_repository_or_created_by_the_script() {
     let folder = tempfile::tempdir().unwrap();
     secrets_yaml(folder.path());
     for (name, service) in services().as_object().unwrap() {
@@ -49,7 +49,7 @@ fn what_is_mounted_is_in_the_repository_or_made_by_the_script() {
             };
             assert!(found, "{name}: {volume}");
         }
-        // Each file that a variable names is mounted.
+        // Every file that a variable names is mounted.
         for (variable, value) in service["environment"].as_object().into_iter().flatten() {
             let path = value.as_str().unwrap();
             assert!(!path.starts_with("/etc/garage/") || inside.contains(path), "{name}: {variable} is {path}");
@@ -58,11 +58,11 @@ fn what_is_mounted_is_in_the_repository_or_made_by_the_script() {
 }
 
 #[test]
-fn the_dockerfile_makes_the_same_images_with_the_same_compiler() {
+fn the_dockerfile_builds_the_same_images_with_the_same_compiler() {
     let text = fs::read_to_string(root().join("deploy/images/Dockerfile")).unwrap();
     let targets: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("FROM base AS ")).collect();
     assert_eq!(targets, images());
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let version = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap().trim_matches('"');
-    assert!(text.contains(&format!("FROM rust:{version}-")), "the workspace wants {version}");
+    assert!(text.contains(&format!("FROM rust:{version}-")), "the workspace needs rust {version}");
 }

@@ -1,4 +1,4 @@
-//! That the programs know what they are told, and take it.
+//! The programs know their settings and accept their values.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,15 +11,15 @@ use serde_json::Value;
 
 use crate::support::{Overlay, Pod, overlays, program, run, secrets_yaml, variables, yaml};
 
-/// Whether the program, with these arguments, has a setting of that name.
-pub(crate) fn knows(image: &str, args: &[&str], variable: &str) -> bool {
+/// Whether the program, run with these arguments, has a setting of this name.
+pub(crate) fn has_setting(image: &str, args: &[&str], variable: &str) -> bool {
     let args = [args, &["--help"]].concat();
     let (helped, help) = run(&program(image), &args, &[], "");
     assert!(helped, "{image}: {help}");
     [']', '='].iter().any(|end| help.contains(&format!("[env: {variable}{end}")))
 }
 
-/// The name of an image of ours, without registry and tag.
+/// The short name of one of Garage's images, without registry and tag.
 fn ours(container: &Value) -> Option<&str> {
     let image = container["image"].as_str()?;
     let (name, _) = image.split_once("garage/")?.1.split_once(':')?;
@@ -32,14 +32,17 @@ fn args(container: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn every_variable_is_a_setting_of_the_program_that_is_given_it() {
+fn every_variable_is_a_setting_of_its_program() {
     let mut seen = 0;
     for overlay in overlays() {
         for (pod, container) in overlay.containers() {
             let Some(image) = ours(container) else { continue };
             for variable in variables(container).keys() {
                 assert!(variable.starts_with("GARAGE_") || *variable == "RUST_LOG", "{pod}: {variable}");
-                assert!(knows(image, &args(container), variable), "{pod}: garage/{image} does not know {variable}");
+                assert!(
+                    has_setting(image, &args(container), variable),
+                    "{pod}: garage/{image} has no setting {variable}"
+                );
                 seen += 1;
             }
         }
@@ -48,9 +51,9 @@ fn every_variable_is_a_setting_of_the_program_that_is_given_it() {
 }
 
 #[test]
-fn a_variable_that_no_program_has_is_noticed() {
-    assert!(knows("gateway", &[], "GARAGE_NATS_URL") && knows("gateway", &[], "GARAGE_QUEUES"));
-    assert!(!knows("gateway", &[], "GARAGE_NATS") && !knows("gateway", &[], "GARAGE_QUEUE"));
+fn a_variable_without_a_setting_is_found() {
+    assert!(has_setting("gateway", &[], "GARAGE_NATS_URL") && has_setting("gateway", &[], "GARAGE_QUEUES"));
+    assert!(!has_setting("gateway", &[], "GARAGE_NATS") && !has_setting("gateway", &[], "GARAGE_QUEUE"));
 }
 
 type Secrets = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
@@ -64,7 +67,7 @@ fn secrets(folder: &Path) -> Secrets {
     objects.iter().map(|secret| (secret["metadata"]["name"].as_str().unwrap().into(), data(secret))).collect()
 }
 
-/// Lays out in a folder what is mounted into a pod, and says the variables with the paths that the files have there.
+/// Writes the files that a pod mounts to a folder. Returns the pod's variables, with the paths of these files.
 fn mounted(overlay: &Overlay, pod: &Pod<'_>, secrets: &Secrets, folder: &Path) -> Vec<(String, String)> {
     let container = &pod.spec["containers"][0];
     let mut variables: Vec<_> =
@@ -73,7 +76,10 @@ fn mounted(overlay: &Overlay, pod: &Pod<'_>, secrets: &Secrets, folder: &Path) -
         let mut volumes = pod.spec["volumes"].as_array().into_iter().flatten();
         let volume = volumes.find(|volume| volume["name"] == mount["name"]).unwrap();
         let files: BTreeMap<String, Vec<u8>> = if let Some(name) = volume["secret"]["secretName"].as_str() {
-            secrets.get(name).unwrap_or_else(|| panic!("{}: nobody makes the secret {name}", pod.name)).clone()
+            secrets
+                .get(name)
+                .unwrap_or_else(|| panic!("{}: secrets.sh does not create the secret {name}", pod.name))
+                .clone()
         } else if let Some(name) = volume["configMap"]["name"].as_str() {
             let data = overlay.object("ConfigMap", name)["data"].as_object().unwrap();
             data.iter().map(|(key, value)| (key.clone(), value.as_str().unwrap().into())).collect()
@@ -94,23 +100,23 @@ fn mounted(overlay: &Overlay, pod: &Pod<'_>, secrets: &Secrets, folder: &Path) -
 }
 
 #[test]
-fn every_worker_takes_its_settings_with_the_secrets_that_are_made_for_it() {
+fn every_worker_accepts_its_settings_and_secrets() {
     let folder = tempfile::tempdir().unwrap();
     let files = folder.path().join("files");
     fs::create_dir(&files).unwrap();
-    // An authority that a managed database may have.
+    // The certificate authority of a managed database, which an operator provides.
     fs::write(files.join("mysql-ca.pem"), "a certificate").unwrap();
     let secrets = secrets(&files);
     for overlay in overlays() {
         for pod in overlay.pods().filter(|pod| pod.labels["garage/worker"] == "true") {
             let mut variables = mounted(overlay, &pod, &secrets, &folder.path().join(overlay.name));
-            if pod.name == "director" && !knows("director", &[], "GARAGE_BACKEND") {
-                // Until then it knows only games that are processes, and needs a folder for them.
+            if pod.name == "director" && !has_setting("director", &[], "GARAGE_BACKEND") {
+                // A director without this setting runs games as processes only, and needs a folder for them.
                 variables.push(("GARAGE_INSTANCES".into(), "/instances".into()));
             }
-            let (taken, text) = run(&program("cli"), &["config", pod.name], &variables, "");
-            assert!(taken, "{}: {}: {text}", overlay.name, pod.name);
-            // Each file that is named is there.
+            let (accepted, text) = run(&program("cli"), &["config", pod.name], &variables, "");
+            assert!(accepted, "{}: {}: {text}", overlay.name, pod.name);
+            // Every file that a variable names exists.
             for (name, path) in variables.iter().filter(|(name, _)| {
                 name.ends_with("_FILE") || name == "GARAGE_NATS_CREDENTIALS" || name == "GARAGE_GAME_SIGNING_KEY"
             }) {
@@ -121,32 +127,32 @@ fn every_worker_takes_its_settings_with_the_secrets_that_are_made_for_it() {
 }
 
 #[test]
-fn every_secret_is_for_one_reader_and_is_made_once() {
+fn every_secret_has_one_reader_and_is_created_once() {
     let folder = tempfile::tempdir().unwrap();
     let first = secrets(folder.path());
-    let kept = |secrets: &Secrets| {
-        let mut kept = secrets.clone();
-        // What is signed with the seeds is signed anew.
+    let unsigned = |secrets: &Secrets| {
+        let mut unsigned = secrets.clone();
+        // These are signed again with the same seeds.
         let signed = |name: &str| name == "nats.creds" || name == "operator.conf";
-        kept.values_mut().for_each(|files| files.retain(|name, _| !signed(name)));
-        kept
+        unsigned.values_mut().for_each(|files| files.retain(|name, _| !signed(name)));
+        unsigned
     };
-    assert_eq!(kept(&secrets(folder.path())), kept(&first), "what is there stays");
-    let made: BTreeSet<_> = first.keys().map(String::as_str).collect();
+    assert_eq!(unsigned(&secrets(folder.path())), unsigned(&first), "an existing secret changed");
+    let created: BTreeSet<_> = first.keys().map(String::as_str).collect();
     for overlay in overlays() {
         let mut read = BTreeSet::new();
         for pod in overlay.pods() {
             for volume in pod.spec["volumes"].as_array().into_iter().flatten() {
                 if let Some(name) = volume["secret"]["secretName"].as_str() {
-                    assert!(read.insert(name), "{name} has another reader than {}", pod.name);
+                    assert!(read.insert(name), "{name} has a second reader besides {}", pod.name);
                 }
             }
         }
-        assert!(read.is_subset(&made), "{read:?}");
-        let left: Vec<_> = made.difference(&read).collect();
-        assert!(left.is_empty() || left == [&"mariadb"], "{}: nobody reads {left:?}", overlay.name);
+        assert!(read.is_subset(&created), "{read:?}");
+        let unread: Vec<_> = created.difference(&read).collect();
+        assert!(unread.is_empty() || unread == [&"mariadb"], "{}: no pod reads {unread:?}", overlay.name);
     }
-    // None is in the manifests.
+    // The manifests contain no secret.
     for overlay in overlays() {
         let text = format!("{:?}", overlay.objects);
         assert!(!text.contains("PRIVATE KEY") && overlay.objects.iter().all(|object| object["kind"] != "Secret"));

@@ -1,6 +1,7 @@
-//! What is deployed: that it renders, that an API server would take it, and that the programs are what it takes them for.
+//! Tests of the deployment: the manifests render, they match the Kubernetes schema, and they fit the programs that they
+//! configure.
 //!
-//! Nothing here needs a cluster. What only one can tell is in `deploy/kubernetes/README.md`.
+//! The tests need no cluster. For tests that need one, see `deploy/docs/testing.md`.
 #![cfg(test)]
 
 mod compose;
@@ -13,11 +14,11 @@ use std::fs;
 
 use crate::support::{OVERLAYS, images, overlay, overlays, render, root, validate};
 
-/// The oldest that has all that the manifests use, and the newest whose schema there is.
+/// The oldest Kubernetes version that has everything the manifests use, and the newest one with a published schema.
 const VERSIONS: [&str; 2] = ["1.30", "1.37"];
 
 #[test]
-fn an_api_server_takes_every_object_of_every_overlay_and_every_secret() {
+fn every_object_and_every_secret_matches_the_kubernetes_schema() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = folder.path().join("secrets.yaml");
     fs::write(&secrets, support::secrets_yaml(&folder.path().join("secrets"))).unwrap();
@@ -31,7 +32,7 @@ fn an_api_server_takes_every_object_of_every_overlay_and_every_secret() {
 }
 
 #[test]
-fn every_overlay_there_is_is_tested() {
+fn every_overlay_is_tested() {
     let folders = fs::read_dir(root().join("deploy/kubernetes/overlays")).unwrap();
     let mut names: Vec<_> = folders.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -39,24 +40,24 @@ fn every_overlay_there_is_is_tested() {
 }
 
 #[test]
-fn every_image_is_of_one_version() {
+fn every_image_has_the_version_of_this_workspace() {
     let version = env!("CARGO_PKG_VERSION");
     for overlay in overlays() {
         for (pod, container) in overlay.containers() {
             let image = container["image"].as_str().unwrap();
             let (name, tag) = image.rsplit_once(':').unwrap_or_else(|| panic!("{pod}: {image} has no tag"));
-            assert!(tag.starts_with(|c: char| c.is_ascii_digit()), "{pod}: {image} may be another tomorrow");
+            assert!(tag.starts_with(|c: char| c.is_ascii_digit()), "{pod}: {image} has a tag that may move");
             if name.contains("garage/") {
                 assert_eq!(tag, version, "{pod}: {image}");
                 let short = name.rsplit('/').next().unwrap();
-                assert!(images().iter().any(|known| known == short), "{pod}: nobody builds {image}");
+                assert!(images().iter().any(|known| known == short), "{pod}: build.sh does not build {image}");
             }
         }
     }
 }
 
 #[test]
-fn what_selects_pods_selects_some() {
+fn every_selector_selects_a_pod() {
     for overlay in overlays() {
         for object in &overlay.objects {
             let selector = match object["kind"].as_str().unwrap() {
@@ -76,7 +77,7 @@ fn what_selects_pods_selects_some() {
 }
 
 #[test]
-fn games_go_where_their_image_is_brought() {
+fn game_pods_run_on_the_nodes_that_pull_their_image() {
     for overlay in overlays() {
         let template = overlay.object("ConfigMap", "pod-template")["data"]["pod-template.yaml"].as_str().unwrap();
         let template = &support::yaml(template)[0];
@@ -84,17 +85,17 @@ fn games_go_where_their_image_is_brought() {
         assert_eq!(template["spec"]["nodeSelector"], image.spec["nodeSelector"]);
         assert_eq!(template["spec"]["tolerations"], image.spec["tolerations"]);
         overlay.object("PriorityClass", template["spec"]["priorityClassName"].as_str().unwrap());
-        // What it runs there is the game server, which says how it is used and ends.
+        // The init container runs the game server with --help, which prints its usage and exits.
         let pull = &image.spec["initContainers"][0];
         assert!(pull["image"].as_str().unwrap().contains("garage/gameserver:") && pull["args"][0] == "--help");
-        // And what the director makes games of.
+        // It is the image that the director starts.
         let director = overlay.pods().find(|pod| pod.name == "director").unwrap();
         assert_eq!(support::variables(&director.spec["containers"][0])["GARAGE_IMAGE"], pull["image"]);
     }
 }
 
 #[test]
-fn a_development_cluster_is_one_node_and_a_production_one_three() {
+fn nats_has_one_node_in_development_and_three_in_production() {
     for (name, nodes) in [("dev", 1), ("production", 3)] {
         let overlay = overlay(name);
         assert_eq!(overlay.object("StatefulSet", "nats")["spec"]["replicas"], nodes);

@@ -1,4 +1,4 @@
-//! Who may what: the director in the cluster, users in NATS and Redis, pods on the network.
+//! Permissions: the director's in the cluster, the users' in NATS and Redis, the pods' on the network.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -24,7 +24,7 @@ fn rules(role: &Value) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_director_may_do_what_it_does_and_nothing_else() {
+fn the_director_has_exactly_the_permissions_it_uses() {
     let list = read("deploy/kubernetes/base/director.verbs");
     let uses: BTreeSet<_> = list.lines().filter(|line| !line.starts_with('#')).map(ToOwned::to_owned).collect();
     let (nodes, games): (BTreeSet<_>, BTreeSet<_>) = uses.into_iter().partition(|line| line.starts_with("nodes "));
@@ -33,7 +33,7 @@ fn the_director_may_do_what_it_does_and_nothing_else() {
         assert_eq!(role["metadata"]["namespace"], "garage-games");
         assert_eq!(rules(role), games);
         assert_eq!(rules(overlay.object("ClusterRole", "garage-director")), nodes);
-        // And nobody else may do anything.
+        // No other account has any permission.
         for object in overlay.objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("RoleBinding"))
         {
             let director = json!([{"kind": "ServiceAccount", "name": "director", "namespace": "garage"}]);
@@ -43,7 +43,7 @@ fn the_director_may_do_what_it_does_and_nothing_else() {
 }
 
 #[test]
-fn nats_takes_its_configuration_with_the_operator_of_the_secret() {
+fn nats_accepts_its_configuration_only_with_the_operator_secret() {
     let folder = tempfile::tempdir().unwrap();
     let files = folder.path().join("files");
     secrets_yaml(&files);
@@ -60,21 +60,21 @@ fn nats_takes_its_configuration_with_the_operator_of_the_secret() {
             let cache = std::env::var("XDG_CACHE_HOME").unwrap_or_else(|_| format!("{home}/.cache"));
             let bin = fs::read_dir(Path::new(&cache).join("garage/bin")).unwrap().map(|entry| entry.unwrap().path());
             let nats = bin.map(|folder| folder.join("nats-server")).find(|file| file.is_file());
-            let nats = nats.expect("no nats-server; run deploy/local/install.sh");
+            let nats = nats.expect("nats-server is not installed; run deploy/local/install.sh");
             let file = config.join("nats.conf");
             run(&nats, &["-t", "-c", file.to_str().unwrap()], &[("POD_NAME".into(), "nats-0".into())], "")
         };
-        let (taken, text) = check();
-        assert!(!taken && text.contains("operator.conf"), "without an operator nobody is served: {text}");
+        let (accepted, text) = check();
+        assert!(!accepted && text.contains("operator.conf"), "NATS started without an operator: {text}");
         fs::copy(files.join("nats-operator.conf"), secret.join("operator.conf")).unwrap();
         fs::copy(files.join("nats-routes.conf"), secret.join("routes.conf")).unwrap();
-        let (taken, text) = check();
-        assert!(taken, "{}: {text}", overlay.name);
+        let (accepted, text) = check();
+        assert!(accepted, "{}: {text}", overlay.name);
     }
 }
 
 #[test]
-fn redis_users_have_the_rights_of_the_local_stack() {
+fn redis_users_have_the_same_rights_as_on_the_local_stack() {
     let folder = tempfile::tempdir().unwrap();
     secrets_yaml(folder.path());
     let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap().trim_end().to_owned();
@@ -84,7 +84,7 @@ fn redis_users_have_the_rights_of_the_local_stack() {
 }
 
 #[test]
-fn who_asks_a_server_may_reach_it() {
+fn a_pod_can_reach_a_server_if_and_only_if_it_uses_it() {
     for overlay in overlays() {
         for pod in overlay.pods() {
             let variables = variables(&pod.spec["containers"][0]);
@@ -93,20 +93,20 @@ fn who_asks_a_server_may_reach_it() {
                 ("GARAGE_REDIS_URL", "garage/redis"),
                 ("GARAGE_MYSQL_URL", "garage/mysql"),
             ] {
-                let (asks, may) = (variables.contains_key(variable), pod.labels[label] == "true");
-                assert_eq!(asks, may, "{}: {variable} and {label}", pod.name);
+                let (uses, may_reach) = (variables.contains_key(variable), pod.labels[label] == "true");
+                assert_eq!(uses, may_reach, "{}: {variable} and {label}", pod.name);
             }
         }
     }
 }
 
 #[test]
-fn the_log_is_open_to_ranges_of_game_nodes_and_not_to_the_world() {
+fn nats_is_open_to_the_game_nodes_address_ranges_only() {
     for overlay in overlays() {
         let from = &overlay.object("NetworkPolicy", "nats")["spec"]["ingress"][0]["from"];
         let ranges: Vec<_> =
             from.as_array().unwrap().iter().filter_map(|peer| peer["ipBlock"]["cidr"].as_str()).collect();
-        assert!(!ranges.is_empty(), "game servers could not report");
+        assert!(!ranges.is_empty(), "game servers cannot send reports");
         for range in ranges {
             let bits: u8 = range.split_once('/').unwrap().1.parse().unwrap();
             assert!(bits >= 8, "{range}");

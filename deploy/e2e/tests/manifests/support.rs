@@ -1,4 +1,4 @@
-//! The overlays as kubectl renders them, and the programs that judge them.
+//! The overlays as kubectl renders them, and the programs that check them.
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +13,8 @@ use serde_json::Value;
 
 pub(crate) const OVERLAYS: [&str; 2] = ["dev", "production"];
 
-/// In seconds, for anything that is run here; pip's downloads take the longest.
-const WITHIN: &str = "120";
+/// The time-out of every program that the tests run, in seconds. The downloads of pip take the longest.
+const TIMEOUT_S: &str = "120";
 
 /// An overlay, rendered.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(crate) struct Overlay {
     pub(crate) objects: Vec<Value>,
 }
 
-/// What a workload makes pods of.
+/// The pod template of a workload, with the workload's name.
 #[derive(Debug)]
 pub(crate) struct Pod<'a> {
     pub(crate) name: &'a str,
@@ -34,7 +34,7 @@ pub(crate) struct Pod<'a> {
 
 impl Overlay {
     pub(crate) fn object(&self, kind: &str, name: &str) -> &Value {
-        // The names of rendered ConfigMaps end in a hash of what they hold.
+        // The name of a rendered ConfigMap ends in a hash of its content.
         let named = |object: &&Value| {
             let full = object["metadata"]["name"].as_str().unwrap();
             full == name || kind == "ConfigMap" && full.rsplit_once('-').is_some_and(|(start, _)| start == name)
@@ -51,7 +51,7 @@ impl Overlay {
         })
     }
 
-    /// All containers, those that run first too, with the names of their workloads.
+    /// All containers, including init containers, with the names of their workloads.
     pub(crate) fn containers(&self) -> Vec<(&str, &Value)> {
         let all = self.pods().flat_map(|pod| {
             let lists = [&pod.spec["initContainers"], &pod.spec["containers"]];
@@ -72,7 +72,7 @@ pub(crate) fn overlay(name: &str) -> &'static Overlay {
     overlays().iter().find(|overlay| overlay.name == name).unwrap()
 }
 
-/// The variables of a container that have a value of their own.
+/// The variables of a container that have a literal value.
 pub(crate) fn variables(container: &Value) -> BTreeMap<&str, &str> {
     let entries = container["env"].as_array().into_iter().flatten();
     entries.filter_map(|entry| Some((entry["name"].as_str()?, entry["value"].as_str()?))).collect()
@@ -82,7 +82,7 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The names of the images that are built here.
+/// The names of the images that `deploy/images/build.sh` builds.
 pub(crate) fn images() -> Vec<String> {
     let script = fs::read_to_string(root().join("deploy/images/build.sh")).unwrap();
     let list = script.lines().find_map(|line| line.strip_prefix("ALL=(")).unwrap().trim_end_matches(')');
@@ -95,17 +95,17 @@ pub(crate) fn program(image: &str) -> PathBuf {
     garage_stack::workers::binary(&name).unwrap()
 }
 
-/// Runs a program to its end: whether it succeeded, and what it printed, complaints last.
+/// Runs a program to its end. Returns whether it succeeded, and its output: first stdout, then stderr.
 pub(crate) fn run(program: &Path, args: &[&str], variables: &[(String, String)], input: &str) -> (bool, String) {
     let mut command = Command::new("timeout");
-    command.arg(WITHIN).arg(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg(TIMEOUT_S).arg(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for (name, _) in env::vars().filter(|(name, _)| name.starts_with("GARAGE_")) {
         command.env_remove(name);
     }
     let mut child = command.envs(variables.iter().cloned()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
-    // Who does not read what it is given is right not to.
+    // A program need not read its input: ignore a failed write.
     let writing = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
     let output = child.wait_with_output().unwrap();
     writing.join().unwrap();
@@ -119,7 +119,7 @@ fn succeed(program: &Path, args: &[&str], input: &str) -> String {
     text
 }
 
-/// kubectl of the path, or else the one that was installed for the tests.
+/// kubectl from the `PATH`, or else the one that `install.sh --tests` installed.
 fn kubectl() -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let on_path = env::split_paths(&path).map(|folder| folder.join("kubectl")).find(|file| file.is_file());
@@ -127,9 +127,7 @@ fn kubectl() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
     let bin = fs::read_dir(cache.join("garage/bin")).into_iter().flatten().flatten().map(|entry| entry.path());
     let installed = bin.map(|folder| folder.join("kubectl")).find(|file| file.is_file());
-    on_path
-        .or(installed)
-        .expect("no kubectl, neither on the path nor in the cache; run deploy/local/install.sh --tests")
+    on_path.or(installed).expect("kubectl is not installed; run deploy/local/install.sh --tests")
 }
 
 pub(crate) fn render(overlay: &str) -> String {
@@ -137,18 +135,18 @@ pub(crate) fn render(overlay: &str) -> String {
     succeed(&kubectl(), &["kustomize", folder.to_str().unwrap()], "")
 }
 
-/// The Secrets, as an operator makes them; their files are left in the folder.
+/// The Secrets as an operator creates them. Their files stay in the folder.
 pub(crate) fn secrets_yaml(folder: &Path) -> String {
     let path = env::var("PATH").unwrap_or_default();
     let path = format!("{path}:{}", kubectl().parent().unwrap().display());
     let script = root().join("deploy/kubernetes/secrets.sh");
     let garage = ("GARAGE".into(), program("cli").display().to_string());
-    let (made, text) = run(&script, &[folder.to_str().unwrap()], &[("PATH".into(), path), garage], "");
-    assert!(made, "{text}");
+    let (created, text) = run(&script, &[folder.to_str().unwrap()], &[("PATH".into(), path), garage], "");
+    assert!(created, "{text}");
     text
 }
 
-/// Python with what reads YAML and judges manifests, installed into the build's folder, where a later run finds it.
+/// Python with PyYAML and kubernetes-validate, in a virtual environment in the build folder. Later runs use it again.
 fn python() -> PathBuf {
     static INSTALLED: LazyLock<PathBuf> = LazyLock::new(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kubernetes-validate");
@@ -167,7 +165,7 @@ pub(crate) fn yaml(text: &str) -> Vec<Value> {
     serde_json::from_str(&succeed(&python(), &["-c", program], text)).unwrap()
 }
 
-/// Holds files of manifests to the schema of a version of the API, in which nothing is that it does not know.
+/// Validates manifest files against the schema of a Kubernetes version. Unknown fields are errors.
 #[track_caller]
 pub(crate) fn validate(version: &str, files: &[&Path]) {
     let files = files.iter().map(|file| file.to_str().unwrap());

@@ -1,4 +1,4 @@
-//! Players, who queue at a gateway, sometimes cancel, and otherwise wait for what the log brings them.
+//! Players. They queue at a gateway, sometimes cancel, and otherwise wait for the events of their ticket.
 
 use std::{
     sync::{Arc, Mutex},
@@ -19,18 +19,18 @@ use crate::{
     history,
     net::Clock,
     stage::{Process, Stage},
-    workers::{Shared, at_gateway, queues},
+    workers::{Shared, call_gateway, queues},
 };
 
-/// How often a client asks again that has no answer.
+/// How often a client sends a request that is not answered.
 const TRIES: u32 = 6;
 
-/// What a client was told, which must be true.
+/// A successful answer that a client received. The log must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// The ticket is there.
+    /// The ticket exists.
     Queued(TicketId),
-    /// The ticket is ended, without a match.
+    /// The ticket has ended without a match.
     Cancelled(TicketId),
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Notice {
 #[derive(Clone)]
 pub(crate) struct Clients {
     shared: Shared,
-    /// The gateways, each with its clock.
+    /// Each gateway's process and clock.
     gateways: Arc<Vec<(Process, Clock)>>,
     queue_statuses: QueueStatuses,
     notices: Arc<Mutex<Vec<Notice>>>,
@@ -46,23 +46,23 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Employs the gateways, and sends the players there.
+    /// Starts the gateways and the players.
     pub(crate) fn start(shared: &Shared) -> Self {
         let stage = &shared.stage;
         let gateways = Arc::new(Mutex::new(Vec::new()));
         for _ in 0..2 {
             let gateways = Arc::clone(&gateways);
             let clock = shared.clock();
-            // A gateway does nothing by itself.
-            stage.employ(move |process| {
+            // A gateway only answers requests.
+            stage.add_worker(move |process| {
                 let mut gateways = gateways.lock().unwrap();
-                if !gateways.iter().any(|(there, _)| *there == process) {
+                if !gateways.iter().any(|(known, _)| *known == process) {
                     gateways.push((process, clock.clone()));
                 }
             });
         }
         let gateways = Arc::new(gateways.lock().unwrap().clone());
-        let queue_statuses = QueueStatuses::new(&queues(stage.plan.match_of));
+        let queue_statuses = QueueStatuses::new(&queues(stage.plan.match_size));
         let players = stage.plan.players;
         let busy = Arc::new(Mutex::new(players));
         let clients = Self { shared: shared.clone(), gateways, queue_statuses, notices: Arc::default(), busy };
@@ -88,51 +88,50 @@ impl Clients {
         let player: PlayerId = format!("p{number}").parse().unwrap();
         for round in 1..=self.stage().plan.rounds {
             self.pause(8_000).await;
-            // As of an idempotency key: whatever is repeated, it is this ticket.
+            // Derived from player and round, like a ticket from an idempotency key: a retry asks for the same ticket.
             let ticket = TicketId::new(Uuid::from_u64_pair(number.into(), round.into()));
             if self.queue(&player, number, ticket).await {
-                if self.stage().draw(|dice| dice.random_range(0..100)) < self.stage().plan.cancels {
+                if self.stage().draw(|rng| rng.random_range(0..100)) < self.stage().plan.cancels {
                     self.pause(12_000).await;
                     self.cancel(&player, ticket).await;
                 }
-                self.ends(&player, ticket).await;
+                self.until_ended(&player, ticket).await;
             }
         }
         *self.busy.lock().unwrap() -= 1;
     }
 
     async fn pause(&self, most_ms: u64) {
-        let millis = self.stage().draw(|dice| dice.random_range(0..most_ms));
+        let millis = self.stage().draw(|rng| rng.random_range(0..most_ms));
         self.stage().sleep(Duration::from_millis(millis)).await;
     }
 
     fn gateway(&self) -> (Process, Clock) {
-        self.gateways[self.stage().draw(|dice| dice.random_range(0..self.gateways.len()))].clone()
+        self.gateways[self.stage().draw(|rng| rng.random_range(0..self.gateways.len()))].clone()
     }
 
-    /// Queues; whether there is a ticket.
+    /// Queues the player. Returns whether there is a ticket.
     async fn queue(&self, player: &PlayerId, number: u32, ticket: TicketId) -> bool {
         for _ in 0..TRIES {
             let (gateway, clock) = self.gateway();
             let (net, queue_statuses, player) = (self.shared.net.clone(), self.queue_statuses.clone(), player.clone());
             let command = async move {
                 let now = clock.now();
-                let ticket_request = Queued {
+                let queued = Queued {
                     ticket,
                     queue: "ranked".parse().unwrap(),
-                    // Now and then somebody whom nobody fits.
+                    // One player has a rank that matches no other player.
                     rank: if number == 7 { 5_000 } else { 10 },
                     latencies: [("eu".parse().unwrap(), 20)].into(),
                     attributes: [].into(),
                     waiting_since: now,
                     expires_at: now + time::Duration::seconds(30),
                 };
-                let rank = ticket_request.rank;
-                commands::queue(&net, &clock, &queue_statuses, &player, ticket_request, async { Ok(rank) })
-                    .await
-                    .map(drop)
+                let (name, ticket) = (queued.queue.clone(), queued.ticket);
+                let queued = async { Ok(queued) };
+                commands::queue(&net, &clock, &queue_statuses, &player, (&name, ticket), queued).await.map(drop)
             };
-            match at_gateway(self.stage(), gateway, command).await {
+            match call_gateway(self.stage(), gateway, command).await {
                 Some(Ok(())) => {
                     self.notices.lock().unwrap().push(Notice::Queued(ticket));
                     return true;
@@ -149,7 +148,7 @@ impl Clients {
             let (gateway, clock) = self.gateway();
             let (net, player) = (self.shared.net.clone(), player.clone());
             let command = async move { commands::cancel(&net, &clock, &player, ticket, CancelReason::Player).await };
-            match at_gateway::<Result<(), Problem>>(self.stage(), gateway, command).await {
+            match call_gateway::<Result<(), Problem>>(self.stage(), gateway, command).await {
                 Some(Ok(())) => return self.notices.lock().unwrap().push(Notice::Cancelled(ticket)),
                 Some(Err(problem)) if problem.is_clients() => return,
                 Some(Err(_)) | None => self.pause(2_000).await,
@@ -157,8 +156,8 @@ impl Clients {
         }
     }
 
-    /// Waits for the end of a ticket.
-    async fn ends(&self, player: &PlayerId, ticket: TicketId) {
+    /// Waits until a ticket has ended.
+    async fn until_ended(&self, player: &PlayerId, ticket: TicketId) {
         let mut follow = self.shared.net.log.follow(vec![Aggregate::Player(player.clone()).filter()], 1);
         loop {
             let message = follow.next().await;

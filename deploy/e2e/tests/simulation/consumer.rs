@@ -1,4 +1,4 @@
-//! A durable consumer that instances share, as the server keeps it, and the reactors that read it.
+//! A durable consumer that instances share, with the server's behavior, and the reactors that read from it.
 
 use std::{
     collections::BTreeMap,
@@ -11,16 +11,16 @@ use std::{
 
 use futures::future::select;
 use garage_events::jetstream::setup::ACK_WAIT;
-use garage_worker::reactor::{Delivery, Failure, Then};
+use garage_worker::reactor::{Delivery, Failure, NextStep};
 use rand::RngExt;
 use time::OffsetDateTime;
 
 use crate::stage::{Process, Stage};
 
-/// How often a reactor says that it is still at it, as the real one does.
+/// How often a reactor reports progress on a message, as the real one does.
 const PROGRESS: Duration = Duration::from_secs(2);
 
-/// Messages of which the server may bring any first.
+/// How many due messages the server may deliver in any order.
 const WINDOW: usize = 3;
 
 #[derive(Clone)]
@@ -31,8 +31,8 @@ pub(crate) struct Consumer {
 
 #[derive(Default)]
 struct State {
-    /// What is not acknowledged yet, by sequence.
-    left: BTreeMap<u64, Message>,
+    /// The messages that are not acknowledged yet, by sequence.
+    pending: BTreeMap<u64, Message>,
     waiting: Vec<Waker>,
     last: u64,
     redelivered: u64,
@@ -41,7 +41,7 @@ struct State {
 
 struct Message {
     delivery: Delivery,
-    /// When it comes, again or for the first time.
+    /// When it is delivered, for the first time or again.
     due: OffsetDateTime,
 }
 
@@ -50,37 +50,37 @@ impl Consumer {
         Self { stage: stage.clone(), state: Arc::default() }
     }
 
-    /// A message is stored; tells its sequence. Those of another stream come with theirs.
+    /// Stores a message and returns its sequence. `seq` is given if the message already has one in another stream.
     pub(crate) fn push(&self, seq: Option<u64>, time: OffsetDateTime, subject: String, body: bytes::Bytes) -> u64 {
         let mut state = self.state();
         let seq = seq.unwrap_or(state.last + 1);
         state.last = seq;
         let delivery = Delivery { seq, time, subject, body, delivered: 0 };
-        state.left.insert(seq, Message { delivery, due: time });
+        state.pending.insert(seq, Message { delivery, due: time });
         state.waiting.drain(..).for_each(Waker::wake);
         seq
     }
 
-    /// The stream has forgotten a message.
+    /// Removes a message that its stream has discarded.
     pub(crate) fn forget(&self, seq: u64) {
-        self.state().left.remove(&seq);
+        self.state().pending.remove(&seq);
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.state().left.is_empty()
+        self.state().pending.is_empty()
     }
 
-    /// How many deliveries were not the first of their message.
+    /// The number of redeliveries.
     pub(crate) fn redelivered(&self) -> u64 {
         self.state().redelivered
     }
 
-    /// Subject and error of each message that was given up.
+    /// Subject and error of each dead letter.
     pub(crate) fn dead(&self) -> Vec<String> {
         self.state().dead.clone()
     }
 
-    /// Has a process react, to so many messages at a time.
+    /// Starts reactors in a process. They handle up to `concurrency` messages at a time.
     pub(crate) fn react<F, R>(&self, process: Process, concurrency: usize, handler: F)
     where
         F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
@@ -96,7 +96,7 @@ impl Consumer {
                     let progress = async {
                         loop {
                             consumer.stage.sleep(PROGRESS).await;
-                            consumer.put_off(seq, ACK_WAIT);
+                            consumer.postpone(seq, ACK_WAIT);
                         }
                     };
                     select(pin!(consumer.handle(delivery, &handler)), pin!(progress)).await;
@@ -105,40 +105,40 @@ impl Consumer {
         }
     }
 
-    /// What one delivery gets, as of the real reactor.
+    /// Handles one delivery like the real reactor.
     async fn handle<F, R>(&self, delivery: Delivery, handler: &F)
     where
         F: Fn(Delivery) -> R,
         R: Future<Output = Result<(), Failure>>,
     {
         let seq = delivery.seq;
-        // The real one counts in each instance: none of them gives up sooner than this.
+        // The real reactor counts failed deliveries per instance, so it stores a dead letter no sooner than this one.
         let failed_deliveries = u32::try_from(delivery.delivered - 1).unwrap();
         let mut tries = 0;
         loop {
             let Err(failure) = handler(delivery.clone()).await else {
-                return self.answer(move |consumer| drop(consumer.state().left.remove(&seq)));
+                return self.send_ack(move |consumer| drop(consumer.state().pending.remove(&seq)));
             };
             tries += 1;
-            match failure.then(failed_deliveries, tries) {
-                Then::Hold(pause) => self.stage.sleep(pause).await,
-                Then::Return(pause) => return self.answer(move |consumer| consumer.put_off(seq, pause)),
-                Then::DeadLetter => {
+            match failure.next_step(failed_deliveries, tries) {
+                NextStep::Hold(pause) => self.stage.sleep(pause).await,
+                NextStep::Return(pause) => return self.send_ack(move |consumer| consumer.postpone(seq, pause)),
+                NextStep::DeadLetter => {
                     let dead_letter = format!("{}: {failure}", delivery.subject);
                     let store = move |consumer: &Self| {
                         let mut state = consumer.state();
-                        if state.left.remove(&seq).is_some() {
+                        if state.pending.remove(&seq).is_some() {
                             state.dead.push(dead_letter);
                         }
                     };
-                    return self.answer(store);
+                    return self.send_ack(store);
                 }
             }
         }
     }
 
-    /// Sends an answer, which may be lost.
-    fn answer(&self, effect: impl FnOnce(&Self) + Send + 'static) {
+    /// Sends an acknowledgement of any kind to the server. It may be lost.
+    fn send_ack(&self, effect: impl FnOnce(&Self) + Send + 'static) {
         let consumer = self.clone();
         self.stage.spawn(Process::Outside, async move {
             consumer.stage.hop().await;
@@ -148,10 +148,10 @@ impl Consumer {
         });
     }
 
-    /// A message comes again so much later than now, should it not be acknowledged until then.
-    fn put_off(&self, seq: u64, pause: Duration) {
+    /// Redelivers a message after this pause, unless it is acknowledged before then.
+    fn postpone(&self, seq: u64, pause: Duration) {
         let due = self.stage.now() + pause;
-        if let Some(message) = self.state().left.get_mut(&seq) {
+        if let Some(message) = self.state().pending.get_mut(&seq) {
             message.due = due;
         }
     }
@@ -161,19 +161,25 @@ impl Consumer {
         poll_fn(|context| {
             let now = self.stage.now();
             let mut state = self.state();
-            let due: Vec<u64> =
-                state.left.iter().filter(|(_, message)| message.due <= now).map(|(seq, _)| *seq).take(WINDOW).collect();
+            let due: Vec<u64> = state
+                .pending
+                .iter()
+                .filter(|(_, message)| message.due <= now)
+                .map(|(seq, _)| *seq)
+                .take(WINDOW)
+                .collect();
             if due.is_empty() {
                 state.waiting.push(context.waker().clone());
-                if let Some(next) = state.left.values().map(|message| message.due).min() {
+                if let Some(next) = state.pending.values().map(|message| message.due).min() {
                     self.stage.wake_at(next, context.waker().clone());
                 }
                 return Poll::Pending;
             }
-            let again = if self.stage.fault(self.stage.plan.duplicates) { Duration::from_millis(20) } else { ACK_WAIT };
-            let seq = due[self.stage.draw(|dice| dice.random_range(0..due.len()))];
-            let message = state.left.get_mut(&seq).expect("it is due");
-            message.due = now + again;
+            let redelivery =
+                if self.stage.fault(self.stage.plan.duplicates) { Duration::from_millis(20) } else { ACK_WAIT };
+            let seq = due[self.stage.draw(|rng| rng.random_range(0..due.len()))];
+            let message = state.pending.get_mut(&seq).expect("the message is pending");
+            message.due = now + redelivery;
             message.delivery.delivered += 1;
             let delivery = message.delivery.clone();
             state.redelivered += u64::from(delivery.delivered > 1);

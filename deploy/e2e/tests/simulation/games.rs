@@ -1,4 +1,4 @@
-//! What runs game servers, and the servers: most play their game, some do what servers should not.
+//! The backend that runs game servers, and the servers: most play their game, some misbehave.
 
 use std::{
     collections::BTreeMap,
@@ -7,15 +7,15 @@ use std::{
 };
 
 use garage_director::backend::{
-    Backend, CreateError, Exit, How, Instance, Listed, Made, Name, Order, Placed, State, Unavailable,
+    Backend, CreateError, Created, Exit, ExitKind, Instance, Listing, Name, Order, Placed, State, Unavailable,
 };
 use garage_events::{
     env::Env,
-    game::{Config, Finished, Placing, Ready},
+    game::{Config, Finished, Placing, Ports, Ready},
     id::SessionId,
     log::Session,
     player::Ending,
-    session::{Open, Phase, State as Course},
+    session::{Open, Phase, State as SessionState},
     subject::Aggregate,
 };
 use rand::RngExt;
@@ -28,7 +28,7 @@ use crate::{
     stage::{Process, Stage},
 };
 
-/// The instances, on a machine of their own. Clones are one.
+/// All game server instances, outside the workers' processes. Clones share one state.
 #[derive(Clone)]
 pub(crate) struct Games {
     stage: Stage,
@@ -38,14 +38,14 @@ pub(crate) struct Games {
 
 #[derive(Default)]
 struct Instances {
-    there: BTreeMap<Name, Instance>,
+    listed: BTreeMap<Name, Instance>,
     started: u64,
-    wrongs: Vec<String>,
-    /// Servers of present attempts whose results were acknowledged: when, and whether the session ran.
+    violations: Vec<String>,
+    /// When each server's results were acknowledged during its attempt, and whether the session was running then.
     played: BTreeMap<Name, (OffsetDateTime, bool)>,
 }
 
-/// What becomes of a server.
+/// How a server behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Behavior {
     Plays,
@@ -55,65 +55,66 @@ pub(crate) enum Behavior {
     DiesWhileRacing,
     DiesAfterItsResults,
     NeverFinishes,
-    ReportsRubbish,
-    ReportsOthers,
+    ReportsNonsense,
+    OmitsPlayer,
 }
 
-/// How long results may lie there before they are judged, whatever goes wrong meanwhile.
-const JUDGED: time::Duration = time::Duration::seconds(40);
+/// The longest time from the acknowledgement of results to the session's reaction, under any faults.
+const REACTION_TIME: time::Duration = time::Duration::seconds(40);
 
-/// What may be the matter with one.
-pub(crate) const BAD: [Behavior; 8] = [
+/// All ways to misbehave.
+pub(crate) const MISBEHAVIORS: [Behavior; 8] = [
     Behavior::DiesBeforeReady,
     Behavior::NeverReady,
     Behavior::ReadyTooLate,
     Behavior::DiesWhileRacing,
     Behavior::DiesAfterItsResults,
     Behavior::NeverFinishes,
-    Behavior::ReportsRubbish,
-    Behavior::ReportsOthers,
+    Behavior::ReportsNonsense,
+    Behavior::OmitsPlayer,
 ];
 
 impl Games {
     pub(crate) fn new(stage: &Stage, net: &Net) -> Self {
         let games = Self { stage: stage.clone(), net: net.clone(), state: Arc::default() };
         if stage.plan.sweeps {
-            // Of a session that no log knows.
+            // An orphan: its session is not in the log.
             let name = Name { session: SessionId::new(stage.env.id()), attempt: 1 };
             let orphan = Instance { name, created: stage.now(), state: State::Running(Self::placed(name)) };
-            games.state().there.insert(name, orphan);
+            games.state().listed.insert(name, orphan);
         }
         games
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.state().there.is_empty()
+        self.state().listed.is_empty()
     }
 
-    /// How many were started in all.
+    /// The number of game servers started so far.
     pub(crate) fn started(&self) -> u64 {
         self.state().started
     }
 
-    /// What was done to instances that never should be, when sessions have ended so.
-    pub(crate) fn wrongs(&self, ends: &BTreeMap<SessionId, End>) -> Vec<String> {
+    /// What must not happen to an instance and did, given how the sessions ended.
+    pub(crate) fn violations(&self, ends: &BTreeMap<SessionId, End>) -> Vec<String> {
         let state = self.state();
-        let lost = state.played.iter().filter(|(name, (when, ran))| {
+        let lost = state.played.iter().filter(|(name, (when, was_running))| {
             ends.get(&name.session).filter(|end| end.attempt == name.attempt).is_some_and(|end| match end.why {
-                Ending::Failed => *ran,
-                Ending::Abandoned => end.at - *when > JUDGED,
+                Ending::Failed => *was_running,
+                Ending::Abandoned => end.at - *when > REACTION_TIME,
                 Ending::Finished => false,
             })
         });
-        let lost = lost.map(|(name, _)| format!("{name}: its results were acknowledged, and do not count"));
-        state.wrongs.iter().cloned().chain(lost).collect()
+        let lost =
+            lost.map(|(name, _)| format!("{name}: its results were acknowledged, but the session does not have them"));
+        state.violations.iter().cloned().chain(lost).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, Instances> {
         self.state.lock().unwrap()
     }
 
-    async fn asked(&self) -> Result<(), Unavailable> {
+    async fn call(&self) -> Result<(), Unavailable> {
         self.stage.hop().await;
         match self.stage.fault(self.stage.plan.down) {
             true => Err(anyhow::anyhow!("the backend is down").into()),
@@ -121,10 +122,10 @@ impl Games {
         }
     }
 
-    /// Takes the claim up, whether it is there still or not; whether the instance is to be started.
-    fn take(&self, claimed: Instance) -> Result<bool, CreateError> {
+    /// Takes up a claim, whether the instance is still listed or not. Returns whether the instance is to be started.
+    fn take_claim(&self, claimed: Instance) -> Result<bool, CreateError> {
         let mut state = self.state();
-        let instance = state.there.entry(claimed.name).or_insert(claimed);
+        let instance = state.listed.entry(claimed.name).or_insert(claimed);
         if matches!(instance.state, State::Exited(_)) {
             return Err(CreateError::Over);
         }
@@ -139,83 +140,85 @@ impl Games {
     fn start(&self, name: Name, config: &Config) {
         let stage = &self.stage;
         let bad = stage.fault(stage.plan.bad_games);
-        let behavior = stage.plan.one_behavior.unwrap_or_else(|| stage.draw(|dice| dice.random_range(0..BAD.len())));
-        let behavior = if bad { BAD[behavior] } else { Behavior::Plays };
+        let behavior =
+            stage.plan.same_behavior.unwrap_or_else(|| stage.draw(|rng| rng.random_range(0..MISBEHAVIORS.len())));
+        let behavior = if bad { MISBEHAVIORS[behavior] } else { Behavior::Plays };
         let game = Game { games: self.clone(), name, config: config.clone() };
         self.state().started += 1;
         stage.spawn(Process::Game(game.name), game.run(behavior));
     }
 
-    /// A session as it is, whatever is read of it.
-    fn course(&self, session: SessionId) -> Course {
+    /// A session's true state, without stale reads.
+    fn session_state(&self, session: SessionId) -> SessionState {
         let messages = self.net.log.messages(&Aggregate::Session(session).filter());
         let events = messages.iter().map(|message| history::decode(message).expect("an event"));
         Session::of(events.collect()).state
     }
 
-    /// Whether its session asks for an instance.
-    fn wanted(&self, name: Name) -> bool {
-        self.course(name.session).present_attempt() == Some(name.attempt)
+    /// Whether the instance belongs to its session's current attempt.
+    fn is_requested(&self, name: Name) -> bool {
+        self.session_state(name.session).current_attempt() == Some(name.attempt)
     }
 
-    /// Notes that the results of an instance were acknowledged.
-    fn played(&self, name: Name) {
-        let course = self.course(name.session);
-        if course.present_attempt() == Some(name.attempt) {
-            let runs = matches!(course, Course::Open(Open { phase: Phase::Running(_), .. }));
-            self.state().played.insert(name, (self.stage.now(), runs));
+    /// Notes that an instance's results were acknowledged.
+    fn note_results(&self, name: Name) {
+        let state = self.session_state(name.session);
+        if state.current_attempt() == Some(name.attempt) {
+            let running = matches!(state, SessionState::Open(Open { phase: Phase::Running(_), .. }));
+            self.state().played.insert(name, (self.stage.now(), running));
         }
     }
 }
 
 impl Backend for Games {
-    async fn create(&self, order: &Order) -> Result<Made, CreateError> {
-        self.asked().await?;
+    async fn create(&self, order: &Order) -> Result<Created, CreateError> {
+        self.call().await?;
         let name = order.name();
         if self.stage.fault(self.stage.plan.down / 4) {
             return Err(CreateError::Refused { reason: "not-started", message: "no room".into() });
         }
         if self.stage.fault(self.stage.plan.slow_starts) {
-            let millis = self.stage.draw(|dice| dice.random_range(0..60_000));
+            let millis = self.stage.draw(|rng| rng.random_range(0..60_000));
             self.stage.sleep(Duration::from_millis(millis)).await;
         }
         let claimed = Instance { name, created: self.stage.now(), state: State::Claimed };
-        self.state().there.entry(name).or_insert(claimed.clone());
-        // Whoever is killed here leaves it claimed.
+        self.state().listed.entry(name).or_insert(claimed.clone());
+        // A director that is killed here leaves the instance claimed.
         self.stage.hop().await;
-        if self.take(claimed)? {
+        if self.take_claim(claimed)? {
             self.start(name, &order.config);
         }
         self.stage.hop().await;
         let waits = self.stage.fault(self.stage.plan.slow_starts);
-        Ok(if waits { Made::Waiting } else { Made::Placed(Self::placed(name)) })
+        Ok(if waits { Created::Waiting } else { Created::Placed(Self::placed(name)) })
     }
 
-    async fn find(&self, name: Name) -> Result<Option<Made>, Unavailable> {
-        self.asked().await?;
-        let runs = self.state().there.get(&name).is_some_and(|instance| matches!(instance.state, State::Running(_)));
-        Ok(runs.then(|| Made::Placed(Self::placed(name))))
+    async fn find(&self, name: Name) -> Result<Option<Created>, Unavailable> {
+        self.call().await?;
+        let running =
+            self.state().listed.get(&name).is_some_and(|instance| matches!(instance.state, State::Running(_)));
+        Ok(running.then(|| Created::Placed(Self::placed(name))))
     }
 
-    async fn list(&self) -> Listed {
-        if let Err(error) = self.asked().await {
+    async fn list(&self) -> Listing {
+        if let Err(error) = self.call().await {
             return Err(error).into();
         }
-        let listed = self.state().there.values().cloned().collect();
+        let listed = self.state().listed.values().cloned().collect();
         self.stage.hop().await;
         Ok(listed).into()
     }
 
     async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
-        self.asked().await?;
-        let removed = self.state().there.remove(&name);
-        let there = removed.is_some();
-        if removed.is_some_and(|instance| matches!(instance.state, State::Running(_))) && self.wanted(name) {
-            self.state().wrongs.push(format!("{name} was removed while its session asked for it"));
+        self.call().await?;
+        let removed = self.state().listed.remove(&name);
+        let listed = removed.is_some();
+        if removed.is_some_and(|instance| matches!(instance.state, State::Running(_))) && self.is_requested(name) {
+            self.state().violations.push(format!("{name} was removed although its session's current attempt needs it"));
         }
         self.stage.kill(Process::Game(name));
         self.stage.hop().await;
-        Ok(there)
+        Ok(listed)
     }
 }
 
@@ -228,54 +231,54 @@ struct Game {
 
 impl Game {
     async fn run(self, behavior: Behavior) {
-        let (boot, race) = self.games.stage.draw(|dice| (dice.random_range(50..3_000), dice.random_range(500..20_000)));
-        let ready = Ready { tcp_port: 4_000, udp_port: 4_001 };
-        self.passes(boot).await;
+        let (boot, race) = self.games.stage.draw(|rng| (rng.random_range(50..3_000), rng.random_range(500..20_000)));
+        let ready = Ready { ports: Ports { tcp_port: 4_000, udp_port: 4_001 } };
+        self.sleep(boot).await;
         match behavior {
-            Behavior::DiesBeforeReady => return self.over(self.death()),
-            Behavior::NeverReady => return self.runs_to_its_end().await,
-            Behavior::ReadyTooLate => self.passes(13_000).await,
-            Behavior::ReportsRubbish => {
-                self.report(&self.config.ready, &"no report").await;
-                return self.runs_to_its_end().await;
+            Behavior::DiesBeforeReady => return self.exit(self.abnormal_exit()),
+            Behavior::NeverReady => return self.run_to_hard_end().await,
+            Behavior::ReadyTooLate => self.sleep(13_000).await,
+            Behavior::ReportsNonsense => {
+                self.report(&self.config.ready, &"not a report").await;
+                return self.run_to_hard_end().await;
             }
             Behavior::Plays
             | Behavior::DiesWhileRacing
             | Behavior::DiesAfterItsResults
             | Behavior::NeverFinishes
-            | Behavior::ReportsOthers => {}
+            | Behavior::OmitsPlayer => {}
         }
         self.report(&self.config.ready, &ready).await;
-        self.passes(race).await;
+        self.sleep(race).await;
         let players = self.config.players.iter().map(|loadout| loadout.player.clone());
         let mut results: Vec<Placing> =
             players.zip(1..).map(|(player, place)| Placing { player, place, time_ms: Some(9_000) }).collect();
         match behavior {
-            Behavior::DiesWhileRacing => return self.over(self.death()),
-            Behavior::NeverFinishes => return self.runs_to_its_end().await,
-            Behavior::ReportsOthers => drop(results.pop()),
+            Behavior::DiesWhileRacing => return self.exit(self.abnormal_exit()),
+            Behavior::NeverFinishes => return self.run_to_hard_end().await,
+            Behavior::OmitsPlayer => drop(results.pop()),
             _ => {}
         }
         self.report(&self.config.finished, &Finished { results }).await;
-        let how = if behavior == Behavior::DiesAfterItsResults { self.death() } else { How::Code(0) };
-        // Of one that was killed the director asks once, and whoever answers may not have heard of its results.
-        if behavior != Behavior::ReportsOthers && !matches!(how, How::Signal(_)) {
-            self.games.played(self.name);
+        let kind = if behavior == Behavior::DiesAfterItsResults { self.abnormal_exit() } else { ExitKind::Code(0) };
+        // The director looks once for the results of a killed server, and a stale read may not show them yet.
+        if behavior != Behavior::OmitsPlayer && !matches!(kind, ExitKind::Signal(_)) {
+            self.games.note_results(self.name);
         }
-        self.over(how);
+        self.exit(kind);
     }
 
-    async fn passes(&self, millis: u64) {
+    async fn sleep(&self, millis: u64) {
         self.games.stage.sleep(Duration::from_millis(millis)).await;
     }
 
-    async fn runs_to_its_end(&self) {
+    async fn run_to_hard_end(&self) {
         let left = Duration::try_from(self.config.ends_at - self.games.stage.now()).unwrap_or_default();
         self.games.stage.sleep(left).await;
-        self.over(How::Code(1));
+        self.exit(ExitKind::Code(1));
     }
 
-    /// Repeats itself until it is acknowledged.
+    /// Sends a report until it is acknowledged.
     async fn report(&self, subject: &str, report: &impl Serialize) {
         let stage = &self.games.stage;
         let body = serde_json::to_vec(report).unwrap();
@@ -288,18 +291,18 @@ impl Game {
             if !lost && !stage.fault(stage.plan.lost_reports) {
                 return;
             }
-            self.passes(1_000).await;
+            self.sleep(1_000).await;
         }
     }
 
-    fn death(&self) -> How {
-        let seen = self.games.stage.draw(|dice| dice.random_range(0..2) == 0);
-        if seen { How::Signal(9) } else { How::Unknown }
+    fn abnormal_exit(&self) -> ExitKind {
+        let seen = self.games.stage.draw(|rng| rng.random_range(0..2) == 0);
+        if seen { ExitKind::Signal(9) } else { ExitKind::Unknown }
     }
 
-    fn over(&self, how: How) {
-        if let Some(instance) = self.games.state().there.get_mut(&self.name) {
-            instance.state = State::Exited(Exit { how, message: None });
+    fn exit(&self, kind: ExitKind) {
+        if let Some(instance) = self.games.state().listed.get_mut(&self.name) {
+            instance.state = State::Exited(Exit { kind, message: None });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a log may hold once all is over. It knows nothing of how the log came about.
+//! Checks the log of a finished run. The check does not know how the log came about.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,12 +17,12 @@ pub(crate) fn decode<E: garage_events::event::Event>(message: &Message) -> Resul
     Recorded::decode(message.seq, message.time, &message.body)
 }
 
-/// What happened, all in all.
+/// A summary of a log.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Events by type.
+    /// The number of events by type.
     pub(crate) events: BTreeMap<&'static str, u64>,
-    /// The events of each ticket.
+    /// The event types of each ticket.
     pub(crate) tickets: BTreeMap<TicketId, BTreeSet<&'static str>>,
     /// How each session ended.
     pub(crate) ends: BTreeMap<SessionId, End>,
@@ -33,15 +33,15 @@ pub(crate) struct Tally {
 pub(crate) struct End {
     pub(crate) why: player::Ending,
     pub(crate) at: OffsetDateTime,
-    /// The last attempt at a server.
+    /// The last attempt at starting a game server.
     pub(crate) attempt: u32,
 }
 
 #[derive(Default)]
-struct Course {
+struct SessionCheck {
     n: u64,
-    /// What the next event must be one of.
-    stage: Progress,
+    /// Determines which events may come next.
+    phase: Phase,
     attempt: u32,
     scheduled: bool,
     ready: bool,
@@ -49,25 +49,25 @@ struct Course {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum Phase {
     #[default]
     New,
-    Unserved,
+    Unassigned,
     Starting,
     Running,
-    Broken,
+    ServerFailed,
     Finished,
     Failed,
     Closed,
 }
 
 #[derive(Default)]
-struct Life {
+struct PlayerCheck {
     n: u64,
     state: State,
 }
 
-/// What one commit told players of a session.
+/// The players that one commit matches with, notifies of, or releases from a session.
 #[derive(Default)]
 struct Notices {
     matched: BTreeMap<SessionId, BTreeSet<PlayerId>>,
@@ -75,28 +75,28 @@ struct Notices {
     released: BTreeMap<SessionId, BTreeSet<PlayerId>>,
 }
 
-/// Judges a log to which nothing will be added.
+/// Checks a complete log.
 ///
 /// # Errors
-/// What is wrong with it, by sequence where it is one event.
-pub(crate) fn judge(messages: &[Message]) -> Result<Tally, String> {
-    let mut judge = Judge::default();
+/// Describes the first violation, with its sequence if it is in one event.
+pub(crate) fn check(messages: &[Message]) -> Result<Tally, String> {
+    let mut check = Checker::default();
     for commit in messages.chunk_by(|one, next| one.commit == next.commit) {
-        judge.commit(commit)?;
+        check.commit(commit)?;
     }
-    judge.end()
+    check.end()
 }
 
 #[derive(Default)]
-struct Judge {
-    sessions: BTreeMap<SessionId, Course>,
-    players: BTreeMap<PlayerId, Life>,
-    /// In which living session a player is, by what sessions say.
-    living: BTreeMap<PlayerId, SessionId>,
+struct Checker {
+    sessions: BTreeMap<SessionId, SessionCheck>,
+    players: BTreeMap<PlayerId, PlayerCheck>,
+    /// The open session of each player, according to the session events.
+    active: BTreeMap<PlayerId, SessionId>,
     tally: Tally,
 }
 
-impl Judge {
+impl Checker {
     fn commit(&mut self, messages: &[Message]) -> Result<(), String> {
         let (mut expected, mut found) = (Notices::default(), Notices::default());
         for message in messages {
@@ -113,7 +113,9 @@ impl Judge {
                     self.player(&id, &recorded, &mut found).map_err(at)?;
                     *self.tally.events.entry(recorded.event.type_name()).or_default() += 1;
                 }
-                Some(Aggregate::Inventory(_)) | None => return Err(at("nobody here writes that".into())),
+                Some(Aggregate::Inventory(_)) | None => {
+                    return Err(at("no worker of this simulation writes such an event".into()));
+                }
             }
         }
         let seq = messages.first().map_or(0, |first| first.seq);
@@ -123,73 +125,75 @@ impl Judge {
             ("Released", expected.released, found.released),
         ] {
             if expected != found {
-                return Err(format!("commit at event {seq}: {what} of {found:?}, and the sessions have {expected:?}"));
+                return Err(format!(
+                    "commit at event {seq}: players have {what} {found:?}, and sessions expect {expected:?}"
+                ));
             }
         }
         Ok(())
     }
 
     fn session(&mut self, id: SessionId, recorded: &Recorded<Event>, notices: &mut Notices) -> Result<(), String> {
-        let course = self.sessions.entry(id).or_default();
-        if recorded.n != course.n + 1 {
-            return Err(format!("n is {} after {}", recorded.n, course.n));
+        let session = self.sessions.entry(id).or_default();
+        if recorded.n != session.n + 1 {
+            return Err(format!("n is {} after {}", recorded.n, session.n));
         }
-        course.n = recorded.n;
-        let before = course.stage;
-        let present = |attempt: u32| attempt == course.attempt;
-        course.stage = match (before, &recorded.event) {
-            (Progress::New, Event::Matched(matched)) => {
+        session.n = recorded.n;
+        let before = session.phase;
+        let current = |attempt: u32| attempt == session.attempt;
+        session.phase = match (before, &recorded.event) {
+            (Phase::New, Event::Matched(matched)) => {
                 let members = matched.teams.iter().flat_map(|team| &team.players);
-                course.members = members.map(|member| (member.player.clone(), member.ticket)).collect();
-                for player in course.members.keys() {
-                    if let Some(other) = self.living.insert(player.clone(), id) {
-                        return Err(format!("{player} is in {other} still"));
+                session.members = members.map(|member| (member.player.clone(), member.ticket)).collect();
+                for player in session.members.keys() {
+                    if let Some(other) = self.active.insert(player.clone(), id) {
+                        return Err(format!("{player} is still in {other}"));
                     }
                 }
-                notices.matched.insert(id, course.members.keys().cloned().collect());
-                Progress::Unserved
+                notices.matched.insert(id, session.members.keys().cloned().collect());
+                Phase::Unassigned
             }
-            (Progress::Unserved, Event::PodRequested(requested)) if requested.attempt == course.attempt + 1 => {
-                (course.attempt, course.scheduled, course.ready) = (requested.attempt, false, false);
-                Progress::Starting
+            (Phase::Unassigned, Event::PodRequested(requested)) if requested.attempt == session.attempt + 1 => {
+                (session.attempt, session.scheduled, session.ready) = (requested.attempt, false, false);
+                Phase::Starting
             }
-            (Progress::Starting, Event::PodScheduled(scheduled)) if present(scheduled.attempt) && !course.scheduled => {
-                course.scheduled = true;
-                Progress::Starting
+            (Phase::Starting, Event::PodScheduled(scheduled)) if current(scheduled.attempt) && !session.scheduled => {
+                session.scheduled = true;
+                Phase::Starting
             }
-            (Progress::Starting, Event::PodReady(ready)) if present(ready.attempt) && !course.ready => {
-                course.ready = true;
-                Progress::Starting
+            (Phase::Starting, Event::PodReady(ready)) if current(ready.attempt) && !session.ready => {
+                session.ready = true;
+                Phase::Starting
             }
-            (Progress::Starting, Event::PodFailed(failed)) if present(failed.attempt) => Progress::Unserved,
-            (Progress::Running, Event::PodFailed(failed)) if present(failed.attempt) => Progress::Broken,
-            (Progress::Starting, Event::Opened(opened))
-                if present(opened.attempt) && course.scheduled && course.ready =>
+            (Phase::Starting, Event::PodFailed(failed)) if current(failed.attempt) => Phase::Unassigned,
+            (Phase::Running, Event::PodFailed(failed)) if current(failed.attempt) => Phase::ServerFailed,
+            (Phase::Starting, Event::Opened(opened))
+                if current(opened.attempt) && session.scheduled && session.ready =>
             {
-                notices.opened.insert(id, course.members.keys().cloned().collect());
-                Progress::Running
+                notices.opened.insert(id, session.members.keys().cloned().collect());
+                Phase::Running
             }
-            (Progress::Running | Progress::Broken, Event::Finished(finished)) if present(finished.attempt) => {
+            (Phase::Running | Phase::ServerFailed, Event::Finished(finished)) if current(finished.attempt) => {
                 let named: BTreeSet<_> = finished.results.iter().map(|placing| placing.player.clone()).collect();
-                if finished.results.len() != course.members.len() || !course.members.keys().eq(&named) {
-                    return Err("the results do not name each player once".into());
+                if finished.results.len() != session.members.len() || !session.members.keys().eq(&named) {
+                    return Err("the results do not name each player exactly once".into());
                 }
-                Progress::Finished
+                Phase::Finished
             }
-            (Progress::Unserved | Progress::Starting | Progress::Running | Progress::Broken, Event::Failed(_)) => {
-                Progress::Failed
+            (Phase::Unassigned | Phase::Starting | Phase::Running | Phase::ServerFailed, Event::Failed(_)) => {
+                Phase::Failed
             }
-            (Progress::Finished | Progress::Failed, Event::Closed(closed)) => {
-                if (before == Progress::Finished) != (closed.why == player::Ending::Finished) {
+            (Phase::Finished | Phase::Failed, Event::Closed(closed)) => {
+                if (before == Phase::Finished) != (closed.why == player::Ending::Finished) {
                     return Err(format!("closed as {:?} after {before:?}", closed.why));
                 }
-                self.living.retain(|_, session| *session != id);
-                notices.released.insert(id, course.members.keys().cloned().collect());
-                self.tally.ends.insert(id, End { why: closed.why, at: recorded.time, attempt: course.attempt });
-                Progress::Closed
+                self.active.retain(|_, session| *session != id);
+                notices.released.insert(id, session.members.keys().cloned().collect());
+                self.tally.ends.insert(id, End { why: closed.why, at: recorded.time, attempt: session.attempt });
+                Phase::Closed
             }
             (before, event) => {
-                return Err(format!("{} while it was {before:?} in attempt {}", event.type_name(), course.attempt));
+                return Err(format!("{} in phase {before:?} of attempt {}", event.type_name(), session.attempt));
             }
         };
         Ok(())
@@ -201,20 +205,20 @@ impl Judge {
         recorded: &Recorded<player::Event>,
         notices: &mut Notices,
     ) -> Result<(), String> {
-        let life = self.players.entry(id.clone()).or_default();
-        if recorded.n != life.n + 1 {
-            return Err(format!("n is {} after {}", recorded.n, life.n));
+        let player = self.players.entry(id.clone()).or_default();
+        if recorded.n != player.n + 1 {
+            return Err(format!("n is {} after {}", recorded.n, player.n));
         }
-        life.n = recorded.n;
-        let (session, ticket) = (life.state.session(), life.state.ticket());
-        let legal = match (&life.state, &recorded.event) {
-            // The same ticket comes again only after another, when it is no longer remembered.
+        player.n = recorded.n;
+        let (session, ticket) = (player.state.session(), player.state.ticket());
+        let legal = match (&player.state, &recorded.event) {
+            // A ticket may be queued again only after another one, when the state no longer remembers it.
             (State::New | State::Idle { .. }, player::Event::Queued(queued)) => Some(queued.ticket) != ticket,
             (State::Waiting(_), player::Event::Cancelled(ended)) => Some(ended.ticket) == ticket,
             (State::Waiting(_), player::Event::TimedOut(ended)) => Some(ended.ticket) == ticket,
             (State::Waiting(_), player::Event::Matched(matched)) => {
                 notices.matched.entry(matched.session).or_default().insert(id.clone());
-                let member = self.sessions.get(&matched.session).and_then(|course| course.members.get(id));
+                let member = self.sessions.get(&matched.session).and_then(|session| session.members.get(id));
                 Some(matched.ticket) == ticket && member == ticket.as_ref()
             }
             (State::Matched(_), player::Event::PlayerMatched(matched)) => {
@@ -228,22 +232,22 @@ impl Judge {
             _ => false,
         };
         if !legal {
-            return Err(format!("{:?} while he was {:?}", recorded.event, life.state));
+            return Err(format!("{:?} in state {:?}", recorded.event, player.state));
         }
-        life.state = State::evolve(&recorded.event);
-        if let Some(ticket) = life.state.ticket() {
+        player.state = State::evolve(&recorded.event);
+        if let Some(ticket) = player.state.ticket() {
             self.tally.tickets.entry(ticket).or_default().insert(recorded.event.type_name());
         }
         Ok(())
     }
 
     fn end(self) -> Result<Tally, String> {
-        if let Some((id, course)) = self.sessions.iter().find(|(_, course)| course.stage != Progress::Closed) {
-            return Err(format!("session {id} is {:?}, and nothing more happens", course.stage));
+        if let Some((id, session)) = self.sessions.iter().find(|(_, session)| session.phase != Phase::Closed) {
+            return Err(format!("session {id} stays in phase {:?}", session.phase));
         }
         let ended = |state: &State| matches!(state, State::Idle { .. });
-        if let Some((id, life)) = self.players.iter().find(|(_, life)| !ended(&life.state)) {
-            return Err(format!("player {id} is {:?}, and nothing more happens", life.state));
+        if let Some((id, player)) = self.players.iter().find(|(_, player)| !ended(&player.state)) {
+            return Err(format!("player {id} stays in state {:?}", player.state));
         }
         Ok(self.tally)
     }

@@ -1,8 +1,9 @@
-//! Garage's deciders and reactions in one thread, on the simulated log and a simulated clock: two instances of each
-//! worker but inventory, whose truth is MySQL, with conflicts, stale reads, duplicates, delays, and crashes between any
-//! two effects. A seed is a run; the same seed is the same run.
+//! Runs Garage's deciders and reactions in one thread, on the simulated log and a simulated clock. There are two
+//! instances of each worker except inventory, whose source of truth is MySQL. The run injects conflicts, stale reads,
+//! duplicates, delays, and crashes between any two effects. All of these are drawn from a seed: the same seed gives the
+//! same run.
 //!
-//! `SEEDS=n` runs so many, `SEED=n` the one, and shows its log when it fails.
+//! `SEEDS=n` runs the first n seeds. `SEED=n` runs one seed, and prints its log when it fails.
 #![cfg(test)]
 
 mod clients;
@@ -28,9 +29,10 @@ use std::{
 use garage_events::{
     env::Simulated,
     event::Envelope,
-    sim::Message,
+    sim::{self, Message},
     subject::{ALL, Aggregate},
 };
+use garage_verify::{Checker, End};
 use time::{Duration, OffsetDateTime, macros::datetime};
 
 use crate::{
@@ -40,128 +42,142 @@ use crate::{
     workers::{Leads, Shared, elect},
 };
 
-const BEGAN: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+/// The simulated clock at the start of a run.
+const START: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
-/// How many seeds run unless somebody says otherwise.
+/// The number of seeds that run by default.
 const SEEDS: u64 = 2_000;
 
-/// How long it may take until all is over, once nothing goes wrong any more: players' remaining tickets, each with its
-/// time-out and its session's hard end, and then the sweep of what nobody asks for.
-const SETTLED: Duration = Duration::minutes(15);
+/// How long a run may go on after the last fault. This covers the players' remaining tickets, each with its time-out
+/// and its session's hard end, and then the removal of orphaned game servers.
+const SETTLE_TIMEOUT: Duration = Duration::minutes(15);
 
-/// How often futures may be polled until then. Some ten thousand times are usual; whoever does more runs in circles.
-const POLLS: u64 = 1_000_000;
+/// How often futures may be polled in a run. Some ten thousand polls are usual; a run with more is in an endless loop.
+const MAX_POLLS: u64 = 1_000_000;
 
-/// A run, and what is wrong with it.
+/// The result of a run.
 struct Run {
     log: Vec<Message>,
     counts: BTreeMap<String, u64>,
-    wrong: Option<String>,
+    failure: Option<String>,
 }
 
 fn run(seed: u64) -> Run {
-    let env = Simulated::at(BEGAN);
+    let env = Simulated::at(START);
     let stage = Stage::new(env, seed);
     let shared = Shared::new(&stage);
     let leads = <[Leads; 2]>::default();
     for lead in &leads {
-        shared.employ_matchmaker(lead);
-        shared.employ_session();
-        shared.employ_director();
+        shared.add_matchmaker(lead);
+        shared.add_session();
+        shared.add_director();
     }
     stage.spawn(Process::Outside, elect(stage.clone(), leads));
     let clients = Clients::start(&shared);
 
-    let trouble = BEGAN + Duration::seconds(i64::try_from(stage.plan.trouble_s).unwrap());
-    stage.run_until(trouble);
-    stage.calm();
-    shared.net.calm();
+    let faults_end = START + Duration::seconds(i64::try_from(stage.plan.faults_s).unwrap());
+    stage.run_until(faults_end);
+    stage.stop_faults();
+    shared.net.stop_faults();
     let is_over = || clients.are_done() && shared.net.is_idle() && shared.games.is_empty();
-    while !is_over() && stage.now() < trouble + SETTLED && stage.polls() < POLLS {
+    while !is_over() && stage.now() < faults_end + SETTLE_TIMEOUT && stage.polls() < MAX_POLLS {
         stage.run_until(stage.now() + Duration::SECOND);
     }
-    // What is still under way arrives.
+    // Deliver what is still in flight.
     stage.run_until(stage.now() + Duration::seconds(10));
 
     let log = shared.net.log.messages(ALL);
     let settled = if is_over() { Ok(()) } else { Err(unsettled(&shared, &clients)) };
-    let judged = settled.and_then(|()| judge(&log, &shared, &clients));
-    let mishaps = stage.mishaps();
+    let checked = settled.and_then(|()| check(&log, &shared, &clients));
+    let process_faults = stage.process_faults();
     let redelivered: u64 = shared.net.consumers().iter().map(|consumer| consumer.redelivered()).sum();
     let mut counts = BTreeMap::from(
         [
-            ("crashes", mishaps.crashes),
-            ("pauses", mishaps.pauses),
+            ("crashes", process_faults.crashes),
+            ("pauses", process_faults.pauses),
             ("redeliveries", redelivered),
             ("game servers", shared.games.started()),
             ("events", log.len() as u64),
         ]
         .map(|(what, count)| (what.to_owned(), count)),
     );
-    let wrong = match judged {
+    let failure = match checked {
         Ok(tally) => {
             counts.extend(tally.events.into_iter().map(|(name, count)| (name.to_owned(), count)));
             for end in tally.ends.values() {
-                *counts.entry(format!("{:?} in the end", end.why)).or_default() += 1;
+                *counts.entry(format!("sessions ended {:?}", end.why)).or_default() += 1;
             }
             None
         }
-        Err(wrong) => Some(wrong),
+        Err(failure) => Some(failure),
     };
-    // The futures hold the stage, which holds them.
+    // The futures hold the stage and the stage holds the futures: break the cycle.
     stage.clear();
-    Run { log, counts, wrong }
+    Run { log, counts, failure }
 }
 
 fn unsettled(shared: &Shared, clients: &Clients) -> String {
     let idle: Vec<_> = shared.net.consumers().iter().map(|consumer| consumer.is_idle()).collect();
     let (done, gone) = (clients.are_done(), shared.games.is_empty());
-    format!("did not settle: clients done {done}, instances gone {gone}, consumers idle {idle:?}")
+    format!("did not settle: clients done: {done}, instances gone: {gone}, consumers idle: {idle:?}")
 }
 
-fn judge(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, String> {
-    let tally = history::judge(log)?;
-    if let Some(wrong) = shared.games.wrongs(&tally.ends).into_iter().next() {
-        return Err(wrong);
+fn check(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, String> {
+    let tally = history::check(log)?;
+    verify(log)?;
+    if let Some(failure) = shared.games.violations(&tally.ends).into_iter().next() {
+        return Err(failure);
     }
     for notice in clients.notices() {
-        let (ticket, one_of): (_, &[&str]) = match notice {
+        let (ticket, expected): (_, &[&str]) = match notice {
             Notice::Queued(ticket) => (ticket, &["Queued"]),
             Notice::Cancelled(ticket) => (ticket, &["Cancelled", "TimedOut"]),
         };
         let happened = tally.tickets.get(&ticket);
-        if !happened.is_some_and(|events| one_of.iter().any(|event| events.contains(event))) {
-            return Err(format!("a client was told {notice:?}, and the log says {happened:?}"));
+        if !happened.is_some_and(|events| expected.iter().any(|event| events.contains(event))) {
+            return Err(format!("a client received {notice:?}, but the log has {happened:?}"));
         }
     }
     let net = &shared.net;
     let mut dead = [&net.session, &net.director, &net.timers].into_iter().flat_map(|consumer| consumer.dead());
     if let Some(dead_letter) = dead.next() {
-        return Err(format!("given up: {dead_letter}"));
+        return Err(format!("dead letter: {dead_letter}"));
     }
     Ok(tally)
 }
 
-/// A run, or why there is none: a panic is a wrong like any other.
+/// Checks the rules of `garage verify`. Nobody is paid here: inventory is not part of the simulation.
+fn verify(log: &[Message]) -> Result<(), String> {
+    let mut checker = Checker::default();
+    let mut violations: Vec<_> = sim::batches(log).flat_map(|message| checker.take(message)).collect();
+    violations.extend(checker.finish(End::Open).0);
+    violations.first().map_or(Ok(()), |violation| Err(violation.to_string()))
+}
+
+/// Runs a seed. A panic counts as a failure like any other.
 fn attempt(seed: u64) -> Run {
     catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or(panic.downcast_ref::<&str>().map(ToString::to_string));
-        Run { log: Vec::new(), counts: BTreeMap::new(), wrong: Some(format!("panicked: {}", text.unwrap_or_default())) }
+        Run {
+            log: Vec::new(),
+            counts: BTreeMap::new(),
+            failure: Some(format!("panicked: {}", text.unwrap_or_default())),
+        }
     })
 }
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok().filter(|text| !text.is_empty())?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
 }
 
 fn show(log: &[Message]) {
     for message in log {
         let envelope = Envelope::from_slice(&message.body).unwrap();
-        let (at, whose) = (message.time - BEGAN, Aggregate::of(&message.subject).unwrap());
+        let (at, aggregate) = (message.time - START, Aggregate::of(&message.subject).unwrap());
         println!(
-            "{:5} {:9.3} c{} {whose} {} {}",
+            "{:5} {:9.3} c{} {aggregate} {} {}",
             message.seq,
             at.as_seconds_f64(),
             message.commit,
@@ -172,20 +188,20 @@ fn show(log: &[Message]) {
 }
 
 #[test]
-fn whatever_goes_wrong_every_match_ends_and_nobody_is_in_two() {
+fn under_any_faults_every_match_ends_and_no_player_is_in_two_matches() {
     if let Some(seed) = number("SEED") {
-        let Run { log, wrong, counts } = attempt(seed);
+        let Run { log, failure, counts } = attempt(seed);
         println!("seed {seed}: {counts:?}");
-        if let Some(wrong) = wrong {
+        if let Some(failure) = failure {
             show(&log);
-            panic!("seed {seed}: {wrong}");
+            panic!("seed {seed}: {failure}");
         }
         return;
     }
     let seeds = number("SEEDS").unwrap_or(SEEDS);
     let next = AtomicU64::new(1);
     let total: Mutex<BTreeMap<String, u64>> = Mutex::default();
-    let wrongs: Mutex<Vec<(u64, String)>> = Mutex::default();
+    let failures: Mutex<Vec<(u64, String)>> = Mutex::default();
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
@@ -194,29 +210,29 @@ fn whatever_goes_wrong_every_match_ends_and_nobody_is_in_two() {
                     if seed > seeds {
                         break;
                     }
-                    let Run { counts, wrong, .. } = attempt(seed);
+                    let Run { counts, failure, .. } = attempt(seed);
                     let mut total = total.lock().unwrap();
                     counts.into_iter().for_each(|(what, count)| *total.entry(what).or_default() += count);
-                    wrongs.lock().unwrap().extend(wrong.map(|wrong| (seed, wrong)));
+                    failures.lock().unwrap().extend(failure.map(|failure| (seed, failure)));
                 }
             });
         }
     });
-    let (total, mut wrongs) = (total.into_inner().unwrap(), wrongs.into_inner().unwrap());
+    let (total, mut failures) = (total.into_inner().unwrap(), failures.into_inner().unwrap());
     let mut counted: Vec<_> = total.iter().collect();
     counted.sort_by_key(|(_, count)| Reverse(**count));
     let counted: Vec<_> = counted.iter().map(|(what, count)| format!("{count} {what}")).collect();
     println!("{seeds} seeds, {}", counted.join(", "));
-    wrongs.sort();
-    let shown: Vec<_> = wrongs.iter().take(20).map(|(seed, wrong)| format!("SEED={seed}: {wrong}")).collect();
+    failures.sort();
+    let shown: Vec<_> = failures.iter().take(20).map(|(seed, failure)| format!("SEED={seed}: {failure}")).collect();
     assert!(
-        wrongs.is_empty(),
-        "{} of {seeds} seeds went wrong; replay one with its SEED:\n{}",
-        wrongs.len(),
+        failures.is_empty(),
+        "{} of {seeds} seeds failed; replay one with its SEED:\n{}",
+        failures.len(),
         shown.join("\n")
     );
     if seeds >= SEEDS {
-        // What never happened was not shown to be right.
+        // A case that never occurs is not tested.
         let all = [
             "crashes",
             "pauses",
@@ -227,15 +243,15 @@ fn whatever_goes_wrong_every_match_ends_and_nobody_is_in_two() {
             "Opened",
             "Finished",
             "Failed",
-            "Abandoned in the end",
+            "sessions ended Abandoned",
         ];
         let missing: Vec<_> = all.into_iter().filter(|what| !total.contains_key(*what)).collect();
-        assert!(missing.is_empty(), "in {seeds} seeds there was never any of {missing:?}");
+        assert!(missing.is_empty(), "these never occurred in {seeds} seeds: {missing:?}");
     }
 }
 
 #[test]
-fn a_seed_brings_the_same_log_again_and_another_seed_another() {
+fn the_same_seed_reproduces_its_log_and_another_seed_gives_another_log() {
     for seed in 1..=20 {
         let log = run(seed).log;
         assert!(!log.is_empty());

@@ -1,5 +1,5 @@
-//! Garage's streams beyond a network: the log, the reports, the timers. Each call takes its time on the way there and on
-//! the way back, and may be carried out for somebody who is gone.
+//! Garage's streams behind a network: the log, the reports and the timers. The request and the answer of each call take
+//! time, and a request may be carried out although its caller has crashed.
 
 use std::{
     collections::BTreeMap,
@@ -27,16 +27,16 @@ use crate::{
     stage::{Process, Stage},
 };
 
-/// The clock of one machine, which is never quite right.
+/// The clock of one machine. It differs from the true time by a fixed offset.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
     pub(crate) env: Simulated,
-    pub(crate) ahead: time::Duration,
+    pub(crate) offset: time::Duration,
 }
 
 impl Env for Clock {
     fn now(&self) -> OffsetDateTime {
-        self.env.now() + self.ahead
+        self.env.now() + self.offset
     }
 
     fn id(&self) -> Uuid {
@@ -44,7 +44,7 @@ impl Env for Clock {
     }
 }
 
-/// When a report was stored, and its sequence.
+/// When a report was stored, and with which sequence.
 type Stored = (OffsetDateTime, u64);
 
 /// The streams and their consumers.
@@ -56,11 +56,11 @@ pub(crate) struct Net {
     pub(crate) director: Consumer,
     pub(crate) reports: Consumer,
     pub(crate) timers: Consumer,
-    /// By subject; the stream keeps two of each.
+    /// The stored reports by subject. The stream keeps the last two of each.
     reported: Arc<Mutex<BTreeMap<String, Vec<Stored>>>>,
     /// When each session's timer fires.
-    set: Arc<Mutex<BTreeMap<SessionId, OffsetDateTime>>>,
-    /// Up to when the node led that answers stale reads.
+    timers_at: Arc<Mutex<BTreeMap<SessionId, OffsetDateTime>>>,
+    /// When the node that answers stale reads stopped leading.
     led_until: Arc<Mutex<OffsetDateTime>>,
 }
 
@@ -75,7 +75,7 @@ impl Net {
             reports: consumer(),
             timers: consumer(),
             reported: Arc::default(),
-            set: Arc::default(),
+            timers_at: Arc::default(),
             led_until: Arc::new(Mutex::new(stage.now())),
         };
         net.deliver(&net.session, vec![SESSIONS.into()]);
@@ -85,7 +85,7 @@ impl Net {
         net
     }
 
-    /// Whether all that happened was reacted to.
+    /// Whether every message was handled.
     pub(crate) fn is_idle(&self) -> bool {
         self.consumers().iter().all(|consumer| consumer.is_idle())
     }
@@ -94,8 +94,8 @@ impl Net {
         [&self.session, &self.director, &self.reports, &self.timers]
     }
 
-    /// From now on the log does what it should.
-    pub(crate) fn calm(&self) {
+    /// Stops the log's faults.
+    pub(crate) fn stop_faults(&self) {
         self.log.set_faults(Faults::default(), 0);
     }
 
@@ -109,11 +109,11 @@ impl Net {
         });
     }
 
-    /// From time to time another node leads, and the one that led until then does not know it for a while.
+    /// From time to time another node takes the lead. The former leader does not notice for a while, and answers stale
+    /// reads.
     async fn elections(self) {
         loop {
-            let (quiet, stale) =
-                self.stage.draw(|dice| (dice.random_range(2_000..20_000), dice.random_range(200..3_000)));
+            let (quiet, stale) = self.stage.draw(|rng| (rng.random_range(2_000..20_000), rng.random_range(200..3_000)));
             self.stage.sleep(Duration::from_millis(quiet)).await;
             if !self.stage.is_faulty() {
                 return;
@@ -140,10 +140,10 @@ impl Net {
             unnamed_conflicts: plan.unnamed_conflicts,
             late_messages: plan.late_messages,
         };
-        self.log.set_faults(faults, self.stage.draw(|dice| dice.random()));
+        self.log.set_faults(faults, self.stage.draw(|rng| rng.random()));
     }
 
-    /// Stores what a game server says.
+    /// Stores a game server's report.
     pub(crate) fn report(&self, subject: &str, body: Vec<u8>) {
         let now = self.stage.now();
         let seq = self.reports.push(None, now, subject.into(), body.into());
@@ -155,23 +155,23 @@ impl Net {
         }
     }
 
-    /// Sets a session's timer, or takes it away.
+    /// Sets a session's timer, or removes it.
     pub(crate) fn set_timer(&self, session: SessionId, at: Option<OffsetDateTime>) {
-        let mut set = self.set.lock().unwrap();
+        let mut timers_at = self.timers_at.lock().unwrap();
         let Some(at) = at else {
-            set.remove(&session);
+            timers_at.remove(&session);
             return;
         };
-        set.insert(session, at);
-        // To the second, and then when the server comes to it.
-        let late = self.stage.draw(|dice| dice.random_range(0..5_000));
+        timers_at.insert(session, at);
+        // The server's schedules are precise to the second, and fire some time later.
+        let late = self.stage.draw(|rng| rng.random_range(0..5_000));
         let wait = Duration::try_from(at - self.stage.now()).unwrap_or_default() + Duration::from_millis(late);
         let net = self.clone();
         self.stage.spawn(Process::Outside, async move {
             net.stage.sleep(wait).await;
-            let mut set = net.set.lock().unwrap();
-            if set.get(&session) == Some(&at) {
-                set.remove(&session);
+            let mut timers_at = net.timers_at.lock().unwrap();
+            if timers_at.get(&session) == Some(&at) {
+                timers_at.remove(&session);
                 net.timers.push(None, net.stage.now(), timer_due(session), bytes::Bytes::new());
             }
         });
@@ -206,7 +206,7 @@ impl Append for Net {
         if !self.stage.fault(self.stage.plan.late_appends) {
             return append.await;
         }
-        let max_wait = Duration::from_micros(self.stage.draw(|dice| dice.random_range(0..8_000)));
+        let max_wait = Duration::from_micros(self.stage.draw(|rng| rng.random_range(0..8_000)));
         match select(pin!(append), pin!(self.stage.sleep(max_wait))).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right(_) => Err(AppendError::Unavailable("no answer in time".into())),

@@ -1,57 +1,57 @@
-//! What a seed has in store. Each seed leaves some faults out: many together hide what a few of them would show.
+//! The faults of a seed. Each seed leaves some kinds out: many faults together can hide what a few of them would show.
 
 use rand::{Rng, RngExt};
 
-use crate::games::BAD;
+use crate::games::MISBEHAVIORS;
 
-/// How much there is to do, and how often what goes wrong; of a hundred, unless it says otherwise.
+/// The size of a run, and how often each fault occurs. Frequencies are percentages unless noted otherwise.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) players: u32,
-    /// Tickets of each player.
+    /// How many tickets each player requests.
     pub(crate) rounds: u32,
-    /// Of tickets, those that are cancelled sooner or later.
+    /// Tickets that their player cancels.
     pub(crate) cancels: u32,
-    /// Players of a match.
-    pub(crate) match_of: usize,
-    /// For how long things go wrong, in seconds.
-    pub(crate) trouble_s: u64,
-    /// Of ten thousand times that a worker waits for something, those of which it never wakes.
+    /// The number of players in a match.
+    pub(crate) match_size: usize,
+    /// How long faults are injected, in seconds.
+    pub(crate) faults_s: u64,
+    /// How often, of ten thousand times that a worker waits for something, it crashes there.
     pub(crate) crashes: u32,
-    /// The same, of which it wakes seconds later.
+    /// How often, of ten thousand times that a worker waits for something, it is paused for seconds.
     pub(crate) pauses: u32,
     pub(crate) slow_hops: u32,
     pub(crate) lost_answers: u32,
     pub(crate) lost_appends: u32,
     pub(crate) lost_reads: u32,
-    /// Of reads while a node answers that no longer leads.
+    /// Stale reads, as a share of the reads during an election.
     pub(crate) stale_reads: u32,
     pub(crate) unnamed_conflicts: u32,
     pub(crate) late_messages: u32,
-    /// Appends that are given up before they are stored.
+    /// Appends that time out before they are stored.
     pub(crate) late_appends: u32,
-    /// Deliveries that come a second time while the first is at work.
+    /// Messages that are delivered a second time while the first delivery is still being handled.
     pub(crate) duplicates: u32,
     pub(crate) lost_acks: u32,
-    /// Requests that a dependency (inventory, Redis, the backend) refuses for now.
+    /// Requests that a dependency (inventory, Redis, the backend) refuses temporarily.
     pub(crate) down: u32,
     pub(crate) lost_keys: u32,
     pub(crate) lost_reports: u32,
-    /// Instances that take up to a minute to be made.
+    /// Instances whose creation takes up to a minute.
     pub(crate) slow_starts: u32,
-    /// Game servers with which something is the matter.
+    /// Game servers that misbehave.
     pub(crate) bad_games: u32,
-    /// Whether that is the same with all of them: which, if so.
-    pub(crate) one_behavior: Option<usize>,
-    /// Whether directors sweep up what nobody asks for; where they do not, nothing may need it.
+    /// An index into [`MISBEHAVIORS`]: every bad game server misbehaves in this way. `None` draws one for each server.
+    pub(crate) same_behavior: Option<usize>,
+    /// Whether directors remove orphaned instances. Without this, a run must not produce any.
     pub(crate) sweeps: bool,
-    /// Whether each matchmaker leads whatever the other does.
-    pub(crate) rivals: bool,
+    /// Whether both matchmakers lead at the same time.
+    pub(crate) two_leaders: bool,
 }
 
 impl Plan {
-    pub(crate) fn draw(dice: &mut impl Rng) -> Self {
-        let mut some = |most: u32| if dice.random_range(0..5) < 2 { 0 } else { dice.random_range(1..=most) };
+    pub(crate) fn draw(rng: &mut impl Rng) -> Self {
+        let mut some = |most: u32| if rng.random_range(0..5) < 2 { 0 } else { rng.random_range(1..=most) };
         Self {
             crashes: some(60),
             pauses: some(40),
@@ -71,13 +71,13 @@ impl Plan {
             slow_starts: some(30),
             bad_games: some(100),
             cancels: some(60),
-            players: dice.random_range(2..=8),
-            rounds: dice.random_range(1..=3),
-            match_of: dice.random_range(2..=3),
-            trouble_s: dice.random_range(20..=90),
-            one_behavior: (dice.random_range(0..2) == 0).then(|| dice.random_range(0..BAD.len())),
-            sweeps: dice.random_range(0..2) == 0,
-            rivals: dice.random_range(0..2) == 0,
+            players: rng.random_range(2..=8),
+            rounds: rng.random_range(1..=3),
+            match_size: rng.random_range(2..=3),
+            faults_s: rng.random_range(20..=90),
+            same_behavior: (rng.random_range(0..2) == 0).then(|| rng.random_range(0..MISBEHAVIORS.len())),
+            sweeps: rng.random_range(0..2) == 0,
+            two_leaders: rng.random_range(0..2) == 0,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! One thread that polls every future, in an order drawn from a seed, on a clock that jumps from one event to the next.
-//! Whatever is drawn is drawn here, so that a seed is a run.
+//! Polls every future in one thread, in an order drawn from a seed. The clock jumps from one event to the next. All
+//! random numbers are drawn here, so that a seed determines the run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,53 +18,53 @@ use tokio::sync::oneshot;
 
 use crate::plan::Plan;
 
-/// Whose a future is; what ends with its process.
+/// The process that a future belongs to. When a process is killed, its futures are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Process {
-    /// The servers, the network, the players: they do not crash.
+    /// The NATS servers, the network and the players. They do not crash.
     Outside,
-    /// An instance of a worker, by its place among all.
+    /// An instance of a worker, by its index among all instances.
     Worker(usize),
     /// A game server.
     Game(Name),
 }
 
-/// What happened to the processes.
+/// How often worker processes crashed and paused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Mishaps {
+pub(crate) struct ProcessFaults {
     pub(crate) crashes: u64,
     pub(crate) pauses: u64,
 }
 
-/// Between two commits, in microseconds.
+/// The time between two commits, in microseconds.
 const COMMIT_US: u64 = 5_000;
 
-/// Where all of it runs. Clones are one stage.
+/// The scheduler of a run. Clones share one state.
 #[derive(Clone)]
 pub(crate) struct Stage {
     state: Arc<Mutex<State>>,
-    rung: Rung,
+    woken: Woken,
     pub(crate) env: Simulated,
     pub(crate) plan: Plan,
 }
 
-/// The futures that asked to be polled.
-type Rung = Arc<Mutex<BTreeSet<u64>>>;
+/// The ids of the tasks that are ready to be polled.
+type Woken = Arc<Mutex<BTreeSet<u64>>>;
 
 struct State {
-    dice: StdRng,
+    rng: StdRng,
     tasks: BTreeMap<u64, Task>,
     next: u64,
-    alarms: BTreeMap<(OffsetDateTime, u64), Waker>,
+    timers: BTreeMap<(OffsetDateTime, u64), Waker>,
     workers: Vec<Worker>,
     faulty: bool,
-    mishaps: Mishaps,
+    process_faults: ProcessFaults,
     polls: u64,
 }
 
 struct Task {
     process: Process,
-    /// Away while it is polled.
+    /// `None` while it is polled.
     future: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -75,38 +75,38 @@ struct Worker {
     paused_until: Option<OffsetDateTime>,
 }
 
-struct Bell {
+struct TaskWaker {
     task: u64,
-    rung: Rung,
+    woken: Woken,
 }
 
-impl Wake for Bell {
+impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
-        self.rung.lock().unwrap().insert(self.task);
+        self.woken.lock().unwrap().insert(self.task);
     }
 }
 
 impl Stage {
     pub(crate) fn new(env: Simulated, seed: u64) -> Self {
-        let mut dice = StdRng::seed_from_u64(seed);
-        let plan = Plan::draw(&mut dice);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let plan = Plan::draw(&mut rng);
         let state = State {
-            dice,
+            rng,
             tasks: BTreeMap::new(),
             next: 0,
-            alarms: BTreeMap::new(),
+            timers: BTreeMap::new(),
             workers: Vec::new(),
             faulty: true,
-            mishaps: Mishaps::default(),
+            process_faults: ProcessFaults::default(),
             polls: 0,
         };
-        Self { state: Arc::new(Mutex::new(state)), rung: Rung::default(), env, plan }
+        Self { state: Arc::new(Mutex::new(state)), woken: Woken::default(), env, plan }
     }
 
-    /// Adds an instance of a worker, and starts it; again whenever it has crashed.
-    pub(crate) fn employ(&self, start: impl Fn(Process) + Send + Sync + 'static) {
-        let place = self.state().workers.len();
-        let start: Arc<dyn Fn() + Send + Sync> = Arc::new(move || start(Process::Worker(place)));
+    /// Adds an instance of a worker and starts it. It is started again whenever it has crashed.
+    pub(crate) fn add_worker(&self, start: impl Fn(Process) + Send + Sync + 'static) {
+        let index = self.state().workers.len();
+        let start: Arc<dyn Fn() + Send + Sync> = Arc::new(move || start(Process::Worker(index)));
         self.state().workers.push(Worker { start: Arc::clone(&start), up: true, paused_until: None });
         start();
     }
@@ -116,33 +116,33 @@ impl Stage {
         let id = state.next;
         state.next += 1;
         state.tasks.insert(id, Task { process, future: Some(Box::pin(future)) });
-        self.rung.lock().unwrap().insert(id);
+        self.woken.lock().unwrap().insert(id);
     }
 
-    /// Whether there is somebody to answer.
+    /// Whether the process runs and can answer.
     pub(crate) fn is_up(&self, process: Process) -> bool {
         match process {
-            Process::Worker(place) => self.state().workers[place].up,
+            Process::Worker(index) => self.state().workers[index].up,
             Process::Outside | Process::Game(_) => true,
         }
     }
 
-    /// Ends a process, in the midst of whatever it does.
+    /// Kills a process at its current await points.
     pub(crate) fn kill(&self, process: Process) {
-        let gone: Vec<Task> =
+        let dropped: Vec<Task> =
             self.state().tasks.extract_if(.., |_, task| task.process == process).map(|(_, task)| task).collect();
-        // Not under the lock: what is dropped may wake others.
-        drop(gone);
+        // Drop the tasks without the lock: dropping may wake other tasks.
+        drop(dropped);
     }
 
-    /// Ends everything: each future holds the stage, and the stage holds each.
+    /// Drops all tasks. Futures hold the stage and the stage holds the futures, so nothing would be freed otherwise.
     pub(crate) fn clear(&self) {
-        let (tasks, alarms) = {
+        let (tasks, timers) = {
             let mut state = self.state();
             state.workers.clear();
-            (std::mem::take(&mut state.tasks), std::mem::take(&mut state.alarms))
+            (std::mem::take(&mut state.tasks), std::mem::take(&mut state.timers))
         };
-        drop((tasks, alarms));
+        drop((tasks, timers));
     }
 
     pub(crate) fn now(&self) -> OffsetDateTime {
@@ -150,31 +150,31 @@ impl Stage {
     }
 
     pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
-        draw(&mut self.state().dice)
+        draw(&mut self.state().rng)
     }
 
-    /// Whether a fault hits that hits so many of a hundred; never once they have stopped.
+    /// Draws whether a fault occurs, with this probability in percent. Never, once the faults have stopped.
     pub(crate) fn fault(&self, percent: u32) -> bool {
         let mut state = self.state();
-        state.faulty && hit(&mut state.dice, percent, 100)
+        state.faulty && chance(&mut state.rng, percent, 100)
     }
 
     pub(crate) fn is_faulty(&self) -> bool {
         self.state().faulty
     }
 
-    /// From now on nothing goes wrong any more.
-    pub(crate) fn calm(&self) {
+    /// Stops all faults.
+    pub(crate) fn stop_faults(&self) {
         let mut state = self.state();
         state.faulty = false;
         state.workers.iter_mut().for_each(|worker| worker.paused_until = None);
     }
 
-    pub(crate) fn mishaps(&self) -> Mishaps {
-        self.state().mishaps
+    pub(crate) fn process_faults(&self) -> ProcessFaults {
+        self.state().process_faults
     }
 
-    /// How often a future was polled.
+    /// How often futures were polled.
     pub(crate) fn polls(&self) -> u64 {
         self.state().polls
     }
@@ -195,24 +195,24 @@ impl Stage {
         let mut state = self.state();
         let id = state.next;
         state.next += 1;
-        state.alarms.insert((at, id), waker);
+        state.timers.insert((at, id), waker);
     }
 
-    /// Gives way to others: mostly for no time, sometimes for a while.
+    /// Waits as long as a message takes on the network: up to 2 ms, or up to 400 ms on a slow hop.
     pub(crate) async fn hop(&self) {
         let slow = self.fault(self.plan.slow_hops);
-        let micros = self.draw(|dice| if slow { dice.random_range(0..400_000) } else { dice.random_range(0..2_000) });
+        let micros = self.draw(|rng| if slow { rng.random_range(0..400_000) } else { rng.random_range(0..2_000) });
         self.sleep(Duration::from_micros(micros)).await;
     }
 
-    /// Waits for the next of the moments at which the log begins a commit, so that there are some with several decisions.
+    /// Waits for the log's next commit. Commits start at fixed times, so that some of them hold several decisions.
     pub(crate) async fn commit(&self) {
         let micros = u64::from(self.now().microsecond()) % COMMIT_US;
         self.sleep(Duration::from_micros(COMMIT_US - micros)).await;
     }
 
-    /// Asks somebody beyond the network. Who asks may be gone before the request arrives, or before the answer does; the
-    /// request is carried out all the same.
+    /// Sends a request over the network and waits for the answer. The caller may crash before the request arrives or
+    /// before the answer does; the request is carried out all the same.
     pub(crate) async fn ask<T: Send + 'static>(&self, request: impl Future<Output = T> + Send + 'static) -> T {
         let (reply, answer) = oneshot::channel();
         let stage = self.clone();
@@ -222,10 +222,10 @@ impl Stage {
             stage.hop().await;
             let _ = reply.send(done);
         });
-        answer.await.expect("what is outside answers")
+        answer.await.expect("processes outside always answer")
     }
 
-    /// Runs until a time.
+    /// Runs all tasks until this time.
     pub(crate) fn run_until(&self, end: OffsetDateTime) {
         loop {
             if let Some(task) = self.pick() {
@@ -233,9 +233,9 @@ impl Stage {
                 continue;
             }
             let mut state = self.state();
-            let Some(at) = state.alarms.keys().next().map(|(at, _)| *at).filter(|at| *at <= end) else { break };
-            // All of this instant, so that they may come in any order.
-            let due: Vec<_> = state.alarms.extract_if(..=(at, u64::MAX), |_, _| true).collect();
+            let Some(at) = state.timers.keys().next().map(|(at, _)| *at).filter(|at| *at <= end) else { break };
+            // Wake every task that is due now, so that they run in any order.
+            let due: Vec<_> = state.timers.extract_if(..=(at, u64::MAX), |_, _| true).collect();
             drop(state);
             self.env.advance((at - self.now()).max(time::Duration::ZERO));
             due.into_iter().for_each(|(_, waker)| waker.wake());
@@ -243,20 +243,20 @@ impl Stage {
         self.env.advance((end - self.now()).max(time::Duration::ZERO));
     }
 
-    /// One of the futures that asked to be polled.
+    /// Draws one of the tasks that are ready to be polled.
     fn pick(&self) -> Option<u64> {
-        let mut rung = self.rung.lock().unwrap();
-        if rung.is_empty() {
+        let mut woken = self.woken.lock().unwrap();
+        if woken.is_empty() {
             return None;
         }
-        let place = self.state().dice.random_range(0..rung.len());
-        let task = rung.iter().nth(place).copied()?;
-        rung.remove(&task);
+        let index = self.state().rng.random_range(0..woken.len());
+        let task = woken.iter().nth(index).copied()?;
+        woken.remove(&task);
         Some(task)
     }
 
     fn poll(&self, id: u64) {
-        let waker = Waker::from(Arc::new(Bell { task: id, rung: Arc::clone(&self.rung) }));
+        let waker = Waker::from(Arc::new(TaskWaker { task: id, woken: Arc::clone(&self.woken) }));
         let mut state = self.state();
         state.polls += 1;
         let Some(process) = state.tasks.get(&id).map(|task| task.process) else { return };
@@ -275,38 +275,38 @@ impl Stage {
             task.future = Some(future);
         }
         drop(state);
-        if let Process::Worker(place) = process {
-            self.mishap(place);
+        if let Process::Worker(index) = process {
+            self.maybe_interrupt(index);
         }
     }
 
-    /// A worker has come to a point where it waits for something: it may come no further.
-    fn mishap(&self, place: usize) {
+    /// Perhaps crashes or pauses a worker that waits for something.
+    fn maybe_interrupt(&self, index: usize) {
         let Plan { crashes, pauses, .. } = self.plan;
         let mut state = self.state();
-        if !state.faulty || !state.workers[place].up {
+        if !state.faulty || !state.workers[index].up {
             return;
         }
-        if hit(&mut state.dice, crashes, 10_000) {
-            state.mishaps.crashes += 1;
-            state.workers[place].up = false;
-            let down = Duration::from_millis(state.dice.random_range(0..8_000));
+        if chance(&mut state.rng, crashes, 10_000) {
+            state.process_faults.crashes += 1;
+            state.workers[index].up = false;
+            let down = Duration::from_millis(state.rng.random_range(0..8_000));
             drop(state);
-            self.kill(Process::Worker(place));
+            self.kill(Process::Worker(index));
             let stage = self.clone();
             self.spawn(Process::Outside, async move {
                 stage.sleep(down).await;
                 let start = {
-                    let worker = &mut stage.state().workers[place];
+                    let worker = &mut stage.state().workers[index];
                     (worker.up, worker.paused_until) = (true, None);
                     Arc::clone(&worker.start)
                 };
                 start();
             });
-        } else if hit(&mut state.dice, pauses, 10_000) {
-            state.mishaps.pauses += 1;
-            let until = self.env.now() + Duration::from_millis(state.dice.random_range(0..15_000));
-            state.workers[place].paused_until = Some(until);
+        } else if chance(&mut state.rng, pauses, 10_000) {
+            state.process_faults.pauses += 1;
+            let until = self.env.now() + Duration::from_millis(state.rng.random_range(0..15_000));
+            state.workers[index].paused_until = Some(until);
         }
     }
 
@@ -318,13 +318,13 @@ impl Stage {
 impl State {
     fn paused(&self, process: Process) -> Option<OffsetDateTime> {
         match process {
-            Process::Worker(place) => self.workers[place].paused_until,
+            Process::Worker(index) => self.workers[index].paused_until,
             Process::Outside | Process::Game(_) => None,
         }
     }
 }
 
-/// Whether it is one of so many in a whole.
-fn hit(dice: &mut impl Rng, of: u32, whole: u32) -> bool {
-    of > 0 && dice.random_range(0..whole) < of
+/// Draws `true` with the probability `of / whole`.
+fn chance(rng: &mut impl Rng, of: u32, whole: u32) -> bool {
+    of > 0 && rng.random_range(0..whole) < of
 }

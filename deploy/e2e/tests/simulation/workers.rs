@@ -1,4 +1,4 @@
-//! Garage's workers on the stage: their deciders and reactions as they are, with doubles of what is beyond the log.
+//! Garage's workers on the stage: the real deciders and reactions, with doubles for everything but the log.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use std::{
 use futures::future::{Either, select};
 use garage_director::{
     backend::{Backend, CreateError, Unavailable},
-    reaction::{self as director, Keys, Terms},
+    reaction::{self as director, GameSettings, Keys},
     watch::Watch,
 };
 use garage_events::{
@@ -46,25 +46,25 @@ use crate::{
     stage::{Process, Stage},
 };
 
-/// Reactions of one consumer at a time.
+/// How many messages an instance handles at a time, per consumer.
 const REACTIONS: usize = 3;
 
-/// How often a director looks at its instances.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often a director lists its instances.
+const LIST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How old an instance must be to be an orphan, where orphans are swept up.
+/// The age from which an instance can be an orphan, if the plan has orphans removed.
 const GRACE: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_secs(1_000_000);
 
-/// As by default, but that a session is over in a minute.
+/// The default limits, except that a session ends after a minute.
 pub(crate) fn limits() -> Limits {
     Limits { session: time::Duration::MINUTE, ..Limits::default() }
 }
 
-/// The one queue.
-pub(crate) fn queues(match_of: usize) -> Queues {
+/// The queues: only `ranked`.
+pub(crate) fn queues(match_size: usize) -> Queues {
     let queue = Queue {
-        players: match_of,
+        players: match_size,
         rank_band: 100,
         timeout_s: 30,
         client_rank: false,
@@ -73,15 +73,15 @@ pub(crate) fn queues(match_of: usize) -> Queues {
     Queues { queues: [("ranked".parse().unwrap(), queue)].into() }
 }
 
-/// What instances share besides the streams.
+/// The state that all instances share.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) stage: Stage,
     pub(crate) net: Net,
     pub(crate) games: Games,
-    /// The parked keys, by fingerprint, and until when.
+    /// The expiry times of the parked keys, by fingerprint.
     keys: Arc<Mutex<BTreeMap<String, OffsetDateTime>>>,
-    made: Arc<Mutex<u64>>,
+    keys_made: Arc<Mutex<u64>>,
     snapshot: Arc<Mutex<Option<Vec<u8>>>>,
 }
 
@@ -89,26 +89,26 @@ impl Shared {
     pub(crate) fn new(stage: &Stage) -> Self {
         let net = Net::new(stage);
         let games = Games::new(stage, &net);
-        let (keys, made, snapshot) = Default::default();
-        Self { stage: stage.clone(), net, games, keys, made, snapshot }
+        let (keys, keys_made, snapshot) = Default::default();
+        Self { stage: stage.clone(), net, games, keys, keys_made, snapshot }
     }
 
-    /// A clock that goes wrong by up to two seconds.
+    /// A clock that is wrong by up to two seconds.
     pub(crate) fn clock(&self) -> Clock {
-        let ahead = self.stage.draw(|dice| dice.random_range(-2_000..=2_000));
-        Clock { env: self.stage.env.clone(), ahead: time::Duration::milliseconds(ahead) }
+        let offset = self.stage.draw(|rng| rng.random_range(-2_000..=2_000));
+        Clock { env: self.stage.env.clone(), offset: time::Duration::milliseconds(offset) }
     }
 
-    /// Something that is asked, and may be down.
-    async fn asked(&self, whom: &'static str) -> anyhow::Result<()> {
+    /// Calls a dependency, which may be down.
+    async fn call(&self, dependency: &'static str) -> anyhow::Result<()> {
         self.stage.hop().await;
-        anyhow::ensure!(!self.stage.fault(self.stage.plan.down), "{whom} is down");
+        anyhow::ensure!(!self.stage.fault(self.stage.plan.down), "{dependency} is down");
         Ok(())
     }
 
-    pub(crate) fn employ_session(&self) {
+    pub(crate) fn add_session(&self) {
         let (shared, env) = (self.clone(), self.clock());
-        self.stage.employ(move |process| {
+        self.stage.add_worker(move |process| {
             let net = &shared.net;
             let app = session::App { log: net.clone(), env: env.clone(), effects: shared.clone(), limits: limits() };
             let reactor = app.clone();
@@ -128,12 +128,12 @@ impl Shared {
         });
     }
 
-    pub(crate) fn employ_director(&self) {
+    pub(crate) fn add_director(&self) {
         let (shared, env) = (self.clone(), self.clock());
-        // Instants count from whenever; only how far they lie apart matters.
+        // The start of an `Instant` is arbitrary: only differences matter.
         let (began, at) = (Instant::now(), self.stage.now());
-        self.stage.employ(move |process| {
-            let terms = Terms {
+        self.stage.add_worker(move |process| {
+            let settings = GameSettings {
                 token_key: String::new(),
                 token_keys: BTreeMap::new(),
                 nats_url: String::new(),
@@ -144,7 +144,7 @@ impl Shared {
                 env: env.clone(),
                 backend: shared.games.clone(),
                 keys: shared.clone(),
-                terms: Arc::new(terms),
+                settings: Arc::new(settings),
             };
             let grace = if shared.stage.plan.sweeps { GRACE } else { NEVER };
             let mut watch = Watch::new(app.clone(), grace);
@@ -156,21 +156,21 @@ impl Shared {
             shared.stage.spawn(process, async move {
                 loop {
                     let listed = games.list().await;
-                    if listed.whole.is_ok() {
+                    if listed.complete.is_ok() {
                         let passed = Duration::try_from(stage.now() - at).unwrap_or_default();
-                        // What fails is looked at again the next time.
-                        let _ = watch.look(&listed.instances, began + passed).await;
+                        // After a failure, the next round looks at the same instances again.
+                        let _ = watch.check(&listed.instances, began + passed).await;
                     }
-                    stage.sleep(LOOK).await;
+                    stage.sleep(LIST_INTERVAL).await;
                 }
             });
         });
     }
 
-    pub(crate) fn employ_matchmaker(&self, leads: &Leads) {
+    pub(crate) fn add_matchmaker(&self, leads: &Leads) {
         let (shared, env, leads) = (self.clone(), self.clock(), leads.clone());
-        self.stage.employ(move |process| {
-            let queues = queues(shared.stage.plan.match_of);
+        self.stage.add_worker(move |process| {
+            let queues = queues(shared.stage.plan.match_size);
             let matching = Matching::new(shared.net.clone(), env.clone(), queues, leads.clone());
             shared.stage.spawn(process, shared.clone().matchmaker(matching));
         });
@@ -189,7 +189,7 @@ impl Shared {
         let snapshot = self.snapshot.lock().unwrap().clone();
         if let Some(bytes) = snapshot {
             let log = snapshot::Log { created, first: 1, last: u64::MAX };
-            matching.restore(snapshot::decode(&bytes, log).expect("the snapshot is of this log"));
+            matching.restore(snapshot::decode(&bytes, log).expect("a snapshot of this log"));
         }
         let mut follow = self.net.log.follow(vec![PLAYERS.into()], matching.pool().seq() + 1);
         while matching.pool().seq() < end {
@@ -203,12 +203,12 @@ impl Shared {
             }
             if stage.fault(10) {
                 let (pool, seq) = (matching.pool().folded(), matching.pool().seq());
-                let bytes = snapshot::encode(created, seq, &pool).expect("a snapshot can be written");
+                let bytes = snapshot::encode(created, seq, &pool).expect("a snapshot encodes");
                 *self.snapshot.lock().unwrap() = Some(bytes);
             }
             let mut max_wait = if busy { Duration::ZERO } else { matching.max_wait() };
             loop {
-                let Some(message) = within(stage, max_wait, follow.next()).await else { break };
+                let Some(message) = within_time(stage, max_wait, follow.next()).await else { break };
                 fold(&mut matching, &message);
                 max_wait = Duration::ZERO;
             }
@@ -223,7 +223,7 @@ fn fold(matching: &mut Matching<Net, Clock, Leads>, message: &Message) {
     }
 }
 
-/// Whether a matchmaker leads, which it may believe wrongly.
+/// Whether a matchmaker believes that it leads. It may be wrong.
 #[derive(Clone, Default)]
 pub(crate) struct Leads(pub(crate) Arc<AtomicBool>);
 
@@ -239,18 +239,18 @@ impl Lead for Leads {
     }
 }
 
-/// Lets now this matchmaker lead, now that, until nothing goes wrong any more; rivals lead both. Then both do.
+/// Changes which matchmaker leads until the faults stop, then lets both lead. With `two_leaders`, both always lead.
 pub(crate) async fn elect(stage: Stage, leads: [Leads; 2]) {
     let set =
         |values: [bool; 2]| leads.iter().zip(values).for_each(|(one, value)| one.0.store(value, Ordering::Relaxed));
-    while stage.is_faulty() && !stage.plan.rivals {
-        set(match stage.draw(|dice| dice.random_range(0..10)) {
+    while stage.is_faulty() && !stage.plan.two_leaders {
+        set(match stage.draw(|rng| rng.random_range(0..10)) {
             0 => [false, false],
             1 => [true, true],
             2..=5 => [true, false],
             _ => [false, true],
         });
-        let term = stage.draw(|dice| dice.random_range(1_000..10_000));
+        let term = stage.draw(|rng| rng.random_range(1_000..10_000));
         stage.sleep(Duration::from_millis(term)).await;
     }
     set([true, true]);
@@ -258,7 +258,7 @@ pub(crate) async fn elect(stage: Stage, leads: [Leads; 2]) {
 
 impl Effects for Shared {
     async fn loadouts(&self, players: Vec<PlayerId>) -> Result<Vec<Loadout>, Failure> {
-        self.asked("inventory").await.map_err(Failure::Unavailable)?;
+        self.call("inventory").await.map_err(Failure::Unavailable)?;
         let car = || Car {
             id: "pebble".parse().unwrap(),
             model: String::new(),
@@ -275,11 +275,11 @@ impl Effects for Shared {
         _ends_at: OffsetDateTime,
         keep: Duration,
     ) -> Result<GameKey, Failure> {
-        self.asked("redis").await.map_err(Failure::Unavailable)?;
+        self.call("redis").await.map_err(Failure::Unavailable)?;
         let fingerprint = {
-            let mut made = self.made.lock().unwrap();
-            *made += 1;
-            format!("key-{made}")
+            let mut keys_made = self.keys_made.lock().unwrap();
+            *keys_made += 1;
+            format!("key-{keys_made}")
         };
         if !self.stage.fault(self.stage.plan.lost_keys) {
             self.keys.lock().unwrap().insert(fingerprint.clone(), self.stage.now() + keep);
@@ -289,7 +289,7 @@ impl Effects for Shared {
     }
 
     async fn set_timer(&self, session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {
-        self.asked("the timers' stream").await.map_err(Failure::Unavailable)?;
+        self.call("the timer stream").await.map_err(Failure::Unavailable)?;
         let net = self.net.clone();
         self.stage.ask(async move { net.set_timer(session, at) }).await;
         Ok(())
@@ -298,17 +298,17 @@ impl Effects for Shared {
 
 impl Keys for Shared {
     async fn secrets(&self, fingerprint: &str) -> Result<Secrets, CreateError> {
-        self.asked("redis").await.map_err(Unavailable)?;
+        self.call("redis").await.map_err(Unavailable)?;
         let kept = self.keys.lock().unwrap().get(fingerprint).is_some_and(|until| *until > self.stage.now());
         if !kept {
-            return Err(CreateError::Refused { reason: "key-lost", message: "it is gone".into() });
+            return Err(CreateError::Refused { reason: "key-lost", message: "the key has expired".into() });
         }
         Ok(Secrets { private_key: Secret::new("private"), credentials: Secret::new("user") })
     }
 }
 
-/// The process that answers a player's command, one of the gateways, should it be there.
-pub(crate) async fn at_gateway<T: Send + 'static>(
+/// Runs a player's command in a gateway's process. `None` if the gateway is down or does not answer in time.
+pub(crate) async fn call_gateway<T: Send + 'static>(
     stage: &Stage,
     gateway: Process,
     command: impl Future<Output = T> + Send + 'static,
@@ -318,17 +318,17 @@ pub(crate) async fn at_gateway<T: Send + 'static>(
         return None;
     }
     let (reply, answer) = tokio::sync::oneshot::channel();
-    let gone = stage.clone();
+    let network = stage.clone();
     stage.spawn(gateway, async move {
         let done = command.await;
-        gone.hop().await;
+        network.hop().await;
         let _ = reply.send(done);
     });
-    within(stage, Duration::from_secs(10), answer).await?.ok()
+    within_time(stage, Duration::from_secs(10), answer).await?.ok()
 }
 
-/// What comes of a future within a time.
-async fn within<T>(stage: &Stage, time: Duration, future: impl Future<Output = T>) -> Option<T> {
+/// The output of a future, or `None` after this time.
+async fn within_time<T>(stage: &Stage, time: Duration, future: impl Future<Output = T>) -> Option<T> {
     match select(pin!(future), pin!(stage.sleep(time))).await {
         Either::Left((output, _)) => Some(output),
         Either::Right(_) => None,

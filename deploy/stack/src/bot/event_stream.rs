@@ -1,14 +1,14 @@
-//! A socket that is opened again when it breaks.
+//! A WebSocket that reopens itself when it breaks.
 
 use tokio::time::{Instant, sleep};
 
 use super::{Bot, BotError, Frame, PAUSE, Socket};
 
-/// What ends a ticket: after it nothing more will come of that wish.
-const ENDS: [&str; 3] = ["Cancelled", "TimedOut", "Released"];
+/// The event types after which a ticket receives no more events.
+const FINAL_TYPES: [&str; 3] = ["Cancelled", "TimedOut", "Released"];
 
-/// A player's line: his socket, opened again when it breaks, from the last event that he was told of. It holds the
-/// gateway to its word: each event once, in the log's order, none left out.
+/// A player's WebSocket that reopens itself when it breaks, and continues after the last received event. It checks the
+/// guarantee of the gateway: each event once, in the order of the log, without gaps.
 #[derive(Debug)]
 pub struct EventStream {
     bot: Bot,
@@ -23,30 +23,30 @@ impl EventStream {
         Self { bot, socket: None, seen, frames: Vec::new(), breaks: 0 }
     }
 
-    /// What he was told so far.
+    /// All frames received so far.
     #[must_use]
     pub fn frames(&self) -> &[Frame] {
         &self.frames
     }
 
-    /// How often it was opened again.
+    /// How often the socket broke.
     #[must_use]
     pub fn breaks(&self) -> u32 {
         self.breaks
     }
 
     pub(super) async fn open(mut self) -> Result<Self, BotError> {
-        let begin = Instant::now();
-        self.reopen(begin).await?;
+        let start = Instant::now();
+        self.reopen(start).await?;
         Ok(self)
     }
 
-    async fn reopen(&mut self, begin: Instant) -> Result<&mut Socket, BotError> {
+    async fn reopen(&mut self, start: Instant) -> Result<&mut Socket, BotError> {
         loop {
             match self.bot.socket(Some(self.seen)).await {
                 Ok(socket) => return Ok(self.socket.insert(socket)),
-                Err(error) if begin.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
-                // The gateway may be on its way back.
+                Err(error) if start.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
+                // The gateway may be restarting.
                 Err(_) => sleep(PAUSE).await,
             }
         }
@@ -55,21 +55,21 @@ impl EventStream {
     /// The next event.
     ///
     /// # Errors
-    /// [`BotError`] when none comes in time, or one that is not the next.
+    /// [`BotError`] when no event arrives in time, or the event is not the next one.
     pub async fn next(&mut self) -> Result<Frame, BotError> {
-        let begin = Instant::now();
+        let start = Instant::now();
         let frame = loop {
             let socket = match &mut self.socket {
                 Some(socket) => socket,
-                None => self.reopen(begin).await?,
+                None => self.reopen(start).await?,
             };
             match socket.next().await {
                 Ok(frame) => break frame,
-                Err(error) if begin.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
+                Err(error) if start.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
                 Err(_) => {
                     self.breaks += 1;
                     if let Some(broken) = self.socket.take() {
-                        self.bot.gateways.leave(&broken.gateway);
+                        self.bot.gateways.switch_from(&broken.gateway);
                     }
                 }
             }
@@ -77,17 +77,18 @@ impl EventStream {
         let follows = self.frames.last().is_none_or(|last| frame.n == last.n + 1);
         if frame.seq <= self.seen || !follows {
             let last = self.frames.last().map(|last| (last.seq, last.n));
-            return Err(self.error(format!("after {last:?} (seq, n) came ({}, {}), not the next", frame.seq, frame.n)));
+            let (seq, n) = (frame.seq, frame.n);
+            return Err(self.error(format!("event (seq {seq}, n {n}) does not follow the last one (seq, n): {last:?}")));
         }
         self.seen = frame.seq;
         self.frames.push(frame.clone());
         Ok(frame)
     }
 
-    /// Reads events up to one of a type.
+    /// Reads events until one has this type, and returns it.
     ///
     /// # Errors
-    /// [`BotError`] when it does not come in time, or the ticket ends otherwise: then it will never come.
+    /// [`BotError`] when the event does not arrive in time, or the ticket ends first, so that it can never arrive.
     pub async fn until(&mut self, type_name: &str) -> Result<Frame, BotError> {
         loop {
             let frame = self
@@ -97,18 +98,18 @@ impl EventStream {
             if frame.type_name == type_name {
                 return Ok(frame);
             }
-            if ENDS.contains(&&*frame.type_name) {
-                return Err(self.error(format!("waiting for {type_name}, his ticket ended: {}", frame.data)));
+            if FINAL_TYPES.contains(&&*frame.type_name) {
+                return Err(self.error(format!("the ticket ended while waiting for {type_name}: {}", frame.data)));
             }
         }
     }
 
-    /// Breaks off, without a word; it is opened again for the next event.
+    /// Drops the connection without a closing handshake. The next call of [`next`](Self::next) reopens it.
     pub fn hang_up(&mut self) {
         self.socket = None;
     }
 
-    /// Closes it; what he was told comes back.
+    /// Closes the socket, and returns all received frames.
     pub async fn close(self) -> Vec<Frame> {
         if let Some(socket) = self.socket {
             socket.close().await;

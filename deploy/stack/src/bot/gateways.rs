@@ -1,35 +1,36 @@
-//! Which gateway a bot talks to.
+//! Selects the gateway that a bot uses.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// The gateways that a client knows; it uses one until that does not answer. Clones share it.
+/// The gateways that a client knows. It uses one of them until that one does not answer. Clones share the choice.
 #[derive(Debug, Clone)]
 pub(super) struct Gateways {
     urls: Arc<[String]>,
-    present: Arc<AtomicUsize>,
+    current: Arc<AtomicUsize>,
 }
 
 impl Gateways {
     pub(super) fn new(urls: &[impl AsRef<str>]) -> Self {
         Self {
             urls: urls.iter().map(|url| url.as_ref().trim_end_matches('/').to_owned()).collect(),
-            present: Arc::default(),
+            current: Arc::default(),
         }
     }
 
-    /// The one in use.
-    pub(super) fn present(&self) -> String {
-        self.urls.get(self.present.load(Ordering::Relaxed)).cloned().unwrap_or_default()
+    /// The base URL of the gateway in use.
+    pub(super) fn current(&self) -> String {
+        self.urls.get(self.current.load(Ordering::Relaxed)).cloned().unwrap_or_default()
     }
 
-    /// Goes on to the next, unless that has been done: a socket and a request may find the same one gone.
-    pub(super) fn leave(&self, gateway: &str) {
+    /// Switches from this gateway to the next one. Does nothing if another gateway is in use: a socket and a request
+    /// may both report the same failed gateway.
+    pub(super) fn switch_from(&self, gateway: &str) {
         let Some(at) = self.urls.iter().position(|url| url == gateway) else { return };
         let next = (at + 1) % self.urls.len();
-        let _ = self.present.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -38,13 +39,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gateway_that_is_gone_is_left_once() {
+    fn two_reports_of_the_same_failed_gateway_switch_once() {
         let gateways = Gateways::new(&["http://a/", "http://b"]);
-        assert_eq!(gateways.present(), "http://a");
-        gateways.leave("http://a");
-        gateways.leave("http://a");
-        assert_eq!(gateways.present(), "http://b");
-        gateways.leave("http://b");
-        assert_eq!(gateways.present(), "http://a");
+        assert_eq!(gateways.current(), "http://a");
+        gateways.switch_from("http://a");
+        gateways.switch_from("http://a");
+        assert_eq!(gateways.current(), "http://b");
+        gateways.switch_from("http://b");
+        assert_eq!(gateways.current(), "http://a");
     }
 }

@@ -1,4 +1,4 @@
-//! A player's socket, as it is: it ends when it breaks.
+//! A player's WebSocket without reconnection.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use super::BotError;
 pub struct Frame {
     /// The event's sequence in the log.
     pub seq: u64,
-    /// Its number among the player's events.
+    /// The event's number among the player's events.
     pub n: u64,
-    /// Its type.
+    /// The event's type, for example `PlayerMatched`.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// Its data.
+    /// The event's data.
     pub data: Value,
 }
 
-/// A player's open socket.
+/// A player's open WebSocket.
 #[derive(Debug)]
 pub struct Socket {
     pub(super) stream: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -38,18 +38,18 @@ impl Socket {
     /// The next frame.
     ///
     /// # Errors
-    /// [`BotError`] when none comes in time, or the socket is closed.
+    /// [`BotError`] when no frame arrives in time, or the socket is closed.
     pub async fn next(&mut self) -> Result<Frame, BotError> {
         let waiting = async {
             loop {
                 match self.stream.next().await {
                     Some(Ok(Message::Text(text))) => {
-                        return serde_json::from_str::<Frame>(&text).map_err(|error| format!("a bad frame: {error}"));
+                        return serde_json::from_str::<Frame>(&text).map_err(|error| format!("invalid frame: {error}"));
                     }
-                    Some(Ok(Message::Close(close))) => return Err(format!("his socket was closed: {close:?}")),
+                    Some(Ok(Message::Close(close))) => return Err(format!("the gateway closed the socket: {close:?}")),
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => return Err(format!("his socket broke: {error}")),
-                    None => return Err("his socket ended".into()),
+                    Some(Err(error)) => return Err(format!("the socket broke: {error}")),
+                    None => return Err("the socket ended without a closing frame".into()),
                 }
             }
         };
@@ -64,9 +64,9 @@ impl Socket {
         }
     }
 
-    /// Closes it.
+    /// Sends a closing frame.
     pub async fn close(mut self) {
-        // A gateway that has gone already has closed it too.
+        // An error means that the connection is already closed.
         let _ = self.stream.send(Message::Close(None)).await;
     }
 }

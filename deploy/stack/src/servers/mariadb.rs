@@ -3,6 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use garage_nats::private;
 use nix::unistd::Uid;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
@@ -13,7 +14,7 @@ use crate::{
     secret,
 };
 
-/// A mariadbd with one database, `garage`, and a user of that name who has rights on it alone.
+/// A MariaDB server with one database, `garage`. The user `garage` has rights on this database only.
 #[derive(Debug)]
 pub struct MariaDb {
     process: Process,
@@ -23,10 +24,10 @@ pub struct MariaDb {
 }
 
 impl MariaDb {
-    /// Starts one in `<root>/mariadb`, on the data that is there or on a new data folder, and waits until it answers.
+    /// Starts the server in `<root>/mariadb`, with the existing data or a new data folder, and waits until it answers.
     ///
     /// # Errors
-    /// When MariaDB is missing or does not answer in time.
+    /// When MariaDB is not installed or does not answer in time.
     pub async fn start(root: &Path) -> Result<Self> {
         let mut left = ports::STARTS;
         loop {
@@ -45,7 +46,7 @@ impl MariaDb {
         let password_file = root.join("secrets/mariadb-garage.password");
         let password = secret::load_or_create(&password_file)?;
         let admin_password = secret::load_or_create(&root.join("secrets/mariadb-admin.password"))?;
-        secret::private_folder(&folder.join(TMP)).map_err(Error::io(format!("make {}", folder.display())))?;
+        private::folder(&folder.join(TMP)).map_err(Error::io(format!("create {}", folder.display())))?;
         install(&folder, &data).await?;
         let init = folder.join("init.sql");
         secret::write_private(&init, &init_sql(&password, &admin_password))?;
@@ -76,20 +77,20 @@ impl MariaDb {
         format!("mysql://garage@{}/garage", self.address())
     }
 
-    /// The file that holds the password of user `garage`.
+    /// The file with the password of the user `garage`.
     #[must_use]
     pub fn password_file(&self) -> &Path {
         &self.password_file
     }
 
-    /// The URL, password included, of a user who may do everything: tests make a database each. No database is named
-    /// in it; append one.
+    /// The URL, with password, of a user with all rights, so that each test can create a database. It ends with `/`;
+    /// append the name of a database.
     #[must_use]
     pub fn admin_url(&self) -> String {
         format!("mysql://admin:{}@{}/", self.admin_password, self.address())
     }
 
-    /// Kills it and starts it on the same port and data.
+    /// Kills the server, and starts it with the same port and data.
     ///
     /// # Errors
     /// When it does not answer in time.
@@ -98,46 +99,46 @@ impl MariaDb {
         self.wait().await
     }
 
-    /// Ends it in order.
+    /// Shuts the server down cleanly.
     pub async fn stop(&mut self) {
         self.process.stop().await;
     }
 
-    /// Kills it.
+    /// Kills the server.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Stops its time until [`resume`](Self::resume).
+    /// Pauses the server until [`resume`](Self::resume); see [`Process::pause`].
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process.pause()
     }
 
-    /// Lets it go on.
+    /// Resumes the server.
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the server is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.process.resume()
     }
 
-    /// The process behind it.
+    /// The server's process.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 }
 
-/// For a server that a laptop or a test runs beside others; durable as in production all the same, since tests kill it.
+/// Settings for a server that runs beside others on a laptop. It is as durable as in production, because tests kill it.
 const SETTINGS: [&str; 11] = [
     "--bind-address=127.0.0.1",
-    // Below the data folder: a full path may be longer than a socket's 107 bytes.
+    // Relative to the data folder: a full path may exceed the limit of 107 bytes.
     "--socket=mariadb.sock",
     "--pid-file=mariadb.pid",
-    // The users are those of 127.0.0.1, which a resolver would call localhost.
+    // The users are defined for 127.0.0.1, which name resolution would turn into localhost.
     "--skip-name-resolve",
     "--skip-log-bin",
     "--character-set-server=utf8mb4",
@@ -148,12 +149,12 @@ const SETTINGS: [&str; 11] = [
     "--max-connections=300",
 ];
 
-/// A server's temporary tables. When one starts, it removes what it takes for leftovers of a former life, and in the
-/// system's folder that would be the tables of every other server there (seen: installations that failed on a table that
-/// was gone, one in six of those done side by side).
+/// Folder for temporary tables. On startup a server removes temporary tables that it takes for its own leftovers. In
+/// the system's temporary folder it would remove the tables of other servers. (This made one in six parallel
+/// installations fail because of a missing table.)
 const TMP: &str = "tmp";
 
-/// What mariadbd and mariadb-install-db both take. `--no-defaults` must be the first.
+/// Arguments of both mariadbd and mariadb-install-db. `--no-defaults` must be the first.
 fn common(folder: &Path, data: &Path) -> Vec<String> {
     let tmp = folder.join(TMP);
     let mut args = vec![
@@ -162,15 +163,15 @@ fn common(folder: &Path, data: &Path) -> Vec<String> {
         format!("--tmpdir={}", tmp.display()),
     ];
     if Uid::effective().is_root() {
-        // It refuses to run as root unless told; user mysql could not enter our folder.
+        // As root, mariadbd runs only with this option. The user mysql has no access to the stack's folder.
         args.push("--user=root".to_owned());
     }
     args
 }
 
-/// Makes the data folder; 1.2 s measured, not worth a cached copy.
+/// Creates the data folder. This takes 1.2 s; a cached copy is not worth the effort.
 async fn install(folder: &Path, data: &Path) -> Result<()> {
-    // Written last by the installation below.
+    // This file is written last, and marks a complete installation.
     let done = data.join("garage-installed");
     if done.exists() {
         return Ok(());
@@ -178,8 +179,8 @@ async fn install(folder: &Path, data: &Path) -> Result<()> {
     if data.exists() {
         std::fs::remove_dir_all(data).map_err(Error::io(format!("remove {}", data.display())))?;
     }
-    secret::private_folder(data).map_err(Error::io(format!("make {}", data.display())))?;
-    // With `socket` no account has an empty password over TCP.
+    private::folder(data).map_err(Error::io(format!("create {}", data.display())))?;
+    // With the method `socket`, no account accepts an empty password over TCP.
     let args = [
         "--skip-test-db",
         "--skip-name-resolve",
@@ -197,7 +198,7 @@ async fn install(folder: &Path, data: &Path) -> Result<()> {
     std::fs::write(&done, "").map_err(Error::io(format!("write {}", done.display())))
 }
 
-/// Run by the server at each start, before it accepts connections; each statement one line, as the server wants them.
+/// The server runs these statements at each start before it accepts connections. Each statement must be on one line.
 fn init_sql(password: &str, admin_password: &str) -> String {
     format!(
         "CREATE DATABASE IF NOT EXISTS garage CHARACTER SET utf8mb4;\n\
@@ -208,7 +209,7 @@ fn init_sql(password: &str, admin_password: &str) -> String {
     )
 }
 
-/// Whether the server sends its greeting: a packet header of four bytes and the protocol's version, 10.
+/// Whether the server sends its greeting: a packet header of four bytes, then the protocol version 10.
 async fn greets(address: SocketAddr) -> std::io::Result<bool> {
     let mut greeting = [0; 5];
     TcpStream::connect(address).await?.read_exact(&mut greeting).await?;

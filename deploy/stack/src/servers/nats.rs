@@ -1,11 +1,9 @@
-//! nats-server: one node, or a cluster whose routes can be cut.
+//! nats-server: one node, or a cluster with routes that can be cut.
 //!
-//! It runs in operator mode. One account, GARAGE, holds everything; its users and their rights are in [`Role`].
+//! It runs in operator mode. The account GARAGE contains the log and all users; [`Role`] defines the users' rights.
 
 mod config;
 mod monitor;
-mod operator;
-mod role;
 mod routes;
 
 use std::{
@@ -18,11 +16,11 @@ use std::{
 
 use async_nats::{Client, ConnectOptions};
 use garage_events::{game::Secret, id::SessionId};
+use garage_nats::{Operator, Role};
 use garage_worker::operator::Mint;
 use time::OffsetDateTime;
 
 use self::routes::Routes;
-pub use self::{operator::Operator, role::Role};
 use super::binary;
 use crate::{
     Error, Result, ports,
@@ -30,7 +28,7 @@ use crate::{
     secret,
 };
 
-/// One nats-server or a cluster of them, with JetStream.
+/// A single nats-server or a cluster, with JetStream.
 #[derive(Debug)]
 pub struct Nats {
     nodes: Vec<Node>,
@@ -42,7 +40,7 @@ pub struct Nats {
 #[derive(Debug)]
 pub struct Node {
     process: Process,
-    /// By loopback, on which it listens whatever else it does.
+    /// The loopback address for clients. The node may listen on further addresses.
     client: SocketAddr,
     monitor: SocketAddr,
 }
@@ -55,20 +53,20 @@ enum Wiring {
 }
 
 impl Nats {
-    /// Starts `nodes` nats-servers in `<root>/nats-1`, `<root>/nats-2` …, on the data that is there, and waits until
-    /// JetStream works on each; a cluster is named `garage`.
+    /// Starts `nodes` nats-servers in `<root>/nats-1`, `<root>/nats-2` …, with the data that exists there, and waits
+    /// until all of them are healthy.
     ///
     /// # Errors
-    /// When nats-server is missing or does not answer in time.
+    /// When nats-server is not installed or does not answer in time.
     pub async fn start(root: &Path, nodes: usize) -> Result<Self> {
         Self::start_wired(root, nodes, Wiring::Direct, Ipv4Addr::LOCALHOST.into()).await
     }
 
-    /// The same for clients that come by another address of this machine too. The nodes then listen on every address:
-    /// nats-server knows one, or all.
+    /// Like [`start`](Self::start), but clients can also connect through another address of this machine. The nodes
+    /// then listen on all addresses, because nats-server supports only one or all.
     ///
     /// # Errors
-    /// When nats-server is missing or does not answer in time.
+    /// When nats-server is not installed or does not answer in time.
     pub async fn start_reachable(root: &Path, nodes: usize, by: IpAddr) -> Result<Self> {
         let listen = match by {
             IpAddr::V4(Ipv4Addr::LOCALHOST) => by,
@@ -78,11 +76,11 @@ impl Nats {
         Self::start_wired(root, nodes, Wiring::Direct, listen).await
     }
 
-    /// The same with every route through a proxy of its own, for [`cut_routes`](Self::cut_routes). The proxies run on
-    /// the tokio runtime of this call.
+    /// Like [`start`](Self::start), with a proxy in each route, for [`cut_routes`](Self::cut_routes). The proxies run
+    /// on the tokio runtime of the caller.
     ///
     /// # Errors
-    /// When nats-server is missing or does not answer in time.
+    /// When nats-server is not installed or does not answer in time.
     pub async fn start_cuttable(root: &Path, nodes: usize) -> Result<Self> {
         Self::start_wired(root, nodes, Wiring::Proxied, Ipv4Addr::LOCALHOST.into()).await
     }
@@ -143,7 +141,8 @@ impl Nats {
             let process = Launch::new(name, &program, folder.join("log")).arg("-c").arg(file).spawn()?;
             nodes.push(Node { process, client, monitor });
         }
-        // Each by itself first: one that found its port taken would otherwise look like a cluster that is slow to form.
+        // First wait for each node alone. Otherwise a node whose port is in use would look like a cluster that forms
+        // slowly.
         for node in &mut nodes {
             node.wait_answers().await?;
         }
@@ -152,16 +151,17 @@ impl Nats {
         Ok(nats)
     }
 
-    /// Waits until every node says that it is healthy (JetStream is on, and it is as far as the leader in every stream
-    /// and consumer that it holds), is connected to all others, and sees the same leader as they.
+    /// Waits until every node is healthy, is connected to all others, and sees the same leader. Healthy means that
+    /// JetStream is enabled, and that all streams and consumers of the node have caught up with their leaders.
     ///
     /// # Errors
-    /// When a node has ended or is not there in time.
+    /// When a node has ended, or the state is not reached in time.
     pub async fn wait_healthy(&mut self) -> Result<()> {
         let monitors: Vec<SocketAddr> = self.nodes.iter().map(|node| node.monitor).collect();
         for node in &mut self.nodes {
             let monitor = node.monitor;
-            // Health alone is not enough: a leader that was just cut off believes for seconds that all is well.
+            // The health check alone is not enough: a leader that was just cut off reports for seconds that it is
+            // healthy.
             let healthy = async || {
                 monitor::healthy(monitor, "/healthz").await
                     && monitor::peers(monitor).await == Some(monitors.len() - 1)
@@ -172,32 +172,32 @@ impl Nats {
         Ok(())
     }
 
-    /// The addresses of all nodes, `nats://127.0.0.1:<port>`, comma separated.
+    /// The URLs of all nodes, `nats://127.0.0.1:<port>`, separated by commas.
     #[must_use]
     pub fn url(&self) -> String {
         self.nodes.iter().map(Node::url).collect::<Vec<_>>().join(",")
     }
 
-    /// The same by another address of this machine.
+    /// Like [`url`](Self::url), with another address of this machine.
     #[must_use]
     pub fn url_by(&self, address: IpAddr) -> String {
         let url = |node: &Node| format!("nats://{}", SocketAddr::new(address, node.client.port()));
         self.nodes.iter().map(url).collect::<Vec<_>>().join(",")
     }
 
-    /// The file with the credentials of the role's user.
+    /// The file with the credentials of this role's user.
     #[must_use]
     pub fn credentials(&self, role: Role) -> PathBuf {
         self.operator.credentials(role)
     }
 
-    /// The file with the seed of the key that games' users are signed with.
+    /// The file with the seed of the key that signs the users of game servers.
     #[must_use]
     pub fn game_signing_key(&self) -> PathBuf {
         self.operator.game_signing_key()
     }
 
-    /// The credentials of a game server, as session makes them.
+    /// Creates credentials for the game server of one attempt, like the session worker does.
     ///
     /// # Errors
     /// When the keys cannot be read.
@@ -207,10 +207,10 @@ impl Nats {
         };
         let (key, own) = (read(self.game_signing_key())?, read(self.credentials(Role::Session))?);
         let made = Mint::new(&key, &own).and_then(|mint| mint.game(session, attempt, ends_at));
-        made.map_err(Error::other("make a game's user"))
+        made.map_err(Error::other("create the user of a game server"))
     }
 
-    /// What a client of the role needs to connect, to which callers may add.
+    /// Options with the credentials of this role. Callers may add further options.
     ///
     /// # Errors
     /// When the credentials cannot be read.
@@ -222,10 +222,10 @@ impl Nats {
         Ok(options.name(role.name()))
     }
 
-    /// Connects as the role, to whichever node.
+    /// Connects to any node with the credentials of this role.
     ///
     /// # Errors
-    /// When no node takes the connection.
+    /// When no node accepts the connection.
     pub async fn connect(&self, role: Role) -> Result<Client> {
         let urls = self.nodes.iter().map(Node::url).collect::<Vec<_>>();
         self.options(role)?
@@ -240,21 +240,21 @@ impl Nats {
         self.nodes.len()
     }
 
-    /// A node, counted from 0: node 0 is the server `nats-1`.
+    /// The node with this index. Node 0 is the server `nats-1`.
     ///
     /// # Errors
-    /// When there are not so many.
+    /// [`Error::NoSuchNode`]
     pub fn node(&mut self, index: usize) -> Result<&mut Node> {
         self.nodes.get_mut(index).ok_or(Error::NoSuchNode(index))
     }
 
-    /// The files that hold what the nodes printed.
+    /// The log files of the nodes.
     pub(crate) fn logs(&self) -> impl Iterator<Item = PathBuf> {
         self.nodes.iter().map(|node| node.process.log().to_owned())
     }
 
-    /// The index of the node that leads the cluster's assignments, in the eyes of most nodes that answer. `None` while
-    /// there is none, and without a cluster.
+    /// The index of the meta leader, which assigns streams to nodes. It must be the leader in the view of a majority of
+    /// all nodes. `None` if there is no such leader or no cluster.
     pub async fn meta_leader(&self) -> Option<usize> {
         let mut votes = BTreeMap::<String, usize>::new();
         for node in &self.nodes {
@@ -266,7 +266,7 @@ impl Nats {
         self.nodes.iter().position(|node| node.process.name() == leader)
     }
 
-    /// Cuts the node off from the other nodes, in both directions; its clients keep it.
+    /// Cuts the node off from the other nodes, in both directions. Its clients stay connected.
     ///
     /// # Errors
     /// When there is no such node, or the routes are direct.
@@ -275,7 +275,7 @@ impl Nats {
         Ok(())
     }
 
-    /// Undoes [`cut_routes`](Self::cut_routes). The nodes find each other again after about a second.
+    /// Ends [`cut_routes`](Self::cut_routes). The nodes reconnect after about a second.
     ///
     /// # Errors
     /// When there is no such node, or the routes are direct.
@@ -284,7 +284,7 @@ impl Nats {
         Ok(())
     }
 
-    /// Makes what goes between the node and the others arrive this much later, in each direction; zero undoes it.
+    /// Delays all traffic between the node and the others by this time, in both directions. Zero ends the delay.
     ///
     /// # Errors
     /// When there is no such node, or the routes are direct.
@@ -300,7 +300,7 @@ impl Nats {
         self.routes.as_ref().ok_or(Error::NotCuttable)
     }
 
-    /// Ends all nodes in order.
+    /// Shuts all nodes down cleanly.
     pub async fn stop(&mut self) {
         self.terminate();
         for node in &mut self.nodes {
@@ -313,10 +313,10 @@ impl Nats {
         self.nodes.iter_mut().for_each(Node::kill);
     }
 
-    /// All are told before any is waited for, so that it takes the time of one.
+    /// Sends SIGTERM to all nodes before the caller waits for them, so that they stop in parallel.
     fn terminate(&mut self) {
         for node in &mut self.nodes {
-            // One that does not run needs no telling.
+            // An error means that the node is not running.
             let _ = node.process.terminate();
         }
     }
@@ -335,19 +335,19 @@ impl Node {
         format!("nats://{}", self.client)
     }
 
-    /// `http://127.0.0.1:<port>`: `/varz`, `/jsz`, `/healthz` and so on.
+    /// `http://127.0.0.1:<port>` of the monitoring pages: `/varz`, `/jsz`, `/healthz` and so on.
     #[must_use]
     pub fn monitor_url(&self) -> String {
         format!("http://{}", self.monitor)
     }
 
-    /// How many other nodes it is connected to. `None` when it does not answer.
+    /// The number of other nodes that it is connected to. `None` when it does not answer.
     pub async fn peers(&self) -> Option<usize> {
         monitor::peers(self.monitor).await
     }
 
-    /// Kills it and starts it on the same ports and data. It is back when JetStream is on; in a cluster it may still
-    /// have to catch up ([`Nats::wait_healthy`]).
+    /// Kills the node, and starts it with the same ports and data. Returns when JetStream is enabled. In a cluster the
+    /// node may still have to catch up; see [`Nats::wait_healthy`].
     ///
     /// # Errors
     /// When it does not answer in time.
@@ -362,33 +362,33 @@ impl Node {
         self.process.wait_until("answer", answers).await
     }
 
-    /// Ends it in order.
+    /// Shuts the node down cleanly.
     pub async fn stop(&mut self) {
         self.process.stop().await;
     }
 
-    /// Kills it.
+    /// Kills the node.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Stops its time until [`resume`](Self::resume).
+    /// Pauses the node until [`resume`](Self::resume); see [`Process::pause`].
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the node is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process.pause()
     }
 
-    /// Lets it go on.
+    /// Resumes the node.
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the node is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.process.resume()
     }
 
-    /// The process behind it.
+    /// The node's process.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process

@@ -17,7 +17,7 @@ use crate::{
     secret,
 };
 
-/// A redis-server that keeps nothing by itself: what it holds is gone with its process, as Garage must stand it.
+/// A Redis server without persistence: it loses its data when its process ends, and Garage must tolerate that.
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
@@ -28,17 +28,17 @@ pub struct Redis {
     reader_file: PathBuf,
 }
 
-/// Where it writes what it holds, when a client asks for it: its default.
-const COPY: &str = "dump.rdb";
+/// The file that the server writes when a client sends `SAVE`. This is the default name.
+const DUMP: &str = "dump.rdb";
 
-/// The user who may read the projections, and nothing else: parked keys are none of his business.
+/// The user that may only read the projections. It has no access to parked keys.
 const READER: &str = "gateway";
 
 impl Redis {
-    /// Starts one in `<root>/redis` and waits until it answers.
+    /// Starts the server in `<root>/redis`, and waits until it answers.
     ///
     /// # Errors
-    /// When redis-server is missing or does not answer in time.
+    /// When redis-server is not installed or does not answer in time.
     pub async fn start(root: &Path) -> Result<Self> {
         let mut left = ports::STARTS;
         loop {
@@ -60,7 +60,7 @@ impl Redis {
         let [port] = ports::reserve()?;
         let config = folder.join("redis.conf");
         secret::write_private(&config, &configuration(port, &password, &reader))?;
-        // Its present directory is the folder, so that no path in the configuration needs quotes.
+        // The option --dir avoids a path in the configuration, which might need quotes.
         let process =
             Launch::new("redis", program, folder.join("log")).arg(&config).arg("--dir").arg(&folder).spawn()?;
         let mut redis = Self { process, folder, port, password, password_file, reader_file };
@@ -83,50 +83,50 @@ impl Redis {
         format!("redis://{}", self.address())
     }
 
-    /// The same with the password in it, for tests.
+    /// The URL with the password, for tests.
     #[must_use]
     pub fn url_with_password(&self) -> String {
         format!("redis://:{}@{}", self.password, self.address())
     }
 
-    /// The file that holds the password of the default user.
+    /// The file with the password of the default user.
     #[must_use]
     pub fn password_file(&self) -> &Path {
         &self.password_file
     }
 
-    /// The same for the user who may only read the projections.
+    /// The URL of the user that may only read the projections, without the password.
     #[must_use]
     pub fn reader_url(&self) -> String {
         format!("redis://{READER}@{}", self.address())
     }
 
-    /// The file that holds his password.
+    /// The file with the password of that user.
     #[must_use]
     pub fn reader_password_file(&self) -> &Path {
         &self.reader_file
     }
 
-    /// What that user may, as Redis writes it.
+    /// The rights of that user in the ACL syntax of Redis.
     #[must_use]
     pub fn reader_rights() -> String {
         let keys = LIVE.iter().chain([&DEAD_LETTERS]).map(|key| format!("~{key} ")).collect::<String>();
         keys + "-@all +@read +@connection +@transaction +time -@dangerous"
     }
 
-    /// Kills it and starts it on the same port; it holds nothing then.
+    /// Kills the server, and starts it on the same port without data.
     ///
     /// # Errors
     /// When it does not answer in time.
     pub async fn restart_empty(&mut self) -> Result<()> {
         self.kill();
-        match fs::remove_file(self.folder.join(COPY)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the copy of Redis")(error)),
+        match fs::remove_file(self.folder.join(DUMP)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the dump of Redis")(error)),
             _ => self.restart().await,
         }
     }
 
-    /// Kills it and starts it on the same port; it holds what it held when a client last had it `SAVE`.
+    /// Kills the server, and starts it on the same port with the data of the last `SAVE` of a client.
     ///
     /// # Errors
     /// When it does not answer in time.
@@ -135,33 +135,33 @@ impl Redis {
         self.wait().await
     }
 
-    /// Ends it in order.
+    /// Shuts the server down cleanly.
     pub async fn stop(&mut self) {
         self.process.stop().await;
     }
 
-    /// Kills it.
+    /// Kills the server.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Stops its time until [`resume`](Self::resume).
+    /// Pauses the server until [`resume`](Self::resume); see [`Process::pause`].
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the server is not running.
     pub fn pause(&mut self) -> Result<()> {
         self.process.pause()
     }
 
-    /// Lets it go on.
+    /// Resumes the server.
     ///
     /// # Errors
-    /// When it is not running.
+    /// When the server is not running.
     pub fn resume(&mut self) -> Result<()> {
         self.process.resume()
     }
 
-    /// The process behind it.
+    /// The server's process.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
@@ -181,7 +181,7 @@ fn configuration(port: u16, password: &str, reader: &str) -> String {
     )
 }
 
-/// Without a client library: two inline commands.
+/// Sends `PING` with inline commands, without a client library.
 async fn ping(address: SocketAddr, password: &str) -> std::io::Result<bool> {
     let mut connection = TcpStream::connect(address).await?;
     connection.write_all(format!("AUTH {password}\r\nPING\r\nQUIT\r\n").as_bytes()).await?;

@@ -1,23 +1,23 @@
-//! What holds whatever happens.
+//! Properties that hold for any sequence of commands and events.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// One thing that befalls a session.
+/// One step in the life of a session.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Somebody asks for something.
-    News(Command),
-    /// Somebody asks for something of an attempt; mostly of the present one, as in life.
-    Of(Option<u32>, fn(u32) -> Command),
-    /// The session does what it needs next, as its worker does.
+    /// A command from outside.
+    Command(Command),
+    /// A command about an attempt; `None` is the current attempt, as in most real cases.
+    ForAttempt(Option<u32>, fn(u32) -> Command),
+    /// The next step that the session needs, as its worker would do it.
     React,
 }
 
 fn any_of(commands: Vec<fn(u32) -> Command>) -> impl Strategy<Value = Step> {
     let attempt = prop_oneof![4 => Just(None), 1 => (0..5u32).prop_map(Some)];
-    (attempt, prop::sample::select(commands)).prop_map(|(attempt, command)| Step::Of(attempt, command))
+    (attempt, prop::sample::select(commands)).prop_map(|(attempt, command)| Step::ForAttempt(attempt, command))
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -25,19 +25,19 @@ fn any_step() -> impl Strategy<Value = Step> {
         60 => any_of(vec![schedule, ready, open]),
         10 => any_of(vec![fail_pod, |attempt| finish(attempt, &["ann"]), |attempt| finish(attempt, &["eve", "ann"])]),
         2 => any_of(vec![|attempt| finish(attempt, &["bob", "ann"])]),
-        1 => Just(Step::News(create())),
-        5 => (0..40i64).prop_map(|at| Step::News(deadline(at))),
-        1 => (880..920i64).prop_map(|at| Step::News(deadline(at))),
-        1 => Just(Step::News(fail("x"))),
+        1 => Just(Step::Command(create())),
+        5 => (0..40i64).prop_map(|at| Step::Command(deadline(at))),
+        1 => (880..920i64).prop_map(|at| Step::Command(deadline(at))),
+        1 => Just(Step::Command(fail("x"))),
     ]
 }
 
-/// A session whose worker does what is next, now and then.
+/// A session whose worker does the next step now and then.
 fn any_life() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(prop_oneof![3 => any_step(), 1 => Just(Step::React)], 0..80)
 }
 
-/// A session of which anything is asked at any time, also servers beyond the limit.
+/// A session that gets any command at any time, including requests for servers beyond the limit.
 fn any_life_at_all() -> impl Strategy<Value = Vec<Step>> {
     let request = any_of(vec![request, |attempt| request(attempt + 1)]);
     prop::collection::vec(prop_oneof![3 => any_step(), 1 => request], 0..80)
@@ -45,11 +45,11 @@ fn any_life_at_all() -> impl Strategy<Value = Vec<Step>> {
 
 fn live(steps: Vec<Step>) -> Vec<Recorded<Event>> {
     let (mut state, mut history) = (State::New, Vec::new());
-    let begin = [Step::News(create())];
+    let begin = [Step::Command(create())];
     for step in begin.into_iter().chain(steps) {
         let command = match (step, &state) {
-            (Step::News(command), _) => command,
-            (Step::Of(attempt, command), state) => command(attempt.or(state.present_attempt()).unwrap_or(1)),
+            (Step::Command(command), _) => command,
+            (Step::ForAttempt(attempt, command), state) => command(attempt.or(state.current_attempt()).unwrap_or(1)),
             (Step::React, State::New | State::Closed(_)) => continue,
             (Step::React, State::Open(open)) => match open.next(&limits()) {
                 Next::RequestPod { attempt } => request(attempt),
@@ -80,7 +80,7 @@ fn count(history: &[Recorded<Event>], type_name: &str) -> usize {
 
 proptest! {
     #[test]
-    fn whatever_is_asked_for_a_session_ends_once_and_opens_once(steps in any_life_at_all()) {
+    fn a_session_opens_at_most_once_and_ends_at_most_once(steps in any_life_at_all()) {
         let history = live(steps);
         prop_assert_eq!(count(&history, "Matched"), 1);
         prop_assert!(count(&history, "Opened") <= 1);
@@ -94,7 +94,7 @@ proptest! {
     }
 
     #[test]
-    fn a_session_is_closed_exactly_when_its_last_event_says_so(steps in any_life()) {
+    fn a_session_is_closed_exactly_if_its_last_event_is_closed(steps in any_life()) {
         let history = live(steps);
         let state = Session::of(history.clone()).state;
         let last = &history.last().unwrap().event;
@@ -105,14 +105,14 @@ proptest! {
     }
 
     #[test]
-    fn a_session_that_does_what_is_next_keeps_to_its_attempts(steps in any_life()) {
+    fn a_session_that_only_does_its_next_steps_does_not_exceed_its_attempts(steps in any_life()) {
         let attempts = attempts(&live(steps));
         prop_assert!(attempts.len() <= limits().attempts as usize);
         prop_assert!(attempts.iter().copied().eq(1..=attempts.len() as u32));
     }
 
     #[test]
-    fn results_are_those_of_the_opened_attempt(steps in any_life()) {
+    fn results_come_from_the_attempt_that_was_opened(steps in any_life()) {
         let history = live(steps);
         let opened = history.iter().find_map(|recorded| match &recorded.event {
             Event::Opened(opened) => Some(opened.attempt),
@@ -126,8 +126,9 @@ proptest! {
     }
 
     #[test]
-    fn a_deadline_that_waits_is_met_by_time_alone(steps in any_life()) {
-        // The worker sets its timer to this time, and nothing else may ever come: something must then happen.
+    fn a_waiting_session_always_times_out_at_its_deadline(steps in any_life()) {
+        // The worker sets the session's timer to this time. If nothing else happens before, the timer must have an
+        // effect.
         if let State::Open(open) = Session::of(live(steps)).state
             && open.next(&limits()) == Next::Wait
         {
@@ -137,7 +138,7 @@ proptest! {
     }
 
     #[test]
-    fn a_fold_takes_any_events_in_any_order(picks in prop::collection::vec((0..9usize, 0..4u32), 0..40)) {
+    fn a_fold_accepts_any_events_in_any_order(picks in prop::collection::vec((0..9usize, 0..4u32), 0..40)) {
         let mut history = Vec::new();
         for (pick, attempt) in picks {
             let event = match pick {

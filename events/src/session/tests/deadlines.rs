@@ -1,4 +1,4 @@
-//! When a phase is overdue.
+//! When a phase times out.
 
 use super::*;
 
@@ -9,8 +9,8 @@ fn not_ready(attempt: u32) -> Event {
 #[test]
 fn a_server_has_ten_seconds_to_become_ready() {
     let starting = given([matched(), requested(1)]);
-    assert_eq!(starting.overdue(), 11);
-    starting.when(deadline(10)).refused(Rejection::Moot);
+    assert_eq!(starting.deadline_s(), 11);
+    starting.when(deadline(10)).refused(Rejection::NoChange);
     starting.when(deadline(11)).then([not_ready(1)]);
     given([matched(), requested(1), scheduled(1)]).when(deadline(11)).then([not_ready(1)]);
     given([matched(), requested(1), was_ready(1)]).when(deadline(11)).then([not_ready(1)]);
@@ -19,20 +19,20 @@ fn a_server_has_ten_seconds_to_become_ready() {
 #[test]
 fn each_attempt_has_its_own_ten_seconds() {
     let second = given([matched(), requested(1), failed_pod(1), requested(2)]);
-    assert_eq!(second.overdue(), 13);
-    second.when(deadline(12)).refused(Rejection::Moot);
+    assert_eq!(second.deadline_s(), 13);
+    second.when(deadline(12)).refused(Rejection::NoChange);
     second.when(deadline(13)).then([not_ready(2)]);
 }
 
 #[test]
-fn a_server_that_is_ready_in_time_opens_however_late_that_is_noticed() {
+fn a_server_that_was_ready_in_time_does_not_fail_if_the_session_opens_late() {
     let both = given([matched(), requested(1), scheduled(1), was_ready(1)]);
-    both.when(deadline(100)).refused(Rejection::Moot);
+    both.when(deadline(100)).refused(Rejection::NoChange);
     assert_eq!(both.next(), Next::Open(opening(1)));
 }
 
 #[test]
-fn only_the_hard_end_is_a_deadline_of_the_other_phases() {
+fn the_other_phases_have_only_the_hard_end_as_deadline() {
     for given in [
         given([matched()]),
         given([matched(), requested(1), failed_pod(1)]),
@@ -40,13 +40,13 @@ fn only_the_hard_end_is_a_deadline_of_the_other_phases() {
         given([matched(), requested(1), scheduled(1), was_ready(1), opened(1), failed_pod(1)]),
         given([matched(), failed("x")]),
     ] {
-        assert_eq!(given.overdue(), 900, "{:?}", given.0.state);
-        given.when(deadline(899)).refused(Rejection::Moot);
+        assert_eq!(given.deadline_s(), 900, "{:?}", given.0.state);
+        given.when(deadline(899)).refused(Rejection::NoChange);
     }
 }
 
 #[test]
-fn the_hard_end_abandons_every_phase() {
+fn at_the_hard_end_the_session_is_abandoned_in_every_phase() {
     for given in [
         given([matched()]),
         given([matched(), requested(1)]),
@@ -62,7 +62,7 @@ fn the_hard_end_abandons_every_phase() {
 }
 
 #[test]
-fn the_hard_end_comes_before_a_later_deadline_of_the_server() {
+fn a_hard_end_before_the_deadline_of_the_server_applies_first() {
     let short = Limits { session: Duration::seconds(5), ..limits() };
     let starting = given([matched(), requested(1)]);
     assert_eq!(starting.open().deadline(&short), after(5));

@@ -1,11 +1,11 @@
-//! What a state says: what is next, which attempt is present, and what the players see.
+//! What a state shows: the next step, the current attempt, and the view.
 
 use super::*;
 
-// What is next.
+// The next step.
 
 #[test]
-fn next_is_a_server_until_the_attempts_are_used_up() {
+fn the_next_step_is_to_request_a_server_until_all_attempts_are_used() {
     assert_eq!(given([matched()]).next(), Next::RequestPod { attempt: 1 });
     assert_eq!(given([matched(), requested(1), failed_pod(1)]).next(), Next::RequestPod { attempt: 2 });
     let twice = given([matched(), requested(1), failed_pod(1), requested(2), failed_pod(2)]);
@@ -16,13 +16,13 @@ fn next_is_a_server_until_the_attempts_are_used_up() {
 }
 
 #[test]
-fn next_is_the_end_where_no_attempt_is_allowed() {
+fn the_next_step_is_to_fail_if_no_attempt_is_allowed() {
     let none = Limits { attempts: 0, ..limits() };
     assert_eq!(given([matched()]).open().next(&none), Next::End(fail("no-attempts")));
 }
 
 #[test]
-fn next_is_the_opening_with_what_director_server_and_key_said() {
+fn the_next_step_is_to_open_when_the_server_is_placed_and_ready() {
     for given in [
         given([matched(), requested(1), scheduled(1), was_ready(1)]),
         given([matched(), requested(1), was_ready(1), scheduled(1)]),
@@ -32,7 +32,7 @@ fn next_is_the_opening_with_what_director_server_and_key_said() {
 }
 
 #[test]
-fn next_is_nothing_while_others_are_busy() {
+fn there_is_no_next_step_while_the_session_waits_for_others() {
     for given in [
         given([matched(), requested(1)]),
         given([matched(), requested(1), scheduled(1)]),
@@ -45,7 +45,7 @@ fn next_is_nothing_while_others_are_busy() {
 }
 
 #[test]
-fn the_present_attempt_has_a_server_or_is_getting_one() {
+fn the_current_attempt_is_the_one_with_a_starting_or_running_server() {
     for (given, attempt) in [
         (given([]), None),
         (given([matched()]), None),
@@ -56,14 +56,14 @@ fn the_present_attempt_has_a_server_or_is_getting_one() {
         (given([matched(), requested(1), scheduled(1), was_ready(1), opened(1), failed_pod(1)]), None),
         (given([matched(), failed("x"), closed(Ending::Failed)]), None),
     ] {
-        assert_eq!(given.0.state.present_attempt(), attempt, "{:?}", given.0.state);
+        assert_eq!(given.0.state.current_attempt(), attempt, "{:?}", given.0.state);
     }
 }
 
-// What its players see.
+// The view.
 
 #[test]
-fn the_view_says_where_a_session_stands() {
+fn the_view_shows_status_key_and_address() {
     let (key_1, key_2) = (Some("key 1"), Some("key 2"));
     for (given, status, key, address) in [
         (given([matched()]), Status::Matched, None, None),
@@ -98,7 +98,7 @@ fn the_view_says_where_a_session_stands() {
 }
 
 #[test]
-fn the_view_of_a_closed_session_says_how_it_ended() {
+fn the_view_of_a_closed_session_shows_how_it_ended() {
     let played =
         [matched(), requested(1), scheduled(1), was_ready(1), opened(1), finished(1), closed(Ending::Finished)];
     let expected = Closed { why: Ending::Finished, results: places(&["ann", "bob"]) };
@@ -107,7 +107,7 @@ fn the_view_of_a_closed_session_says_how_it_ended() {
 }
 
 #[test]
-fn there_is_no_view_of_what_does_not_begin_with_a_match() {
+fn events_that_do_not_begin_with_a_match_have_no_view() {
     assert_eq!(given([]).view(), None);
     assert_eq!(given([requested(1), scheduled(1)]).view(), None);
 }

@@ -1,9 +1,10 @@
-//! Handling a dead letter again, when an operator asks for it.
+//! Retries a dead letter when an operator asks for it.
 //!
-//! The log takes no message twice, and a consumer brings none back that was given up. But a letter holds all that its
-//! handler was given, and was written by the worker itself: so that worker is asked, and handles the letter as it
-//! handles a delivery. Whoever asked removes the letter when the answer says that its effect is durable; should that
-//! answer be lost, the letter is there to be retried, which is idempotent as every reaction is.
+//! The log does not accept the same message twice, and a consumer does not redeliver a terminated message. But the
+//! dead letter contains everything that the handler received. So the operator's tool asks the worker that wrote the
+//! dead letter, and the worker handles it like a delivery. The tool removes the dead letter after the answer confirms
+//! that the effect is durable. If that answer is lost, the dead letter remains and can be retried: every reaction is
+//! idempotent.
 
 use std::future::Future;
 
@@ -16,13 +17,14 @@ use garage_events::{
 };
 use tokio::time::sleep;
 
-use super::{Delivery, Failure, Then};
+use super::{Delivery, Failure, NextStep};
 use crate::{
     Shutdown,
     service::{Refusal, Service},
 };
 
-/// Opens the endpoint on which a consumer's worker is asked. One letter at a time: each was trouble before.
+/// Opens the endpoint for retry requests of one consumer. It handles one dead letter at a time, as each of them has
+/// already caused a failure.
 pub(super) async fn serve<F, R>(
     context: &jetstream::Context,
     consumer: setup::Consumer,
@@ -35,15 +37,17 @@ where
 {
     let client = context.client();
     let name = consumer.name;
-    let service = Service::start(&client, &format!("{name}-retry"), "handles dead letters again").await?;
+    let service = Service::start(&client, &format!("{name}-retry"), "retries dead letters").await?;
     let answer = move |Retry { number }: Retry| {
         let (client, handler) = (client.clone(), handler.clone());
         async move {
             let delivery = read(client, name, number).await?;
             let outcome = handle(handler, delivery).await;
             match &outcome {
-                Ok(()) => tracing::info!(consumer = name, dead_letter = number, "dead letter handled"),
-                Err(error) => tracing::warn!(consumer = name, dead_letter = number, %error, "dead letter not handled"),
+                Ok(()) => tracing::info!(consumer = name, dead_letter = number, "retry of a dead letter succeeded"),
+                Err(error) => {
+                    tracing::warn!(consumer = name, dead_letter = number, %error, "retry of a dead letter failed");
+                }
             }
             let label = if outcome.is_ok() { "retried" } else { "still-dead" };
             metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => label).increment(1);
@@ -60,18 +64,19 @@ where
     service.serve_at(subject::retry(name), 1, shutdown, answer).await
 }
 
-/// Reads what was given up from the letter, not from the stream that it was of: that one forgets sooner.
+/// Restores the delivery from the dead letter. The original stream may have deleted the message already.
 async fn read(client: Client, consumer: &str, number: u64) -> Result<Delivery, Refusal> {
     let message = Reader::open(client, subject::DEAD).await?.get(number).await?;
     let message = message.filter(|message| message.subject.as_str() == subject::dead(consumer));
     let message = message.ok_or_else(|| Refusal::new(404, format!("{consumer} has no dead letter {number}")))?;
     let dead_letter: DeadLetter = serde_json::from_slice(&message.payload)
-        .map_err(|error| Refusal::new(422, format!("the letter cannot be read: {error}")))?;
+        .map_err(|error| Refusal::new(422, format!("the dead letter cannot be read: {error}")))?;
     let body = dead_letter.bytes();
     Ok(Delivery { seq: dead_letter.seq, time: dead_letter.time, subject: dead_letter.subject, body, delivered: 1 })
 }
 
-/// What one delivery gets, but that nobody waits for a dependency: the operator is told.
+/// Handles the dead letter with as many tries as one delivery has. If a dependency is unavailable, it returns the
+/// failure to the operator and does not wait.
 async fn handle<F, R>(handler: F, delivery: Delivery) -> Result<(), Failure>
 where
     F: Fn(Delivery) -> R,
@@ -80,9 +85,9 @@ where
     let mut tries = 1;
     loop {
         match handler(delivery.clone()).await {
-            Err(failure @ Failure::Retry(_)) => match failure.then(0, tries) {
-                Then::Hold(pause) => sleep(pause).await,
-                Then::Return(_) | Then::DeadLetter => return Err(failure),
+            Err(failure @ Failure::Retry(_)) => match failure.next_step(0, tries) {
+                NextStep::Hold(pause) => sleep(pause).await,
+                NextStep::Return(_) | NextStep::DeadLetter => return Err(failure),
             },
             outcome => return outcome,
         }

@@ -1,9 +1,12 @@
-//! Noticing that a consumer has stopped, and making it again.
+//! Detects that a consumer has stopped, and recreates it.
 //!
-//! A consumer that was deleted says so, one whose leader is gone for good does not answer, and one that silently stopped
-//! answers that all is well. Each is made again by the worker whose it is, behind the last message up to which, as far
-//! as this instance knows, all were acknowledged: nothing is lost by that, and what comes twice is found done. An
-//! instance that has never seen it begins at the stream's beginning, which only takes longer.
+//! A consumer can stop in three ways. A deleted consumer is reported as missing. A consumer whose leader is permanently
+//! lost does not answer. A consumer that has silently stopped answers that all is well, but delivers nothing.
+//!
+//! Its worker recreates the consumer in each case. The new one starts after the acknowledgement floor that this
+//! instance saw last; all messages up to the floor are acknowledged. So no message is skipped, and reactions to
+//! redelivered messages find their work already done. An instance that has never seen the consumer starts it at the
+//! beginning of the stream, which only takes longer.
 
 use std::time::Duration;
 
@@ -22,63 +25,63 @@ use tokio::time::Instant;
 
 use crate::Shutdown;
 
-/// Between two looks at the consumer, of which each costs its leader one answer.
-const LOOK: Duration = Duration::from_secs(2);
+/// Interval of checks. Each check costs the consumer's leader one request.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Looks in a row at which there was something and nothing of it came: so much happens to one that works only while its
-/// server is overwhelmed.
-const LOOKS: u32 = 3;
+/// After this many silent checks in a row, the consumer counts as stopped. A check is silent if there were messages,
+/// but none were delivered. A working consumer reaches this number only while its server is overloaded.
+const MAX_SILENT_CHECKS: u32 = 3;
 
-/// How long nobody answers for a consumer whose stream has a leader. In a cluster another one is elected in less.
-const LEADERLESS: Duration = Duration::from_secs(10);
+/// How long a consumer may be unanswered, while its stream has a leader, before it counts as leaderless. In a cluster
+/// an election takes less time.
+const LEADERLESS_AFTER: Duration = Duration::from_secs(10);
 
-/// How long one has been gone that is made again. nats-server says so a little before it has removed its files: it would
-/// take those of the new one with them.
-const GONE: Duration = Duration::from_secs(1);
+/// How long a consumer must be missing before it is recreated. nats-server reports a consumer as missing shortly before
+/// it removes the files, and it would then remove the files of the new consumer too.
+const RECREATE_AFTER: Duration = Duration::from_secs(1);
 
-/// What is known of a consumer.
+/// What this instance knows of a consumer.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     context: jetstream::Context,
     consumer: setup::Consumer,
-    /// When the last look was; none if one is due.
-    looked: Option<Instant>,
-    /// How many deliveries there had been by then.
+    /// `None` if a check is due.
+    last_check: Option<Instant>,
+    /// The number of deliveries at the last check.
     delivered: Option<u64>,
-    /// Looks in a row at which it brought nothing of what there was.
-    silent: u32,
-    /// Since when nobody has answered for it.
-    unanswered: Option<Instant>,
-    /// Since when it has not been there.
-    missing: Option<Instant>,
-    /// Why it was removed from here, until it is made again.
-    removed: Option<&'static str>,
+    /// Number of silent checks in a row.
+    silent_checks: u32,
+    unanswered_since: Option<Instant>,
+    missing_since: Option<Instant>,
+    /// Why this instance removed the consumer. `None` again when the consumer is recreated.
+    removal_reason: Option<&'static str>,
     floor: Option<Floor>,
-    /// Whether it has shown that it works since it was last found not to.
-    works: bool,
+    /// Whether the consumer has shown that it works since the last [`repair`](Self::repair).
+    working: bool,
 }
 
-/// Up to where all was acknowledged.
+/// The acknowledgement floor: all messages up to this one are acknowledged.
 #[derive(Debug, Clone, Copy)]
 struct Floor {
-    /// Its sequence in the stream.
+    /// Sequence in the stream.
     seq: u64,
-    /// When the consumer was made that said so. A stream that is younger is another.
-    made: OffsetDateTime,
+    /// Creation time of the consumer that reported the floor. If the stream is younger, it was recreated, and the floor
+    /// does not apply to it.
+    consumer_created: OffsetDateTime,
 }
 
 /// What is wrong with a consumer.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// It is there and of no use; in one word.
-    Useless(&'static str),
-    /// It is not there.
-    Gone,
+    /// It exists but does not work. The reason is a label of the metric.
+    Broken(&'static str),
+    /// It does not exist.
+    Missing,
 }
 
-/// The consumer brings nothing of what there is.
+/// There are messages, but the consumer does not deliver them.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("there are messages, but nothing of them comes here; it is made again")]
+#[error("there are messages, but none are delivered; the consumer will be recreated")]
 struct Silent;
 
 impl Watchdog {
@@ -86,135 +89,136 @@ impl Watchdog {
         Self {
             context,
             consumer,
-            looked: None,
+            last_check: None,
             delivered: None,
-            silent: 0,
-            unanswered: None,
-            missing: None,
-            removed: None,
+            silent_checks: 0,
+            unanswered_since: None,
+            missing_since: None,
+            removal_reason: None,
             floor: None,
-            works: false,
+            working: false,
         }
     }
 
-    /// Whether there is no reason to think that the consumer has stopped.
-    pub(super) fn works(&self) -> bool {
-        self.works
+    /// Whether the consumer is known to work. False after a repair, until the next sign that it works.
+    pub(super) fn is_working(&self) -> bool {
+        self.working
     }
 
-    /// To be told of each request for messages that has come to its end: looks at the consumer from time to time, and
-    /// judges it by whether the request brought anything.
+    /// Call this after each request for messages. `received` says whether the request returned any. From time to time
+    /// it also checks the consumer.
     ///
     /// # Errors
-    /// When the consumer cannot be asked, or has silently stopped.
-    pub(super) async fn after_request(&mut self, brought: bool) -> Result<(), async_nats::Error> {
-        if brought {
-            self.silent = 0;
-            self.works = true;
+    /// When the consumer does not answer, or has silently stopped.
+    pub(super) async fn after_request(&mut self, received: bool) -> Result<(), async_nats::Error> {
+        if received {
+            self.silent_checks = 0;
+            self.working = true;
         }
-        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
+        if self.last_check.is_some_and(|last_check| last_check.elapsed() < CHECK_INTERVAL) {
             return Ok(());
         }
         let stream = self.context.get_stream_no_info(self.consumer.stream).await?;
         let info = stream.consumer_info(self.consumer.name).await?;
-        self.looked = Some(Instant::now());
-        self.note(&info);
-        if brought || self.goes_on(&stream, &info).await? {
-            self.silent = 0;
-            self.works = true;
+        self.last_check = Some(Instant::now());
+        self.record(&info);
+        if received || self.may_be_silent(&stream, &info).await? {
+            self.silent_checks = 0;
+            self.working = true;
             return Ok(());
         }
-        self.silent += 1;
-        if self.silent >= LOOKS { Err(Silent.into()) } else { Ok(()) }
+        self.silent_checks += 1;
+        if self.silent_checks >= MAX_SILENT_CHECKS { Err(Silent.into()) } else { Ok(()) }
     }
 
-    fn note(&mut self, info: &Info) {
-        (self.unanswered, self.missing) = (None, None);
-        self.floor = Some(Floor { seq: info.ack_floor.stream_sequence, made: info.created });
+    fn record(&mut self, info: &Info) {
+        (self.unanswered_since, self.missing_since) = (None, None);
+        self.floor = Some(Floor { seq: info.ack_floor.stream_sequence, consumer_created: info.created });
     }
 
-    /// Whether a request may rightly have brought nothing.
-    async fn goes_on(&mut self, stream: &Stream<()>, info: &Info) -> Result<bool, async_nats::Error> {
+    /// Whether a working consumer, too, would have delivered nothing to this instance.
+    async fn may_be_silent(&mut self, stream: &Stream<()>, info: &Info) -> Result<bool, async_nats::Error> {
         let delivered = info.delivered.consumer_sequence;
-        // To another instance.
-        let moved = self.delivered.replace(delivered).is_some_and(|before| before != delivered);
-        let held = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX);
-        let full = info.config.max_ack_pending > 0 && held >= info.config.max_ack_pending;
-        // It is the stream that is asked: the consumer's own count may be what is wrong with it.
-        Ok(moved || full || !any(stream, &self.consumer.filters(), info.delivered.stream_sequence + 1).await?)
+        let delivered_elsewhere = self.delivered.replace(delivered).is_some_and(|before| before != delivered);
+        let pending = i64::try_from(info.num_ack_pending).unwrap_or(i64::MAX);
+        let full = info.config.max_ack_pending > 0 && pending >= info.config.max_ack_pending;
+        // Ask the stream whether there are messages: the count of a broken consumer may be wrong.
+        Ok(delivered_elsewhere
+            || full
+            || !any(stream, &self.consumer.filters(), info.delivered.stream_sequence + 1).await?)
     }
 
-    /// To be called when messages cannot be fetched, again and again: finds out whether it is the consumer's fault, and
-    /// does what is to be done about it.
-    pub(super) async fn mend(&mut self, shutdown: &Shutdown) {
+    /// Call this after each failed fetch. It finds out whether the consumer is the cause, and removes or recreates the
+    /// consumer if so. A repair may take several calls.
+    pub(super) async fn repair(&mut self, shutdown: &Shutdown) {
         let name = self.consumer.name;
-        let mending = async {
+        let repairing = async {
             match self.fault().await? {
                 None => {}
-                Some(Fault::Useless(reason)) => {
-                    tracing::warn!(consumer = name, reason, "consumer removed, to be made again");
-                    self.removed = Some(reason);
+                Some(Fault::Broken(reason)) => {
+                    tracing::warn!(consumer = name, reason, "removing the consumer to recreate it");
+                    self.removal_reason = Some(reason);
                     self.remove().await?;
                 }
-                Some(Fault::Gone) => {
-                    let (after, reason) = (self.make().await?, self.removed.take().unwrap_or("missing"));
+                Some(Fault::Missing) => {
+                    let (after, reason) = (self.recreate().await?, self.removal_reason.take().unwrap_or("missing"));
                     metrics::counter!("garage_consumers_made_again_total", "consumer" => name, "reason" => reason)
                         .increment(1);
-                    tracing::warn!(consumer = name, reason, after, "consumer made again");
+                    tracing::warn!(consumer = name, reason, after, "consumer recreated");
                 }
             }
             anyhow::Ok(())
         };
-        if let Some(Err(error)) = shutdown.run_until_cancelled(mending).await {
-            tracing::warn!(consumer = name, "cannot look after the consumer: {error:#}");
+        if let Some(Err(error)) = shutdown.run_until_cancelled(repairing).await {
+            tracing::warn!(consumer = name, "cannot check or repair the consumer: {error:#}");
         }
-        (self.looked, self.delivered, self.silent, self.works) = (None, None, 0, false);
+        (self.last_check, self.delivered, self.silent_checks, self.working) = (None, None, 0, false);
     }
 
-    /// What is wrong with the consumer; nothing when it is not known to be its fault.
+    /// What is wrong with the consumer. `None` if the consumer is not known to be the cause.
     async fn fault(&mut self) -> anyhow::Result<Option<Fault>> {
         let stream = self.context.get_stream_no_info(self.consumer.stream).await?;
         match stream.consumer_info(self.consumer.name).await {
             Ok(info) => {
-                // Not one that another instance has made again meanwhile.
-                let judged = self.floor.is_some_and(|floor| floor.made == info.created);
-                self.note(&info);
-                Ok((self.silent >= LOOKS && judged).then_some(Fault::Useless("silent")))
+                // Another instance may have recreated the consumer meanwhile. The silent checks were of the old one.
+                let same_consumer = self.floor.is_some_and(|floor| floor.consumer_created == info.created);
+                self.record(&info);
+                Ok((self.silent_checks >= MAX_SILENT_CHECKS && same_consumer).then_some(Fault::Broken("silent")))
             }
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
-                self.unanswered = None;
-                let since = self.missing.get_or_insert_with(Instant::now);
-                Ok((since.elapsed() >= GONE).then_some(Fault::Gone))
+                self.unanswered_since = None;
+                let since = self.missing_since.get_or_insert_with(Instant::now);
+                Ok((since.elapsed() >= RECREATE_AFTER).then_some(Fault::Missing))
             }
             Err(_) => {
-                self.missing = None;
+                self.missing_since = None;
                 if let Err(error) = stream.get_info().await {
-                    self.unanswered = None;
+                    self.unanswered_since = None;
                     return Err(anyhow::Error::from(error).context("the stream does not answer"));
                 }
-                let since = self.unanswered.get_or_insert_with(Instant::now);
-                Ok((since.elapsed() >= LEADERLESS).then_some(Fault::Useless("leaderless")))
+                let since = self.unanswered_since.get_or_insert_with(Instant::now);
+                Ok((since.elapsed() >= LEADERLESS_AFTER).then_some(Fault::Broken("leaderless")))
             }
         }
     }
 
     async fn remove(&mut self) -> anyhow::Result<()> {
-        self.unanswered = None;
+        self.unanswered_since = None;
         let stream = self.context.get_stream_no_info(self.consumer.stream).await?;
-        // Of one whose only server is down nobody confirms the end. The next look finds out.
+        // If the consumer's only server is down, no server confirms the deletion. The next check shows the outcome.
         match stream.delete_consumer(self.consumer.name).await {
             Err(error) if error.kind() != ConsumerErrorKind::TimedOut => Err(error.into()),
             _ => Ok(()),
         }
     }
 
-    /// Makes it, and tells behind which sequence it begins.
-    async fn make(&mut self) -> anyhow::Result<u64> {
-        let created = self.context.get_stream(self.consumer.stream).await?.cached_info().created;
-        let floor = self.floor.filter(|floor| created <= floor.made);
+    /// Recreates the consumer, and returns the sequence after which it starts.
+    async fn recreate(&mut self) -> anyhow::Result<u64> {
+        let stream_created = self.context.get_stream(self.consumer.stream).await?.cached_info().created;
+        let floor = self.floor.filter(|floor| stream_created <= floor.consumer_created);
         let after = floor.map_or(0, |floor| floor.seq);
-        crash::effect(Point::ConsumerMade, setup::make_after(&self.context, self.consumer, after)).await?;
-        self.missing = None;
+        crash::effect(Point::ConsumerMade, setup::create_after(&self.context, self.consumer, after)).await?;
+        self.missing_since = None;
         Ok(after)
     }
 }

@@ -12,7 +12,7 @@ fn race(cars: &[(&str, Stats)]) -> Race {
     Race::new(cars.iter().map(|(name, stats)| (player(name), *stats)), QUARTER_MILE_M, 60.0)
 }
 
-fn floor_it(mut race: Race) -> Race {
+fn at_full_throttle(mut race: Race) -> Race {
     for index in 0..race.cars().len() {
         race.set_throttle(index, Throttle(1.0));
     }
@@ -24,7 +24,7 @@ fn floor_it(mut race: Race) -> Race {
 
 /// Seconds over a quarter mile at full throttle.
 fn seconds(stats: Stats, hz: u32) -> f64 {
-    let race = floor_it(Race::at_rate([(player("p"), stats)], QUARTER_MILE_M, 600.0, hz));
+    let race = at_full_throttle(Race::at_rate([(player("p"), stats)], QUARTER_MILE_M, 600.0, hz));
     race.cars[0].finish_s.unwrap()
 }
 
@@ -33,21 +33,21 @@ fn order(race: &Race) -> Vec<(String, Option<u64>)> {
 }
 
 #[test]
-fn a_sports_car_takes_about_as_long_as_on_a_real_strip() {
+fn a_sports_car_takes_a_realistic_time() {
     let seconds = seconds(SPORTS, TICK_HZ);
     assert!((11.0..13.5).contains(&seconds), "{seconds}");
 }
 
 #[test]
-fn on_grip_alone_the_time_is_that_of_the_schoolbook() {
-    // Endless power, no air: constant acceleration, t = √(2 s / a).
+fn without_power_limit_and_air_the_time_matches_the_formula() {
+    // Only grip limits the acceleration, so it is constant: t = √(2 s / a).
     let rocket = Stats { power_kw: 1e9, drag_m2: 0.0, ..SPORTS };
     let expected = (2.0 * QUARTER_MILE_M / GRAVITY).sqrt();
     assert!((seconds(rocket, TICK_HZ) - expected).abs() < 1e-3);
 }
 
 #[test]
-fn who_never_touches_the_pedal_does_not_finish() {
+fn a_car_without_throttle_does_not_finish() {
     let mut race = race(&[("idle", SPORTS), ("fast", SPORTS)]);
     race.set_throttle(1, Throttle(1.0));
     while !race.is_over() {
@@ -61,7 +61,7 @@ fn who_never_touches_the_pedal_does_not_finish() {
 }
 
 #[test]
-fn who_did_not_finish_is_placed_by_distance_then_by_id() {
+fn cars_that_did_not_finish_are_placed_by_distance_then_by_id() {
     let mut race = race(&[("d", SPORTS), ("c", SPORTS), ("b", SPORTS), ("a", SPORTS)]);
     race.set_throttle(2, Throttle(0.01));
     race.set_throttle(1, Throttle(1.0));
@@ -74,13 +74,13 @@ fn who_did_not_finish_is_placed_by_distance_then_by_id() {
 
 #[test]
 fn equal_cars_are_placed_by_id() {
-    let placings = order(&floor_it(race(&[("b", SPORTS), ("a", SPORTS)])));
+    let placings = order(&at_full_throttle(race(&[("b", SPORTS), ("a", SPORTS)])));
     assert_eq!(placings[0].0, "a");
     assert_eq!(placings[0].1, placings[1].1);
 }
 
 #[test]
-fn a_throttle_is_clamped_and_must_be_a_number() {
+fn a_throttle_is_clamped_and_must_be_finite() {
     assert_eq!(Throttle::parse(7.0), Some(Throttle(1.0)));
     assert_eq!(Throttle::parse(-1.0), Some(Throttle::NONE));
     assert_eq!(Throttle::parse(f32::NAN), None);
@@ -88,7 +88,7 @@ fn a_throttle_is_clamped_and_must_be_a_number() {
 }
 
 #[test]
-fn what_cannot_be_driven_is_told_apart() {
+fn a_car_with_an_invalid_stat_is_not_drivable() {
     assert!(drivable(&SPORTS));
     for bad in [
         Stats { power_kw: 0.0, ..SPORTS },
@@ -118,30 +118,30 @@ proptest! {
 
     #[test]
     fn more_mass_without_air_is_never_faster(car in any_car(), more in 1.0..1000.0) {
-        // With air, a heavy car on its grip limit is the faster one, since grip grows with mass and drag does not.
+        // With air resistance, a heavier car at its grip limit is faster: grip grows with mass, but drag does not.
         let car = Stats { drag_m2: 0.0, ..car };
         let heavier = Stats { mass_kg: car.mass_kg + more, ..car };
         prop_assert!(seconds(heavier, TICK_HZ) >= seconds(car, TICK_HZ) - 1e-9);
     }
 
     #[test]
-    fn the_rate_of_steps_hardly_matters(car in any_car()) {
+    fn the_step_rate_changes_the_time_by_less_than_2_ms(car in any_car()) {
         let difference = (seconds(car, TICK_HZ) - seconds(car, 10 * TICK_HZ)).abs();
         prop_assert!(difference < 0.002, "{difference} s");
     }
 
     #[test]
-    fn cars_never_go_backwards_and_races_repeat(
+    fn cars_never_go_backwards_and_races_are_deterministic(
         cars in prop::collection::vec(any_car(), 1..5),
-        pedals in prop::collection::vec((0usize..5, -1.0f32..2.0), 0..200),
+        inputs in prop::collection::vec((0usize..5, -1.0f32..2.0), 0..200),
     ) {
         let named = || cars.iter().zip('a'..).map(|(stats, name)| (player(&name.to_string()), *stats));
         let mut one = Race::new(named(), 100.0, 20.0);
         let mut two = one.clone();
-        for (index, pedal) in pedals {
+        for (index, throttle) in inputs {
             let before: Vec<f64> = one.cars().iter().map(Car::position_m).collect();
             for race in [&mut one, &mut two] {
-                race.set_throttle(index, Throttle::parse(pedal).unwrap());
+                race.set_throttle(index, Throttle::parse(throttle).unwrap());
                 race.step();
             }
             for (car, before) in one.cars().iter().zip(before) {

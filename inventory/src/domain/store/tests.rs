@@ -9,7 +9,7 @@ fn id<T: FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }
 
-/// 1,000 coins; a pebble, which is driven, with red paint; a vixen with nothing; a second red, and sport tyres.
+/// Anna has 1,000 coins, an active pebble with red paint, a vixen without items, and a spare red paint and sport tyres.
 fn anna() -> Garage {
     let car = |car, items: &[(&str, &str)]| OwnedCar {
         id: id(car),
@@ -34,7 +34,7 @@ fn mount_on(garage: &Garage, car: &str, slot: &str, item: &str, fits: Option<&st
 }
 
 #[test]
-fn a_resale_is_a_share_without_fractions() {
+fn the_resale_is_a_percentage_of_the_price_rounded_down() {
     for (price, percent, expected) in [(500, 50, 250), (99, 50, 49), (7, 0, 0), (7, 100, 7), (u64::MAX, 100, u64::MAX)]
     {
         assert_eq!(resale(price, percent), expected, "{percent} % of {price}");
@@ -42,7 +42,7 @@ fn a_resale_is_a_share_without_fractions() {
 }
 
 #[test]
-fn who_buys_pays() {
+fn a_purchase_reduces_the_balance() {
     let car = CarPurchased { car: id("adder"), price: 300, balance: 700 };
     assert_eq!(buy_car(&anna(), &id("adder"), Some(PRODUCT)), Ok(vec![car.into()]));
     let item = ItemPurchased { item: id("red"), price: 300, balance: 700 };
@@ -53,36 +53,36 @@ fn who_buys_pays() {
 }
 
 #[test]
-fn what_is_not_sold_or_too_dear_is_not_bought() {
-    let dear = Some(Product { price: 1_001, ..PRODUCT });
-    let too_dear = Rejection::TooDear { price: 1_001, balance: 1_000 };
-    assert_eq!(buy_car(&anna(), &id("adder"), dear), Err(too_dear.clone()));
-    assert_eq!(buy_item(&anna(), &id("red"), dear), Err(too_dear));
+fn a_purchase_is_rejected_if_the_product_is_not_for_sale_or_too_expensive() {
+    let expensive = Some(Product { price: 1_001, ..PRODUCT });
+    let not_enough = Rejection::NotEnoughCoins { price: 1_001, balance: 1_000 };
+    assert_eq!(buy_car(&anna(), &id("adder"), expensive), Err(not_enough.clone()));
+    assert_eq!(buy_item(&anna(), &id("red"), expensive), Err(not_enough));
     for product in [None, Some(RETIRED)] {
         assert_eq!(buy_car(&anna(), &id("adder"), product), Err(Rejection::NoSuchCar(id("adder"))));
         assert_eq!(buy_item(&anna(), &id("red"), product), Err(Rejection::NoSuchItem(id("red"))));
     }
-    assert_eq!(buy_car(&anna(), &id("vixen"), dear), Err(Rejection::Owned(id("vixen"))));
+    assert_eq!(buy_car(&anna(), &id("vixen"), expensive), Err(Rejection::AlreadyOwned(id("vixen"))));
 }
 
 #[test]
-fn a_car_is_sold_without_what_is_mounted_on_it() {
+fn selling_a_car_unmounts_its_items_first() {
     let garage = Garage { active_car: id("vixen"), ..anna() };
     let unmounted = ItemUnmounted { car: id("pebble"), slot: id("paint"), item: id("red") };
     let sold = CarSold { car: id("pebble"), price: 150, balance: 1_150 };
     let events = vec![unmounted.into(), sold.into()];
     assert_eq!(sell_car(&garage, &id("pebble"), Some(PRODUCT)), Ok(events.clone()));
-    assert_eq!(sell_car(&garage, &id("pebble"), Some(RETIRED)), Ok(events), "who owns it may still sell it");
+    assert_eq!(sell_car(&garage, &id("pebble"), Some(RETIRED)), Ok(events), "a retired car can still be sold");
 }
 
 #[test]
-fn neither_the_active_car_nor_another_players_is_sold() {
-    assert_eq!(sell_car(&anna(), &id("pebble"), Some(PRODUCT)), Err(Rejection::Active(id("pebble"))));
+fn the_active_car_and_cars_of_others_cannot_be_sold() {
+    assert_eq!(sell_car(&anna(), &id("pebble"), Some(PRODUCT)), Err(Rejection::CarIsActive(id("pebble"))));
     assert_eq!(sell_car(&anna(), &id("adder"), Some(PRODUCT)), Err(Rejection::CarNotOwned(id("adder"))));
 }
 
 #[test]
-fn an_item_is_sold_from_the_shelf() {
+fn only_a_spare_item_can_be_sold() {
     let sold = ItemSold { item: id("red"), price: 150, balance: 1_150 };
     assert_eq!(sell_item(&anna(), &id("red"), Some(PRODUCT)), Ok(vec![sold.into()]));
     let mut garage = anna();
@@ -92,7 +92,7 @@ fn an_item_is_sold_from_the_shelf() {
 }
 
 #[test]
-fn an_item_is_mounted_where_it_fits_once_for_each_owned() {
+fn an_item_can_be_mounted_as_often_as_it_is_owned() {
     let mounted = |car, slot, item| Event::from(ItemMounted { car: id(car), slot: id(slot), item: id(item) });
     let garage = anna();
     let tyres = mount_on(&garage, "pebble", "tyres", "sport", Some("tyres"));
@@ -103,11 +103,11 @@ fn an_item_is_mounted_where_it_fits_once_for_each_owned() {
     one.items.insert(id("red"), 1);
     let all_mounted = Rejection::AllMounted(id("red"));
     assert_eq!(mount_on(&one, "vixen", "paint", "red", Some("paint")), Err(all_mounted));
-    assert_eq!(mount_on(&one, "pebble", "paint", "red", Some("paint")), Ok(vec![]), "it is there already");
+    assert_eq!(mount_on(&one, "pebble", "paint", "red", Some("paint")), Ok(vec![]), "it is already mounted there");
 }
 
 #[test]
-fn what_is_replaced_is_taken_off_first() {
+fn a_replaced_item_is_unmounted_first() {
     let mut garage = anna();
     garage.items.insert(id("blue"), 1);
     let off = ItemUnmounted { car: id("pebble"), slot: id("paint"), item: id("red") };
@@ -116,7 +116,7 @@ fn what_is_replaced_is_taken_off_first() {
 }
 
 #[test]
-fn what_cannot_be_mounted_is_refused_with_the_reason() {
+fn an_item_that_cannot_be_mounted_is_rejected_with_the_reason() {
     let cases = [
         (("adder", "paint", "red", Some("paint")), Rejection::CarNotOwned(id("adder"))),
         (("pebble", "wing", "red", Some("paint")), Rejection::NoSuchSlot { car: id("pebble"), slot: id("wing") }),
@@ -124,7 +124,7 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
         (("pebble", "tyres", "blue", Some("paint")), Rejection::ItemNotOwned(id("blue"))),
         (
             ("pebble", "tyres", "red", Some("paint")),
-            Rejection::Misfit { item: id("red"), fits: id("paint"), slot: id("tyres") },
+            Rejection::WrongSlot { item: id("red"), fits: id("paint"), slot: id("tyres") },
         ),
     ];
     for ((car, slot, item, fits), rejection) in cases {
@@ -133,7 +133,7 @@ fn what_cannot_be_mounted_is_refused_with_the_reason() {
 }
 
 #[test]
-fn taking_off_twice_is_harmless() {
+fn unmounting_an_empty_slot_does_nothing() {
     let off = ItemUnmounted { car: id("pebble"), slot: id("paint"), item: id("red") };
     assert_eq!(unmount(&anna(), &id("pebble"), &id("paint"), &slots()), Ok(vec![off.into()]));
     assert_eq!(unmount(&anna(), &id("pebble"), &id("tyres"), &slots()), Ok(vec![]));
@@ -143,7 +143,7 @@ fn taking_off_twice_is_harmless() {
 }
 
 #[test]
-fn an_owned_car_is_activated_once() {
+fn activating_the_active_car_does_nothing() {
     let event = CarActivated { car: id("vixen") };
     assert_eq!(activate(&anna(), &id("vixen")), Ok(vec![event.into()]));
     assert_eq!(activate(&anna(), &id("pebble")), Ok(vec![]));

@@ -1,4 +1,5 @@
-//! A new catalogue in the place of the present one, in one transaction. Nothing is deleted that a player may own.
+//! Replaces the catalogue in one transaction. Nothing that a player may own is deleted: products that the new catalogue
+//! does not contain are retired.
 
 use std::collections::BTreeMap;
 
@@ -11,43 +12,44 @@ use crate::{
     mysql::{catalogue, retrying, signed},
 };
 
-/// Why a catalogue was not applied. Nothing has changed.
+/// Why a catalogue was not applied. The previous catalogue is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// Things are mounted where they would no longer fit; each such place is named.
-    #[error("players have mounted what would no longer fit:{}", .0.iter().map(|place| format!("\n  {place}")).collect::<String>())]
+    /// Players have mounted items in slots that would no longer fit. One line per car or item.
+    #[error("players have mounted items that would no longer fit:{}", .0.iter().map(|line| format!("\n  {line}")).collect::<String>())]
     InUse(Vec<String>),
-    /// The database.
+    /// A query failed.
     #[error(transparent)]
     Database(#[from] Error),
 }
 
-/// The catalogue as it is.
+/// Reads the current catalogue.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn present(pool: &MySqlPool) -> Result<Catalogue, Error> {
-    // A transaction, so that its reads see one moment.
+pub async fn current(pool: &MySqlPool) -> Result<Catalogue, Error> {
+    // A transaction gives all reads the same snapshot.
     read(&mut *pool.begin().await?).await
 }
 
-/// What a catalogue would change.
+/// Lists what `next` would change, without changing anything.
 ///
 /// # Errors
-/// [`ApplyError`], as [`apply`] would say.
+/// The same as [`apply`].
 pub async fn differences(pool: &MySqlPool, next: &Catalogue) -> Result<Vec<Difference>, ApplyError> {
     let mut transaction = pool.begin().await.map_err(Error::from)?;
     let now = read(&mut transaction).await?;
-    in_use(&mut transaction, &now, next).await?;
+    check_slots_in_use(&mut transaction, &now, next).await?;
     Ok(now.differences(next))
 }
 
-/// Puts a catalogue in the place of the present one, and tells what it changed. What it does not name is retired.
+/// Replaces the catalogue and returns what changed. Products that `next` does not contain are retired.
 ///
 /// # Errors
-/// [`ApplyError`]
+/// See [`ApplyError`].
 pub async fn apply(pool: &MySqlPool, next: &Catalogue) -> Result<Vec<Difference>, ApplyError> {
-    // Looked at again by the database as the rows are written: who mounts something meanwhile makes it fail.
+    // This check gives a readable error. If a player mounts an item after it, the foreign keys of `mounted_items` make
+    // the transaction below fail.
     differences(pool, next).await?;
     Ok(retrying(|| apply_once(pool, next)).await?)
 }
@@ -94,36 +96,40 @@ async fn read(connection: &mut MySqlConnection) -> Result<Catalogue, Error> {
     Ok(Catalogue { resale_percent, slots, cars, items })
 }
 
-/// What is new, or another than it was.
+/// The entries of `next` that are new or differ from `now`.
 fn changed<'a, I: Ord, T: Fields>(now: &BTreeMap<I, T>, next: &'a BTreeMap<I, T>) -> Vec<&'a T> {
-    let same = |id, thing: &T| now.get(id).is_some_and(|old| old.fields() == thing.fields());
-    next.iter().filter(|(id, thing)| !same(*id, thing)).map(|(_, thing)| thing).collect()
+    let same = |id, new: &T| now.get(id).is_some_and(|old| old.fields() == new.fields());
+    next.iter().filter(|(id, new)| !same(*id, new)).map(|(_, new)| new).collect()
 }
 
-/// Finds what is mounted in a slot that its car, or on which its item, is to lose. That of a retired car or item counts
-/// too, as it may come back with other slots.
-async fn in_use(connection: &mut MySqlConnection, now: &Catalogue, next: &Catalogue) -> Result<(), ApplyError> {
-    let mut places = Vec::new();
+/// Fails if players have mounted items in a slot that a car loses, or mounted an item that changes its slot. A retired
+/// car or item that comes back with other slots is checked too.
+async fn check_slots_in_use(
+    connection: &mut MySqlConnection,
+    now: &Catalogue,
+    next: &Catalogue,
+) -> Result<(), ApplyError> {
+    let mut uses = Vec::new();
     for car in changed(&now.cars, &next.cars) {
         let query = "SELECT slot, COUNT(*) FROM mounted_items WHERE car = ? GROUP BY slot ORDER BY slot";
         let mounted: Vec<(String, i64)> =
             sqlx::query_as(query).bind(car.id.as_str()).fetch_all(&mut *connection).await.map_err(Error::from)?;
         let lost = mounted.into_iter().filter(|(slot, _)| !car.slots.iter().any(|has| has.as_str() == slot));
-        places.extend(lost.map(|(slot, times)| format!("car {} loses slot {slot}; mounted there: {times}", car.id)));
+        uses.extend(lost.map(|(slot, count)| format!("car {} loses slot {slot}; mounted there: {count}", car.id)));
     }
     for item in changed(&now.items, &next.items) {
         let query = "SELECT COUNT(*) FROM mounted_items WHERE item = ? AND slot <> ?";
-        let times: i64 = sqlx::query_scalar(query)
+        let count: i64 = sqlx::query_scalar(query)
             .bind(item.id.as_str())
             .bind(item.slot.as_str())
             .fetch_one(&mut *connection)
             .await
             .map_err(Error::from)?;
-        if times > 0 {
-            places.push(format!("item {} goes to slot {}; mounted elsewhere: {times}", item.id, item.slot));
+        if count > 0 {
+            uses.push(format!("item {} moves to slot {}; mounted in another slot: {count}", item.id, item.slot));
         }
     }
-    if places.is_empty() { Ok(()) } else { Err(ApplyError::InUse(places)) }
+    if uses.is_empty() { Ok(()) } else { Err(ApplyError::InUse(uses)) }
 }
 
 async fn write_car(connection: &mut MySqlConnection, car: &StoreCar) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! What a director needs, and the director; and sessions that ask it for pods.
+//! The servers that a director needs, a director, and sessions that request pods from it.
 
 use std::{fs, path::Path};
 
@@ -24,25 +24,25 @@ use garage_stack::{
 };
 use garage_worker::seal::SealKey;
 
-/// What every game's key is sealed with.
+/// The key that seals the game secrets.
 const SEAL: [u8; 32] = [9; 32];
 
-/// Under which one key is parked for all games: what it is does not matter, as none runs.
+/// The fingerprint of the parked key. All sessions share one key, because no game runs.
 const FINGERPRINT: &str = "bench";
 
-/// As long as a private key in PEM.
+/// Length of a private key in PEM, in bytes.
 const KEY_BYTES: usize = 1_704;
 
-/// As long as the credentials of a game's NATS user.
+/// Length of the credentials of a game's NATS user, in bytes.
 const CREDENTIALS_BYTES: usize = 1_000;
 
-// Made with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`; nothing is signed with it.
+// From `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`. Nothing is signed with it.
 const TOKEN: &str = "-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAu+uiWnok4oQmhpShKCapgw9QiTa/9u+CUzLxQqmAHoc=
 -----END PUBLIC KEY-----
 ";
 
-/// Dropping it ends all of it.
+/// Dropping it stops all its processes.
 pub(super) struct Stage {
     _director: Instance,
     log: JetStreamLog,
@@ -51,7 +51,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Starts NATS, Redis and a director with these flags, whose keys are in the folder.
+    /// Starts NATS, Redis and a director with these flags. Writes the director's keys into the folder.
     pub(super) async fn start(folder: &Path, flags: &[String]) -> anyhow::Result<Self> {
         let (nats, redis) = futures::try_join!(Nats::start(folder, 1), Redis::start(folder))?;
         let admin = nats.connect(Role::Admin).await?;
@@ -79,7 +79,7 @@ impl Stage {
         Ok(Self { _director: director, log, nats, _redis: redis })
     }
 
-    /// Appends so many sessions at once, each of which asks for its first server.
+    /// Appends `count` sessions at once. Each has requested its first game server.
     pub(super) async fn sessions(&self, count: usize) -> anyhow::Result<Vec<SessionId>> {
         try_join_all((0..count).map(|_| self.session())).await
     }
@@ -113,7 +113,7 @@ impl Stage {
         Ok(id)
     }
 
-    /// Closes sessions, whose pods the director then removes.
+    /// Closes sessions. The director then removes their pods.
     pub(super) async fn close(&self, sessions: &[SessionId]) -> anyhow::Result<()> {
         try_join_all(sessions.iter().map(async |session| {
             let command = Command::Fail { reason: "bench".into() };
@@ -124,7 +124,7 @@ impl Stage {
         Ok(())
     }
 
-    /// What a director makes of such a session.
+    /// The order of a director for such a session.
     pub(super) fn order(&self) -> anyhow::Result<Order> {
         let session = SessionId::new(System.id());
         let report = |kind| Report { session, attempt: 1, kind }.to_string();
@@ -145,7 +145,7 @@ impl Stage {
     }
 }
 
-/// As long as a real game's.
+/// Secrets of the same length as those of a real game.
 fn secrets() -> game::Secrets {
     let text = |bytes| Secret::new("k".repeat(bytes));
     game::Secrets { private_key: text(KEY_BYTES), credentials: text(CREDENTIALS_BYTES) }

@@ -1,8 +1,10 @@
-//! The clients, in a process of their own: so that what they take is not the gateway's, nor the measuring's.
+//! The clients of the benchmark, in a process of their own, which does not add to the memory of the gateway or of the
+//! benchmark.
 //!
-//! On its standard input it gets a player's token a line, and an empty line at the end; it opens a socket for each. On
-//! its standard output it says where its echo server is, that all sockets are open, and then each frame: the event's
-//! sequence, and when it came, in nanoseconds of the machine's clock. It ends with its standard input.
+//! The process reads one player's token per line from standard input, up to an empty line, and opens a socket for each.
+//! To standard output it writes the address of its echo server, a line when all sockets are open, and then a line for
+//! each frame: the event's sequence, and the time of arrival in Unix nanoseconds. It ends when its standard input is
+//! closed.
 
 use std::{io::Write, net::SocketAddr, process::Stdio, time::Duration};
 
@@ -23,38 +25,42 @@ use tokio_tungstenite::{
     tungstenite::{Message, client::IntoClientRequest, http::HeaderValue, protocol::WebSocketConfig},
 };
 
-/// Sockets opened at a time; each is a write to the log of who is where.
-const AT_ONCE: usize = 128;
+/// Sockets that are opened at the same time. For each, the gateway writes an entry to NATS.
+const CONCURRENCY: usize = 128;
 
-/// For one socket to be opened, and for one frame to come.
+/// Time-out for opening one socket, and for waiting for one frame.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Frames that may wait to be told of.
+/// Capacity of the channel of reports that are not printed yet.
 const QUEUE: usize = 65_536;
 
-/// What a process of clients says, a line each.
+/// One line on standard output, in JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Report {
+    /// The address of the echo server.
     Echo(SocketAddr),
+    /// All sockets are open: their number.
     Open(usize),
+    /// A frame: the event's sequence, and the time of arrival in Unix nanoseconds.
     Frame(u64, i128),
+    /// A socket has closed: the reason.
     Closed(String),
 }
 
-/// The other side of `gateway`: clients in a process of their own.
+/// Runs the clients for `bench gateway`, which starts them as a separate process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Clients {
-    /// The gateway's URL.
+    /// The URL of the gateway.
     gateway: String,
 }
 
 impl Clients {
     pub(in super::super) async fn run(self) -> anyhow::Result<()> {
-        let (say, said) = mpsc::channel(QUEUE);
-        spawn_blocking(move || tell(said));
+        let (reports, received) = mpsc::channel(QUEUE);
+        spawn_blocking(move || print_reports(received));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        say.send(Report::Echo(listener.local_addr()?)).await?;
+        reports.send(Report::Echo(listener.local_addr()?)).await?;
         tokio::spawn(echo(listener));
 
         let tokens = spawn_blocking(|| {
@@ -62,24 +68,24 @@ impl Clients {
             lines.collect::<std::io::Result<Vec<_>>>()
         });
         let tokens = tokens.await??;
-        let open = stream::iter(&tokens).map(|token| open(&self.gateway, token)).buffer_unordered(AT_ONCE);
+        let open = stream::iter(&tokens).map(|token| open(&self.gateway, token)).buffer_unordered(CONCURRENCY);
         let sockets: Vec<Socket> = open.try_collect().await?;
         let count = sockets.len();
         for socket in sockets {
-            tokio::spawn(listen(socket, say.clone()));
+            tokio::spawn(listen(socket, reports.clone()));
         }
-        say.send(Report::Open(count)).await?;
+        reports.send(Report::Open(count)).await?;
         spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
         Ok(())
     }
 }
 
-fn tell(mut said: mpsc::Receiver<Report>) -> anyhow::Result<()> {
+fn print_reports(mut reports: mpsc::Receiver<Report>) -> anyhow::Result<()> {
     let (mut output, mut batch) = (std::io::stdout(), Vec::new());
-    while said.blocking_recv_many(&mut batch, 1_000) > 0 {
+    while reports.blocking_recv_many(&mut batch, 1_000) > 0 {
         let mut text = Vec::new();
-        for said in batch.drain(..) {
-            serde_json::to_writer(&mut text, &said)?;
+        for report in batch.drain(..) {
+            serde_json::to_writer(&mut text, &report)?;
             text.push(b'\n');
         }
         output.write_all(&text)?;
@@ -93,7 +99,7 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 async fn open(gateway: &str, token: &str) -> anyhow::Result<Socket> {
     let mut request = format!("{}/v1/ws", gateway.replacen("http", "ws", 1)).into_client_request()?;
     request.headers_mut().insert("authorization", HeaderValue::from_str(&format!("Bearer {token}"))?);
-    // By default 128 KiB each way are taken at once.
+    // The default buffers are 128 KiB each.
     let config = WebSocketConfig::default().read_buffer_size(4 << 10).write_buffer_size(0);
     let opening = connect_async_with_config(request, Some(config), true);
     Ok(timeout(MAX_WAIT, opening).await.context("the gateway does not answer")?.context("cannot open a socket")?.0)
@@ -104,30 +110,30 @@ struct SequenceOnly {
     seq: u64,
 }
 
-async fn listen(mut socket: Socket, say: mpsc::Sender<Report>) {
-    let why = loop {
+async fn listen(mut socket: Socket, reports: mpsc::Sender<Report>) {
+    let reason = loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => {
                 let now = System.now().unix_timestamp_nanos();
-                let said = match serde_json::from_str::<SequenceOnly>(&text) {
+                let report = match serde_json::from_str::<SequenceOnly>(&text) {
                     Ok(SequenceOnly { seq }) => Report::Frame(seq, now),
-                    Err(error) => break format!("a frame that cannot be read: {error}"),
+                    Err(error) => break format!("cannot read a frame: {error}"),
                 };
-                if say.send(said).await.is_err() {
+                if reports.send(report).await.is_err() {
                     return;
                 }
             }
             Some(Ok(Message::Close(close))) => break format!("closed: {close:?}"),
-            // Pings are answered by tungstenite.
+            // tungstenite answers pings.
             Some(Ok(_)) => {}
             Some(Err(error)) => break error.to_string(),
-            None => break "ended".into(),
+            None => break "the connection ended".into(),
         }
     };
-    let _ = say.send(Report::Closed(why)).await;
+    let _ = reports.send(Report::Closed(reason)).await;
 }
 
-/// Answers every request with the same, as little as HTTP lets it do.
+/// An HTTP server that does as little as possible: it answers every request with the same body.
 async fn echo(listener: TcpListener) -> anyhow::Result<()> {
     loop {
         let (mut stream, _) = listener.accept().await?;
@@ -145,62 +151,62 @@ async fn echo(listener: TcpListener) -> anyhow::Result<()> {
     }
 }
 
-/// A process of clients, as it is seen from here.
+/// The benchmark's handle of a client process.
 #[derive(Debug)]
 pub(super) struct Remote {
-    said: Lines<BufReader<ChildStdout>>,
+    reports: Lines<BufReader<ChildStdout>>,
     echo: SocketAddr,
     _input: ChildStdin,
-    /// Killed when this is dropped.
+    /// Killed when the handle is dropped.
     _process: Child,
 }
 
-/// Starts one, and waits until all its sockets are open.
+/// Starts a client process, and waits until all its sockets are open.
 ///
 /// # Errors
-/// When one cannot be opened.
+/// If a socket cannot be opened.
 pub(super) async fn start(gateway: &str, tokens: &[String]) -> anyhow::Result<Remote> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", "gateway-clients", gateway]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut process = command.kill_on_drop(true).spawn().context("cannot start the clients")?;
-    let mut input = process.stdin.take().context("no way to the clients")?;
-    let output = process.stdout.take().context("no way from the clients")?;
-    let mut said = BufReader::new(output).lines();
-    let Report::Echo(echo) = next(&mut said).await? else { anyhow::bail!("the clients said something else") };
+    let mut input = process.stdin.take().context("the clients have no standard input")?;
+    let output = process.stdout.take().context("the clients have no standard output")?;
+    let mut reports = BufReader::new(output).lines();
+    let Report::Echo(echo) = next(&mut reports).await? else { anyhow::bail!("unexpected report of the clients") };
     for token in tokens {
         input.write_all(format!("{token}\n").as_bytes()).await?;
     }
     input.write_all(b"\n").await?;
     input.flush().await?;
-    match next(&mut said).await? {
+    match next(&mut reports).await? {
         Report::Open(count) if count == tokens.len() => {}
         other => anyhow::bail!("not all sockets are open: {other:?}"),
     }
-    Ok(Remote { said, echo, _input: input, _process: process })
+    Ok(Remote { reports, echo, _input: input, _process: process })
 }
 
-async fn next(said: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<Report> {
-    let line = said.next_line().await?.context("the clients have ended")?;
+async fn next(reports: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<Report> {
+    let line = reports.next_line().await?.context("the clients have ended")?;
     match serde_json::from_str(&line)? {
-        Report::Closed(why) => anyhow::bail!("a socket went: {why}"),
-        said => Ok(said),
+        Report::Closed(reason) => anyhow::bail!("a socket closed: {reason}"),
+        report => Ok(report),
     }
 }
 
 impl Remote {
-    /// Where its echo server is.
+    /// The address of the echo server.
     pub(super) fn echo(&self) -> SocketAddr {
         self.echo
     }
 
-    /// The next frame that came to any of its sockets: the event's sequence, and when, in nanoseconds.
+    /// The next frame at any of the sockets: the event's sequence, and the time of arrival in Unix nanoseconds.
     ///
     /// # Errors
-    /// When none comes, or a socket went.
+    /// If no frame arrives in time, or a socket closes.
     pub(super) async fn frame(&mut self) -> anyhow::Result<(u64, i128)> {
-        match timeout(MAX_WAIT, next(&mut self.said)).await.context("a frame did not come")?? {
+        match timeout(MAX_WAIT, next(&mut self.reports)).await.context("no frame arrived in time")?? {
             Report::Frame(seq, at) => Ok((seq, at)),
-            other => anyhow::bail!("the clients said {other:?}"),
+            other => anyhow::bail!("unexpected report of the clients: {other:?}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From an append to the frame at the player's client.
+//! Measures the latency from an append to the frame at the player's client.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,27 +14,27 @@ use garage_events::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::{clients::Remote, length};
+use super::{clients::Remote, due_times};
 use crate::bench::{queued, sample::Latencies};
 
-/// A subject outside of all streams.
-const ALONE: &str = "bench.alone";
+/// A subject that no stream stores.
+const UNSTORED: &str = "bench.alone";
 
 /// Latencies of one measurement.
 #[derive(Debug, Default)]
 pub(super) struct Pushed {
-    /// From the append to the frame.
+    /// From the append to the frame at the client.
     pub(super) frame: Latencies,
-    /// From the append until the log has it.
+    /// From the append until the log has stored the event.
     pub(super) stored: Latencies,
-    /// From publishing to a subscriber, without a log and a gateway.
+    /// From a publisher to a subscriber of NATS, without the log and the gateway.
     pub(super) limit: Latencies,
 }
 
-/// Pushes events to players that are connected.
+/// Appends events of connected players.
 pub(super) struct Pushing<'a> {
     log: JetStreamLog,
-    /// Publishes for the limit.
+    /// Used with `subscriber` to measure the limit.
     publisher: Client,
     subscriber: Subscriber,
     players: Vec<(PlayerId, Head)>,
@@ -44,7 +44,7 @@ pub(super) struct Pushing<'a> {
 impl<'a> Pushing<'a> {
     pub(super) async fn new(nats: &[Client; 2], players: &[String], clients: &'a mut Remote) -> anyhow::Result<Self> {
         let [publisher, other] = nats;
-        let subscriber = other.subscribe(ALONE).await?;
+        let subscriber = other.subscribe(UNSTORED).await?;
         other.flush().await?;
         let players = players.iter().map(|name| anyhow::Ok((PlayerId::from_foreign(name)?, Head::default())));
         Ok(Self {
@@ -56,13 +56,13 @@ impl<'a> Pushing<'a> {
         })
     }
 
-    /// So many events a second, one player after another.
+    /// Appends `rate` events per second, for one player after another.
     pub(super) async fn steady(&mut self, rate: u32, seconds: u32) -> anyhow::Result<Pushed> {
-        let due: Vec<Duration> = length(rate, seconds).collect();
+        let due: Vec<Duration> = due_times(rate, seconds).collect();
         self.push(&due).await
     }
 
-    /// One event to everybody at once.
+    /// Appends one event for every player at once.
     pub(super) async fn burst(&mut self) -> anyhow::Result<Pushed> {
         let due = vec![Duration::ZERO; self.players.len()];
         self.push(&due).await
@@ -73,7 +73,8 @@ impl<'a> Pushing<'a> {
         let Self { log, players, clients, .. } = self;
         let count = players.len();
         let (log, began) = (&*log, Instant::now());
-        // A player's next event expects his last: he has his turn again when all others had theirs.
+        // Events are distributed over the players in turn. Those of one player are appended one after another, because
+        // each expects the sequence of the one before.
         let mut appends = Vec::new();
         for (at, (player, head)) in players.iter_mut().enumerate() {
             let due: Vec<Duration> = due.iter().copied().skip(at).step_by(count).collect();
@@ -91,25 +92,25 @@ impl<'a> Pushing<'a> {
             });
         }
         let receiving = async {
-            let mut came = HashMap::new();
-            while came.len() < due.len() {
+            let mut arrived = HashMap::new();
+            while arrived.len() < due.len() {
                 let (seq, at) =
-                    clients.frame().await.with_context(|| format!("{} of {} frames", came.len(), due.len()))?;
-                anyhow::ensure!(came.insert(seq, at).is_none(), "event {seq} came twice");
+                    clients.frame().await.with_context(|| format!("{} of {} frames", arrived.len(), due.len()))?;
+                anyhow::ensure!(arrived.insert(seq, at).is_none(), "event {seq} arrived twice");
             }
-            Ok(came)
+            Ok(arrived)
         };
-        let (sent, came) = tokio::try_join!(try_join_all(appends), receiving)?;
+        let (sent, arrived) = tokio::try_join!(try_join_all(appends), receiving)?;
         let mut pushed = Pushed { limit, ..Pushed::default() };
         for (seq, at, stored) in sent.into_iter().flatten() {
-            let came = came.get(&seq).with_context(|| format!("event {seq} did not come"))?;
-            pushed.frame.add(Duration::from_nanos(u64::try_from(came - at).unwrap_or(0)));
+            let arrived_at = arrived.get(&seq).with_context(|| format!("event {seq} did not arrive"))?;
+            pushed.frame.add(Duration::from_nanos(u64::try_from(arrived_at - at).unwrap_or(0)));
             pushed.stored.add(stored);
         }
         Ok(pushed)
     }
 
-    /// What NATS takes for as many messages of that size at the same times.
+    /// The latency of NATS alone, for the same number of messages of similar size at the same times.
     async fn limit(&mut self, due: &[Duration]) -> anyhow::Result<Latencies> {
         let began = Instant::now();
         let publishing = async {
@@ -117,7 +118,7 @@ impl<'a> Pushing<'a> {
                 sleep_until(began + *due).await;
                 let mut body = System.now().unix_timestamp_nanos().to_le_bytes().to_vec();
                 body.resize(400, b' ');
-                self.publisher.publish(ALONE, body.into()).await?;
+                self.publisher.publish(UNSTORED, body.into()).await?;
             }
             self.publisher.flush().await?;
             anyhow::Ok(())

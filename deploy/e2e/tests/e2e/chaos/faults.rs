@@ -1,4 +1,4 @@
-//! Faults, drawn by a seed: what, of whom, when, and for how long.
+//! Draws faults from a seed: which fault, of which process, when, and for how long.
 
 use std::{collections::BTreeMap, fmt, fs, time::Duration};
 
@@ -27,31 +27,31 @@ use tokio::{
 
 use crate::support::Garage;
 
-/// How long it may take until what was mended is well, while other things fail.
-const RECOVERING: Duration = Duration::from_secs(120);
+/// How long recovery from a fault may take while other faults occur.
+const RECOVERY: Duration = Duration::from_secs(120);
 
-/// What can go wrong.
+/// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// SIGKILL; started again after a while.
+    /// SIGKILL, and a restart after a while.
     Killed(Part),
-    /// SIGSTOP for a while: it wakes up as if nothing had been, and may believe that it still leads.
-    Stopped(Part),
-    /// Redis is killed, and back with an older copy of what it held.
-    Aged,
+    /// SIGSTOP for a while. The process continues without noticing, and may believe that it still leads.
+    Paused(Part),
+    /// Redis is killed, and restarted with an older copy of its data.
+    RolledBack,
     /// No connection to NATS.
     CutOff(Worker),
-    /// A long way to NATS.
+    /// A slow connection to NATS.
     Slowed(Worker),
-    /// A game server is killed as soon as its session's log has an event of this type.
+    /// A game server is killed when its session has an event of this type.
     GameKilled(&'static str),
-    /// A node of NATS has no connection to the others.
+    /// A NATS node without connections to the others.
     RoutesCut,
-    /// A node of NATS is a long way from the others.
+    /// A NATS node with slow connections to the others.
     RoutesSlowed,
 }
 
-/// What has a process.
+/// A part of Garage that runs as processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Worker(Worker),
@@ -74,65 +74,65 @@ impl fmt::Display for Part {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Killed(Part::Redis) => f.write_str("redis-server killed, back empty"),
+            Self::Killed(Part::Redis) => f.write_str("redis-server killed, restarted empty"),
             Self::Killed(part) => write!(f, "{part} killed"),
-            Self::Stopped(part) => write!(f, "{part} stopped for a while"),
-            Self::Aged => f.write_str("redis-server killed, back with an older copy"),
+            Self::Paused(part) => write!(f, "{part} paused"),
+            Self::RolledBack => f.write_str("redis-server killed, restarted with an older copy"),
             Self::CutOff(worker) => write!(f, "{} cut off from NATS", worker.name()),
-            Self::Slowed(worker) => write!(f, "{} far from NATS", worker.name()),
+            Self::Slowed(worker) => write!(f, "slow connection from {} to NATS", worker.name()),
             Self::GameKilled(event) => write!(f, "game server killed at {event}"),
             Self::RoutesCut => f.write_str("NATS node cut off from the others"),
-            Self::RoutesSlowed => f.write_str("NATS node far from the others"),
+            Self::RoutesSlowed => f.write_str("slow connections to a NATS node"),
         }
     }
 }
 
 impl Kind {
-    /// All kinds, and how often each comes, compared with the others.
+    /// All kinds with their relative frequency.
     fn all(nodes: usize) -> Vec<(Self, u32)> {
         let workers = Worker::ALL.into_iter().flat_map(|worker| {
             let part = Part::Worker(worker);
-            [(Self::Killed(part), 3), (Self::Stopped(part), 2), (Self::CutOff(worker), 2), (Self::Slowed(worker), 1)]
+            [(Self::Killed(part), 3), (Self::Paused(part), 2), (Self::CutOff(worker), 2), (Self::Slowed(worker), 1)]
         });
         let games = ["PodScheduled", "Opened", "Finished"].map(|event| (Self::GameKilled(event), 3));
         let mut all: Vec<_> = workers.chain(games).collect();
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Killed(part), 2)));
-        all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Stopped(part), 1)));
-        all.push((Self::Aged, 2));
+        all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Paused(part), 1)));
+        all.push((Self::RolledBack, 2));
         if nodes > 1 {
             all.extend([(Self::RoutesCut, 2), (Self::RoutesSlowed, 1)]);
         }
         all
     }
 
-    /// What it is done to: nothing is done to what suffers already.
+    /// The part that it affects. A part has at most one fault at a time.
     fn part(self) -> Option<Part> {
         match self {
-            Self::Killed(part) | Self::Stopped(part) => Some(part),
+            Self::Killed(part) | Self::Paused(part) => Some(part),
             Self::CutOff(worker) | Self::Slowed(worker) => Some(Part::Worker(worker)),
-            Self::Aged => Some(Part::Redis),
+            Self::RolledBack => Some(Part::Redis),
             Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
             Self::GameKilled(_) => None,
         }
     }
 }
 
-/// A fault that goes on: of which instance or node, and until when.
-struct Present {
+/// A fault in progress, with the affected instance or node and the fault's end.
+struct Active {
     kind: Kind,
     number: usize,
     until: Instant,
 }
 
-/// The faults of a run.
+/// Injects the faults of a run.
 pub(super) struct Faults {
-    random: StdRng,
-    /// Between each worker and each node of NATS.
+    rng: StdRng,
+    /// For each worker instance, a proxy to each NATS node.
     proxies: Vec<Vec<Proxy>>,
-    present: Vec<Present>,
-    /// How long it took until all was well again, by kind.
+    active: Vec<Active>,
+    /// The recovery times by kind of fault.
     done: BTreeMap<String, Vec<Duration>>,
-    /// Watches how long it takes until what was mended is well.
+    /// The tasks that measure recovery times.
     recovering: JoinSet<(Kind, Duration)>,
 }
 
@@ -153,35 +153,35 @@ impl fmt::Display for Faults {
 impl Faults {
     pub(super) fn new(proxies: Vec<Vec<Proxy>>, seed: u64) -> Self {
         Self {
-            random: StdRng::seed_from_u64(seed),
+            rng: StdRng::seed_from_u64(seed),
             proxies,
-            present: Vec::new(),
+            active: Vec::new(),
             done: BTreeMap::new(),
             recovering: JoinSet::new(),
         }
     }
 
-    /// Strikes for so long, then mends all and waits until all is well.
-    pub(super) async fn strike(&mut self, garage: &mut Garage, time: Duration) {
+    /// Injects faults for this time, then ends all faults and waits for recovery.
+    pub(super) async fn inject(&mut self, garage: &mut Garage, time: Duration) {
         let kinds = Kind::all(garage.stack.nats.nodes());
         let end = Instant::now() + time;
         while Instant::now() < end {
-            let (kind, _) = *kinds.choose_weighted(&mut self.random, |(_, weight)| *weight).unwrap();
-            let pause = Duration::from_millis(self.random.random_range(200..2_000));
+            let (kind, _) = *kinds.choose_weighted(&mut self.rng, |(_, weight)| *weight).unwrap();
+            let pause = Duration::from_millis(self.rng.random_range(200..2_000));
             if let Kind::GameKilled(event) = kind {
                 self.kill_game(garage, event).await;
-            } else if !self.suffers(kind) {
+            } else if !self.is_affected(kind) {
                 self.begin(garage, kind).await;
             }
             let next = Instant::now() + pause;
             while let Some(due) = self.due(next) {
                 sleep_until(due.until).await;
-                self.mend(garage, due).await;
+                self.end(garage, due).await;
             }
             sleep_until(next).await;
         }
         while let Some(due) = self.due(end + time) {
-            self.mend(garage, due).await;
+            self.end(garage, due).await;
         }
         while let Some(recovered) = self.recovering.join_next().await {
             let (kind, took) = recovered.unwrap();
@@ -189,81 +189,81 @@ impl Faults {
         }
     }
 
-    /// Whether the part has a fault already; of the two instances of a worker, either.
-    fn suffers(&self, kind: Kind) -> bool {
-        self.present.iter().any(|present| present.kind.part() == kind.part())
+    /// Whether the part already has a fault. For a worker, one affected instance of the two counts.
+    fn is_affected(&self, kind: Kind) -> bool {
+        self.active.iter().any(|active| active.kind.part() == kind.part())
     }
 
-    /// Takes out the fault that ends next, if it ends by then.
-    fn due(&mut self, by: Instant) -> Option<Present> {
-        let next = self.present.iter().enumerate().min_by_key(|(_, present)| present.until)?;
+    /// Removes and returns the fault that ends next, if it ends by then.
+    fn due(&mut self, by: Instant) -> Option<Active> {
+        let next = self.active.iter().enumerate().min_by_key(|(_, active)| active.until)?;
         let (at, ends) = (next.0, next.1.until);
-        (ends <= by).then(|| self.present.swap_remove(at))
+        (ends <= by).then(|| self.active.swap_remove(at))
     }
 
     async fn begin(&mut self, garage: &mut Garage, kind: Kind) {
         let choices = if kind.part() == Some(Part::Nats) { garage.stack.nats.nodes() } else { 2 };
-        let number = self.random.random_range(0..choices);
-        let lasts = Duration::from_millis(self.random.random_range(match kind {
-            Kind::Killed(_) | Kind::Aged => 0..2_000,
-            // Longer than a lease, and than a delivery may be silent.
-            Kind::Stopped(Part::Worker(_)) => 2_000..8_000,
+        let number = self.rng.random_range(0..choices);
+        let duration = Duration::from_millis(self.rng.random_range(match kind {
+            Kind::Killed(_) | Kind::RolledBack => 0..2_000,
+            // Longer than a lease, and longer than a delivery may go without progress.
+            Kind::Paused(Part::Worker(_)) => 2_000..8_000,
             _ => 500..4_000,
         }));
-        let far = Duration::from_millis(self.random.random_range(20..200));
+        let delay = Duration::from_millis(self.rng.random_range(20..200));
         let stack = &mut garage.stack;
         match kind {
             Kind::Killed(Part::Worker(worker)) => instance(garage, worker, number).process.kill(),
-            Kind::Stopped(Part::Worker(worker)) => instance(garage, worker, number).process.pause().unwrap(),
+            Kind::Paused(Part::Worker(worker)) => instance(garage, worker, number).process.pause().unwrap(),
             Kind::Killed(Part::Nats) => stack.nats.node(number).unwrap().kill(),
-            Kind::Stopped(Part::Nats) => stack.nats.node(number).unwrap().pause().unwrap(),
+            Kind::Paused(Part::Nats) => stack.nats.node(number).unwrap().pause().unwrap(),
             Kind::Killed(Part::Redis) => stack.redis.kill(),
-            Kind::Stopped(Part::Redis) => stack.redis.pause().unwrap(),
+            Kind::Paused(Part::Redis) => stack.redis.pause().unwrap(),
             Kind::Killed(Part::MariaDb) => stack.mariadb.kill(),
-            Kind::Stopped(Part::MariaDb) => stack.mariadb.pause().unwrap(),
-            Kind::Aged => {
+            Kind::Paused(Part::MariaDb) => stack.mariadb.pause().unwrap(),
+            Kind::RolledBack => {
                 let mut connection = garage.redis().await;
                 redis::cmd("SAVE").exec_async(&mut connection).await.unwrap();
             }
             Kind::CutOff(worker) => self.network(garage, worker, number).iter().for_each(Proxy::cut),
             Kind::Slowed(worker) => {
-                self.network(garage, worker, number).iter().for_each(|proxy| proxy.delay(far));
+                self.network(garage, worker, number).iter().for_each(|proxy| proxy.delay(delay));
             }
             Kind::RoutesCut => stack.nats.cut_routes(number).unwrap(),
-            Kind::RoutesSlowed => stack.nats.delay_routes(number, far).unwrap(),
-            Kind::GameKilled(_) => unreachable!("games have their own moments"),
+            Kind::RoutesSlowed => stack.nats.delay_routes(number, delay).unwrap(),
+            Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
         }
-        self.present.push(Present { kind, number, until: Instant::now() + lasts });
+        self.active.push(Active { kind, number, until: Instant::now() + duration });
     }
 
-    async fn mend(&mut self, garage: &mut Garage, Present { kind, number, .. }: Present) {
+    async fn end(&mut self, garage: &mut Garage, Active { kind, number, .. }: Active) {
         let stack = &mut garage.stack;
         match kind {
             Kind::Killed(Part::Worker(worker)) => instance(garage, worker, number).process.restart().unwrap(),
-            Kind::Stopped(Part::Worker(worker)) => instance(garage, worker, number).process.resume().unwrap(),
+            Kind::Paused(Part::Worker(worker)) => instance(garage, worker, number).process.resume().unwrap(),
             Kind::Killed(Part::Nats) => stack.nats.node(number).unwrap().restart().await.unwrap(),
-            Kind::Stopped(Part::Nats) => stack.nats.node(number).unwrap().resume().unwrap(),
+            Kind::Paused(Part::Nats) => stack.nats.node(number).unwrap().resume().unwrap(),
             Kind::Killed(Part::Redis) => stack.redis.restart_empty().await.unwrap(),
-            Kind::Stopped(Part::Redis) => stack.redis.resume().unwrap(),
+            Kind::Paused(Part::Redis) => stack.redis.resume().unwrap(),
             Kind::Killed(Part::MariaDb) => stack.mariadb.restart().await.unwrap(),
-            Kind::Stopped(Part::MariaDb) => stack.mariadb.resume().unwrap(),
-            Kind::Aged => stack.redis.restart().await.unwrap(),
+            Kind::Paused(Part::MariaDb) => stack.mariadb.resume().unwrap(),
+            Kind::RolledBack => stack.redis.restart().await.unwrap(),
             Kind::CutOff(worker) => self.network(garage, worker, number).iter().for_each(Proxy::mend),
             Kind::Slowed(worker) => {
                 self.network(garage, worker, number).iter().for_each(|proxy| proxy.delay(Duration::ZERO));
             }
             Kind::RoutesCut => stack.nats.mend_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, Duration::ZERO).unwrap(),
-            Kind::GameKilled(_) => unreachable!("games have their own moments"),
+            Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
         }
-        // A worker is well when it says so; a server, when all who use it do.
-        let concerned = |instance: &&mut Instance| match kind.part() {
+        // A worker has recovered when it is ready. A server has recovered when all workers are ready.
+        let affected = |instance: &&mut Instance| match kind.part() {
             Some(Part::Worker(worker)) => instance.worker == worker,
             _ => true,
         };
-        let urls = garage.stack.all_instances().filter(concerned).map(|at| format!("http://{}/readyz", at.admin));
+        let urls = garage.stack.all_instances().filter(affected).map(|at| format!("http://{}/readyz", at.admin));
         let urls: Vec<_> = urls.collect();
-        self.watch(kind, async move {
+        self.measure(kind, async move {
             for url in urls {
                 ready(&url).await;
             }
@@ -275,7 +275,7 @@ impl Faults {
         &self.proxies[first + number]
     }
 
-    /// Waits for a session to get so far, and kills its game server.
+    /// Waits for an event of this type, and kills the game server of its session.
     async fn kill_game(&mut self, garage: &Garage, at: &'static str) {
         let jetstream = garage.jetstream();
         let Ok(Ok(log)) = timeout(Duration::from_secs(5), JetStreamLog::open(garage.admin.clone())).await else {
@@ -291,19 +291,19 @@ impl Faults {
         if kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).is_err() {
             return;
         }
-        self.watch(Kind::GameKilled(at), async move {
-            // Another attempt, or the end of it.
+        self.measure(Kind::GameKilled(at), async move {
+            // The session recovers by another attempt, or ends.
             let subject = format!("garage.session.{session}.>");
             next(jetstream, &subject, message.seq + 1, &["PodFailed", "Closed"]).await;
         });
     }
 
-    /// Takes note of how long it takes until all is well.
-    fn watch(&mut self, kind: Kind, well: impl Future<Output = ()> + Send + 'static) {
+    /// Measures how long recovery takes.
+    fn measure(&mut self, kind: Kind, recovery: impl Future<Output = ()> + Send + 'static) {
         self.recovering.spawn(async move {
             let began = Instant::now();
-            let recovered = timeout(RECOVERING, well).await;
-            assert!(recovered.is_ok(), "{kind}: not well within {RECOVERING:?}");
+            let recovered = timeout(RECOVERY, recovery).await;
+            assert!(recovered.is_ok(), "{kind}: no recovery within {RECOVERY:?}");
             (kind, began.elapsed())
         });
     }
@@ -317,7 +317,7 @@ fn contains(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
-/// The next message that is of one of the types.
+/// The next message with one of these types.
 async fn next(jetstream: jetstream::Context, filter: &str, from: u64, types: &[&str]) -> Message {
     let mut follow = Follow::new(jetstream, STREAM, vec![filter.into()], from);
     loop {

@@ -1,4 +1,4 @@
-//! A browser without a screen, by WebDriver.
+//! A headless browser, controlled by WebDriver.
 
 use std::{env, path::PathBuf, time::Duration};
 
@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 use super::until;
 
-/// For one answer of the driver.
+/// How long one answer of the driver may take.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Chromium, and the driver that speaks to it.
+/// A running Chromium and its driver.
 pub(crate) struct Browser {
     http: Client,
     session: String,
@@ -24,7 +24,7 @@ pub(crate) struct Browser {
     _profile: TempDir,
 }
 
-/// A program of the system's packages.
+/// The path of a program that a system package installed.
 fn program(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
@@ -32,12 +32,12 @@ fn program(name: &str) -> PathBuf {
 }
 
 impl Browser {
-    /// Starts one with a profile of its own, 1280 pixels wide.
+    /// Starts a browser with its own profile, 1280 pixels wide.
     pub(crate) async fn start() -> Self {
         let profile = tempfile::Builder::new().prefix("garage-browser-").tempdir().unwrap();
         let [debug, port] = ports::reserve().unwrap();
         let http = Client::builder().timeout(ANSWER).build().unwrap();
-        // Not started by the driver: a child of ours ends with us, however that comes.
+        // The driver does not start Chromium: a child of this process always ends with this process.
         let mut chromium = Launch::new("chromium", program("chromium"), profile.path().join("chromium.log"))
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"])
             .args(["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"])
@@ -57,10 +57,10 @@ impl Browser {
         let base = format!("http://127.0.0.1:{port}");
         driver.wait_until("answer", async || answers(format!("{base}/status")).await).await.unwrap();
         let options = json!({ "debuggerAddress": format!("127.0.0.1:{debug}") });
-        let wanted = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": options } } });
+        let capabilities = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": options } } });
         let mut browser = Self { http, session: base, _driver: driver, _chromium: chromium, _profile: profile };
-        let made = browser.command(Method::POST, "session", wanted).await;
-        browser.session = format!("{}/session/{}", browser.session, made["sessionId"].as_str().unwrap());
+        let created = browser.command(Method::POST, "session", capabilities).await;
+        browser.session = format!("{}/session/{}", browser.session, created["sessionId"].as_str().unwrap());
         browser
     }
 
@@ -76,31 +76,31 @@ impl Browser {
         self.command(Method::POST, "url", json!({ "url": url })).await;
     }
 
-    /// What a piece of JavaScript returns.
+    /// Runs JavaScript and returns its result.
     pub(crate) async fn run(&self, script: &str) -> Value {
         self.command(Method::POST, "execute/sync", json!({ "script": script, "args": [] })).await
     }
 
-    /// The text that a person sees of the first element of a selector.
+    /// The visible text of the first element that matches a selector; empty if there is none.
     pub(crate) async fn text(&self, selector: &str) -> String {
         let found = self.run(&format!("return document.querySelector({})?.innerText ?? ''", json!(selector))).await;
         found.as_str().unwrap().to_owned()
     }
 
-    /// Waits until the text of the first element of a selector is as wanted.
-    pub(crate) async fn until(&self, selector: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let what = format!("the right text in {selector}");
-        until(&what, async || Some(self.text(selector).await).filter(|text| wanted(text))).await
+    /// Waits until the text of the first matching element satisfies a condition. Returns this text.
+    pub(crate) async fn until(&self, selector: &str, condition: impl Fn(&str) -> bool) -> String {
+        let what = format!("the expected text in {selector}");
+        until(&what, async || Some(self.text(selector).await).filter(|text| condition(text))).await
     }
 
-    /// Clicks on the first element of a selector, as a person would.
+    /// Clicks on the first element that matches a selector, as a person would.
     pub(crate) async fn click(&self, selector: &str) {
         let found = self.command(Method::POST, "element", json!({ "using": "css selector", "value": selector })).await;
         let id = found.as_object().and_then(|found| found.values().next()).and_then(Value::as_str).unwrap();
         self.command(Method::POST, &format!("element/{id}/click"), json!({})).await;
     }
 
-    /// Makes the window as large as a device's.
+    /// Sets the window's size.
     pub(crate) async fn resize(&self, width: u32, height: u32) {
         self.protocol(
             "Emulation.setDeviceMetricsOverride",
@@ -109,11 +109,11 @@ impl Browser {
         .await;
     }
 
-    /// A picture of the whole page, PNG in base64.
+    /// A screenshot of the whole page: PNG in base64.
     pub(crate) async fn picture(&self) -> String {
         let options = json!({ "format": "png", "captureBeyondViewport": true });
-        let made = self.protocol("Page.captureScreenshot", options).await;
-        made["data"].as_str().unwrap().to_owned()
+        let created = self.protocol("Page.captureScreenshot", options).await;
+        created["data"].as_str().unwrap().to_owned()
     }
 
     async fn protocol(&self, command: &str, params: Value) -> Value {

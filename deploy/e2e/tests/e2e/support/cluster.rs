@@ -1,5 +1,6 @@
-//! The cluster of a test: a double with a kubelet of processes, or that of `GARAGE_TEST_KUBECONFIG`, whose kubelet is a
-//! real one if `GARAGE_TEST_KUBELET` is `real`; then it runs `GARAGE_TEST_IMAGE`.
+//! The Kubernetes cluster of a test: a simulated API server, or the cluster of `GARAGE_TEST_KUBECONFIG`. By default the
+//! tests act as the kubelet and run processes. With `GARAGE_TEST_KUBELET=real`, the cluster's own kubelet runs
+//! `GARAGE_TEST_IMAGE`.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +30,7 @@ use tokio::task::JoinHandle;
 
 use super::{kubelet::Kubelet, until};
 
-/// A namespace of a cluster, which is there once something makes it.
+/// A namespace of a cluster. `garage` creates the namespace.
 pub(crate) struct Cluster {
     double: Option<ApiServer>,
     kubelet: Option<Kubelet>,
@@ -39,9 +40,9 @@ pub(crate) struct Cluster {
     client: Client,
     pods: Api<Pod>,
     secrets: Api<Secret>,
-    /// The names of all pods that were ever made, as a watch tells them.
-    made: Arc<Mutex<BTreeSet<String>>>,
-    watching: JoinHandle<()>,
+    /// The names of all pods that were ever created, as a watch reports them.
+    created: Arc<Mutex<BTreeSet<String>>>,
+    watch: JoinHandle<()>,
     _folder: TempDir,
 }
 
@@ -69,14 +70,14 @@ impl Cluster {
             (Some(Kubelet::start(client.clone(), &namespace, &program).await), "gameserver:test".into())
         };
         let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-        let made = Arc::default();
+        let created = Arc::default();
         Self {
             double,
             kubelet,
             kubeconfig,
             image,
-            watching: tokio::spawn(note_all(pods.clone(), Arc::clone(&made))),
-            made,
+            watch: tokio::spawn(record_pods(pods.clone(), Arc::clone(&created))),
+            created,
             pods,
             secrets: Api::namespaced(client.clone(), &namespace),
             namespace,
@@ -85,21 +86,21 @@ impl Cluster {
         }
     }
 
-    /// What `garage up` and `garage demo` are told of it.
+    /// The flags of `garage up` and `garage demo` for this cluster.
     pub(crate) fn flags(&self) -> [&str; 8] {
         let kubeconfig = self.kubeconfig.to_str().unwrap();
         let (namespace, image) = (self.namespace.as_str(), self.image.as_str());
         ["--director", "kube", "--kubeconfig", kubeconfig, "--namespace", namespace, "--image", image]
     }
 
-    /// The namespace.
+    /// The namespace's name.
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// Waits until so many pods run.
+    /// Waits until exactly `count` pods run.
     pub(crate) async fn until_running(&self, count: usize) {
-        until("the pods run", async || {
+        until("the expected number of pods run", async || {
             let pods = self.pods.list(&ListParams::default()).await.unwrap();
             let runs = |pod: &&Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
             (pods.items.iter().filter(runs).count() == count).then_some(())
@@ -107,7 +108,7 @@ impl Cluster {
         .await;
     }
 
-    /// No pod and no secret is there, nor a process of the kubelet's.
+    /// Asserts that the namespace has no pod and no secret, and the kubelet no process.
     pub(crate) async fn assert_empty(&self) {
         let all = ListParams::default();
         let pods = self.pods.list(&all).await.unwrap().items;
@@ -119,18 +120,19 @@ impl Cluster {
         }
     }
 
-    /// How many pods were made, once a watch has told of all.
-    pub(crate) async fn pods_made(&self) -> usize {
-        // It tells of this one after all that were made before it.
+    /// The number of pods created so far.
+    pub(crate) async fn pods_created(&self) -> usize {
+        // The watch reports this pod after all pods that were created before it.
         let last = json!({"metadata": {"name": "last"}, "spec": {
             "nodeSelector": {"nobody": "has-it"}, "containers": [{"name": "none", "image": "none"}]}});
         self.pods.create(&PostParams::default(), &serde_json::from_value(last).unwrap()).await.unwrap();
-        until("the watch tells of it", async || self.made.lock().unwrap().contains("last").then_some(())).await;
+        until("the watch reports the last pod", async || self.created.lock().unwrap().contains("last").then_some(()))
+            .await;
         self.pods.delete("last", &DeleteParams::default()).await.unwrap();
-        self.made.lock().unwrap().len() - 1
+        self.created.lock().unwrap().len() - 1
     }
 
-    /// Removes namespace and node from a cluster that is there for longer than the test.
+    /// Removes the namespace and the node from a cluster that outlives the test.
     pub(crate) async fn remove(&self) {
         if self.double.is_none() {
             if let Some(kubelet) = &self.kubelet {
@@ -145,15 +147,15 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.watching.abort();
+        self.watch.abort();
     }
 }
 
-async fn note_all(pods: Api<Pod>, made: Arc<Mutex<BTreeSet<String>>>) {
+async fn record_pods(pods: Api<Pod>, created: Arc<Mutex<BTreeSet<String>>>) {
     let mut events = pin!(watcher(pods, watcher::Config::default()).default_backoff());
     while let Some(event) = events.next().await {
         if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) = event {
-            made.lock().unwrap().insert(pod.name_any());
+            created.lock().unwrap().insert(pod.name_any());
         }
     }
 }

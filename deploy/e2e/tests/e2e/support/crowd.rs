@@ -1,4 +1,4 @@
-//! Players who come, race, give up, vanish and return, each at his own moments.
+//! Bots that keep arriving at random times. They race, reconnect, cancel or disappear.
 
 use std::{
     collections::BTreeMap,
@@ -22,40 +22,41 @@ use tokio::{
 use super::{
     Garage,
     history::{Event, assert_notified},
+    players_runtime,
 };
 
-/// More than come in a second.
-const A_SECOND: usize = 20;
+/// More players than arrive in a second.
+const MAX_PER_SECOND: usize = 20;
 
-/// How long a player waits for an answer, or for the end of what he began. No fault lasts half as long.
+/// How long a player waits for an answer, or for a ticket to end. No fault lasts half as long.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 
-/// What a player has in mind.
+/// What a player does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
+enum Behavior {
     /// Queues and races, twice.
     Plays,
-    /// The same, and his connection breaks again and again.
-    Restless,
-    /// Queues, and thinks better of it.
-    GivesUp,
-    /// Queues, and is seen no more.
+    /// Like `Plays`, but the socket breaks again and again.
+    Reconnects,
+    /// Queues and cancels.
+    Cancels,
+    /// Queues and disconnects for good.
     Vanishes,
 }
 
-/// What became of a player.
+/// What a player experienced.
 struct Player {
     name: String,
     frames: Vec<Frame>,
-    /// Whether he listened from before his first ticket to the end of his last.
-    heard_all: bool,
-    /// How often each kind of end.
+    /// Whether the player listened from before the first ticket to the end of the last one.
+    listened_throughout: bool,
+    /// How each ticket ended.
     ends: Vec<String>,
-    /// What he waited for in vain.
-    lost: Option<String>,
+    /// Why the player's ticket did not end.
+    failure: Option<String>,
 }
 
-/// All who were there.
+/// All players of a run.
 pub(crate) struct Players(Vec<Player>);
 
 impl fmt::Display for Players {
@@ -64,99 +65,100 @@ impl fmt::Display for Players {
         for end in self.0.iter().flat_map(|player| &player.ends) {
             *ends.entry(end).or_default() += 1;
         }
-        let served = self.0.iter().filter(|player| player.lost.is_none()).count();
+        let served = self.0.iter().filter(|player| player.failure.is_none()).count();
         writeln!(f, "{served} players served; their tickets:")?;
         ends.into_iter().try_for_each(|(end, count)| writeln!(f, "  {count:>6}  {end}"))
     }
 }
 
 impl Players {
-    /// Checks that each was served, and heard what the log has of him.
+    /// Asserts that every player was served and received the events that the log has.
     pub(crate) fn assert_served(&self, seed: u64, events: &[Event]) {
         for player in &self.0 {
-            assert!(player.lost.is_none(), "seed {seed}: {} was not served: {:?}", player.name, player.lost);
-            if player.heard_all {
+            assert!(player.failure.is_none(), "seed {seed}: {} was not served: {:?}", player.name, player.failure);
+            if player.listened_throughout {
                 assert_notified(events, &player.name, &player.frames);
             }
         }
     }
 }
 
-/// Players who keep coming.
+/// Players that keep arriving.
 pub(crate) struct Crowd {
-    full: Arc<AtomicBool>,
-    here: JoinSet<Vec<Player>>,
+    closed: Arc<AtomicBool>,
+    tasks: JoinSet<Vec<Player>>,
 }
 
 impl Crowd {
-    /// Lets them come for about so long, so many at a time.
-    pub(crate) fn come(garage: &Garage, seed: u64, time: Duration, at_once: usize) -> Self {
+    /// Starts players for about this time, `at_once` of them at a time.
+    pub(crate) fn start(garage: &Garage, seed: u64, time: Duration, at_once: usize) -> Self {
         let gateways = garage.stack.gateways();
-        let most = A_SECOND * usize::try_from(time.as_secs() + 10).unwrap();
+        let most = MAX_PER_SECOND * usize::try_from(time.as_secs() + 10).unwrap();
         let bot = |number: usize| {
-            let his = [number, number + 1].map(|number| &gateways[number % gateways.len()]);
-            garage.bot(&format!("player-{number}")).with_gateways(&his).with_max_wait(MAX_WAIT)
+            let own = [number, number + 1].map(|number| &gateways[number % gateways.len()]);
+            garage.bot(&format!("player-{number}")).with_gateways(&own).with_max_wait(MAX_WAIT)
         };
         let bots: Arc<[Bot]> = (0..most).map(bot).collect();
-        let (full, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let mut here = JoinSet::new();
+        let (closed, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
         for _ in 0..at_once {
-            let (full, next, bots) = (Arc::clone(&full), Arc::clone(&next), Arc::clone(&bots));
-            here.spawn(async move {
+            let (closed, next, bots) = (Arc::clone(&closed), Arc::clone(&next), Arc::clone(&bots));
+            let visits = async move {
                 let mut players = Vec::new();
-                while !full.load(Ordering::Relaxed) {
+                while !closed.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(bot) = bots.get(number) else { break };
-                    let random = StdRng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(number as u64));
-                    players.push(visit(bot, random, &full).await);
+                    let rng = StdRng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(number as u64));
+                    players.push(visit(bot, rng, &closed).await);
                 }
                 players
-            });
+            };
+            tasks.spawn_on(visits, players_runtime());
         }
-        Self { full, here }
+        Self { closed, tasks }
     }
 
-    /// Lets nobody in any more, and waits until all have gone.
-    pub(crate) async fn leave(self) -> Players {
-        self.full.store(true, Ordering::Relaxed);
-        Players(self.here.join_all().await.into_iter().flatten().collect())
+    /// Starts no more players, and waits until all have finished.
+    pub(crate) async fn finish(self) -> Players {
+        self.closed.store(true, Ordering::Relaxed);
+        Players(self.tasks.join_all().await.into_iter().flatten().collect())
     }
 }
 
-async fn visit(bot: &Bot, mut random: StdRng, full: &AtomicBool) -> Player {
-    let mood = match random.random_range(0..10) {
-        0..6 => Mood::Plays,
-        6 => Mood::GivesUp,
-        7 => Mood::Vanishes,
-        _ => Mood::Restless,
+async fn visit(bot: &Bot, mut rng: StdRng, closed: &AtomicBool) -> Player {
+    let behavior = match rng.random_range(0..10) {
+        0..6 => Behavior::Plays,
+        6 => Behavior::Cancels,
+        7 => Behavior::Vanishes,
+        _ => Behavior::Reconnects,
     };
     let mut player = Player {
         name: bot.player.clone(),
         frames: Vec::new(),
-        heard_all: mood != Mood::Vanishes,
+        listened_throughout: behavior != Behavior::Vanishes,
         ends: Vec::new(),
-        lost: None,
+        failure: None,
     };
     let mut event_stream = match bot.event_stream().await {
         Ok(event_stream) => event_stream,
         Err(error) => {
-            player.lost = Some(error.to_string());
+            player.failure = Some(error.to_string());
             return player;
         }
     };
-    let rounds = if mood == Mood::Plays || mood == Mood::Restless { 2 } else { 1 };
+    let rounds = if behavior == Behavior::Plays || behavior == Behavior::Reconnects { 2 } else { 1 };
     for number in 0..rounds {
-        if number > 0 && full.load(Ordering::Relaxed) {
+        if number > 0 && closed.load(Ordering::Relaxed) {
             break;
         }
-        match timeout(MAX_WAIT, round(bot, &mut event_stream, mood, &mut random)).await {
+        match timeout(MAX_WAIT, round(bot, &mut event_stream, behavior, &mut rng)).await {
             Ok(Ok(end)) => player.ends.push(end),
-            Ok(Err(what)) => player.lost = Some(what),
+            Ok(Err(what)) => player.failure = Some(what),
             Err(_) => {
-                player.lost = Some(format!("his ticket did not end; he heard {:?}", types(event_stream.frames())))
+                player.failure = Some(format!("the ticket did not end; received {:?}", types(event_stream.frames())));
             }
         }
-        if player.lost.is_some() {
+        if player.failure.is_some() {
             break;
         }
     }
@@ -168,25 +170,30 @@ fn types(frames: &[Frame]) -> Vec<&str> {
     frames.iter().map(|frame| &*frame.type_name).collect()
 }
 
-/// Queues, and what comes of it.
-async fn round(bot: &Bot, event_stream: &mut EventStream, mood: Mood, random: &mut StdRng) -> Result<String, String> {
+/// Queues the player. Returns how the ticket ended.
+async fn round(
+    bot: &Bot,
+    event_stream: &mut EventStream,
+    behavior: Behavior,
+    rng: &mut StdRng,
+) -> Result<String, String> {
     let ticket = bot.queue("ranked").await.map_err(|problem| format!("queueing: {problem:?}"))?;
-    let pause = Duration::from_millis(random.random_range(0..1_000));
-    match mood {
-        Mood::Vanishes => {
+    let pause = Duration::from_millis(rng.random_range(0..1_000));
+    match behavior {
+        Behavior::Vanishes => {
             sleep(pause).await;
             return Ok("vanished".into());
         }
-        Mood::GivesUp => {
+        Behavior::Cancels => {
             sleep(pause).await;
-            // If he is matched by now, it is too late.
+            // This fails if the player is already matched.
             let _ = bot.cancel(&ticket).await;
         }
-        Mood::Plays | Mood::Restless => {}
+        Behavior::Plays | Behavior::Reconnects => {}
     }
     loop {
-        let frame = if mood == Mood::Restless {
-            let Ok(frame) = timeout(Duration::from_millis(random.random_range(0..1_500)), event_stream.next()).await
+        let frame = if behavior == Behavior::Reconnects {
+            let Ok(frame) = timeout(Duration::from_millis(rng.random_range(0..1_500)), event_stream.next()).await
             else {
                 event_stream.hang_up();
                 continue;
@@ -199,7 +206,7 @@ async fn round(bot: &Bot, event_stream: &mut EventStream, mood: Mood, random: &m
         match &*frame.type_name {
             "PlayerMatched" => {
                 let bot = bot.clone();
-                // He hears by his event_stream how it ends, whatever the game server says, if it says anything.
+                // The event stream reports how the match ends, whatever the game server does.
                 tokio::spawn(async move { race(&bot, &frame).await });
             }
             "Released" => return Ok(format!("released, {}", frame.data["why"].as_str().unwrap_or_default())),

@@ -1,5 +1,5 @@
-//! A scheduler and a kubelet whose containers are processes of this machine: a program in the place of every image.
-//! They know the cluster by its API alone. A pod that asks for a certain node waits for ever.
+//! A scheduler and a kubelet for tests. Containers are processes of this machine, and every image is the same program.
+//! Both use only the cluster's API. They never schedule a pod that has a node selector.
 
 use std::{
     collections::BTreeMap,
@@ -31,29 +31,29 @@ use tempfile::TempDir;
 use time::format_description::well_known::Rfc3339;
 use tokio::task::JoinHandle;
 
-/// Between two looks at the processes.
+/// How often the processes are checked.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Dropping it ends its processes.
+/// The running kubelet. Dropping it kills its processes.
 pub(crate) struct Kubelet {
     node: String,
     containers: Containers,
-    working: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
-/// By the names of their pods; those that are over stay as long as these.
+/// The containers by pod name. An exited container stays until its pod is deleted.
 type Containers = Arc<Mutex<BTreeMap<String, Container>>>;
 
 struct Container {
     pod: Pod,
     process: Process,
     started: String,
-    over: bool,
-    /// When it is killed, once it was told to end.
+    exited: bool,
+    /// When it is killed. `None` until its pod is being deleted.
     deadline: Option<Instant>,
 }
 
-struct Work {
+struct KubeletTask {
     node: String,
     program: PathBuf,
     folder: TempDir,
@@ -63,15 +63,15 @@ struct Work {
 }
 
 impl Kubelet {
-    /// Makes a node, on which the program is run for each pod of the namespace.
+    /// Creates a node that runs the program for each pod of the namespace.
     pub(crate) async fn start(client: Client, namespace: &str, program: &Path) -> Self {
         let node = format!("node-of-{namespace}");
         let addresses = [json!({"type": "InternalIP", "address": "127.0.0.1"})];
-        let made = json!({"metadata": {"name": node}, "status": {"addresses": addresses}});
+        let node_object = json!({"metadata": {"name": node}, "status": {"addresses": addresses}});
         let nodes: Api<Node> = Api::all(client.clone());
-        nodes.create(&PostParams::default(), &serde_json::from_value(made).unwrap()).await.unwrap();
+        nodes.create(&PostParams::default(), &serde_json::from_value(node_object).unwrap()).await.unwrap();
         let containers = Containers::default();
-        let work = Work {
+        let work = KubeletTask {
             node: node.clone(),
             program: program.to_owned(),
             folder: tempfile::Builder::new().prefix("garage-kubelet-").tempdir().unwrap(),
@@ -79,52 +79,52 @@ impl Kubelet {
             secrets: Api::namespaced(client, namespace),
             containers: Arc::clone(&containers),
         };
-        Self { node, containers, working: tokio::spawn(work.run()) }
+        Self { node, containers, task: tokio::spawn(work.run()) }
     }
 
-    /// The name of its node.
+    /// The node's name.
     pub(crate) fn node(&self) -> &str {
         &self.node
     }
 
-    /// How many of its processes run.
+    /// The number of running processes.
     pub(crate) fn running(&self) -> usize {
-        self.containers.lock().unwrap().values().filter(|container| !container.over).count()
+        self.containers.lock().unwrap().values().filter(|container| !container.exited).count()
     }
 }
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
-        self.working.abort();
+        self.task.abort();
         for container in self.containers.lock().unwrap().values_mut() {
             container.process.kill();
         }
     }
 }
 
-impl Work {
+impl KubeletTask {
     async fn run(self) {
         let mut events = pin!(watcher(self.pods.clone(), watcher::Config::default()).default_backoff());
-        let mut looks = tokio::time::interval(POLL);
+        let mut ticks = tokio::time::interval(POLL);
         loop {
             tokio::select! {
-                event = events.next() => match event.expect("a watch goes on for ever") {
-                    Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => self.seen(pod).await,
-                    Ok(watcher::Event::Delete(pod)) => self.gone(&pod),
+                event = events.next() => match event.expect("a watch never ends") {
+                    Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => self.on_applied(pod).await,
+                    Ok(watcher::Event::Delete(pod)) => self.on_deleted(&pod),
                     Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
                     Err(error) => eprintln!("the kubelet's watch: {error}"),
                 },
-                _ = looks.tick() => self.look().await,
+                _ = ticks.tick() => self.check_processes().await,
             }
         }
     }
 
-    async fn seen(&self, pod: Pod) {
+    async fn on_applied(&self, pod: Pod) {
         let spec = pod.spec.as_ref().unwrap();
-        let known = self.containers.lock().unwrap().contains_key(&pod.name_any());
+        let started_before = self.containers.lock().unwrap().contains_key(&pod.name_any());
         match (spec.node_name.as_deref(), pod.metadata.deletion_timestamp.is_some()) {
             (None, false) if spec.node_selector.is_none() => self.bind(&pod).await,
-            (Some(node), false) if node == self.node && !known => self.start(pod).await,
+            (Some(node), false) if node == self.node && !started_before => self.start(pod).await,
             (Some(node), true) if node == self.node => self.end(&pod).await,
             _ => {}
         }
@@ -156,7 +156,7 @@ impl Work {
                 args.iter_mut().for_each(|arg| *arg = arg.replace(&mount.mount_path, there));
             }
         }
-        // None of our variables: a container has those of its pod.
+        // Without this process's environment: a container has the variables of its pod.
         let process = Launch::new(&name, "/usr/bin/env", self.folder.path().join("logs").join(&name))
             .arg("-i")
             .arg(&self.program)
@@ -164,56 +164,56 @@ impl Work {
             .spawn()
             .unwrap();
         let started = now();
-        self.tell(&pod, "Running", &json!({"running": {"startedAt": started}})).await;
-        let container = Container { pod, process, started, over: false, deadline: None };
+        self.write_status(&pod, "Running", &json!({"running": {"startedAt": started}})).await;
+        let container = Container { pod, process, started, exited: false, deadline: None };
         self.containers.lock().unwrap().insert(name, container);
     }
 
-    /// Tells the pod's process to end. One that is over already, or was never started, is gone at once.
+    /// Terminates the pod's process. A pod whose process has exited or never started is removed at once.
     async fn end(&self, pod: &Pod) {
-        let received = match self.containers.lock().unwrap().get_mut(&pod.name_any()) {
-            Some(container) if !container.over => {
+        let terminating = match self.containers.lock().unwrap().get_mut(&pod.name_any()) {
+            Some(container) if !container.exited => {
                 let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
                 let deadline = Instant::now() + Duration::from_secs(grace.try_into().unwrap());
                 container.deadline.get_or_insert(deadline);
-                // It may have ended in this moment; then the next look sees it.
+                // This fails if it has just exited; then the next check notices.
                 let _ = container.process.terminate();
                 true
             }
             _ => false,
         };
-        if !received {
+        if !terminating {
             self.remove(pod).await;
         }
     }
 
-    async fn look(&self) {
+    async fn check_processes(&self) {
         let mut ended = Vec::new();
-        for container in self.containers.lock().unwrap().values_mut().filter(|container| !container.over) {
-            let late = container.deadline.is_some_and(|deadline| Instant::now() > deadline);
+        for container in self.containers.lock().unwrap().values_mut().filter(|container| !container.exited) {
+            let overdue = container.deadline.is_some_and(|deadline| Instant::now() > deadline);
             let code = match container.process.try_wait().unwrap() {
                 Some(status) => status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-                None if late => {
+                None if overdue => {
                     container.process.kill();
                     137
                 }
                 None => continue,
             };
-            container.over = true;
+            container.exited = true;
             ended.push((container.pod.clone(), container.started.clone(), code, container.deadline.is_some()));
         }
-        for (pod, started, code, received) in ended {
+        for (pod, started, code, terminating) in ended {
             let (phase, reason) = if code == 0 { ("Succeeded", "Completed") } else { ("Failed", "Error") };
             let terminated = json!({"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now()});
-            self.tell(&pod, phase, &json!({"terminated": terminated})).await;
-            if received {
+            self.write_status(&pod, phase, &json!({"terminated": terminated})).await;
+            if terminating {
                 self.remove(&pod).await;
             }
         }
     }
 
     /// Writes the pod's status.
-    async fn tell(&self, pod: &Pod, phase: &str, state: &Value) {
+    async fn write_status(&self, pod: &Pod, phase: &str, state: &Value) {
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let status = json!({"name": container.name, "image": container.image, "imageID": "",
             "ready": phase == "Running", "restartCount": 0, "state": state});
@@ -228,16 +228,16 @@ impl Work {
         unless_gone(self.pods.delete(&pod.name_any(), &now).await);
     }
 
-    fn gone(&self, pod: &Pod) {
+    fn on_deleted(&self, pod: &Pod) {
         if let Some(mut container) = self.containers.lock().unwrap().remove(&pod.name_any()) {
             container.process.kill();
         }
-        // One that was never started has none.
+        // A pod that never started has no folder.
         let _ = fs::remove_dir_all(self.folder.path().join(pod.name_any()));
     }
 }
 
-/// What a pod or secret may be at any time.
+/// `None` if the pod or secret is deleted or changed in the meantime.
 fn unless_gone<T>(answer: kube::Result<T>) -> Option<T> {
     match answer {
         Ok(answer) => Some(answer),
@@ -246,7 +246,7 @@ fn unless_gone<T>(answer: kube::Result<T>) -> Option<T> {
     }
 }
 
-/// Mounts a secret.
+/// Writes a secret's files to a folder, as a mount shows them.
 fn write(folder: &Path, secret: &Secret, mode: u32) {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).unwrap();
     for (name, content) in secret.data.iter().flatten() {

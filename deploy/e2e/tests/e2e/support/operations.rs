@@ -1,4 +1,4 @@
-//! The commands of `deploy/OPERATIONS.md`, run as they are written there.
+//! Runs the shell blocks of `deploy/docs/operating.md` exactly as they are written there.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use tokio::{process::Command, time::timeout};
 
 use super::DEADLINE;
 
-const OPERATIONS: &str = include_str!("../../../../OPERATIONS.md");
+const PAGE: &str = include_str!("../../../../docs/operating.md");
 
-/// Runs the shell block after a mark, in a folder; what it printed.
+/// Runs the shell block that follows the comment `<!-- mark -->`, in a folder, and returns its standard output.
 pub(crate) async fn run(mark: &str, folder: &Path, variables: &[(&str, String)]) -> String {
     let begin = format!("<!-- {mark} -->\n```sh\n");
-    let (_, rest) = OPERATIONS.split_once(&begin).unwrap_or_else(|| panic!("no block is marked {mark}"));
+    let (_, rest) = PAGE.split_once(&begin).unwrap_or_else(|| panic!("no block is marked {mark}"));
     let (block, _) = rest.split_once("```").unwrap();
     let programs = binary("garage").unwrap().parent().unwrap().display().to_string();
     let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
@@ -27,7 +27,7 @@ pub(crate) async fn run(mark: &str, folder: &Path, variables: &[(&str, String)])
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What an operator's shell knows of the servers, and where the backup is.
+/// The variables of an operator's shell: where the servers are, and the backup's folder.
 pub(crate) fn variables(nats: &Nats, mariadb: &MariaDb, backup: &Path) -> Vec<(&'static str, String)> {
     let url = mariadb.url();
     let (host, port) = url.trim_end_matches("/garage").rsplit_once('@').unwrap().1.split_once(':').unwrap();
@@ -43,7 +43,7 @@ pub(crate) fn variables(nats: &Nats, mariadb: &MariaDb, backup: &Path) -> Vec<(&
     ]
 }
 
-/// Restores a backup to new servers, whose data a Garage in the same folder then has.
+/// Restores a backup to new servers in `root`. A Garage that starts in this folder has their data.
 pub(crate) async fn restore(root: &Path, nodes: usize, backup: &Path) {
     let (mut nats, mut mariadb) = (Nats::start(root, nodes).await.unwrap(), MariaDb::start(root).await.unwrap());
     run("restore", root, &variables(&nats, &mariadb, backup)).await;

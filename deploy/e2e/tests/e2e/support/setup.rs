@@ -1,4 +1,4 @@
-//! How a test's Garage is to be.
+//! The configuration of a test's Garage.
 
 use std::{
     fs,
@@ -13,15 +13,15 @@ use garage_stack::{
 };
 use tokio::sync::Mutex;
 
-use super::{Garage, operations, place};
+use super::{Garage, acquire_permit, operations};
 
-/// Races of two or three seconds.
+/// Races that take two or three seconds.
 const SHORT: &str = "--distance-m 20 --join-timeout-ms 20000 --race-timeout-ms 15000";
 
-/// Races that nobody finishes while a test runs, and that begin when both are there.
+/// Races that last longer than a test, and that start when both players have joined.
 const LONG: &str = "--distance-m 50000 --join-timeout-ms 30000 --race-timeout-ms 600000";
 
-/// How a Garage is to be; then [`Setup::start`].
+/// Configures a Garage. [`Setup::start`] starts it.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     options: Options,
@@ -32,60 +32,63 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// One of everything, and short races.
+    /// One instance of each worker, and short races.
     pub(crate) fn short() -> Self {
         // A pool of 32 keys would keep a core busy for the first seconds of each test.
-        let env = vec![("GARAGE_KEY_POOL".into(), "4".into())];
+        let keys = ("GARAGE_KEY_POOL".into(), "4".into());
+        // A machine that is busy with other work must not cost an attempt.
+        let ready = ("GARAGE_READY_S".into(), "60".into());
+        let env = vec![keys, ready];
         let options = Options { env, ..Options::default() };
         Self { options, game_arg: SHORT, queues: None, game_server: None, backup: None }
     }
 
-    /// The same with races that do not end.
+    /// Like [`Setup::short`], with races that do not end.
     pub(crate) fn long() -> Self {
         Self { game_arg: LONG, ..Self::short() }
     }
 
-    /// A variable for every worker.
+    /// Sets an environment variable of every worker.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.options.env.push((name.into(), value.into()));
         self
     }
 
-    /// So many instances of each worker.
+    /// Sets the number of instances of each worker.
     pub(crate) fn instances(mut self, instances: usize) -> Self {
         self.options.instances = instances;
         self
     }
 
-    /// Three nodes of NATS whose routes can be cut.
+    /// Uses three NATS nodes whose routes can be cut.
     pub(crate) fn three_nodes(mut self) -> Self {
         (self.options.nats_nodes, self.options.cuttable) = (3, true);
         self
     }
 
-    /// Other queues, in TOML.
+    /// Uses other queues, in TOML.
     pub(crate) fn queues(mut self, queues: &'static str) -> Self {
         self.queues = Some(queues);
         self
     }
 
-    /// Another game server: a piece of shell. `$config` is the path of its configuration, which ends in
-    /// `-<attempt>/config.json`; `real` is the real one, and `hang` says nothing for ever. Where it says nothing else it
-    /// is the real one.
+    /// Starts each game server by a shell script. `$config` is the path of its configuration, which ends in
+    /// `-<attempt>/config.json`. `real` runs the real game server, and `hang` runs forever without any output. A script
+    /// that ends without `exit` also runs the real game server.
     pub(crate) fn game_server(mut self, script: &'static str) -> Self {
         self.game_server = Some(script);
         self
     }
 
-    /// On servers to which a backup is restored first.
+    /// Restores a backup to the servers before the workers start.
     pub(crate) fn restored(mut self, backup: &Path) -> Self {
         self.backup = Some(backup.to_owned());
         self
     }
 
-    /// Starts it, as soon as there is a place.
+    /// Starts the Garage as soon as one more may run.
     pub(crate) async fn start(mut self) -> Garage {
-        let place = place().await;
+        let permit = acquire_permit().await;
         let folder = tempfile::Builder::new().prefix("garage-e2e-").tempdir().unwrap();
         let root = folder.path().join("root");
         self.options.env.push(("GARAGE_GAME_ARG".into(), self.game_arg.into()));
@@ -106,12 +109,12 @@ impl Setup {
         let admin = stack.nats.connect(Role::Admin).await.unwrap();
         let log = JetStreamLog::open(admin.clone()).await.unwrap();
         let http = reqwest::Client::new();
-        Garage { stack, admin, log, http, read: Mutex::default(), folder: Some(folder), _place: place }
+        Garage { stack, admin, log, http, read: Mutex::default(), folder: Some(folder), _permit: permit }
     }
 }
 
-/// Everything that a script does is done by the process whose command line names the configuration: that is how it is
-/// found again. `exec` of something that is no game server would hide it.
+/// Writes a game server script. The director finds a process by the configuration's path in its command line, so the
+/// script's own process must stay: an `exec` of another program would hide the game server.
 fn write_game_server(file: &Path, script: &str, root: &Path) {
     let real = binary("garage-gameserver").unwrap();
     let text = format!(

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path};
 
 use serde_json::{Value, json};
 
-use super::operator::Operator;
+use garage_nats::Operator;
 
 pub(super) struct Server<'a> {
     pub(super) name: &'a str,
@@ -19,14 +19,14 @@ pub(super) struct Cluster<'a> {
     pub(super) listen: SocketAddr,
     pub(super) peers: Vec<SocketAddr>,
     pub(super) password: &'a str,
-    /// Whether nodes may tell each other where the others listen.
+    /// Whether nodes may announce the addresses of the other nodes to each other.
     pub(super) discoverable: bool,
 }
 
-/// The file's text. Values are written as JSON, which this format contains, so that nothing needs thought about quotes.
+/// The text of the configuration file. The format is a superset of JSON, so JSON takes care of quoting.
 pub(super) fn server(server: &Server<'_>) -> String {
-    // sync_interval: without `always` an acknowledged write is lost with the machine for up to two minutes.
-    // limits.batch: with the defaults, 50 openings whose writers died stop every commit for 10 s.
+    // sync_interval: without `always`, a crash of the machine can lose acknowledged writes of up to two minutes.
+    // limits.batch: with the defaults, 50 incomplete batches of dead writers block every commit for 10 s.
     let mut config = json!({
         "server_name": server.name,
         "listen": server.client.to_string(),
@@ -34,8 +34,8 @@ pub(super) fn server(server: &Server<'_>) -> String {
         "jetstream": {
             "store_dir": server.store,
             "sync_interval": "always",
-            // What Garage's streams set aside, and room for the history; by default it is three quarters of what the
-            // disk has free, which may be too little, and then `garage init` fails.
+            // Enough for the sizes that Garage's streams reserve, and for the history. The default, three quarters of
+            // the free disk space, may be too small, and then `garage init` fails.
             "max_file_store": 16_u64 << 30,
             "limits": { "batch": { "max_inflight_per_stream": 500, "timeout": "2s" } },
         },
@@ -54,14 +54,15 @@ fn routes(cluster: &Cluster<'_>) -> Value {
     let mut config = json!({
         "name": "garage",
         "listen": cluster.listen.to_string(),
-        // Clients are given all addresses anyway.
+        // Clients are configured with all addresses.
         "no_advertise": true,
         "authorization": { "user": "route", "password": cluster.password },
         "routes": routes.collect::<Vec<_>>(),
     });
     if let (false, Some(fields)) = (cluster.discoverable, config.as_object_mut()) {
-        // Nodes gossip where each listens and connect there directly, past the proxies. No option stops it
-        // (`no_advertise` is about clients), so they are told a place where nobody is.
+        // Nodes announce their addresses to each other, and would connect directly, past the proxies. No option
+        // disables this (`no_advertise` affects only clients), so each node announces an address where no server
+        // listens.
         fields.insert("advertise".to_owned(), json!("127.0.0.1:1"));
     }
     config

@@ -4,8 +4,8 @@ use std::{io, net::SocketAddr};
 
 use crate::proxy::Proxy;
 
-/// One proxy for each ordered pair of nodes, so that a cut takes exactly the pairs it means, whichever of the two
-/// connected.
+/// One proxy for each ordered pair of nodes. A cut then affects exactly the intended pairs, no matter which node opened
+/// the connection.
 #[derive(Debug)]
 pub(super) struct Routes {
     links: Vec<Link>,
@@ -29,12 +29,12 @@ impl Routes {
         Ok(Self { links })
     }
 
-    /// Where the node finds the others.
+    /// The addresses under which the node reaches the others.
     pub(super) fn from(&self, node: usize) -> Vec<SocketAddr> {
         self.links.iter().filter(|link| link.from == node).map(|link| link.proxy.address()).collect()
     }
 
-    /// All that start or end at the node.
+    /// The proxies of all routes from or to the node.
     pub(super) fn of(&self, node: usize) -> impl Iterator<Item = &Proxy> {
         self.links.iter().filter(move |link| link.from == node || link.to == node).map(|link| &link.proxy)
     }

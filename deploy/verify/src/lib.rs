@@ -1,0 +1,32 @@
+//! Checks the log against the invariants of Garage. `garage verify`, the chaos test and the simulation use it.
+//!
+//! - [`Checker`] takes the log message by message and returns each [`Violation`]; [`Rule`] lists what is checked.
+//! - [`Projections`] compares the projections in Redis with a fold of the log.
+//! - [`instances`] compares the folders of game servers with the sessions of the log.
+//! - [`Secrets`] holds what must not be in the log.
+//!
+//! This crate does not read from NATS. The caller reads the messages.
+
+mod checker;
+mod commits;
+mod counterparts;
+mod event;
+mod heads;
+pub mod instances;
+mod payments;
+mod players;
+mod projections;
+mod secrets;
+mod sessions;
+mod violation;
+
+pub use self::{
+    checker::{Checker, End, Summary},
+    projections::Projections,
+    secrets::Secrets,
+    sessions::{SessionStatus, Sessions},
+    violation::{Rule, Violation},
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+//! Checks the events of players: each is what the decider writes, and each ticket ends once.
+
+use std::collections::HashMap;
+
+use garage_events::{
+    event::Event as _,
+    id::{PlayerId, TicketId},
+    player::{self, Command, Event, State, TimedOut},
+};
+use time::Duration;
+
+use crate::violation::{Rule, Violation};
+
+/// All players of the log.
+#[derive(Debug, Default)]
+pub(crate) struct Players {
+    all: HashMap<PlayerId, Player>,
+    /// Number of tickets in the log.
+    pub(crate) tickets: u64,
+}
+
+#[derive(Debug, Default)]
+struct Player {
+    status: Status,
+    /// Sequence of the player's last event.
+    seq: u64,
+    /// The player's last ended ticket, and the sequence of its end.
+    ended: Option<(TicketId, u64)>,
+}
+
+/// The state of a player, stored compactly: most players are idle.
+#[derive(Debug, Default)]
+enum Status {
+    /// The last event cannot be read, or is older than the log.
+    #[default]
+    Unknown,
+    Idle(TicketId),
+    Other(Box<State>),
+}
+
+impl Players {
+    /// Marks a player's state as unknown. The player's next event contains the whole state again.
+    pub(crate) fn forget(&mut self, id: &PlayerId) {
+        self.all.insert(id.clone(), Player::default());
+    }
+
+    /// Checks an event of a player.
+    pub(crate) fn check(&mut self, id: &PlayerId, seq: u64, event: &Event, found: &mut Vec<Violation>) {
+        let new = || Player { status: State::New.into(), ..Player::default() };
+        let player = self.all.entry(id.clone()).or_insert_with(new);
+        self.tickets += u64::from(matches!(event, Event::Queued(_)));
+        if let Err(violation) = player.check(seq, event) {
+            found.push(violation.player(id));
+        }
+        if let Some(ticket) = ends(event) {
+            player.ended = Some((ticket, seq));
+        }
+        (player.status, player.seq) = (State::evolve(event).into(), seq);
+    }
+
+    /// Number of players.
+    pub(crate) fn count(&self) -> u64 {
+        self.all.len() as u64
+    }
+
+    /// The players that wait for a match, each with the sequence of their last event.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (&PlayerId, u64)> {
+        let waits = |status: &Status| matches!(status, Status::Other(state) if matches!(**state, State::Waiting(_)));
+        self.all.iter().filter(move |(_, player)| waits(&player.status)).map(|(id, player)| (id, player.seq))
+    }
+}
+
+impl From<State> for Status {
+    fn from(state: State) -> Self {
+        match state {
+            State::Idle { ticket } => Self::Idle(ticket),
+            state => Self::Other(Box::new(state)),
+        }
+    }
+}
+
+impl Player {
+    fn check(&self, seq: u64, event: &Event) -> Result<(), Violation> {
+        let idle;
+        let state = match &self.status {
+            Status::Unknown => return Ok(()),
+            Status::Idle(ticket) => {
+                idle = State::Idle { ticket: *ticket };
+                &idle
+            }
+            Status::Other(state) => state,
+        };
+        let name = event.type_name();
+        if let Some((ticket, before)) = self.ended {
+            if ends(event) == Some(ticket) {
+                let what = format!("ticket {ticket} ends a second time, with {name}");
+                return Err(Violation::new(Rule::Ticket, [before, seq], what));
+            }
+            if matches!(event, Event::Queued(queued) if queued.ticket == ticket) {
+                let what = format!("ticket {ticket} is queued again after its end");
+                return Err(Violation::new(Rule::Ticket, [before, seq], what));
+            }
+        }
+        let illegal = |reason: String| {
+            Violation::new(Rule::Decided, [self.seq, seq], format!("no command leads to this {name}: {reason}"))
+        };
+        match player::decide(state, command(state, event)) {
+            Ok(decided) if decided == *event => Ok(()),
+            Ok(_) => Err(illegal("the decider would write different data".into())),
+            Err(rejection) => Err(illegal(rejection.to_string())),
+        }
+    }
+}
+
+/// The ticket that an event ends.
+fn ends(event: &Event) -> Option<TicketId> {
+    match event {
+        Event::Matched(player::Matched { ticket, .. })
+        | Event::Cancelled(player::Cancelled { ticket, .. })
+        | Event::TimedOut(TimedOut { ticket, .. }) => Some(*ticket),
+        Event::Queued(_) | Event::PlayerMatched(_) | Event::Released(_) => None,
+    }
+}
+
+/// The command that leads to an event.
+fn command(state: &State, event: &Event) -> Command {
+    match event.clone() {
+        Event::Queued(queued) => Command::Queue(queued),
+        Event::Cancelled(player::Cancelled { ticket, reason, .. }) => Command::Cancel { ticket, reason },
+        Event::TimedOut(timed_out) => {
+            // `waited_ms` is rounded down. The end of the millisecond is the latest time that the decider can have had.
+            let State::Waiting(waiting) = state else {
+                return Command::TimeOut { ticket: timed_out.ticket, now: time::OffsetDateTime::UNIX_EPOCH };
+            };
+            let waited = i64::try_from(timed_out.waited_ms).ok().map(Duration::milliseconds);
+            let end = waited.and_then(|waited| waited.checked_add(Duration::nanoseconds(999_999)));
+            let now = end.and_then(|end| waiting.waiting_since.checked_add(end)).unwrap_or(waiting.waiting_since);
+            Command::TimeOut { ticket: timed_out.ticket, now }
+        }
+        Event::Matched(player::Matched { ticket, session, team, .. }) => Command::Match { ticket, session, team },
+        Event::PlayerMatched(player::PlayerMatched { session, address, .. }) => Command::Open { session, address },
+        Event::Released(player::Released { session, why, .. }) => Command::Release { session, why },
+    }
+}

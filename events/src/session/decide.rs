@@ -1,0 +1,214 @@
+//! The decider: which events a command results in.
+
+use std::collections::BTreeMap;
+
+use time::OffsetDateTime;
+
+use super::{
+    Closed, Event, Failed, Finished, Limits, Matched, Opened, Phase, PodFailed, PodReady, PodRequested, PodScheduled,
+    Starting, State,
+};
+use crate::{
+    game::{self, Placing},
+    id::PlayerId,
+    player::Ending,
+};
+
+/// What a worker can request for a session.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Begin the session.
+    Create(Matched),
+    /// Request a game server.
+    RequestPod(PodRequested),
+    /// Record where the game server was placed.
+    Schedule(PodScheduled),
+    /// Record that the game server failed.
+    FailPod(PodFailed),
+    /// Record the game server's report that it listens.
+    Ready { attempt: u32, report: game::Ready },
+    /// Record that the players receive the game server's address.
+    Open(Opened),
+    /// Record the game server's report of the results, and close the session.
+    Finish { attempt: u32, report: game::Finished },
+    /// Fail and close the session.
+    Fail {
+        /// The cause as a stable code, for example `no-attempts`.
+        reason: String,
+    },
+    /// Time out the current phase if its deadline has passed.
+    Deadline {
+        /// The current time of the caller.
+        now: OffsetDateTime,
+        limits: Limits,
+    },
+}
+
+impl Command {
+    /// The attempt whose server the command reports on.
+    fn attempt(&self) -> Option<u32> {
+        match self {
+            Self::Schedule(PodScheduled { attempt, .. })
+            | Self::FailPod(PodFailed { attempt, .. })
+            | Self::Ready { attempt, .. }
+            | Self::Finish { attempt, .. } => Some(*attempt),
+            Self::Create(_) | Self::RequestPod(_) | Self::Open(_) | Self::Fail { .. } | Self::Deadline { .. } => None,
+        }
+    }
+}
+
+/// Why a command was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error("session already exists")]
+    Exists,
+    #[error("session does not exist")]
+    Unknown,
+    #[error("session is closed")]
+    Closed,
+    /// The command is about an attempt that is not the current one.
+    #[error("attempt {attempt} is not the current one")]
+    Stale {
+        /// The attempt of the command.
+        attempt: u32,
+    },
+    /// The command is about an attempt that the log has not requested. The read may have been stale, so try again.
+    #[error("this attempt has not been requested, or the read of the session was stale")]
+    UnknownAttempt,
+    /// The command is about results, but the session is not open yet: an earlier report is still on its way. Try again
+    /// later.
+    #[error("results cannot be recorded before the session is open")]
+    TooEarly,
+    /// The log already has what the command would record, or the command does not apply in the current phase.
+    #[error("the command changes nothing in the current phase")]
+    NoChange,
+    /// The report does not name each player of the session exactly once.
+    #[error("results do not name each player of the session exactly once")]
+    BadResults,
+}
+
+/// Decides on a session.
+///
+/// # Errors
+/// [`Rejection`] if the state does not allow the command.
+pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> {
+    if command.attempt().is_some_and(|attempt| attempt > state.last_attempt()) {
+        return Err(Rejection::UnknownAttempt);
+    }
+    let (open, command) = match (state, command) {
+        (State::New, Command::Create(matched)) => return Ok(vec![matched.into()]),
+        (State::Open(_) | State::Closed(_), Command::Create(_)) => return Err(Rejection::Exists),
+        (State::New, _) => return Err(Rejection::Unknown),
+        (State::Closed(_), _) => return Err(Rejection::Closed),
+        (State::Open(open), command) => (open, command),
+    };
+    let stale = |attempt| Err(Rejection::Stale { attempt });
+    match (command, &open.phase) {
+        (Command::RequestPod(requested), Phase::NeedsServer { attempts, .. }) => {
+            if requested.attempt == attempts + 1 {
+                Ok(vec![requested.into()])
+            } else {
+                stale(requested.attempt)
+            }
+        }
+        (Command::Schedule(scheduled), Phase::Starting(starting)) => {
+            if scheduled.attempt != starting.attempt {
+                stale(scheduled.attempt)
+            } else if starting.scheduled.is_some() {
+                Err(Rejection::NoChange)
+            } else {
+                Ok(vec![scheduled.into()])
+            }
+        }
+        (
+            Command::FailPod(failed),
+            Phase::Starting(Starting { attempt, .. }) | Phase::Running(Opened { attempt, .. }),
+        ) => {
+            if failed.attempt == *attempt {
+                Ok(vec![failed.into()])
+            } else {
+                stale(failed.attempt)
+            }
+        }
+        (Command::Ready { attempt, report }, Phase::Starting(starting)) => {
+            if attempt != starting.attempt {
+                stale(attempt)
+            } else if starting.ready.is_some() {
+                Err(Rejection::NoChange)
+            } else {
+                Ok(vec![PodReady { attempt, ports: report.ports }.into()])
+            }
+        }
+        (Command::Open(opened), Phase::Starting(starting)) => {
+            if opened.attempt != starting.attempt {
+                stale(opened.attempt)
+            } else if starting.scheduled.is_some() && starting.ready.is_some() {
+                Ok(vec![opened.into()])
+            } else {
+                Err(Rejection::NoChange)
+            }
+        }
+        (
+            Command::Finish { attempt, report },
+            Phase::Running(Opened { attempt: present, .. }) | Phase::Broken { attempt: present, .. },
+        ) => {
+            if attempt != *present {
+                return stale(attempt);
+            }
+            if !names_each_once(&open.matched, &report.results) {
+                return Err(Rejection::BadResults);
+            }
+            let results = report.results;
+            Ok(vec![Finished { attempt, results: results.clone() }.into(), close(Ending::Finished, results)])
+        }
+        // The server is ahead of the log: its ready report, or the opening, has not been processed yet.
+        (Command::Finish { attempt, .. }, Phase::Starting(starting)) => {
+            if attempt == starting.attempt {
+                Err(Rejection::TooEarly)
+            } else {
+                stale(attempt)
+            }
+        }
+        (Command::Fail { reason }, _) => Ok(vec![Failed { reason }.into(), close(Ending::Failed, Vec::new())]),
+        (Command::Deadline { now, limits }, phase) => {
+            if now < open.deadline(&limits) {
+                return Err(Rejection::NoChange);
+            }
+            if now >= open.began + limits.session {
+                let reason = "hard-end".into();
+                return Ok(vec![Failed { reason }.into(), close(Ending::Abandoned, Vec::new())]);
+            }
+            match phase {
+                // The server was ready in time. It is not the server's fault that the session is not open yet.
+                Phase::Starting(Starting { scheduled: Some(_), ready: Some(_), .. }) => Err(Rejection::NoChange),
+                Phase::Starting(Starting { attempt, .. }) => Ok(vec![
+                    PodFailed {
+                        attempt: *attempt,
+                        reason: "not-ready".into(),
+                        message: format!("not placed and ready within {} s", limits.ready.whole_seconds()),
+                    }
+                    .into(),
+                ]),
+                Phase::NeedsServer { .. } | Phase::Running(_) | Phase::Broken { .. } | Phase::Ending(..) => {
+                    Err(Rejection::NoChange)
+                }
+            }
+        }
+        _ => Err(Rejection::NoChange),
+    }
+}
+
+fn close(why: Ending, results: Vec<Placing>) -> Event {
+    Closed { why, results }.into()
+}
+
+fn names_each_once(matched: &Matched, results: &[Placing]) -> bool {
+    let mut named: BTreeMap<&PlayerId, u32> = matched.players().map(|player| (player, 0)).collect();
+    for placing in results {
+        match named.get_mut(&placing.player) {
+            Some(times) => *times += 1,
+            None => return false,
+        }
+    }
+    named.values().all(|times| *times == 1)
+}

@@ -1,0 +1,157 @@
+//! The events of a session.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::{
+    event::events,
+    game::{Loadout, Placing, Ports},
+    id::{PlayerId, QueueName, Region, TicketId},
+    player::{Address, Ending},
+};
+
+events! {
+    /// The events of a session.
+    "session" {
+        /// The matchmaker matched the players.
+        Matched = "matched" at Matched,
+        /// Session requested a game server, which starts an attempt.
+        PodRequested = "pod-requested" at PodRequested,
+        /// The director placed the game server on a node.
+        PodScheduled = "pod-scheduled" at PodScheduled,
+        /// The game server could not be started, was not ready in time, or died.
+        PodFailed = "pod-failed" at PodFailed,
+        /// The game server reported that it listens.
+        PodReady = "pod-ready" at PodReady,
+        /// The players received the game server's address.
+        Opened = "opened" at Opened,
+        /// The session ends without results. `Closed` follows in the same commit.
+        Failed = "failed" at Failed,
+        /// The game server reported the results. `Closed` follows in the same commit.
+        Finished = "finished" at Finished,
+        /// The session has ended. It is the last event of every session.
+        Closed = "closed" at Finished,
+    }
+}
+
+/// See [`Event::Matched`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Matched {
+    /// The queue in which the players waited.
+    pub queue: QueueName,
+    /// The region in which the game server must run.
+    pub region: Region,
+    pub teams: Vec<Team>,
+    /// Version of the matchmaking rules that made the match.
+    pub rules: String,
+    /// Sequence of the last event that the matchmaker had read when it made the match.
+    pub pool_seq: u64,
+    /// The matchmaker's current time when it made the match.
+    #[serde(with = "time::serde::rfc3339")]
+    pub clock: OffsetDateTime,
+}
+
+impl Matched {
+    /// The players of all teams.
+    pub fn players(&self) -> impl Iterator<Item = &PlayerId> {
+        self.teams.iter().flat_map(|team| &team.players).map(|member| &member.player)
+    }
+}
+
+/// A team of a match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Team {
+    /// Unique within the session.
+    pub name: String,
+    pub players: Vec<Member>,
+}
+
+/// A member of a team.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub player: PlayerId,
+    /// The ticket with which the player waited.
+    pub ticket: TicketId,
+    /// The player's rank when they queued.
+    pub rank: i32,
+}
+
+/// See [`Event::PodRequested`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodRequested {
+    /// The number of the attempt, from 1.
+    pub attempt: u32,
+    /// The region in which the game server must run.
+    pub region: Region,
+    /// The car and items of each player.
+    pub loadouts: Vec<Loadout>,
+    /// The game server's public key, as SubjectPublicKeyInfo PEM. The private key is never in the log. Session stores
+    /// it in Redis for a short time, encrypted.
+    pub public_key: String,
+    /// The public key's fingerprint, under which Redis stores the private key; see [`crate::game::fingerprint`].
+    pub fingerprint: String,
+}
+
+/// See [`Event::PodScheduled`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodScheduled {
+    pub attempt: u32,
+    /// The name of the instance: `game-<session>-<attempt>`.
+    pub pod: String,
+    /// The name of the node on which it runs.
+    pub node: String,
+    /// The address at which clients reach that node.
+    pub public_ip: std::net::IpAddr,
+}
+
+/// See [`Event::PodFailed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodFailed {
+    pub attempt: u32,
+    /// The cause as a stable code, for example `not-ready`.
+    pub reason: String,
+    /// The cause in words, for operators.
+    pub message: String,
+}
+
+/// See [`Event::PodReady`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReady {
+    pub attempt: u32,
+    #[serde(flatten)]
+    pub ports: Ports,
+}
+
+/// See [`Event::Opened`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// The attempt that succeeded.
+    pub attempt: u32,
+    #[serde(flatten)]
+    pub address: Address,
+}
+
+/// See [`Event::Failed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// The cause as a stable code: the reason of the last [`PodFailed`], or for example `hard-end`.
+    pub reason: String,
+}
+
+/// See [`Event::Finished`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// The attempt whose game server reported.
+    pub attempt: u32,
+    /// One entry per player of the session.
+    pub results: Vec<Placing>,
+}
+
+/// See [`Event::Closed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    pub why: Ending,
+    /// The same as in [`Finished`]; empty if the session ended in another way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<Placing>,
+}

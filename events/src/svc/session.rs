@@ -1,0 +1,33 @@
+//! The requests that session answers.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::{Call, request};
+use crate::id::{PlayerId, SessionId};
+
+/// Requests a session, as it is in the log. Refused with 404 if it does not exist.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GetSession {
+    pub session: SessionId,
+}
+request!(GetSession => crate::session::View, "svc.session.get");
+
+/// Requests a token with which a player connects to the game server of their session. Refused with 404 if the player is
+/// not in the session, and with 409 if the session is not open.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConnectToken {
+    pub session: SessionId,
+    pub player: PlayerId,
+}
+request!(ConnectToken => SignedToken, "svc.session.connect-token");
+
+/// A connection token.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct SignedToken {
+    /// A JWT with the claims [`crate::game::ConnectClaims`].
+    pub token: crate::game::Secret,
+    /// When the token expires.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
