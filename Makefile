@@ -34,7 +34,7 @@ chaos: ## Injects random faults while bots play: for FOR=600 seconds, with SEED=
 		cargo test --workspace --test e2e -- --nocapture chaos
 
 bench: install ## Measures the log, a gateway and a director, each beside the machine's own limit.
-	@# Figures of a debug build would say little about what is deployed.
+	@# A debug build is much slower than the release build that you deploy.
 	cargo build --release --workspace
 	$(TARGET)/release/garage bench log
 	$(TARGET)/release/garage bench gateway

@@ -1,38 +1,40 @@
 #!/usr/bin/env bash
-# Checks that the tests reuse the build: after `cargo build --workspace`, `cargo test --workspace` must not compile again
-# any dependency of the workspace, nor the library or program of a member. Otherwise every first `make test` takes many
-# minutes longer. It compiles what the tests need, so it costs nothing extra before `cargo test`.
+# Checks that the tests reuse the build: after `cargo build --workspace`, `cargo test --workspace` must not compile a
+# dependency of the workspace, or the library or program of a member, a second time with other features. Otherwise the
+# first `make test` takes many minutes longer. This compiles only what `cargo test` needs anyway.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-cargo build --workspace
-cargo test --workspace --no-run --message-format=json >"$log"
-tree=$(cargo tree --workspace --edges normal,build --prefix none --format '{p}')
-python3 - "$log" "$tree" <<'PYTHON'
-import json, re, sys
-
-built = {tuple(line.split()[:2]) for line in sys.argv[2].splitlines()}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cargo build --workspace --message-format=json >"$folder/build"
+cargo test --workspace --no-run --message-format=json >"$folder/test"
+python3 - "$folder/build" "$folder/test" <<'PYTHON'
+import json, sys
 
 
-def package(artifact):
-    """Name and version of an artifact's package, from an id like `path+file:///x/events#garage-events@0.1.0`."""
-    end = artifact["package_id"].rpartition("#")[2]
-    name, _, version = end.rpartition("@") if "@" in end else (artifact["package_id"].rpartition("#")[0].rpartition("/")[2], "", end)
-    return name, "v" + version
+def artifacts(path):
+    """The compiled libraries, programs, procedural macros and build scripts of a build, without test targets."""
+    for line in open(path):
+        artifact = json.loads(line)
+        if artifact.get("reason") == "compiler-artifact" and not artifact["profile"]["test"]:
+            if not {"example", "bench", "test"} & set(artifact["target"]["kind"]):
+                yield artifact
 
 
-again = set()
-for line in open(sys.argv[1]):
-    artifact = json.loads(line)
-    if artifact.get("reason") == "compiler-artifact" and not artifact["fresh"] and not artifact["profile"]["test"]:
-        name, version = package(artifact)
-        kind = "/".join(artifact["target"]["kind"])
-        # An example or a bench is not part of `cargo build`.
-        if (name, version) in built and kind not in ("example", "bench", "test"):
-            again.add(f"  {name} {version} ({kind}) with the features {', '.join(artifact['features']) or 'none'}")
+built = list(artifacts(sys.argv[1]))
+files = {file for artifact in built for file in artifact["filenames"]}
+packages = {artifact["package_id"] for artifact in built}
+# A package that only tests use is not in the build, and is compiled now.
+again = sorted(
+    f"  {artifact['package_id'].rpartition('/')[2]} ({'/'.join(artifact['target']['kind'])}), "
+    f"features: {', '.join(artifact['features']) or 'none'}"
+    for artifact in artifacts(sys.argv[2])
+    if artifact["package_id"] in packages and not files.issuperset(artifact["filenames"])
+)
+if not files:
+    sys.exit("cargo build reported no artifacts, so there is nothing to compare")
 if again:
-    print("compiled a second time for the tests:", *sorted(again), sep="\n", file=sys.stderr)
+    print("compiled a second time for the tests:", *again, sep="\n", file=sys.stderr)
     sys.exit("help: compare the features with `cargo tree -e features -i PACKAGE`, and add those that only tests switch on "
              "to deploy/workspace-hack/Cargo.toml")
 PYTHON

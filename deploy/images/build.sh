@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 ALL=(cli gateway matchmaker session director inventory gameserver)
-# The image holds only the program. If it is larger than this, something got in that should not be there.
+# The image holds only the program. If it is larger than this, it contains unexpected files.
 LARGEST=$((60 << 20))
 # A user that does not exist on the host.
 OWNER=65532:65532
@@ -45,7 +45,7 @@ program() { [ "$1" = cli ] && echo garage || echo "garage-$1"; }
 # scripts and procedural macros. Procedural macros cannot be static.
 wanted=()
 for name in "${names[@]}"; do wanted+=(--bin "$(program "$name")"); done
-# The director's image includes the game server, for when games are processes of the director.
+# The director's image contains the game server too, because games may run as processes of the director.
 [[ " ${names[*]} " != *" director "* ]] || wanted+=(--bin garage-gameserver)
 RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=target/static \
     ${CARGO:-cargo} build --release --workspace --target "$target" "${wanted[@]}"

@@ -141,8 +141,9 @@ install_packages() {
     log=$(mktemp)
     trap 'restore_policy; rm -f "${log:-}"' EXIT
     forbid_services
-    # An update may fail for one foreign source only, so a failure of it is no error. The install decides.
-    apt update >"$log" 2>&1 || say "apt-get update failed; continuing with the present package lists"
+    # The update may fail only because of an unrelated package source, so this is not an error. If a needed package is
+    # missing, the installation fails.
+    apt update >"$log" 2>&1 || say "apt-get update failed; continuing with the existing package lists"
     if ! apt install -y --no-install-recommends "${packages[@]}" >>"$log" 2>&1; then
         tail -n 20 "$log" >&2
         fail "apt-get could not install $wanted (the end of its output is above)" \

@@ -1,4 +1,4 @@
-//! The interface between the director and whatever runs game servers: [`Backend`] and its types.
+//! The interface between the director and the systems that run game servers: [`Backend`] and its types.
 
 use std::{fmt, future::Future, net::IpAddr, str::FromStr};
 
@@ -101,8 +101,8 @@ pub struct Instance {
 /// What an instance is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// A director has begun to create it, but has not started it yet. This director continues, or the next delivery of
-    /// the request does.
+    /// A director has begun to create it, but has not started it yet. The same director starts it, or a redelivery of
+    /// the request leads to the start.
     Claimed,
     /// It is created, and waits for a node.
     Waiting,
@@ -117,7 +117,7 @@ pub enum State {
 pub struct Exit {
     /// How the process or pod ended, as far as the backend knows.
     pub kind: ExitKind,
-    /// The last line of the process's output, or what the cluster says about the end. It contains no secrets.
+    /// The last line of the process's output, or the cluster's message about the end. It contains no secrets.
     pub message: Option<String>,
 }
 
@@ -131,8 +131,8 @@ impl Exit {
         }
     }
 
-    /// Whether the server may have finished its work: nobody saw how it ended, or it ended as it does after it reported
-    /// its results.
+    /// Whether the server may have finished its work. This is so if nobody saw how it ended, if it exited with code 0,
+    /// or if its pod was deleted.
     pub fn inconclusive(&self) -> bool {
         match self.kind {
             ExitKind::Unknown | ExitKind::Code(0) => true,

@@ -19,7 +19,7 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub redis: config::Redis,
 
-    /// File with the key that seals private keys: 32 bytes in base64. Session uses the same key.
+    /// File with the key that seals private keys: 32 bytes in base64. The session worker uses the same key.
     #[arg(long, env = "GARAGE_SEAL_KEY_FILE")]
     pub seal_key_file: PathBuf,
 
@@ -28,7 +28,8 @@ pub struct Config {
     pub seal_key_also_file: Option<PathBuf>,
 
     /// File with the Ed25519 public key that game servers use to verify connection tokens: SubjectPublicKeyInfo in PEM.
-    // Not GARAGE_TOKEN_KEY_FILE, which names session's private key: session and director may share an environment file.
+    // Not GARAGE_TOKEN_KEY_FILE, which names the private key of the session worker: both workers may share an
+    // environment file.
     #[arg(long, env = "GARAGE_TOKEN_PUBLIC_KEY_FILE")]
     pub token_key_file: PathBuf,
 
@@ -40,11 +41,12 @@ pub struct Config {
     #[arg(long, env = "GARAGE_GAME_NATS_URL", value_parser = config::unchecked, hide_env_values = true)]
     pub game_nats_url: Option<Secret>,
 
-    /// Seconds from the match to the session's hard end. Game servers receive it. Use the same value as for session.
+    /// Seconds from the match to the session's hard end. Game servers receive it. Use the same value as for the
+    /// session worker.
     #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
     pub session_s: u32,
 
-    /// Seconds after its creation at which an instance that no open session needs is removed as an orphan.
+    /// Age in seconds at which the director removes an orphan. An orphan is an instance that no open session needs.
     #[arg(long, env = "GARAGE_ORPHAN_GRACE_S", default_value_t = 60, value_name = "SECONDS")]
     pub orphan_grace: u32,
 
@@ -89,14 +91,14 @@ pub struct Kube {
     #[arg(long, env = "GARAGE_PULL_POLICY", default_value = "IfNotPresent", value_name = "POLICY")]
     pub pull_policy: PullPolicy,
 
-    /// File with a pod in YAML. Game servers' pods take from it what Garage does not set itself: resources, priority
-    /// class, tolerations, labels and so on. Name its container `gameserver`.
+    /// File with a pod in YAML, the template for game servers' pods. Garage takes from it every field that it does not
+    /// set itself: resources, priority class, tolerations, labels and so on. Name its container `gameserver`.
     #[arg(long, env = "GARAGE_POD_TEMPLATE", value_name = "FILE")]
     pub pod_template: Option<PathBuf>,
 
     /// Where to find a node's public address. Give one or more of `external-ip`, `internal-ip`, `annotation:NAME` and
-    /// `label:NAME`, separated by commas; the first that a node has is used. In a label, write an IPv6 address with
-    /// hyphens instead of colons.
+    /// `label:NAME`, separated by commas; the director uses the first one that the node has. In a label, write an IPv6
+    /// address with hyphens instead of colons.
     #[arg(
         long,
         env = "GARAGE_NODE_ADDRESS",
@@ -106,14 +108,15 @@ pub struct Kube {
     )]
     pub node_address: Vec<node::Source>,
 
-    /// Seconds that a pod may wait for a node with enough room before its attempt fails. Keep it below session's
-    /// `--ready-s`.
+    /// Seconds that a pod may wait for a node with enough room before its attempt fails. Keep it below
+    /// `--ready-s` of the session worker.
     #[arg(long = "pod-patience", env = "GARAGE_POD_PATIENCE_S", default_value_t = 45, value_name = "SECONDS")]
     pub pod_max_wait: u32,
 
-    /// Where a region of the queues is. `eu=topology.kubernetes.io/region=europe-west1` means nodes with this label,
-    /// `us@virginia` another cluster, by its context in the kubeconfig, `us@virginia=zone=b` both, and `eu` alone any
-    /// node. Repeat the flag, or separate regions with commas. Without this flag, every region is the whole cluster.
+    /// The nodes of a region of the queues. `eu=topology.kubernetes.io/region=europe-west1` means the nodes with this
+    /// label. `us@virginia` means another cluster, by its context in the kubeconfig. `us@virginia=zone=b` means nodes
+    /// of that cluster with this label. `eu` alone means any node. Repeat the flag, or separate regions with commas.
+    /// Without this flag, every region is the whole cluster.
     #[arg(long, env = "GARAGE_REGION", value_name = "REGION[@CONTEXT][=LABEL=VALUE]", value_delimiter = ',')]
     pub region: Vec<RegionSelector>,
 

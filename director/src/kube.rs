@@ -57,14 +57,14 @@ pub struct KubeBackend(Arc<Inner>);
 struct Inner {
     /// One for each cluster.
     sites: Vec<Site>,
-    /// Where each region is. Empty means that every region is the first site.
+    /// The location of each region. If it is empty, every region is in the first site.
     regions: BTreeMap<Region, RegionSite>,
     settings: PodSettings,
     /// Instances that are placed according to the log, but that no cluster has.
     lost_pods: Mutex<HashSet<Name>>,
 }
 
-/// Where a region is.
+/// The location of a region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RegionSite {
     /// The context in the kubeconfig. `None` means the current context.
@@ -102,7 +102,7 @@ fn template(config: &config::Kube) -> anyhow::Result<Value> {
     Ok(template)
 }
 
-/// Where each region is. Empty means that every region is the one cluster.
+/// The location of each region. If it is empty, every region is the whole cluster.
 fn regions(config: &config::Kube) -> anyhow::Result<BTreeMap<Region, RegionSite>> {
     let mut regions: BTreeMap<Region, RegionSite> = BTreeMap::new();
     for config::RegionSelector { region, context, label } in &config.region {
@@ -177,7 +177,7 @@ impl KubeBackend {
         *self.0.lost_pods.lock().unwrap_or_else(PoisonError::into_inner) = lost_pods;
     }
 
-    /// Lists the instances of all clusters, without the lost ones.
+    /// Lists the instances of all clusters, without the lost instances.
     async fn list_existing(&self) -> Listing {
         let mut all = Listing { instances: Vec::new(), complete: Ok(()) };
         for listed in join_all(self.0.sites.iter().map(Site::list)).await {

@@ -2,7 +2,7 @@
 //!
 //! - [`reaction`]: handles the events of the log.
 //! - [`watch`]: checks the instances at regular intervals, for changes that no event announces.
-//! - [`backend`]: the trait that hides what runs game servers. [`process`] runs them as processes of this machine,
+//! - [`backend`]: the trait of the systems that run game servers. [`process`] runs them as processes of this machine,
 //!   [`kube`] as pods of a Kubernetes cluster.
 //! - [`redis`]: reads the games' sealed secrets.
 
@@ -74,8 +74,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     }
 }
 
-/// Runs the worker with this backend. `spawn_tasks` starts the backend's own background tasks, and returns a function
-/// that says whether this director is the one that monitors the instances.
+/// Runs the worker with this backend. `spawn_tasks` starts the backend's own background tasks. The function that it
+/// returns says whether this director monitors the instances.
 async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
     config: Config,
     backend: B,

@@ -15,7 +15,7 @@
 //! **An attempt is started at most once.** Under the instance's lock, a director leaves a running process alone. A
 //! `started` marker without a process means that the instance has exited. A redelivered request then does not start it
 //! again, because the first process may have reported itself ready under the same subjects. Instead the attempt fails
-//! with `PodFailed`, and session requests another one.
+//! with `PodFailed`, and the session worker requests another one.
 //!
 //! The marker is written before the spawn. A director that dies between the two costs one attempt. If the marker were
 //! written after the spawn, a process that started and died unseen would be started twice. If a director dies before it

@@ -37,9 +37,9 @@ pub struct GameSettings {
     pub session: Duration,
 }
 
-/// Gives access to the games' secrets, which session parked.
+/// Gives access to the game servers' secrets, which the session worker stores in Redis.
 pub trait Keys: Clone + Send + Sync + 'static {
-    /// Reads and opens the secrets that are parked under this fingerprint.
+    /// Reads and opens the secrets that are stored under this fingerprint.
     ///
     /// # Errors
     /// [`CreateError::Refused`] when they are missing or cannot be opened.
@@ -122,7 +122,7 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             Err(CreateError::Over) => {
                 // This may not be a failure: the match may have finished since the session was read, and the results
                 // may be on their way.
-                tracing::info!(session.id = %session, pod.name = %name, "instance has exited; the watch will judge it");
+                tracing::info!(session.id = %session, pod.name = %name, "instance has exited; the watch will handle it");
                 Ok(())
             }
             Err(CreateError::Unavailable(error)) => Err(error.into()),
@@ -158,8 +158,8 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
         Ok(created)
     }
 
-    /// Appends where an instance is placed, if the session does not have that yet. Returns false when the read is too
-    /// old to decide.
+    /// Appends the placement of an instance, unless the session already has it. Returns false when the read is too old
+    /// to decide.
     ///
     /// # Errors
     /// [`Failure`]
@@ -193,7 +193,7 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
         }
     }
 
-    /// Appends that an attempt failed, and removes what remains of its instance.
+    /// Appends that an attempt failed, and removes the rest of its instance.
     ///
     /// # Errors
     /// [`Failure`]
@@ -212,10 +212,10 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
         }
     }
 
-    /// The session rejected a command about an instance. If the instance is not its current attempt, it is removed.
+    /// Handles a rejected command about an instance. Removes the instance if it is not the session's current attempt.
     async fn on_rejection(&self, name: Name, rejection: &Rejection) -> Result<(), Failure> {
         tracing::debug!(session.id = %name.session, pod.name = %name, %rejection, "command rejected by the session");
-        // `Rejection::NoChange` does not say which: the attempt may be scheduled already, or may have failed since.
+        // `Rejection::NoChange` has two possible causes: the attempt is scheduled already, or it has failed since.
         self.remove_unwanted(name).await
     }
 
@@ -278,7 +278,7 @@ mod tests {
         }
 
         async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
-            panic!("{name} is removed before its exit is judged");
+            panic!("{name} is removed before its exit is handled");
         }
     }
 

@@ -1,5 +1,5 @@
-//! Reads the games' sealed secrets from Redis, where session parks them. Without Redis a director cannot start game
-//! servers, but it can still remove them.
+//! Reads the game servers' sealed (encrypted) secrets from Redis, where the session worker stores them for a short
+//! time. Without Redis a director cannot start game servers, but it can still remove them.
 
 use garage_events::{game::Secrets, projection::parked_key};
 use garage_worker::{redis::Redis, seal::SealKeys};
@@ -10,7 +10,7 @@ use crate::{
     reaction::Keys,
 };
 
-/// The games' secrets that are parked in Redis.
+/// The game servers' sealed secrets in Redis.
 #[derive(Debug, Clone)]
 pub struct ParkedKeys {
     /// The connection to Redis.
@@ -29,13 +29,13 @@ impl Keys for ParkedKeys {
         let opened = self.seal.open(&sealed, fingerprint).map_err(|error| lost(error.to_string()))?;
         // The message names only the kind of error: serde's full text may quote the secret.
         let malformed =
-            |error: serde_json::Error| lost(format!("cannot parse the game's parked secrets: {:?}", error.classify()));
+            |error: serde_json::Error| lost(format!("cannot parse the game's stored secrets: {:?}", error.classify()));
         serde_json::from_slice(&opened).map_err(malformed)
     }
 }
 
 impl ParkedKeys {
-    /// The sealed secrets that are parked under this fingerprint, if any.
+    /// The sealed secrets that are stored under this fingerprint, if any.
     async fn sealed(&self, fingerprint: &str) -> Result<Option<Vec<u8>>, RedisError> {
         let mut connection = self.redis.connection().await?;
         self.redis.checked(connection.get(parked_key(fingerprint)).await).await

@@ -1,5 +1,5 @@
-//! Checks the instances at regular intervals, for what no event of the log announces: instances that a node got
-//! assigned, instances that exited, and orphans.
+//! Checks the instances at regular intervals. It finds changes that no event of the log announces: instances that were
+//! assigned to a node, instances that exited, and orphans.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,10 +31,11 @@ const CONCURRENCY: usize = 16;
 
 /// How long to wait before an inconclusive exit counts as a failure. If nobody saw the exit, another director on this
 /// machine may have started the server; that director records the exit within [`CHECK_INTERVAL`]. If the server exited
-/// well, its results were acknowledged before, but a NATS node that has just lost its leadership may not have them.
+/// with code 0, its results were acknowledged before, but a NATS node that has just lost its leadership may not have
+/// them.
 const INCONCLUSIVE: Duration = Duration::from_secs(3);
 
-/// Monitors the instances until `shutdown`, while `leads` says that this director is the one to do it.
+/// Monitors the instances until `shutdown`. It pauses while `leads` returns false: then another director monitors them.
 ///
 /// # Errors
 /// None. A check that fails is repeated.
@@ -93,7 +94,7 @@ fn gauge(instances: &[Instance]) {
     metrics::gauge!("garage_instances", "state" => "exited").set(count(|state| matches!(state, State::Exited(_))));
 }
 
-/// What one director remembers between its checks.
+/// The state that one director keeps between its checks.
 #[derive(Debug)]
 pub struct Watch<L, W, B, K> {
     app: App<L, W, B, K>,
@@ -114,7 +115,7 @@ pub struct Watch<L, W, B, K> {
 struct ObservedExit {
     /// When this director saw the exit first.
     since: Instant,
-    judged: bool,
+    handled: bool,
 }
 
 impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
@@ -123,14 +124,14 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
         Self { app, grace, scanned: None, exited: HashMap::new(), recorded: HashSet::new(), suspects: HashSet::new() }
     }
 
-    /// Checks all instances: appends new placements, judges exits, and removes orphans every [`SCAN_INTERVAL`].
+    /// Checks all instances: appends new placements, handles exits, and removes orphans every [`SCAN_INTERVAL`].
     ///
     /// # Errors
     /// The first [`Failure`]. The other instances were checked nevertheless, and the next check retries the failed one.
     pub async fn check(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
-        // A failed append must not prevent other instances from being judged.
+        // After a failed append, the exits must still be handled.
         let placed = self.record_placements(instances).await;
-        self.judge_exits(instances, now).await?;
+        self.handle_exits(instances, now).await?;
         placed?;
         if self.scanned.is_none_or(|at| now - at >= SCAN_INTERVAL) {
             self.scanned = Some(now);
@@ -167,20 +168,20 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
         first
     }
 
-    async fn judge_exits(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
+    async fn handle_exits(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
         let exited = instances.iter().filter(|instance| matches!(instance.state, State::Exited(_)));
         let exited: HashSet<_> = exited.map(|instance| instance.name).collect();
         self.exited.retain(|name, _| exited.contains(name));
-        // A failure with one instance must not prevent the others from being judged.
+        // After a failure with one instance, the others must still be handled.
         let mut first = Ok(());
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
-            let observed = self.exited.entry(instance.name).or_insert(ObservedExit { since: now, judged: false });
-            if observed.judged || (exit.inconclusive() && now - observed.since < INCONCLUSIVE) {
+            let observed = self.exited.entry(instance.name).or_insert(ObservedExit { since: now, handled: false });
+            if observed.handled || (exit.inconclusive() && now - observed.since < INCONCLUSIVE) {
                 continue;
             }
-            match judge(&self.app, instance.name, exit).await {
-                Ok(judged) => observed.judged = judged,
+            match handle_exit(&self.app, instance.name, exit).await {
+                Ok(handled) => observed.handled = handled,
                 Err(error) => first = first.and(Err(error)),
             }
         }
@@ -222,7 +223,7 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
 }
 
 /// Decides whether an instance's exit means that its attempt failed. Returns false when the read is too old to decide.
-async fn judge<L: Log + Reports, W: Env, B: Backend, K: Keys>(
+async fn handle_exit<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     app: &App<L, W, B, K>,
     name: Name,
     exit: &Exit,
@@ -239,13 +240,13 @@ async fn judge<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     }
     if let session::State::Open(open) = &state {
         if app.env.now() >= open.began + app.settings.session {
-            // Servers exit by themselves at the session's hard end. That is no failed attempt: the session's timer
+            // Servers exit by themselves at the session's hard end. Such an attempt has not failed: the session's timer
             // closes the session as abandoned.
             return Ok(true);
         }
         let results = Report { session: name.session, attempt: name.attempt, kind: ReportKind::Finished };
         if app.log.reported(results).await? {
-            // The server has finished its work, no matter how it exited. Session processes the results.
+            // The server has finished its work, no matter how it exited. The session worker processes the results.
             return Ok(true);
         }
     }

@@ -1,10 +1,10 @@
 //! Tests the whole director with a real NATS and Redis, and with pods as game servers. `GARAGE_TEST_KUBECONFIG` names
-//! the cluster; if it is not set, the tests use a test double of the API server. The director's requests pass through a
-//! proxy, which can make them fail.
+//! the cluster; if it is not set, the tests use a simulated API server. The director's requests pass through a proxy,
+//! which can make them fail.
 //!
 //! The tests act as scheduler and kubelet, through the same API. With `GARAGE_TEST_KUBELET=real` the cluster's own
-//! scheduler and kubelet run the image `GARAGE_TEST_IMAGE`. A test that needs something which a real kubelet cannot be
-//! made to do then prints this and ends.
+//! scheduler and kubelet run the image `GARAGE_TEST_IMAGE`. Some tests need something that a real kubelet cannot be
+//! made to do. These tests then print a message and end.
 #![cfg(test)]
 
 use std::{
@@ -100,7 +100,7 @@ fn image() -> String {
 /// A namespace of a cluster, with its own node. Dropping it removes both.
 struct Cluster {
     /// `None` if `GARAGE_TEST_KUBECONFIG` names a real cluster.
-    _double: Option<ApiServer>,
+    _simulated: Option<ApiServer>,
     proxy: Proxy,
     client: Client,
     namespace: String,
@@ -113,12 +113,12 @@ struct Cluster {
 
 impl Cluster {
     async fn new() -> Self {
-        let (double, kubeconfig) = match env::var_os("GARAGE_TEST_KUBECONFIG") {
+        let (simulated, kubeconfig) = match env::var_os("GARAGE_TEST_KUBECONFIG") {
             Some(file) => (None, Kubeconfig::read_from(PathBuf::from(file)).unwrap()),
             None => {
-                let double = ApiServer::start().await.unwrap();
-                let kubeconfig = Kubeconfig::from_yaml(&double.kubeconfig()).unwrap();
-                (Some(double), kubeconfig)
+                let simulated = ApiServer::start().await.unwrap();
+                let kubeconfig = Kubeconfig::from_yaml(&simulated.kubeconfig()).unwrap();
+                (Some(simulated), kubeconfig)
             }
         };
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
@@ -127,12 +127,12 @@ impl Cluster {
         let post = PostParams::default();
         let named = serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
         Api::<Namespace>::all(client.clone()).create(&post, &named).await.unwrap();
-        // Every pod needs the default service account, which a cluster without controllers does not create. The test
-        // double does not need it.
+        // Every pod needs the default service account, which a cluster without controllers does not create. The
+        // simulated API server does not need it.
         let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
         let _ = Api::<ServiceAccount>::namespaced(client.clone(), &namespace).create(&post, &account).await;
         let cluster = Self {
-            _double: double,
+            _simulated: simulated,
             proxy: Proxy::start(client.clone()).await.unwrap(),
             node: format!("node-{namespace}"),
             pods: Api::namespaced(client.clone(), &namespace),
@@ -251,7 +251,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self._double.is_some() {
+        if self._simulated.is_some() {
             return;
         }
         let (client, namespace) = (self.client.clone(), self.namespace.clone());
@@ -875,7 +875,7 @@ async fn a_pod_that_succeeds_after_it_reported_its_results_has_not_failed() {
         fixture.cluster.container(name, "Succeeded", json!({"terminated": terminated})).await;
     }
     fixture.wait_for_failure(silent, "exited", "exit code 0").await;
-    // The pod that reported its results ended first, so by now it has been judged too.
+    // The pod that reported its results ended first, so by now the director has handled its exit too.
     let history = fixture.load(reported).await.history;
     assert!(matches!(history.last().unwrap().event, Event::PodScheduled(_)), "{history:?}");
 }

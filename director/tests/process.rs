@@ -322,7 +322,7 @@ async fn foreign_folders_and_processes_are_left_alone() {
     for foreign in ["mine", "game-x-1", ".hidden"] {
         fs::create_dir(instances.join(foreign)).unwrap();
     }
-    // These command lines are similar to that of the instance, but not equal.
+    // These command lines are similar to the instance's command line, but not equal.
     let sleep = |arguments: &[&str]| {
         let mut command = Command::new("sh");
         // `read` waits without starting a child process, which would outlive the shell.

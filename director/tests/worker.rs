@@ -450,7 +450,7 @@ async fn a_server_that_dies_during_the_match_breaks_the_session() {
     fs::write(fixture.path("die"), "").unwrap();
     let failed = fixture.failed(id).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("killed", "signal 9"));
-    // Session closes it; the director has no right to.
+    // The session worker closes the session; the director does not have the right to do so.
     let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
     assert_eq!(open.phase, Phase::Broken { attempt: 1, reason: "killed".into() });
     fixture.gone(name(id, 1)).await;
@@ -472,7 +472,7 @@ async fn a_server_that_reported_its_results_has_not_failed_no_matter_how_it_exit
         };
         fixture.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
     }
-    // No director sees how they end, and session has not processed the report yet.
+    // No director sees how they end, and the session worker has not processed the report yet.
     fixture.stop().await;
     let report = Report { session: reported, attempt: 1, kind: ReportKind::Finished };
     fixture.log.context().publish(report.to_string(), "{}".into()).await.unwrap().await.unwrap();
@@ -482,7 +482,7 @@ async fn a_server_that_reported_its_results_has_not_failed_no_matter_how_it_exit
 
     fixture.start().await;
     assert_eq!(fixture.failed(silent).await.reason, "exited");
-    // Both were judged in the same check.
+    // The director handled both exits in the same check.
     let events = fixture.load(reported).await.history;
     assert!(matches!(events.last().unwrap().event, Event::Opened(_)), "{events:?}");
 }
@@ -501,7 +501,8 @@ async fn a_server_that_exits_with_code_0_has_failed_unless_it_reported_its_resul
     let failed = fixture.failed(silent).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("exited", "exit code 0"));
     fixture.gone(name(silent, 1)).await;
-    // A server that exits later is judged later. Once it is judged, the first one has been judged too.
+    // The director handles a later exit later. After it has handled the exit of this server, it has also handled the
+    // exit of the first server.
     let later = fixture.session().await;
     fixture.failed(later).await;
     let events = fixture.load(reported).await.history;

@@ -3,7 +3,7 @@
 //! Each side effect outside of its process has a [`Point`]. A test arms a point with a file in the folder that the
 //! environment variable [`FOLDER`] names: `<point>.before` or `<point>.after`. The next process that reaches the point
 //! aborts, just before or just after the effect. It first renames the file by appending its process id, so that each
-//! file causes only one crash. Builds without debug assertions ignore the files.
+//! file causes only one crash. Builds without debug assertions (release builds) ignore the files.
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -61,11 +61,11 @@ points! {
     Finished = "session.finished",
     /// The failure and the end of a session are appended, with the events of its players.
     Failed = "session.failed",
-    /// Session acknowledges an event.
+    /// The session worker acknowledges an event.
     SessionAcknowledged = "session.event-acknowledged",
-    /// Session acknowledges a game server's report.
+    /// The session worker acknowledges a game server's report.
     ReportAcknowledged = "session.report-acknowledged",
-    /// Session acknowledges a timer.
+    /// The session worker acknowledges a timer.
     TimerAcknowledged = "session.timer-acknowledged",
     /// A message that cannot be handled is stored as a dead letter.
     DeadLetterStored = "session.dead-letter-stored",
@@ -103,7 +103,7 @@ points! {
     SecretDeleted = "director.secret-deleted",
     /// The placement of a game server is appended.
     PodScheduled = "director.pod-scheduled",
-    /// The failure of a game server is appended. Session also does this.
+    /// The failure of a game server is appended. The session worker also does this.
     PodFailed = "director.pod-failed",
     /// The director acknowledges an event.
     DirectorAcknowledged = "director.event-acknowledged",
@@ -123,7 +123,7 @@ points! {
     OutboxReasonNoted = "inventory.outbox-reason-noted",
     /// Old idempotency keys are deleted.
     KeysForgotten = "inventory.keys-forgotten",
-    /// Inventory acknowledges the end of a session.
+    /// The inventory worker acknowledges the end of a session.
     RewardAcknowledged = "inventory.event-acknowledged",
     /// `garage rebuild` starts new projections next to the live ones.
     ProjectionsBegun = "garage.projections-begun",

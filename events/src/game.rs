@@ -18,7 +18,7 @@ pub struct Loadout {
     pub items: BTreeMap<Slot, Item>,
 }
 
-/// A car, with what a game needs to show and simulate it.
+/// A car, with the data that a game needs to show and simulate it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Car {
     pub id: CarId,
@@ -30,7 +30,7 @@ pub struct Car {
     pub stats: Stats,
 }
 
-/// An item, with what a game needs to show it.
+/// An item, with the data that a game needs to show it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Item {
     pub id: ItemId,
@@ -47,7 +47,7 @@ pub struct Stats {
     pub power_kw: f64,
     /// Mass with the driver, in kilograms.
     pub mass_kg: f64,
-    /// Friction of the tyres, as a multiple of the car's weight that they can put on the road.
+    /// Friction of the tyres: the largest force between tyres and road, as a multiple of the car's weight.
     pub grip: f64,
     /// Air drag, as drag coefficient times frontal area, in square metres.
     pub drag_m2: f64,
@@ -93,7 +93,7 @@ pub struct Nats {
     pub inbox: String,
 }
 
-/// The secrets of one game server. Session stores them in Redis, encrypted, for the director.
+/// The secrets of one game server. The session worker stores them in Redis, encrypted, for the director.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secrets {
     /// See [`Config::private_key`].

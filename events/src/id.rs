@@ -80,7 +80,7 @@ macro_rules! uuid_id {
             type Err = Invalid;
 
             fn from_str(text: &str) -> Result<Self, Invalid> {
-                // Accept only the hyphenated lower-case form: a second spelling of an id would be a second subject.
+                // Accept only the hyphenated lower-case form: two spellings of an id would be two subjects.
                 let id = Uuid::try_parse(text).ok().filter(|id| {
                     id.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text
                 });
@@ -192,7 +192,7 @@ impl PlayerId {
 
     /// The identity provider's name of the player.
     pub fn to_foreign(&self) -> String {
-        // Never the default: the constructors accept only texts that `unescape` can read.
+        // The default is never used: the constructors accept only texts that `unescape` can read.
         unescape(&self.0).unwrap_or_default()
     }
 
@@ -214,7 +214,7 @@ fn unescape(text: &str) -> Option<String> {
             let digit = |b: u8| char::from(b).to_digit(16).filter(|_| !b.is_ascii_lowercase());
             let value = digit(bytes.next()?)? * 16 + digit(bytes.next()?)?;
             let value = u8::try_from(value).ok()?;
-            // An escaped plain byte would be a second id of the same player.
+            // If a plain byte could also be escaped, a player would have two ids.
             if plain(value) {
                 return None;
             }

@@ -1,5 +1,5 @@
-//! The events of a player's cars, items, coins and rating. Inventory's database is the source of truth; inventory
-//! publishes these events after each change, for the other parts of Garage.
+//! The events of a player's cars, items, coins and rating. The inventory worker's database is the source of truth. The
+//! worker publishes these events after each change, for the other parts of Garage.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +28,7 @@ events! {
         /// A match changed the player's rating.
         RatingChanged = "rating-changed" at Published,
         /// The player received the reward for a match. If the match also changed their rating, `RatingChanged` comes
-        /// directly before.
+        /// directly before this event.
         RewardGranted = "reward-granted" at Published,
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! - [`id`], [`subject`], [`projection`]: identifiers, NATS subjects, Redis keys.
 //! - [`event`]: the format of a message. [`player`], [`session`], [`inventory`]: the events of each aggregate.
-//!   [`player`] and [`session`] also hold the deciders; inventory decides in its own database.
+//!   [`player`] and [`session`] also hold the deciders; the inventory worker decides in its own database.
 //! - [`log`]: the traits to load aggregates and append decisions. [`jetstream`] implements them on NATS JetStream, and
 //!   [`sim`] in memory, for tests. Both pass the same contract tests (`tests/contract`).
-//! - [`reaction`]: the load, decide, append loop for sessions.
+//! - [`reaction`]: loads a session, decides, and appends, until there is no conflict.
 //! - [`dead_letter`]: a message that a worker could not handle.
 //! - [`game`]: the contract with game servers. [`svc`]: requests between workers.
 //! - [`queue`]: the configuration of the queues. [`queue_status`]: whether a queue is open or closed.

@@ -1,7 +1,7 @@
 //! The interface to the log: load an aggregate, decide, append the decision.
 //!
 //! A decision carries the position up to which each aggregate was read. The append fails with a conflict if an
-//! aggregate has got a newer event in the meantime (optimistic concurrency).
+//! aggregate has a newer event by then (optimistic concurrency).
 
 pub(crate) mod encode;
 
@@ -106,7 +106,7 @@ pub enum ReadError {
 /// Why an append failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    /// The aggregate has got a newer event since it was read. Load it again and decide again.
+    /// Another event was appended to the aggregate after it was read. Load it again and decide again.
     #[error("{0} has changed since it was read")]
     Conflict(Aggregate),
     /// The log has no room or did not answer before the deadline. The decision may still have been stored. Load the
@@ -143,7 +143,7 @@ pub trait Append: Clone + Send + Sync + 'static {
 
 /// Looks up reports of game servers, at the leader of their stream.
 pub trait Reports {
-    /// Whether the report has been sent, whether or not session has processed it yet.
+    /// Whether the game server has sent the report. The session worker may not have processed it yet.
     fn reported(&self, report: Report) -> impl Future<Output = Result<bool, ReadError>> + Send;
 }
 
@@ -210,7 +210,7 @@ impl Decision {
         self
     }
 
-    /// The crash point of the append: that of the first event. `None` if the decision is empty.
+    /// The crash point of the append. It is the crash point of the first event. `None` if the decision is empty.
     pub(crate) fn point(&self) -> Option<Point> {
         self.changes.iter().flat_map(|change| &change.events).next().map(|event| event.point)
     }

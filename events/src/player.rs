@@ -1,4 +1,4 @@
-//! A player's way through matchmaking: events, state, and the decider.
+//! A player's tickets and matches: events, state, and the decider.
 //!
 //! Every event carries the player's whole matchmaking state. The last event is therefore enough to know the state, and
 //! older events need not be read.

@@ -1,11 +1,12 @@
 //! Which players have an open WebSocket: the keys and values of a key-value bucket that all gateways share.
 //!
-//! A player's newest socket writes the player's entry, and the revision shows which socket is newer. A gateway that
-//! sees an entry of a newer socket closes its own. A gateway that loses a socket marks the entry, but only if the entry
-//! is still that of this socket.
+//! A player's newest socket writes the player's entry, and the revision shows which socket is newer. If a gateway sees
+//! the entry of a player's newer socket, it closes its own socket of this player. When a socket closes, its gateway
+//! marks the entry, but only if the entry still belongs to this socket.
 //!
-//! Each gateway also has an entry of its own, which it writes regularly. If it stops, the other gateways consider it
-//! dead and take care of its players.
+//! Each gateway also has an entry of its own, which it writes regularly. If it stops writing, the other gateways
+//! consider it dead. They mark the entries of its sockets, and cancel the tickets of queued players who do not
+//! reconnect in time.
 //!
 //! Presence is a hint and not a source of truth: matchmaking works without it.
 

@@ -31,7 +31,7 @@ pub const FORMAT_VERSION: u32 = 2;
 /// - `log`: the identity of the log;
 /// - `seq`: the sequence of the last event applied, and `time`: its stream timestamp, absent before the first event;
 /// - `behind`: the number of messages that the projector had not read yet when it last wrote the hash;
-/// - `seen`: when it did so, in milliseconds of the Redis server's clock.
+/// - `seen`: when it last wrote the hash, in milliseconds of the Redis server's clock.
 pub const WATERMARK: &str = "garage:watermark";
 /// Hash of the sessions that are not closed: id → [`LiveSession`].
 pub const SESSIONS: &str = "garage:sessions";
@@ -44,7 +44,7 @@ pub const QUEUES: &str = "garage:queues";
 pub const WAITS: &str = "garage:waits";
 /// Hash of the last [`MINUTES`]: number of the minute → [`Minute`].
 pub const COUNTS: &str = "garage:minutes";
-/// Hash of the sessions that are not closed and of those in [`CLOSED`]: id → [`Timeline`].
+/// Hash of the sessions that are not closed and of the sessions in [`CLOSED`]: id → [`Timeline`].
 pub const TIMELINES: &str = "garage:timelines";
 /// Sorted set of the sessions that were closed in the last [`MINUTES`], at most [`CLOSED_KEPT`]. The member is the id,
 /// the score is the stream's timestamp in milliseconds.
@@ -77,8 +77,8 @@ pub const REBUILD: Keys = [
     "garage:anew:closed",
 ];
 
-/// The key under which session stores the encrypted secrets of a game server for the director. `fingerprint` is that of
-/// the server's public key.
+/// The key under which the session worker stores the encrypted secrets of a game server, for the director.
+/// `fingerprint` is the fingerprint of the server's public key.
 pub fn parked_key(fingerprint: &str) -> String {
     format!("garage:key:{fingerprint}")
 }
@@ -91,7 +91,7 @@ pub fn waiter(queue: &QueueName, since: OffsetDateTime, player: &PlayerId) -> St
 
 /// The exclusive bounds of a queue's members in [`WAITS`], in the syntax of `ZRANGEBYLEX`.
 pub fn waiters(queue: &QueueName) -> [String; 2] {
-    // A queue's name contains neither a space nor an exclamation mark, which is the character after the space.
+    // A queue's name contains neither a space nor `!`, the character that follows the space in ASCII.
     [format!("({queue} "), format!("({queue}!")]
 }
 
@@ -142,7 +142,7 @@ pub struct LiveSession {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Server {
-    /// Session has requested it.
+    /// The session worker has requested it.
     Requested,
     /// The director has placed it on a node.
     Scheduled,

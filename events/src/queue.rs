@@ -1,5 +1,5 @@
-//! The configuration of the queues. Gateway and matchmaker read the same file, so that the matchmaker can match every
-//! ticket that the gateway accepts.
+//! The configuration of the queues. The gateway and the matchmaker read the same file, so that the matchmaker can match
+//! every ticket that the gateway accepts.
 //!
 //! ```toml
 //! [queues.ranked]
@@ -49,8 +49,8 @@ pub struct Queue {
     pub rank_band: u32,
     /// When a ticket times out, in seconds; 1 to 3,600.
     pub timeout_s: u64,
-    /// Whether a client may send the player's rank. If so, players can choose their opponents. Their ratings still
-    /// change.
+    /// Whether a client may send the player's rank. If so, players can choose their opponents by sending another rank.
+    /// Matches still change their ratings.
     #[serde(default)]
     pub client_rank: bool,
     /// The regions for matches of this queue. A region is used for a player if the player's round-trip time to it, in

@@ -24,7 +24,7 @@ pub enum QueueStatus {
     Open,
     /// No player can enter. Players who already wait are still matched.
     Closed {
-        /// Shown to players who try to enter.
+        /// The text for players who try to enter.
         reason: String,
     },
 }

@@ -91,7 +91,7 @@ pub async fn decide_session<L: Log, W: Env>(
     Err(AppendError::Conflict(moved).into())
 }
 
-/// What the players of a session learn from one of its events.
+/// A change that an event of a session makes to the players of the session.
 enum Notice {
     Address(Address),
     Ending(Ending),

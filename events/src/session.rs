@@ -1,7 +1,7 @@
 //! A session: one match, from the matchmaker's decision until it is closed.
 //!
-//! `event` defines the events, `state` folds them, `decide` decides which events a command results in, and `view` is
-//! what players and operators see.
+//! `event` defines the events, `state` folds them, `decide` decides which events a command results in, and `view`
+//! defines the view for players and operators.
 
 mod decide;
 mod event;

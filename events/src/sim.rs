@@ -63,7 +63,7 @@ pub struct Message {
     /// When it was stored, by the clock of the log's [`Env`].
     pub time: OffsetDateTime,
     pub subject: String,
-    /// The same headers as in the real log, except those of the batch: see [`batches`].
+    /// The same headers as in the real log, except the batch headers: see [`batches`].
     pub headers: HeaderMap,
     /// An [`Envelope`](crate::event::Envelope).
     pub body: Bytes,
@@ -184,7 +184,7 @@ impl<W: Env> SimLog<W> {
         last.and_then(|seq| state.from(*seq).next()).map(decode).transpose()
     }
 
-    /// The log, and the last sequence that the node knows that answers this read.
+    /// The log, and the last sequence that is known to the node that answers this read.
     fn readable(&self) -> Result<(MutexGuard<'_, State>, u64), ReadError> {
         let mut state = self.state();
         let Faults { lost_reads, stale_reads, .. } = state.faults;
@@ -232,9 +232,9 @@ impl State {
     }
 
     /// The last sequence of an aggregate, as the server sees it within a commit that begins after the sequence
-    /// `before`. Of the messages in the commit itself, the server sees those with the same subject, but not those that
-    /// only match the same filter. So it stores both of two decisions on one session in one commit. The committer must
-    /// prevent this.
+    /// `before`. Among the messages of the commit itself, the server sees messages with the same subject, but not
+    /// messages that only match the same filter. So if a commit holds two decisions on one session, the server stores
+    /// both. The committer must prevent this.
     fn head(&self, change: &Change, before: u64) -> u64 {
         let mut known = self.of(&change.filter).iter().rev();
         let literal = matches!(change.aggregate, Aggregate::Player(_));
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn as_on_the_server_two_decisions_in_one_commit_conflict_only_if_they_share_a_subject() {
+    fn two_decisions_in_one_commit_conflict_only_if_they_share_a_subject() {
         let session = Aggregate::Session(SessionId::new(uuid::Uuid::nil()));
         assert_eq!(commit_two_decisions(&session, &session::Event::from(session::Failed { reason: "x".into() })), 2);
         let player = Aggregate::Player("anna".parse().unwrap());

@@ -16,7 +16,7 @@ pub use replay::{Filter, Prefix};
 pub const STREAM: &str = "GARAGE";
 /// A mirror of the log that is kept for longer, for replays and verification.
 pub const HISTORY: &str = "GARAGE_HISTORY";
-/// The stream of session deadlines: scheduled messages, and those that are due.
+/// The stream of the sessions' timers: messages that are scheduled, and messages that are due.
 pub const TIMERS: &str = "TIMERS";
 /// The stream of the reports of game servers.
 pub const REPORTS: &str = "REPORTS";
@@ -58,7 +58,7 @@ pub fn sessions(token: &str) -> String {
 /// has changed since.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Aggregate {
-    /// A player's way through matchmaking.
+    /// A player's tickets and matches.
     Player(PlayerId),
     Session(SessionId),
     /// A player's cars, items, coins and rating.
@@ -139,7 +139,7 @@ impl fmt::Display for Aggregate {
     }
 }
 
-/// Which of the two reports of a game server it is.
+/// The kind of a report. Each game server sends one report of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReportKind {
     /// [`crate::game::Ready`]

@@ -1,4 +1,4 @@
-//! The documentation: its links lead somewhere, the book has every page, and the first pages stay short.
+//! Rules for the documentation: no link is broken, the book contains every page, and the first pages are short.
 #![cfg(test)]
 
 use std::{
@@ -22,7 +22,7 @@ fn assert_none(found: &[String], what_to_do: &str) {
     assert!(found.is_empty(), "\n{}\n{what_to_do}\n", found.join("\n"));
 }
 
-/// Every markdown file of the repository, as a path from its root.
+/// Every Markdown file of the repository, as a path relative to the root.
 fn pages() -> Vec<String> {
     fn visit(folder: &Path, pages: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -46,9 +46,9 @@ fn pages() -> Vec<String> {
     pages
 }
 
-// Markdown, as far as these pages use it.
+// A parser for the parts of Markdown that these pages use.
 
-/// The lines of a page with their numbers, without blocks of code, spans of code and comments.
+/// The lines of a page with their numbers, without code blocks, code spans and comments.
 fn prose(text: &str) -> Vec<(usize, String)> {
     let (mut fence, mut comment) = (None, false);
     let mut prose = Vec::new();
@@ -58,7 +58,8 @@ fn prose(text: &str) -> Vec<(usize, String)> {
         let opened = ['`', '~'].into_iter().find(|mark| marks(*mark) >= 3);
         match (fence, opened) {
             (None, Some(mark)) => fence = Some((mark, marks(mark))),
-            // Only a line of the same marks, at least as many, ends a block.
+            // A block ends with a line of the same marks. The line has at least as many marks as the first line of the
+            // block.
             (Some((mark, count)), _) if marks(mark) >= count && start.trim_end().chars().all(|c| c == mark) => {
                 fence = None;
             }
@@ -69,7 +70,8 @@ fn prose(text: &str) -> Vec<(usize, String)> {
     prose
 }
 
-/// A line without what stands between equal runs of backticks. A run without a partner is text.
+/// A line without its code spans. A code span begins and ends with the same number of backticks. Backticks without such
+/// an end are text.
 fn without_code(line: &str) -> String {
     let (mut kept, mut rest) = (String::new(), line);
     while let Some(at) = rest.find('`') {
@@ -85,7 +87,8 @@ fn without_code(line: &str) -> String {
     kept + rest
 }
 
-/// A line without comments; `inside` says whether it begins in one, and then whether it ends in one.
+/// A line without comments. `inside` says whether the line begins inside a comment, and is set to whether it ends
+/// inside a comment.
 fn without_comments(line: &str, inside: &mut bool) -> String {
     let (mut kept, mut rest) = (String::new(), line);
     loop {
@@ -99,7 +102,7 @@ fn without_comments(line: &str, inside: &mut bool) -> String {
     if *inside { kept } else { kept + rest }
 }
 
-/// The targets of a line's links and pictures.
+/// The targets of the links and images in a line.
 fn targets(line: &str) -> Vec<String> {
     let definition = line.trim_start().strip_prefix('[').and_then(|line| line.split_once("]: ")).map(|(_, to)| to);
     let inline = line.match_indices("](").map(|(at, mark)| {
@@ -111,12 +114,12 @@ fn targets(line: &str) -> Vec<String> {
         });
         &from[..end.unwrap_or(from.len())]
     });
-    // Behind the target may stand a title.
+    // A title may follow the target.
     let target = |text: &str| text.split_whitespace().next().unwrap_or_default().trim_matches(['<', '>']).to_owned();
     inline.chain(definition).map(target).collect()
 }
 
-/// The anchors of a page's headings, as GitHub and mdBook make them.
+/// The anchors of a page's headings. GitHub and mdBook generate the same ones.
 fn anchors(text: &str) -> BTreeSet<String> {
     let (mut anchors, mut seen) = (BTreeSet::new(), BTreeMap::new());
     let in_prose: BTreeSet<_> = prose(text).into_iter().map(|(number, _)| number).collect();
@@ -136,7 +139,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 /// A heading's anchor: lower case, hyphens for spaces, no other punctuation.
 fn anchor(heading: &str) -> String {
     let (mut text, mut rest) = (String::new(), heading.trim().trim_end_matches('#').trim_end());
-    // Of a link in it, only the text counts.
+    // If the heading contains a link, only the text of the link is used.
     while let Some((before, after)) = rest.split_once("](") {
         text += before;
         rest = after.split_once(')').map_or("", |(_, after)| after);
@@ -146,13 +149,13 @@ fn anchor(heading: &str) -> String {
     kept.flat_map(char::to_lowercase).map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
-/// A link to something in the repository.
+/// A link to a file or folder in the repository.
 struct Link {
     page: String,
     line: usize,
-    /// As it is written.
+    /// The target as written on the page.
     target: String,
-    /// The file, as a path from the root; `None` when it is outside of the repository.
+    /// The path relative to the root; `None` if the target is outside of the repository.
     file: Option<String>,
     anchor: Option<String>,
 }
@@ -167,13 +170,13 @@ impl Link {
         Self { page: page.into(), line, file, anchor, target }
     }
 
-    /// Where it stands, what it says, and what is wrong with it.
+    /// The message for a broken link: its position, its target, and the reason.
     fn wrong(&self, why: &str) -> String {
         format!("{}:{}: {}: {why}", self.page, self.line, self.target)
     }
 }
 
-/// The path from the root that a path on a page means.
+/// Converts a path that is relative to a page to a path that is relative to the root.
 fn resolve(page: &str, path: &str) -> Option<String> {
     let mut parts: Vec<_> = Path::new(page).parent()?.iter().collect();
     for component in Path::new(path).components() {
@@ -187,9 +190,9 @@ fn resolve(page: &str, path: &str) -> Option<String> {
     Some(parts.iter().collect::<PathBuf>().to_str()?.to_owned())
 }
 
-/// The relative links of some pages.
+/// The relative links on these pages.
 fn links(pages: &[String]) -> Vec<Link> {
-    // `https:`, `mailto:` and the like.
+    // A scheme, for example `https:` or `mailto:`.
     let has_scheme = |target: &str| {
         let scheme = target.split_once(':').map(|(scheme, _)| scheme);
         scheme.is_some_and(|scheme| !scheme.is_empty() && scheme.chars().all(char::is_alphanumeric))
@@ -210,16 +213,16 @@ fn book() -> Vec<String> {
 }
 
 #[test]
-fn every_relative_link_leads_to_a_file_and_a_heading() {
+fn every_relative_link_points_to_an_existing_file_and_heading() {
     let mut known = BTreeMap::new();
     let mut wrong = Vec::new();
     for link in links(&pages()) {
         let Some(file) = &link.file else {
-            wrong.push(link.wrong("not a path inside the repository, relative to this page"));
+            wrong.push(link.wrong("the path leaves the repository, or is not relative to this page"));
             continue;
         };
         if !root().join(file).exists() {
-            wrong.push(link.wrong(&format!("there is no {file}")));
+            wrong.push(link.wrong(&format!("{file} does not exist")));
         } else if let Some(anchor) = &link.anchor
             && file.ends_with(".md")
         {
@@ -229,16 +232,19 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
             }
         }
     }
-    assert_none(&wrong, "link to a file that exists, by a path relative to the page, and to one of its headings");
+    assert_none(
+        &wrong,
+        "link to an existing file, with a path relative to the page, and to an existing heading of the file",
+    );
 }
 
 #[test]
-fn the_book_has_every_page_that_is_written_for_it_or_linked_from_it() {
+fn the_book_contains_every_page_of_the_docs_and_every_page_that_it_links_to() {
     let book = book();
     let unlisted = pages().into_iter().filter(|page| page.starts_with("deploy/docs/") && page != SUMMARY);
     let unlisted = unlisted.filter(|page| !book.contains(page)).map(|page| format!("{page}: not in {SUMMARY}"));
     let mut wrong: Vec<_> = unlisted.collect();
-    // A page of the summary that does not exist is a broken link, which the test above reports.
+    // The test above reports pages of the summary that do not exist.
     let there: Vec<_> = book.iter().filter(|page| root().join(page).is_file()).cloned().collect();
     for link in links(&there) {
         let file = link.file.as_deref().unwrap_or_default();
@@ -248,23 +254,26 @@ fn the_book_has_every_page_that_is_written_for_it_or_linked_from_it() {
             wrong.push(link.wrong("the book cannot show a folder"));
         }
     }
-    assert_none(&wrong, "add the page to the summary, or link to another page, or to a file of the folder");
+    assert_none(
+        &wrong,
+        "add the page to the summary, link to a page that is in it, or link to a file instead of a folder",
+    );
 }
 
 #[test]
-fn the_first_pages_stay_short() {
+fn the_first_pages_are_short() {
     let long = [("README.md", 1_200), ("ARCHITECTURE.md", 2_500)].map(|(page, most)| {
         let words = read(page).split_whitespace().count();
-        (words > most).then(|| format!("{page}: {words} words, at most {most}"))
+        (words > most).then(|| format!("{page}: {words} words; the limit is {most}"))
     });
     let long: Vec<_> = long.into_iter().flatten().collect();
     assert_none(&long, "move details to a page of deploy/docs and link to it");
 }
 
-// What the tests above rely on.
+// Tests of the parser.
 
 #[test]
-fn a_link_in_code_or_in_a_comment_is_none() {
+fn a_link_in_code_or_in_a_comment_is_ignored() {
     let page =
         "[a](a.md) `[b](b.md)` ``[c](`c.md)`` <!-- [d](d.md)\n[e](e.md) --> [f](f.md)\n````\n[g](g.md)\n```\n````\n";
     let found: Vec<_> =
@@ -273,7 +282,7 @@ fn a_link_in_code_or_in_a_comment_is_none() {
 }
 
 #[test]
-fn a_link_is_found_in_each_of_its_forms() {
+fn a_link_is_found_in_every_syntax() {
     assert_eq!(
         targets("see ![p](a.png \"A title\"), [`x`](<b.md#c>) and [y](d_(e).md)"),
         ["a.png", "b.md#c", "d_(e).md"]
@@ -282,7 +291,7 @@ fn a_link_is_found_in_each_of_its_forms() {
 }
 
 #[test]
-fn a_heading_has_the_anchor_that_code_hosts_give_it() {
+fn a_heading_has_the_same_anchor_as_on_github() {
     let page = "# Your first match, by hand\n## `GARAGE_SEED=1` & [more](x.md) ##\n```\n# no heading\n```\n## Twice\n## Twice\n#no\n";
     let expected = ["your-first-match-by-hand", "garage_seed1--more", "twice", "twice-1"];
     assert_eq!(anchors(page), expected.map(str::to_owned).into());

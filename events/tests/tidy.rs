@@ -1,7 +1,7 @@
-//! What holds of the whole workspace, and no compiler sees: who may know whom, and where things are said.
+//! Rules for the whole workspace that the compiler does not check: dependencies between crates, names, and words.
 //!
-//! The rules are those of ARCHITECTURE.md. Each exception is listed here with its reason, and a test fails when nothing needs
-//! it any more.
+//! ARCHITECTURE.md describes the rules for crates. Each exception is listed here with its reason. A test fails if an
+//! exception is no longer needed.
 #![cfg(test)]
 
 use std::{
@@ -33,7 +33,7 @@ struct Member {
     manifest: Table,
 }
 
-/// A line of one of its dependency tables.
+/// An entry in a dependency table of a crate.
 struct Dependency {
     table: &'static str,
     name: String,
@@ -57,7 +57,7 @@ impl Member {
         self.manifest["package"]["name"].as_str().unwrap()
     }
 
-    /// All dependencies, those for one platform too.
+    /// All dependencies, including dependencies for a single platform.
     fn dependencies(&self) -> Vec<Dependency> {
         let platforms = self.manifest.get("target").and_then(Value::as_table);
         let platforms = platforms.into_iter().flat_map(Table::values).filter_map(Value::as_table);
@@ -65,7 +65,7 @@ impl Member {
         for holder in platforms.chain([&self.manifest]) {
             for table in ["dependencies", "build-dependencies", "dev-dependencies"] {
                 for (name, line) in holder.get(table).and_then(Value::as_table).into_iter().flatten() {
-                    // A renamed dependency goes by the name of its package.
+                    // If a dependency is renamed, use the name of its package.
                     let package = line.get("package").and_then(Value::as_str).unwrap_or(name);
                     found.push(Dependency { table, name: package.into(), line: line.clone() });
                 }
@@ -74,15 +74,15 @@ impl Member {
         found
     }
 
-    /// What the crate itself is built of; its tests may use more.
-    fn built_of(&self) -> Vec<String> {
+    /// The names of the dependencies of the crate itself, without dependencies of its tests.
+    fn non_test_dependencies(&self) -> Vec<String> {
         let built = self.dependencies().into_iter().filter(|dependency| dependency.table != "dev-dependencies");
         built.map(|dependency| dependency.name).collect()
     }
 }
 
-/// The crates of ours that each may be built of; those of `deploy/` may know all.
-const MAY_KNOW: [(&str, &[&str]); 9] = [
+/// The workspace crates on which each crate may depend. The crates in `deploy/` may depend on all crates.
+const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ("events", &[]),
     ("events/worker", &["garage-events"]),
     ("matchmaker", &["garage-events", "garage-worker"]),
@@ -95,56 +95,58 @@ const MAY_KNOW: [(&str, &[&str]); 9] = [
 ];
 
 #[test]
-fn every_crate_knows_only_those_below_it() {
+fn every_crate_depends_only_on_crates_of_earlier_layers() {
     let members = members();
     let ours: BTreeSet<_> = members.iter().map(|member| member.package().to_owned()).collect();
     let mut wrong = Vec::new();
     for member in members.iter().filter(|member| !member.folder.starts_with("deploy/")) {
-        let Some((_, allowed)) = MAY_KNOW.iter().find(|(folder, _)| *folder == member.folder) else {
-            wrong.push(format!("{}: has no line in MAY_KNOW, in events/tests/tidy.rs", member.folder));
+        let Some((_, allowed)) = MAY_DEPEND_ON.iter().find(|(folder, _)| *folder == member.folder) else {
+            wrong.push(format!("{}: no entry in MAY_DEPEND_ON, in events/tests/tidy.rs", member.folder));
             continue;
         };
-        let known =
-            member.built_of().into_iter().filter(|name| ours.contains(name) && !allowed.contains(&name.as_str()));
+        let known = member
+            .non_test_dependencies()
+            .into_iter()
+            .filter(|name| ours.contains(name) && !allowed.contains(&name.as_str()));
         wrong.extend(known.map(|name| format!("{}/Cargo.toml: depends on {name}", member.folder)));
     }
     assert_none(
         &wrong,
-        "events knows no other crate of ours, events/worker only events, a worker only these two, the game server only \
-         events. What two workers share is part of the contract: move it to events. (Tests may use more: \
-         dev-dependencies.)",
+        "events may not depend on another crate of the workspace, events/worker and the game server only on events, a \
+         worker only on events and events/worker. If two workers share code, move it to events. (Tests may depend on \
+         more crates, with dev-dependencies.)",
     );
 }
 
 #[test]
-fn every_crate_with_a_rule_exists() {
+fn every_crate_in_the_list_of_dependencies_exists() {
     let folders: BTreeSet<_> = members().into_iter().map(|member| member.folder).collect();
-    let gone = MAY_KNOW.iter().filter(|(folder, _)| !folders.contains(*folder));
+    let gone = MAY_DEPEND_ON.iter().filter(|(folder, _)| !folders.contains(*folder));
     let gone: Vec<_> = gone.map(|(folder, _)| (*folder).to_owned()).collect();
-    assert_none(&gone, "is no member of the workspace: take its line out of MAY_KNOW, in events/tests/tidy.rs");
+    assert_none(&gone, "not a member of the workspace: remove its entry from MAY_DEPEND_ON, in events/tests/tidy.rs");
 }
 
 #[test]
-fn each_outer_system_is_known_to_one_crate() {
+fn only_one_crate_depends_on_the_library_of_each_external_system() {
     let homes = [("sqlx", "inventory"), ("kube", "director"), ("k8s-openapi", "director"), ("warp", "gateway")];
-    // It stands in for the system.
+    // This crate replaces the Kubernetes API in tests.
     let double = ("kube", "deploy/apiserver");
     let mut wrong = Vec::new();
     for member in members() {
-        for name in member.built_of() {
+        for name in member.non_test_dependencies() {
             if let Some((_, home)) = homes.iter().find(|(system, _)| *system == name)
                 && *home != member.folder
                 && double != (name.as_str(), member.folder.as_str())
             {
-                wrong.push(format!("{}/Cargo.toml: depends on {name}, which only {home} may", member.folder));
+                wrong.push(format!("{}/Cargo.toml: depends on {name}; only {home} may depend on it", member.folder));
             }
         }
     }
-    assert_none(&wrong, "ask the crate that owns the system, by a request of events::svc or by an event");
+    assert_none(&wrong, "use the crate that owns the system: send it a request (events::svc) or append an event");
 }
 
 #[test]
-fn versions_stand_in_one_place() {
+fn versions_are_only_in_the_root_manifest() {
     let mut wrong = Vec::new();
     for member in members() {
         for Dependency { table, name, line } in member.dependencies() {
@@ -154,11 +156,14 @@ fn versions_stand_in_one_place() {
             }
         }
     }
-    assert_none(&wrong, "write the version in [workspace.dependencies] of the root, and here `name.workspace = true`");
+    assert_none(
+        &wrong,
+        "put the version into [workspace.dependencies] of the root Cargo.toml, and write `name.workspace = true` here",
+    );
 }
 
 #[test]
-fn the_lints_hold_everywhere() {
+fn every_crate_uses_the_lints_of_the_workspace() {
     let lints = |member: &Member| member.manifest.get("lints").and_then(|lints| lints.get("workspace")).cloned();
     let without = members().into_iter().filter(|member| lints(member) != Some(Value::Boolean(true)));
     let without: Vec<_> = without.map(|member| format!("{}/Cargo.toml", member.folder)).collect();
@@ -169,12 +174,12 @@ fn the_lints_hold_everywhere() {
 fn every_package_is_in_the_workspace() {
     let folders: BTreeSet<_> = members().into_iter().map(|member| format!("{}/Cargo.toml", member.folder)).collect();
     let files = walk().into_iter().filter(|file| file.ends_with("/Cargo.toml") && !folders.contains(file));
-    assert_none(&files.collect::<Vec<_>>(), "add its folder to the members in the root's Cargo.toml");
+    assert_none(&files.collect::<Vec<_>>(), "add its folder to the members in the root Cargo.toml");
 }
 
 // Sources.
 
-/// Every file of the workspace, from the root on.
+/// Every file of the workspace, as a path relative to the root.
 fn walk() -> Vec<String> {
     fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
@@ -211,7 +216,7 @@ fn sources() -> Vec<Source> {
 }
 
 impl Source {
-    /// Whether it is only built for tests.
+    /// Whether the file is only compiled for tests and benchmarks.
     fn is_test(&self) -> bool {
         let path = Path::new(&self.path);
         path.starts_with("deploy/e2e")
@@ -219,14 +224,14 @@ impl Source {
             || path.file_name().is_some_and(|name| name == "tests.rs")
     }
 
-    /// Its lines with their numbers, without comments.
+    /// The lines with their numbers, without comments.
     fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
         (1..).zip(self.text.lines()).filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
 
-    /// As [`Source::lines`], up to the tests that end the file.
+    /// Like [`Source::lines`], but without the module `tests` at the end of the file.
     fn shipped_lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        // By convention it stands there; code after it would go unseen by the rules that use this, not by a reader.
+        // By convention, this module is the last item of a file. Code after it is not checked.
         let end = self.text.find("\n#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
         let count = self.text.split_at(end).0.lines().count();
         self.lines().take_while(move |(number, _)| *number <= count)
@@ -240,17 +245,17 @@ fn no_module_hides_in_mod_rs() {
 }
 
 #[test]
-fn no_file_is_two_things() {
+fn no_file_is_too_long() {
     let long = sources().into_iter().filter(|source| !source.is_test() && source.text.lines().count() > 600);
     let long = long.map(|source| format!("{}: {} lines", source.path, source.text.lines().count()));
     assert_none(
         &long.collect::<Vec<_>>(),
-        "past 600 lines a file is two things: find the second, and give it its own file",
+        "a file with more than 600 lines usually has two purposes: move one of them to its own file",
     );
 }
 
 #[test]
-fn every_module_says_what_it_is() {
+fn every_module_has_a_specific_name() {
     let empty = ["utils", "util", "helpers", "helper", "common", "manager", "types"];
     let mut wrong = Vec::new();
     for source in sources() {
@@ -266,19 +271,19 @@ fn every_module_says_what_it_is() {
             }
         }
     }
-    assert_none(&wrong, "name the module after what is in it; what fits no name belongs to where it is used");
+    assert_none(&wrong, "name the module after its content, or move the content to the modules that use it");
 }
 
-/// Texts that look like a subject or a key and may stand outside of events: the file, the text, why.
+/// Texts outside of the crate events that look like a subject or a key, but are allowed: file, text, reason.
 const NAMES_ELSEWHERE: [(&str, &str, &str); 4] = [
-    ("deploy/nats/src/role.rs", "\"garage.", "the table of rights, which must not follow the code it bounds"),
-    ("deploy/nats/src/role.rs", "\"report.", "the same"),
-    ("deploy/nats/src/role.rs", "\"timer.", "the same"),
-    ("gateway/src/upgrade.rs", "\"garage.v1\"", "the name of the WebSocket's protocol, no subject"),
+    ("deploy/nats/src/role.rs", "\"garage.", "the NATS rights, which must not depend on the code that they restrict"),
+    ("deploy/nats/src/role.rs", "\"report.", "also NATS rights"),
+    ("deploy/nats/src/role.rs", "\"timer.", "also NATS rights"),
+    ("gateway/src/upgrade.rs", "\"garage.v1\"", "the name of the WebSocket subprotocol, not a subject"),
 ];
 
 #[test]
-fn subjects_and_keys_are_built_in_events_alone() {
+fn only_the_crate_events_builds_subjects_and_keys() {
     let (mut wrong, mut needed) = (Vec::new(), BTreeSet::new());
     for source in sources().into_iter().filter(|source| !source.is_test() && !source.path.starts_with("events/src/")) {
         for (number, line) in source.shipped_lines() {
@@ -295,13 +300,13 @@ fn subjects_and_keys_are_built_in_events_alone() {
     assert_none(&wrong, "use or add a function of events::subject or events::projection");
     let idle = NAMES_ELSEWHERE.iter().filter(|(file, text, _)| !needed.contains(&(*file, *text)));
     let idle: Vec<_> = idle.map(|(file, text, _)| format!("{file}: {text}")).collect();
-    assert_none(&idle, "nothing needs this exception any more: take its line out of NAMES_ELSEWHERE");
+    assert_none(&idle, "this exception is no longer needed: remove it from NAMES_ELSEWHERE");
 }
 
 #[test]
-fn clocks_and_ids_are_read_where_it_is_said() {
+fn only_marked_adapters_read_the_clock_and_generate_ids() {
     let mut wrong = Vec::new();
-    // This file names what it looks for.
+    // This file contains the names that it searches for.
     for source in sources().into_iter().filter(|source| source.path != "events/tests/tidy.rs") {
         let lines: Vec<_> = source.text.lines().collect();
         for (number, line) in source.lines() {
@@ -313,12 +318,12 @@ fn clocks_and_ids_are_read_where_it_is_said() {
     }
     assert_none(
         &wrong,
-        "take the time and the id as an argument, or from an Env; the one adapter that reads the machine's says \
-         #[expect(clippy::disallowed_methods, reason = \"…\")] on its function or statement",
+        "take the time and the id as arguments, or from an Env. An adapter that reads the system's clock or generates \
+         ids needs #[expect(clippy::disallowed_methods, reason = \"…\")] on its function or statement",
     );
 }
 
-/// Whether an attribute on the line's statement, or on the function around it, expects what clippy says of it.
+/// Whether the statement on this line, or the function around it, has the attribute that allows disallowed methods.
 fn expected(lines: &[&str], at: usize) -> bool {
     let above = lines.iter().take(at + 1).rev();
     let mut inside = true;
@@ -326,7 +331,7 @@ fn expected(lines: &[&str], at: usize) -> bool {
         if line.contains("expect(clippy::disallowed_methods") {
             return true;
         }
-        // Above its function only attributes and comments belong to it.
+        // Above the function, only attributes and comments belong to the function.
         if !inside && (line.is_empty() || line.ends_with(['}', ';', '{', ','])) {
             return false;
         }
@@ -346,41 +351,44 @@ fn integration_tests_are_marked_as_tests() {
     });
     let unmarked = roots.filter(|source| !source.path.contains("/src/") && !source.text.contains("#![cfg(test)]\n"));
     let unmarked = unmarked.map(|source| source.path).collect::<Vec<_>>();
-    assert_none(&unmarked, "begin it with #![cfg(test)], so that the allowances for tests reach its helpers");
+    assert_none(
+        &unmarked,
+        "begin the file with #![cfg(test)], so that clippy applies the exceptions for tests to all its functions",
+    );
 }
 
 // Words.
 
-/// Words that were replaced by the field's standard terms. `letter` is fine after `dead`.
+/// Words that must not be used, because the field has a standard term. `letter` is allowed after `dead`.
 const RETIRED: [&str; 28] = [
     "books", "buried", "buries", "bury", "door", "doors", "fate", "fates", "ground", "grounds", "letter", "letters",
     "patience", "seat", "seats", "told", "vain", "ware", "wares", "wish", "wished", "wishes", "world", "worlds", "he",
     "his", "him", "whoever",
 ];
 
-/// Phrases of the same kind.
+/// Phrases that must not be used, for the same reason.
 const RETIRED_PHRASES: [&str; 6] = ["gave up", "give up", "given up", "gives up", "let go", "lets go"];
 
-/// Serialised names that hold a retired word, and stay: the text, where it is serialised.
+/// Serialised names that contain a retired word and cannot change: the text, and where it is serialised.
 const SERIALISED: [(&str, &str); 15] = [
     ("GARAGE_POD_PATIENCE_S", "variable"),
     ("pod-patience", "flag"),
     ("garage:letters", "Redis key"),
     ("\"letter\"", "field of a dead letter in Redis, in requests and in `garage dead --json`"),
-    ("\"buried\"", "field of the same"),
-    ("`letter`", "the same in documentation"),
-    ("`buried`", "the same in documentation"),
-    ("letter, buried", "the same in help texts"),
-    ("\\\"letter\\\"", "the same in a string"),
+    ("\"buried\"", "field of a dead letter"),
+    ("`letter`", "field of a dead letter, in documentation"),
+    ("`buried`", "field of a dead letter, in documentation"),
+    ("letter, buried", "fields of a dead letter, in help texts"),
+    ("\\\"letter\\\"", "field of a dead letter, in a string"),
     ("\"letters\"", "field of the dashboard's data"),
-    (".letters", "the same in its script"),
-    (".letter,", "the same in its script"),
-    (".letter)", "the same in its script"),
+    (".letters", "field of the dashboard's data, in its script"),
+    (".letter,", "field of the dashboard's data, in its script"),
+    (".letter)", "field of the dashboard's data, in its script"),
     ("\"told\"", "rule of `garage verify --json`"),
-    ("`told`", "the same in documentation"),
+    ("`told`", "rule of `garage verify`, in documentation"),
 ];
 
-/// The words of a line in lower case: the parts of `snake_case` and `CamelCase` identifiers too.
+/// The words of a line in lower case, including the parts of `snake_case` and `CamelCase` identifiers.
 fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     for token in line.split(|c: char| !c.is_alphanumeric()) {
@@ -411,7 +419,7 @@ fn retired(line: &str) -> Vec<String> {
         }
         previous = word;
     }
-    let line = line.to_lowercase();
+    let line = line.to_lowercase().replace('_', " ");
     let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
     let has = |phrase: &str| line.split(phrase).skip(1).any(ends);
     found.extend(RETIRED_PHRASES.into_iter().filter(|phrase| has(phrase)).map(str::to_owned));
@@ -426,6 +434,7 @@ fn retired_words_are_found_in_prose_and_in_identifiers() {
         ("in the background, aware of hardware, the others", vec![]),
         ("let gone = is_good();", vec![]),
         ("A letter: whoever gave up his wish", vec!["letter", "whoever", "his", "wish", "gave up"]),
+        ("fn a_ticket_is_given_up() {", vec!["given up"]),
         ("let queue_door = QueueDoors::of(world);", vec!["door", "doors", "world"]),
     ] {
         assert_eq!(retired(line), expected, "{line}");
@@ -433,10 +442,11 @@ fn retired_words_are_found_in_prose_and_in_identifiers() {
 }
 
 #[test]
-fn retired_words_stay_retired() {
+fn no_file_contains_a_retired_word() {
     let kinds = ["rs", "md", "json", "yaml", "toml", "sh", "py", "html", "js", "lua"];
     let is_text = |file: &String| Path::new(file).extension().is_some_and(|kind| kinds.iter().any(|one| kind == *one));
-    // What a real cluster said, and the list itself.
+    // Recorded answers of a real cluster, and this file with the list itself.
+    // SQL is not read: migrations cannot change, as databases store their checksums.
     let is_exempt = |file: &String| file.contains("/recorded/") || file == "events/tests/tidy.rs";
     let (mut wrong, mut needed) = (Vec::new(), BTreeSet::new());
     for file in walk().into_iter().filter(|file| is_text(file) && !is_exempt(file)) {
@@ -452,15 +462,15 @@ fn retired_words_stay_retired() {
             }
         }
     }
-    assert_none(&wrong, "use the standard term; a serialised name goes into SERIALISED, in events/tests/tidy.rs");
+    assert_none(&wrong, "use the standard term; add a serialised name to SERIALISED, in events/tests/tidy.rs");
     let idle = SERIALISED.iter().filter(|(text, _)| !needed.contains(text)).map(|(text, _)| (*text).to_owned());
-    assert_none(&idle.collect::<Vec<_>>(), "nothing needs this exception any more: take its line out of SERIALISED");
+    assert_none(&idle.collect::<Vec<_>>(), "this exception is no longer needed: remove it from SERIALISED");
 }
 
 // Samples.
 
 #[test]
-fn the_samples_are_alone_in_their_folder() {
+fn the_folder_of_samples_contains_only_samples() {
     let token = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '-');
     let is_sample = |file: &str| match file.strip_prefix("events/golden/").unwrap().split('.').collect::<Vec<_>>()[..] {
         [aggregate, event, version, "json"] => {
@@ -470,10 +480,10 @@ fn the_samples_are_alone_in_their_folder() {
         _ => false,
     };
     let files: Vec<_> = walk().into_iter().filter(|file| file.starts_with("events/golden/")).collect();
-    assert!(!files.is_empty(), "events/golden holds no sample");
+    assert!(!files.is_empty(), "events/golden contains no sample");
     let stray = files.into_iter().filter(|file| !is_sample(file));
     assert_none(
         &stray.collect::<Vec<_>>(),
-        "a sample is called <aggregate>.<event>.v<version>.json; move anything else out",
+        "the name of a sample is <aggregate>.<event>.v<version>.json; move other files to another folder",
     );
 }

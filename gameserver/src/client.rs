@@ -50,7 +50,7 @@ pub struct Driving {
     pub throttle: f32,
     /// How the throttle is sent.
     pub channel: InputChannel,
-    /// The limit from connecting to the result. The default is longer than a game with default time-outs.
+    /// Maximum time from connecting to the result. The default is longer than a game with default time-outs.
     pub timeout: Duration,
 }
 

@@ -54,7 +54,7 @@ impl Connections {
         }
     }
 
-    /// Moves a connection from the pending ones to its player's.
+    /// Moves a pending connection to the connections of its player.
     pub(crate) fn join(&mut self, connection: u64, player: usize) {
         let found = self.pending.iter().position(|pending| pending.connection == connection);
         // A connection that is not found has just been aborted by `add`.

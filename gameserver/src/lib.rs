@@ -9,7 +9,7 @@
 //! - [`client`]: a client for bots and tests.
 //!
 //! The process has no admin port for health checks and metrics. Every game on a node would need one more free port, and
-//! Garage judges a game only by its reports and by its process or pod.
+//! Garage monitors a game only through its reports and its process or pod.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 

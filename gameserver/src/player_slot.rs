@@ -32,7 +32,7 @@ struct Connection {
 }
 
 impl PlayerSlot {
-    /// A slot without a connection. Its datagram id differs from those of the `others`.
+    /// A slot without a connection. Its datagram id differs from the ids of the `others`.
     pub(crate) fn new(player: PlayerId, others: &[Self]) -> Self {
         Self { player, connection: None, udp_id: Self::unused_id(others), key: None, counter: 0, last_datagram: None }
     }

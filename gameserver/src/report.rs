@@ -101,8 +101,8 @@ impl Reporter for NatsReporter {
     async fn publish(&self, subject: &str, payload: Vec<u8>) -> Result<(), Error> {
         let (client, context) = self.context.get_or_try_init(|| self.connect()).await?;
         if client.connection_state() != State::Connected {
-            // The client would buffer this message and those of later attempts, and send all of them after it has
-            // reconnected.
+            // The client would buffer the messages of this attempt and of later attempts, and send all of them after it
+            // has reconnected.
             return Err(Error::Disconnected);
         }
         let published = async {

@@ -13,8 +13,8 @@ pub mod datagram;
 /// The largest message that the server accepts, in bytes. A join message with its token is smaller than 2 KiB.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
-/// The server's close codes. Those from 4000 are in the range for applications (RFC 6455 section 7.4.2), and follow the
-/// HTTP statuses with a similar meaning.
+/// The server's close codes. Codes from 4000 on are in the range for applications (RFC 6455 section 7.4.2). They
+/// correspond to the HTTP statuses with a similar meaning.
 pub mod close {
     /// The race is over.
     pub const DONE: u16 = 1000;

@@ -20,9 +20,10 @@ use crate::{
 /// event of the player between the load and the append, which are a few milliseconds apart.
 const MAX_TRIES: u32 = 5;
 
-/// Queues a player with `ticket`. `queued` is awaited only if the player is to be queued: it may have to ask
-/// inventory for the rank, which may be down, and a repeated request for an existing ticket does not depend on that. A
-/// closed queue accepts no new ticket; a repeated request still gets the existing one.
+/// Queues a player with `ticket`. `queued` makes the event. It is awaited only if the player gets a new ticket, because
+/// it may have to ask the inventory worker for the rank. So a repeated request for an existing ticket works even if the
+/// inventory worker is down. A closed queue accepts no new ticket, but a repeated request still gets the existing
+/// ticket.
 ///
 /// # Errors
 /// [`Problem`]: a 409 if the player already waits or is in a match, a 503 if the queue is closed or the log does not
@@ -88,7 +89,7 @@ pub async fn cancel(
 
 /// The answer for a ticket that is not the player's latest. It does not reveal whether another player has this ticket.
 pub(crate) fn unknown() -> Problem {
-    Problem::not_found("this is not the player's latest ticket; GET /v1/players/me names that one")
+    Problem::not_found("this is not the player's latest ticket; GET /v1/players/me returns that ticket")
 }
 
 fn rejected(rejection: &Rejection) -> Problem {

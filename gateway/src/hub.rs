@@ -113,8 +113,8 @@ impl Hub {
         self.state().players.get(player).is_some_and(|connected| connected.entry.socket == socket)
     }
 
-    /// Call this when the entry of a socket of this gateway is stored. Closes the socket if a newer entry of another
-    /// socket was seen meanwhile.
+    /// Call this when the entry of a socket of this gateway is stored. Closes the socket if the hub has already seen a
+    /// newer entry of another socket.
     pub(crate) fn entry_stored(&self, player: &PlayerId, entry: &SocketEntry, revision: u64) {
         let mut state = self.state();
         entry.revision.fetch_max(revision, Ordering::AcqRel);
@@ -165,7 +165,7 @@ impl Hub {
             Ok(frame) => frame,
             Err(error) => {
                 metrics::counter!("garage_gateway_skipped_total").increment(1);
-                tracing::warn!(%error, event.seq = message.seq, "cannot read a player's message as an event; skipping it");
+                tracing::warn!(%error, event.seq = message.seq, "cannot decode an event of a player; skipping it");
                 return;
             }
         };
@@ -181,7 +181,7 @@ impl Hub {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The worst that a panic under the lock leaves is a socket without its registration.
+        // A panic under the lock can at worst leave a socket without its registration.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -311,9 +311,10 @@ mod tests {
     }
 
     #[test]
-    fn of_two_sockets_on_two_gateways_the_one_with_the_newer_entry_stays_in_any_order_of_notices() {
+    fn a_socket_closes_if_another_gateways_socket_has_a_newer_entry_in_whatever_order_the_entries_arrive() {
         let (ann, elsewhere) = (player("ann"), System.id());
-        // The revision of the other socket's entry, that of our own entry, and whether we know our own one first.
+        // In each case: the revision of the other socket's entry, the revision of this socket's entry, and whether the
+        // hub learns this socket's revision first.
         for (other, own, known_first) in [(5, 6, true), (5, 6, false), (7, 6, true), (7, 6, false)] {
             let hub = Hub::default();
             let mut connection = hub.register(&ann);

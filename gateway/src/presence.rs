@@ -51,17 +51,18 @@ const MAX_SILENCE: time::Duration = time::Duration::seconds(10);
 /// The time-out of a request to NATS.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For this long after the grace period of an ended socket, a gateway still checks the socket's player if the gateway
-/// that had the socket dies. It assumes that older ends were handled.
+/// If a gateway dies shortly after one of its sockets ended, the ticket of the socket's player may not be cancelled
+/// yet. So another gateway checks the players whose grace period ended at most this long ago. It assumes that the dead
+/// gateway has handled earlier ones.
 const HANDLED_AFTER: Duration = Duration::from_secs(60);
 
-/// How many players of a dead gateway are handled at the same time.
+/// How many players of a dead gateway are checked at the same time.
 const CONCURRENCY: usize = 64;
 
 /// The delay before a failed request is retried.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Records this gateway's sockets in the bucket, and follows those of other gateways. Clones share it.
+/// Records this gateway's sockets in the bucket, and follows the sockets of other gateways. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Presence(Arc<Inner>);
 
@@ -146,7 +147,7 @@ impl Presence {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let shutdown = self.0.shutdown.clone();
         shutdown.run_until_cancelled(self.watch()).await;
-        // Another gateway notices that this one is silent, and handles the players whose grace period has not ended.
+        // Another gateway notices that this gateway is silent, and checks the players whose grace period has not ended.
         self.0.tasks.close();
         self.0.tasks.wait().await;
         Ok(())
@@ -188,7 +189,7 @@ impl Presence {
         let Some(entry) = self.0.hub.entry_seen(&player, connection.socket, revision) else { return };
         if connection.gone {
             // Another gateway assumed that this one is dead, and marked the socket as gone. Correct the entry, but only
-            // if it is still the same: the player may have a newer socket by now.
+            // if it has not changed since: the player may have a newer socket by now.
             let (presence, connection) =
                 (self.clone(), Connection { gateway: self.0.gateway, gone: false, ..connection });
             self.spawn(async move {
@@ -262,18 +263,19 @@ impl Presence {
                     metrics::counter!("garage_gateway_vanished_total").increment(1);
                     tracing::info!(player.id = %player, ticket.id = %waiting.ticket, "ticket cancelled: player did not reconnect");
                 }
-                // The player was matched meanwhile, or cancelled the ticket.
+                // In the meantime, the player was matched or cancelled the ticket.
                 Err(problem) => anyhow::ensure!(problem.is_clients(), "{problem:?}"),
             }
         }
         Ok(())
     }
 
-    /// Handles the players of a dead gateway. Several gateways may do this at the same time.
+    /// Marks the sockets of a dead gateway as gone, and cancels the tickets of players who do not reconnect. Several
+    /// gateways may do this at the same time.
     async fn sweep(&self, dead: Uuid) {
-        tracing::warn!(gateway = %dead, "a gateway sends no heartbeats; handling its players");
+        tracing::warn!(gateway = %dead, "a gateway sends no heartbeats; marking its sockets as gone");
         while let Err(error) = self.sweep_once(dead).await {
-            tracing::warn!(gateway = %dead, "cannot handle the players of a dead gateway; retrying: {error:#}");
+            tracing::warn!(gateway = %dead, "cannot mark the sockets of a dead gateway as gone; retrying: {error:#}");
             sleep(RETRY_DELAY).await;
         }
     }
@@ -300,8 +302,8 @@ impl Presence {
             .buffer_unordered(CONCURRENCY)
             .collect::<()>()
             .await;
-        // An empty entry means that the gateway was handled. It is written last, so that another gateway continues if
-        // this one stops before.
+        // An empty entry means that all players of the dead gateway were checked. It is written last: if this gateway
+        // stops before, another gateway starts again.
         match self.send(&Key::Gateway(dead), Bytes::new(), None).await {
             Ok(_) | Err(PutError::Conflict) => Ok(()),
             Err(PutError::Failed(reason)) => anyhow::bail!(reason),

@@ -156,7 +156,7 @@ impl From<ReadError> for Problem {
                 Self::unavailable("the matchmaking log does not answer; try again")
             }
             ReadError::Unreadable { source: DecodeError::Unknown { .. }, .. } => {
-                // Another gateway may already run a build that knows it.
+                // A newer build knows this event. Another gateway may already run that build.
                 tracing::error!(%error, "request failed: temporarily unavailable");
                 Self::unavailable("the service is being upgraded; try again")
             }

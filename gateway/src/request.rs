@@ -1,4 +1,4 @@
-//! Parses and checks what clients send: headers, queries and bodies.
+//! Parses and checks clients' requests: headers, queries and bodies.
 
 use std::collections::BTreeMap;
 
@@ -144,7 +144,7 @@ impl TicketRequest {
             return wrong(format!("there is no queue {name}; the queues are: {}", list(queues.queues.keys())));
         };
         if rank.is_some() && !queue.client_rank {
-            return wrong(format!("queue {name} takes no rank from a client; leave it out"));
+            return wrong(format!("queue {name} accepts no rank from a client; leave it out"));
         }
         if rank.is_some_and(|rank| !RANKS.contains(&rank)) {
             return wrong(format!("rank must be between {} and {}", RANKS.start(), RANKS.end()));
@@ -242,7 +242,7 @@ mod tests {
             (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 10_001}}), 422, "10000 ms"),
             (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": -1}}), 422, "invalid value"),
             (json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 1}, "vip": true}), 422, "unknown field `vip`"),
-            (json!({"queue": "quick", "rank": 1, "latencies": {"us": 1}}), 422, "takes no rank"),
+            (json!({"queue": "quick", "rank": 1, "latencies": {"us": 1}}), 422, "accepts no rank"),
         ] {
             let (found, problem) = refusal(ticket_request(&body));
             assert!(found == status && problem.contains(why), "{body}: {problem}");

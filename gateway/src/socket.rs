@@ -6,8 +6,8 @@
 //! - R is the moment when the socket is registered in the hub. P is the hub's position at R. S is the sequence that the
 //!   client names in `since`.
 //! - The hub reads the log in order and skips nothing. It changes its position and dispatches under the lock that
-//!   registration takes. So the registration receives all events of this player after P, in order, no matter how far
-//!   the hub is behind the log.
+//!   registration takes. So the registration receives all events of this player after P, in order, even if the hub is
+//!   far behind the log.
 //! - The socket reads the backlog, the player's events after S, from the stream's *leader*, one at a time. It stops at
 //!   the moment L, after R, when the leader answers that there is no further event. At this point the socket has
 //!   written every event stored before L, in order.
@@ -19,8 +19,8 @@
 //! from the leader: a replica could miss an event at L that the hub had dispatched before R, and the socket would never
 //! get it. Without `since` there is no backlog, and `written` starts at P.
 //!
-//! If the log has forgotten events after S, the socket writes one `resync` frame with the player's current state, as
-//! read from the leader, and continues after the player's last event.
+//! If the log has deleted events after S, the socket writes one `resync` frame with the player's current state, as read
+//! from the leader, and continues after the player's last event.
 
 use std::{future::Future, time::Duration};
 
@@ -93,7 +93,7 @@ pub(crate) trait Backlog: Send + Sync {
         from: u64,
     ) -> impl Future<Output = Result<Option<(u64, Bytes)>, ReadError>> + Send;
 
-    /// Whether the log may have forgotten events after a sequence because of their age.
+    /// Whether the log may have deleted events after a sequence because of their age.
     fn forgotten(&self, since: u64) -> impl Future<Output = Result<bool, ReadError>> + Send;
 
     /// The player's current state, read from the stream's leader.
@@ -131,8 +131,7 @@ const GOING_AWAY: End = End::Close(1001, "going away");
 const TRY_AGAIN: End = End::Close(1013, "try again later");
 
 impl End {
-    /// Whether the player may have left. This is not so if a newer socket replaced this one, or if the gateway shuts
-    /// down.
+    /// Whether the player may have left. False if a newer socket replaced this one, or if the gateway shuts down.
     pub(crate) fn vanished(self) -> bool {
         self != REPLACED && self != GOING_AWAY
     }
@@ -181,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let mut first_read = true;
         loop {
             let next = self.read(log.next(&player, written.saturating_add(1))).await?;
-            // Check after the read: if nothing is forgotten now, nothing was forgotten at the read.
+            // Check after the read: if nothing is deleted now, nothing was deleted at the read.
             if std::mem::take(&mut first_read) && self.read(log.forgotten(written)).await? {
                 let state = self.read(log.player(&player)).await?;
                 written = written.max(state.head.seq);
@@ -193,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Ok(frame) => self.write(frame).await?,
                 Err(error) => {
                     metrics::counter!("garage_gateway_skipped_total").increment(1);
-                    tracing::warn!(%error, event.seq = seq, "cannot read a player's message as an event; skipping it");
+                    tracing::warn!(%error, event.seq = seq, "cannot decode an event of a player; skipping it");
                 }
             }
             written = seq;
@@ -248,9 +247,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
     }
 
-    /// Writes the frames dispatched before the shutdown, as long as the client reads. After its reconnect, the client
-    /// has fewer events to read from the log. Must not follow an interrupted write: the client would miss the event of
-    /// that write for good.
+    /// Writes the frames dispatched before the shutdown, as long as the client reads. So after the client reconnects,
+    /// the gateway has to read fewer events from the log. Do not call this after an interrupted write: the client would
+    /// never receive the event of that write.
     async fn flush(&mut self, written: u64) -> End {
         let flushing = async {
             while let Ok(frame) = self.registration.frames.try_recv() {

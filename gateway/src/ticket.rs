@@ -171,7 +171,7 @@ impl Me {
     }
 }
 
-/// What a request for a ticket leads to.
+/// The effect of a request for a ticket.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Queueing {
     /// The ticket exists already.
@@ -196,7 +196,7 @@ pub(crate) fn queue(player: &Player, ticket: TicketId, now: OffsetDateTime) -> R
     }
 }
 
-/// What a request to cancel a ticket leads to.
+/// The effect of a request to cancel a ticket.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Cancelling {
     /// Append this event.

@@ -1,4 +1,4 @@
-//! Estimates how long a player waits in a queue, from the waits of the players who were matched last.
+//! Estimates how long a player waits in a queue, from the waits of the players who were matched most recently.
 
 use std::{
     borrow::Cow,

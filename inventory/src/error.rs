@@ -8,14 +8,14 @@ use crate::domain::store::Rejection;
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The rules do not allow the command in the present state.
+    /// The rules do not allow the command in the current state.
     #[error(transparent)]
     Rejected(#[from] Rejection),
     /// The player has used the idempotency key for another command.
     #[error("the idempotency key has been used for another command")]
     KeyReused,
-    /// The request asks for fewer or more entries than one request may.
-    #[error("the request asks for {requested} entries, allowed are 1 to {max}")]
+    /// The request asks for too few or too many entries.
+    #[error("the request asks for {requested} entries; it must ask for 1 to {max}")]
     TooMany { requested: usize, max: usize },
     /// MySQL does not answer, or failed temporarily. A later retry may succeed.
     #[error("mysql is not available: {0}")]

@@ -30,6 +30,7 @@ use sqlx::{
 
 use crate::error::{self, Error};
 
+/// The files in the folder `migrations`. A test checks that none is missing.
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let migration = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, name.into(), MigrationType::Simple, SqlStr::from_static(sql), false)
@@ -216,4 +217,27 @@ fn signed(coins: u64) -> Result<i64, Error> {
 
 fn out_of_range(value: impl Display) -> Error {
     Error::Corrupt(format!("{value} is out of range for its column"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn every_migration_file_is_included_under_its_number_and_name() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+        let file = |path: &Path| {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let (number, name) = name.split_once('_').unwrap();
+            (number.parse().unwrap(), (name.replace('_', " "), fs::read_to_string(path).unwrap()))
+        };
+        let files = fs::read_dir(folder).unwrap().map(|entry| file(&entry.unwrap().path()));
+        let files: BTreeMap<i64, (String, String)> = files.collect();
+        let included = MIGRATOR.iter().map(|migration| {
+            (migration.version, (migration.description.to_string(), migration.sql.as_str().to_owned()))
+        });
+        assert_eq!(included.collect::<BTreeMap<_, _>>(), files);
+    }
 }

@@ -30,7 +30,7 @@ use crate::{
     snapshots::{self, Writer},
 };
 
-/// Limit of events folded between two matching cycles.
+/// The maximum number of events that are folded between two matching cycles.
 const MAX_FOLDED: usize = 2_000;
 
 /// Makes matches in the queues that it leads. It folds the other queues as well, so that it can take over their

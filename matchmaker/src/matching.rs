@@ -1,5 +1,5 @@
-//! The decisions on a pool: matches, ticket time-outs, and what their outcome says about the players. This module reads
-//! the log only for players whose state is in doubt, and it never waits for events: the caller folds them.
+//! The decisions on a pool: matches and ticket time-outs. Their outcome updates the players in the pool. This module
+//! reads the log only for players whose state is in doubt, and it never waits for events: the caller folds them.
 
 use std::{slice, time::Duration};
 
@@ -20,8 +20,8 @@ use crate::{
     lead::Lead,
 };
 
-/// Limit of matches, and of time-outs, in one cycle: enough for several commits. The rest waits for the next cycle,
-/// which also sees newer tickets.
+/// The maximum number of matches in one cycle, and also of time-outs. It is enough for several commits. The other
+/// tickets wait for the next cycle, which also sees newer tickets.
 const MAX_PER_CYCLE: usize = 500;
 
 /// Longest wait for events between two cycles. Also the pause before retrying when the log does not answer.
@@ -88,7 +88,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     }
 
     /// The queues whose tickets this instance times out: the queues that it leads, and queues that were removed from
-    /// the configuration, because nobody can lead those.
+    /// the configuration, because no instance leads a removed queue.
     fn queues_to_expire(&self) -> impl Iterator<Item = &QueueName> {
         self.pool.queues().filter(|queue| self.queues.get(queue).is_none() || self.lead.leads(queue))
     }
@@ -127,7 +127,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                 self.pool.mark_gone(&player, seq);
             }
             for (player, found) in outcome.reread {
-                // The pool rejects an outdated answer of a lagging server. The player is read again later.
+                // The pool rejects an outdated answer of a NATS node that lags behind. The player is read again later.
                 failed |= !self.pool.learn(&player, found, now);
             }
         }
@@ -207,8 +207,8 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                 let moved = |entry: &&WaitingPlayer| aggregate == Aggregate::Player(entry.player.clone());
                 match entries.iter().find(moved) {
                     Some(moved) => self.reread(slice::from_ref(moved)).await,
-                    // The conflict is on no known player. Read all of them: a retry with unchanged state would fail
-                    // again.
+                    // The aggregate that changed is none of these players. Read all of them again: a retry with
+                    // unchanged state would fail again.
                     None => self.reread(entries).await,
                 }
             }
@@ -236,10 +236,10 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     }
 }
 
-/// What is known about the players of a decision after the attempt to store it.
+/// The state of a decision's players after the append, as far as it is known.
 #[derive(Debug, Default)]
 struct Outcome {
-    /// Players who no longer wait, each with the sequence of the event that says so.
+    /// Players who no longer wait, each with the sequence of the event that ended the wait.
     gone: Vec<(PlayerId, u64)>,
     /// Players who were read again, because the decision was not stored.
     reread: Vec<(PlayerId, garage_events::log::Player)>,

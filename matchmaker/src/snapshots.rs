@@ -32,10 +32,10 @@ use crate::domain::{
 /// Name of the object.
 const NAME: &str = "matchmaker";
 
-/// New events after which another snapshot is worth writing. A restart reads this many events in 0.1 s.
+/// A new snapshot is due after this many new events. A restart reads this many events in 0.1 s.
 const MIN_EVENTS: u64 = 10_000;
 
-/// Minimum interval of snapshots.
+/// Minimum time between two snapshots.
 const MIN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Time-out of writing a snapshot. The server syncs each chunk to disk, and 100,000 tickets are about 200 chunks.
@@ -44,7 +44,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time-out of reading a snapshot.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Number of tries to read a snapshot. The first may fail because a new snapshot replaces the one that is being read.
+/// Number of tries to read a snapshot. The first try may fail because a new snapshot replaces the snapshot that is
+/// being read.
 const READ_TRIES: usize = 2;
 
 /// Pause between these tries.

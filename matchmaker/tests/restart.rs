@@ -92,7 +92,8 @@ impl Fixture {
         let (before, taken) = (revision().await, AtomicU64::new(0));
         self.run_until("it leads", async || {
             let now = revision().await;
-            // It acquires the lease when its pool is up to date. The first renewal shows that it knows that it leads.
+            // It acquires the lease when its pool is up to date. The first renewal shows that it has noticed that it
+            // leads.
             match taken.load(Ordering::Relaxed) {
                 0 if now > before => taken.store(now, Ordering::Relaxed),
                 0 => {}
@@ -174,8 +175,8 @@ impl Fixture {
         Ok(pool)
     }
 
-    /// Checks the snapshot of a matchmaker that stopped while events were appended. It may end before the log does, but
-    /// must not differ from it.
+    /// Checks the snapshot of a matchmaker that stopped while events were appended. The snapshot may lack the last
+    /// events of the log, but must agree with the log up to its own end.
     async fn check_last(&self) -> anyhow::Result<()> {
         let restored = self.restored().await?;
         assert!(restored.seq() > 0);

@@ -252,8 +252,8 @@ async fn race_cancellations_and_matches(nodes: usize) -> anyhow::Result<()> {
     const PLAYERS: u32 = 200;
     let rivals = Rivals::start(nodes).await?;
     let (mut cancels, mut queued) = (BTreeMap::new(), 0);
-    // Every second player cancels while the matchmakers work, in each round after a longer delay. Repeat until some
-    // cancellations were in time and some were too late.
+    // Every second player cancels while the matchmakers work. The delay before that is longer in each round. Repeat
+    // until some cancellations were in time and some were too late.
     for within in (0..).map(|round| Duration::from_millis(1 << round)) {
         let players = try_join_all((queued..queued + PLAYERS).map(async |number| {
             let (player, ticket) = rivals.queue(number).await?;

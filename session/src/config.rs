@@ -1,4 +1,4 @@
-//! The configuration of session.
+//! The configuration of the session worker.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use garage_worker::{config, operator::Mint, redis::Redis, seal::SealKey};
 
 use crate::token::Signer;
 
-/// Session: drives each session from the match to its end.
+/// Session: carries out the steps of each session, from the match to its end.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "garage-session", version)]
 pub struct Config {

@@ -28,7 +28,7 @@ const DEPTH: u64 = 32;
 /// The maximum length of an error in the summary, in characters.
 const MAX_ERROR: usize = 300;
 
-/// Updates the summary until `shutdown`. All instances do this, and write the same.
+/// Updates the summary until `shutdown`. All instances do this, and write the same summary.
 ///
 /// # Errors
 /// None. If NATS or Redis does not answer, it retries.

@@ -135,7 +135,8 @@ pub fn fold(events: Vec<ProjectedEvent>, current: CurrentState) -> Changes {
         changes.sessions.insert(id, live);
         changes.timelines.insert(id, Some(timeline));
     }
-    // The horizon depends on the newest event, not on the clock. A log without new events keeps its last hour.
+    // The horizon depends on the newest event, not on the clock. Without new events, the projections keep the last hour
+    // of the log.
     let newest = kept.iter().chain(minutes.keys()).max();
     changes.horizon = newest.map(|newest| newest - MINUTES + 1);
     let is_too_old = |minute: &i64| changes.horizon.is_some_and(|horizon| *minute < horizon);

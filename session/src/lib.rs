@@ -1,4 +1,4 @@
-//! Session: drives each session from the match to its end.
+//! Session: carries out the steps of each session, from the match to its end.
 //!
 //! - [`reaction`]: reactions to a session's events, game servers' reports and timers.
 //! - [`keys`]: RSA keys, generated in advance; [`token`]: connection tokens.

@@ -60,7 +60,7 @@ impl Projector {
         Self { log, redis, health }
     }
 
-    /// Projects until `shutdown`.
+    /// Updates the projections until `shutdown`.
     ///
     /// # Errors
     /// None. If NATS or Redis does not answer, it retries.
@@ -111,7 +111,7 @@ impl Projector {
     }
 
     /// Applies a batch to the projections if they are at the sequence `from`. Retries until Redis answers. Returns the
-    /// sequence that the projections have then.
+    /// sequence of the projections afterwards.
     async fn apply(&self, identity: &str, from: u64, batch: &[Message], behind: Option<u64>) -> u64 {
         loop {
             let to = batch.last().map_or(from, |last| last.seq);
@@ -130,7 +130,7 @@ impl Projector {
                 }
                 Err(error) => {
                     let error = format!("{error:#}");
-                    tracing::warn!(error, "projections wait for redis");
+                    tracing::warn!(error, "cannot update the projections in Redis; retrying");
                     self.health.down("redis", error);
                     sleep(IDLE_INTERVAL).await;
                 }
@@ -168,8 +168,8 @@ pub async fn identity(context: &Context) -> anyhow::Result<String> {
     Ok(format!("{FORMAT_VERSION} {}", created.format(&Rfc3339)?))
 }
 
-/// The filters of the read. Reads all events instead of those of players and sessions only: with two filters, the NATS
-/// server delivers a twentieth of the messages per second that it delivers with one. The additional events are few.
+/// The filters of the read. They select all events, not only the events of players and sessions: with two filters, the
+/// NATS server delivers 20 times fewer messages per second than with one. There are few other events.
 fn filters() -> Vec<String> {
     vec![ALL.into()]
 }

@@ -53,7 +53,8 @@ fn connect_token(
     let ConnectToken { session: id, player } = request;
     let is_in_session = session.state.matched().is_some_and(|matched| matched.players().any(|one| one == player));
     if !is_in_session {
-        // The same answer as for a session that does not exist, so that other players do not learn that it does.
+        // The same answer as for a session that does not exist, so that other players do not learn that this session
+        // exists.
         return Err(Refusal::new(404, format!("player {player} has no session {id}")));
     }
     let State::Open(Open { phase: Phase::Running(_), began, .. }) = &session.state else {

@@ -36,11 +36,11 @@ const MAX_READ_LAG: time::Duration = time::Duration::seconds(15);
 
 /// The side effects of reactions, apart from appends.
 pub trait Effects: Clone + Send + Sync + 'static {
-    /// Requests the players' loadouts from inventory.
+    /// Requests the players' loadouts from the inventory worker.
     fn loadouts(&self, players: Vec<PlayerId>) -> impl Future<Output = Result<Vec<Loadout>, Failure>> + Send;
 
     /// Takes a new key, makes a NATS user for the game server, and stores the secrets of both in Redis for the
-    /// director. `ends_at` is when the session ends at the latest. `keep` is how long the secrets are stored.
+    /// director. `ends_at` is the latest end of the session. `keep` is how long the secrets are stored.
     fn park(
         &self,
         session: SessionId,
@@ -60,7 +60,7 @@ pub trait Effects: Clone + Send + Sync + 'static {
 /// The real side effects.
 #[derive(Debug, Clone)]
 pub struct Live {
-    /// For requests to inventory.
+    /// For requests to the inventory worker.
     pub client: async_nats::Client,
     pub keys: Pool,
     /// Signs the game servers' NATS users.
@@ -228,15 +228,16 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             let command = match open.next(&self.limits) {
                 Next::Wait => return self.effects.set_timer(id, deadline).await,
                 Next::RequestPod { attempt } => {
-                    // Set the timer before the request. Inventory or Redis may be down beyond the end of the session,
-                    // and then the timer must end the session.
+                    // Set the timer before the request. If the inventory worker or Redis is down for longer than the
+                    // session may last, the timer ends the session.
                     self.effects.set_timer(id, deadline).await?;
                     Command::RequestPod(self.request(id, open, attempt).await?)
                 }
                 Next::Open(opened) => Command::Open(opened),
                 Next::End(command) => command,
             };
-            // The command is rejected if another instance was faster. The next read returns what it appended.
+            // The command is rejected if another instance was faster. The next read returns the events of that
+            // instance.
             if let Err(rejection) = decide_session(&self.log, &self.env, id, command, None).await? {
                 tracing::debug!(session.id = %id, %rejection, "another instance was faster");
             }
@@ -258,6 +259,6 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
     }
 }
 
-/// How much longer the secrets are stored than the time-out for the game server's start, because the director may be
-/// restarted meanwhile.
+/// Added to the time-out for the game server's start, to get the time for which the secrets are stored. The director
+/// may be restarted in this time.
 const PARK_MARGIN: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! Session's operations on Redis: the projections, and the game servers' secrets.
+//! The session worker's operations on Redis: the projections, and the game servers' secrets.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,7 +15,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::fold::{Changes, CurrentState, ProjectedState, Touched};
 
-/// The Redis client of session. Clones share a connection.
+/// The Redis client of the session worker. Clones share a connection.
 #[derive(Debug, Clone)]
 pub struct Redis(Connection);
 
@@ -41,13 +41,13 @@ impl Redis {
     /// If Redis does not answer, or contains data that cannot be read.
     pub async fn read_touched(&self, keys: &Keys, touched: &Touched) -> anyhow::Result<CurrentState> {
         let [_, _, players, queues, _, minutes, timelines, _] = keys;
-        let mut connection = self.0.connection().await.context("redis does not answer")?;
+        let mut connection = self.0.connection().await.context("Redis does not answer")?;
         let mut pipe = redis::pipe();
         pipe.hgetall(queues).hkeys(minutes);
         get_fields(&mut pipe, players, &touched.players);
         get_fields(&mut pipe, timelines, &touched.sessions);
         get_fields(&mut pipe, minutes, &touched.minutes);
-        let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("redis does not answer")?;
+        let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("Redis does not answer")?;
         let (depths, kept, found_players, found_timelines, found_minutes): (Vec<(String, u64)>, _, _, _, _) = read;
         Ok(CurrentState {
             players: parse_fields(&touched.players, found_players)?,
@@ -80,7 +80,7 @@ impl Redis {
             .arg(changes.horizon.map(|minute| (minute * 60_000).to_string()).unwrap_or_default())
             .arg(CLOSED_KEPT);
         let applied = self.0.change(point, async |connection| script.invoke_async(connection).await).await;
-        let at: i64 = applied.context("redis does not answer")?;
+        let at: i64 = applied.context("Redis does not answer")?;
         Ok(u64::try_from(at).map_or(Applied::Foreign, Applied::At))
     }
 
@@ -107,8 +107,8 @@ impl Redis {
         self.0.change(point, async |connection| script.invoke_async(connection).await).await
     }
 
-    /// Begins a rebuild with an empty set of projections beside the live ones. `name` identifies the rebuild. An
-    /// earlier rebuild that still runs fails, because its set is gone.
+    /// Begins a rebuild with an empty set of projections beside the live ones. `name` identifies the rebuild. If an
+    /// earlier rebuild still runs, it fails, because its set is deleted.
     ///
     /// # Errors
     /// If Redis does not answer.
@@ -118,8 +118,8 @@ impl Redis {
     }
 
     /// Replaces the live projections with those of the rebuild `name`, unless the live ones have a higher sequence. A
-    /// live sequence beyond `end`, the end of the log, cannot be right, and does not count. Returns the sequence of the
-    /// live projections afterwards.
+    /// live sequence that is higher than `end`, the end of the log, is wrong and is ignored. Returns the sequence of
+    /// the live projections afterwards.
     ///
     /// # Errors
     /// If Redis does not answer.
@@ -138,7 +138,7 @@ impl Redis {
     /// If Redis does not answer, or contains data that cannot be read.
     pub async fn live(&self) -> anyhow::Result<Live> {
         type Fields = Vec<(String, String)>;
-        let mut connection = self.0.connection().await.context("redis does not answer")?;
+        let mut connection = self.0.connection().await.context("Redis does not answer")?;
         let read = redis::pipe()
             .atomic()
             .hget(projection::WATERMARK, "seq")
@@ -148,7 +148,7 @@ impl Redis {
             .query_async(&mut connection)
             .await;
         let (seq, sessions, players, queues): (Option<u64>, Fields, Fields, Vec<(String, u64)>) =
-            self.0.checked(read).await.context("redis does not answer")?;
+            self.0.checked(read).await.context("Redis does not answer")?;
         let mut live = Live { seq: seq.unwrap_or(0), sessions: [].into(), players: [].into(), queues: [].into() };
         for (id, session) in sessions {
             live.sessions.insert(id.parse::<SessionId>()?, serde_json::from_str::<LiveSession>(&session)?);
@@ -184,10 +184,10 @@ impl Redis {
         for key in sets {
             pipe.zrange_withscores(key, 0, -1);
         }
-        let mut connection = self.0.connection().await.context("redis does not answer")?;
+        let mut connection = self.0.connection().await.context("Redis does not answer")?;
         type Hash = BTreeMap<String, String>;
         type Set = BTreeMap<String, u64>;
-        let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("redis does not answer")?;
+        let read = self.0.checked(pipe.query_async(&mut connection).await).await.context("Redis does not answer")?;
         let (log, seq, sessions, players, queues, counts, timelines, waits, closed): (
             _,
             Option<u64>,
@@ -278,7 +278,7 @@ fn commands(changes: &Changes) -> serde_json::Result<String> {
     serde_json::to_string(&parts.collect::<Vec<_>>())
 }
 
-/// Adds the commands that set the fields of a hash with a value, and delete those without one.
+/// Adds the commands that set the fields that have a value, and delete the fields that have none.
 fn add_hash_commands<'a, K: ToString + 'a, V: Serialize + 'a>(
     commands: &mut Vec<(&str, usize, Vec<String>)>,
     key: usize,
@@ -298,7 +298,7 @@ fn add_hash_commands<'a, K: ToString + 'a, V: Serialize + 'a>(
 /// The position of a set of projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
-    /// The set has this sequence. The operation was applied if it is the sequence to which the operation leads.
+    /// The set has this sequence. If it is the sequence after the operation, the operation was applied.
     At(u64),
     /// The set belongs to another log, or does not exist.
     Foreign,

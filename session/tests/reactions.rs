@@ -1,4 +1,4 @@
-//! Session's reactions, with the simulated log and with test doubles for the other side effects.
+//! The session worker's reactions, with the simulated log and with test doubles for the other side effects.
 #![cfg(test)]
 
 use std::{

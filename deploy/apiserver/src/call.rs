@@ -1,4 +1,4 @@
-//! Parses requests into the verb and the resource that roles name.
+//! Parses requests into a verb and a resource, as Kubernetes roles name them.
 
 use std::collections::HashMap;
 

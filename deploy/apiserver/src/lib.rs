@@ -1,14 +1,15 @@
-//! A test double of the Kubernetes API server, over HTTP. It supports what Garage's director uses, and what tests need
-//! that act as scheduler and kubelet. Status codes, bodies and the order of events are those of a real API server
-//! (1.36): `tests/recorded/` contains its recorded answers, and the tests compare the double's answers with them.
+//! A simulated Kubernetes API server for tests, over HTTP. It supports the requests of Garage's director, and the
+//! requests of tests that act as scheduler and kubelet. Status codes, bodies and the order of events are the same as in
+//! a real API server (1.36): `tests/recorded/` contains recorded answers of a real server, and the tests compare this
+//! server's answers with them.
 //!
 //! - `store`: objects, their revisions, and the changes that watches report.
 //! - `rules`: the defaults that the server sets, its validation, and how it merges patches.
 //! - `rights`: the rights of clients.
 //! - `call` and `serve`: requests and answers.
-//! - [`proxy`]: makes requests fail, in front of the double or of a real API server.
+//! - [`proxy`]: makes requests fail, in front of the simulated or a real API server.
 //!
-//! The double has no garbage collector and no controllers, so objects that a director forgets to delete stay.
+//! This server has no garbage collector and no controllers, so objects that a director forgets to delete stay.
 
 #![expect(
     clippy::indexing_slicing,

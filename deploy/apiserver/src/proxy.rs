@@ -1,4 +1,5 @@
-//! A proxy between a client and an API server. It logs the requests, and makes some of them fail as a test demands.
+//! A proxy between a client and an API server. It logs the requests, and makes some of them fail when a test asks for
+//! it.
 
 use std::{
     io,
@@ -124,7 +125,8 @@ impl Proxy {
         self.shared.state().requests.clone()
     }
 
-    /// Makes the next request with this verb and resource fail. Several calls make as many requests fail, in order.
+    /// Makes the next request with this verb and resource fail. Each further call makes one further request fail, in
+    /// order.
     pub fn fail(&self, verb: &'static str, resource: &'static str, answer: Answer) {
         self.shared.state().faults.push(Fault { verb, resource, answer });
     }

@@ -1,4 +1,4 @@
-//! Access rights. Everything is allowed except what a test denies.
+//! Access rights. Everything is allowed unless a test denies it.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -38,13 +38,13 @@ pub(crate) fn kind_of(resource: &str) -> &'static str {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the double has its own clock, like a real cluster")]
+#[expect(clippy::disallowed_methods, reason = "the simulated server has its own clock, like a real cluster")]
 pub(crate) fn now() -> String {
     let now = OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     now.format(&Rfc3339).unwrap_or_default()
 }
 
-#[expect(clippy::disallowed_methods, reason = "the double generates its own object ids, like a real cluster")]
+#[expect(clippy::disallowed_methods, reason = "the simulated server generates its own object ids, like a real cluster")]
 fn uid() -> String {
     uuid::Uuid::new_v4().to_string()
 }
@@ -118,7 +118,7 @@ fn set_defaults(object: &mut Value, defaults: Value) {
     }
 }
 
-/// Adds to a new object what a real server adds before it stores it.
+/// Adds the fields that a real server adds to a new object before it stores the object.
 pub(crate) fn complete(resource: &str, namespace: &str, object: &mut Value) {
     set_defaults(object, json!({"kind": kind_of(resource), "apiVersion": "v1"}));
     let metadata = &mut object["metadata"];
@@ -245,8 +245,8 @@ pub(crate) fn merge(object: &mut Value, patch: &Value) {
     }
 }
 
-/// Merges a patch into the status of a pod, as a real server does: conditions are merged by their type, and those of
-/// the patch come first.
+/// Merges a patch into the status of a pod, as a real server does: conditions are merged by their type, and the
+/// conditions of the patch come first.
 pub(crate) fn merge_status(pod: &mut Value, patch: &Value) {
     let mut patch = patch.get("status").cloned().unwrap_or_default();
     if let Some(conditions) = patch["conditions"].as_array_mut() {

@@ -1,4 +1,4 @@
-//! Compares the double's answers with the recorded answers of a real API server.
+//! Compares the simulated API server's answers with the recorded answers of a real API server.
 #![cfg(test)]
 
 use std::{fs, path::Path, time::Duration};
@@ -37,25 +37,25 @@ fn comparable(value: &Value) -> Value {
     }
 }
 
-/// A double, and a proxy in front of it. The tests send their requests to the proxy.
-struct Double {
+/// A simulated API server, and a proxy in front of it. The tests send their requests to the proxy.
+struct Fixture {
     _server: ApiServer,
     proxy: Proxy,
     url: String,
     client: reqwest::Client,
 }
 
-impl Double {
-    /// Starts a double with the namespaces and nodes that the real server had before the recordings.
+impl Fixture {
+    /// Starts a simulated API server with the namespaces and nodes that the real server had before the recordings.
     async fn new() -> Self {
         let server = ApiServer::start().await.unwrap();
         let config = Kubeconfig::from_yaml(&server.kubeconfig()).unwrap();
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.unwrap();
         let proxy = Proxy::start(Client::try_from(config).unwrap()).await.unwrap();
-        let double = Self { _server: server, url: proxy.url(), proxy, client: reqwest::Client::new() };
+        let fixture = Self { _server: server, url: proxy.url(), proxy, client: reqwest::Client::new() };
         for namespace in ["games", "games-quota"] {
             let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
-            assert_eq!(double.send("POST", "/api/v1/namespaces", &body, "application/json").await.0, 201);
+            assert_eq!(fixture.send("POST", "/api/v1/namespaces", &body, "application/json").await.0, 201);
         }
         for (name, addresses) in [
             ("node-a", json!([["InternalIP", "10.0.0.11"], ["ExternalIP", "203.0.113.11"], ["Hostname", "node-a"]])),
@@ -71,9 +71,9 @@ impl Double {
             let status =
                 json!({"capacity": amount, "allocatable": amount, "conditions": [ready], "addresses": addresses});
             let body = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": status});
-            assert_eq!(double.send("POST", "/api/v1/nodes", &body, "application/json").await.0, 201);
+            assert_eq!(fixture.send("POST", "/api/v1/nodes", &body, "application/json").await.0, 201);
         }
-        double
+        fixture
     }
 
     async fn send(&self, method: &str, path: &str, body: &Value, kind: &str) -> (u16, Value) {
@@ -159,22 +159,22 @@ impl Watch {
 
 #[tokio::test]
 async fn requests_for_pods_and_a_watch_are_answered_as_recorded() {
-    let double = Double::new().await;
-    double.replay_all(&["pod_list_empty", "pod_get_missing"]).await;
-    let (_, list) = double.send("GET", "/api/v1/namespaces/games/pods", &Value::Null, "").await;
+    let fixture = Fixture::new().await;
+    fixture.replay_all(&["pod_list_empty", "pod_get_missing"]).await;
+    let (_, list) = fixture.send("GET", "/api/v1/namespaces/games/pods", &Value::Null, "").await;
     let from = list["metadata"]["resourceVersion"].as_str().unwrap();
     let selector = "labelSelector=app.kubernetes.io%2Fmanaged-by%3Dgarage";
-    let mut watch = double.watch(&format!("allowWatchBookmarks=true&resourceVersion={from}&{selector}")).await;
-    double.replay_all(&["pod_create", "pod_create_again", "pod_unschedulable_status", "pod_bind"]).await;
-    double.replay_all(&["pod_status_image_pull_backoff", "pod_status_running", "pod_get_running"]).await;
-    double.replay_all(&["pod_list_one", "pod_status_succeeded", "pod_delete_grace", "pod_delete_missing"]).await;
+    let mut watch = fixture.watch(&format!("allowWatchBookmarks=true&resourceVersion={from}&{selector}")).await;
+    fixture.replay_all(&["pod_create", "pod_create_again", "pod_unschedulable_status", "pod_bind"]).await;
+    fixture.replay_all(&["pod_status_image_pull_backoff", "pod_status_running", "pod_get_running"]).await;
+    fixture.replay_all(&["pod_list_one", "pod_status_succeeded", "pod_delete_grace", "pod_delete_missing"]).await;
     // The recordings show these three requests only through the watch.
-    double.create("game-4").await;
-    double.bind("game-4", "node-b").await;
+    fixture.create("game-4").await;
+    fixture.bind("game-4", "node-b").await;
     let running = recorded("pod_status_running")["request"]["body"]["status"].clone();
-    double.status("game-4", running).await;
-    double.replay_all(&["pod_status_failed_oom", "pod_status_evicted", "pod_delete_bound_default_grace"]).await;
-    double.create("game-5").await;
+    fixture.status("game-4", running).await;
+    fixture.replay_all(&["pod_status_failed_oom", "pod_status_evicted", "pod_delete_bound_default_grace"]).await;
+    fixture.create("game-5").await;
     for expected in recorded("pod_watch")["events"].as_array().unwrap() {
         let mut seen = watch.next().await.unwrap();
         while seen["type"] == "BOOKMARK" && expected["type"] != "BOOKMARK" {
@@ -190,90 +190,90 @@ async fn requests_for_pods_and_a_watch_are_answered_as_recorded() {
 
 #[tokio::test]
 async fn invalid_and_forbidden_requests_are_refused_as_recorded() {
-    let double = Double::new().await;
-    double.replay_all(&["node_get_external_ip", "node_get_internal_only", "node_get_missing"]).await;
-    double.replay_all(&["pod_create_invalid_name", "pod_create_hostnetwork_port_mismatch"]).await;
-    double.replay_all(&["pod_create_invalid_restart_policy", "watch_bad_resource_version"]).await;
+    let fixture = Fixture::new().await;
+    fixture.replay_all(&["node_get_external_ip", "node_get_internal_only", "node_get_missing"]).await;
+    fixture.replay_all(&["pod_create_invalid_name", "pod_create_hostnetwork_port_mismatch"]).await;
+    fixture.replay_all(&["pod_create_invalid_restart_policy", "watch_bad_resource_version"]).await;
     let path = "/api/v1/namespaces/games-quota";
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}});
-    assert_eq!(double.send("POST", &format!("{path}/resourcequotas"), &quota, "application/json").await.0, 201);
+    assert_eq!(fixture.send("POST", &format!("{path}/resourcequotas"), &quota, "application/json").await.0, 201);
     let first = recorded("pod_create")["request"]["body"].clone();
-    assert_eq!(double.send("POST", &format!("{path}/pods"), &first, "application/json").await.0, 201);
-    double.replay("pod_create_quota_exceeded").await;
+    assert_eq!(fixture.send("POST", &format!("{path}/pods"), &first, "application/json").await.0, 201);
+    fixture.replay("pod_create_quota_exceeded").await;
     for (name, answer) in [("unauthorized", Answer::Unauthorized), ("forbidden_rbac", Answer::Forbidden)] {
-        double.proxy.fail("list", "pods", answer);
-        double.replay(name).await;
+        fixture.proxy.fail("list", "pods", answer);
+        fixture.replay(name).await;
     }
 }
 
 #[tokio::test]
 async fn requests_for_secrets_are_answered_as_recorded() {
-    let double = Double::new().await;
-    double.replay_all(&["secret_create", "secret_create_again"]).await;
-    // The owner in the recorded request is a pod that this double does not have. The server does not check owners.
+    let fixture = Fixture::new().await;
+    fixture.replay_all(&["secret_create", "secret_create_again"]).await;
+    // The owner in the recorded request is a pod that this server does not have. The server does not check owners.
     let mut set_owner = recorded("secret_set_owner");
     let path = set_owner["request"]["path"].as_str().unwrap().to_owned();
     let kind = "application/merge-patch+json";
     let mut body = set_owner["request"]["body"].take();
     body.as_object_mut().unwrap().remove("content_type");
-    let (status, secret) = double.send("PATCH", &path, &body, kind).await;
+    let (status, secret) = fixture.send("PATCH", &path, &body, kind).await;
     assert_eq!(status, 200);
     assert_eq!(comparable(&secret), comparable(&set_owner["response"]["body"]));
-    assert_eq!(double.send("DELETE", &path, &Value::Null, "").await.0, 200);
-    assert_eq!(double.send("GET", &path, &Value::Null, "").await.0, 404);
+    assert_eq!(fixture.send("DELETE", &path, &Value::Null, "").await.0, 200);
+    assert_eq!(fixture.send("GET", &path, &Value::Null, "").await.0, 404);
 }
 
 #[tokio::test]
 async fn a_deleted_pod_on_a_node_exists_until_its_kubelet_confirms_the_end() {
-    let double = Double::new().await;
-    double.create("game-1").await;
-    double.bind("game-1", "node-a").await;
+    let fixture = Fixture::new().await;
+    fixture.create("game-1").await;
+    fixture.bind("game-1", "node-a").await;
     let path = "/api/v1/namespaces/games/pods/game-1";
-    let (status, pod) = double.send("DELETE", path, &Value::Null, "").await;
+    let (status, pod) = fixture.send("DELETE", path, &Value::Null, "").await;
     assert_eq!((status, &pod["metadata"]["deletionGracePeriodSeconds"]), (200, &json!(30)));
-    assert!(double.send("GET", path, &Value::Null, "").await.1["metadata"]["deletionTimestamp"].is_string());
+    assert!(fixture.send("GET", path, &Value::Null, "").await.1["metadata"]["deletionTimestamp"].is_string());
     let now = json!({"gracePeriodSeconds": 0});
-    assert_eq!(double.send("DELETE", path, &now, "application/json").await.0, 200);
-    assert_eq!(double.send("GET", path, &Value::Null, "").await.0, 404);
+    assert_eq!(fixture.send("DELETE", path, &now, "application/json").await.0, 200);
+    assert_eq!(fixture.send("GET", path, &Value::Null, "").await.0, 404);
 }
 
 #[tokio::test]
 async fn a_deletion_with_the_uid_of_another_object_is_refused() {
-    let double = Double::new().await;
-    double.create("game-1").await;
+    let fixture = Fixture::new().await;
+    fixture.create("game-1").await;
     let path = "/api/v1/namespaces/games/pods/game-1";
     let other = json!({"preconditions": {"uid": "ba12927a-0bc9-48ed-9bca-deb908c497f6"}});
-    let (status, refusal) = double.send("DELETE", path, &other, "application/json").await;
+    let (status, refusal) = fixture.send("DELETE", path, &other, "application/json").await;
     assert_eq!((status, &refusal["reason"]), (409, &json!("Conflict")));
-    assert_eq!(double.send("GET", path, &Value::Null, "").await.0, 200);
+    assert_eq!(fixture.send("GET", path, &Value::Null, "").await.0, 200);
 }
 
 #[tokio::test]
 async fn a_list_has_pages_and_can_be_filtered_by_label() {
-    let double = Double::new().await;
+    let fixture = Fixture::new().await;
     for name in ["a", "b", "c"] {
-        double.create(name).await;
+        fixture.create(name).await;
     }
     let names = |list: &Value| -> Vec<String> {
         let items = list["items"].as_array().unwrap().iter();
         items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     };
     let path = "/api/v1/namespaces/games/pods";
-    let (_, first) = double.send("GET", &format!("{path}?limit=2"), &Value::Null, "").await;
+    let (_, first) = fixture.send("GET", &format!("{path}?limit=2"), &Value::Null, "").await;
     assert_eq!(names(&first), ["a", "b"]);
     let next = first["metadata"]["continue"].as_str().unwrap();
-    let (_, rest) = double.send("GET", &format!("{path}?limit=2&continue={next}"), &Value::Null, "").await;
+    let (_, rest) = fixture.send("GET", &format!("{path}?limit=2&continue={next}"), &Value::Null, "").await;
     assert_eq!(names(&rest), ["c"]);
     assert!(rest["metadata"]["continue"].is_null());
-    let (_, one) = double.send("GET", &format!("{path}?labelSelector=garage%2Fsession%3Db"), &Value::Null, "").await;
+    let (_, one) = fixture.send("GET", &format!("{path}?labelSelector=garage%2Fsession%3Db"), &Value::Null, "").await;
     assert_eq!(names(&one), ["b"]);
 }
 
 #[tokio::test]
 async fn a_watch_from_an_expired_revision_gets_an_error_event() {
-    let double = Double::new().await;
-    double.proxy.fail("watch", "pods", Answer::Gone);
-    let mut watch = double.watch("resourceVersion=1").await;
+    let fixture = Fixture::new().await;
+    fixture.proxy.fail("watch", "pods", Answer::Gone);
+    let mut watch = fixture.watch("resourceVersion=1").await;
     let event = watch.next().await.unwrap();
     assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));
     assert_eq!((&event["object"]["reason"], watch.next().await), (&json!("Expired"), None));
@@ -281,11 +281,11 @@ async fn a_watch_from_an_expired_revision_gets_an_error_event() {
 
 #[tokio::test]
 async fn a_client_that_wants_only_metadata_gets_only_metadata() {
-    let double = Double::new().await;
-    double.replay("secret_create").await;
+    let fixture = Fixture::new().await;
+    fixture.replay("secret_create").await;
     let path = recorded("secret_create")["request"]["path"].as_str().unwrap().to_owned();
     let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-    let list = double.client.get(format!("{}{path}", double.url)).header("accept", accept).send().await.unwrap();
+    let list = fixture.client.get(format!("{}{path}", fixture.url)).header("accept", accept).send().await.unwrap();
     let list: Value = list.json().await.unwrap();
     assert_eq!(list["kind"], "PartialObjectMetadataList");
     let secret = list["items"][0].as_object().unwrap();
@@ -294,18 +294,18 @@ async fn a_client_that_wants_only_metadata_gets_only_metadata() {
 }
 
 #[tokio::test]
-async fn the_proxy_makes_as_many_requests_fail_as_demanded_and_logs_them() {
-    let double = Double::new().await;
-    let mut watch = double.watch("resourceVersion=1").await;
+async fn the_proxy_makes_the_requested_number_of_requests_fail_and_logs_them() {
+    let fixture = Fixture::new().await;
+    let mut watch = fixture.watch("resourceVersion=1").await;
     for answer in [Answer::TooMany, Answer::Internal] {
-        double.proxy.fail("create", "pods", answer);
+        fixture.proxy.fail("create", "pods", answer);
     }
-    let codes = [double.create("game-1").await.0, double.create("game-1").await.0, double.create("game-1").await.0];
+    let codes = [fixture.create("game-1").await.0, fixture.create("game-1").await.0, fixture.create("game-1").await.0];
     assert_eq!(codes, [429, 500, 201]);
     assert_eq!(watch.next().await.unwrap()["type"], "ADDED");
-    double.proxy.cut();
+    fixture.proxy.cut();
     assert_eq!(watch.next().await, None);
-    let requests = double.proxy.requests().into_iter().filter(|request| request.resource == "pods");
+    let requests = fixture.proxy.requests().into_iter().filter(|request| request.resource == "pods");
     let requests: Vec<_> = requests.map(|request| (request.verb, request.status)).collect();
     let expected = [("watch", None), ("create", Some(429)), ("create", Some(500)), ("create", Some(201))];
     assert_eq!(requests, expected);

@@ -1,9 +1,9 @@
 //! `garage backup` and `garage restore`: copies all NATS streams to a folder and back.
 //!
 //! A backup contains messages, but not the positions of consumers. After a restore, every reaction runs again on the
-//! whole log. It finds the work that is done, and does the rest. Therefore the streams and the database may be copied
-//! one after the other while Garage runs. Streams that are derived from the log are copied before it: a history or a
-//! snapshot that is ahead of its log would miss the events that the log appends next.
+//! whole log. It finds the completed work, and does the remaining work. Therefore the streams and the database may be
+//! copied one after the other while Garage runs. Streams that are derived from the log are copied before it: a history
+//! or a snapshot that is ahead of its log would miss the events that the log appends next.
 
 mod snapshot;
 

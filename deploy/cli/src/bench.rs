@@ -23,7 +23,7 @@ pub(crate) enum Bench {
     Log(log::Log),
     /// Measures memory, latency and requests of a gateway with many sockets, and the same machine without a gateway.
     Gateway(gateway::Gateway),
-    /// Measures what matches leave in the log, NATS, Redis and MySQL.
+    /// Measures how much data matches leave in the log, NATS, Redis and MySQL.
     Capacity(capacity::Capacity),
     /// Measures how soon a matchmaker works again after a restart, and how fast projections are rebuilt.
     Recovery(recovery::Recovery),
@@ -31,7 +31,7 @@ pub(crate) enum Bench {
     Director(director::Director),
     /// Runs the simulated API server for `bench director`, which starts it as a separate process.
     #[command(hide = true)]
-    ApiServer(director::Double),
+    ApiServer(director::SimulatedApiServer),
     /// Runs the clients for `bench gateway`, which starts them as a separate process.
     #[command(hide = true)]
     GatewayClients(gateway::Clients),
@@ -49,7 +49,7 @@ impl Bench {
             Self::Recovery(bench) => interruptible(&shutdown, bench.run()).await,
             // It removes its pods before it ends.
             Self::Director(bench) => bench.run(shutdown).await,
-            Self::ApiServer(double) => interruptible(&shutdown, double.run()).await,
+            Self::ApiServer(server) => interruptible(&shutdown, server.run()).await,
             Self::GatewayClients(clients) => interruptible(&shutdown, clients.run()).await,
         }
     }

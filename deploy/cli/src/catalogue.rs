@@ -14,13 +14,13 @@ use crate::report::say;
 /// Shows and changes what the store sells.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Replaces the catalogue with that of a file, completely or not at all, and shows what changes.
+    /// Replaces the catalogue with the one in a file, completely or not at all, and shows the changes.
     Apply(Apply),
-    /// Prints the present catalogue as a file that you can edit and apply.
+    /// Prints the current catalogue as a file that you can edit and apply.
     Export(Export),
 }
 
-/// Replaces the catalogue with that of a file, completely or not at all, and shows what changes. A line begins with
+/// Replaces the catalogue with the one in a file, completely or not at all, and shows the changes. A line begins with
 /// + (added), ~ (changed) or - (retired). A retired product is no longer sold; its owners keep it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Apply {
@@ -33,7 +33,7 @@ pub(crate) struct Apply {
     mysql: MySql,
 }
 
-/// Prints the present catalogue as a file that you can edit and apply.
+/// Prints the current catalogue as a file that you can edit and apply.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Export {
     #[command(flatten)]

@@ -6,7 +6,7 @@ use crate::report::say;
 
 /// Prints the completions of this command for your shell.
 ///
-/// To use them in the shell that you are in: source <(garage completions bash)
+/// To use them in the current shell: source <(garage completions bash)
 #[derive(Debug, clap::Args)]
 pub(crate) struct Completions {
     /// The shell to print them for.

@@ -37,7 +37,7 @@ pub(crate) struct Show {
     /// Prints JSON: worker, settings (flag, variable, value, source, file), error.
     #[arg(long)]
     json: bool,
-    /// The worker's flags, after `--`. Its variables are those of your shell.
+    /// The worker's flags, after `--`. Environment variables come from your shell.
     #[arg(last = true, value_name = "FLAGS")]
     flags: Vec<OsString>,
 }
@@ -107,7 +107,7 @@ impl Config {
 fn parse<C: Parser>(line: &[OsString]) -> anyhow::Result<C> {
     C::try_parse_from(line).map_err(|error| {
         let text = error.to_string();
-        // clap appends a usage text. The user has asked for the settings, not for it.
+        // clap appends a usage text. It is removed, because the user has asked for the settings.
         let text = text.split("\n\nUsage:").next().unwrap_or_default();
         let text = text.strip_prefix("error: ").unwrap_or(text);
         anyhow::anyhow!("{}", text.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -117,9 +117,9 @@ fn parse<C: Parser>(line: &[OsString]) -> anyhow::Result<C> {
 /// How a setting is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// As it is.
+    /// Unchanged.
     Plain,
-    /// A URL. It should contain no secret, but may: shown without its user and its query.
+    /// A URL. It may contain a secret, so it is shown without its user and its query.
     Url,
     /// The path of a file with a secret, and whether the file is readable.
     SecretFile,

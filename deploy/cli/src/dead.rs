@@ -236,7 +236,7 @@ async fn one(reader: &Reader, number: u64) -> anyhow::Result<StoredDeadLetter> {
 }
 
 /// Whether a consumer belongs to the worker, or is the consumer with this name. Consumers are named `<worker>` or
-/// `<worker>-<what it reads>`.
+/// `<worker>-<source of its messages>`.
 fn is_of(consumer: &str, worker: &str) -> bool {
     consumer.strip_prefix(worker).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
 }

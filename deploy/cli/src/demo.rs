@@ -158,8 +158,8 @@ const STEPS: [&str; 8] =
 struct Steps(BTreeMap<String, BTreeMap<&'static str, OffsetDateTime>>);
 
 impl Steps {
-    /// Reads the whole log. Inventory publishes rewards a little later than it pays them: waits until each of the
-    /// `players` has one, or no event arrives for three seconds.
+    /// Reads the whole log. The inventory worker publishes rewards a little later than it pays them: waits until each
+    /// of the `players` has one, or no event arrives for three seconds.
     async fn read(log: &JetStreamLog, players: u64) -> anyhow::Result<Self> {
         let mut steps = Self::default();
         let mut members: BTreeMap<SessionId, Vec<String>> = BTreeMap::new();

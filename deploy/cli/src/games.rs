@@ -28,8 +28,8 @@ pub(crate) struct Flags {
     /// The kubeconfig file with the cluster and your account.
     #[arg(long, value_name = "FILE", required_if_eq("director", "kube"))]
     kubeconfig: Option<PathBuf>,
-    /// The namespace of the game servers. It is created if it does not exist, and must contain no other Garage's game
-    /// servers. The default is `garage`.
+    /// The namespace of the game servers. It is created if it does not exist, and must contain no game servers of
+    /// another Garage. The default is `garage`.
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
     /// The image of the game server. Its entry point is the game server.
@@ -91,7 +91,7 @@ impl Flags {
 }
 
 impl Games {
-    /// The setting for a stack.
+    /// The same setting in the form that a stack takes.
     pub(crate) fn options(&self) -> workers::Games {
         self.0.as_ref().map_or(workers::Games::Process, |(_, pods)| workers::Games::Kube(pods.clone()))
     }

@@ -1,4 +1,4 @@
-//! `garage`: sets up Garage, runs it locally, shows what is in the log, and does the tasks of an operator.
+//! `garage`: sets up Garage, runs it locally, prints the log, and performs the tasks of an operator.
 
 mod backup;
 mod bench;

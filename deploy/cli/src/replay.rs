@@ -119,7 +119,7 @@ impl Replay {
                 bounds.last,
                 bounds.last
             );
-            // The mirror already has everything that is asked for.
+            // The mirror already has all requested events.
             if self.to_seq.is_some_and(|to| to <= bounds.last) {
                 break;
             }

@@ -94,7 +94,8 @@ impl Verify {
     async fn verify(&self, verification: &mut Verification) -> anyhow::Result<Summary> {
         let client = self.nats.connect("cli").await?;
         let reader = Reader::open(client.clone(), STREAM).await?;
-        // Read before the end of the log is looked up, so that the log contains everything that they show.
+        // Copy the projections and list the instances before the end of the log is looked up. Then the log contains
+        // every event that they depend on.
         verification.projections = self.copied().await?;
         let instances = self.instances()?;
         let bounds = reader.bounds().await?;

@@ -105,7 +105,7 @@ fn a_setting_that_the_worker_would_refuse_is_named_in_the_error() {
         assert!(error.contains(why), "{more:?}: {error}");
         assert!(String::from_utf8_lossy(&shown.stderr).contains(why), "{}", text(&shown));
         assert!(!text(&shown).contains("hunter2"), "{}", text(&shown));
-        // All settings are shown nevertheless, including those after the wrong one.
+        // All settings are shown nevertheless, including the settings after the wrong one.
         assert_eq!(setting(&shown, "--max-connections")["value"], "20000", "{more:?}");
         assert_eq!(setting(&shown, more.0)["source"], "environment", "{more:?}");
     }

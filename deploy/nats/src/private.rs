@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// Writes a file of mode 0600 in place of what is there. Creates its folder if it is missing.
+/// Writes a file of mode 0600, and replaces an existing file. Creates its folder if it is missing.
 ///
 /// # Errors
 /// If the file cannot be written.

@@ -111,8 +111,8 @@ impl Role {
 }
 
 /// The rights of a game server's user: it may publish its own reports, and requests about its own session. The session
-/// worker signs the user with the key that has these rights as its scope. The NATS server replaces the tags with those
-/// of the user.
+/// worker signs the user with the key that has these rights as its scope. The NATS server replaces the tags with the
+/// values of the user's tags.
 pub(crate) fn game() -> Rights {
     Rights {
         publish: vec!["report.{{tag(session)}}.{{tag(attempt)}}.>", "svc.game.{{tag(session)}}.>"],

@@ -328,8 +328,8 @@ impl Bot {
         Ok(Played { session, place, earned, breaks: event_stream.breaks(), frames: event_stream.close().await })
     }
 
-    /// Requests what is needed to connect to a game server: its public key, whose fingerprint must be the announced
-    /// one, and a connection token.
+    /// Requests the public key of a game server, and a connection token. Fails if the key does not have the announced
+    /// fingerprint.
     ///
     /// # Errors
     /// [`BotError`]

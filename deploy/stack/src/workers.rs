@@ -33,20 +33,20 @@ use crate::{
 /// A worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Worker {
-    /// REST and WebSocket.
+    /// Serves REST and the WebSocket.
     Gateway,
     /// Makes matches.
     Matchmaker,
-    /// Drives sessions.
+    /// Carries out the steps of each session, from the match to its end.
     Session,
-    /// Owns game servers.
+    /// Starts and removes game servers.
     Director,
-    /// Cars and coins.
+    /// Stores cars and coins.
     Inventory,
 }
 
 impl Worker {
-    /// All workers in start order. A worker may depend on those before it.
+    /// All workers in start order. A worker may depend on the workers before it.
     pub const ALL: [Self; 5] = [Self::Inventory, Self::Director, Self::Session, Self::Matchmaker, Self::Gateway];
 
     /// The name, for example `gateway`.
@@ -103,7 +103,7 @@ pub struct Pods {
     pub image: String,
     /// When a node pulls the image: `Always`, `IfNotPresent` or `Never`.
     pub pull_policy: String,
-    /// The address of this machine under which pods reach NATS.
+    /// The address of this machine at which pods reach NATS.
     pub advertise: IpAddr,
 }
 
@@ -322,7 +322,7 @@ impl Stack {
         self.workers.iter().filter_map(|instance| instance.listen.as_ref()).map(|at| format!("http://{at}")).collect()
     }
 
-    /// URL of the operator page of the first gateway.
+    /// URL of the dashboard at the first gateway.
     #[must_use]
     pub fn ops(&self) -> String {
         let gateway = self.workers.iter().find(|instance| instance.worker == Worker::Gateway);

@@ -1,4 +1,4 @@
-//! What the users of the roles and of the game servers may publish and subscribe to in NATS.
+//! Tests the rights of NATS users: of each role, and of game servers.
 #![cfg(test)]
 
 use std::path::Path;

@@ -127,7 +127,7 @@ impl Checker {
         (found, summary)
     }
 
-    /// What is unfinished, in the order of the log.
+    /// Everything that is unfinished, in the order of the log.
     fn unfinished(&self) -> Vec<Violation> {
         let settled = |seq, what: &str| Violation::new(Rule::Settled, [seq], what);
         let waiting = self

@@ -9,7 +9,7 @@ use crate::{
     violation::{Rule, Violation},
 };
 
-/// What the log shows of an aggregate before a change.
+/// What the log contains of an aggregate before a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PriorState {
     /// The log has earlier events.

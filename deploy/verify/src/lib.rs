@@ -1,9 +1,9 @@
 //! Checks the log against the invariants of Garage. `garage verify`, the chaos test and the simulation use it.
 //!
-//! - [`Checker`] takes the log message by message and returns each [`Violation`]; [`Rule`] lists what is checked.
+//! - [`Checker`] takes the log message by message and returns each [`Violation`]; [`Rule`] lists the rules.
 //! - [`Projections`] compares the projections in Redis with a fold of the log.
 //! - [`instances`] compares the folders of game servers with the sessions of the log.
-//! - [`Secrets`] holds what must not be in the log.
+//! - [`Secrets`] holds the texts that must not be in the log.
 //!
 //! This crate does not read from NATS. The caller reads the messages.
 

@@ -13,7 +13,7 @@ use crate::{
     violation::{Rule, Violation},
 };
 
-/// The payments that are due, and those that were made.
+/// The due payments, and the payments that were made.
 #[derive(Debug, Default)]
 pub(crate) struct Payments {
     /// For each finished session, the sequence and the results, until all its players are paid.
@@ -30,7 +30,7 @@ impl Payments {
         self.owed.insert(session, (seq, results.to_vec()));
     }
 
-    /// Checks a payment. `status` is that of its session, `None` if the log has no such session.
+    /// Checks a payment. `status` is the status of its session, `None` if the log has no such session.
     pub(crate) fn check(
         &mut self,
         player: &PlayerId,

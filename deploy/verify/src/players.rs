@@ -1,4 +1,4 @@
-//! Checks the events of players: each is what the decider writes, and each ticket ends once.
+//! Checks the events of players: each is an event that the decider writes, and each ticket ends once.
 
 use std::collections::HashMap;
 

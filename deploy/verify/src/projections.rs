@@ -33,7 +33,7 @@ pub struct Projections {
     behind: u64,
 }
 
-/// What the fold of a log without its beginning cannot know.
+/// The part of the projections that a fold cannot compute, because the beginning of the log has expired.
 #[derive(Debug, Clone, Copy)]
 struct Forgotten {
     /// Sequence of the first message of the log.

@@ -1,4 +1,4 @@
-//! Checks the events of sessions: each is what the decider writes, and no player is in two live sessions.
+//! Checks the events of sessions: each is an event that the decider writes, and no player is in two live sessions.
 
 use std::collections::HashMap;
 
@@ -160,7 +160,7 @@ fn command(events: &[Recorded<Event>]) -> Option<(Command, usize)> {
         }
         (Event::Opened(opened), _) => one(Command::Open(opened)),
         (Event::Failed(_), Some(Event::Closed(closed))) if closed.why == Ending::Abandoned => {
-            // The limits of that time are not known. With these, only the hard end can be the reason.
+            // The limits at that time are unknown. With the limits below, only the hard end can be the reason.
             let limits = Limits { attempts: 0, ready: Duration::ZERO, session: Duration::ZERO };
             Some((Command::Deadline { now: first.time, limits }, 2))
         }

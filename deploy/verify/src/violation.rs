@@ -8,7 +8,7 @@ use garage_events::{
 };
 use serde::Serialize;
 
-/// What must hold. The serialised names appear in JSON lines and must not change.
+/// The rules of a log. The serialised names appear in JSON lines and must not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
@@ -66,7 +66,7 @@ pub struct Violation {
     pub session: Option<SessionId>,
     /// The sequences of the messages that show it, in the log.
     pub seqs: Vec<u64>,
-    /// What is wrong, as text for people.
+    /// A description of the violation, for people.
     pub what: String,
 }
 

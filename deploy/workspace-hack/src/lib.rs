@@ -1,1 +1,1 @@
-//! Empty. Its dependencies are what counts: see Cargo.toml.
+//! This crate has no code. Only its dependencies matter: see Cargo.toml.

@@ -1,5 +1,5 @@
-//! A cluster as `garage up` and `garage bench` see it: checks whether game servers can run there, and removes what
-//! remains of them.
+//! A cluster as `garage up` and `garage bench` see it: checks whether game servers can run there, and removes
+//! leftover pods and secrets.
 
 use std::{fmt, path::Path, time::Duration};
 
@@ -210,7 +210,7 @@ impl Cluster {
     /// Waits until no pod and no secret of Garage remains.
     ///
     /// # Errors
-    /// The names of those that remain after `max_wait`.
+    /// The names of the pods and secrets that remain after `max_wait`.
     pub async fn wait_empty(&self, max_wait: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + max_wait;
         while !self.is_empty_by(deadline).await? {
@@ -222,7 +222,7 @@ impl Cluster {
     /// Deletes all pods and secrets of Garage, and waits until they are gone.
     ///
     /// # Errors
-    /// The names of those that remain after `max_wait`, or the reason why one cannot be deleted.
+    /// The names of the pods and secrets that remain after `max_wait`, or the reason why one cannot be deleted.
     pub async fn clear(&self, max_wait: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + max_wait;
         loop {

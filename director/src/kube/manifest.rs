@@ -93,7 +93,7 @@ pub(super) fn pod(
                 "name": "garage-config",
                 "secret": {"secretName": name.to_string(), "defaultMode": 0o400},
             }],
-            // A node that is unreachable for half a minute is lost for the match.
+            // A match cannot continue after its node was unreachable for half a minute.
             "tolerations": [
                 {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
                 {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},

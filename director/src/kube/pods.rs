@@ -1,4 +1,5 @@
-//! A cache of the cluster's pods and secrets, kept up to date by watches. It holds only what the director needs.
+//! A cache of the cluster's pods and secrets, kept up to date by watches. It holds only the fields that the director
+//! needs.
 
 use std::{
     collections::HashMap,
@@ -32,8 +33,8 @@ const STALE: Duration = Duration::from_secs(10);
 /// The maximum number of objects in one page of a list.
 const PAGE: u32 = 500;
 
-/// How long a deleted pod is remembered, so that its exit can be judged. If that fails for so long, because the log is
-/// unavailable, the session's timer fails the attempt.
+/// How long a deleted pod is remembered, so that the watch can handle its exit. If the log is unavailable for longer,
+/// the session's timer fails the attempt.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Garage's pods and secrets in one namespace. Clones share one cache.
@@ -51,7 +52,7 @@ struct Index {
     secret_watch: WatchState,
 }
 
-/// What the director needs of a pod.
+/// The part of a pod that the director needs.
 #[derive(Debug, Clone)]
 pub(super) struct ObservedPod {
     pub(super) created: OffsetDateTime,

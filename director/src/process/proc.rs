@@ -80,12 +80,12 @@ fn instance(root: &Path, pid: i32) -> Option<Name> {
     (path == config_of(root, name) && ours()).then_some(name)
 }
 
-/// Ends an instance's processes with SIGTERM, and with SIGKILL after [`GRACE`]. This includes the processes that they
-/// started, unless those left the process group.
+/// Ends an instance's processes with SIGTERM, and with SIGKILL after [`GRACE`]. This includes their child
+/// processes that are still in the same process group.
 pub(super) fn end(root: &Path, name: Name) -> io::Result<()> {
     let Some(found) = running(root)?.remove(&name) else { return Ok(()) };
     let pids: BTreeSet<i32> = found.iter().map(|process| process.pid).collect();
-    // Only groups that one of these processes leads. Any other group may contain unrelated processes.
+    // Signal only groups that one of these processes leads. Any other group may contain unrelated processes.
     let groups: BTreeSet<i32> =
         found.iter().map(|process| process.group).filter(|group| pids.contains(group)).collect();
     let alive = || -> io::Result<Vec<Process>> {

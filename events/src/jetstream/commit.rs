@@ -85,7 +85,8 @@ impl Submission {
     }
 }
 
-/// Starts the committer. It ends after the last sender is dropped and all submissions are answered.
+/// Starts the committer, the task that sends the commits. It ends after the last sender is dropped and all submissions
+/// are answered.
 pub(super) fn start(context: Context, stream: Stream<()>, queue: usize) -> mpsc::Sender<Submission> {
     let (submit, submissions) = mpsc::channel(queue);
     let link = Link::new(context.client());
@@ -143,7 +144,7 @@ struct Committer {
 /// Decisions that are sent in one commit.
 struct Part {
     group: Vec<Submission>,
-    /// Whether the outcome of an earlier try is unknown. That try may be stored, now or later.
+    /// Whether the outcome of an earlier try is unknown: the server may have stored it, or may still store it.
     outcome_unknown: bool,
     /// Whether an earlier try failed with a conflict.
     contended: bool,
@@ -297,8 +298,9 @@ impl Committer {
         complete
     }
 
-    /// Looks up the outcome of a decision at the leader. A decision is stored completely or not at all, so its first
-    /// message is enough to know. Once another decision has changed one of its aggregates, it can never be stored.
+    /// Looks up the outcome of a decision at the leader. A decision is stored completely or not at all, so it is enough
+    /// to look up its first message. If another decision has changed one of the aggregates, this decision can never be
+    /// stored.
     async fn find(&self, decision: &Encoded) -> Result<Found, String> {
         for (place, change) in decision.changes.iter().enumerate() {
             let next = self.request(super::next(&self.stream, &change.filter, change.head.seq + 1)).await;
@@ -411,7 +413,7 @@ fn classify_batch(error: &jetstream_extra::batch_publish::BatchPublishError) -> 
 fn classify(api: &jetstream::Error) -> Outcome {
     match api.error_code() {
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE => {
-            // "wrong last sequence: 123"
+            // For example "wrong last sequence: 123".
             let text = api.to_string();
             let named = text.split("wrong last sequence: ").nth(1).and_then(leading_number);
             Outcome::Conflict(named.filter(|seq| *seq > 0))

@@ -52,7 +52,7 @@ pub struct Message {
     /// [`super::written::Written`] parses the headers that a commit writes.
     pub headers: Option<HeaderMap>,
     pub body: Bytes,
-    /// The number of further messages that the filters selected when the server sent this one.
+    /// The number of later messages that the filters selected at the time when the server sent this one.
     pub pending: u64,
 }
 
@@ -78,8 +78,8 @@ enum Source {
 /// A consumer from which no message has been lost so far.
 struct Reading {
     messages: pull::Stream,
-    /// The number of the connection on which it reads. Messages in transit on a lost connection are missing, although
-    /// the server has delivered them.
+    /// The number of the connection on which it reads. Messages in transit on a lost connection never arrive, although
+    /// the server counts them as delivered.
     connection: u64,
     /// The number of messages received. It must match the server's numbering.
     count: u64,

@@ -30,7 +30,7 @@ pub struct Reader {
 /// The range of sequences in a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// The sequence of the first message. If the stream is empty, that of the next message.
+    /// The sequence of the first message. If the stream is empty, the sequence that the next message will get.
     pub first: u64,
     /// The sequence of the last message; 0 if there has never been one.
     pub last: u64,
@@ -72,7 +72,8 @@ impl Reader {
         found(self.stream.get_raw_message(seq).await)
     }
 
-    /// The sequence of the first message at or after a time. If there is none, that of the next message.
+    /// The sequence of the first message at or after a time. If there is none, the sequence that the next message will
+    /// get.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]

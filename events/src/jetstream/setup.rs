@@ -31,16 +31,16 @@ pub const OLDEST_SERVER: (u32, u32) = (2, 15);
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// How long the log keeps events. A session lives for minutes, and a player who returns the next day is new to the log.
-/// Keeping more would cost: to check an expected sequence in a block that is not cached takes milliseconds, during
-/// which the stream is locked.
+/// How long the log keeps events. A session lasts minutes, and nobody needs a player's last ticket on the next day.
+/// Keeping more events would make commits slower: if a block of the stream is not cached, checking an expected sequence
+/// in it takes milliseconds, and locks the stream meanwhile.
 const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 
 /// The maximum size of the log, in bytes. The server reserves this much of its disk. A full log refuses commands
 /// instead of dropping its oldest events.
 const LOG_BYTES: i64 = 8 << 30;
 
-/// How often a request is sent if the server does not answer. Each try takes 5 s.
+/// The maximum number of times that a request is sent if the server does not answer. Each try takes 5 s.
 const MAX_TRIES: u32 = 6;
 
 /// How long to retry if a cluster has too few nodes. After a start, the nodes learn of each other every few seconds.
@@ -66,13 +66,13 @@ pub struct Consumer {
     pub acknowledged: Point,
 }
 
-/// Session reacts to all session events.
+/// The session worker reacts to all session events.
 pub const SESSION: Consumer =
     Consumer { stream: STREAM, name: "session", tokens: &[], acknowledged: Point::SessionAcknowledged };
-/// Session processes the reports of game servers.
+/// The session worker processes the reports of game servers.
 pub const SESSION_REPORTS: Consumer =
     Consumer { stream: REPORTS, name: "session-reports", tokens: &[], acknowledged: Point::ReportAcknowledged };
-/// Session reacts to timers that are due.
+/// The session worker reacts to timers that are due.
 pub const SESSION_TIMERS: Consumer =
     Consumer { stream: TIMERS, name: "session-timers", tokens: &[], acknowledged: Point::TimerAcknowledged };
 /// The director starts and removes game servers.
@@ -82,7 +82,7 @@ pub const DIRECTOR: Consumer = Consumer {
     tokens: &["pod-requested", "closed"],
     acknowledged: Point::DirectorAcknowledged,
 };
-/// Inventory grants rewards.
+/// The inventory worker grants rewards.
 pub const INVENTORY: Consumer =
     Consumer { stream: STREAM, name: "inventory", tokens: &["closed"], acknowledged: Point::RewardAcknowledged };
 
@@ -131,8 +131,8 @@ pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
 }
 
 /// Retries a creation that times out, or that fails because of too few nodes. Both happen in a cluster that has just
-/// started: nobody answers for a stream until its leader is elected, and each node considers the others absent until it
-/// has heard from them.
+/// started: no node answers for a stream until its leader is elected, and each node considers the others absent until
+/// it has heard from them.
 async fn keep_trying(mut create: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
     let mut tries_left = MAX_TRIES;
     let began = Instant::now();

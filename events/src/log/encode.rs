@@ -29,7 +29,7 @@ pub(crate) struct Change {
     pub(crate) aggregate: Aggregate,
     /// The subject filter of the aggregate, which each message's expected sequence refers to.
     pub(crate) filter: Arc<str>,
-    /// The aggregate's head before the decision. Its sequence is what each message expects.
+    /// The aggregate's head before the decision. Each message carries the head's sequence as its expected sequence.
     pub(crate) head: Head,
     pub(crate) messages: Vec<Message>,
 }
@@ -100,8 +100,8 @@ impl Encoded {
         self.changes.iter().map(|change| &change.aggregate)
     }
 
-    /// The aggregate to report as changed if the server does not say which one it is. The server does so if an
-    /// aggregate has no message although one was expected, so an aggregate with a non-zero head is the likely one.
+    /// The aggregate to report as changed if the server does not name one. The server names none if an aggregate has no
+    /// message although the decision expects one. So the most likely aggregate is one with a non-zero head.
     pub(crate) fn likely_conflict(&self) -> Option<&Aggregate> {
         let expecting = self.changes.iter().find(|change| change.head.seq > 0);
         expecting.or(self.changes.first()).map(|change| &change.aggregate)

@@ -79,7 +79,7 @@ pub enum Rejection {
     /// later.
     #[error("results cannot be recorded before the session is open")]
     TooEarly,
-    /// The log already has what the command would record, or the command does not apply in the current phase.
+    /// The log already has the event that the command would record, or the command does not apply in the current phase.
     #[error("the command changes nothing in the current phase")]
     NoChange,
     /// The report does not name each player of the session exactly once.
@@ -150,9 +150,9 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
         }
         (
             Command::Finish { attempt, report },
-            Phase::Running(Opened { attempt: present, .. }) | Phase::Broken { attempt: present, .. },
+            Phase::Running(Opened { attempt: current, .. }) | Phase::Broken { attempt: current, .. },
         ) => {
-            if attempt != *present {
+            if attempt != *current {
                 return stale(attempt);
             }
             if !names_each_once(&open.matched, &report.results) {
@@ -161,7 +161,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             let results = report.results;
             Ok(vec![Finished { attempt, results: results.clone() }.into(), close(Ending::Finished, results)])
         }
-        // The server is ahead of the log: its ready report, or the opening, has not been processed yet.
+        // The results came too early: the server's ready report, or the opening of the session, is not in the log yet.
         (Command::Finish { attempt, .. }, Phase::Starting(starting)) => {
             if attempt == starting.attempt {
                 Err(Rejection::TooEarly)

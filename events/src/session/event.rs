@@ -15,7 +15,7 @@ events! {
     "session" {
         /// The matchmaker matched the players.
         Matched = "matched" at Matched,
-        /// Session requested a game server, which starts an attempt.
+        /// The session worker requested a game server, which starts an attempt.
         PodRequested = "pod-requested" at PodRequested,
         /// The director placed the game server on a node.
         PodScheduled = "pod-scheduled" at PodScheduled,
@@ -85,8 +85,8 @@ pub struct PodRequested {
     pub region: Region,
     /// The car and items of each player.
     pub loadouts: Vec<Loadout>,
-    /// The game server's public key, as SubjectPublicKeyInfo PEM. The private key is never in the log. Session stores
-    /// it in Redis for a short time, encrypted.
+    /// The game server's public key, as SubjectPublicKeyInfo PEM. The private key is never in the log. The session
+    /// worker stores it in Redis for a short time, encrypted.
     pub public_key: String,
     /// The public key's fingerprint, under which Redis stores the private key; see [`crate::game::fingerprint`].
     pub fingerprint: String,

@@ -9,7 +9,7 @@ pub struct Limits {
     pub attempts: u32,
     /// From the request until the game server must be placed and ready.
     pub ready: Duration,
-    /// From the match until the hard end, at which the session closes in any case.
+    /// From the match until the hard end, the time at which the session closes in any phase.
     pub session: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What players and operators see of a session.
+//! The view of a session for players and operators.
 
 use serde::{Deserialize, Serialize};
 

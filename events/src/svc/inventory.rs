@@ -1,4 +1,4 @@
-//! The requests that inventory answers.
+//! The requests that the inventory worker answers.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -67,7 +67,7 @@ pub struct StoreItem {
     pub effect: Effect,
 }
 
-/// What a mounted item adds to the car's [`Stats`], in the same units. Values may be negative.
+/// Added to the car's [`Stats`] while the item is mounted, in the same units. Values may be negative.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Effect {
     pub power_kw: f64,
@@ -76,14 +76,14 @@ pub struct Effect {
     pub drag_m2: f64,
 }
 
-/// Requests what a player owns. A new player gets their starter car and coins first.
+/// Requests the cars, items and coins of a player. A new player gets their starter car and coins first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GetGarage {
     pub player: PlayerId,
 }
 request!(GetGarage => Garage, "svc.inventory.garage");
 
-/// Executes a player's command, and returns what the player owns afterwards.
+/// Executes a player's command, and returns the cars, items and coins that the player owns afterwards.
 ///
 /// Refused with 404 if the car or item does not exist or the player does not own it, with 409 if the player's current
 /// state does not allow the command, and with 422 if the key was used with another command.
@@ -213,7 +213,7 @@ pub struct LedgerEntry {
     pub at: OffsetDateTime,
 }
 
-/// What a player owns.
+/// The cars, items and coins of a player.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Garage {
     pub player: PlayerId,

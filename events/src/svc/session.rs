@@ -1,4 +1,4 @@
-//! The requests that session answers.
+//! The requests that the session worker answers.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;

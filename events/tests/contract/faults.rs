@@ -49,7 +49,8 @@ impl Appends {
         Self(decisions.map(|prepared| tokio::spawn(append(log.clone(), prepared))).collect())
     }
 
-    /// Chains of appends. Each chain is about one player, and each append is based on the answer to the one before.
+    /// Chains of appends. Each chain is about one player, and each append is based on the answer to the previous
+    /// append.
     fn chains(log: &JetStreamLog, chains: usize, length: u64) -> Self {
         let chain = |log: JetStreamLog| async move {
             let (player, mut head, mut positions) = (new_player(), Head::default(), Positions::new());
@@ -214,8 +215,8 @@ async fn appends_survive_a_paused_leader() {
     within(async {
         let mut cluster = Cluster::start(3).await;
         let mut positions = Positions::new();
-        // A short pause, and one that is so long that the others elect a new leader. When the paused node resumes, it
-        // still considers itself the leader.
+        // First a short pause, then a pause that is long enough for the others to elect a new leader. When the paused
+        // node resumes, it still considers itself the leader.
         for long in [false, true] {
             let asked = cluster.access.connect_to(0).await;
             let paused = cluster.leader(&asked).await;
@@ -229,7 +230,7 @@ async fn appends_survive_a_paused_leader() {
                 let other = async || leader(&awake).await.filter(|leader| *leader != paused);
                 until("another node leads", other).await;
             } else {
-                // The duration is the fault: it is too short for an election.
+                // This pause is part of the fault. It is too short for an election.
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
             cluster.nats.node(paused).unwrap().resume().unwrap();
@@ -311,7 +312,7 @@ async fn a_reader_misses_nothing_and_repeats_nothing_when_routes_and_connections
             let appends = Appends::chains(&writer, 4, 20);
             cluster.nats.cut_routes(node).unwrap();
             proxy.cut();
-            // The duration is the fault.
+            // The cut lasts this long.
             tokio::time::sleep(Duration::from_secs(1)).await;
             proxy.mend();
             cluster.nats.mend_routes(node).unwrap();

@@ -34,7 +34,8 @@ impl Access {
         Self { urls, credentials }
     }
 
-    /// Connects to the first of these URLs that answers, now and after each loss of the connection.
+    /// Connects to the first of these URLs that answers. After each loss of the connection, it reconnects in the same
+    /// way.
     pub(crate) async fn connect(&self, urls: &[String]) -> Client {
         let options = ConnectOptions::with_credentials(&self.credentials).unwrap();
         options.retain_servers_order().ignore_discovered_servers().connect(urls).await.unwrap()

@@ -1,4 +1,4 @@
-//! The faults of the log in memory. They are those of the real log: a successful answer is always true, and after a
+//! The faults of the log in memory are the faults of the real log. A successful answer is always true, and after a
 //! failed append the event may or may not be stored.
 
 use std::{pin::pin, task::Poll};

@@ -68,7 +68,7 @@ pub trait Pages: Send + Sync {
     fn get(&self, path: String) -> BoxFuture<'_, Option<Response<Full<Bytes>>>>;
 }
 
-/// Limit of simultaneous connections. Probes, a metrics scraper and a few operators need far fewer.
+/// The maximum number of simultaneous connections. Probes, a metrics scraper and a few operators need far fewer.
 const MAX_CONNECTIONS: usize = 32;
 
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

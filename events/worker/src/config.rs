@@ -7,7 +7,7 @@ use clap::Args;
 use garage_events::game::Secret;
 use redis::{Client, IntoConnectionInfo};
 
-/// Interval of pings on the NATS connection. The client reconnects after two missing answers.
+/// Interval between pings on the NATS connection. The client reconnects after two missing answers.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The address of NATS and the credentials for it.
@@ -31,7 +31,8 @@ pub struct Nats {
 /// The address of Redis and the password for it.
 #[derive(Debug, Clone, Args)]
 pub struct Redis {
-    /// URL of the Redis server that holds the projections and the parked keys. redis:// or unix://, without a password.
+    /// URL of the Redis server that holds the projections and the game servers' encrypted secrets. redis:// or unix://,
+    /// without a password.
     #[arg(
         long,
         env = "GARAGE_REDIS_URL",
@@ -154,7 +155,7 @@ impl Nats {
     pub async fn connect(&self, name: &str) -> anyhow::Result<async_nats::Client> {
         let urls = self.urls()?;
         let connected = self.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
-        connected.with_context(|| format!("cannot connect to nats at {urls}"))
+        connected.with_context(|| format!("cannot connect to NATS at {urls}"))
     }
 
     pub(crate) fn options(&self, name: &str) -> anyhow::Result<async_nats::ConnectOptions> {
@@ -166,8 +167,8 @@ impl Nats {
         }
         Ok(options.event_callback(|event| async move {
             match event {
-                async_nats::Event::Connected => tracing::info!("connected to nats"),
-                async_nats::Event::Disconnected => tracing::warn!("connection to nats lost; reconnecting"),
+                async_nats::Event::Connected => tracing::info!("connected to NATS"),
+                async_nats::Event::Disconnected => tracing::warn!("connection to NATS lost; reconnecting"),
                 event => tracing::debug!(%event, "nats"),
             }
         }))

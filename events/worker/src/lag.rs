@@ -6,7 +6,7 @@ use garage_events::jetstream::JetStreamLog;
 
 use crate::Health;
 
-/// Interval of checks. Each check costs the stream's leader one read.
+/// Interval between checks. Each check costs the stream's leader one read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Reports a reader of the log in /readyz, as the dependency `name`. The dependency is down while the log has newer

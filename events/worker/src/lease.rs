@@ -45,11 +45,11 @@ const SAFETY_MARGIN: Duration = Duration::from_millis(400);
 /// How long the holder relies on a renewal. Also the time-out of each request to the server.
 const VALIDITY: Duration = TAKEOVER_AFTER.saturating_sub(SAFETY_MARGIN);
 
-/// Interval of renewals. One renewal may be lost without losing the lease.
+/// Interval between renewals. The holder keeps the lease even if one renewal is lost.
 const RENEW_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Interval of checks of a lease that is not held here. After a clean shutdown of the holder, nobody holds the lease
-/// for this long.
+/// How often an instance checks a lease that it does not hold. After a clean shutdown of the holder, nobody holds the
+/// lease for this long.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The leases that this instance holds. Dropping it releases all of them.

@@ -6,7 +6,7 @@
 //! - [`lag`]: reports whether a reader of the log keeps up.
 //! - [`lease`]: elects one of several instances for a job.
 //! - [`operator`]: signs the JWTs of NATS operator mode, and creates a NATS user for each game server.
-//! - [`seal`]: encrypts a game's secrets on their way from session to director.
+//! - [`seal`]: encrypts a game server's secrets on their way from the session worker to the director.
 //! - [`service`]: answers requests.
 //! - [`reactor`]: reacts to messages of the log, each at least once.
 

@@ -13,14 +13,14 @@ use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-/// How long the user of a game server remains valid after the deadline of its session. A report of the last moment may
-/// have to be repeated while NATS is unavailable, and clocks may differ.
+/// How long the user of a game server remains valid after the deadline of its session. If NATS is unavailable at the
+/// deadline, the game server must be able to repeat its last report later. Clocks may also differ.
 const GAME_MARGIN: time::Duration = time::Duration::minutes(5);
 
 /// How long after receiving a request a user may send the response.
 const RESPONSE_TTL: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// What a user may publish and subscribe to.
+/// The rights of a user: the subjects to which it may publish and subscribe.
 #[derive(Debug, Default, Clone)]
 pub struct Rights {
     /// Subjects to which it may publish; wildcards are allowed.

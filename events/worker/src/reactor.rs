@@ -49,10 +49,11 @@ const MAX_DELIVERIES: i64 = 180;
 const MAX_TRIES: u32 = 5;
 
 /// Time-out of one try. It is several times as long as the slowest step of a handler may take. A try that runs longer
-/// waits for an answer that will never come.
+/// is assumed to wait for an answer that never comes.
 const TRY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Interval of progress reports for a delivery in progress: two fit into [`setup::ACK_WAIT`], with one second to spare.
+/// Interval between progress reports for a delivery in progress: two fit into [`setup::ACK_WAIT`], with one second to
+/// spare.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Lifetime of one request for messages. If the server that has the request dies, no messages arrive until the request
@@ -384,14 +385,18 @@ impl Reaction {
     fn record(&self, delivery: &Delivery, failure: &Failure, next_step: NextStep) {
         let (name, seq) = (self.consumer.name, delivery.seq);
         let outcome = match (failure, next_step) {
-            // `dead_letter` does it.
+            // `dead_letter` logs and counts these failures.
             (Failure::Poison(_), _) | (_, NextStep::DeadLetter) => return,
             (Failure::Unavailable(error), _) => {
                 tracing::warn!(consumer = name, event.seq = seq, "waiting for a dependency: {error:#}");
                 "held"
             }
             (Failure::Newer(error), _) => {
-                tracing::error!(consumer = name, event.seq = seq, "left to a newer build: {error:#}");
+                tracing::error!(
+                    consumer = name,
+                    event.seq = seq,
+                    "only a newer build can handle this message: {error:#}"
+                );
                 "newer"
             }
             (Failure::Retry(error), NextStep::Return(_)) => {

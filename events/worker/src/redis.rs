@@ -11,7 +11,7 @@ use crate::{Health, Shutdown, config};
 /// Time-out for connecting and for each answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Interval of the pings for /readyz.
+/// Interval between the pings for /readyz.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A connection that opens on first use and reopens after any error. A silently dropped connection is only visible as a

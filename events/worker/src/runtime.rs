@@ -64,7 +64,7 @@ impl Runtime {
         // Check first: an invalid URL or a missing file must fail at once and not be retried.
         config.check()?;
         let urls = config.nats.urls()?;
-        let connecting = keep_trying("nats", || async {
+        let connecting = keep_trying("NATS", || async {
             let connected = config.nats.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
             connected.inspect_err(|error| health.down("nats", error.to_string())).map_err(anyhow::Error::from)
         });

@@ -1,9 +1,9 @@
-//! Seals (encrypts) a game's secrets on their way from session to director: AES-256-GCM with a key that only these two
-//! workers have. Redis stores only the sealed form.
+//! Seals (encrypts) a game server's secrets on their way from the session worker to the director: AES-256-GCM with a
+//! key that only these two workers have. Redis stores only the sealed form.
 //!
 //! Format, version 2: `version (1 byte) ‖ id of the key (8 bytes) ‖ nonce (12 bytes) ‖ ciphertext and tag`. While keys
 //! are rotated, the id selects the right key. Version 1 has no id, so each key is tried. The fingerprint is the
-//! associated data: a sealed secret that is moved under another game's fingerprint does not open.
+//! associated data: a sealed secret that is stored under another game server's fingerprint cannot be opened.
 
 use std::{fmt, fs, path::Path};
 
@@ -56,7 +56,7 @@ impl SealKey {
         Ok(Self::new(&key))
     }
 
-    /// Seals a plaintext for the game with this fingerprint.
+    /// Seals a plaintext for the game server with this fingerprint.
     ///
     /// # Errors
     /// [`SealError::TooLong`]
@@ -97,7 +97,7 @@ impl SealKeys {
         Self([key].into_iter().chain(also).collect())
     }
 
-    /// Opens what one of the keys sealed for the game with this fingerprint.
+    /// Opens a secret that one of the keys has sealed for the game server with this fingerprint.
     ///
     /// # Errors
     /// [`SealError`]

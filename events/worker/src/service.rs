@@ -12,8 +12,8 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::Shutdown;
 
-/// Requests that may wait, per handler slot. Further requests are refused at once: their callers would time out before
-/// their turn.
+/// The maximum number of waiting requests per handler slot. Further requests are refused at once: their callers would
+/// time out before their turn.
 const WAITING_PER_SLOT: usize = 8;
 
 /// How long before the caller's time-out a request is refused. The caller then learns the reason, and no work is done

@@ -197,7 +197,8 @@ async fn a_message_that_needs_a_newer_build_is_redelivered_until_that_build_runs
     let (old, mut deliveries) = fixture.react(|_| Err(Failure::Newer(anyhow::anyhow!("event type Paused v1"))));
     fixture.report("{}").await?;
     assert_eq!(next(&mut deliveries).await?.delivered, 1);
-    // The old build returns the message with a pause. It may receive it several times before the new build starts.
+    // The old build returns the message with a pause. It may receive the message several times before the new build
+    // starts.
     assert_eq!(next(&mut deliveries).await?.delivered, 2);
     fixture.shutdown.cancel();
     old.await??;

@@ -1,5 +1,5 @@
-//! A worker recreates a consumer that has stopped. It skips no message, and handles no message twice that it knows to
-//! be acknowledged.
+//! A worker recreates a consumer that has stopped. It skips no message. It does not handle a message again if it knows
+//! that the message is acknowledged.
 #![cfg(test)]
 
 use std::{collections::BTreeMap, time::Duration};

@@ -2,7 +2,7 @@
 
     server.py --config FILE        needs Python 3.11, nats-py[nkeys], websockets, PyJWT and cryptography
 
-The steps are those of ../../CONTRACT.md.
+The step numbers are the same as in ../../CONTRACT.md.
 """
 
 import argparse, asyncio, datetime, json, os, random, ssl, time

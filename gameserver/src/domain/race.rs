@@ -165,8 +165,8 @@ impl Race {
         self.ticks >= self.limit || self.cars.iter().all(|car| car.finish_s.is_some())
     }
 
-    /// All players in order of place: first those that finished, by time; then the others, by distance. Ties are broken
-    /// by player id.
+    /// All players in order of place: first the finishers, by time; then the other players, by distance. Ties are
+    /// broken by player id.
     pub fn placings(&self) -> Vec<Placing> {
         let mut order: Vec<&Car> = self.cars.iter().collect();
         order.sort_by(|a, b| {

@@ -209,7 +209,7 @@ async fn assert_closed(mut connection: TcpStream) {
 }
 
 #[tokio::test]
-async fn silent_connections_keep_no_player_out() {
+async fn silent_connections_do_not_keep_players_out() {
     let game = Game::start(&["anna"], options()).await;
     let _silent = silent_connections(&game, "127.0.0.1", 64).await;
     assert_still_works(&game).await;

@@ -32,7 +32,8 @@ function text(node, value) {
   if (node.textContent !== value) node.textContent = value;
 }
 
-// Makes a table's rows show a list. Rows of items that stay are kept, so that focus and selection survive.
+// Shows a list in the rows of a table. If an item was already in the list, its row is kept, so that focus and selection
+// survive.
 function fill(body, items, key, cells, finish = () => {}) {
   const old = new Map([...body.rows].map((row) => [row.dataset.key, row]));
   const rows = items.map((item) => {

@@ -1,4 +1,4 @@
-//! Reads what the dashboard shows from the projections.
+//! Reads the dashboard's data from the projections.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub(super) struct Snapshot {
     pub(super) watermark: Watermark,
     /// The number of waiting players in each queue.
     pub(super) queues: BTreeMap<QueueName, u64>,
-    /// When the player who has waited longest in each queue began to wait.
+    /// For each queue, when the player with the longest wait began to wait.
     pub(super) oldest: BTreeMap<QueueName, OffsetDateTime>,
     /// The sessions that are not closed.
     pub(super) sessions: BTreeMap<SessionId, LiveSession>,
@@ -33,7 +33,7 @@ pub(super) struct Snapshot {
     pub(super) minutes: BTreeMap<i64, Minute>,
     /// The sessions that were closed last, newest first.
     pub(super) closed: Vec<(SessionId, Timeline)>,
-    /// `None` until session has written the summary.
+    /// `None` until a session worker has written the summary.
     pub(super) dead_letters: Option<DeadLetters>,
 }
 
@@ -113,8 +113,8 @@ pub(super) async fn timeline(redis: &Redis, id: SessionId) -> anyhow::Result<Opt
     found.map(|found| serde_json::from_str(&found)).transpose().context(UNREADABLE)
 }
 
-/// The projector may be of another build.
-const UNREADABLE: &str = "cannot read the projections; gateway and session may be of different versions";
+/// The projector may be another build, which writes another format.
+const UNREADABLE: &str = "cannot read the projections; the gateway and the session worker may have different versions";
 
 fn parse<K: std::str::FromStr + Ord, V: DeserializeOwned>(fields: Fields) -> anyhow::Result<BTreeMap<K, V>> {
     let read = |(field, value): (String, String)| Some((field.parse().ok()?, serde_json::from_str(&value).ok()?));

@@ -63,7 +63,7 @@ struct QueueView {
     matched_per_minute: f64,
     /// Players queued in each minute of the last hour, oldest first.
     queued: Vec<u64>,
-    /// Players matched in each minute, likewise.
+    /// Players matched in each minute of the last hour, oldest first.
     matched: Vec<u64>,
 }
 

@@ -1,4 +1,5 @@
-//! The store, the garage, the wallet and the profile. Each request is one request to inventory, which decides.
+//! The store, the garage, the wallet and the profile. Each request becomes one request to the inventory worker, which
+//! decides.
 
 use garage_events::{
     id::{CarId, ItemId, Slot},
@@ -127,7 +128,7 @@ async fn mount(car: CarId, slot: Slot, call: Call) -> Answer {
 }
 
 /// Executes a command, and answers with the player's garage after it. Checks the token first, so that a client without
-/// a valid token does not learn what is wrong with its body.
+/// a valid token does not learn whether its body is valid.
 async fn execute(call: &Call, status: StatusCode, command: impl FnOnce() -> Result<Command, Problem>) -> Answer {
     let player = call.player()?;
     let command = command()?;

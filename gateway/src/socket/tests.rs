@@ -12,10 +12,10 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Hook = Box<dyn Fn(&Log, u64) + Send + Sync>;
 
-/// A log in memory. Each read of the backlog first runs a hook, which simulates what happens between two reads.
+/// A log in memory. Each read of the backlog first runs a hook, which simulates events between two reads.
 struct Log {
     events: Mutex<Vec<u64>>,
-    /// The log has forgotten all events before this sequence.
+    /// The log has deleted all events before this sequence.
     first: u64,
     hook: Hook,
 }
@@ -113,7 +113,7 @@ async fn an_event_stored_while_the_backlog_is_read_is_written_once_and_in_order(
             };
             let (mut client, _shutdown) = open(&hub, log(&[1, 2, 3, 4], hook), Some(0), Timing::default(), 4096).await;
             assert_eq!(seqs(&mut client, 5).await, [1, 2, 3, 4, 5], "stored at {storing}, lag {lag}");
-            // The hub now dispatches the events that it was behind by. The socket must not write them again.
+            // The hub now dispatches the remaining events. The socket must not write them again.
             for seq in hub.position() + 1..=6 {
                 hub.dispatch(&message(seq, body(seq)));
             }
@@ -123,7 +123,7 @@ async fn an_event_stored_while_the_backlog_is_read_is_written_once_and_in_order(
 }
 
 #[tokio::test]
-async fn a_resync_frame_replaces_events_that_the_log_has_forgotten() {
+async fn a_resync_frame_replaces_events_that_the_log_has_deleted() {
     for since in [0, 1, 2, 3] {
         let hub = Hub::default();
         let forgetful = Log { first: 2, ..log(&[3, 4], |_, _| {}) };

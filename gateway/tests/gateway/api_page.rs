@@ -99,7 +99,8 @@ fn is_problem(value: &Value) -> bool {
     value["status"].is_u64()
 }
 
-/// What is wrong with a problem: it must be one of its operation's or, outside of an operation, any of them.
+/// The differences between an example of a problem and OpenAPI. Below the heading of an operation, the problem must be
+/// one of that operation. Elsewhere, it may be any problem.
 fn problem_faults(operation: Option<&Operation>, problem: &Value) -> Vec<String> {
     let schema = match operation {
         Some(operation) => {
@@ -147,7 +148,7 @@ fn each_operation_has_a_valid_example_request() {
         let (method, path, body) = request(&text);
         let (expected, template) = &operation;
         assert_eq!(&method, expected, "{text}");
-        assert!(is_of(&path, template, &OPENAPI.at("/paths")[template]), "{text} is no request to {template}");
+        assert!(is_of(&path, template, &OPENAPI.at("/paths")[template]), "{text} is not a request to {template}");
         let schema = described(&operation)["requestBody"]["content"].get("application/json");
         match (schema.map(|media| &media["schema"]), body) {
             (Some(schema), Some(body)) => assert_eq!(OPENAPI.faults(schema, &body), Vec::<String>::new(), "{text}"),
@@ -169,7 +170,7 @@ fn each_operation_with_a_json_answer_has_a_valid_example_answer() {
             assert_eq!(problem_faults(operation.as_ref(), &example), Vec::<String>::new(), "{example}");
             continue;
         }
-        let operation = operation.unwrap_or_else(|| panic!("{example} is below no operation"));
+        let operation = operation.unwrap_or_else(|| panic!("{example} is not below the heading of an operation"));
         let schema = success(&operation).unwrap_or_else(|| panic!("{operation:?} has no JSON answer"));
         assert_eq!(OPENAPI.faults(schema, &example), Vec::<String>::new(), "{operation:?}: {example}");
         without.retain(|one| *one != operation);

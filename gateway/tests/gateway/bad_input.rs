@@ -173,7 +173,7 @@ async fn an_invalid_body_query_or_idempotency_key_is_refused() {
         json!({"car": "gt", "item": "wing", "price": 0}),
     ] {
         for (method, path) in &BODIES[1..] {
-            // Two operations accept the second body. They get a 503, because no inventory runs.
+            // Two operations accept the second body. They get a 503, because no inventory worker runs.
             let valid = invalid == json!({"car": "gt"}) && (path.ends_with("car") || path.ends_with("cars"));
             let request = app.request("ann", method.clone(), path).json(&invalid);
             let (status, body) = read(request.send().await.unwrap()).await;

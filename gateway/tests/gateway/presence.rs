@@ -120,7 +120,7 @@ async fn a_gateway_corrects_an_entry_that_marks_a_live_socket_as_gone_unless_the
         bucket.put(format!("player.{player}"), value.into()).await.unwrap();
     };
     let (mut ann, mut bob) = (app.socket("ann", None).await, app.socket("bob", None).await);
-    // As if another gateway assumed that this one is dead.
+    // Write the entry that another gateway would write if it assumed that this gateway is dead.
     let entry = look("ann", uuid::Uuid::nil()).await;
     put("ann", presence::Connection { gone: true, ..entry }).await;
     assert_eq!(look("ann", entry.socket).await, entry);

@@ -96,7 +96,7 @@ async fn a_session_is_visible_only_to_its_players() {
     assert!(body["expires_at"].is_string());
     assert_eq!(token("ann", early).await.0, 409);
 
-    // For any other player it is the same as if the session did not exist.
+    // Any other player gets the same answer as if the session did not exist.
     let nowhere = SessionId::new(System.id());
     let (_, unknown) = app.get("carl", &format!("/v1/sessions/{nowhere}")).await;
     for path in [format!("/v1/sessions/{open}"), format!("/v1/sessions/{open}/public-key")] {
@@ -234,7 +234,7 @@ async fn the_rank_comes_from_the_client_if_the_queue_allows_it_else_from_the_tok
     let ranked = || json!({"queue": "ranked", "latencies": {"eu": 20}});
     let open = |rank: Option<i32>| json!({"queue": "open", "rank": rank, "latencies": {"eu": 20}});
 
-    // While inventory is down, only players whose rank is in neither the request nor the token get a 503.
+    // While the inventory worker is down, only players whose rank is in neither the request nor the token get a 503.
     let (status, rank, retry, _) = queue("ann", None, ranked()).await;
     assert_eq!((status, rank, retry), (503, None, true));
     assert_eq!(queue("bob", Some(-7), ranked()).await.1, Some(-7));
@@ -256,7 +256,7 @@ async fn the_rank_comes_from_the_client_if_the_queue_allows_it_else_from_the_tok
     let (status, rank, _, detail) =
         queue("gina", None, json!({"queue": "ranked", "rank": 1, "latencies": {"eu": 20}})).await;
     assert_eq!((status, rank), (422, None));
-    assert!(detail.contains("takes no rank"), "{detail}");
+    assert!(detail.contains("accepts no rank"), "{detail}");
     assert_eq!(*requests.lock().unwrap(), ["ann", "fred"], "only their ranks are requested");
 
     let (status, profile) = app.get("ann", "/v1/profile").await;

@@ -57,7 +57,7 @@ fn mean(ratings: impl Iterator<Item = Rating>) -> Option<Rating> {
     }
     (count > 0.0).then(|| Rating {
         rating: sum.rating / count,
-        // A rating is never less certain than that of a new player, even after many one-sided games.
+        // A rating is never less certain than a new player's rating, even after many one-sided games.
         deviation: (sum.deviation / count).min(Rating::new().deviation),
         volatility: sum.volatility / count,
     })

@@ -1,4 +1,4 @@
-//! What players may do with their cars, items and coins. Each rule takes what the player owns and the catalogue entries
+//! The rules for players' cars, items and coins. Each rule takes what the player owns and the catalogue entries
 //! that the command names, and returns the events that happen or a rejection.
 //!
 //! An item is spare if its owner has not mounted it on a car.

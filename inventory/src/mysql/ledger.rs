@@ -90,8 +90,9 @@ impl TryFrom<Row> for LedgerEntry {
     }
 }
 
-/// Returns one page of a player's ledger, newest entries first: the entries older than the entry `before`, or the
-/// newest ones without it, at most `limit`. A player that does not exist yet is created first.
+/// Returns one page of a player's ledger, newest entries first, with at most `limit` entries. All entries are older
+/// than the entry `before`. Without `before`, the page begins with the newest entry. A player that does not exist yet
+/// is created first.
 ///
 /// # Errors
 /// [`Error::TooMany`] if `limit` is 0 or more than [`GetLedger::MAX_LIMIT`]; for the others see [`Error`].

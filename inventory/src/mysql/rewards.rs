@@ -19,7 +19,8 @@ use crate::{domain, error::Error};
 /// # Errors
 /// See [`Error`]. After an error this call has paid nobody, unless the outcome of the commit is unknown.
 pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing]) -> Result<(), Error> {
-    // A game server should name each player once. If it names one twice, the first placing counts, which is the better.
+    // A game server should list each player once. If it lists a player twice, the first placing counts, because it is
+    // the better one.
     let mut placings: BTreeMap<&PlayerId, &Placing> = BTreeMap::new();
     for placing in closed_results {
         placings.entry(&placing.player).or_insert(placing);

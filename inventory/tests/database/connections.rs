@@ -1,4 +1,4 @@
-//! What a cancelled request leaves behind on its database connection.
+//! Tests that a cancelled request leaves its database connection in a clean state.
 
 use std::time::Duration;
 

@@ -32,15 +32,15 @@ impl WaitingPlayer {
     }
 }
 
-/// The waiting players by queue, the oldest ticket first. It is a fold of the log up to a sequence, plus newer
-/// knowledge about single players.
+/// The waiting players by queue, the oldest ticket first. It is a fold of the log up to a sequence, plus newer states
+/// of single players.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pool {
     /// The fold alone: entries by queue and sequence.
     queues: BTreeMap<QueueName, BTreeMap<u64, Arc<WaitingPlayer>>>,
     /// The position of each player in `queues`.
     positions: HashMap<PlayerId, (QueueName, u64)>,
-    /// Players whose state is known beyond the fold, from the outcome of a commit. It overrides the fold.
+    /// Players whose state is newer than the fold, known from the outcome of a commit. It overrides the fold.
     ahead: HashMap<PlayerId, PlayerRecord>,
     /// The sequence of the last folded event.
     seq: u64,
@@ -73,7 +73,7 @@ impl Pool {
     }
 
     /// Adopts the state of a player that was read from the log. Returns false if the pool already has newer state: a
-    /// server of the log may lag behind the others for a while.
+    /// NATS node may lag behind the other nodes for a while.
     pub fn learn(&mut self, player: &PlayerId, found: Player, now: OffsetDateTime) -> bool {
         let seq = found.head.seq;
         if self.ahead.get(player).is_some_and(|known| seq < known.seq) {
@@ -82,8 +82,8 @@ impl Pool {
         if let Some(entry) = self.folded_entry(player)
             && seq < entry.head.seq
         {
-            // No server lags for as long as a ticket lives. If the ticket has expired, the log has deleted the player's
-            // events because of their age.
+            // A node never lags behind for as long as a ticket is valid. If the ticket has expired, the log has deleted
+            // the player's events because of their age.
             let deleted = entry.queued.expires_at <= now;
             if deleted {
                 self.remove(player);
@@ -132,7 +132,7 @@ impl Pool {
         self.seq
     }
 
-    /// The waiting players according to the fold alone, without newer knowledge. Cheap: entries are shared.
+    /// The waiting players according to the fold alone, without newer states. Cheap: entries are shared.
     pub fn folded(&self) -> Vec<Arc<WaitingPlayer>> {
         self.queues.values().flat_map(BTreeMap::values).cloned().collect()
     }
@@ -148,7 +148,7 @@ impl Pool {
         let folded = folded.filter(|entry| !self.ahead.contains_key(&entry.player));
         let ahead = self.ahead.values().filter_map(|known| known.entry.as_ref());
         let mut ahead: Vec<_> = ahead.filter(|entry| entry.queued.queue == *queue).collect();
-        // All of them are newer than every folded entry.
+        // These entries are newer than every folded entry.
         ahead.sort_unstable_by_key(|entry| entry.head.seq);
         folded.chain(ahead).map(Arc::as_ref)
     }
@@ -232,7 +232,7 @@ mod tests {
         fold(&mut pool, "a", 2, &cancelled(1));
         fold(&mut pool, "a", 3, &queued(2));
         assert!(names(&pool).is_empty());
-        // When the fold reaches that outcome, later events count again.
+        // When the fold reaches the event of that outcome, later events count again.
         fold(&mut pool, "a", 9, &cancelled(2));
         fold(&mut pool, "a", 10, &queued(3));
         assert_eq!(names(&pool), ["a"]);
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(names(&pool), ["c", "d", "b"]);
         assert_eq!(pool.depth(&"ranked".parse().unwrap()), 3);
         assert_eq!(pool.folded(), fold_alone.folded());
-        // When the fold has caught up, nothing is ahead of it any more.
+        // When the fold has reached the last of these events, it alone defines the pool.
         for (seq, player, event) in [(7, "a", cancelled(1)), (8, "d", queued(8)), (9, "b", queued(9))] {
             fold(&mut pool, player, seq, &event);
         }
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_a_lagging_server_changes_nothing() {
+    fn an_answer_of_a_lagging_node_changes_nothing() {
         let mut pool = Pool::default();
         fold(&mut pool, "a", 3, &queued(1));
         fold(&mut pool, "b", 4, &queued(2));

@@ -1,4 +1,5 @@
-//! The matching rule: it matches players of one rank band who reach a common region, the oldest tickets first.
+//! The matching rule: it matches players of one rank band who can all play in the same region, the oldest tickets
+//! first.
 
 use std::collections::{HashMap, HashSet};
 
@@ -62,7 +63,7 @@ pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a WaitingPlaye
             if line.len() < queue.players {
                 continue;
             }
-            // Players may be in the lines of several regions, and already be matched in another one.
+            // A player may be in the lines of several regions, and may already be matched in another region.
             line.retain(|entry| !taken.contains(&entry.player));
             if line.len() >= queue.players {
                 let chosen: Vec<&WaitingPlayer> = line.drain(..queue.players).collect();

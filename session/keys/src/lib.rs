@@ -1,8 +1,8 @@
 //! The RSA key of a game server.
 //!
 //! This is a separate crate because the key generation of the `rsa` crate is generic, so it is compiled here. Debug
-//! builds optimise only this crate, with `profile.dev.package.garage-keys` in the root Cargo.toml, and not all of
-//! session.
+//! builds optimise only this crate, with `profile.dev.package.garage-keys` in the root Cargo.toml, and not the whole
+//! session worker.
 
 use anyhow::Context;
 use garage_events::game::{self, Secret};

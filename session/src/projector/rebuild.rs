@@ -1,4 +1,4 @@
-//! Rebuilds the projections from the log, and replaces the live ones with the result at once.
+//! Rebuilds the projections from the log, and replaces the live ones with the result in one step.
 //!
 //! The rebuild first folds the whole log in memory, and writes the result under other keys, with its own watermark.
 //! Then it applies the events that were appended meanwhile, and finally switches the keys. After that, a running
@@ -29,7 +29,7 @@ const BATCH_SIZE: usize = 10_000;
 /// How many batches are read, and how many are decoded, ahead of the fold.
 const AHEAD: usize = 2;
 
-/// A channel of batches. `None` marks the end. If the channel closes without it, the sending task has died.
+/// A channel of batches. `None` marks the end. If the channel closes without it, the sending task has failed.
 type Batches<T> = mpsc::Receiver<Result<Option<Vec<T>>, ReadError>>;
 
 /// The result of a rebuild.
@@ -55,12 +55,12 @@ pub async fn rebuild(
     let reader = Reader::open(client.clone(), STREAM).await?;
     let identity = identity(&jetstream::new(client)).await?;
     let name = format!("{identity} {}", System.id());
-    redis.begin_rebuild(&name).await.context("redis does not answer")?;
+    redis.begin_rebuild(&name).await.context("Redis does not answer")?;
 
     let mut at = reader.bounds().await?.last;
     let (mut folded, mut events, mut time) = (InMemoryProjections::default(), 0, None);
     let mut batches = decode(read(reader.range(filters(), 1, at)));
-    while let Some(batch) = batches.recv().await.context("the task that reads the log has died")?? {
+    while let Some(batch) = batches.recv().await.context("the task that reads the log has failed")?? {
         events += batch.len() as u64;
         let reached = batch.last().map_or(at, |last| last.seq);
         time = batch.last().map(|last| last.time).or(time);
@@ -88,9 +88,9 @@ pub async fn rebuild(
             events += batch.len() as u64;
             progress(events, at, end);
         }
-        match redis.switch(&identity, &name, reader.bounds().await?.last).await.context("redis does not answer")? {
+        match redis.switch(&identity, &name, reader.bounds().await?.last).await.context("Redis does not answer")? {
             Applied::At(seq) if seq == at => return Ok(Rebuilt { seq, events }),
-            // The live projections are further. Read more events.
+            // The live projections have a higher sequence. Read more events.
             Applied::At(_) => {}
             Applied::Foreign => return lost(),
         }
@@ -155,6 +155,6 @@ async fn gather(range: &mut Range) -> Result<Vec<Message>, ReadError> {
 
 fn lost<T>() -> anyhow::Result<T> {
     bail!(
-        "the new projections were lost: redis was emptied, or another rebuild has begun; run the rebuild again if necessary"
+        "the new projections were lost: Redis was emptied, or another rebuild has begun; run the rebuild again if necessary"
     )
 }

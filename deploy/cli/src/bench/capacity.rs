@@ -22,7 +22,7 @@ use crate::report::{say, table};
 /// Matches at the same time. Each needs a game server and two bots, and a small machine must keep up with all of them.
 const CONCURRENCY: usize = 8;
 
-/// Measures what matches leave in the log, NATS, Redis and MySQL.
+/// Measures how much data matches leave in the log, NATS, Redis and MySQL.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Capacity {
     /// Number of matches. Each has two new players and its own game server. Two cores play about three per second.

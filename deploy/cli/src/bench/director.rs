@@ -46,7 +46,7 @@ pub(crate) struct Director {
     /// process.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// The namespace of the pods. It is created if it does not exist, and must contain no other Garage's pods.
+    /// The namespace of the pods. It is created if it does not exist, and must contain no pods of another Garage.
     #[arg(long, value_name = "NAME", default_value = "garage-bench")]
     namespace: String,
     /// The image of the pods. It is never pulled.
@@ -63,11 +63,11 @@ pub(crate) struct Director {
 impl Director {
     pub(super) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let folder = tempfile::Builder::new().prefix("garage-bench-").tempdir()?;
-        let double = match self.kubeconfig {
+        let simulated = match self.kubeconfig {
             Some(_) => None,
-            None => Some(Double::start(folder.path()).await?),
+            None => Some(SimulatedApiServer::start(folder.path()).await?),
         };
-        let kubeconfig = match (&self.kubeconfig, &double) {
+        let kubeconfig = match (&self.kubeconfig, &simulated) {
             (Some(file), _) => std::path::absolute(file)?,
             (None, _) => folder.path().join("kubeconfig"),
         };
@@ -185,15 +185,15 @@ impl Rates {
 
 /// Runs the simulated API server for `bench director`, which starts it as a separate process.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Double {
+pub(crate) struct SimulatedApiServer {
     /// The kubeconfig file to write when the server is ready.
     kubeconfig: PathBuf,
 }
 
-impl Double {
+impl SimulatedApiServer {
     async fn start(folder: &Path) -> anyhow::Result<Process> {
         let kubeconfig = folder.join("kubeconfig");
-        let mut process = Launch::new("the simulated API server", std::env::current_exe()?, folder.join("double.log"))
+        let mut process = Launch::new("the simulated API server", std::env::current_exe()?, folder.join("server.log"))
             .args(["bench", "api-server"])
             .arg(&kubeconfig)
             .spawn()?;
@@ -202,10 +202,10 @@ impl Double {
     }
 
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let double = ApiServer::start().await?;
+        let simulated = ApiServer::start().await?;
         // A rename, so that the file appears only when it is complete.
         let unfinished = self.kubeconfig.with_extension("unfinished");
-        fs::write(&unfinished, double.kubeconfig())?;
+        fs::write(&unfinished, simulated.kubeconfig())?;
         fs::rename(unfinished, self.kubeconfig)?;
         future::pending().await
     }

@@ -107,8 +107,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Raises the limit of open files for this process and its children. Fails with what to change if the machine does
-    /// not allow enough files or ports.
+    /// Raises the limit of open files for this process and its children. If the machine does not allow
+    /// enough files or ports, the error says what to change.
     fn check_machine(&self) -> anyhow::Result<()> {
         let sockets = u64::from(self.sockets);
         let needed = sockets + RESERVE;

@@ -195,8 +195,8 @@ impl Matchmaker {
     }
 }
 
-/// The pairs that play between a matchmaker's snapshot and its kill. Their ranks must differ from those of all waiting
-/// players.
+/// The pairs that play between a matchmaker's snapshot and its kill. Their ranks must differ from the ranks of all
+/// waiting players.
 fn since(restart: i32, name: &str) -> Pairs<'_> {
     Pairs { name, count: MATCHES_SINCE_SNAPSHOT, first_rank: restart * 10_000, matches: 1 }
 }

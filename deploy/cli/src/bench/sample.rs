@@ -16,7 +16,7 @@ impl Latencies {
     }
 
     /// A row of a table: the name, the number of samples, the median and the 99th percentile in milliseconds, and the
-    /// ratio of the 99th percentile to that of the limit.
+    /// ratio of the 99th percentile to the 99th percentile of the limit.
     pub(super) fn row(&self, name: &str, limit: Option<&Self>) -> Vec<String> {
         let ratio = limit.and_then(|limit| Some(self.at(0.99)? / limit.at(0.99)?));
         let show = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));

@@ -10,7 +10,7 @@ async fn a_timeline_can_be_printed_as_json() -> anyhow::Result<()> {
     assert_eq!(lines[0]["event"]["type"], "Matched");
     let lines = fixture.json(&["player", "--json", "anna"]).await?;
     assert_eq!(seqs(&lines), [1, 5]);
-    // The fields are the same as those of `garage replay`.
+    // `garage replay` prints the same fields.
     assert_eq!(lines, fixture.json(&["replay", "--json", "--player", "anna"]).await?);
     Ok(())
 }

@@ -66,7 +66,8 @@ async fn insert_proxies(garage: &mut Garage) -> Vec<Vec<Proxy>> {
 async fn no_work_is_lost_under_random_faults() {
     let Run { time, seed, nodes } = Run::from_env();
     eprintln!("seed {seed}, {nodes} NATS node(s), {} s of faults", time.as_secs());
-    let setup = Setup::short().instances(2).queues(QUEUES).env("GARAGE_GATEWAY_GRACE_S", "3");
+    let setup =
+        Setup::short().instances(2).queues(QUEUES).env("GARAGE_GATEWAY_GRACE_S", "3").env("GARAGE_READY_S", "10");
     let mut garage = if nodes == 1 { setup.start().await } else { setup.three_nodes().start().await };
     let proxies = insert_proxies(&mut garage).await;
 

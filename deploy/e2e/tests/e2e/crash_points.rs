@@ -53,8 +53,8 @@ const MAX_TIME: Duration = Duration::from_secs(300);
 /// How often the test checks for crashed processes.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The pause between two actions that lead to a point. Some points need a worker to be terminated; the worker must be
-/// back at work before the next action.
+/// The pause between two actions that make a process reach a point. Some points need a worker to be terminated; the
+/// worker must be back at work before the next action.
 const fn pause(point: Point) -> Duration {
     match point {
         Point::SnapshotWritten | Point::KeysForgotten | Point::ConsumerMade => Duration::from_secs(4),
@@ -125,7 +125,7 @@ impl Walk {
         true
     }
 
-    /// The armed point, if it is time to lead a process to it.
+    /// The armed point, if it is time for another action that makes a process reach it.
     fn due(&mut self) -> Option<Point> {
         let armed = self.armed.as_mut()?;
         if armed.triggered.is_some_and(|last| last.elapsed() < pause(armed.point)) {
@@ -178,7 +178,7 @@ impl CrashingGarage {
         for instance in self.garage.stack.all_instances() {
             let Some(status) = instance.process.try_wait().unwrap() else { continue };
             let died = status.signal() == Some(Signal::SIGABRT as i32);
-            // Or the test terminated it, perhaps before it handled SIGTERM.
+            // The test terminated it, perhaps before it could handle SIGTERM.
             let ended = status.success() || status.signal() == Some(Signal::SIGTERM as i32);
             assert!(died || ended, "{}: {status}", instance.process.name());
             self.crashes += usize::from(died);
@@ -186,7 +186,7 @@ impl CrashingGarage {
         }
     }
 
-    /// Leads a process to a point that it does not reach by matches alone.
+    /// Makes a process reach a point that it does not reach by matches alone.
     async fn trigger(&mut self, point: Point) {
         let garage = &mut self.garage;
         match point {
@@ -213,7 +213,7 @@ impl CrashingGarage {
             }
             Point::ConsumerMade => {
                 let stream = garage.jetstream().get_stream_no_info(SESSION_TIMERS.stream).await.unwrap();
-                // It may be gone already.
+                // The consumer may be gone already.
                 let _ = stream.delete_consumer(SESSION_TIMERS.name).await;
             }
             Point::SnapshotWritten => terminate(garage, Worker::Matchmaker),

@@ -121,7 +121,7 @@ async fn workers_that_start_first_wait_for_nats_and_redis() {
     until("every worker waits for NATS", async || {
         let waits = |worker: Worker| {
             let log = garage.stack.root().join(format!("logs/{}-0.log", worker.name()));
-            std::fs::read_to_string(log).is_ok_and(|log| log.contains("waiting for nats"))
+            std::fs::read_to_string(log).is_ok_and(|log| log.contains("waiting for NATS"))
         };
         Worker::ALL.into_iter().all(waits).then_some(())
     })
@@ -129,7 +129,7 @@ async fn workers_that_start_first_wait_for_nats_and_redis() {
     garage.stack.nats.node(0).unwrap().restart().await.unwrap();
     until("the session worker waits for Redis", async || {
         let log = garage.stack.root().join("logs/session-0.log");
-        std::fs::read_to_string(log).is_ok_and(|log| log.contains("projections wait for redis")).then_some(())
+        std::fs::read_to_string(log).is_ok_and(|log| log.contains("cannot update the projections")).then_some(())
     })
     .await;
     garage.stack.redis.restart_empty().await.unwrap();

@@ -94,7 +94,7 @@ async fn a_game_server_that_exits_before_it_reports_is_replaced() {
 #[tokio::test]
 async fn a_game_server_that_never_reports_is_replaced_after_its_deadline() {
     let script = "case $config in *-1/config.json) hang;; esac";
-    let garage = Setup::short().env("GARAGE_READY_S", "5").game_server(script).start().await;
+    let garage = Setup::short().env("GARAGE_READY_S", "15").game_server(script).start().await;
 
     play(&garage.bots("player", 2)).await;
 

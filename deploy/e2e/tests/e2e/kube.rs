@@ -99,19 +99,19 @@ async fn an_unusable_cluster_is_reported_before_anything_starts() {
         (("create", "namespaces"), ["namespaces is forbidden", "`kubectl create namespace games`"]),
         (("patch", "secrets"), ["may not patch secrets in namespace games", "bind a role"]),
     ] {
-        let double = ApiServer::start().await.unwrap();
-        double.deny(denied.0, denied.1);
-        assert_refused(&double.kubeconfig(), &messages).await;
+        let simulated = ApiServer::start().await.unwrap();
+        simulated.deny(denied.0, denied.1);
+        assert_refused(&simulated.kubeconfig(), &messages).await;
     }
-    let double = ApiServer::start().await.unwrap();
-    create_secret_of_another_garage(&double).await;
-    assert_refused(&double.kubeconfig(), &["pods (0) and secrets (1) are in namespace games", "another namespace"])
+    let simulated = ApiServer::start().await.unwrap();
+    create_secret_of_another_garage(&simulated).await;
+    assert_refused(&simulated.kubeconfig(), &["pods (0) and secrets (1) are in namespace games", "another namespace"])
         .await;
     assert_refused("{", &["cannot use", "(--kubeconfig)"]).await;
-    let kubeconfig = double.kubeconfig();
-    let unauthorized = kubeconfig.replace(&double.url(), &start_unauthorized_server().await);
+    let kubeconfig = simulated.kubeconfig();
+    let unauthorized = kubeconfig.replace(&simulated.url(), &start_unauthorized_server().await);
     assert_refused(&unauthorized, &["get a kubeconfig whose credentials are valid: Unauthorized (401)"]).await;
-    drop(double);
+    drop(simulated);
     assert_refused(&kubeconfig, &["cannot reach it; check that it runs and is reachable from this machine"]).await;
 }
 
@@ -135,9 +135,9 @@ async fn start_unauthorized_server() -> String {
     url
 }
 
-async fn create_secret_of_another_garage(double: &ApiServer) {
+async fn create_secret_of_another_garage(simulated: &ApiServer) {
     let http = reqwest::Client::new();
-    let namespaces = format!("{}/api/v1/namespaces", double.url());
+    let namespaces = format!("{}/api/v1/namespaces", simulated.url());
     let labels = json!({"app.kubernetes.io/managed-by": "garage"});
     for (path, object) in [
         ("", json!({"metadata": {"name": "games"}})),

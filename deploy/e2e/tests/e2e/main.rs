@@ -1,7 +1,7 @@
 //! Tests of Garage as a whole, as players see it, also while its parts fail.
 //!
-//! Each test starts its own Garage; at most two run at a time. [`support::history`] checks what players must receive
-//! and what the log may hold.
+//! Each test starts its own Garage; at most two run at a time. [`support::history`] checks the events that players
+//! receive, and the rules of the log.
 #![cfg(test)]
 
 mod backup;

@@ -29,7 +29,7 @@ async fn two_players_queue_race_and_are_paid() {
         assert_eq!((me["status"].as_str(), me["seq"].as_u64()), (Some("idle"), Some(played.frames[3].seq)));
     }
 
-    // Afterwards only the log is left, and it has each event once.
+    // Afterwards no work is in progress, and the log has each event once.
     let events = garage.settled().await;
     let session = played[0].session.parse().unwrap();
     let expected = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "Finished", "Closed"];

@@ -98,7 +98,7 @@ async fn the_dashboard_shows_the_current_state_and_survives_outages() {
     assert!(funnel[1..].iter().all(|row| row[3] == "1" && row[4].ends_with('s')), "{funnel:?}");
     assert_eq!(browser.run("return document.title").await, "Garage · operations");
 
-    // Without Redis, the dashboard stands still, but players can still queue and cancel.
+    // Without Redis, the dashboard is not updated, but players can still queue and cancel.
     garage.stack.redis.kill();
     browser.until("#banner", |text| text.contains("Redis does not answer")).await;
     let ready = reqwest::get(garage.stack.ops().replace("/ops", "/readyz")).await.unwrap();

@@ -15,7 +15,7 @@ use crate::support::{
     play, until,
 };
 
-/// More deliveries than the failed deliveries after which a message becomes a dead letter.
+/// A number of deliveries above the limit of failed deliveries, after which a message becomes a dead letter.
 const MANY: u64 = 25;
 
 /// Reduces the acknowledgement time-out to 200 ms. The reactors report progress less often, so the server redelivers

@@ -1,4 +1,4 @@
-//! Redis holds nothing that must not be lost.
+//! Garage continues when Redis loses all its data.
 
 use std::collections::BTreeMap;
 
@@ -94,7 +94,7 @@ async fn players_notice_nothing_when_redis_loses_its_data_during_matches() {
 
     let bots = garage.bots("player", 8);
     let faults = async {
-        // At this moment, some keys are parked and not fetched yet.
+        // At this moment, Redis stores some keys that the director has not fetched yet.
         garage.until_event("PodRequested", 2).await;
         flush(&garage).await;
         garage.until_event("Opened", 5).await;
@@ -136,7 +136,7 @@ async fn a_key_lost_before_the_director_fetches_it_costs_exactly_one_attempt() {
     garage.stack.instances(Worker::Director).next().unwrap().process.pause().unwrap();
     let bots = garage.bots("player", 2);
     let fault = async {
-        // The key is parked by now, and the director is paused.
+        // Redis stores the key by now, and the director is paused.
         garage.until_event("PodRequested", 1).await;
         flush(&garage).await;
         garage.stack.instances(Worker::Director).next().unwrap().process.resume().unwrap();

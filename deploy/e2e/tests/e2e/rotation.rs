@@ -8,7 +8,7 @@ use reqwest::Client;
 
 use crate::support::{DEADLINE, Garage, Setup, history, operations, play, until};
 
-/// Variables of workers, and the key file that each names; `None` for a variable that is not set.
+/// Variables of workers, and the key file that each variable names. `None` means that the variable is not set.
 type Keys<'a> = &'a [(&'a str, Option<&'a str>)];
 
 /// Restarts a worker's instances one after another, with other keys.
@@ -24,7 +24,7 @@ async fn roll(garage: &mut Garage, worker: Worker, keys: Keys<'_>) {
     }
 }
 
-/// Lets bots play matches, one after another, until `change` is done; at least one.
+/// Lets bots play matches, one after another, until `change` is done. They play at least one.
 async fn play_while(bots: &[Bot], change: impl Future<Output = ()>) {
     let mut change = pin!(change);
     loop {

@@ -113,7 +113,7 @@ async fn no_secret_is_in_a_stream_a_log_file_or_redis() {
             assert_eq!(secrets.find(line), None, "in {}: {line}", log.display());
         }
     }
-    // Keys are parked in Redis, but sealed.
+    // Redis stores keys, but they are sealed.
     let mut connection = garage.redis().await;
     let keys: Vec<String> = redis::cmd("KEYS").arg("garage:key:*").query_async(&mut connection).await.unwrap();
     assert!(!keys.is_empty());

@@ -17,7 +17,6 @@ use std::{
 };
 
 use async_nats::{Client, jetstream};
-use futures::future::join_all;
 use garage_events::{
     game::Secret,
     jetstream::{
@@ -37,6 +36,7 @@ use tempfile::TempDir;
 use tokio::{
     runtime::{self, Runtime},
     sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit},
+    task::JoinSet,
 };
 
 use self::history::Event;
@@ -68,8 +68,8 @@ pub(crate) async fn until<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T
     }
 }
 
-/// The runtime of the bots, on threads of its own. On the runtime of a test, busy bots would starve what the test itself
-/// does: its probe of `/readyz` once timed out again and again while the worker answered in milliseconds.
+/// The runtime of the bots, on threads of its own. On the runtime of a test, busy bots would delay the test's own work:
+/// its probe of `/readyz` once timed out again and again, although the worker answered within milliseconds.
 static PLAYERS: LazyLock<Runtime> = LazyLock::new(|| {
     let mut builder = runtime::Builder::new_multi_thread();
     builder.worker_threads(2).thread_name("players").enable_all().build().unwrap()
@@ -82,9 +82,14 @@ pub(crate) fn players_runtime() -> &'static runtime::Handle {
 
 /// Lets every bot play one match.
 pub(crate) async fn play(bots: &[Bot]) -> Vec<Played> {
-    let playing = bots.iter().cloned().map(|bot| players_runtime().spawn(async move { bot.play("ranked").await }));
-    let played = join_all(playing).await.into_iter().map(|played| played.unwrap());
-    played.map(|played| played.unwrap_or_else(|error| panic!("{error}"))).collect()
+    // A set of tasks, so that the bots stop when the test fails.
+    let mut playing = JoinSet::new();
+    for (number, bot) in bots.iter().cloned().enumerate() {
+        playing.spawn_on(async move { (number, bot.play("ranked").await) }, players_runtime());
+    }
+    let mut played = playing.join_all().await;
+    played.sort_by_key(|(number, _)| *number);
+    played.into_iter().map(|(_, played)| played.unwrap_or_else(|error| panic!("{error}"))).collect()
 }
 
 /// A running Garage. When a test panics, it prints the log and the ends of the processes' logs.
@@ -235,7 +240,7 @@ impl Garage {
         (output.status.success(), String::from_utf8(text).unwrap())
     }
 
-    /// All events as text. Uses its own runtime: the test's may be what failed.
+    /// All events as text. Uses its own runtime, because the test's runtime may have failed.
     fn log_text(&self) -> String {
         let (url, options) = (self.stack.nats.url(), self.stack.nats.options(Role::Admin).unwrap());
         let read = async {

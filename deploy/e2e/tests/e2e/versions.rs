@@ -103,7 +103,7 @@ async fn a_session_that_a_newer_build_has_continued_is_left_to_that_build() {
         let seq = garage.append(&Aggregate::Session(session), newer).await;
         garage.until_skipped(count).await;
         let (message, unknown) = (format!("message {seq} "), format!("event type {type_name} v{v} {ADVICE}"));
-        garage.until_logged(Worker::Session, &["left to a newer build", &message, &unknown]).await;
+        garage.until_logged(Worker::Session, &["only a newer build can handle this message", &message, &unknown]).await;
     }
     // A query about the session fails with the same advice.
     match svc::call(&garage.admin, &GetSession { session }).await {

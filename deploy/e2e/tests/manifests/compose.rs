@@ -29,7 +29,7 @@ fn every_variable_of_a_service_is_a_setting_of_its_program() {
         assert_eq!(service["build"]["target"], image, "{name}");
         ours.insert(image.to_owned());
     }
-    // There, game servers are child processes of the director and come with its image.
+    // In compose.yaml, game servers are child processes of the director and come with its image.
     assert_eq!(ours, images().into_iter().filter(|image| image != "gameserver").collect());
 }
 

@@ -1,4 +1,4 @@
-//! Every pod is confined as its namespace requires, and more.
+//! Tests that every pod meets the security level of its namespace, and stricter rules of this repository.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::support::{Pod, overlays};
 const VOLUMES: [&str; 7] =
     ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"];
 
-/// What a pod violates of the level `restricted` and of this repository's own rules.
+/// The rules that a pod violates, of the level `restricted` and of this repository.
 fn violations(pod: &Pod<'_>) -> Vec<String> {
     let mut found = Vec::new();
     let mut require = |met: bool, what: String| found.extend((!met).then_some(what));

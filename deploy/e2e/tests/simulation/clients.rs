@@ -22,7 +22,7 @@ use crate::{
     workers::{Shared, call_gateway, queues},
 };
 
-/// How often a client sends a request that is not answered.
+/// The maximum number of times that a client sends the same request.
 const TRIES: u32 = 6;
 
 /// A successful answer that a client received. The log must agree.

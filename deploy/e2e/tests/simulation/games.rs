@@ -95,7 +95,7 @@ impl Games {
         self.state().started
     }
 
-    /// What must not happen to an instance and did, given how the sessions ended.
+    /// The violations of the rules for instances. `ends` contains how each session ended.
     pub(crate) fn violations(&self, ends: &BTreeMap<SessionId, End>) -> Vec<String> {
         let state = self.state();
         let lost = state.played.iter().filter(|(name, (when, was_running))| {
@@ -122,7 +122,8 @@ impl Games {
         }
     }
 
-    /// Takes up a claim, whether the instance is still listed or not. Returns whether the instance is to be started.
+    /// Marks a claimed instance as running, and lists it again if it was removed. Returns whether the caller must start
+    /// the game server.
     fn take_claim(&self, claimed: Instance) -> Result<bool, CreateError> {
         let mut state = self.state();
         let instance = state.listed.entry(claimed.name).or_insert(claimed);

@@ -67,7 +67,7 @@ struct PlayerCheck {
     state: State,
 }
 
-/// The players that one commit matches with, notifies of, or releases from a session.
+/// The players of each session that one commit matches, notifies of the opening, or releases.
 #[derive(Default)]
 struct Notices {
     matched: BTreeMap<SessionId, BTreeSet<PlayerId>>,

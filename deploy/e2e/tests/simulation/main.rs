@@ -83,7 +83,7 @@ fn run(seed: u64) -> Run {
     while !is_over() && stage.now() < faults_end + SETTLE_TIMEOUT && stage.polls() < MAX_POLLS {
         stage.run_until(stage.now() + Duration::SECOND);
     }
-    // Deliver what is still in flight.
+    // Deliver the messages that are still in flight.
     stage.run_until(stage.now() + Duration::seconds(10));
 
     let log = shared.net.log.messages(ALL);

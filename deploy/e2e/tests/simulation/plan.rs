@@ -1,4 +1,4 @@
-//! The faults of a seed. Each seed leaves some kinds out: many faults together can hide what a few of them would show.
+//! The faults of a seed. Each seed leaves some kinds out: many faults together can hide a bug that a few faults reveal.
 
 use rand::{Rng, RngExt};
 
@@ -10,15 +10,15 @@ pub(crate) struct Plan {
     pub(crate) players: u32,
     /// How many tickets each player requests.
     pub(crate) rounds: u32,
-    /// Tickets that their player cancels.
+    /// Tickets that the player cancels.
     pub(crate) cancels: u32,
     /// The number of players in a match.
     pub(crate) match_size: usize,
     /// How long faults are injected, in seconds.
     pub(crate) faults_s: u64,
-    /// How often, of ten thousand times that a worker waits for something, it crashes there.
+    /// How many of ten thousand waits of a worker end in a crash.
     pub(crate) crashes: u32,
-    /// How often, of ten thousand times that a worker waits for something, it is paused for seconds.
+    /// How many of ten thousand waits of a worker are prolonged by a pause of seconds.
     pub(crate) pauses: u32,
     pub(crate) slow_hops: u32,
     pub(crate) lost_answers: u32,

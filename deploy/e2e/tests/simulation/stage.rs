@@ -153,7 +153,7 @@ impl Stage {
         draw(&mut self.state().rng)
     }
 
-    /// Draws whether a fault occurs, with this probability in percent. Never, once the faults have stopped.
+    /// Draws whether a fault occurs, with this probability in percent. After the faults have stopped, always false.
     pub(crate) fn fault(&self, percent: u32) -> bool {
         let mut state = self.state();
         state.faulty && chance(&mut state.rng, percent, 100)
@@ -211,8 +211,8 @@ impl Stage {
         self.sleep(Duration::from_micros(COMMIT_US - micros)).await;
     }
 
-    /// Sends a request over the network and waits for the answer. The caller may crash before the request arrives or
-    /// before the answer does; the request is carried out all the same.
+    /// Sends a request over the network and waits for the answer. The caller may crash before the request or the
+    /// answer arrives; the request is carried out nevertheless.
     pub(crate) async fn ask<T: Send + 'static>(&self, request: impl Future<Output = T> + Send + 'static) -> T {
         let (reply, answer) = oneshot::channel();
         let stage = self.clone();

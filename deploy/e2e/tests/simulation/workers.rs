@@ -1,4 +1,4 @@
-//! Garage's workers on the stage: the real deciders and reactions, with doubles for everything but the log.
+//! Garage's workers on the stage: the real deciders and reactions, with simulated dependencies.
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ const REACTIONS: usize = 3;
 /// How often a director lists its instances.
 const LIST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The age from which an instance can be an orphan, if the plan has orphans removed.
+/// The minimum age of an orphan, if directors remove orphans in this run.
 const GRACE: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_secs(1_000_000);
 
@@ -79,7 +79,7 @@ pub(crate) struct Shared {
     pub(crate) stage: Stage,
     pub(crate) net: Net,
     pub(crate) games: Games,
-    /// The expiry times of the parked keys, by fingerprint.
+    /// The expiry times of the keys in Redis, by fingerprint.
     keys: Arc<Mutex<BTreeMap<String, OffsetDateTime>>>,
     keys_made: Arc<Mutex<u64>>,
     snapshot: Arc<Mutex<Option<Vec<u8>>>>,

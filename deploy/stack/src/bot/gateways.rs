@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// The gateways that a client knows. It uses one of them until that one does not answer. Clones share the choice.
+/// The gateways that a client knows. It uses one of them until it stops answering. Clones share the choice.
 #[derive(Debug, Clone)]
 pub(super) struct Gateways {
     urls: Arc<[String]>,

@@ -31,7 +31,7 @@ pub struct Redis {
 /// The file that the server writes when a client sends `SAVE`. This is the default name.
 const DUMP: &str = "dump.rdb";
 
-/// The user that may only read the projections. It has no access to parked keys.
+/// The user that may only read the projections. It has no access to game servers' secrets.
 const READER: &str = "gateway";
 
 impl Redis {

@@ -1,4 +1,5 @@
-//! A log written by hand. Numbers and expectations are those of the committer, also for events that are not allowed.
+//! A log written by hand. Events get the same numbers and expectations as from the committer, even if they are not
+//! allowed.
 
 use std::collections::HashMap;
 
@@ -61,7 +62,7 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// A finished match of anna and bert: 15 messages. Those of the session are 3, 6 to 9, 12 and 13.
+    /// A finished match of anna and bert: 15 messages. The session's messages are 3, 6 to 9, 12 and 13.
     pub(super) fn finished(number: u128) -> Self {
         let mut story = Self::default();
         let players = [("anna", 1), ("bert", 2)];
@@ -206,7 +207,7 @@ impl Story {
         self.message(seq).headers.as_mut().unwrap().insert(name, value);
     }
 
-    /// Changes what a message expected.
+    /// Changes the sequence that a message expected.
     pub(super) fn expect(&mut self, seq: u64, expected: Option<&str>, filter: Option<&str>) {
         let names = ["Nats-Expected-Last-Subject-Sequence", "Nats-Expected-Last-Subject-Sequence-Subject"];
         let mut headers = HeaderMap::new();

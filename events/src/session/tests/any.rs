@@ -11,7 +11,7 @@ enum Step {
     Command(Command),
     /// A command about an attempt; `None` is the current attempt, as in most real cases.
     ForAttempt(Option<u32>, fn(u32) -> Command),
-    /// The next step that the session needs, as its worker would do it.
+    /// The next step that the session needs. In production, the session worker does it.
     React,
 }
 
@@ -32,12 +32,12 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A session whose worker does the next step now and then.
+/// The steps of a session that does its own next step now and then.
 fn any_life() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(prop_oneof![3 => any_step(), 1 => Just(Step::React)], 0..80)
 }
 
-/// A session that gets any command at any time, including requests for servers beyond the limit.
+/// The steps of a session that gets any command at any time, including requests for servers beyond the limit.
 fn any_life_at_all() -> impl Strategy<Value = Vec<Step>> {
     let request = any_of(vec![request, |attempt| request(attempt + 1)]);
     prop::collection::vec(prop_oneof![3 => any_step(), 1 => request], 0..80)

@@ -5,12 +5,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Limit of counted messages. It equals the consumer's `max_ack_pending`: the server delivers no further messages until
-/// some are acknowledged.
+/// The maximum number of counted messages. It equals the consumer's `max_ack_pending`: the server delivers no further
+/// messages until some are acknowledged.
 const MAX_MESSAGES: usize = 1_000;
 
-/// The number of failed deliveries of each message, by sequence. Another instance may handle a message in the end; this
-/// instance does not learn of it. So the oldest entry is removed when there are more than [`MAX_MESSAGES`].
+/// The number of failed deliveries of each message, by sequence. This instance does not notice if another instance
+/// handles a message. So the oldest entry is removed when there are more than [`MAX_MESSAGES`].
 #[derive(Debug, Clone, Default)]
 pub(super) struct FailedDeliveries(Arc<Mutex<BTreeMap<u64, u32>>>);
 

@@ -1,7 +1,7 @@
 //! Detects that a consumer has stopped, and recreates it.
 //!
 //! A consumer can stop in three ways. A deleted consumer is reported as missing. A consumer whose leader is permanently
-//! lost does not answer. A consumer that has silently stopped answers that all is well, but delivers nothing.
+//! lost does not answer. A consumer that has silently stopped answers without an error, but delivers nothing.
 //!
 //! Its worker recreates the consumer in each case. The new one starts after the acknowledgement floor that this
 //! instance saw last; all messages up to the floor are acknowledged. So no message is skipped, and reactions to
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::Shutdown;
 
-/// Interval of checks. Each check costs the consumer's leader one request.
+/// Interval between checks. Each check costs the consumer's leader one request.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// After this many silent checks in a row, the consumer counts as stopped. A check is silent if there were messages,
@@ -40,7 +40,7 @@ const LEADERLESS_AFTER: Duration = Duration::from_secs(10);
 /// it removes the files, and it would then remove the files of the new consumer too.
 const RECREATE_AFTER: Duration = Duration::from_secs(1);
 
-/// What this instance knows of a consumer.
+/// The state of a consumer, as this instance knows it.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     context: jetstream::Context,
@@ -70,7 +70,7 @@ struct Floor {
     consumer_created: OffsetDateTime,
 }
 
-/// What is wrong with a consumer.
+/// Why a consumer needs a repair.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
     /// It exists but does not work. The reason is a label of the metric.
@@ -79,7 +79,7 @@ enum Fault {
     Missing,
 }
 
-/// There are messages, but the consumer does not deliver them.
+/// The error for a consumer that has silently stopped.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("there are messages, but none are delivered; the consumer will be recreated")]
 struct Silent;
@@ -136,7 +136,7 @@ impl Watchdog {
         self.floor = Some(Floor { seq: info.ack_floor.stream_sequence, consumer_created: info.created });
     }
 
-    /// Whether a working consumer, too, would have delivered nothing to this instance.
+    /// Whether even a working consumer could have delivered nothing to this instance.
     async fn may_be_silent(&mut self, stream: &Stream<()>, info: &Info) -> Result<bool, async_nats::Error> {
         let delivered = info.delivered.consumer_sequence;
         let delivered_elsewhere = self.delivered.replace(delivered).is_some_and(|before| before != delivered);
@@ -175,12 +175,13 @@ impl Watchdog {
         (self.last_check, self.delivered, self.silent_checks, self.working) = (None, None, 0, false);
     }
 
-    /// What is wrong with the consumer. `None` if the consumer is not known to be the cause.
+    /// Why the consumer needs a repair. `None` if the consumer is not known to be the cause.
     async fn fault(&mut self) -> anyhow::Result<Option<Fault>> {
         let stream = self.context.get_stream_no_info(self.consumer.stream).await?;
         match stream.consumer_info(self.consumer.name).await {
             Ok(info) => {
-                // Another instance may have recreated the consumer meanwhile. The silent checks were of the old one.
+                // Another instance may have recreated the consumer meanwhile. Then the silent checks were about the old
+                // consumer.
                 let same_consumer = self.floor.is_some_and(|floor| floor.consumer_created == info.created);
                 self.record(&info);
                 Ok((self.silent_checks >= MAX_SILENT_CHECKS && same_consumer).then_some(Fault::Broken("silent")))

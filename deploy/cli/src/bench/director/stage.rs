@@ -27,7 +27,7 @@ use garage_worker::seal::SealKey;
 /// The key that seals the game secrets.
 const SEAL: [u8; 32] = [9; 32];
 
-/// The fingerprint of the parked key. All sessions share one key, because no game runs.
+/// The fingerprint of the key in Redis. All sessions share one key, because no game runs.
 const FINGERPRINT: &str = "bench";
 
 /// Length of a private key in PEM, in bytes.
@@ -145,7 +145,7 @@ impl Stage {
     }
 }
 
-/// Secrets of the same length as those of a real game.
+/// Secrets of the same length as a real game's secrets.
 fn secrets() -> game::Secrets {
     let text = |bytes| Secret::new("k".repeat(bytes));
     game::Secrets { private_key: text(KEY_BYTES), credentials: text(CREDENTIALS_BYTES) }

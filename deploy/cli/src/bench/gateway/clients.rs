@@ -1,5 +1,5 @@
-//! The clients of the benchmark, in a process of their own, which does not add to the memory of the gateway or of the
-//! benchmark.
+//! The clients of the benchmark. They run in a separate process, so that they do not add to the memory of the gateway
+//! or of the benchmark.
 //!
 //! The process reads one player's token per line from standard input, up to an empty line, and opens a socket for each.
 //! To standard output it writes the address of its echo server, a line when all sockets are open, and then a line for

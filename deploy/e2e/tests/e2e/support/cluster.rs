@@ -32,7 +32,7 @@ use super::{kubelet::Kubelet, until};
 
 /// A namespace of a cluster. `garage` creates the namespace.
 pub(crate) struct Cluster {
-    double: Option<ApiServer>,
+    simulated: Option<ApiServer>,
     kubelet: Option<Kubelet>,
     kubeconfig: PathBuf,
     namespace: String,
@@ -49,13 +49,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("garage-e2e-cluster-").tempdir().unwrap();
-        let (double, kubeconfig) = match env::var_os("GARAGE_TEST_KUBECONFIG") {
+        let (simulated, kubeconfig) = match env::var_os("GARAGE_TEST_KUBECONFIG") {
             Some(file) => (None, PathBuf::from(file)),
             None => {
-                let double = ApiServer::start().await.unwrap();
+                let simulated = ApiServer::start().await.unwrap();
                 let file = folder.path().join("kubeconfig");
-                fs::write(&file, double.kubeconfig()).unwrap();
-                (Some(double), file)
+                fs::write(&file, simulated.kubeconfig()).unwrap();
+                (Some(simulated), file)
             }
         };
         let config = Kubeconfig::read_from(&kubeconfig).unwrap();
@@ -63,7 +63,7 @@ impl Cluster {
         let client = Client::try_from(config).unwrap();
         let namespace = format!("garage-{}", System.id().simple());
         let (kubelet, image) = if env::var("GARAGE_TEST_KUBELET").is_ok_and(|kubelet| kubelet == "real") {
-            assert!(double.is_none(), "GARAGE_TEST_KUBELET=real needs GARAGE_TEST_KUBECONFIG");
+            assert!(simulated.is_none(), "GARAGE_TEST_KUBELET=real needs GARAGE_TEST_KUBECONFIG");
             (None, env::var("GARAGE_TEST_IMAGE").expect("GARAGE_TEST_KUBELET=real needs GARAGE_TEST_IMAGE"))
         } else {
             let program = binary("garage-gameserver").unwrap();
@@ -72,7 +72,7 @@ impl Cluster {
         let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
         let created = Arc::default();
         Self {
-            double,
+            simulated,
             kubelet,
             kubeconfig,
             image,
@@ -134,7 +134,7 @@ impl Cluster {
 
     /// Removes the namespace and the node from a cluster that outlives the test.
     pub(crate) async fn remove(&self) {
-        if self.double.is_none() {
+        if self.simulated.is_none() {
             if let Some(kubelet) = &self.kubelet {
                 let nodes: Api<Node> = Api::all(self.client.clone());
                 nodes.delete(kubelet.node(), &DeleteParams::default()).await.unwrap();

@@ -155,8 +155,8 @@ pub(crate) fn is_over(events: &[Event]) -> bool {
     true
 }
 
-/// Checks the rules that every log obeys, whatever went wrong: those of `garage verify`, and that no coin comes from nowhere
-/// and each match moves a rating from where it was.
+/// Checks the rules that every log obeys, under any faults. These are the rules of `garage verify`, and two more: each
+/// balance follows from the previous balance, and each rating change starts from the previous rating.
 pub(crate) fn check(events: &[Event]) {
     let mut checker = Checker::default();
     let mut violations: Vec<_> = events.iter().flat_map(|event| checker.take(event.message.clone())).collect();
@@ -165,16 +165,36 @@ pub(crate) fn check(events: &[Event]) {
     let ids: BTreeSet<_> = events.iter().map(|event| event.id).collect();
     assert_eq!(ids.len(), events.len(), "an event is in the log twice");
     let mut histories: BTreeMap<&Aggregate, Vec<&Event>> = BTreeMap::new();
-    for event in events.iter().filter(|event| matches!(event.aggregate, Aggregate::Inventory(_))) {
+    for event in events {
         histories.entry(&event.aggregate).or_default().push(event);
     }
-    for (owner, history) in &histories {
-        check_balance(owner, history);
-        check_ratings(owner, history);
+    for (aggregate, history) in &histories {
+        match aggregate {
+            Aggregate::Player(_) => {}
+            Aggregate::Session(_) => check_steps(aggregate, history),
+            Aggregate::Inventory(_) => {
+                check_balance(aggregate, history);
+                check_ratings(aggregate, history);
+            }
+        }
     }
 }
 
-/// Checks that each event's balance is the one before it, plus or minus its amount.
+/// Checks that a session has each event once per attempt, and counts its attempts from 1. The rules of `garage verify` use
+/// the deciders, so a decider that repeats a step is found only here.
+fn check_steps(session: &Aggregate, history: &[&Event]) {
+    let (mut seen, mut attempt) = (BTreeSet::new(), 0);
+    for event in history {
+        let step = (&event.type_name, event.number("attempt"));
+        assert!(seen.insert(step), "{session} repeats {}: {:?}", event.type_name, types(history));
+        if event.type_name == "PodRequested" {
+            attempt += 1;
+        }
+        assert!([0, attempt].contains(&step.1), "{session} mixes attempts: {:?}", types(history));
+    }
+}
+
+/// Checks that each event's balance is the previous balance plus or minus the event's amount.
 fn check_balance(owner: &Aggregate, history: &[&Event]) {
     let mut balance = 1_000;
     for event in history {

@@ -29,7 +29,7 @@ impl Routes {
         Ok(Self { links })
     }
 
-    /// The addresses under which the node reaches the others.
+    /// The addresses at which the node reaches the others.
     pub(super) fn from(&self, node: usize) -> Vec<SocketAddr> {
         self.links.iter().filter(|link| link.from == node).map(|link| link.proxy.address()).collect()
     }
