@@ -4,6 +4,9 @@
 //! exception is no longer needed.
 #![cfg(test)]
 
+#[path = "tidy/docs.rs"]
+mod docs;
+
 use std::{
     collections::BTreeSet,
     fs,

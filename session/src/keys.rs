@@ -1,4 +1,4 @@
-//! RSA keys for game servers, generated in advance: generating one takes about 100 ms of CPU time.
+//! RSA keys for game servers, generated in advance: generating one takes 50 to 100 ms of CPU time.
 
 use std::{future::Future, sync::Arc};
 

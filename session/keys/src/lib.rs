@@ -26,7 +26,7 @@ pub struct GameKey {
 }
 
 impl GameKey {
-    /// Generates a key. This takes about 100 ms of CPU time.
+    /// Generates a key. This takes 50 to 100 ms of CPU time.
     ///
     /// # Errors
     /// If the key cannot be generated or encoded.

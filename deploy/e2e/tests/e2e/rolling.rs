@@ -21,8 +21,8 @@ use crate::support::{
     players_runtime, until,
 };
 
-/// Players of a match. A match costs a process and an RSA key (100 ms of a core). A player costs only a socket and some
-/// requests. So two cores can serve several times as many players in matches of 16 as in matches of two.
+/// Players of a match. A match costs a process and an RSA key (50 to 100 ms of a core). A player costs only a socket
+/// and some requests. So two cores can serve several times as many players in matches of 16 as in matches of two.
 const PLAYERS: usize = 16;
 
 /// Players at a time: six matches. When a player leaves, the next one arrives, so that the machine serves as many

@@ -1,49 +1,17 @@
 //! Rules for the documentation: no link is broken, the book contains every page, and the first pages are short.
-#![cfg(test)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Component, Path, PathBuf},
 };
 
+use super::{assert_none, read, root, walk};
+
 const SUMMARY: &str = "deploy/docs/SUMMARY.md";
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-#[track_caller]
-fn assert_none(found: &[String], what_to_do: &str) {
-    assert!(found.is_empty(), "\n{}\n{what_to_do}\n", found.join("\n"));
-}
 
 /// Every Markdown file of the repository, as a path relative to the root.
 fn pages() -> Vec<String> {
-    fn visit(folder: &Path, pages: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.starts_with('.') || name == "target" {
-                continue;
-            }
-            if path.is_dir() {
-                visit(&path, pages);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                pages.push(path);
-            }
-        }
-    }
-    let (root, mut pages) = (root(), Vec::new());
-    visit(&root, &mut pages);
-    let mut pages: Vec<_> =
-        pages.iter().map(|page| page.strip_prefix(&root).unwrap().to_str().unwrap().to_owned()).collect();
-    pages.sort();
-    pages
+    walk().into_iter().filter(|file| file.ends_with(".md")).collect()
 }
 
 // A parser for the parts of Markdown that these pages use.
