@@ -42,6 +42,7 @@ use std::{
 use anyhow::Context;
 use garage_events::{
     crash::{self, Point},
+    deadline::exit_blocking,
     game,
 };
 use time::OffsetDateTime;
@@ -271,7 +272,7 @@ impl Inner {
         crash::effect_blocking(Point::InstanceEnded, || proc::end(&self.root, name))?;
         let child = self.children().remove(&name);
         if let Some(mut child) = child {
-            child.wait()?;
+            exit_blocking(&mut child, VISIBLE)?;
         }
         let Some(lock) = lock else { return Ok(false) };
         folder.remove(lock)?;

@@ -15,6 +15,7 @@ use garage_director::{
     process::ProcessBackend,
 };
 use garage_events::{
+    deadline::exit_blocking,
     env::{Env, System},
     game::{Config, Nats, Secret},
 };
@@ -336,7 +337,7 @@ async fn foreign_folders_and_processes_are_left_alone() {
     for stranger in &mut strangers {
         assert_eq!(stranger.try_wait().unwrap(), None);
         stranger.kill().unwrap();
-        stranger.wait().unwrap();
+        exit_blocking(stranger, DEADLINE).unwrap();
     }
     assert_eq!(fs::read_dir(instances).unwrap().count(), 3);
 }

@@ -11,10 +11,12 @@
 //! - [`queue`]: the configuration of the queues. [`queue_status`]: whether a queue is open or closed.
 //! - [`lease`]: which instance of a worker does a task that only one of them should do.
 //! - [`presence`]: which players have an open WebSocket.
+//! - [`deadline`]: waiting for channels and child processes, with a limit.
 //! - [`mod@env`]: clock and id source. [`crash`]: crash points for fault tests.
 
 pub mod crash;
 pub mod dead_letter;
+pub mod deadline;
 pub mod env;
 pub mod event;
 pub mod game;

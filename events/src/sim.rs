@@ -13,7 +13,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use time::OffsetDateTime;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use crate::{
     env::Env,
@@ -95,7 +95,8 @@ pub struct SimLog<W> {
     env: W,
     state: Arc<Mutex<State>>,
     /// The sequence of the last message. Readers wait for it to change.
-    end: watch::Sender<u64>,
+    /// Wakes the readers after an append.
+    appended: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -132,7 +133,7 @@ impl<W: Env> SimLog<W> {
             faults: Faults::default(),
             rng: StdRng::seed_from_u64(0),
         };
-        Self { env, state: Arc::new(Mutex::new(state)), end: watch::Sender::new(0) }
+        Self { env, state: Arc::new(Mutex::new(state)), appended: Arc::default() }
     }
 
     /// Injects these faults from now on. The same seed gives the same sequence of faults.
@@ -169,7 +170,7 @@ impl<W: Env> SimLog<W> {
 
     /// Reads the messages that one of the filters selects, in order, from a sequence on; 1 is the beginning.
     pub fn follow(&self, filters: Vec<String>, from: u64) -> Follow {
-        Follow { state: Arc::clone(&self.state), end: self.end.subscribe(), filters, next: from.max(1) }
+        Follow { state: Arc::clone(&self.state), appended: Arc::clone(&self.appended), filters, next: from.max(1) }
     }
 
     fn history<E: Event>(&self, aggregate: &Aggregate) -> Result<Vec<Recorded<E>>, ReadError> {
@@ -211,9 +212,8 @@ impl<W: Env> SimLog<W> {
             let group = take(&mut waiting, &HashSet::new());
             state.commit(group, self.env.now());
         }
-        let end = state.end();
         drop(state);
-        self.end.send_replace(end);
+        self.appended.notify_waiters();
     }
 }
 
@@ -336,7 +336,7 @@ impl<W: Env> Append for SimLog<W> {
 #[derive(Debug)]
 pub struct Follow {
     state: Arc<Mutex<State>>,
-    end: watch::Receiver<u64>,
+    appended: Arc<Notify>,
     filters: Vec<String>,
     next: u64,
 }
@@ -344,8 +344,10 @@ pub struct Follow {
 impl Follow {
     /// Waits for the next message, however long it takes. Dropping the future does not lose a message.
     pub async fn next(&mut self) -> Message {
+        let notify = Arc::clone(&self.appended);
         loop {
-            self.end.mark_unchanged();
+            // Created before the check, so that no append is missed.
+            let appended = notify.notified();
             if self.late() {
                 tokio::task::yield_now().await;
                 continue;
@@ -353,10 +355,7 @@ impl Follow {
             if let Some(message) = self.stored() {
                 return message;
             }
-            if self.end.changed().await.is_err() {
-                // All clones of the log were dropped, so no message can follow.
-                std::future::pending::<()>().await;
-            }
+            appended.await;
         }
     }
 

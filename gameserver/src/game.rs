@@ -5,6 +5,7 @@ use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
 
 use futures::future::{Fuse, FusedFuture};
 use garage_events::{
+    deadline::receive,
     game::{Loadout, Placing},
     id::SessionId,
 };
@@ -13,6 +14,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::race::{Race, TICK_HZ, Throttle},
@@ -74,12 +76,13 @@ impl Game {
     }
 
     /// Runs the game to its end and returns the results. `ready` resolves when Garage has acknowledged the ready
-    /// report. Players cannot know the server's address before.
+    /// report. Players cannot know the server's address before. Once `stop` is cancelled, no events are handled.
     pub(crate) async fn play<F: Future<Output = ()>>(
         mut self,
         mut events: mpsc::Receiver<Event>,
         udp: UdpSocket,
         mut ready: Pin<&mut Fuse<F>>,
+        stop: &CancellationToken,
     ) -> Vec<Placing> {
         // One byte longer than an input datagram, so that a longer datagram is recognised and not cut to a valid
         // length.
@@ -87,7 +90,7 @@ impl Game {
         while !matches!(self.phase, Phase::Over) {
             tokio::select! {
                 () = wait_for_timer(&mut self.phase) => self.advance(&udp),
-                Some(event) = events.recv() => self.handle_event(event),
+                Ok(event) = receive(&mut events, stop) => self.handle_event(event),
                 received = udp.recv_from(&mut buffer) => match received {
                     Ok((length, from)) => self.handle_datagram(buffer.get(..length).unwrap_or_default(), from),
                     Err(error) => tracing::debug!(%error, "cannot receive datagram"),

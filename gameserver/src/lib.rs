@@ -141,7 +141,7 @@ async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: 
     let stop = CancellationToken::new();
     let game = game::Game::new(config.session, config.players, &options);
     let play = async {
-        let results = game.play(received, udp, ready.as_mut()).await;
+        let results = game.play(received, udp, ready.as_mut(), &stop).await;
         stop.cancel();
         // Report ready before finished: Garage ignores the end of a game that it has not seen start.
         if !ready.is_terminated() {

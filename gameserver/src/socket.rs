@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::{SinkExt, StreamExt};
+use garage_events::deadline::receive;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -102,7 +103,7 @@ pub(crate) async fn accept(
             accepted = listener.accept() => match accepted {
                 Ok((stream, from)) => {
                     next += 1;
-                    let connection = serve(stream, next, Arc::clone(&acceptor), events.clone());
+                    let connection = serve(stream, next, Arc::clone(&acceptor), events.clone(), stop.clone());
                     // Lock before the task starts, so that it cannot join before it has been added.
                     let mut connections = acceptor.connections();
                     let task = tasks.spawn(connection.in_current_span());
@@ -126,7 +127,13 @@ pub(crate) async fn accept(
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
-async fn serve(stream: TcpStream, connection: u64, acceptor: Arc<Acceptor>, events: mpsc::Sender<Event>) {
+async fn serve(
+    stream: TcpStream,
+    connection: u64,
+    acceptor: Arc<Acceptor>,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
     let opened = match timeout(HANDSHAKE_TIMEOUT, open(stream, &acceptor.tls)).await {
         Ok(opened) => opened,
         Err(_) => Err("the handshake took too long".to_owned()),
@@ -146,7 +153,7 @@ async fn serve(stream: TcpStream, connection: u64, acceptor: Arc<Acceptor>, even
     if events.send(Event::Joined { connection, player, out }).await.is_err() {
         return End::Gone.close(socket, connection).await;
     }
-    let end = relay(&mut socket, connection, player, frames, &events).await;
+    let end = relay(&mut socket, connection, player, frames, &events, &stop).await;
     let _ = events.send(Event::Left { connection, player }).await;
     end.close(socket, connection).await;
 }
@@ -240,13 +247,14 @@ async fn relay(
     player: usize,
     mut frames: mpsc::Receiver<Outgoing>,
     events: &mpsc::Sender<Event>,
+    stop: &CancellationToken,
 ) -> End {
     loop {
         tokio::select! {
-            frame = frames.recv() => match frame {
-                None => return End::Gone,
-                Some(Outgoing::Close(code, reason)) => return End::ClosedByGame(code, reason),
-                Some(Outgoing::Text(text)) => {
+            frame = receive(&mut frames, stop) => match frame {
+                Err(_) => return End::Gone,
+                Ok(Outgoing::Close(code, reason)) => return End::ClosedByGame(code, reason),
+                Ok(Outgoing::Text(text)) => {
                     if !matches!(timeout(SEND_TIMEOUT, socket.send(Message::Text(text))).await, Ok(Ok(()))) {
                         return End::Gone;
                     }

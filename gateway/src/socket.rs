@@ -27,6 +27,7 @@ use std::{future::Future, time::Duration};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use garage_events::{
+    deadline::receive,
     id::PlayerId,
     jetstream::JetStreamLog,
     log::{Load, Player, ReadError},
@@ -218,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             let wrote = tokio::select! {
                 () = self.shutdown.cancelled() => Err(self.flush(written).await),
                 why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
-                Some(frame) = self.registration.frames.recv() => {
+                Ok(frame) = receive(&mut self.registration.frames, &self.shutdown) => {
                     if frame.seq <= written {
                         continue;
                     }

@@ -1,10 +1,17 @@
 //! RSA keys for game servers, generated in advance: generating one takes 50 to 100 ms of CPU time.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use garage_events::deadline::{Ended, receive};
 pub use garage_keys::GameKey;
-use tokio::sync::{Mutex, mpsc};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::timeout,
+};
+
+/// How long to wait for a key. Then the message is delivered again.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A pool of generated keys. Clones share it.
 #[derive(Debug, Clone)]
@@ -30,8 +37,11 @@ impl Pool {
     /// Takes a key. Waits for the generator if the pool is empty.
     ///
     /// # Errors
-    /// If the generator has stopped.
+    /// If the generator has stopped, or no key is ready in time.
     pub async fn take(&self) -> anyhow::Result<GameKey> {
-        self.0.lock().await.recv().await.context("the key generator has stopped")
+        let take = async { receive(&mut *self.0.lock().await, TAKE_TIMEOUT).await };
+        // Those who wait for the lock have the same limit.
+        let taken = timeout(TAKE_TIMEOUT, take).await.unwrap_or(Err(Ended::TimedOut));
+        taken.context("no key for a game server: the key generator is too slow or has stopped; see GARAGE_KEY_POOL")
     }
 }

@@ -16,7 +16,7 @@ use hyper::{
 };
 use kube::Client;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 
 use crate::{
     call::Call,
@@ -74,8 +74,8 @@ pub enum Answer {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// How often [`Proxy::cut`] was called.
-    cuts: watch::Sender<u64>,
+    /// Ends the watches that are open.
+    cut: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +100,7 @@ impl Proxy {
     pub async fn start(server: Client) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { state: Mutex::default(), cuts: watch::Sender::new(0) });
+        let shared = Arc::new(Shared { state: Mutex::default(), cut: Arc::default() });
         let state = Arc::clone(&shared);
         let serving =
             tokio::spawn(serve::run(listener, move |request| answer(request, server.clone(), Arc::clone(&state))));
@@ -133,7 +133,7 @@ impl Proxy {
 
     /// Interrupts every watch.
     pub fn cut(&self) {
-        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+        self.shared.cut.notify_waiters();
     }
 }
 
@@ -177,9 +177,7 @@ async fn answer(request: Request<Incoming>, server: Client, shared: Arc<Shared>)
     let data = BodyDataStream::new(body).map(|data| data.map(Frame::data).map_err(Cut::by));
     if call.as_ref().is_some_and(|call| call.verb == "watch") {
         log(None);
-        let mut cuts = shared.cuts.subscribe();
-        let cut = async move { drop(cuts.changed().await) };
-        let lines = data.take_until(cut).chain(futures::stream::iter([Err(Cut)]));
+        let lines = data.take_until(Arc::clone(&shared.cut).notified_owned()).chain(futures::stream::iter([Err(Cut)]));
         return Ok(Response::from_parts(head, StreamBody::new(lines).boxed_unsync()));
     }
     log(Some(head.status.as_u16()));

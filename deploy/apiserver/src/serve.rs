@@ -4,6 +4,7 @@ use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use garage_events::deadline::{Ended, changed};
 use http_body_util::{BodyExt, Collected, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Request, Response, StatusCode,
@@ -335,9 +336,8 @@ impl Watching {
             }
             tokio::select! {
                 () = tokio::time::sleep_until(self.deadline) => return None,
-                _ = latest.changed() => {}
-                () = tokio::time::sleep(BOOKMARK_INTERVAL) => {
-                    if self.bookmarks {
+                changed = changed(&mut latest, BOOKMARK_INTERVAL) => {
+                    if changed == Err(Ended::TimedOut) && self.bookmarks {
                         return Some(self.bookmark().into());
                     }
                 }

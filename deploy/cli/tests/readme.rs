@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use garage_events::deadline::exit;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -75,7 +76,7 @@ impl Up {
     async fn stop(mut self) -> anyhow::Result<()> {
         let pid = self.process.id().context("garage up has already ended")?;
         kill(Pid::from_raw(pid.try_into()?), Signal::SIGINT)?;
-        let status = timeout(DEADLINE, self.process.wait()).await.context("garage up does not end in time")??;
+        let status = exit(&mut self.process, DEADLINE).await.context("garage up does not end in time")?;
         anyhow::ensure!(status.success(), "{status}");
         Ok(())
     }

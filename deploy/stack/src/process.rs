@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use garage_events::deadline::exit_blocking;
 use garage_nats::private;
 use nix::{
     errno::Errno,
@@ -202,9 +203,8 @@ impl Process {
     /// Kills the process (SIGKILL) and waits until it has ended. Does nothing if it has ended before.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Both calls fail only if the process has already ended.
             let _ = child.kill();
-            let _ = child.wait();
+            let _ = exit_blocking(&mut child, GRACE);
         }
     }
 

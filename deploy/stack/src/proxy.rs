@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use garage_events::deadline::receive;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -99,7 +100,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 // Read both under one lock: a later cut then cancels this token.
                 let live = shared.with(|state| (!state.cut).then(|| state.live.clone()));
                 if let Some(live) = live {
-                    tokio::spawn(live.run_until_cancelled_owned(relay(client, Arc::clone(&shared))));
+                    let relay = relay(client, Arc::clone(&shared), live.clone());
+                    tokio::spawn(live.run_until_cancelled_owned(relay));
                 }
             }
             // Probably a lack of file descriptors. The pause avoids a busy loop.
@@ -111,7 +113,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn relay(client: TcpStream, shared: Arc<Shared>) {
+async fn relay(client: TcpStream, shared: Arc<Shared>, live: CancellationToken) {
     let Ok(server) = TcpStream::connect(shared.target).await else { return };
     // Otherwise Nagle's algorithm would delay small writes.
     if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
@@ -120,11 +122,17 @@ async fn relay(client: TcpStream, shared: Arc<Shared>) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     // An error on one side closes both sides.
-    let _ = tokio::try_join!(one_way(from_client, to_server, &shared), one_way(from_server, to_client, &shared));
+    let up = one_way(from_client, to_server, &shared, &live);
+    let _ = tokio::try_join!(up, one_way(from_server, to_client, &shared, &live));
 }
 
 /// Copies one direction. Reading and writing are separate, so that a delay applies to each chunk and does not add up.
-async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared) -> io::Result<()> {
+async fn one_way(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    live: &CancellationToken,
+) -> io::Result<()> {
     // The queue holds at most 16 MiB (chunks of 64 KiB). Further data waits in the sender's socket.
     let (queue, mut queued) = mpsc::channel::<(Instant, Bytes)>(256);
     let read = async move {
@@ -139,7 +147,7 @@ async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Share
         }
     };
     let write = async move {
-        while let Some((due, chunk)) = queued.recv().await {
+        while let Ok((due, chunk)) = receive(&mut queued, live).await {
             tokio::time::sleep_until(due).await;
             to.write_all(&chunk).await?;
         }

@@ -14,6 +14,10 @@ use std::{
     thread,
 };
 
+use garage_events::deadline::exit_blocking;
+
+use crate::process::GRACE;
+
 struct Request {
     command: Command,
     reply: mpsc::SyncSender<io::Result<Child>>,
@@ -27,7 +31,7 @@ static REQUESTS: LazyLock<Option<Mutex<mpsc::Sender<Request>>>> = LazyLock::new(
             if let Err(mpsc::SendError(Ok(mut orphan))) = reply.send(command.spawn()) {
                 // The caller no longer waits. The kill fails only if the process has already ended.
                 let _ = orphan.kill();
-                let _ = orphan.wait();
+                let _ = exit_blocking(&mut orphan, GRACE);
             }
         }
     };

@@ -9,6 +9,7 @@ use async_nats::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use garage_events::{
+    deadline::receive,
     env::{Env, System},
     game::Secret,
     id::SessionId,
@@ -46,7 +47,7 @@ async fn refusal(nats: &Nats, options: ConnectOptions, act: impl AsyncFnOnce(&Cl
     // The absence of an error proves nothing. So the client then subscribes to a subject that no role may subscribe to.
     // The error about this marker comes first only if the action caused none.
     let _marker = client.subscribe("forbidden").await.unwrap();
-    let error = timeout(DEADLINE, seen.recv()).await.unwrap().unwrap_or_default().to_lowercase();
+    let error = receive(&mut seen, DEADLINE).await.unwrap().to_lowercase();
     assert!(error.contains("permissions violation"), "{error}");
     error
 }
@@ -225,8 +226,7 @@ async fn an_expired_user_is_refused_and_disconnected() {
     });
     let client = options.connect(servers(&nats)).await.unwrap();
     client.flush().await.unwrap();
-    let disconnected = async { while !matches!(seen.recv().await.unwrap(), Event::Disconnected) {} };
-    timeout(DEADLINE, disconnected).await.expect("the server disconnects the user");
+    while receive(&mut seen, DEADLINE).await.expect("the server disconnects the user") != Event::Disconnected {}
     // A user is valid until the end of its last second. Within that second, a connection attempt ends with another
     // error.
     let refused = async {

@@ -11,7 +11,10 @@ use async_nats::{
     Client, RequestErrorKind,
     jetstream::{self, stream},
 };
-use garage_events::projection::{SESSIONS, parked_key};
+use garage_events::{
+    deadline::exit_blocking,
+    projection::{SESSIONS, parked_key},
+};
 use garage_stack::{
     process::{DEADLINE, Launch},
     proxy::Proxy,
@@ -355,7 +358,7 @@ async fn no_server_survives_the_kill_of_its_owner() {
     let pid = until("the server of the other process", read).await;
     assert_eq!(processes_of(root.path(), &[pid]).len(), 1);
     owner.kill().unwrap();
-    owner.wait().unwrap();
+    exit_blocking(&mut owner, DEADLINE).unwrap();
     let gone = async || processes_of(root.path(), &[]).is_empty().then_some(());
     until("the end of the server", gone).await;
 }

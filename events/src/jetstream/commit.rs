@@ -21,6 +21,7 @@ use tokio::{
 use super::{link::Link, written};
 use crate::{
     crash::Point,
+    deadline::{Ended, receive},
     event::Envelope,
     log::{
         AppendError, Decision, MAX_COMMIT,
@@ -40,6 +41,9 @@ const CONCURRENT_LOOKUPS: usize = 32;
 
 /// How long a decision is retried before its append fails with [`AppendError::Unavailable`].
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long to wait for the next decision at a time. The committer has nothing to do meanwhile.
+const IDLE: Duration = Duration::from_secs(60);
 
 type Reply = oneshot::Sender<Result<Vec<u64>, AppendError>>;
 
@@ -114,10 +118,10 @@ async fn run(committer: Committer, mut submissions: mpsc::Receiver<Submission>) 
         }
         tokio::select! {
             // Limited, so that the channel fills up and its senders wait.
-            submission = submissions.recv(), if open && waiting.len() < MAX_COMMIT => {
+            submission = receive(&mut submissions, IDLE), if open && waiting.len() < MAX_COMMIT => {
                 match submission {
-                    Some(submission) => waiting.push(submission),
-                    None => open = false,
+                    Ok(submission) => waiting.push(submission),
+                    Err(ended) => open = ended != Ended::Closed,
                 }
                 while waiting.len() < MAX_COMMIT && let Ok(submission) = submissions.try_recv() {
                     waiting.push(submission);

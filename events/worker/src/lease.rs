@@ -22,6 +22,7 @@ use async_nats::jetstream::{
 use futures::future::join_all;
 use garage_events::{
     crash::Point,
+    deadline::changed,
     env::{Env, System},
     jetstream::publish,
     lease::{self, LeaseEntry},
@@ -58,7 +59,7 @@ pub struct Leases {
     /// The time until which each lease is considered held.
     held: watch::Receiver<BTreeMap<String, Instant>>,
     candidate: watch::Sender<bool>,
-    _end: tokio_util::sync::DropGuard,
+    end: Shutdown,
 }
 
 impl Leases {
@@ -76,10 +77,16 @@ impl Leases {
     /// Waits until a lease is acquired, or lost to another instance. A lease that expires because it could not be
     /// renewed causes no notification.
     pub async fn changed(&mut self) {
-        if self.held.changed().await.is_err() {
+        if changed(&mut self.held, &self.end).await.is_err() {
             // The task of `keep` has ended, so nothing changes any more.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+impl Drop for Leases {
+    fn drop(&mut self) {
+        self.end.cancel();
     }
 }
 
@@ -92,7 +99,7 @@ pub fn keep(
     let (held, seen) = watch::channel(BTreeMap::new());
     let (candidate, competes) = watch::channel(false);
     let end = Shutdown::new();
-    let leases = Leases { held: seen, candidate, _end: end.clone().drop_guard() };
+    let leases = Leases { held: seen, candidate, end: end.clone() };
     let instance = instance_name();
     tracing::info!(lease.holder = instance, "this instance holds leases under this name");
     let keeping = async move {
@@ -169,7 +176,7 @@ impl Keeper<'_> {
                 () = end.cancelled() => {}
                 () = sleep(CHECK_INTERVAL) => {}
                 // This instance has just become ready: take a free lease at once.
-                Ok(()) = competes.changed() => {}
+                Ok(()) = changed(&mut competes, end) => {}
             }
         }
     }

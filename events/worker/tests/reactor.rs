@@ -16,6 +16,7 @@ use async_nats::jetstream::{
 };
 use futures::StreamExt;
 use garage_events::{
+    deadline::{Ended, receive},
     jetstream::setup::{self, SESSION_REPORTS},
     subject,
 };
@@ -134,7 +135,7 @@ impl Fixture {
 }
 
 async fn next(deliveries: &mut mpsc::UnboundedReceiver<Delivery>) -> anyhow::Result<Delivery> {
-    timeout(DEADLINE, deliveries.recv()).await?.context("the reactor has ended")
+    receive(deliveries, DEADLINE).await.context("no delivery")
 }
 
 #[tokio::test]
@@ -146,7 +147,7 @@ async fn a_message_is_acknowledged_after_it_was_handled() -> anyhow::Result<()> 
     fixture.settled().await?;
     fixture.shutdown.cancel();
     reacting.await??;
-    assert!(deliveries.recv().await.is_none(), "the message was delivered twice");
+    assert_eq!(receive(&mut deliveries, DEADLINE).await.err(), Some(Ended::Closed), "the message was delivered twice");
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use async_nats::{
 };
 use futures::StreamExt;
 use garage_events::{
+    deadline::receive,
     env::{Env, System},
     jetstream::setup::{self, ACK_WAIT, SESSION_REPORTS},
     subject,
@@ -124,9 +125,9 @@ impl Reactions {
     /// Waits until this many different reports have been delivered.
     async fn until(&mut self, total: usize) -> anyhow::Result<()> {
         while self.counts.len() < total {
-            let delivery = timeout(DEADLINE, self.deliveries.recv()).await;
+            let delivery = receive(&mut self.deliveries, DEADLINE).await;
             let delivery = delivery.with_context(|| format!("{} of {total} reports delivered", self.counts.len()))?;
-            *self.counts.entry(delivery.context("the worker has ended")?.subject).or_default() += 1;
+            *self.counts.entry(delivery.subject).or_default() += 1;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use ed25519_dalek::{
     pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, spki::der::pem::LineEnding},
 };
 use garage_events::{
+    deadline::receive,
     game::{self, CONNECT_AUDIENCE, Car, Config, ConnectClaims, Finished, Loadout, Nats, Ready, Secret, Stats},
     id::{PlayerId, SessionId},
 };
@@ -192,7 +193,7 @@ impl Game {
         let shutdown = CancellationToken::new();
         let reporter = Reports { arrived, lost: AtomicUsize::new(lost) };
         let outcome = tokio::spawn(run_with(config.clone(), options, reporter, shutdown.clone()));
-        let (subject, payload) = soon(reports.recv()).await.expect("a report");
+        let (subject, payload) = receive(&mut reports, DEADLINE).await.expect("a report");
         assert_eq!(subject, config.ready);
         let server = server(serde_json::from_slice(&payload).unwrap());
         Self { server, config, signer, shutdown, reports, outcome }
@@ -227,7 +228,7 @@ impl Game {
 
     /// Waits for the finished report.
     pub(crate) async fn finished(&mut self) -> Finished {
-        let (subject, payload) = soon(self.reports.recv()).await.expect("a report");
+        let (subject, payload) = receive(&mut self.reports, DEADLINE).await.expect("a report");
         assert_eq!(subject, self.config.finished);
         serde_json::from_slice(&payload).unwrap()
     }

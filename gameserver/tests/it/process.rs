@@ -10,6 +10,7 @@ use std::{
 
 use async_nats::jetstream;
 use garage_events::{
+    deadline::{exit, exit_blocking},
     game::{Config, Finished, Ready},
     jetstream::setup,
     subject::{REPORTS, game_inbox},
@@ -18,7 +19,7 @@ use garage_gameserver::client::{self, Driving};
 use garage_stack::servers::{Nats, Role};
 use serde::de::DeserializeOwned;
 
-use crate::game::{Signer, claims, config, in_seconds, server, soon};
+use crate::game::{DEADLINE, Signer, claims, config, in_seconds, server, soon};
 
 fn command(file: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_garage-gameserver"));
@@ -103,7 +104,7 @@ fn sigterm_exits_with_1_and_the_log_contains_no_private_key() {
     }
     let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
-    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(exit_blocking(&mut child, DEADLINE).unwrap().code(), Some(1));
     stderr.read_to_string(&mut log).unwrap();
     for line in config.private_key.expose().lines().filter(|line| !line.starts_with("---")) {
         assert!(!log.contains(line), "a line of the private key is in the log");
@@ -129,7 +130,7 @@ async fn a_finished_game_exits_with_0_after_its_second_report_is_stored() {
     let ready: Ready = report(&reports, &config.ready).await;
     let token = signer.sign(&claims(config.session, "anna"));
     let results = soon(client::drive(&server(ready), &token, Driving::default())).await.unwrap();
-    assert_eq!(soon(game.wait()).await.unwrap().code(), Some(0));
+    assert_eq!(exit(&mut game, DEADLINE).await.unwrap().code(), Some(0));
     // Read the second report without waiting: it must be stored already.
     let finished = reports.get_last_raw_message_by_subject(&config.finished).await.unwrap();
     assert_eq!(serde_json::from_slice::<Finished>(&finished.payload).unwrap().results, results);

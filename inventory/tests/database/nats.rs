@@ -3,11 +3,13 @@
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use async_nats::Client;
 use futures::StreamExt;
 use garage_events::{
+    deadline::exit_blocking,
     event::Recorded,
     id::PlayerId,
     inventory::Event,
@@ -27,7 +29,7 @@ pub(crate) struct Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = exit_blocking(&mut self.process, Duration::from_secs(60));
     }
 }
 

@@ -5,10 +5,13 @@
 //! projector sees a changed watermark and continues from there. If a second rebuild starts during the first one, the
 //! first one fails.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail};
 use async_nats::{Client, jetstream};
 use garage_events::{
     crash::Point,
+    deadline::receive,
     env::{Env, System},
     jetstream::reader::{Range, Reader},
     log::ReadError,
@@ -28,6 +31,9 @@ const BATCH_SIZE: usize = 10_000;
 
 /// How many batches are read, and how many are decoded, ahead of the fold.
 const AHEAD: usize = 2;
+
+/// How long to wait for the next batch. Every request to NATS has a shorter time-out.
+const STALLED: Duration = Duration::from_secs(120);
 
 /// A channel of batches. `None` marks the end. If the channel closes without it, the sending task has failed.
 type Batches<T> = mpsc::Receiver<Result<Option<Vec<T>>, ReadError>>;
@@ -60,7 +66,10 @@ pub async fn rebuild(
     let mut at = reader.bounds().await?.last;
     let (mut folded, mut events, mut time) = (InMemoryProjections::default(), 0, None);
     let mut batches = decode(read(reader.range(filters(), 1, at)));
-    while let Some(batch) = batches.recv().await.context("the task that reads the log has failed")?? {
+    while let Some(batch) = receive(&mut batches, STALLED)
+        .await
+        .context("the task that reads the log has failed or does not progress")??
+    {
         events += batch.len() as u64;
         let reached = batch.last().map_or(at, |last| last.seq);
         time = batch.last().map(|last| last.time).or(time);
@@ -129,7 +138,7 @@ fn read(mut range: Range) -> Batches<Message> {
 fn decode(mut batches: Batches<Message>) -> Batches<ProjectedEvent> {
     let (sender, decoded) = mpsc::channel(AHEAD);
     tokio::spawn(async move {
-        while let Some(batch) = batches.recv().await {
+        while let Ok(batch) = receive(&mut batches, STALLED).await {
             let events = |batch: Vec<Message>| batch.iter().filter_map(ProjectedEvent::of).collect();
             let batch = batch.map(|batch| batch.map(events));
             if sender.send(batch).await.is_err() {

@@ -8,6 +8,7 @@ use std::{
 use anyhow::Context;
 use async_nats::Client;
 use garage_events::{
+    deadline::exit,
     env::{Env, System},
     id::{PlayerId, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
@@ -20,7 +21,7 @@ use garage_events::{
 use garage_stack::servers::{Nats, Role};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
     time::timeout,
 };
@@ -128,10 +129,13 @@ impl Running {
     }
 
     /// Sends SIGINT, as Ctrl-C does, and waits for the end.
-    pub(crate) async fn interrupt(self) -> anyhow::Result<Ran> {
+    pub(crate) async fn interrupt(mut self) -> anyhow::Result<Ran> {
         let pid = nix::unistd::Pid::from_raw(self.child.id().context("it runs")?.try_into()?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
-        Ran::of(&timeout(DEADLINE, self.child.wait_with_output()).await.context("it ends")??)
+        let mut err = String::new();
+        let mut stderr = self.child.stderr.take().context("its errors")?;
+        timeout(DEADLINE, stderr.read_to_string(&mut err)).await.context("it ends")??;
+        Ok(Ran { code: exit(&mut self.child, DEADLINE).await?.code(), out: String::new(), err })
     }
 }
 

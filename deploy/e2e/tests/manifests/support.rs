@@ -3,9 +3,9 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    io::Write,
+    io::{Seek, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::LazyLock,
 };
 
@@ -97,18 +97,15 @@ pub(crate) fn program(image: &str) -> PathBuf {
 
 /// Runs a program to its end. Returns whether it succeeded, and its output: first stdout, then stderr.
 pub(crate) fn run(program: &Path, args: &[&str], variables: &[(String, String)], input: &str) -> (bool, String) {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(input.as_bytes()).unwrap();
+    file.rewind().unwrap();
     let mut command = Command::new("timeout");
-    command.arg(TIMEOUT_S).arg(program).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg(TIMEOUT_S).arg(program).args(args).stdin(file);
     for (name, _) in env::vars().filter(|(name, _)| name.starts_with("GARAGE_")) {
         command.env_remove(name);
     }
-    let mut child = command.envs(variables.iter().cloned()).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let input = input.to_owned();
-    // A program need not read its input: ignore a failed write.
-    let writing = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
-    let output = child.wait_with_output().unwrap();
-    writing.join().unwrap();
+    let output = command.envs(variables.iter().cloned()).output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
