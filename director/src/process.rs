@@ -6,11 +6,11 @@
 //! - `log`: the output of the process
 //! - `lock`: locked by the director that creates or removes the instance
 //! - `started`: a marker, see below
+//! - `pid`: the first process of the game server
 //! - `exit`: how the process ended, once a director saw it
 //!
-//! There is no PID file, because a stored process id may belong to another process by the time it is read. Instead, a
-//! director finds an instance's process by its arguments: `--config` and the exact path of the configuration. So any
-//! director finds it, no matter which one started it.
+//! Any director finds the processes of an instance, no matter which one started it. [`garage_worker::instance`] says
+//! how. An instance runs as long as one of its processes does, and its removal ends all of them.
 //!
 //! **An attempt is started at most once.** Under the instance's lock, a director leaves a running process alone. A
 //! `started` marker without a process means that the instance has exited. A redelivered request then does not start it
@@ -19,24 +19,23 @@
 //!
 //! The marker is written before the spawn. A director that dies between the two costs one attempt. If the marker were
 //! written after the spawn, a process that started and died unseen would be started twice. If a director dies before it
-//! writes the marker, the next delivery of the request continues, and nothing is lost.
+//! writes the marker, the next delivery of the request continues, and nothing is lost. If it dies after the spawn and
+//! before it writes `pid`, the next director finds the process by its environment, and writes `pid`.
 //!
 //! The service manager must not kill the director's children. With systemd, set `KillMode=process`.
 
 mod folder;
 mod log;
-mod proc;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::IpAddr,
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::sleep,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -45,7 +44,9 @@ use garage_events::{
     deadline::exit_blocking,
     game,
 };
+use garage_worker::instance::{self, Process, Signal};
 use time::OffsetDateTime;
+use tokio::time::timeout;
 
 use self::folder::{Folder, LockAttempt};
 use crate::{
@@ -61,9 +62,15 @@ const INHERITED: [&str; 7] = ["PATH", "HOME", "LANG", "TZ", "RUST_LOG", "RUST_BA
 /// A game server also inherits the variables with this prefix.
 const INHERITED_PREFIX: &str = "GARAGE_GAMESERVER_";
 
-/// How long to wait until a new process shows its command line. Normally this takes microseconds; after a second the
-/// process probably hangs in exec.
-const VISIBLE: Duration = Duration::from_secs(1);
+/// How long to wait for an operation on files and processes. Each of its own waits is shorter, so only the kernel can
+/// take this long.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What does not answer then.
+const STUCK: &str = "the file system of --instances or from /proc; check the disk";
+
+/// How long to wait for the exit status of a process that has ended. It takes microseconds.
+const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs game servers as processes of this machine. Clones share one backend.
 #[derive(Debug, Clone)]
@@ -71,7 +78,7 @@ pub struct ProcessBackend(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// The folder of instances, without symbolic links, because it is compared with command lines.
+    /// The folder of instances, without symbolic links, because it is compared with the processes' environments.
     root: PathBuf,
     program: PathBuf,
     arguments: Vec<String>,
@@ -116,7 +123,9 @@ impl ProcessBackend {
         work: impl FnOnce(&Inner) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
         let inner = Arc::clone(&self.0);
-        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
+        let task = tokio::task::spawn_blocking(move || work(&inner));
+        let stuck = |_| Unavailable(anyhow::anyhow!("no answer within {} s from {STUCK}", TIMEOUT.as_secs()));
+        let done = timeout(TIMEOUT, task).await.map_err(stuck)?;
         done.map_err(|error| Unavailable(anyhow::Error::new(error).context("a task of the process backend failed")))
     }
 }
@@ -129,7 +138,7 @@ impl Backend for ProcessBackend {
     }
 
     async fn find(&self, name: Name) -> Result<Option<Created>, Unavailable> {
-        let running = self.blocking(|inner| proc::running(&inner.root)).await?;
+        let running = self.blocking(Inner::processes).await?;
         let running = running.map_err(|error| unavailable(error, "list the processes"))?;
         Ok(running.contains_key(&name).then(|| Created::Placed(self.0.placed(name))))
     }
@@ -165,9 +174,17 @@ impl Inner {
         let failed = |error| CreateError::from(unavailable(error, &format!("start {name}")));
         let folder = Folder::of(&self.root, name);
         let lock = folder.create_and_lock().map_err(failed)?;
-        let running = proc::running(&self.root).map_err(failed)?.contains_key(&name);
+        let running = self.processes().map_err(failed)?.remove(&name);
         self.reap();
-        if running || self.children().contains_key(&name) {
+        if let Some(processes) = running {
+            if !folder.pid_recorded()
+                && let Some(first) = processes.iter().find(|process| process.leads())
+            {
+                record_pid(&folder, name, first);
+            }
+            return Ok(self.placed(name));
+        }
+        if self.children().contains_key(&name) {
             return Ok(self.placed(name));
         }
         if folder.started() {
@@ -179,11 +196,14 @@ impl Inner {
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         folder.mark_started().map_err(failed)?;
         match crash::effect_blocking(Point::InstanceStarted, || command.spawn()) {
-            Ok(mut child) => {
-                self.wait_visible(name, &mut child);
-                drop(lock);
-                tracing::info!(pod.name = %name, pid = child.id(), "instance started");
+            Ok(child) => {
+                let pid = child.id();
                 self.children().insert(name, child);
+                if let Some(first) = i32::try_from(pid).ok().and_then(Process::of) {
+                    record_pid(&folder, name, &first);
+                }
+                drop(lock);
+                tracing::info!(pod.name = %name, pid, "instance started");
                 Ok(self.placed(name))
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
@@ -198,14 +218,10 @@ impl Inner {
         }
     }
 
-    /// Waits until a new process shows its command line or has exited. A spawn returns shortly before the kernel shows
-    /// the command line. Another director that got the lock in between would consider the instance dead.
-    fn wait_visible(&self, name: Name, child: &mut Child) {
-        let until = Instant::now() + VISIBLE;
-        let pid = child.id();
-        while Instant::now() < until && !proc::is(&self.root, name, pid) && matches!(child.try_wait(), Ok(None)) {
-            sleep(Duration::from_micros(200));
-        }
+    /// The processes of each instance.
+    fn processes(&self) -> io::Result<BTreeMap<Name, BTreeSet<Process>>> {
+        let named = |(folder, processes): (PathBuf, _)| Some((folder.file_name()?.to_str()?.parse().ok()?, processes));
+        Ok(instance::running(&self.root)?.into_iter().filter_map(named).collect())
     }
 
     fn command(&self, folder: &Folder) -> Command {
@@ -216,14 +232,14 @@ impl Inner {
         let mut command = Command::new(&self.program);
         // The server gets its own process group, so that Ctrl-C in a terminal stops only the director.
         command.arg("--config").arg(folder.config()).args(&self.arguments).process_group(0);
-        command.env_clear().envs(inherited).current_dir(folder.path());
+        command.env_clear().envs(inherited).env(instance::FOLDER, folder.path()).current_dir(folder.path());
         command
     }
 
     fn list(&self) -> io::Result<Vec<Instance>> {
         // Read the folders before the processes: an instance gets its folder before its process.
         let names = folder::names(&self.root)?;
-        let mut running = proc::running(&self.root)?;
+        let mut running = self.processes()?;
         self.reap();
         let mut instances = BTreeMap::new();
         let mut without_process = Vec::new();
@@ -250,7 +266,7 @@ impl Inner {
         }
         if !without_process.is_empty() {
             // Some may have been started since `running` was read. While the locks are held, no more are started.
-            let running = proc::running(&self.root)?;
+            let running = self.processes()?;
             self.reap();
             for (folder, name, created, lock) in without_process {
                 let running = running.contains_key(&name) || self.children().contains_key(&name);
@@ -269,10 +285,15 @@ impl Inner {
     fn delete(&self, name: Name) -> io::Result<bool> {
         let folder = Folder::of(&self.root, name);
         let lock = folder.lock()?;
-        crash::effect_blocking(Point::InstanceEnded, || proc::end(&self.root, name))?;
+        let signals = [Signal::SIGTERM, Signal::SIGKILL];
+        crash::effect_blocking(Point::InstanceEnded, || instance::end(&self.root, folder.path(), &signals))?;
         let child = self.children().remove(&name);
-        if let Some(mut child) = child {
-            exit_blocking(&mut child, VISIBLE)?;
+        if let Some(mut child) = child
+            && let Err(error) = exit_blocking(&mut child, REAP_TIMEOUT)
+        {
+            // The next delivery tries again.
+            self.children().insert(name, child);
+            return Err(error);
         }
         let Some(lock) = lock else { return Ok(false) };
         folder.remove(lock)?;
@@ -320,7 +341,9 @@ fn exit_of(folder: &Folder) -> Exit {
     Exit { kind: folder.read_exit(), message: log::last_line(&folder.log(), folder.config()) }
 }
 
-/// The path of an instance's configuration file.
-fn config_of(root: &Path, name: Name) -> PathBuf {
-    root.join(name.to_string()).join("config.json")
+/// Records an instance's first process. If that fails, the process can still be found by its environment.
+fn record_pid(folder: &Folder, name: Name, first: &Process) {
+    if let Err(error) = folder.record_pid(first) {
+        tracing::warn!(pod.name = %name, pid = first.id, %error, "cannot record the process of an instance");
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -95,10 +95,20 @@ impl Fixture {
         }
         found
     }
+
+    /// The living processes whose ids the script has written to the file `pids`.
+    fn noted(&self) -> Vec<i32> {
+        let text = fs::read_to_string(self.folder.path().join("pids")).unwrap_or_default();
+        let alive = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
+        text.lines().map(|line| line.parse().unwrap()).filter(alive).collect()
+    }
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
+        for pid in self.processes().into_iter().map(|(pid, _)| pid).chain(self.noted()) {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).stderr(Stdio::null()).status();
+        }
         for (pid, _) in self.processes() {
             let _ = Command::new("kill").args(["-9", "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
         }
@@ -319,18 +329,17 @@ async fn foreign_folders_and_processes_are_left_alone() {
     let name = name_of(&game);
     create(&backend, &game).await.unwrap();
     let instances = fixture.instances().canonicalize().unwrap();
-    let config = instances.join(name.to_string()).join("config.json");
     for foreign in ["mine", "game-x-1", ".hidden"] {
         fs::create_dir(instances.join(foreign)).unwrap();
     }
-    // These command lines are similar to the instance's command line, but not equal.
-    let sleep = |arguments: &[&str]| {
-        let mut command = Command::new("sh");
-        // `read` waits without starting a child process, which would outlive the shell.
-        command.args(["-c", "read line", "sh"]).args(arguments).stdin(Stdio::piped()).spawn().unwrap()
+    // These processes are similar to the instance's process, but none belongs to it.
+    let sleep = |name: &str, value: &Path| {
+        let mut command = Command::new("sleep");
+        command.arg("600").env(name, value).process_group(0).spawn().unwrap()
     };
-    let path = config.to_str().unwrap();
-    let mut strangers = [sleep(&[path]), sleep(&["--config", &format!("{path}.new")]), sleep(&["--conf", path])];
+    let of = instances.join(name.to_string());
+    let mut strangers =
+        [sleep("INSTANCE", &of), sleep("GARAGE_INSTANCE", &of.join("config.json")), sleep("GARAGE_INSTANCES", &of)];
     assert_eq!(only(&backend).await.unwrap().name, name);
     backend.delete(name).await.unwrap();
     assert_eq!(only(&backend).await, None);
@@ -367,4 +376,73 @@ async fn a_director_continues_the_work_of_one_that_died() {
     fs::write(removed.join("config.json"), KEY).unwrap();
     assert_eq!(only(&backend).await, None);
     assert!(!removed.exists());
+}
+
+/// Launchers whose game server does not have `--config` in its arguments, and the number of its processes.
+const LAUNCHERS: [(&str, usize); 4] = [
+    ("echo $$ >> ../../pids; exec sleep 600", 1),
+    ("sleep 600 & echo $! >> ../../pids; echo $$ >> ../../pids; wait", 2),
+    ("sleep 600 & echo $! >> ../../pids", 1),
+    ("setsid sleep 600 & echo $! >> ../../pids", 1),
+];
+
+/// Removes the environment that the director sets.
+const FORGETFUL: (&str, usize) = ("echo $$ >> ../../pids; exec env -i sleep 600", 1);
+
+#[tokio::test]
+async fn every_launcher_is_found_and_ended_by_its_director_and_by_the_next_one() {
+    for (script, count) in LAUNCHERS.into_iter().chain([FORGETFUL]) {
+        for restarted in [false, true] {
+            let fixture = Fixture::new(script);
+            let (mut backend, game) = (fixture.backend(), game(1));
+            let name = name_of(&game);
+            let placed = create(&backend, &game).await.unwrap();
+            until(script, async || (fixture.noted().len() == count).then_some(())).await;
+            if restarted {
+                backend = fixture.backend();
+            }
+            assert_eq!(only(&backend).await.unwrap().state, State::Running(placed.clone()), "{script}");
+            assert_eq!(create(&backend, &game).await.unwrap(), placed);
+            tokio::time::timeout(DEADLINE, backend.delete(name)).await.expect(script).unwrap();
+            assert_eq!((fixture.noted(), only(&backend).await), (vec![], None), "{script}");
+            assert_eq!(fixture.starts(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_director_that_died_before_it_recorded_the_process_leaks_nothing() {
+    for (script, count) in LAUNCHERS {
+        for requested_again in [false, true] {
+            let fixture = Fixture::new(script);
+            let game = game(1);
+            let placed = create(&fixture.backend(), &game).await.unwrap();
+            until(script, async || (fixture.noted().len() == count).then_some(())).await;
+            let record = fixture.folder_of(name_of(&game)).join("pid");
+            fs::remove_file(&record).unwrap();
+
+            let next = fixture.backend();
+            assert_eq!(only(&next).await.unwrap().state, State::Running(placed.clone()), "{script}");
+            if requested_again {
+                assert_eq!(create(&next, &game).await.unwrap(), placed);
+                assert_eq!(fixture.starts(), 1);
+            }
+            tokio::time::timeout(DEADLINE, next.delete(name_of(&game))).await.expect(script).unwrap();
+            assert_eq!((fixture.noted(), only(&next).await), (vec![], None), "{script}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_next_director_records_the_process_that_the_first_one_did_not() {
+    let fixture = Fixture::new(LAUNCHERS[0].0);
+    let game = game(1);
+    create(&fixture.backend(), &game).await.unwrap();
+    until("the start", async || (fixture.noted().len() == 1).then_some(())).await;
+    let record = fixture.folder_of(name_of(&game)).join("pid");
+    let recorded = fs::read(&record).unwrap();
+    fs::remove_file(&record).unwrap();
+    create(&fixture.backend(), &game).await.unwrap();
+    assert_eq!(fs::read(&record).unwrap(), recorded);
+    fixture.backend().delete(name_of(&game)).await.unwrap();
 }

@@ -85,6 +85,8 @@ points! {
     InstanceMarked = "director.instance-marked",
     /// The process of a game server is started.
     InstanceStarted = "director.instance-started",
+    /// The file that names the process of a game server is written.
+    PidNoted = "director.pid-noted",
     /// The file with the exit status of a game server is written.
     ExitNoted = "director.exit-noted",
     /// The process of a game server is killed, if it still runs.

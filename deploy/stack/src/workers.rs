@@ -15,6 +15,7 @@ use ed25519_dalek::{
 };
 use garage_events::env::{Env, System};
 use garage_nats::private;
+use garage_worker::instance::{self, Signal};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use nix::{
     errno::Errno,
@@ -377,27 +378,26 @@ impl Stack {
         self.mariadb.kill();
     }
 
-    /// Kills the game servers. They outlive their director, but must not outlive the stack.
+    /// Kills the game servers and all processes that they have started. They outlive their director, but must not
+    /// outlive the stack.
     fn end_games(&self) {
-        for pid in self.game_servers() {
-            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX));
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        let folder = self.canonical_instances_folder();
+        if let Err(error) = instance::end(&folder, &folder, &[Signal::SIGKILL]) {
+            tracing::warn!(%error, "cannot end the game servers");
         }
     }
 
-    /// Process ids of the running game servers: all processes with a configuration file in this stack's folder.
+    /// Process ids of the running game servers, and of the processes that they have started.
     #[must_use]
     pub fn game_servers(&self) -> Vec<u32> {
-        // The director passes paths without symbolic links.
+        let running = instance::running(&self.canonical_instances_folder()).unwrap_or_default();
+        running.into_values().flatten().filter_map(|process| process.id.try_into().ok()).collect()
+    }
+
+    /// The path that the director passes to its game servers: without symbolic links.
+    fn canonical_instances_folder(&self) -> PathBuf {
         let folder = self.instances_folder();
-        let folder = folder.canonicalize().unwrap_or(folder).display().to_string();
-        let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-        let ours = |pid: &u32| {
-            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).into_owned();
-            command.split('\0').any(|argument| argument.starts_with(&folder))
-        };
-        processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
+        folder.canonicalize().unwrap_or(folder)
     }
 
     /// The names of the director's game server instances: `game-<session>-<attempt>`.

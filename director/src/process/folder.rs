@@ -13,16 +13,17 @@ use garage_events::{
     crash::{self, Point},
     game,
 };
+use garage_worker::instance::{PID_FILE, Process};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
 use time::OffsetDateTime;
 
-use super::config_of;
 use crate::backend::{ExitKind, Name};
 
-/// How long to wait for a lock that another director holds. A removal holds it for up to 4 s, see [`super::proc`].
+/// How long to wait for a lock that another director holds. A removal holds it for up to 5 s: two signals, each with
+/// [`GRACE`](garage_worker::instance::GRACE), and the exit status.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(6);
 
 const POLL: Duration = Duration::from_millis(5);
@@ -79,7 +80,7 @@ pub(super) struct Folder {
 impl Folder {
     pub(super) fn of(root: &Path, name: Name) -> Self {
         let (path, removed) = (root.join(name.to_string()), root.join(format!("{REMOVED}{name}")));
-        Self { path, config: config_of(root, name), removed }
+        Self { config: path.join("config.json"), path, removed }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -181,6 +182,16 @@ impl Folder {
 
     pub(super) fn unmark_started(&self) -> io::Result<()> {
         fs::remove_file(self.path.join("started"))
+    }
+
+    pub(super) fn pid_recorded(&self) -> bool {
+        self.path.join(PID_FILE).exists()
+    }
+
+    /// Records the instance's first process.
+    pub(super) fn record_pid(&self, first: &Process) -> io::Result<()> {
+        let record = first.record()?;
+        crash::effect_blocking(Point::PidNoted, || put(&self.path.join(PID_FILE), record.as_bytes()))
     }
 
     /// Records how the process ended.

@@ -3,6 +3,7 @@
 //! - [`main`]: tracing, configuration and exit code. Each worker's `main.rs` calls it.
 //! - [`Runtime`]: the connection to NATS, the admin port, long-running tasks and clean shutdown.
 //! - [`redis`]: the connection to Redis.
+//! - [`instance`]: finds and ends the processes of game servers on this machine.
 //! - [`lag`]: reports whether a reader of the log keeps up.
 //! - [`lease`]: elects one of several instances for a job.
 //! - [`operator`]: signs the JWTs of NATS operator mode, and creates a NATS user for each game server.
@@ -12,6 +13,7 @@
 
 mod admin;
 pub mod config;
+pub mod instance;
 pub mod lag;
 pub mod lease;
 pub mod operator;

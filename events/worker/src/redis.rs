@@ -1,10 +1,10 @@
 //! The connection to Redis.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use garage_events::crash::{self, Point};
 use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, aio::MultiplexedConnection};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use crate::{Health, Shutdown, config};
 
@@ -45,6 +45,12 @@ impl Redis {
     /// # Errors
     /// When Redis is unreachable or rejects the password.
     pub async fn connection(&self) -> RedisResult<MultiplexedConnection> {
+        // Without this limit, callers would wait one after the other while Redis does not answer.
+        let timed_out = || RedisError::from(io::Error::new(io::ErrorKind::TimedOut, "Redis does not answer"));
+        timeout(2 * TIMEOUT, self.shared()).await.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    async fn shared(&self) -> RedisResult<MultiplexedConnection> {
         // While one caller connects, all others wait for this lock.
         let mut connection = self.0.connection.lock().await;
         if let Some(connection) = &*connection {

@@ -17,6 +17,15 @@ use crate::{
 const QUEUES: &str =
     "[queues.ranked]\nplayers = 4\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
 
+/// Every launcher passes on a relative path only. When [`faults`] ask for it, one runs no game server at all: it ignores
+/// its arguments, and writes the path of its folder to a file.
+const LAUNCHER: &str = "
+    if mv $root/drop-arguments $root/dropping 2>/dev/null; then
+        echo ${config%/*} > $root/dropped
+        exec sleep 6000
+    fi
+    config=config.json";
+
 /// Players at a time.
 const AT_ONCE: usize = 80;
 
@@ -66,8 +75,8 @@ async fn insert_proxies(garage: &mut Garage) -> Vec<Vec<Proxy>> {
 async fn no_work_is_lost_under_random_faults() {
     let Run { time, seed, nodes } = Run::from_env();
     eprintln!("seed {seed}, {nodes} NATS node(s), {} s of faults", time.as_secs());
-    let setup =
-        Setup::short().instances(2).queues(QUEUES).env("GARAGE_GATEWAY_GRACE_S", "3").env("GARAGE_READY_S", "10");
+    let setup = Setup::short().instances(2).queues(QUEUES).game_server(LAUNCHER);
+    let setup = setup.env("GARAGE_GATEWAY_GRACE_S", "3").env("GARAGE_READY_S", "10");
     let mut garage = if nodes == 1 { setup.start().await } else { setup.three_nodes().start().await };
     let proxies = insert_proxies(&mut garage).await;
 

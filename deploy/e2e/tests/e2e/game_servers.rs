@@ -1,11 +1,16 @@
 //! Game servers that exit, hang, or never end.
 
+use std::fs;
+
 use garage_events::player::Address;
 use garage_gameserver::{
     client::{self, Connection},
     wire::{FromClient, FromServer},
 };
-use garage_stack::bot::{Bot, EventStream};
+use garage_stack::{
+    bot::{Bot, EventStream},
+    workers::Worker,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -169,4 +174,47 @@ async fn a_session_still_racing_is_abandoned_at_its_hard_end() {
     let ending = steps(&the_session(&events))[5..].to_vec();
     assert_eq!(ending, ["Failed", "Closed"]);
     assert_eq!(the_session(&events)[5].text("reason"), "hard-end");
+}
+
+#[tokio::test]
+async fn launchers_that_drop_their_arguments_stop_no_other_match() {
+    // More than the director handles at the same time. The launcher of the others passes on a relative path, and leaves
+    // a process behind.
+    const STUCK: usize = 16;
+    let script = "if grep -q stuck- $config; then
+            case $config in *-1/config.json) exec sleep 6000;; *) exit 7;; esac
+        fi
+        config=config.json
+        sleep 6000 &";
+    let mut garage = Setup::short().env("GARAGE_READY_S", "15").game_server(script).start().await;
+    for bot in garage.bots("stuck", 2 * STUCK) {
+        bot.queue("ranked").await.unwrap();
+    }
+    garage.until_event("PodScheduled", STUCK).await;
+    assert_eq!(garage.stack.game_servers().len(), STUCK);
+    garage.kill_and_restart(Worker::Director);
+    garage.until_event("Closed", STUCK).await;
+
+    play(&garage.bots("player", 2)).await;
+
+    let events = garage.settled().await;
+    assert_eq!(history::count(&events, "Finished"), 1);
+    assert_eq!(paid(&events, "player-0").len(), 1);
+}
+
+#[tokio::test]
+async fn no_game_server_outlives_the_stack() {
+    let script = "sleep 6000 & echo $! >> $root/pids; echo $$ >> $root/pids; exec env -i sleep 6000";
+    let mut garage = Setup::short().game_server(script).start().await;
+    for bot in garage.bots("player", 2) {
+        bot.queue("ranked").await.unwrap();
+    }
+    garage.until_event("PodScheduled", 1).await;
+    let noted = fs::read_to_string(garage.stack.root().join("pids")).unwrap();
+    assert_eq!(noted.lines().count(), 2);
+
+    garage.stack.stop().await;
+
+    let ended = |pid: &str| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty());
+    assert!(noted.lines().all(ended), "{noted}");
 }

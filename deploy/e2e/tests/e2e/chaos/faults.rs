@@ -1,6 +1,11 @@
 //! Draws faults from a seed: which fault, of which process, when, and for how long.
 
-use std::{collections::BTreeMap, fmt, fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_nats::jetstream;
 use garage_events::{
@@ -45,6 +50,8 @@ enum Kind {
     Slowed(Worker),
     /// A game server is killed when its session has an event of this type.
     GameKilled(&'static str),
+    /// A game server's launcher drops its arguments, and runs something else forever.
+    ArgumentsDropped,
     /// A NATS node without connections to the others.
     RoutesCut,
     /// A NATS node with slow connections to the others.
@@ -81,6 +88,7 @@ impl fmt::Display for Kind {
             Self::CutOff(worker) => write!(f, "{} cut off from NATS", worker.name()),
             Self::Slowed(worker) => write!(f, "slow connection from {} to NATS", worker.name()),
             Self::GameKilled(event) => write!(f, "game server killed at {event}"),
+            Self::ArgumentsDropped => f.write_str("launcher that drops its arguments"),
             Self::RoutesCut => f.write_str("NATS node cut off from the others"),
             Self::RoutesSlowed => f.write_str("slow connections to a NATS node"),
         }
@@ -98,7 +106,7 @@ impl Kind {
         let mut all: Vec<_> = workers.chain(games).collect();
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Killed(part), 2)));
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Paused(part), 1)));
-        all.push((Self::RolledBack, 2));
+        all.extend([(Self::RolledBack, 2), (Self::ArgumentsDropped, 2)]);
         if nodes > 1 {
             all.extend([(Self::RoutesCut, 2), (Self::RoutesSlowed, 1)]);
         }
@@ -112,7 +120,7 @@ impl Kind {
             Self::CutOff(worker) | Self::Slowed(worker) => Some(Part::Worker(worker)),
             Self::RolledBack => Some(Part::Redis),
             Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
-            Self::GameKilled(_) => None,
+            Self::GameKilled(_) | Self::ArgumentsDropped => None,
         }
     }
 }
@@ -170,6 +178,8 @@ impl Faults {
             let pause = Duration::from_millis(self.rng.random_range(200..2_000));
             if let Kind::GameKilled(event) = kind {
                 self.kill_game(garage, event).await;
+            } else if kind == Kind::ArgumentsDropped {
+                self.drop_arguments(garage.stack.root()).await;
             } else if !self.is_affected(kind) {
                 self.begin(garage, kind).await;
             }
@@ -231,7 +241,7 @@ impl Faults {
             }
             Kind::RoutesCut => stack.nats.cut_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, delay).unwrap(),
-            Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
+            Kind::GameKilled(_) | Kind::ArgumentsDropped => unreachable!("these faults have no duration"),
         }
         self.active.push(Active { kind, number, until: Instant::now() + duration });
     }
@@ -254,7 +264,7 @@ impl Faults {
             }
             Kind::RoutesCut => stack.nats.mend_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, Duration::ZERO).unwrap(),
-            Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
+            Kind::GameKilled(_) | Kind::ArgumentsDropped => unreachable!("these faults have no duration"),
         }
         // A worker has recovered when it is ready. A server has recovered when all workers are ready.
         let affected = |instance: &&mut Instance| match kind.part() {
@@ -286,7 +296,7 @@ impl Faults {
         let Ok(message) = found else { return };
         let Some(Aggregate::Session(session)) = Aggregate::of(&message.subject) else { return };
         let name = format!("game-{session}-");
-        let runs_it = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, &name));
+        let runs_it = |pid: &u32| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|line| contains(&line, &name));
         let Some(pid) = garage.stack.game_servers().into_iter().find(runs_it) else { return };
         if kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).is_err() {
             return;
@@ -295,6 +305,31 @@ impl Faults {
             // The session recovers by another attempt, or ends.
             let subject = format!("garage.session.{session}.>");
             next(jetstream, &subject, message.seq + 1, &["PodFailed", "Closed"]).await;
+        });
+    }
+
+    /// Makes the next launcher drop its arguments, and waits until it does.
+    async fn drop_arguments(&mut self, root: &Path) {
+        let [request, dropped] = ["drop-arguments", "dropped"].map(|name| root.join(name));
+        let _ = fs::remove_file(&dropped);
+        fs::write(&request, "").unwrap();
+        let folder = async {
+            loop {
+                if let Some(folder) = fs::read_to_string(&dropped).unwrap_or_default().strip_suffix('\n') {
+                    break PathBuf::from(folder);
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let Ok(folder) = timeout(Duration::from_secs(5), folder).await else {
+            let _ = fs::remove_file(&request);
+            return;
+        };
+        self.measure(Kind::ArgumentsDropped, async move {
+            // Once the processes are gone, the director removes the folder.
+            while folder.exists() {
+                sleep(Duration::from_millis(50)).await;
+            }
         });
     }
 

@@ -73,8 +73,8 @@ impl Setup {
     }
 
     /// Starts each game server by a shell script. `$config` is the path of its configuration, which ends in
-    /// `-<attempt>/config.json`. `real` runs the real game server, and `hang` runs forever without any output. A script
-    /// that ends without `exit` also runs the real game server.
+    /// `-<attempt>/config.json`. `real` runs the real game server, and `hang` runs for longer than any test, without
+    /// output. A script that ends without `exit` also runs the real game server.
     pub(crate) fn game_server(mut self, script: &'static str) -> Self {
         self.game_server = Some(script);
         self
@@ -113,8 +113,7 @@ impl Setup {
     }
 }
 
-/// Writes a game server script. The director finds a process by the configuration's path in its command line, so the
-/// script's own process must stay: an `exec` of another program would hide the game server.
+/// Writes a game server script.
 fn write_game_server(file: &Path, script: &str, root: &Path) {
     let real = binary("garage-gameserver").unwrap();
     let text = format!(
@@ -122,7 +121,7 @@ fn write_game_server(file: &Path, script: &str, root: &Path) {
          config=$2\n\
          root={root}\n\
          real() {{ exec {real} --config \"$config\" \"$@\"; }}\n\
-         hang() {{ while :; do sleep 1; done; }}\n\
+         hang() {{ exec sleep 6000; }}\n\
          shift 2\n\
          {script}\n\
          real \"$@\"\n",
