@@ -5,6 +5,7 @@
 //!
 //! - `store`: objects, their revisions, and the changes that watches report.
 //! - `rules`: the defaults that the server sets, its validation, and how it merges patches.
+//! - `admission`: what a namespace admits: Pod Security, LimitRange, webhooks and quotas.
 //! - `rights`: the rights of clients.
 //! - `call` and `serve`: requests and answers.
 //! - [`proxy`]: makes requests fail, in front of the simulated or a real API server.
@@ -16,8 +17,10 @@
     reason = "a missing field of a JSON value reads as null, and assigning to it creates it"
 )]
 
+mod admission;
 mod call;
 pub mod proxy;
+mod quantity;
 mod rights;
 mod rules;
 mod serve;
@@ -32,7 +35,7 @@ use std::{
 use serde_json::json;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use crate::{rights::Denied, store::Store};
+use crate::{admission::Webhooks, rights::Denied, store::Store};
 
 /// A running server. Dropping it stops the server.
 #[derive(Debug)]
@@ -46,6 +49,7 @@ pub struct ApiServer {
 struct Shared {
     store: Mutex<Store>,
     denied: Denied,
+    webhooks: Webhooks,
     /// The latest revision. Watches wait for it to change.
     revision: watch::Sender<u64>,
 }
@@ -65,8 +69,12 @@ impl ApiServer {
     pub async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let shared =
-            Arc::new(Shared { store: Mutex::default(), denied: Denied::default(), revision: watch::Sender::new(0) });
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            denied: Denied::default(),
+            webhooks: Webhooks::default(),
+            revision: watch::Sender::new(0),
+        });
         let state = Arc::clone(&shared);
         let serving = tokio::spawn(serve::run(listener, move |request| serve::answer(request, Arc::clone(&state))));
         Ok(Self { shared, address, serving })
@@ -87,6 +95,11 @@ impl ApiServer {
     /// Denies a right to all clients. Verb and resource are as in roles, for example `create` and `pods`.
     pub fn deny(&self, verb: &str, resource: &str) {
         self.shared.denied.add(verb, resource);
+    }
+
+    /// Adds an admission webhook that denies every pod with this message.
+    pub fn deny_pods(&self, webhook: &str, message: &str) {
+        self.shared.webhooks.add(webhook, message);
     }
 }
 

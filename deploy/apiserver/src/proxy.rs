@@ -39,19 +39,33 @@ pub struct LoggedRequest {
     pub verb: &'static str,
     /// The resource as roles name it: `pods`, `pods/status`.
     pub resource: String,
+    /// Whether the request is a dry run, which changes nothing.
+    pub dry_run: bool,
     /// The answer's status code. `None` for a watch that was forwarded, and for a request without an answer.
     pub status: Option<u16>,
 }
 
-/// Makes one request fail: the next one with this verb and resource.
+/// Makes requests with this verb and resource fail.
 #[derive(Debug, Clone)]
-pub struct Fault {
+struct Fault {
     /// The verb as roles name it.
-    pub verb: &'static str,
+    verb: &'static str,
     /// The resource as roles name it: `pods`, `pods/status`.
-    pub resource: &'static str,
+    resource: &'static str,
+    which: Which,
     /// What the client gets.
-    pub answer: Answer,
+    answer: Answer,
+}
+
+/// The requests that fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Which {
+    /// The next one, not counting dry runs.
+    Next,
+    /// The next dry run.
+    NextDryRun,
+    /// All that name this object.
+    Named(String),
 }
 
 /// How a request fails.
@@ -61,6 +75,8 @@ pub enum Answer {
     Unauthorized,
     /// Status 403: the client does not have the right.
     Forbidden,
+    /// Status 403: the namespace is new, and its controller has not created the default service account yet.
+    NoServiceAccount,
     /// Status 429, with `Retry-After`.
     TooMany,
     /// Status 500.
@@ -128,7 +144,21 @@ impl Proxy {
     /// Makes the next request with this verb and resource fail. Each further call makes one further request fail, in
     /// order.
     pub fn fail(&self, verb: &'static str, resource: &'static str, answer: Answer) {
-        self.shared.state().faults.push(Fault { verb, resource, answer });
+        self.add(Fault { verb, resource, which: Which::Next, answer });
+    }
+
+    /// Makes the next dry run of a creation fail.
+    pub fn fail_dry_run(&self, resource: &'static str, answer: Answer) {
+        self.add(Fault { verb: "create", resource, which: Which::NextDryRun, answer });
+    }
+
+    /// Makes every request with this verb for this object fail.
+    pub fn fail_always(&self, verb: &'static str, resource: &'static str, name: &str, answer: Answer) {
+        self.add(Fault { verb, resource, which: Which::Named(name.into()), answer });
+    }
+
+    fn add(&self, fault: Fault) {
+        self.shared.state().faults.push(fault);
     }
 
     /// Interrupts every watch.
@@ -149,7 +179,8 @@ async fn answer(request: Request<Incoming>, server: Client, shared: Arc<Shared>)
     let fault = call.as_ref().and_then(|call| take_fault(&mut shared.state().faults, call));
     let log = |status: Option<u16>| {
         if let Some(call) = &call {
-            shared.state().requests.push(LoggedRequest { verb: call.verb, resource: call.resource(), status });
+            let (resource, dry_run) = (call.resource(), is_dry_run(call));
+            shared.state().requests.push(LoggedRequest { verb: call.verb, resource, dry_run, status });
         }
     };
     match (&call, fault) {
@@ -198,11 +229,26 @@ async fn forward(request: Request<Incoming>, server: &Client) -> Result<Response
     server.send(forwarded).await.map_err(Cut::by)
 }
 
-/// Removes and returns the first fault for this call, if any.
+fn is_dry_run(call: &Call) -> bool {
+    !call.parameter("dryRun").is_empty()
+}
+
+/// Returns the first fault for this call, if any. Removes it if it is for one request.
 fn take_fault(faults: &mut Vec<Fault>, call: &Call) -> Option<Answer> {
     let resource = call.resource();
-    let at = faults.iter().position(|fault| fault.verb == call.verb && fault.resource == resource)?;
-    Some(faults.remove(at).answer)
+    let applies = |fault: &Fault| match &fault.which {
+        Which::Next => !is_dry_run(call),
+        Which::NextDryRun => is_dry_run(call),
+        Which::Named(name) => call.name == *name,
+    };
+    let matches = |fault: &Fault| fault.verb == call.verb && fault.resource == resource && applies(fault);
+    let at = faults.iter().position(matches)?;
+    let fault = faults.get(at)?;
+    let answer = fault.answer;
+    if !matches!(fault.which, Which::Named(_)) {
+        faults.remove(at);
+    }
+    Some(answer)
 }
 
 fn refusal(call: &Call, answer: Answer) -> (u16, Value) {
@@ -210,6 +256,13 @@ fn refusal(call: &Call, answer: Answer) -> (u16, Value) {
     match answer {
         Answer::Unauthorized => rules::refusal(401, "Unauthorized", "Unauthorized", Value::Null),
         Answer::Forbidden => rights::forbidden(verb, resource, namespace),
+        Answer::NoServiceAccount => {
+            let message = format!(
+                "{resource} \"game\" is forbidden: error looking up service account {namespace}/default: serviceaccount \
+                 \"default\" not found"
+            );
+            rules::refusal(403, "Forbidden", &message, json!({"name": "game", "kind": resource}))
+        }
         Answer::TooMany => {
             let message = "the server has received too many requests and has asked us to try again later";
             rules::refusal(429, "TooManyRequests", message, json!({"retryAfterSeconds": 1}))

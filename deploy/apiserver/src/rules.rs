@@ -4,6 +4,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use crate::quantity;
+
 /// An error answer: the status code, and a body of kind `Status`.
 pub(crate) fn refusal(code: u16, reason: &str, message: &str, details: Value) -> (u16, Value) {
     let mut status = json!({
@@ -34,6 +36,7 @@ pub(crate) fn kind_of(resource: &str) -> &'static str {
         "secrets" => "Secret",
         "nodes" => "Node",
         "namespaces" => "Namespace",
+        "limitranges" => "LimitRange",
         _ => "ResourceQuota",
     }
 }
@@ -76,6 +79,17 @@ pub(crate) fn invalid(resource: &str, object: &Value) -> Option<(u16, Value)> {
             format!("Unsupported value: \"{policy}\": supported values: \"Always\", \"OnFailure\", \"Never\"");
         return refuse("spec.restartPolicy", "FieldValueNotSupported", problem);
     }
+    for (i, container) in array(&spec["containers"]).iter().enumerate() {
+        let resources = &container["resources"];
+        for (resource, request) in resources["requests"].as_object().into_iter().flatten() {
+            let (request, limit) = (request.as_str().unwrap_or_default(), resources["limits"][resource].as_str());
+            if let Some(limit) = limit.filter(|limit| quantity::exceeds(request, limit)) {
+                let problem =
+                    format!("Invalid value: \"{request}\": must be less than or equal to {resource} limit of {limit}");
+                return refuse(&format!("spec.containers[{i}].resources.requests"), "FieldValueInvalid", problem);
+            }
+        }
+    }
     if spec["hostNetwork"] == true {
         for (i, container) in array(&spec["containers"]).iter().enumerate() {
             for (j, port) in array(&container["ports"]).iter().enumerate() {
@@ -102,7 +116,7 @@ fn is_subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_label)
 }
 
-fn array(value: &Value) -> &[Value] {
+pub(crate) fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

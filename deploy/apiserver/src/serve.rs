@@ -18,13 +18,14 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     Shared,
+    admission::{self, Webhooks},
     call::Call,
     rights, rules,
     store::{Change, Key, Selector, Store},
 };
 
 /// The supported resources.
-const RESOURCES: [&str; 5] = ["pods", "secrets", "nodes", "namespaces", "resourcequotas"];
+const RESOURCES: [&str; 6] = ["pods", "secrets", "nodes", "namespaces", "limitranges", "resourcequotas"];
 
 /// Time between two bookmarks of a watch without changes. A real server sends one per minute.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(1);
@@ -120,7 +121,7 @@ fn execute(call: &Call, body: &Value, shared: &Shared) -> (u16, Value) {
         },
         ("list", "") => list(call, &state),
         ("create", "binding") => bind(call, body, &mut state),
-        ("create", "") => create(call, body, &mut state),
+        ("create", "") => create(call, body, &mut state, &shared.webhooks),
         ("patch", "" | "status") => patch(call, body, &mut state),
         ("delete", "") => delete(call, body, &mut state),
         _ => rules::refusal(405, "MethodNotAllowed", "the server does not allow this method", json!({})),
@@ -159,7 +160,7 @@ fn list(call: &Call, state: &Store) -> (u16, Value) {
     (200, json!({"kind": kind, "apiVersion": "v1", "metadata": metadata, "items": items}))
 }
 
-fn create(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {
+fn create(call: &Call, body: &Value, state: &mut Store, webhooks: &Webhooks) -> (u16, Value) {
     let mut object = body.clone();
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let Call { resource, namespace, .. } = call;
@@ -171,38 +172,17 @@ fn create(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {
         return rules::not_found("namespaces", namespace);
     }
     let key = (resource.clone(), namespace.clone(), name.clone());
+    if let Some(refusal) = admission::refused(call, &object, state, webhooks) {
+        return refusal;
+    }
     if state.get(&key).is_some() {
         return rules::exists(resource, &name);
-    }
-    if let Some(refusal) = over_quota(call, &name, state) {
-        return refusal;
     }
     rules::complete(resource, namespace, &mut object);
     if !call.parameter("dryRun").is_empty() {
         return (201, object);
     }
     (201, state.put(key, object))
-}
-
-/// Refuses an object that exceeds a quota, as the admission controller of a real server does.
-fn over_quota(call: &Call, name: &str, state: &Store) -> Option<(u16, Value)> {
-    let Call { resource, namespace, .. } = call;
-    let all = Selector::default();
-    let used = state.list(resource, namespace, &all).iter().filter(|object| !rules::is_over(object)).count();
-    for quota in state.list("resourcequotas", namespace, &all) {
-        let Some(hard) = quota["spec"]["hard"][resource].as_str().and_then(|hard| hard.parse::<usize>().ok()) else {
-            continue;
-        };
-        if used >= hard {
-            let quota = quota["metadata"]["name"].as_str().unwrap_or_default();
-            let message = format!(
-                "{resource} \"{name}\" is forbidden: exceeded quota: {quota}, requested: {resource}=1, used: \
-                 {resource}={used}, limited: {resource}={hard}"
-            );
-            return Some(rules::refusal(403, "Forbidden", &message, json!({"name": name, "kind": resource})));
-        }
-    }
-    None
 }
 
 fn bind(call: &Call, body: &Value, state: &mut Store) -> (u16, Value) {

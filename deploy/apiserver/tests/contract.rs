@@ -39,7 +39,7 @@ fn comparable(value: &Value) -> Value {
 
 /// A simulated API server, and a proxy in front of it. The tests send their requests to the proxy.
 struct Fixture {
-    _server: ApiServer,
+    server: ApiServer,
     proxy: Proxy,
     url: String,
     client: reqwest::Client,
@@ -52,7 +52,7 @@ impl Fixture {
         let config = Kubeconfig::from_yaml(&server.kubeconfig()).unwrap();
         let config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.unwrap();
         let proxy = Proxy::start(Client::try_from(config).unwrap()).await.unwrap();
-        let fixture = Self { _server: server, url: proxy.url(), proxy, client: reqwest::Client::new() };
+        let fixture = Self { server, url: proxy.url(), proxy, client: reqwest::Client::new() };
         for namespace in ["games", "games-quota"] {
             let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
             assert_eq!(fixture.send("POST", "/api/v1/namespaces", &body, "application/json").await.0, 201);
@@ -204,6 +204,78 @@ async fn invalid_and_forbidden_requests_are_refused_as_recorded() {
         fixture.proxy.fail("list", "pods", answer);
         fixture.replay(name).await;
     }
+}
+
+/// The messages are those of the sources of Kubernetes 1.36: no cluster that refused such pods was recorded.
+#[tokio::test]
+async fn pods_that_the_namespace_does_not_admit_are_refused_also_in_a_dry_run() {
+    let fixture = Fixture::new().await;
+    let refused = async |path: &str| {
+        let body = recorded("pod_create")["request"]["body"].clone();
+        let (status, answer) = fixture.send("POST", path, &body, "application/json").await;
+        (status, answer["reason"].as_str().unwrap_or_default().to_owned(), answer["message"].to_string())
+    };
+    let (pods, dry) = ("/api/v1/namespaces/games/pods", "/api/v1/namespaces/games/pods?dryRun=All");
+    // A dry run is answered like a creation, but nothing is created, so it can be repeated.
+    for _ in 0..2 {
+        assert_eq!(refused(dry).await.0, 201);
+    }
+    let range = json!({"metadata": {"name": "r"}, "spec": {"limits": [{"type": "Container", "max": {"cpu": "500m"}}]}});
+    let ranges = "/api/v1/namespaces/games/limitranges";
+    assert_eq!(fixture.send("POST", ranges, &range, "application/json").await.0, 201);
+    for path in [dry, pods] {
+        let (status, reason, message) = refused(path).await;
+        assert_eq!((status, reason.as_str()), (403, "Forbidden"));
+        assert!(message.contains("is forbidden: maximum cpu usage per Container is 500m, but limit is 1"), "{message}");
+    }
+    assert_eq!(fixture.send("DELETE", &format!("{ranges}/r"), &Value::Null, "").await.0, 200);
+
+    let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}});
+    let merge = "application/merge-patch+json";
+    assert_eq!(fixture.send("PATCH", "/api/v1/namespaces/games", &labels, merge).await.0, 200);
+    for path in [dry, pods] {
+        let (status, reason, message) = refused(path).await;
+        assert_eq!((status, reason.as_str()), (403, "Forbidden"));
+        let expected = "violates PodSecurity \\\"baseline:latest\\\": host namespaces (hostNetwork=true)";
+        assert!(message.contains(expected), "{message}");
+    }
+    let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}});
+    assert_eq!(fixture.send("PATCH", "/api/v1/namespaces/games", &labels, merge).await.0, 200);
+
+    fixture.server.deny_pods("pods.example.com", "no host network");
+    for path in [dry, pods] {
+        let (status, reason, message) = refused(path).await;
+        assert_eq!((status, reason.as_str()), (403, "Forbidden"));
+        let expected = "\"admission webhook \\\"pods.example.com\\\" denied the request: no host network\"";
+        assert_eq!(message, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_requests_more_than_its_limit_is_invalid() {
+    let fixture = Fixture::new().await;
+    let mut pod = recorded("pod_create")["request"]["body"].clone();
+    pod["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1500m"}, "limits": {"cpu": "1"}});
+    let (status, answer) = fixture.send("POST", "/api/v1/namespaces/games/pods", &pod, "application/json").await;
+    let problem = "Invalid value: \"1500m\": must be less than or equal to cpu limit of 1";
+    let field = "spec.containers[0].resources.requests";
+    assert_eq!((status, &answer["reason"]), (422, &json!("Invalid")));
+    let message = format!("Pod \"{}\" is invalid: {field}: {problem}", pod["metadata"]["name"].as_str().unwrap());
+    assert_eq!(answer["message"], message);
+    assert_eq!(
+        answer["details"]["causes"],
+        json!([{"reason": "FieldValueInvalid", "message": problem, "field": field}])
+    );
+}
+
+#[tokio::test]
+async fn a_full_quota_refuses_also_an_object_that_exists_already() {
+    let fixture = Fixture::new().await;
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}});
+    let path = "/api/v1/namespaces/games/resourcequotas";
+    assert_eq!(fixture.send("POST", path, &quota, "application/json").await.0, 201);
+    let (created, again) = (fixture.create("game-1").await, fixture.create("game-1").await);
+    assert_eq!((created.0, again.0, &again.1["reason"]), (201, 403, &json!("Forbidden")));
 }
 
 #[tokio::test]
