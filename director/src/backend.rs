@@ -104,7 +104,7 @@ pub enum State {
     /// A director has begun to create it, but has not started it yet. The same director starts it, or a redelivery of
     /// the request leads to the start.
     Claimed,
-    /// It is created, and waits for a node.
+    /// It is created, and waits for a node, or the address of its node is not known yet.
     Waiting,
     /// It runs, or is being started.
     Running(Placed),
@@ -187,13 +187,16 @@ pub struct Listing {
     pub instances: Vec<Instance>,
     /// An error if some clusters did not answer. `instances` then lacks the instances of these clusters.
     pub complete: Result<(), Unavailable>,
+    /// An error about single instances: their address could not be found, so `instances` lists them as waiting. It does
+    /// not affect other instances.
+    pub unplaced: Option<Unavailable>,
 }
 
 impl From<Result<Vec<Instance>, Unavailable>> for Listing {
     fn from(listed: Result<Vec<Instance>, Unavailable>) -> Self {
         match listed {
-            Ok(instances) => Self { instances, complete: Ok(()) },
-            Err(error) => Self { instances: Vec::new(), complete: Err(error) },
+            Ok(instances) => Self { instances, complete: Ok(()), unplaced: None },
+            Err(error) => Self { instances: Vec::new(), complete: Err(error), unplaced: None },
         }
     }
 }

@@ -92,7 +92,8 @@ pub struct Kube {
     pub pull_policy: PullPolicy,
 
     /// File with a pod in YAML, the template for game servers' pods. Garage takes from it every field that it does not
-    /// set itself: resources, priority class, tolerations, labels and so on. Name its container `gameserver`.
+    /// set itself: resources, priority class, tolerations, labels and so on. Name its container `gameserver`. If the
+    /// template sets `resources`, they replace Garage's default requests and limits as a whole.
     #[arg(long, env = "GARAGE_POD_TEMPLATE", value_name = "FILE")]
     pub pod_template: Option<PathBuf>,
 

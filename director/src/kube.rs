@@ -9,37 +9,37 @@
 //! The director does not wait for the scheduler. It watches the pods (`pods`) and interprets their status
 //! (`pod_status`).
 
+mod addresses;
 pub mod baseline_client;
 pub mod cluster;
+mod dry_run;
 pub(crate) mod lost_pods;
 mod manifest;
 pub mod node;
 mod pod_status;
 mod pods;
+mod quantity;
+mod refusal;
 mod site;
+mod template;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs,
-    future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, ensure};
-use futures::future::{join_all, select_all};
+use anyhow::{Context, ensure};
+use futures::future::{join_all, select_all, try_join_all};
 use garage_events::{
     env::{Env, System},
     id::Region,
     queue::Queues,
 };
 use garage_worker::Shutdown;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{config::Kubeconfig, core::Status};
-use serde_json::{Value, json};
-use tokio::time::timeout;
+use kube::config::Kubeconfig;
 
-use self::{manifest::PodSettings, site::Site};
+use self::{dry_run::Verdict, site::Site, template::PodSettings};
 use crate::{
     backend::{
         Backend, CreateError, Created, DELETED, Exit, ExitKind, Instance, Listing, Name, Order, State, Unavailable,
@@ -74,10 +74,9 @@ struct RegionSite {
 }
 
 /// Checks the configuration, as far as that is possible without a cluster.
-pub(crate) fn check(config: &config::Kube) -> anyhow::Result<()> {
-    template(config)?;
+pub(crate) fn check(config: &config::Kube, games: &config::Process) -> anyhow::Result<()> {
+    PodSettings::load(config, games)?;
     let regions = regions(config)?;
-    config.image.as_ref().context("no image for game servers is set (--image)")?;
     let Some(path) = &config.kubeconfig else {
         let context = regions.values().find_map(|region| region.context.as_ref());
         ensure!(context.is_none(), "--region names a context, but there is no --kubeconfig to find it in");
@@ -90,16 +89,6 @@ pub(crate) fn check(config: &config::Kube) -> anyhow::Result<()> {
         ensure!(exists, "{} (--kubeconfig) has no context {context}, which --region names", path.display());
     }
     Ok(())
-}
-
-fn template(config: &config::Kube) -> anyhow::Result<Value> {
-    let Some(path) = &config.pod_template else { return Ok(json!({})) };
-    let invalid = || format!("{} (--pod-template) is not a pod", path.display());
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let template: Value = serde_saphyr::from_str(&text).with_context(invalid)?;
-    // The template must have the structure of a pod. The error names the field that does not fit.
-    serde_json::from_value::<Pod>(template.clone()).with_context(invalid)?;
-    Ok(template)
 }
 
 /// The location of each region. If it is empty, every region is the whole cluster.
@@ -142,20 +131,40 @@ impl KubeBackend {
         for context in contexts {
             sites.push(Site::open(config, context).await?);
         }
-        let ports = games.game_ports.iter().flat_map(|ports| ["--ports".to_owned(), ports.to_string()]);
-        let additional = games.game_arg.iter().filter(|argument| !argument.is_empty()).cloned();
-        let settings = PodSettings {
-            image: config.image.clone().context("no image for game servers is set (--image)")?,
-            pull_policy: config.pull_policy.to_string(),
-            template: template(config)?,
-            arguments: ports.chain(additional).collect(),
-        };
+        let settings = PodSettings::load(config, games)?;
         Ok(Self(Arc::new(Inner { sites, regions, settings, lost_pods: Mutex::default() })))
     }
 
     /// The namespace that game servers run in.
     pub fn namespace(&self) -> &str {
         self.0.sites.first().map_or("", Site::namespace)
+    }
+
+    /// Asks each cluster whether it would create a game server's pod, with a dry run for each region. A cluster that does
+    /// not answer is not an error: the director waits for it.
+    ///
+    /// # Errors
+    /// Why a cluster would refuse every pod, and what to do.
+    pub async fn dry_run(&self) -> anyhow::Result<()> {
+        let regions: Vec<_> = match self.0.regions.keys().map(Some).collect::<Vec<_>>() {
+            none if none.is_empty() => vec![None],
+            regions => regions,
+        };
+        let verdicts = regions.into_iter().map(async |region| {
+            let (site, selector) = match region {
+                Some(region) => self.0.site_for(region).context("a region has no cluster")?,
+                None => (self.0.sites.first().context("no cluster is set")?, &[][..]),
+            };
+            site.dry_run(region, selector, &self.0.settings).await
+        });
+        for verdict in try_join_all(verdicts).await? {
+            match verdict {
+                Verdict::Admitted => {}
+                Verdict::Refused(error) => return Err(error),
+                Verdict::Unknown(error) => tracing::warn!("{error}; the director starts nevertheless"),
+            }
+        }
+        Ok(())
     }
 
     /// Watches the clusters until `shutdown`.
@@ -177,68 +186,23 @@ impl KubeBackend {
         *self.0.lost_pods.lock().unwrap_or_else(PoisonError::into_inner) = lost_pods;
     }
 
+    fn is_lost(&self, name: Name) -> bool {
+        self.0.lost_pods.lock().unwrap_or_else(PoisonError::into_inner).contains(&name)
+    }
+
     /// Lists the instances of all clusters, without the lost instances.
     async fn list_existing(&self) -> Listing {
-        let mut all = Listing { instances: Vec::new(), complete: Ok(()) };
+        let mut all = Listing { instances: Vec::new(), complete: Ok(()), unplaced: None };
         for listed in join_all(self.0.sites.iter().map(Site::list)).await {
             match listed {
-                Ok(instances) => all.instances.extend(instances),
+                Ok((instances, unplaced)) => {
+                    all.instances.extend(instances);
+                    all.unplaced = all.unplaced.or(unplaced);
+                }
                 Err(error) => all.complete = Err(error),
             }
         }
         all
-    }
-}
-
-/// Sends a request to the API server, with a time-out.
-async fn request<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, Refusal> {
-    match timeout(TIMEOUT, request).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(kube::Error::Api(status))) => Err(Refusal::Status(status)),
-        Ok(Err(error)) => Err(Refusal::Unreachable(error.into())),
-        Err(_) => Err(Refusal::Unreachable(anyhow!("no answer within {} s", TIMEOUT.as_secs()))),
-    }
-}
-
-/// Why a request to the API server failed.
-enum Refusal {
-    /// The server answered with an error.
-    Status(Box<Status>),
-    /// The server did not answer.
-    Unreachable(anyhow::Error),
-}
-
-impl Refusal {
-    fn is(&self, reason: &str) -> bool {
-        matches!(self, Self::Status(status) if status.reason == reason)
-    }
-
-    fn unavailable(self, what: &str) -> Unavailable {
-        let error = match self {
-            Self::Status(status) => anyhow!("{} ({})", status.message, status.code),
-            Self::Unreachable(error) => error,
-        };
-        Unavailable(error.context(format!("cannot {what}")))
-    }
-
-    /// Classifies a failed create request: refused if no retry can succeed, unavailable if the cause may go away.
-    fn on_create(self, what: &str) -> CreateError {
-        let refused = |reason, status: &Status| CreateError::Refused { reason, message: status.message.clone() };
-        match &self {
-            Self::Status(status) if status.code == 403 && status.message.contains("exceeded quota") => {
-                refused("quota-exceeded", status)
-            }
-            Self::Status(status) if status.code == 422 => refused("pod-invalid", status),
-            _ => self.unavailable(what).into(),
-        }
-    }
-}
-
-/// Treats "not found" and "conflict" as a successful deletion: the object is gone, or a new one has its name.
-fn ignore_missing<T>(result: Result<T, Refusal>, what: &str) -> Result<(), Unavailable> {
-    match result {
-        Err(refusal) if !refusal.is("NotFound") && !refusal.is("Conflict") => Err(refusal.unavailable(what)),
-        Ok(_) | Err(_) => Ok(()),
     }
 }
 

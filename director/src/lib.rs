@@ -53,6 +53,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         }
         config::Kind::Kube => {
             let backend = kube::KubeBackend::open(&config.kube, &config.process).await?;
+            tokio::select! {
+                checked = backend.dry_run() => checked?,
+                () = shutdown.cancelled() => return Ok(()),
+            }
             let name = lease::director(backend.namespace());
             let (watched, end) = (backend.clone(), shutdown.clone());
             let session = time::Duration::seconds(config.session_s.into());
@@ -111,7 +115,7 @@ impl Config {
         load(self)?;
         match self.backend {
             config::Kind::Process => drop(process::program(&self.process)?),
-            config::Kind::Kube => kube::check(&self.kube)?,
+            config::Kind::Kube => kube::check(&self.kube, &self.process)?,
         }
         self.worker.check()
     }

@@ -26,7 +26,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Time between two searches for orphans.
 pub const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Placements appended at the same time.
+/// Instances handled at the same time: placements appended, exits handled, and orphans looked for.
 const CONCURRENCY: usize = 16;
 
 /// How long to wait before an inconclusive exit counts as a failure. If nobody saw the exit, another director on this
@@ -48,7 +48,7 @@ pub(crate) async fn run<L: Log + Reports, W: Env, B: Backend, K: Keys>(
 ) -> anyhow::Result<()> {
     let backend = app.backend.clone();
     let mut watch = Watch::new(app, grace);
-    let mut down = false;
+    let (mut down, mut placed) = (false, true);
     loop {
         let mut pause = CHECK_INTERVAL;
         if !leads() {
@@ -60,12 +60,19 @@ pub(crate) async fn run<L: Log + Reports, W: Env, B: Backend, K: Keys>(
                 () = tokio::time::sleep(pause) => continue,
             }
         }
-        let Listing { instances, complete } = backend.list().await;
+        let Listing { instances, complete, unplaced } = backend.list().await;
         gauge(&instances);
-        match &complete {
+        let unplaced = unplaced.map_or(Ok(()), Err);
+        match complete.as_ref().and(unplaced.as_ref()) {
             Ok(()) => health.up("backend"),
             Err(error) => health.down("backend", error.to_string()),
         }
+        let placeable = unplaced.is_ok();
+        if let (Err(error), true) = (unplaced, placed) {
+            // The instances on other nodes go on at the usual pace.
+            tracing::warn!("cannot place all instances; retrying: {error}");
+        }
+        placed = placeable;
         let checked = watch.check(&instances, Instant::now()).await.map_err(|error| format!("{error:#}"));
         let result = checked.and(complete.map_err(|error| error.to_string()));
         if let Err(error) = &result {
@@ -129,15 +136,15 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
     /// # Errors
     /// The first [`Failure`]. The other instances were checked nevertheless, and the next check retries the failed one.
     pub async fn check(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
-        // After a failed append, the exits must still be handled.
+        // A failure with one instance must not keep the others from being handled.
         let placed = self.record_placements(instances).await;
-        self.handle_exits(instances, now).await?;
-        placed?;
+        let exited = self.handle_exits(instances, now).await;
+        let mut scanned = Ok(());
         if self.scanned.is_none_or(|at| now - at >= SCAN_INTERVAL) {
             self.scanned = Some(now);
-            self.remove_orphans(instances).await?;
+            scanned = self.remove_orphans(instances).await;
         }
-        Ok(())
+        placed.and(exited).and(scanned)
     }
 
     async fn record_placements(&mut self, instances: &[Instance]) -> Result<(), Failure> {
@@ -172,16 +179,24 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
         let exited = instances.iter().filter(|instance| matches!(instance.state, State::Exited(_)));
         let exited: HashSet<_> = exited.map(|instance| instance.name).collect();
         self.exited.retain(|name, _| exited.contains(name));
-        // After a failure with one instance, the others must still be handled.
-        let mut first = Ok(());
+        let mut due = Vec::new();
         for instance in instances {
             let State::Exited(exit) = &instance.state else { continue };
             let observed = self.exited.entry(instance.name).or_insert(ObservedExit { since: now, handled: false });
-            if observed.handled || (exit.inconclusive() && now - observed.since < INCONCLUSIVE) {
-                continue;
+            if !observed.handled && (!exit.inconclusive() || now - observed.since >= INCONCLUSIVE) {
+                due.push((instance.name, exit.clone()));
             }
-            match handle_exit(&self.app, instance.name, exit).await {
-                Ok(handled) => observed.handled = handled,
+        }
+        let app = &self.app;
+        let results = stream::iter(due)
+            .map(async |(name, exit)| (name, handle_exit(app, name, &exit).await))
+            .buffer_unordered(CONCURRENCY)
+            .collect::<Vec<_>>()
+            .await;
+        let mut first = Ok(());
+        for (name, result) in results {
+            match result {
+                Ok(handled) => drop(self.exited.get_mut(&name).map(|observed| observed.handled = handled)),
                 Err(error) => first = first.and(Err(error)),
             }
         }
@@ -191,14 +206,18 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
     async fn remove_orphans(&mut self, instances: &[Instance]) -> Result<(), Failure> {
         let now = self.app.env.now();
         let suspects = std::mem::take(&mut self.suspects);
+        let old = instances.iter().filter(|instance| now - instance.created >= self.grace);
+        let old: Vec<_> = old.map(|instance| (instance.name, suspects.contains(&instance.name))).collect();
+        let results = stream::iter(old)
+            .map(async |(name, suspected)| (name, self.remove_if_orphan(name, suspected).await))
+            .buffer_unordered(CONCURRENCY)
+            .collect::<Vec<_>>()
+            .await;
         let mut first = Ok(());
-        for Instance { name, created, .. } in instances {
-            if now - *created < self.grace {
-                continue;
-            }
-            match self.remove_if_orphan(*name, suspects.contains(name)).await {
+        for (name, result) in results {
+            match result {
                 Ok(false) => {}
-                Ok(true) => drop(self.suspects.insert(*name)),
+                Ok(true) => drop(self.suspects.insert(name)),
                 Err(error) => first = first.and(Err(error)),
             }
         }
@@ -254,4 +273,167 @@ async fn handle_exit<L: Log + Reports, W: Env, B: Backend, K: Keys>(
     metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
     app.fail(name, reason, exit.to_string(), None).await?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+    };
+
+    use garage_events::{
+        env::Simulated,
+        event::Recorded,
+        game::{Secret, Secrets},
+        id::{PlayerId, SessionId},
+        inventory,
+        log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
+        session::{Event, Matched, PodFailed, PodRequested},
+        sim::SimLog,
+        subject::Aggregate,
+    };
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::{
+        backend::{CreateError, Created, ExitKind, Order, Unavailable},
+        reaction::GameSettings,
+    };
+
+    /// A backend that counts its concurrent removals. Each takes a while.
+    #[derive(Clone, Default)]
+    struct SlowBackend {
+        now: Arc<AtomicUsize>,
+        most: Arc<AtomicUsize>,
+        removed: Arc<AtomicUsize>,
+    }
+
+    impl Backend for SlowBackend {
+        async fn create(&self, _: &Order) -> Result<Created, CreateError> {
+            Err(CreateError::Over)
+        }
+
+        async fn find(&self, _: Name) -> Result<Option<Created>, Unavailable> {
+            Ok(None)
+        }
+
+        async fn list(&self) -> Listing {
+            Ok(Vec::new()).into()
+        }
+
+        async fn delete(&self, _: Name) -> Result<bool, Unavailable> {
+            self.most.fetch_max(self.now.fetch_add(1, SeqCst) + 1, SeqCst);
+            tokio::task::yield_now().await;
+            self.now.fetch_sub(1, SeqCst);
+            self.removed.fetch_add(1, SeqCst);
+            Ok(true)
+        }
+    }
+
+    /// A log without reports of game servers.
+    #[derive(Clone)]
+    struct NoReports(SimLog<Simulated>);
+
+    impl Load for NoReports {
+        async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
+            self.0.player(id).await
+        }
+
+        async fn session(&self, id: SessionId) -> Result<Session, ReadError> {
+            self.0.session(id).await
+        }
+
+        async fn inventory(&self, id: &PlayerId) -> Result<Option<Recorded<inventory::Event>>, ReadError> {
+            self.0.inventory(id).await
+        }
+    }
+
+    impl Append for NoReports {
+        async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
+            self.0.append(decision).await
+        }
+    }
+
+    impl Reports for NoReports {
+        async fn reported(&self, _: Report) -> Result<bool, ReadError> {
+            Ok(false)
+        }
+    }
+
+    #[derive(Clone)]
+    struct NoKeys;
+
+    impl Keys for NoKeys {
+        async fn secrets(&self, _: &str) -> Result<Secrets, CreateError> {
+            Ok(Secrets { private_key: Secret::new(""), credentials: Secret::new("") })
+        }
+    }
+
+    /// A session whose first attempt has failed.
+    async fn failed(log: &SimLog<Simulated>, env: &Simulated) -> SessionId {
+        let session = SessionId::new(env.id());
+        let matched = Matched {
+            queue: "ranked".parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            teams: Vec::new(),
+            rules: "test".into(),
+            pool_seq: 0,
+            clock: env.now(),
+        };
+        let requested = PodRequested {
+            attempt: 1,
+            region: "eu".parse().unwrap(),
+            loadouts: Vec::new(),
+            public_key: "public".into(),
+            fingerprint: "f00d".into(),
+        };
+        let failed = PodFailed { attempt: 1, reason: "test".into(), message: String::new() };
+        let events = [Event::from(matched), requested.into(), failed.into()];
+        let decision = Decision::new(env, session.uuid(), None);
+        log.append(decision.change(env, Aggregate::Session(session), Head::default(), events)).await.unwrap();
+        session
+    }
+
+    #[tokio::test]
+    async fn exits_are_handled_and_orphans_are_removed_several_at_a_time_but_not_all_at_once() {
+        let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
+        let log = SimLog::new(env.clone());
+        let (backend, count) = (SlowBackend::default(), 3 * CONCURRENCY);
+        let settings = GameSettings {
+            token_key: String::new(),
+            token_keys: BTreeMap::new(),
+            nats_url: String::new(),
+            session: time::Duration::MINUTE,
+        };
+        let app = App {
+            log: NoReports(log.clone()),
+            env: env.clone(),
+            backend: backend.clone(),
+            keys: NoKeys,
+            settings: Arc::new(settings),
+        };
+        let mut watch = Watch::new(app, Duration::ZERO);
+        let (start, created) = (Instant::now(), env.now());
+        let mut exited = Vec::new();
+        for _ in 0..count {
+            let name = Name { session: failed(&log, &env).await, attempt: 1 };
+            let exit = Exit { kind: ExitKind::Code(1), message: None };
+            exited.push(Instance { name, created, state: State::Exited(exit) });
+        }
+        watch.check(&exited, start).await.unwrap();
+        assert_eq!((backend.removed.swap(0, SeqCst), backend.most.swap(0, SeqCst)), (count, CONCURRENCY));
+
+        // Nobody knows the sessions of these instances. The second scan removes what the first one suspected.
+        let orphan = |_| Name { session: SessionId::new(env.id()), attempt: 1 };
+        let orphans = (0..count).map(orphan).map(|name| Instance { name, created, state: State::Waiting });
+        let orphans: Vec<_> = orphans.collect();
+        for scan in 1..=2 {
+            watch.check(&orphans, start + scan * SCAN_INTERVAL).await.unwrap();
+        }
+        assert_eq!((backend.removed.swap(0, SeqCst), backend.most.swap(0, SeqCst)), (count, CONCURRENCY));
+    }
 }

@@ -7,6 +7,11 @@
 //! made to do. These tests then print a message and end.
 #![cfg(test)]
 
+#[path = "kube/admission.rs"]
+mod admission;
+#[path = "kube/nodes.rs"]
+mod nodes;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
@@ -36,7 +41,7 @@ use garage_events::{
 };
 use garage_stack::servers::{Nats, Redis, Role};
 use garage_worker::{Shutdown, seal::SealKey};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ResourceQuota, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, Node, Pod, ResourceQuota, Secret, ServiceAccount};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -102,6 +107,7 @@ struct Cluster {
     /// `None` if `GARAGE_TEST_KUBECONFIG` names a real cluster.
     _simulated: Option<ApiServer>,
     proxy: Proxy,
+    config: kube::Config,
     client: Client,
     namespace: String,
     node: String,
@@ -122,7 +128,7 @@ impl Cluster {
             }
         };
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-        let client = Client::try_from(config).unwrap();
+        let client = Client::try_from(config.clone()).unwrap();
         let namespace = format!("garage-{}", System.id().simple());
         let post = PostParams::default();
         let named = serde_json::from_value(json!({"metadata": {"name": namespace}})).unwrap();
@@ -139,6 +145,7 @@ impl Cluster {
             secrets: Api::namespaced(client.clone(), &namespace),
             quotas: Api::namespaced(client.clone(), &namespace),
             nodes: Api::all(client.clone()),
+            config,
             client,
             namespace,
         };
@@ -149,6 +156,11 @@ impl Cluster {
     /// Makes the director's next request of this kind fail.
     fn fail(&self, verb: &'static str, resource: &'static str, answer: Answer) {
         self.proxy.fail(verb, resource, answer);
+    }
+
+    /// Makes the director's next dry run of a pod fail.
+    fn fail_dry_run(&self, answer: Answer) {
+        self.proxy.fail_dry_run("pods", answer);
     }
 
     async fn add_node(&self, name: &str, addresses: &[(&str, &str)]) {
@@ -239,7 +251,8 @@ impl Cluster {
     /// The requests of directors that change something: verb, resource and status code.
     fn changes(&self) -> Vec<(&'static str, String, Option<u16>)> {
         let changing = ["create", "patch", "delete"];
-        let requests = self.proxy.requests().into_iter().filter(|request| changing.contains(&request.verb));
+        let requests = self.proxy.requests().into_iter();
+        let requests = requests.filter(|request| changing.contains(&request.verb) && !request.dry_run);
         requests.map(|request| (request.verb, request.resource, request.status)).collect()
     }
 
@@ -254,8 +267,11 @@ impl Drop for Cluster {
         if self._simulated.is_some() {
             return;
         }
-        let (client, namespace) = (self.client.clone(), self.namespace.clone());
+        let (config, namespace) = (self.config.clone(), self.namespace.clone());
         let remove = async move {
+            // A client works only on the runtime that it was made on. The test's own runtime waits for this thread, and
+            // may be shutting down.
+            let Ok(client) = Client::try_from(config) else { return };
             let (now, ours) = (DeleteParams::default().grace_period(0), format!("garage-test={namespace}"));
             let _ =
                 Api::<Node>::all(client.clone()).delete_collection(&now, &ListParams::default().labels(&ours)).await;
@@ -263,8 +279,9 @@ impl Drop for Cluster {
             let _ = pods.delete_collection(&now, &ListParams::default()).await;
             let _ = Api::<Namespace>::all(client).delete(&namespace, &DeleteParams::default()).await;
         };
-        // The test's own runtime may be shutting down, so the removal needs its own.
-        let removing = std::thread::spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(remove));
+        let removing = std::thread::spawn(|| {
+            tokio::runtime::Runtime::new().unwrap().block_on(async { tokio::time::timeout(DEADLINE, remove).await })
+        });
         let _ = removing.join();
     }
 }
@@ -289,7 +306,14 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("seal"), "09".repeat(32)).unwrap();
         fs::write(folder.path().join("token.pem"), TOKEN).unwrap();
-        fs::write(folder.path().join("pod.yaml"), "spec: {schedulerName: the-test}").unwrap();
+        // With a real kubelet, many pods of a test share few cores. Otherwise the template names another scheduler, so
+        // that the cluster's own one leaves the pods to the test.
+        let resources = "containers: [{name: gameserver, resources: {requests: {cpu: 10m, memory: 16Mi}}}]";
+        let template = match kubelet_is_real() {
+            true => format!("spec: {{{resources}}}"),
+            false => format!("spec: {{schedulerName: the-test, {resources}}}"),
+        };
+        fs::write(folder.path().join("pod.yaml"), template).unwrap();
         let nats = Nats::start(folder.path(), 1).await.unwrap();
         let redis = Redis::start(folder.path()).await.unwrap();
         let admin = nats.connect(Role::Admin).await.unwrap();
@@ -334,23 +358,27 @@ impl Fixture {
             ("--redis-password-file", file(self.redis.password_file())),
             ("--seal-key-file", self.path("seal")),
             ("--token-key-file", self.path("token.pem")),
+            ("--pod-template", self.path("pod.yaml")),
         ];
-        // With a real kubelet, nodes may have only an internal address. Otherwise the template names another scheduler,
-        // so that the cluster's own one leaves the pods to the test.
-        let default = match kubelet_is_real() {
-            true => ("--node-address", "external-ip,internal-ip".to_owned()),
-            false => ("--pod-template", self.path("pod.yaml")),
-        };
-        let overridden = self.flags.iter().any(|flag| flag.starts_with(default.0));
-        let flags = flags.into_iter().chain((!overridden).then_some(default));
-        let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={value}"));
-        garage_director::Config::parse_from(["director".to_owned()].into_iter().chain(flags).chain(self.flags.clone()))
+        // With a real kubelet, nodes may have only an internal address.
+        let address = kubelet_is_real().then(|| ("--node-address", "external-ip,internal-ip".to_owned()));
+        let given = |flag: &str| self.flags.iter().any(|own| own.split('=').next() == Some(flag));
+        let defaults = flags.into_iter().chain(address).filter(|(flag, _)| !given(flag));
+        let line = defaults.map(|(flag, value)| format!("{flag}={value}")).chain(self.flags.clone());
+        garage_director::Config::try_parse_from(["director".to_owned()].into_iter().chain(line)).unwrap()
     }
 
     fn start(&mut self) {
         let shutdown = Shutdown::new();
         let director = tokio::spawn(garage_director::run(self.config(), shutdown.clone()));
         self.directors.push((shutdown, director));
+    }
+
+    /// Waits until the oldest director ends by itself. Returns its error.
+    async fn start_up_error(&mut self) -> String {
+        let (_, director) = self.directors.remove(0);
+        let ended = tokio::time::timeout(DEADLINE, director).await.expect("the director ends").unwrap();
+        format!("{:#}", ended.unwrap_err())
     }
 
     async fn stop(&mut self) {
@@ -514,7 +542,7 @@ spec:
     assert_eq!(spec["containers"].as_array().unwrap().len(), 1);
     assert_eq!(container["image"], image());
     assert_eq!(container["args"], json!(["--config", "/run/garage/config.json", "--ports", "7000-7100"]));
-    assert_eq!(container["resources"]["requests"], json!({"cpu": "2", "memory": "64Mi"}));
+    assert_eq!(container["resources"], json!({"requests": {"cpu": "2"}}), "those of the template, not merged");
     assert_eq!(container["env"], json!([{"name": "RUST_LOG", "value": "debug"}]));
     let expected = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
         "capabilities": {"drop": ["ALL"]}});

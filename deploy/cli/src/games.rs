@@ -1,13 +1,16 @@
 //! The game servers of a local Garage: processes on this machine, or pods in a Kubernetes cluster.
 
 use std::{
+    env, fs,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
+use clap::Parser;
 use garage_director::{
+    Config,
     config::{Kind, PullPolicy},
     kube::cluster::Cluster,
 };
@@ -17,6 +20,9 @@ use crate::report::say;
 
 /// How long the cluster may take to remove pods. It is many times the termination grace period of a game server.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a cluster may take until it admits pods into a new namespace.
+pub(crate) const MAX_ADMISSION: Duration = Duration::from_secs(30);
 
 /// The flags that select how game servers run.
 #[derive(Debug, clap::Args)]
@@ -49,8 +55,8 @@ pub(crate) struct Flags {
 pub(crate) struct Games(Option<(Cluster, workers::Pods)>);
 
 impl Flags {
-    /// Checks that game servers can run in the cluster and that the namespace contains none. Creates a namespace that
-    /// does not exist.
+    /// Checks that game servers can run in the cluster, that it admits their pods, and that the namespace contains none.
+    /// Creates a namespace that does not exist.
     pub(crate) async fn prepare(self) -> anyhow::Result<Games> {
         let Self { director, kubeconfig, namespace, image, pull_policy, advertise } = self;
         if director == Kind::Process {
@@ -86,8 +92,32 @@ impl Flags {
             pull_policy: pull_policy.unwrap_or(PullPolicy::IfNotPresent).to_string(),
             advertise: advertise.unwrap_or(Ipv4Addr::LOCALHOST.into()),
         };
+        let template = tempfile::NamedTempFile::new()?;
+        fs::write(&template, workers::POD)?;
+        let config = director_config(&pods, template.path())?;
+        cluster.admits(&config.kube, &config.process, MAX_ADMISSION).await?;
         Ok(Games(Some((cluster, pods))))
     }
+}
+
+/// The configuration that the director of a stack will have, as far as it shapes the pods. Like that director, it also
+/// reads the environment.
+fn director_config(pods: &workers::Pods, template: &Path) -> anyhow::Result<Config> {
+    let mut flags = vec![
+        ("--backend", Path::new("kube")),
+        ("--kubeconfig", &pods.kubeconfig),
+        ("--namespace", Path::new(&pods.namespace)),
+        ("--image", Path::new(&pods.image)),
+        ("--pull-policy", Path::new(&pods.pull_policy)),
+        // Required, but not read here.
+        ("--seal-key-file", Path::new("none")),
+        ("--token-key-file", Path::new("none")),
+    ];
+    if env::var_os("GARAGE_POD_TEMPLATE").is_none() {
+        flags.push(("--pod-template", template));
+    }
+    let flags = flags.into_iter().map(|(flag, value)| format!("{flag}={}", value.display()));
+    Ok(Config::try_parse_from(["garage-director".to_owned()].into_iter().chain(flags))?)
 }
 
 impl Games {

@@ -118,7 +118,7 @@ impl Default for Options {
 pub const QUEUES: &str = include_str!("../../local/queues.toml");
 
 /// The default pod template.
-const POD: &str = include_str!("../../local/pod.yaml");
+pub const POD: &str = include_str!("../../local/pod.yaml");
 
 /// A running Garage. Dropping it stops everything, including the game servers, unless they are pods.
 #[derive(Debug)]

@@ -14,7 +14,12 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Refusal, cluster::Cluster, manifest, request, template};
+use super::{
+    cluster::Cluster,
+    manifest,
+    refusal::{Refusal, request},
+    template::PodSettings,
+};
 use crate::{backend::Order, config};
 
 /// The value of the managed-by label, instead of Garage's own, so that no director touches these instances.
@@ -27,7 +32,7 @@ pub struct BaselineClient {
     secrets: Api<Secret>,
     secret_metadata: Api<PartialObjectMeta<Secret>>,
     pods: Api<Pod>,
-    settings: manifest::PodSettings,
+    settings: PodSettings,
 }
 
 impl BaselineClient {
@@ -35,14 +40,9 @@ impl BaselineClient {
     ///
     /// # Errors
     /// When the pod template cannot be used.
-    pub fn new(cluster: &Cluster, config: &config::Kube) -> anyhow::Result<Self> {
+    pub fn new(cluster: &Cluster, config: &config::Kube, games: &config::Process) -> anyhow::Result<Self> {
         let cluster = cluster.clone().with_owner(MANAGED_BY);
-        let settings = manifest::PodSettings {
-            image: config.image.clone().unwrap_or_default(),
-            pull_policy: config.pull_policy.to_string(),
-            template: template(config)?,
-            arguments: Vec::new(),
-        };
+        let settings = PodSettings::load(config, games)?;
         Ok(Self {
             secrets: cluster.secrets(),
             secret_metadata: cluster.secret_metadata(),
@@ -65,7 +65,7 @@ impl BaselineClient {
         let name = order.name().to_string();
         let post = PostParams::default();
         let mut secret = manifest::secret(order)?;
-        let mut pod = manifest::pod(order, &[], 900, &self.settings)?;
+        let mut pod = manifest::pod(&order.into(), &[], 900, &self.settings)?;
         for labels in [secret.labels_mut(), pod.labels_mut()] {
             labels.insert(manifest::MANAGED_BY.0.into(), MANAGED_BY.into());
         }

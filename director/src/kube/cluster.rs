@@ -26,7 +26,14 @@ use kube::{
 };
 use tokio::time::Instant;
 
-use super::{Refusal, TIMEOUT, ignore_missing, manifest, request};
+use super::{
+    TIMEOUT,
+    dry_run::{Verdict, dry_run},
+    manifest,
+    refusal::{Refusal, ignore_missing, request},
+    template::PodSettings,
+};
+use crate::config;
 
 /// The rights that a director needs, as roles name them: a resource, and verbs.
 const RIGHTS: [(&str, &[&str]); 3] = [
@@ -137,6 +144,32 @@ impl Cluster {
             self.namespace
         );
         Ok(())
+    }
+
+    /// Makes sure that the cluster admits the pods of a director with this configuration, with a dry run of one pod. If
+    /// the namespace is new, the cluster may need some seconds before it admits any pod.
+    ///
+    /// # Errors
+    /// Why the pod would be refused and what to do, or why there is no answer after `max_wait`.
+    pub async fn admits(
+        &self,
+        config: &config::Kube,
+        games: &config::Process,
+        max_wait: Duration,
+    ) -> anyhow::Result<()> {
+        let settings = PodSettings::load(config, games)?;
+        let deadline = Instant::now() + max_wait;
+        loop {
+            let pod = manifest::pod(&manifest::example(None)?, &[], 900, &settings)?;
+            match dry_run(&self.pods(), &self.namespace, &pod).await {
+                Verdict::Admitted => return Ok(()),
+                Verdict::Refused(error) => return Err(error.context(self.description.clone())),
+                Verdict::Unknown(error) if Instant::now() >= deadline => {
+                    return Err(error.0.context(self.description.clone()));
+                }
+                Verdict::Unknown(_) => tokio::time::sleep(POLL).await,
+            }
+        }
     }
 
     async fn ensure_namespace(&self) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt, stream};
 use garage_events::{
     env::{Env, System},
     event::Recorded,
@@ -22,6 +23,9 @@ use crate::backend::{Backend, Instance, Name, State};
 
 /// Time between two comparisons of the log with the clusters.
 const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Pods looked up at the same time.
+const CONCURRENCY: usize = 16;
 
 /// The instances of open sessions that are placed according to the log.
 struct PlacedInstances {
@@ -104,14 +108,23 @@ async fn compare(backend: &KubeBackend, placed: &mut PlacedInstances) -> anyhow:
     listed.complete?;
     let existing: HashSet<_> =
         listed.instances.iter().filter(|instance| has_pod(instance)).map(|one| one.name).collect();
-    let mut lost = HashSet::new();
-    for (session, attempt) in &placed.attempts {
-        let name = Name { session: *session, attempt: *attempt };
-        // The watch may lag behind, so ask the API server for the pod by name.
-        if !existing.contains(&name) && backend.find(name).await?.is_none() {
-            lost.insert(name);
+    let placed = placed.attempts.iter().map(|(session, attempt)| Name { session: *session, attempt: *attempt });
+    let missing: Vec<_> = placed.filter(|name| !existing.contains(name)).collect();
+    // The watch may lag behind, so ask the API server for each pod by name.
+    let found = stream::iter(missing).map(async |name| (name, backend.find(name).await));
+    let found: Vec<_> = found.buffer_unordered(CONCURRENCY).collect().await;
+    let (mut lost, mut first) = (HashSet::new(), Ok(()));
+    for (name, found) in found {
+        match found {
+            Ok(Some(_)) => {}
+            Ok(None) => drop(lost.insert(name)),
+            Err(error) => {
+                // Without an answer about this pod, it stays what it was.
+                lost.extend(backend.is_lost(name).then_some(name));
+                first = first.and(Err(error.0));
+            }
         }
     }
     backend.set_lost_pods(lost);
-    Ok(())
+    first
 }

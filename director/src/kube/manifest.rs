@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use garage_events::{
+    env::{Env, System},
+    id::{QueueName, Region, SessionId},
+};
 use k8s_openapi::{
     api::core::v1::{Pod, Secret},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::{Value, json};
 
+use super::template::PodSettings;
 use crate::backend::{Name, Order};
 
 /// The label, and its value, that marks all objects of Garage.
@@ -21,40 +26,55 @@ const CONTAINER: &str = "gameserver";
 const FOLDER: &str = "/run/garage";
 const FILE: &str = "config.json";
 
-/// The settings that all pods share.
+/// What a pod is for, as its name and labels say.
 #[derive(Debug, Clone)]
-pub(super) struct PodSettings {
-    pub(super) image: String,
-    /// `Always`, `IfNotPresent` or `Never`.
-    pub(super) pull_policy: String,
-    /// The operator's pod template, from `--pod-template`. An empty object if there is none.
-    pub(super) template: Value,
-    /// The game server's arguments in addition to `--config`.
-    pub(super) arguments: Vec<String>,
+pub(super) struct Purpose {
+    pub(super) name: Name,
+    pub(super) queue: QueueName,
+    pub(super) region: Region,
+}
+
+impl From<&Order> for Purpose {
+    fn from(order: &Order) -> Self {
+        Self { name: order.name(), queue: order.queue.clone(), region: order.region.clone() }
+    }
+}
+
+/// A purpose that no match has, for a pod that is never created.
+pub(super) fn example(region: Option<&Region>) -> anyhow::Result<Purpose> {
+    let name = Name { session: SessionId::new(System.id()), attempt: 1 };
+    let region = region.map_or_else(|| "any".parse(), |region| Ok(region.clone()))?;
+    Ok(Purpose { name, queue: "dry-run".parse()?, region })
 }
 
 /// The values that a pod gets unless the operator's template or Garage sets others: resources for the reference game,
-/// and a user id that no account uses.
-fn defaults() -> Value {
+/// and a user id that no account uses. Resources of the template replace the default ones whole: requests of the
+/// template and default limits may contradict each other.
+fn defaults(template: &Value) -> Value {
+    let spec = &template["spec"];
+    let containers = spec["containers"].as_array().into_iter().flatten();
+    let mut holders = containers.filter(|container| container["name"] == CONTAINER).chain([spec]);
+    let own_resources = holders.any(|holder| holder["resources"].is_object());
+    let resources = json!({"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}});
     json!({"spec": {
         // The game server stops at once on SIGTERM. Players learn of the end from their session, not from the server.
         "terminationGracePeriodSeconds": 5,
         "securityContext": {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532},
         "containers": [{
             "name": CONTAINER,
-            "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}},
+            "resources": (!own_resources).then_some(resources),
         }],
     }})
 }
 
 /// The pod of an instance. The cluster ends it after `seconds`.
 pub(super) fn pod(
-    order: &Order,
+    purpose: &Purpose,
     selector: &[(String, String)],
     seconds: i64,
     settings: &PodSettings,
 ) -> anyhow::Result<Pod> {
-    let name = order.name();
+    let name = purpose.name;
     let mut arguments = vec!["--config".to_owned(), format!("{FOLDER}/{FILE}")];
     arguments.extend(settings.arguments.iter().cloned());
     let selector: BTreeMap<_, _> = selector.iter().cloned().collect();
@@ -64,7 +84,7 @@ pub(super) fn pod(
         "kind": "Pod",
         "metadata": {
             "name": name.to_string(),
-            "labels": labels(order),
+            "labels": labels(purpose),
             // The autoscaler must not remove a node while a match is running on it.
             "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
         },
@@ -100,7 +120,7 @@ pub(super) fn pod(
             ],
         },
     });
-    let mut pod = defaults();
+    let mut pod = defaults(&settings.template);
     overlay(&mut pod, &settings.template);
     overlay(&mut pod, &ours);
     Ok(serde_json::from_value(pod)?)
@@ -112,7 +132,7 @@ pub(super) fn secret(order: &Order) -> anyhow::Result<Secret> {
     Ok(Secret {
         metadata: ObjectMeta {
             name: Some(order.name().to_string()),
-            labels: Some(serde_json::from_value(labels(order))?),
+            labels: Some(serde_json::from_value(labels(&order.into()))?),
             ..ObjectMeta::default()
         },
         string_data: Some([(FILE.to_owned(), config)].into()),
@@ -122,14 +142,14 @@ pub(super) fn secret(order: &Order) -> anyhow::Result<Secret> {
 }
 
 /// The labels of an instance's objects. `kubectl get pods -L garage/session,garage/queue` shows them.
-fn labels(order: &Order) -> Value {
+fn labels(Purpose { name, queue, region }: &Purpose) -> Value {
     json!({
         MANAGED_BY.0: MANAGED_BY.1,
         "app.kubernetes.io/name": "garage-gameserver",
-        SESSION: order.config.session.to_string(),
-        ATTEMPT: order.config.attempt.to_string(),
-        "garage/queue": order.queue.to_string(),
-        "garage/region": order.region.to_string(),
+        SESSION: name.session.to_string(),
+        ATTEMPT: name.attempt.to_string(),
+        "garage/queue": queue.to_string(),
+        "garage/region": region.to_string(),
     })
 }
 

@@ -59,6 +59,20 @@ pub(super) struct ObservedPod {
     pub(super) pod_status: PodStatus,
 }
 
+impl ObservedPod {
+    /// The node that it is on, unless it has ended.
+    pub(super) fn node(&self) -> Option<&str> {
+        match &self.pod_status {
+            PodStatus::Bound(node) => Some(node),
+            PodStatus::Waiting(_) | PodStatus::Over(_) => None,
+        }
+    }
+
+    pub(super) fn is_on(&self, node: &str) -> bool {
+        self.node() == Some(node)
+    }
+}
+
 #[derive(Debug)]
 struct DeletedPod {
     /// When this director learned of the deletion.
@@ -180,7 +194,7 @@ impl PodCache {
             .iter()
             .filter(|(name, _)| !index.pods.contains_key(name) && !index.deleted.contains_key(name));
         Ok(Snapshot {
-            pods: index.pods.iter().map(|(name, pod)| (*name, pod.clone())).collect(),
+            pods: index.pods.clone(),
             deleted: index.deleted.iter().map(|(name, pod)| (*name, pod.created, pod.exit.clone())).collect(),
             secrets: without_pod.map(|(name, created)| (*name, *created)).collect(),
         })
@@ -195,7 +209,7 @@ impl PodCache {
 /// The content of the cache at one moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    pub(super) pods: Vec<(Name, ObservedPod)>,
+    pub(super) pods: HashMap<Name, ObservedPod>,
     /// Pods that disappeared, each with the time of its creation and how it ended.
     pub(super) deleted: Vec<(Name, OffsetDateTime, Exit)>,
     /// Secrets without a pod, each with the time of its creation.

@@ -1,18 +1,18 @@
 //! One namespace of one cluster: creates, finds, lists and deletes the instances there.
 
 use std::{
-    collections::HashMap,
-    net::IpAddr,
+    collections::{HashMap, HashSet},
+    future::Future,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use garage_events::{
     crash::{Point, effect},
     env::{Env, System},
+    id::Region,
 };
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -20,22 +20,22 @@ use kube::{
     core::{ObjectMeta, PartialObjectMeta},
 };
 use serde_json::json;
+use time::OffsetDateTime;
 
 use super::{
-    TIMEOUT, ignore_missing,
-    manifest::{self, PodSettings},
-    node,
+    TIMEOUT,
+    addresses::{Known, NodeAddresses},
+    dry_run::{Verdict, dry_run},
+    manifest::{self, Purpose},
     pod_status::{self, PodStatus},
     pods::{ObservedPod, PodCache},
-    request,
+    refusal::{Cause, Refusal, ignore_missing, request},
+    template::PodSettings,
 };
 use crate::{
     backend::{CreateError, Created, Exit, ExitKind, Instance, Name, Order, Placed, State, Unavailable},
     config,
 };
-
-/// How long a node's address is cached.
-const ADDRESS_TTL: Duration = Duration::from_secs(60);
 
 /// Seconds after the session's hard end at which the cluster ends the pod.
 const GRACE: i64 = 60;
@@ -45,16 +45,15 @@ pub(super) struct Site {
     secrets: Api<Secret>,
     /// The secrets' metadata only.
     secret_metadata: Api<PartialObjectMeta<Secret>>,
-    nodes: Api<Node>,
     /// The context in the kubeconfig. `None` means the current context.
     context: Option<String>,
     namespace: String,
     cache: PodCache,
-    address_sources: Vec<node::Source>,
+    addresses: NodeAddresses,
     /// How long a pod may wait for a node before its attempt fails.
     max_wait: time::Duration,
-    /// The addresses of nodes, each with the time when it was read.
-    addresses: Mutex<HashMap<String, (IpAddr, Instant)>>,
+    /// The running instances whose address is known.
+    placed: Mutex<HashMap<Name, Placed>>,
 }
 
 impl Site {
@@ -77,13 +76,12 @@ impl Site {
             pods: Api::namespaced(client.clone(), &namespace),
             secrets: Api::namespaced(client.clone(), &namespace),
             secret_metadata: Api::namespaced(client.clone(), &namespace),
-            nodes: Api::all(client),
             context: context.map(Into::into),
             namespace,
             cache: PodCache::default(),
-            address_sources: config.node_address.clone(),
+            addresses: NodeAddresses::new(Api::all(client), config.node_address.clone()),
             max_wait: time::Duration::seconds(config.pod_max_wait.into()),
-            addresses: Mutex::default(),
+            placed: Mutex::default(),
         })
     }
 
@@ -100,6 +98,17 @@ impl Site {
         self.cache.clone().watch(self.pods.clone(), self.secret_metadata.clone()).await
     }
 
+    /// Asks whether the cluster would create a pod for this region.
+    pub(super) async fn dry_run(
+        &self,
+        region: Option<&Region>,
+        selector: &[(String, String)],
+        settings: &PodSettings,
+    ) -> anyhow::Result<Verdict> {
+        let pod = manifest::pod(&manifest::example(region)?, selector, GRACE, settings)?;
+        Ok(dry_run(&self.pods, &self.namespace, &pod).await)
+    }
+
     pub(super) async fn create(
         &self,
         order: &Order,
@@ -109,28 +118,28 @@ impl Site {
         let name = order.name();
         let object = name.to_string();
         let seconds = (order.config.ends_at - System.now()).whole_seconds().max(0) + GRACE;
-        let pod = manifest::pod(order, selector, seconds, settings).map_err(Unavailable)?;
+        let pod = manifest::pod(&Purpose::from(order), selector, seconds, settings).map_err(Unavailable)?;
         let secret = manifest::secret(order).map_err(Unavailable)?;
         let post = PostParams::default();
 
         match request(effect(Point::SecretMade, self.secrets.create(&post, &secret))).await {
             Ok(_) => {}
-            Err(refusal) if refusal.is("AlreadyExists") => {
-                let found = request(self.secret_metadata.get(&object)).await;
-                check_owner(name, "secret", &found.map_err(|error| error.unavailable("read the secret"))?.metadata)?;
+            Err(refusal) => {
+                let found = self.existing(&refusal, self.secret_metadata.get_opt(&object), "read the secret").await?;
+                let found = found.ok_or_else(|| refusal.on_create("create the secret"))?;
+                check_owner(name, "secret", &found.metadata)?;
             }
-            Err(refusal) => return Err(refusal.on_create("create the secret")),
         }
         let (pod, created) = match request(effect(Point::PodMade, self.pods.create(&post, &pod))).await {
             // The scheduler cannot have assigned a node yet.
             Ok(pod) => (pod, Created::Waiting),
-            Err(refusal) if refusal.is("AlreadyExists") => {
-                let found = request(self.pods.get(&object)).await.map_err(|error| error.unavailable("read the pod"))?;
+            Err(refusal) => {
+                let found = self.existing(&refusal, self.pods.get_opt(&object), "read the pod").await?;
+                let found = found.ok_or_else(|| refusal.on_create("create the pod"))?;
                 check_owner(name, "pod", &found.metadata)?;
-                let created = self.created(name, &found).await?.ok_or(CreateError::Over)?;
+                let created = created(&found).ok_or(CreateError::Over)?;
                 (found, created)
             }
-            Err(refusal) => return Err(refusal.on_create("create the pod")),
         };
         self.set_owner(&object, &pod).await?;
         tracing::info!(pod.name = %name, "pod created");
@@ -146,16 +155,19 @@ impl Site {
         patched.map(drop).map_err(|error| error.unavailable("set the pod as the owner of its secret"))
     }
 
-    /// Whether the pod is placed or waits for a node; `None` if it has exited.
-    async fn created(&self, name: Name, pod: &Pod) -> Result<Option<Created>, Unavailable> {
-        Ok(match pod_status::of(pod) {
-            PodStatus::Waiting(_) => Some(Created::Waiting),
-            // If the node has no public address, the watch fails the attempt: see `state`.
-            PodStatus::Bound(node) => {
-                Some(self.address(&node).await?.map_or(Created::Waiting, |ip| Created::Placed(placed(name, node, ip))))
-            }
-            PodStatus::Over(_) => None,
-        })
+    /// Looks for an object whose creation was refused. An earlier request may have created it: the API server asks its
+    /// quotas and admission rules first, and says only then that an object exists.
+    async fn existing<T>(
+        &self,
+        refusal: &Refusal,
+        lookup: impl Future<Output = kube::Result<Option<T>>>,
+        what: &str,
+    ) -> Result<Option<T>, Unavailable> {
+        let cause = refusal.cause();
+        if refusal.is("AlreadyExists") || matches!(cause, Cause::Quota | Cause::Admission | Cause::Invalid) {
+            return request(lookup).await.map_err(|error| error.unavailable(what));
+        }
+        Ok(None)
     }
 
     pub(super) async fn find(&self, name: Name) -> Result<Option<Created>, Unavailable> {
@@ -165,63 +177,67 @@ impl Site {
             Err(refusal) if refusal.is("NotFound") => return Ok(None),
             Err(refusal) => return Err(refusal.unavailable("read the pod")),
         };
-        let created = self.created(name, &pod).await?;
+        let created = created(&pod);
         if created.is_some() {
             self.set_owner(&name.to_string(), &pod).await?;
         }
         Ok(created)
     }
 
-    /// A node's public address, if it has one.
-    async fn address(&self, name: &str) -> Result<Option<IpAddr>, Unavailable> {
-        if let Some((ip, at)) = self.addresses().get(name)
-            && at.elapsed() < ADDRESS_TTL
-        {
-            return Ok(Some(*ip));
-        }
-        let node = request(self.nodes.get(name)).await;
-        let node = node.map_err(|error| error.unavailable(&format!("read the node {name}")))?;
-        let ip = node::public_ip(&node, &self.address_sources);
-        let mut addresses = self.addresses();
-        addresses.retain(|_, (_, at)| at.elapsed() < ADDRESS_TTL);
-        if let Some(ip) = ip {
-            addresses.insert(name.to_owned(), (ip, Instant::now()));
-        }
-        Ok(ip)
+    fn placed(&self) -> MutexGuard<'_, HashMap<Name, Placed>> {
+        // Nothing panics halfway through a change, so the map is consistent even after a panic.
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn addresses(&self) -> MutexGuard<'_, HashMap<String, (IpAddr, Instant)>> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn state(&self, name: Name, pod: ObservedPod) -> Result<State, Unavailable> {
-        Ok(match pod.pod_status {
+    fn state(&self, pod: PodStatus, created: OffsetDateTime, name: Name, nodes: &HashMap<String, Known>) -> State {
+        let failed = |reason, message| State::Exited(Exit { kind: ExitKind::Failed(reason), message: Some(message) });
+        match pod {
             PodStatus::Over(exit) => State::Exited(exit),
-            PodStatus::Waiting(Some(message)) if System.now() - pod.created > self.max_wait => {
-                State::Exited(Exit { kind: ExitKind::Failed("unschedulable"), message: Some(message) })
+            PodStatus::Waiting(Some(message)) if System.now() - created > self.max_wait => {
+                failed("unschedulable", message)
             }
             PodStatus::Waiting(_) => State::Waiting,
-            PodStatus::Bound(node) => match self.address(&node).await? {
-                Some(ip) => State::Running(placed(name, node, ip)),
-                None => {
-                    let message = format!("node {node} has no address that matches --node-address");
-                    State::Exited(Exit { kind: ExitKind::Failed("no-public-ip"), message: Some(message) })
+            PodStatus::Bound(node) => match nodes.get(&node) {
+                Some(Known::Public(ip)) => State::Running(Placed { pod: name.to_string(), node, public_ip: *ip }),
+                Some(Known::NoAddress) => {
+                    failed("no-public-ip", format!("node {node} has no address that matches --node-address"))
                 }
+                Some(Known::Gone) => failed("node-lost", format!("node {node} does not exist any more")),
+                Some(Known::Asked | Known::Unreadable(_)) | None => State::Waiting,
             },
-        })
+        }
     }
 
-    pub(super) async fn list(&self) -> Result<Vec<Instance>, Unavailable> {
+    /// Lists the instances, and says whether nodes could not be read. Instances on these nodes are listed as waiting.
+    pub(super) async fn list(&self) -> Result<(Vec<Instance>, Option<Unavailable>), Unavailable> {
         let snapshot = self.cache.snapshot()?;
+        let placed = {
+            let mut placed = self.placed();
+            placed.retain(|name, placed| snapshot.pods.get(name).is_some_and(|pod| pod.is_on(&placed.node)));
+            placed.clone()
+        };
+        let new = snapshot.pods.iter().filter(|(name, _)| !placed.contains_key(name));
+        let unknown: HashSet<_> = new.filter_map(|(_, pod)| pod.node().map(ToOwned::to_owned)).collect();
+        let nodes = self.addresses.of(unknown).await;
         let mut instances = Vec::new();
-        for (name, pod) in snapshot.pods {
-            let created = pod.created;
-            instances.push(Instance { name, created, state: self.state(name, pod).await? });
+        for (name, ObservedPod { created, pod_status }) in snapshot.pods {
+            let state = match placed.get(&name) {
+                Some(placed) => State::Running(placed.clone()),
+                None => self.state(pod_status, created, name, &nodes),
+            };
+            if let State::Running(new) = &state {
+                self.placed().insert(name, new.clone());
+            }
+            instances.push(Instance { name, created, state });
         }
         let deleted = snapshot.deleted.into_iter().map(|(name, created, exit)| (name, created, State::Exited(exit)));
         let claimed = snapshot.secrets.into_iter().map(|(name, created)| (name, created, State::Claimed));
         instances.extend(deleted.chain(claimed).map(|(name, created, state)| Instance { name, created, state }));
-        Ok(instances)
+        let unreadable = nodes.into_values().find_map(|known| match known {
+            Known::Unreadable(error) => Some(Unavailable(anyhow!(error))),
+            Known::Asked | Known::Public(_) | Known::NoAddress | Known::Gone => None,
+        });
+        Ok((instances, unreadable))
     }
 
     pub(super) async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
@@ -267,6 +283,10 @@ fn deletion_of(name: Name, metadata: &ObjectMeta) -> Option<(String, DeleteParam
     Some((name.to_string(), DeleteParams::default().preconditions(only)))
 }
 
-fn placed(name: Name, node: String, public_ip: IpAddr) -> Placed {
-    Placed { pod: name.to_string(), node, public_ip }
+/// A pod that exists; `None` if it has exited. Its node is read when the instances are listed.
+fn created(pod: &Pod) -> Option<Created> {
+    match pod_status::of(pod) {
+        PodStatus::Waiting(_) | PodStatus::Bound(_) => Some(Created::Waiting),
+        PodStatus::Over(_) => None,
+    }
 }

@@ -24,7 +24,10 @@ use garage_worker::Shutdown;
 
 use self::stage::Stage;
 use super::interruptible;
-use crate::report::{percentile, say, table};
+use crate::{
+    games,
+    report::{percentile, say, table},
+};
 
 /// Concurrent requests of the baseline client. A director runs as many reactions at the same time.
 const CONCURRENCY: usize = 16;
@@ -93,7 +96,9 @@ impl Director {
         ];
         let flags = flags.map(|(flag, value)| format!("{flag}={}", value.display()));
         let line = ["garage-director"].into_iter().chain(flags.iter().map(String::as_str));
-        let baseline = BaselineClient::new(&cluster, &garage_director::Config::try_parse_from(line)?.kube)?;
+        let config = garage_director::Config::try_parse_from(line)?;
+        cluster.admits(&config.kube, &config.process, games::MAX_ADMISSION).await?;
+        let baseline = BaselineClient::new(&cluster, &config.kube, &config.process)?;
         let result = interruptible(&shutdown, self.measure(folder.path(), &cluster, &baseline, &flags)).await;
         // The director has stopped, so no new pod can appear.
         let cleared = try_join(cluster.clear(MAX_WAIT), baseline.cluster().clear(MAX_WAIT)).await;

@@ -148,6 +148,40 @@ async fn create_secret_of_another_garage(simulated: &ApiServer) {
     }
 }
 
+#[tokio::test]
+async fn a_cluster_that_refuses_the_pods_is_reported_before_anything_starts() {
+    let simulated = ApiServer::start().await.unwrap();
+    let labels = json!({"pod-security.kubernetes.io/enforce": "baseline"});
+    let namespace = json!({"metadata": {"name": "games", "labels": labels}});
+    let created = reqwest::Client::new()
+        .post(format!("{}/api/v1/namespaces", simulated.url()))
+        .body(namespace.to_string())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(created.status(), 201);
+    let messages = [
+        "violates PodSecurity \"baseline:latest\": host namespaces (hostNetwork=true)",
+        "`kubectl label --overwrite namespace games pod-security.kubernetes.io/enforce=privileged`",
+    ];
+    assert_refused(&simulated.kubeconfig(), &messages).await;
+
+    let folder = tempfile::tempdir().unwrap();
+    let (kubeconfig, log) = (folder.path().join("kubeconfig"), folder.path().join("printed"));
+    fs::write(&kubeconfig, simulated.kubeconfig()).unwrap();
+    let mut bench = Launch::new("garage bench director", binary("garage").unwrap(), &log)
+        .args(["bench", "director", "--namespace", "games", "--kubeconfig", kubeconfig.to_str().unwrap()])
+        .env("TMPDIR", folder.path())
+        .spawn()
+        .unwrap();
+    let status = until("the process has ended", async || bench.try_wait().unwrap()).await;
+    let printed = fs::read_to_string(&log).unwrap();
+    assert_eq!(status.code(), Some(1), "{printed}");
+    for words in messages {
+        assert!(printed.contains(words), "{words}: {printed}");
+    }
+}
+
 async fn assert_refused(kubeconfig: &str, messages: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kubeconfig");

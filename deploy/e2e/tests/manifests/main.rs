@@ -57,6 +57,23 @@ fn every_image_has_the_version_of_this_workspace() {
 }
 
 #[test]
+fn the_guide_names_the_job_as_it_is_and_says_how_to_run_it_again() {
+    let guide = fs::read_to_string(root().join("deploy/docs/kubernetes.md")).unwrap();
+    let start = guide.split("\n## 5. Start\n").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+    let at = |command: &str| start.find(command).unwrap_or_else(|| panic!("step 5 does not say `{command}`"));
+    assert!(at("wait --for=condition=complete --timeout=10m job/init") < at("logs job/init"));
+    let again = at("kubectl --namespace garage delete job init --ignore-not-found\nkubectl apply -k ");
+    assert!(at("logs job/init") < again);
+    for overlay in overlays() {
+        let job = overlay.object("Job", "init");
+        assert_eq!(job["metadata"]["namespace"], "garage");
+        let minutes = |field: &str| job["spec"][field].as_u64().unwrap() / 60;
+        at(&format!("tries again until {} minutes after its start", minutes("activeDeadlineSeconds")));
+        at(&format!("deletes the job {} minutes after its end", minutes("ttlSecondsAfterFinished")));
+    }
+}
+
+#[test]
 fn every_selector_selects_a_pod() {
     for overlay in overlays() {
         for object in &overlay.objects {
