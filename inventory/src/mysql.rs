@@ -48,6 +48,10 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     migrator
 });
 
+/// Takes the lock of this database. The name of a lock, like that of a database, has at most 64 characters, so it
+/// contains a hash of the database's name. MySQL 9 has no MD5.
+const LOCK: &str = "SELECT GET_LOCK(CONCAT('garage-init-', LEFT(SHA2(DATABASE(), 256), 40)), ?)";
+
 /// How long `garage init` waits for a concurrent `garage init` to finish, in seconds.
 const MIGRATION_WAIT_S: i64 = 60;
 
@@ -99,11 +103,8 @@ pub async fn migrate(pool: &MySqlPool) -> Result<(), SchemaError> {
     let mut connection = pool.acquire().await.map_err(Error::from)?;
     // Do not return the connection to the pool: the lock is released when the connection closes.
     connection.close_on_drop();
-    let locked: Option<i64> = sqlx::query_scalar("SELECT GET_LOCK(CONCAT('garage-init-', MD5(DATABASE())), ?)")
-        .bind(MIGRATION_WAIT_S)
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(Error::from)?;
+    let locked: Option<i64> =
+        sqlx::query_scalar(LOCK).bind(MIGRATION_WAIT_S).fetch_one(&mut *connection).await.map_err(Error::from)?;
     if locked != Some(1) {
         return Err(SchemaError::Busy);
     }

@@ -8,12 +8,22 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The program of a server was not found.
-    #[error("{program} is not installed (looked in {looked}); install it with deploy/local/install.sh")]
+    #[error("{program} is not installed (looked in {looked}); install it with `{install}`")]
     Missing {
         /// Name and, if it matters, version of the program.
         program: String,
         /// Where it was expected.
         looked: String,
+        /// The command that installs it.
+        install: &'static str,
+    },
+    /// An environment variable selects a database that is not supported.
+    #[error("{variable} is `{value}`; set it to mariadb or mysql")]
+    UnknownDatabase {
+        /// Name of the variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
     },
     /// Another program bound the port after it was reserved. Start the server again with other ports.
     #[error("the port of {name} is already in use; its log {} ends:\n{tail}", log.display())]

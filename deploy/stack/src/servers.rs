@@ -1,11 +1,11 @@
 //! The real servers that Garage depends on.
 
 pub(crate) mod binary;
-mod mariadb;
+mod database;
 pub mod nats;
 mod redis;
 
+pub use database::Database;
 pub use garage_nats::Role;
-pub use mariadb::MariaDb;
 pub use nats::Nats;
 pub use redis::Redis;

@@ -28,7 +28,7 @@ use crate::{
     Error, Result, ports,
     process::{Launch, Process},
     secret,
-    servers::{MariaDb, Nats, Redis, Role},
+    servers::{Database, Nats, Redis, Role},
 };
 
 /// A worker.
@@ -129,8 +129,8 @@ pub struct Stack {
     pub nats: Nats,
     /// Redis.
     pub redis: Redis,
-    /// MariaDB.
-    pub mariadb: MariaDb,
+    /// MariaDB or MySQL.
+    pub database: Database,
     jwt_key: String,
     /// The last field, so that the lock is released after everything has stopped.
     _lock: Flock<fs::File>,
@@ -164,9 +164,10 @@ impl Stack {
                 Games::Process => Nats::start(root, options.nats_nodes).await,
             }
         };
-        let (nats, redis, mariadb) = futures::try_join!(nats, Redis::start(root), MariaDb::start(root))?;
+        let (nats, redis, database) = futures::try_join!(nats, Redis::start(root), Database::start(root))?;
         let jwt_key = secret::load_or_create(&root.join("secrets/jwt.key"))?;
-        let mut stack = Self { root: root.to_owned(), workers: Vec::new(), nats, redis, mariadb, jwt_key, _lock: lock };
+        let mut stack =
+            Self { root: root.to_owned(), workers: Vec::new(), nats, redis, database, jwt_key, _lock: lock };
         stack.write_keys(&options)?;
         stack.init(&options).await?;
         for worker in Worker::ALL {
@@ -212,8 +213,8 @@ impl Stack {
             .args(["--replicas", &options.nats_nodes.to_string()])
             .env("GARAGE_NATS_URL", self.nats.url())
             .env("GARAGE_NATS_CREDENTIALS", self.nats.credentials(Role::Admin))
-            .env("GARAGE_MYSQL_URL", self.mariadb.url())
-            .env("GARAGE_MYSQL_PASSWORD_FILE", self.mariadb.password_file())
+            .env("GARAGE_MYSQL_URL", self.database.url())
+            .env("GARAGE_MYSQL_PASSWORD_FILE", self.database.password_file())
             .spawn()?;
         init.wait_success().await
     }
@@ -277,8 +278,8 @@ impl Stack {
             }
             Worker::Inventory => {
                 launch = launch
-                    .env("GARAGE_MYSQL_URL", self.mariadb.url())
-                    .env("GARAGE_MYSQL_PASSWORD_FILE", self.mariadb.password_file());
+                    .env("GARAGE_MYSQL_URL", self.database.url())
+                    .env("GARAGE_MYSQL_PASSWORD_FILE", self.database.password_file());
             }
         }
         for (variable, value) in &options.env {
@@ -364,7 +365,7 @@ impl Stack {
             instance.process.stop().await;
         }
         self.end_games();
-        futures::join!(self.nats.stop(), self.redis.stop(), self.mariadb.stop());
+        futures::join!(self.nats.stop(), self.redis.stop(), self.database.stop());
     }
 
     /// Kills everything. This is faster than [`stop`](Self::stop), but loses work in progress.
@@ -375,7 +376,7 @@ impl Stack {
         self.end_games();
         self.nats.kill();
         self.redis.kill();
-        self.mariadb.kill();
+        self.database.kill();
     }
 
     /// Kills the game servers and all processes that they have started. They outlive their director, but must not
@@ -411,7 +412,7 @@ impl Stack {
     #[must_use]
     pub fn logs(&self) -> Vec<PathBuf> {
         let workers = self.workers.iter().map(|instance| instance.process.log().to_owned());
-        let servers = [self.redis.process().log(), self.mariadb.process().log()].map(Path::to_owned);
+        let servers = [self.redis.process().log(), self.database.process().log()].map(Path::to_owned);
         workers.chain(servers).chain(self.nats.logs()).chain([self.log("init")]).collect()
     }
 
@@ -470,6 +471,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| Error::Missing {
         program: name.into(),
-        looked: format!("{}; build it with `cargo build --workspace`", here.display()),
+        looked: here.display().to_string(),
+        install: "cargo build --workspace",
     })
 }

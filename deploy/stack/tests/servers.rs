@@ -18,7 +18,7 @@ use garage_events::{
 use garage_stack::{
     process::{DEADLINE, Launch},
     proxy::Proxy,
-    servers::{MariaDb, Nats, Redis, Role},
+    servers::{Database, Nats, Redis, Role},
 };
 use sqlx::{Connection, MySqlConnection};
 use tokio::{
@@ -264,27 +264,27 @@ async fn redis_restarts_empty_and_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn mariadb_keeps_its_data_through_a_kill_and_leaves_no_process() {
+async fn the_database_keeps_its_data_through_a_kill_and_leaves_no_process() {
     let root = tempfile::tempdir().unwrap();
-    let mut mariadb = MariaDb::start(root.path()).await.unwrap();
-    let password = std::fs::read_to_string(mariadb.password_file()).unwrap();
-    let url = mariadb.url().replace("garage@", &format!("garage:{password}@"));
+    let mut database = Database::start(root.path()).await.unwrap();
+    let password = std::fs::read_to_string(database.password_file()).unwrap();
+    let url = database.url().replace("garage@", &format!("garage:{password}@"));
     let mut garage = MySqlConnection::connect(&url).await.unwrap();
     sqlx::query("CREATE TABLE t (n INT PRIMARY KEY) ENGINE = InnoDB").execute(&mut garage).await.unwrap();
     sqlx::query("INSERT INTO t VALUES (7)").execute(&mut garage).await.unwrap();
     sqlx::query("CREATE DATABASE other").execute(&mut garage).await.unwrap_err();
     sqlx::query("SELECT * FROM mysql.user").execute(&mut garage).await.unwrap_err();
-    let mut admin = MySqlConnection::connect(&mariadb.admin_url()).await.unwrap();
+    let mut admin = MySqlConnection::connect(&database.admin_url()).await.unwrap();
     sqlx::query("CREATE DATABASE other").execute(&mut admin).await.unwrap();
 
-    let killed = mariadb.process().pid().unwrap();
-    mariadb.restart().await.unwrap();
-    let pid = mariadb.process().pid().unwrap();
+    let killed = database.process().pid().unwrap();
+    database.restart().await.unwrap();
+    let pid = database.process().pid().unwrap();
     let mut garage = MySqlConnection::connect(&url).await.unwrap();
     let n: i32 = sqlx::query_scalar("SELECT n FROM t").fetch_one(&mut garage).await.unwrap();
     assert_eq!(n, 7);
 
-    drop(mariadb);
+    drop(database);
     assert_eq!(processes_of(root.path(), &[killed, pid]), Vec::<String>::new());
 }
 

@@ -1,5 +1,5 @@
-//! Tests against a real MariaDB and, where they need the log, a real nats-server. All tests share one MariaDB server;
-//! each test has its own database.
+//! Tests against a real database server (see `support`) and, where they need the log, a real nats-server. Each test has
+//! its own database.
 
 #![cfg(test)]
 

@@ -1,31 +1,50 @@
-//! Starts one mariadbd for all tests, and creates a database for each test.
+//! The server that all tests share, and a database for each test.
+//!
+//! By default this is a server of its own: MariaDB, or the product that `GARAGE_LOCAL_DATABASE` names. With
+//! `GARAGE_TEST_MYSQL_URL`, it is that server. The URL's user creates the databases and drops them at the end of each
+//! test.
 
 use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
+    cell::RefCell,
+    env,
+    net::{SocketAddr, ToSocketAddrs},
     process::{Child, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use futures::future::join_all;
 use garage_events::{event::Event as _, id::PlayerId, inventory::Event};
 use garage_inventory::mysql;
+use garage_stack::servers::Database;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, MySqlPool, mysql::MySqlConnectOptions};
+use tokio::runtime;
 use uuid::Uuid;
 
 /// The password of each database's user. The user has the same name as the database.
 pub(crate) const PASSWORD: &str = "secret-of-the-tests";
 
+/// Durability is not needed; the tests run faster without it. All tests together use many connections.
+const OPTIONS: [&str; 2] = ["--innodb-flush-log-at-trx-commit=0", "--max-connections=2000"];
+
 pub(crate) struct Server {
-    socket: PathBuf,
-    pub(crate) port: u16,
-    /// A shell that starts the server and kills it when the shell's standard input closes. The operating system closes
-    /// it when this process ends, for whatever reason.
-    _shell: Child,
+    /// How to connect as a user with all rights.
+    admin: MySqlConnectOptions,
+    pub(crate) address: SocketAddr,
+    /// `None` if the server is not ours.
+    _own: Option<Own>,
+}
+
+/// A server that the tests have started. It ends with this process.
+struct Own {
+    _database: Database,
+    /// A shell that removes the server's folder when the shell's standard input closes. The operating system closes it
+    /// when this process ends, for whatever reason.
+    _remover: Child,
 }
 
 static SERVER: OnceLock<Server> = OnceLock::new();
@@ -33,64 +52,63 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 /// The server; the first test starts it.
 pub(crate) fn server() -> &'static Server {
-    SERVER.get_or_init(Server::start)
+    SERVER.get_or_init(|| match env::var("GARAGE_TEST_MYSQL_URL") {
+        Ok(url) if !url.is_empty() => Server::at(&url, None),
+        _ => Server::start(),
+    })
 }
 
 impl Server {
+    fn at(url: &str, own: Option<Own>) -> Self {
+        let admin: MySqlConnectOptions = url.parse().expect("GARAGE_TEST_MYSQL_URL is mysql://user:password@host:port");
+        let address = (admin.get_host(), admin.get_port()).to_socket_addrs().unwrap().next().unwrap();
+        Self { admin, address, _own: own }
+    }
+
     fn start() -> Self {
-        let folder = tempfile::Builder::new().prefix("garage-mariadb-").tempdir().unwrap().keep();
-        let data = folder.join("data");
-        let socket = folder.join("socket");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let install = Command::new("mariadb-install-db")
-            .args(["--no-defaults", "--user=root", "--auth-root-authentication-method=normal", "--skip-test-db"])
-            .arg(format!("--datadir={}", data.display()))
-            .output()
-            .unwrap_or_else(|error| missing(&error));
-        assert!(install.status.success(), "mariadb-install-db: {install:?}");
-        let shell = Command::new("sh")
-            .args(["-c", r#"trap "" INT TERM; mariadbd "$@" 2>"$0/log" & cat; kill -9 $!; wait; rm -rf "$0""#])
+        let folder = tempfile::Builder::new().prefix("garage-database-").tempdir().unwrap().keep();
+        let remover = Command::new("sh")
+            .args(["-c", r#"trap "" INT TERM; cat; until rm -rf "$0"; do sleep 1; done"#])
             .arg(&folder)
-            .args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1", "--skip-networking=0"])
-            // Durability is not needed; the tests run faster without it.
-            .args(["--innodb-flush-log-at-trx-commit=0", "--max-connections=2000"])
-            .arg(format!("--datadir={}", data.display()))
-            .arg(format!("--socket={}", socket.display()))
-            .arg(format!("--port={port}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        wait_for(&socket, &folder.join("log"));
-        Self { socket, port, _shell: shell }
-    }
-
-    fn root(&self) -> MySqlConnectOptions {
-        MySqlConnectOptions::new().socket(&self.socket).username("root")
+        let database = elsewhere(move || async move { Database::start_with(&folder, &OPTIONS).await.unwrap() });
+        let url = database.admin_url();
+        Self::at(&url, Some(Own { _database: database, _remover: remover }))
     }
 }
 
-fn missing(error: &std::io::Error) -> ! {
-    match error.kind() {
-        ErrorKind::NotFound => panic!("MariaDB's server is missing; install it with deploy/local/install.sh"),
-        _ => panic!("mariadb-install-db: {error}"),
+/// Runs a future on another thread, and waits for it. The caller's thread may run another future, or be about to end.
+fn elsewhere<T: Send + 'static, F: Future<Output = T>>(future: impl FnOnce() -> F + Send + 'static) -> T {
+    let run = || runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future());
+    thread::spawn(run).join().unwrap()
+}
+
+/// The databases that the test on this thread has created. They are dropped when the thread ends.
+#[derive(Default)]
+struct Created(RefCell<Vec<String>>);
+
+thread_local!(static CREATED: Created = Created::default());
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        let names = self.0.take();
+        elsewhere(move || async move {
+            for name in names {
+                as_root(format!("DROP DATABASE {name}")).await;
+                as_root(format!("DROP USER '{name}'@'%'")).await;
+            }
+        });
     }
 }
 
-/// Waits until the server has created its socket, which means that it is ready.
-fn wait_for(socket: &Path, log: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !socket.exists() {
-        assert!(Instant::now() < deadline, "mariadbd does not start: {:?}", std::fs::read_to_string(log));
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Creates an empty database. Returns its name, and options to connect as root.
+/// Creates an empty database. Returns its name, and options to connect to it with all rights.
 pub(crate) async fn empty_database() -> (String, MySqlConnectOptions) {
     // The first call blocks for some seconds. That is fine, since no test can do anything before.
     let server = server();
-    let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+    let name = format!("garage_test_{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::Relaxed));
     for statement in [
         format!("CREATE DATABASE {name}"),
         format!("CREATE USER '{name}'@'%' IDENTIFIED BY '{PASSWORD}'"),
@@ -98,14 +116,32 @@ pub(crate) async fn empty_database() -> (String, MySqlConnectOptions) {
     ] {
         as_root(statement).await;
     }
-    let options = server.root().database(&name);
+    if server._own.is_none() {
+        CREATED.with(|created| created.0.borrow_mut().push(name.clone()));
+    }
+    let options = server.admin.clone().database(&name);
     (name, options)
 }
 
-/// Executes a statement as root.
+/// Executes a statement with all rights.
 pub(crate) async fn as_root(statement: String) {
-    let mut connection = MySqlConnection::connect_with(&server().root()).await.unwrap();
+    let mut connection = MySqlConnection::connect_with(&server().admin).await.unwrap();
     sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+}
+
+/// Ends all connections of a database's user. MariaDB alone has a statement for this.
+pub(crate) async fn disconnect(user: &str) {
+    let mut connection = MySqlConnection::connect_with(&server().admin).await.unwrap();
+    let connections: Vec<u64> =
+        sqlx::query_scalar("SELECT CAST(id AS UNSIGNED) FROM information_schema.processlist WHERE user = ?")
+            .bind(user)
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+    for id in connections {
+        // It may have ended meanwhile.
+        let _ = sqlx::query(AssertSqlSafe(format!("KILL {id}"))).execute(&mut connection).await;
+    }
 }
 
 /// A pool on a new, empty database.

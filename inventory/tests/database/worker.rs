@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     nats::{Nats, free_port, history},
-    support::{PASSWORD, as_root, empty_database, player, server, until},
+    support::{PASSWORD, as_root, disconnect, empty_database, player, server, until},
 };
 
 struct Worker {
@@ -44,7 +44,7 @@ impl Worker {
             "--admin",
             &format!("127.0.0.1:{admin}"),
             "--mysql-url",
-            &format!("mysql://{database}@127.0.0.1:{}/{database}", server().port),
+            &format!("mysql://{database}@{}/{database}", server().address),
             "--mysql-password-file",
             &password_file.display().to_string(),
             "--mysql-pool-size",
@@ -158,7 +158,7 @@ async fn the_worker_is_not_ready_while_the_database_is_unavailable_and_recovers(
     until("the worker answers requests", async || garage(&client, &anna).await.is_ok()).await;
 
     as_root(format!("ALTER USER '{database}'@'%' IDENTIFIED BY 'another'")).await;
-    as_root(format!("KILL USER '{database}'@'%'")).await;
+    disconnect(&database).await;
     until("the worker is not ready", async || worker.readyz().await.contains("503")).await;
     assert_eq!(code(garage(&client, &anna).await), 503);
 

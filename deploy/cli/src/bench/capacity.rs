@@ -98,8 +98,8 @@ impl Sizes {
         sizes.insert("nats-server, KiB of memory".into(), exact(memory_kib(nats)?));
         sizes.insert("Redis, KiB of memory".into(), redis(&stack.redis.url_with_password()).await? / 1_024.0);
         let mysql = MySql {
-            mysql_url: Secret::new(stack.mariadb.url()),
-            mysql_password_file: Some(stack.mariadb.password_file().to_owned()),
+            mysql_url: Secret::new(stack.database.url()),
+            mysql_password_file: Some(stack.database.password_file().to_owned()),
             mysql_pool_size: 4,
             mysql_acquire_timeout_ms: 2_000,
         };

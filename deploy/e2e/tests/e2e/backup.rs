@@ -50,7 +50,7 @@ async fn mirrored(garage: &Garage) -> Vec<StoredMessage> {
 }
 
 async fn back_up(garage: &Garage, backup: &Path) {
-    let variables = operations::variables(&garage.stack.nats, &garage.stack.mariadb, backup);
+    let variables = operations::variables(&garage.stack.nats, &garage.stack.database, backup);
     operations::run("backup", garage.stack.root(), &variables).await;
 }
 

@@ -235,7 +235,7 @@ impl CrashingGarage {
             // An event of an unknown type.
             Point::OutboxHeld | Point::OutboxReasonNoted => {
                 let insert = "INSERT INTO outbox (player, event_type, version, data, event, correlation, decided_ms)
-                    VALUES (UUID(), 'Unknown', 1, '{}', UNHEX(MD5(RAND())), UNHEX(MD5(RAND())), 0)";
+                    VALUES (UUID(), 'Unknown', 1, '{}', RANDOM_BYTES(16), RANDOM_BYTES(16), 0)";
                 self.in_mysql(insert).await;
             }
             _ => {}
@@ -243,7 +243,7 @@ impl CrashingGarage {
     }
 
     async fn in_mysql(&self, statement: &'static str) {
-        let url = format!("{}garage", self.garage.stack.mariadb.admin_url());
+        let url = format!("{}garage", self.garage.stack.database.admin_url());
         let mut connection = sqlx::MySqlConnection::connect(&url).await.unwrap();
         sqlx::query(statement).execute(&mut connection).await.unwrap();
     }

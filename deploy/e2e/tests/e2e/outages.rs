@@ -48,13 +48,13 @@ async fn a_match_waits_for_redis_and_mysql() {
     let mut garage = Setup::short().start().await;
     shorten_ack_wait(&garage).await;
     garage.stack.redis.kill();
-    garage.stack.mariadb.kill();
+    garage.stack.database.kill();
     for bot in garage.bots("player", 2) {
         bot.queue("ranked").await.unwrap();
     }
     garage.until_event("Matched", 1).await;
     many_deliveries(&garage, SESSION).await;
-    garage.stack.mariadb.restart().await.unwrap();
+    garage.stack.database.restart().await.unwrap();
     assert_eq!(history::count(&garage.events().await, "PodRequested"), 0);
     garage.stack.redis.restart_empty().await.unwrap();
     garage.until_event("Opened", 1).await;
@@ -71,10 +71,10 @@ async fn a_payment_waits_for_mysql() {
     let bots = garage.bots("player", 2);
     let outage = async {
         garage.until_event("Opened", 1).await;
-        garage.stack.mariadb.kill();
+        garage.stack.database.kill();
         garage.until_event("Closed", 1).await;
         many_deliveries(&garage, INVENTORY).await;
-        garage.stack.mariadb.restart().await.unwrap();
+        garage.stack.database.restart().await.unwrap();
     };
     let (played, ()) = tokio::join!(play(&bots), outage);
 

@@ -22,8 +22,8 @@ fn all_arguments(garage: &Garage, instances: &Path) -> Vec<String> {
     let mut with = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     with("--redis-url", stack.redis.url());
     with("--redis-password-file", stack.redis.password_file().display().to_string());
-    with("--mysql-url", stack.mariadb.url());
-    with("--mysql-password-file", stack.mariadb.password_file().display().to_string());
+    with("--mysql-url", stack.database.url());
+    with("--mysql-password-file", stack.database.password_file().display().to_string());
     with("--instances", instances.display().to_string());
     for entry in fs::read_dir(stack.root().join("secrets")).unwrap() {
         let path = entry.unwrap().path();

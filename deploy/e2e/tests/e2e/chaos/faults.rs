@@ -64,7 +64,7 @@ enum Part {
     Worker(Worker),
     Nats,
     Redis,
-    MariaDb,
+    Database,
 }
 
 impl fmt::Display for Part {
@@ -73,7 +73,7 @@ impl fmt::Display for Part {
             Self::Worker(worker) => worker.name(),
             Self::Nats => "nats-server",
             Self::Redis => "redis-server",
-            Self::MariaDb => "mariadbd",
+            Self::Database => "database",
         })
     }
 }
@@ -104,8 +104,8 @@ impl Kind {
         });
         let games = ["PodScheduled", "Opened", "Finished"].map(|event| (Self::GameKilled(event), 3));
         let mut all: Vec<_> = workers.chain(games).collect();
-        all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Killed(part), 2)));
-        all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Paused(part), 1)));
+        all.extend([Part::Nats, Part::Redis, Part::Database].map(|part| (Self::Killed(part), 2)));
+        all.extend([Part::Nats, Part::Redis, Part::Database].map(|part| (Self::Paused(part), 1)));
         all.extend([(Self::RolledBack, 2), (Self::ArgumentsDropped, 2)]);
         if nodes > 1 {
             all.extend([(Self::RoutesCut, 2), (Self::RoutesSlowed, 1)]);
@@ -229,8 +229,8 @@ impl Faults {
             Kind::Paused(Part::Nats) => stack.nats.node(number).unwrap().pause().unwrap(),
             Kind::Killed(Part::Redis) => stack.redis.kill(),
             Kind::Paused(Part::Redis) => stack.redis.pause().unwrap(),
-            Kind::Killed(Part::MariaDb) => stack.mariadb.kill(),
-            Kind::Paused(Part::MariaDb) => stack.mariadb.pause().unwrap(),
+            Kind::Killed(Part::Database) => stack.database.kill(),
+            Kind::Paused(Part::Database) => stack.database.pause().unwrap(),
             Kind::RolledBack => {
                 let mut connection = garage.redis().await;
                 redis::cmd("SAVE").exec_async(&mut connection).await.unwrap();
@@ -255,8 +255,8 @@ impl Faults {
             Kind::Paused(Part::Nats) => stack.nats.node(number).unwrap().resume().unwrap(),
             Kind::Killed(Part::Redis) => stack.redis.restart_empty().await.unwrap(),
             Kind::Paused(Part::Redis) => stack.redis.resume().unwrap(),
-            Kind::Killed(Part::MariaDb) => stack.mariadb.restart().await.unwrap(),
-            Kind::Paused(Part::MariaDb) => stack.mariadb.resume().unwrap(),
+            Kind::Killed(Part::Database) => stack.database.restart().await.unwrap(),
+            Kind::Paused(Part::Database) => stack.database.resume().unwrap(),
             Kind::RolledBack => stack.redis.restart().await.unwrap(),
             Kind::CutOff(worker) => self.network(garage, worker, number).iter().for_each(Proxy::mend),
             Kind::Slowed(worker) => {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use garage_stack::{
-    servers::{MariaDb, Nats, Role},
+    servers::{Database, Nats, Role},
     workers::binary,
 };
 use tokio::{process::Command, time::timeout};
@@ -28,14 +28,14 @@ pub(crate) async fn run(mark: &str, folder: &Path, variables: &[(&str, String)])
 }
 
 /// The variables of an operator's shell: where the servers are, and the backup's folder.
-pub(crate) fn variables(nats: &Nats, mariadb: &MariaDb, backup: &Path) -> Vec<(&'static str, String)> {
-    let url = mariadb.url();
+pub(crate) fn variables(nats: &Nats, database: &Database, backup: &Path) -> Vec<(&'static str, String)> {
+    let url = database.url();
     let (host, port) = url.trim_end_matches("/garage").rsplit_once('@').unwrap().1.split_once(':').unwrap();
     vec![
         ("GARAGE_NATS_URL", nats.url()),
         ("GARAGE_NATS_CREDENTIALS", nats.credentials(Role::Admin).display().to_string()),
         ("GARAGE_MYSQL_URL", url.clone()),
-        ("GARAGE_MYSQL_PASSWORD_FILE", mariadb.password_file().display().to_string()),
+        ("GARAGE_MYSQL_PASSWORD_FILE", database.password_file().display().to_string()),
         ("MYSQL_HOST", host.into()),
         ("MYSQL_PORT", port.into()),
         ("NODES", nats.nodes().to_string()),
@@ -45,7 +45,7 @@ pub(crate) fn variables(nats: &Nats, mariadb: &MariaDb, backup: &Path) -> Vec<(&
 
 /// Restores a backup to new servers in `root`. A Garage that starts in this folder has their data.
 pub(crate) async fn restore(root: &Path, nodes: usize, backup: &Path) {
-    let (mut nats, mut mariadb) = (Nats::start(root, nodes).await.unwrap(), MariaDb::start(root).await.unwrap());
-    run("restore", root, &variables(&nats, &mariadb, backup)).await;
-    tokio::join!(nats.stop(), mariadb.stop());
+    let (mut nats, mut database) = (Nats::start(root, nodes).await.unwrap(), Database::start(root).await.unwrap());
+    run("restore", root, &variables(&nats, &database, backup)).await;
+    tokio::join!(nats.stop(), database.stop());
 }

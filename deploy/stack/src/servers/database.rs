@@ -1,65 +1,132 @@
+//! The SQL server: MariaDB, or MySQL if `GARAGE_LOCAL_DATABASE` says so.
+
+mod mariadb;
+mod mysql;
+
 use std::{
+    env,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use garage_nats::private;
 use nix::unistd::Uid;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
-use super::binary;
 use crate::{
     Error, Result, ports,
     process::{Launch, Process},
     secret,
 };
 
-/// A MariaDB server with one database, `garage`. The user `garage` has rights on this database only.
+/// The environment variable that selects the [`Product`] of a local Garage.
+const VARIABLE: &str = "GARAGE_LOCAL_DATABASE";
+
+/// The server programs that Garage is tested with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Product {
+    /// From the system's packages.
+    #[default]
+    MariaDb,
+    /// From the folder of `deploy/local/install.sh --mysql`.
+    MySql,
+}
+
+impl Product {
+    /// The product that `GARAGE_LOCAL_DATABASE` names, or MariaDB.
+    fn selected() -> Result<Self> {
+        let named = env::var(VARIABLE).unwrap_or_default();
+        if named.is_empty() { Ok(Self::default()) } else { named.parse() }
+    }
+
+    /// The name of its data folder and in messages.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::MariaDb => "mariadb",
+            Self::MySql => "mysql",
+        }
+    }
+}
+
+impl FromStr for Product {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        [Self::MariaDb, Self::MySql]
+            .into_iter()
+            .find(|product| product.name() == name)
+            .ok_or_else(|| Error::UnknownDatabase { variable: VARIABLE, value: name.to_owned() })
+    }
+}
+
+/// A server with one database, `garage`. The user `garage` has rights on this database only.
 #[derive(Debug)]
-pub struct MariaDb {
+pub struct Database {
     process: Process,
     port: u16,
     admin_password: String,
     password_file: PathBuf,
 }
 
-impl MariaDb {
-    /// Starts the server in `<root>/mariadb`, with the existing data or a new data folder, and waits until it answers.
+impl Database {
+    /// Starts the server in `<root>/mariadb` or `<root>/mysql`, with the existing data or a new data folder, and waits
+    /// until it answers. `GARAGE_LOCAL_DATABASE` selects the server: `mariadb`, the default, or `mysql`.
     ///
     /// # Errors
-    /// When MariaDB is not installed or does not answer in time.
+    /// When the server is not installed or does not answer in time.
     pub async fn start(root: &Path) -> Result<Self> {
+        Self::start_with(root, &[]).await
+    }
+
+    /// Like [`start`](Self::start), with options of the server that replace those of a local Garage.
+    ///
+    /// # Errors
+    /// Like `start`, and when the server refuses an option.
+    pub async fn start_with(root: &Path, options: &[&str]) -> Result<Self> {
+        let product = Product::selected()?;
         let mut left = ports::STARTS;
         loop {
             left -= 1;
-            match Self::try_start(root).await {
+            match Self::try_start(product, root, options).await {
                 Err(Error::PortTaken { .. }) if left > 0 => {}
                 result => return result,
             }
         }
     }
 
-    async fn try_start(root: &Path) -> Result<Self> {
-        let program = binary::system("mariadbd")?;
-        let folder = root.join("mariadb");
+    async fn try_start(product: Product, root: &Path, options: &[&str]) -> Result<Self> {
+        let name = product.name();
+        let program = match product {
+            Product::MariaDb => mariadb::program(),
+            Product::MySql => mysql::program(),
+        }?;
+        let folder = root.join(name);
         let data = folder.join("data");
-        let password_file = root.join("secrets/mariadb-garage.password");
+        let password_file = root.join(format!("secrets/{name}-garage.password"));
         let password = secret::load_or_create(&password_file)?;
-        let admin_password = secret::load_or_create(&root.join("secrets/mariadb-admin.password"))?;
+        let admin_password = secret::load_or_create(&root.join(format!("secrets/{name}-admin.password")))?;
         private::folder(&folder.join(TMP)).map_err(Error::io(format!("create {}", folder.display())))?;
-        install(&folder, &data).await?;
+        install(product, &folder, &data).await?;
         let init = folder.join("init.sql");
         secret::write_private(&init, &init_sql(&password, &admin_password))?;
         let [port] = ports::reserve()?;
-        let process = Launch::new("mariadb", program, folder.join("log"))
+        let own: &[&str] = match product {
+            Product::MariaDb => &mariadb::SETTINGS,
+            Product::MySql => &mysql::SETTINGS,
+        };
+        let process = Launch::new(name, program, folder.join("log"))
             .args(common(&folder, &data))
             .arg(format!("--init-file={}", init.display()))
             .arg(format!("--port={port}"))
             .args(SETTINGS)
+            .args(own)
+            // The last one of two equal options applies.
+            .args(options)
             .spawn()?;
-        let mut mariadb = Self { process, port, admin_password, password_file };
-        mariadb.wait().await?;
-        Ok(mariadb)
+        let mut database = Self { process, port, admin_password, password_file };
+        database.wait().await?;
+        Ok(database)
     }
 
     async fn wait(&mut self) -> Result<()> {
@@ -133,18 +200,14 @@ impl MariaDb {
 }
 
 /// Settings for a server that runs beside others on a laptop. It is as durable as in production, because tests kill it.
-const SETTINGS: [&str; 11] = [
+const SETTINGS: [&str; 8] = [
     "--bind-address=127.0.0.1",
-    // Relative to the data folder: a full path may exceed the limit of 107 bytes.
-    "--socket=mariadb.sock",
-    "--pid-file=mariadb.pid",
     // The users are defined for 127.0.0.1, which name resolution would turn into localhost.
     "--skip-name-resolve",
     "--skip-log-bin",
     "--character-set-server=utf8mb4",
     "--innodb-flush-log-at-trx-commit=1",
     "--innodb-buffer-pool-size=64M",
-    "--innodb-log-file-size=32M",
     "--performance-schema=OFF",
     "--max-connections=300",
 ];
@@ -154,7 +217,7 @@ const SETTINGS: [&str; 11] = [
 /// installations fail because of a missing table.)
 const TMP: &str = "tmp";
 
-/// Arguments of both mariadbd and mariadb-install-db. `--no-defaults` must be the first.
+/// Arguments of a server and of its installation. `--no-defaults` must be the first.
 fn common(folder: &Path, data: &Path) -> Vec<String> {
     let tmp = folder.join(TMP);
     let mut args = vec![
@@ -163,14 +226,14 @@ fn common(folder: &Path, data: &Path) -> Vec<String> {
         format!("--tmpdir={}", tmp.display()),
     ];
     if Uid::effective().is_root() {
-        // As root, mariadbd runs only with this option. The user mysql has no access to the stack's folder.
+        // As root, both servers run only with this option. The user mysql has no access to the stack's folder.
         args.push("--user=root".to_owned());
     }
     args
 }
 
-/// Creates the data folder. This takes 1.2 s; a cached copy is not worth the effort.
-async fn install(folder: &Path, data: &Path) -> Result<()> {
+/// Creates the data folder. This takes one to five seconds; a cached copy is not worth the effort.
+async fn install(product: Product, folder: &Path, data: &Path) -> Result<()> {
     // This file is written last, and marks a complete installation.
     let done = data.join("garage-installed");
     if done.exists() {
@@ -180,21 +243,12 @@ async fn install(folder: &Path, data: &Path) -> Result<()> {
         std::fs::remove_dir_all(data).map_err(Error::io(format!("remove {}", data.display())))?;
     }
     private::folder(data).map_err(Error::io(format!("create {}", data.display())))?;
-    // With the method `socket`, no account accepts an empty password over TCP.
-    let args = [
-        "--skip-test-db",
-        "--skip-name-resolve",
-        "--auth-root-authentication-method=socket",
-        "--innodb-log-file-size=32M",
-    ];
-    let program = binary::system("mariadb-install-db")?;
     let log = folder.join("install.log");
-    Launch::new("mariadb-install-db", program, log)
-        .args(common(folder, data))
-        .args(args)
-        .spawn()?
-        .wait_success()
-        .await?;
+    let install = match product {
+        Product::MariaDb => mariadb::install(log, common(folder, data)),
+        Product::MySql => mysql::install(log, common(folder, data)),
+    };
+    install?.spawn()?.wait_success().await?;
     std::fs::write(&done, "").map_err(Error::io(format!("write {}", done.display())))
 }
 
@@ -202,9 +256,11 @@ async fn install(folder: &Path, data: &Path) -> Result<()> {
 fn init_sql(password: &str, admin_password: &str) -> String {
     format!(
         "CREATE DATABASE IF NOT EXISTS garage CHARACTER SET utf8mb4;\n\
-         CREATE OR REPLACE USER 'garage'@'127.0.0.1' IDENTIFIED BY '{password}';\n\
+         CREATE USER IF NOT EXISTS 'garage'@'127.0.0.1';\n\
+         ALTER USER 'garage'@'127.0.0.1' IDENTIFIED BY '{password}';\n\
          GRANT ALL PRIVILEGES ON garage.* TO 'garage'@'127.0.0.1';\n\
-         CREATE OR REPLACE USER 'admin'@'127.0.0.1' IDENTIFIED BY '{admin_password}';\n\
+         CREATE USER IF NOT EXISTS 'admin'@'127.0.0.1';\n\
+         ALTER USER 'admin'@'127.0.0.1' IDENTIFIED BY '{admin_password}';\n\
          GRANT ALL PRIVILEGES ON *.* TO 'admin'@'127.0.0.1' WITH GRANT OPTION;\n"
     )
 }
@@ -214,4 +270,17 @@ async fn greets(address: SocketAddr) -> std::io::Result<bool> {
     let mut greeting = [0; 5];
     TcpStream::connect(address).await?.read_exact(&mut greeting).await?;
     Ok(greeting.last() == Some(&10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_product_is_refused_with_the_names_of_the_known_ones() {
+        assert_eq!("mysql".parse::<Product>().unwrap(), Product::MySql);
+        assert_eq!("mariadb".parse::<Product>().unwrap(), Product::MariaDb);
+        let error = "oracle".parse::<Product>().unwrap_err().to_string();
+        assert_eq!(error, "GARAGE_LOCAL_DATABASE is `oracle`; set it to mariadb or mysql");
+    }
 }
