@@ -4,6 +4,7 @@ PLAYERS ?= 100
 FOR ?= 600
 SEED ?= 1
 NODES ?= 1
+SEEDS ?= 20000
 # The programs are not started with `cargo run`: it would rebuild the dependencies with the features of one package.
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 GARAGE = $(TARGET)/debug/garage
@@ -12,7 +13,7 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/garage
 MDBOOK = $(or $(shell command -v mdbook),$(CACHE)/bin/mdbook)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench images lint docs install
+.PHONY: help demo test chaos soak bench images lint docs install
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,6 +33,16 @@ chaos: ## Injects random faults while bots play: for FOR=600 seconds, with SEED=
 	cargo build --workspace
 	GARAGE_CHAOS_FOR=$(FOR) GARAGE_CHAOS_SEED=$(SEED) GARAGE_CHAOS_NODES=$(NODES) \
 		cargo test --workspace --test e2e -- --nocapture chaos
+
+soak: ## Runs the simulation (SEEDS=20000) and chaos (FOR=600, NODES=1) with fresh seeds from the clock, and prints them.
+	@deploy/local/install.sh --tests
+	cargo build --workspace
+	@seed=$$(date +%s%N); failed=0; \
+	run() { echo "soak: $$*"; env -u SEED "$$@" || failed=1; }; \
+	run FIRST=$$seed SEEDS=$(SEEDS) cargo test --workspace --test simulation -- --nocapture; \
+	run GARAGE_CHAOS_FOR=$(FOR) GARAGE_CHAOS_SEED=$$seed GARAGE_CHAOS_NODES=$(NODES) \
+		cargo test --workspace --test e2e -- --nocapture chaos; \
+	exit $$failed
 
 bench: install ## Measures the log, a gateway and a director, each beside the machine's own limit.
 	@# A debug build is much slower than the release build that you deploy.

@@ -1,7 +1,7 @@
 //! The backend that runs game servers, and the servers: most play their game, some misbehave.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -11,11 +11,12 @@ use garage_director::backend::{
 };
 use garage_events::{
     env::Env,
+    event::Recorded,
     game::{Config, Finished, Placing, Ports, Ready},
     id::SessionId,
     log::Session,
     player::Ending,
-    session::{Open, Phase, State as SessionState},
+    session::{Event, Open, Phase, State as SessionState},
     subject::Aggregate,
 };
 use rand::RngExt;
@@ -41,6 +42,8 @@ struct Instances {
     listed: BTreeMap<Name, Instance>,
     started: u64,
     violations: Vec<String>,
+    /// The instances that a director had claimed and not started when it was killed.
+    unfinished: BTreeSet<Name>,
     /// When each server's results were acknowledged during its attempt, and whether the session was running then.
     played: BTreeMap<Name, (OffsetDateTime, bool)>,
 }
@@ -86,8 +89,27 @@ impl Games {
         games
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.state().listed.is_empty()
+    /// Whether every instance is removed that this run can remove; see [`Plan::sweeps`](crate::plan::Plan::sweeps).
+    pub(crate) fn are_removed(&self) -> bool {
+        self.listed().iter().all(|instance| !self.stage.plan.sweeps && self.needs_sweep(instance))
+    }
+
+    /// The number of instances that were not removed.
+    pub(crate) fn left(&self) -> usize {
+        self.state().listed.len()
+    }
+
+    /// Whether a director claimed the instance after its session had closed, and was killed before it started the game
+    /// server. Nothing follows: the request and the close may be acknowledged, and there is no server that could exit.
+    fn needs_sweep(&self, instance: &Instance) -> bool {
+        let closed_before = |at| self.closed(instance.name.session).is_some_and(|closed| closed <= at);
+        instance.state == State::Claimed
+            && self.state().unfinished.contains(&instance.name)
+            && closed_before(instance.created)
+    }
+
+    fn listed(&self) -> Vec<Instance> {
+        self.state().listed.values().cloned().collect()
     }
 
     /// The number of game servers started so far.
@@ -151,9 +173,18 @@ impl Games {
 
     /// A session's true state, without stale reads.
     fn session_state(&self, session: SessionId) -> SessionState {
+        Session::of(self.history(session)).state
+    }
+
+    /// When the session closed. `None` while it is open.
+    fn closed(&self, session: SessionId) -> Option<OffsetDateTime> {
+        let closed = |recorded: &Recorded<Event>| matches!(recorded.event, Event::Closed(_)).then_some(recorded.time);
+        self.history(session).iter().find_map(closed)
+    }
+
+    fn history(&self, session: SessionId) -> Vec<Recorded<Event>> {
         let messages = self.net.log.messages(&Aggregate::Session(session).filter());
-        let events = messages.iter().map(|message| history::decode(message).expect("an event"));
-        Session::of(events.collect()).state
+        messages.iter().map(|message| history::decode(message).expect("an event")).collect()
     }
 
     /// Whether the instance belongs to its session's current attempt.
@@ -184,8 +215,10 @@ impl Backend for Games {
         }
         let claimed = Instance { name, created: self.stage.now(), state: State::Claimed };
         self.state().listed.entry(name).or_insert(claimed.clone());
+        let mut claim = Claim { games: self, name, unfinished: true };
         // A director that is killed here leaves the instance claimed.
         self.stage.hop().await;
+        claim.unfinished = false;
         if self.take_claim(claimed)? {
             self.start(name, &order.config);
         }
@@ -220,6 +253,21 @@ impl Backend for Games {
         self.stage.kill(Process::Game(name));
         self.stage.hop().await;
         Ok(listed)
+    }
+}
+
+/// An instance that a director is about to start. A director that is killed drops it unfinished.
+struct Claim<'a> {
+    games: &'a Games,
+    name: Name,
+    unfinished: bool,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.unfinished {
+            self.games.state().unfinished.insert(self.name);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! duplicates, delays, and crashes between any two effects. All of these are drawn from a seed: the same seed gives the
 //! same run.
 //!
-//! `SEEDS=n` runs the first n seeds. `SEED=n` runs one seed, and prints its log when it fails.
+//! `SEEDS=n` runs n seeds, from `FIRST=n` on. `SEED=n` runs one seed, and prints its log when it fails.
 #![cfg(test)]
 
 mod clients;
@@ -38,6 +38,7 @@ use time::{Duration, OffsetDateTime, macros::datetime};
 use crate::{
     clients::{Clients, Notice},
     history::Tally,
+    plan::Plan,
     stage::{Process, Stage},
     workers::{Leads, Shared, elect},
 };
@@ -55,6 +56,9 @@ const SETTLE_TIMEOUT: Duration = Duration::minutes(15);
 /// How often futures may be polled in a run. Some ten thousand polls are usual; a run with more is in an endless loop.
 const MAX_POLLS: u64 = 1_000_000;
 
+/// The name of the count of instances that are left in runs without sweeps.
+const LEFT: &str = "instances left for a sweep";
+
 /// The result of a run.
 struct Run {
     log: Vec<Message>,
@@ -63,8 +67,14 @@ struct Run {
 }
 
 fn run(seed: u64) -> Run {
+    run_with(seed, |_| {})
+}
+
+/// Runs a seed with some faults more or less often than the seed has them.
+fn run_with(seed: u64, adjust: impl FnOnce(&mut Plan)) -> Run {
     let env = Simulated::at(START);
-    let stage = Stage::new(env, seed);
+    let mut stage = Stage::new(env, seed);
+    adjust(&mut stage.plan);
     let shared = Shared::new(&stage);
     let leads = <[Leads; 2]>::default();
     for lead in &leads {
@@ -79,15 +89,19 @@ fn run(seed: u64) -> Run {
     stage.run_until(faults_end);
     stage.stop_faults();
     shared.net.stop_faults();
-    let is_over = || clients.are_done() && shared.net.is_idle() && shared.games.is_empty();
-    while !is_over() && stage.now() < faults_end + SETTLE_TIMEOUT && stage.polls() < MAX_POLLS {
+    let is_quiet = || clients.are_done() && shared.net.is_idle();
+    // A director may still remove an instance that seems to need a sweep, so this waits for those too.
+    while !(is_quiet() && shared.games.left() == 0)
+        && stage.now() < faults_end + SETTLE_TIMEOUT
+        && stage.polls() < MAX_POLLS
+    {
         stage.run_until(stage.now() + Duration::SECOND);
     }
     // Deliver the messages that are still in flight.
     stage.run_until(stage.now() + Duration::seconds(10));
 
     let log = shared.net.log.messages(ALL);
-    let settled = if is_over() { Ok(()) } else { Err(unsettled(&shared, &clients)) };
+    let settled = if is_quiet() && shared.games.are_removed() { Ok(()) } else { Err(unsettled(&shared, &clients)) };
     let checked = settled.and_then(|()| check(&log, &shared, &clients));
     let process_faults = stage.process_faults();
     let redelivered: u64 = shared.net.consumers().iter().map(|consumer| consumer.redelivered()).sum();
@@ -97,6 +111,7 @@ fn run(seed: u64) -> Run {
             ("pauses", process_faults.pauses),
             ("redeliveries", redelivered),
             ("game servers", shared.games.started()),
+            (LEFT, shared.games.left() as u64),
             ("events", log.len() as u64),
         ]
         .map(|(what, count)| (what.to_owned(), count)),
@@ -118,7 +133,7 @@ fn run(seed: u64) -> Run {
 
 fn unsettled(shared: &Shared, clients: &Clients) -> String {
     let idle: Vec<_> = shared.net.consumers().iter().map(|consumer| consumer.is_idle()).collect();
-    let (done, gone) = (clients.are_done(), shared.games.is_empty());
+    let (done, gone) = (clients.are_done(), shared.games.are_removed());
     format!("did not settle: clients done: {done}, instances gone: {gone}, consumers idle: {idle:?}")
 }
 
@@ -199,7 +214,8 @@ fn under_any_faults_every_match_ends_and_no_player_is_in_two_matches() {
         return;
     }
     let seeds = number("SEEDS").unwrap_or(SEEDS);
-    let next = AtomicU64::new(1);
+    let first = number("FIRST").unwrap_or(1);
+    let next = AtomicU64::new(first);
     let total: Mutex<BTreeMap<String, u64>> = Mutex::default();
     let failures: Mutex<Vec<(u64, String)>> = Mutex::default();
     thread::scope(|scope| {
@@ -207,7 +223,7 @@ fn under_any_faults_every_match_ends_and_no_player_is_in_two_matches() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed > seeds {
+                    if seed >= first + seeds {
                         break;
                     }
                     let Run { counts, failure, .. } = attempt(seed);
@@ -222,7 +238,7 @@ fn under_any_faults_every_match_ends_and_no_player_is_in_two_matches() {
     let mut counted: Vec<_> = total.iter().collect();
     counted.sort_by_key(|(_, count)| Reverse(**count));
     let counted: Vec<_> = counted.iter().map(|(what, count)| format!("{count} {what}")).collect();
-    println!("{seeds} seeds, {}", counted.join(", "));
+    println!("{seeds} seeds from {first} on, {}", counted.join(", "));
     failures.sort();
     let shown: Vec<_> = failures.iter().take(20).map(|(seed, failure)| format!("SEED={seed}: {failure}")).collect();
     assert!(
@@ -258,4 +274,21 @@ fn the_same_seed_reproduces_its_log_and_another_seed_gives_another_log() {
         assert_eq!(run(seed).log, log, "seed {seed}");
         assert_ne!(run(seed + 1_000_000).log, log, "seed {seed}");
     }
+}
+
+/// Why [`Plan::sweeps`] exist: in these runs a director is often slow to create an instance, and another one gets the
+/// same request.
+#[test]
+fn only_a_sweep_removes_an_instance_that_is_claimed_after_its_session_has_closed() {
+    let left = |seed, sweeps| {
+        let run = run_with(seed, |plan| {
+            let faults = Plan { crashes: 60, duplicates: 100, slow_starts: 100, bad_games: 0, faults_s: 120, ..*plan };
+            let one_match = Plan { players: 2, match_size: 2, rounds: 1, cancels: 0, ..faults };
+            *plan = Plan { slow_hops: 0, down: 0, sweeps, ..one_match };
+        });
+        assert_eq!(run.failure, None, "seed {seed}");
+        run.counts[LEFT]
+    };
+    let seed = (1..=1_000).find(|seed| left(*seed, false) > 0).expect("a run that leaves an instance");
+    assert_eq!(left(seed, true), 0, "seed {seed}");
 }

@@ -43,7 +43,16 @@ pub(crate) struct Plan {
     pub(crate) bad_games: u32,
     /// An index into [`MISBEHAVIORS`]: every bad game server misbehaves in this way. `None` draws one for each server.
     pub(crate) same_behavior: Option<usize>,
-    /// Whether directors remove orphaned instances. Without this, a run must not produce any.
+    /// Whether directors sweep: search for instances that no open session needs, and remove them.
+    ///
+    /// Sweeps are necessary, for this case: a director creates an instance so slowly that another one has handled the
+    /// same request and the session's close before. It would notice when it reads the session again, and remove the
+    /// instance. If it is killed before, no message is left that leads to the instance, and no server runs whose exit
+    /// the watch could see.
+    ///
+    /// They are necessary for no other case, except for sessions that the log does not have. So in a run without
+    /// sweeps, every instance must be removed, except one that a director claimed after its session had closed, and did
+    /// not start because it was killed.
     pub(crate) sweeps: bool,
     /// Whether both matchmakers lead at the same time.
     pub(crate) two_leaders: bool,
