@@ -125,6 +125,22 @@ struct ObservedExit {
     handled: bool,
 }
 
+/// Handles instances concurrently, at most [`CONCURRENCY`] at a time. Returns the answers, and the first failure: a
+/// failure with one instance does not keep the others from being handled.
+async fn several_at_a_time<T>(
+    handling: impl Iterator<Item = impl Future<Output = (Name, Result<T, Failure>)>>,
+) -> (Vec<(Name, T)>, Result<(), Failure>) {
+    let results = stream::iter(handling).buffer_unordered(CONCURRENCY).collect::<Vec<_>>().await;
+    let (mut answers, mut first) = (Vec::new(), Ok(()));
+    for (name, result) in results {
+        match result {
+            Ok(answer) => answers.push((name, answer)),
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    (answers, first)
+}
+
 impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
     /// Starts without knowledge of any instance. `grace` is the minimum age of an orphan.
     pub fn new(app: App<L, W, B, K>, grace: Duration) -> Self {
@@ -159,20 +175,10 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
         let new: Vec<_> = new.map(|(name, placed)| (name, placed.clone())).collect();
         // Concurrent appends share a commit.
         let app = &self.app;
-        let results = stream::iter(new)
-            .map(async |(name, placed)| (name, app.record_placement(name, &placed).await))
-            .buffer_unordered(CONCURRENCY)
-            .collect::<Vec<_>>()
-            .await;
-        let mut first = Ok(());
-        for (name, result) in results {
-            match result {
-                Ok(true) => drop(self.recorded.insert(name)),
-                Ok(false) => {}
-                Err(error) => first = first.and(Err(error)),
-            }
-        }
-        first
+        let record = new.into_iter().map(async |(name, placed)| (name, app.record_placement(name, &placed).await));
+        let (answers, result) = several_at_a_time(record).await;
+        self.recorded.extend(answers.into_iter().filter_map(|(name, recorded)| recorded.then_some(name)));
+        result
     }
 
     async fn handle_exits(&mut self, instances: &[Instance], now: Instant) -> Result<(), Failure> {
@@ -188,19 +194,14 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
             }
         }
         let app = &self.app;
-        let results = stream::iter(due)
-            .map(async |(name, exit)| (name, handle_exit(app, name, &exit).await))
-            .buffer_unordered(CONCURRENCY)
-            .collect::<Vec<_>>()
-            .await;
-        let mut first = Ok(());
-        for (name, result) in results {
-            match result {
-                Ok(handled) => drop(self.exited.get_mut(&name).map(|observed| observed.handled = handled)),
-                Err(error) => first = first.and(Err(error)),
+        let handle = due.into_iter().map(async |(name, exit)| (name, handle_exit(app, name, &exit).await));
+        let (answers, result) = several_at_a_time(handle).await;
+        for (name, handled) in answers {
+            if let Some(observed) = self.exited.get_mut(&name) {
+                observed.handled = handled;
             }
         }
-        first
+        result
     }
 
     async fn remove_orphans(&mut self, instances: &[Instance]) -> Result<(), Failure> {
@@ -208,20 +209,12 @@ impl<L: Log + Reports, W: Env, B: Backend, K: Keys> Watch<L, W, B, K> {
         let suspects = std::mem::take(&mut self.suspects);
         let old = instances.iter().filter(|instance| now - instance.created >= self.grace);
         let old: Vec<_> = old.map(|instance| (instance.name, suspects.contains(&instance.name))).collect();
-        let results = stream::iter(old)
-            .map(async |(name, suspected)| (name, self.remove_if_orphan(name, suspected).await))
-            .buffer_unordered(CONCURRENCY)
-            .collect::<Vec<_>>()
-            .await;
-        let mut first = Ok(());
-        for (name, result) in results {
-            match result {
-                Ok(false) => {}
-                Ok(true) => drop(self.suspects.insert(name)),
-                Err(error) => first = first.and(Err(error)),
-            }
-        }
-        first
+        let watch = &*self;
+        let remove =
+            old.into_iter().map(async |(name, suspected)| (name, watch.remove_if_orphan(name, suspected).await));
+        let (answers, result) = several_at_a_time(remove).await;
+        self.suspects.extend(answers.into_iter().filter_map(|(name, suspect)| suspect.then_some(name)));
+        result
     }
 
     /// Removes an instance if no open session needs it, neither now nor at the last scan. Returns whether it is a
