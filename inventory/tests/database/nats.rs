@@ -44,10 +44,14 @@ impl Nats {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
+        let config = folder.path().join("nats.conf");
+        // Without max_file_store, the log does not fit if less than 14 GiB of the disk are free.
+        let store = folder.path().join("store");
+        std::fs::write(&config, format!("jetstream {{ store_dir: {store:?}, max_file_store: 64GB }}\n")).unwrap();
         let process = Command::new(program())
-            .args(["--jetstream", "--addr", "127.0.0.1", "--port", &port.to_string()])
-            .arg("--store_dir")
-            .arg(folder.path())
+            .args(["--addr", "127.0.0.1", "--port", &port.to_string()])
+            .arg("--config")
+            .arg(config)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
