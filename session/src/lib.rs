@@ -38,7 +38,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let redis = redis::Redis::new(redis);
     let mut runtime = Runtime::start("session", &config.worker, shutdown.clone()).await?;
     let log = runtime.open_log().await?;
-    let (keys, filling) = keys::Pool::start(config.key_pool);
+    let (keys, filling) = keys::Pool::start(config.key_pool)?;
     runtime.spawn("keys", filling);
     let limits = config.limits();
     let (context, health) = (log.context().clone(), runtime.health.clone());
