@@ -30,6 +30,7 @@ use anyhow::{Context, anyhow, ensure};
 use futures::future::{join_all, select_all};
 use garage_events::{
     env::{Env, System},
+    failure::NO_CAPACITY,
     id::Region,
     queue::Queues,
 };
@@ -226,7 +227,7 @@ impl Refusal {
         let refused = |reason, status: &Status| CreateError::Refused { reason, message: status.message.clone() };
         match &self {
             Self::Status(status) if status.code == 403 && status.message.contains("exceeded quota") => {
-                refused("quota-exceeded", status)
+                refused(NO_CAPACITY, status)
             }
             Self::Status(status) if status.code == 422 => refused("pod-invalid", status),
             _ => self.unavailable(what).into(),

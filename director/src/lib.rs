@@ -55,7 +55,6 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             let backend = kube::KubeBackend::open(&config.kube, &config.process).await?;
             let name = lease::director(backend.namespace());
             let (watched, end) = (backend.clone(), shutdown.clone());
-            let session = time::Duration::seconds(config.session_s.into());
             let spawn_tasks = move |runtime: &mut Runtime, log: &JetStreamLog| {
                 let context = log.context().clone();
                 let (leases, keeping) = garage_worker::lease::keep(context, vec![name.clone()], runtime.health.clone());
@@ -63,8 +62,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
                 leases.compete();
                 let leases = Arc::new(leases);
                 let leads = move || leases.holds(&name);
-                let lost_pods =
-                    kube::lost_pods::watch(watched.clone(), log.reader(), session, leads.clone(), end.clone());
+                let lost_pods = kube::lost_pods::watch(watched.clone(), log.reader(), leads.clone(), end.clone());
                 runtime.spawn("lost pods", lost_pods);
                 runtime.spawn("cluster", watched.watch(end));
                 leads
@@ -134,8 +132,7 @@ fn game_settings(config: &Config) -> anyhow::Result<reaction::GameSettings> {
         Some(url) => nats_urls(url, "game-nats")?,
         None => config.worker.nats.urls()?,
     };
-    let session = time::Duration::seconds(config.session_s.into());
-    Ok(reaction::GameSettings { token_key, token_keys, nats_url: url.to_owned(), session })
+    Ok(reaction::GameSettings { token_key, token_keys, nats_url: url.to_owned() })
 }
 
 /// Reads a public key that verifies connection tokens. Returns its `kid`, by which tokens name it, and its PEM text.

@@ -17,7 +17,7 @@ use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
     backend::{Backend, Exit, Instance, Listing, Name, State},
-    reaction::{App, Keys},
+    reaction::{App, Keys, hard_end},
 };
 
 /// Time between two checks: a server's exit can go unnoticed for this long.
@@ -239,7 +239,7 @@ async fn handle_exit<L: Log + Reports, W: Env, B: Backend, K: Keys>(
         return Ok(true);
     }
     if let session::State::Open(open) = &state {
-        if app.env.now() >= open.began + app.settings.session {
+        if app.env.now() >= hard_end(open) {
             // Servers exit by themselves at the session's hard end. Such an attempt has not failed: the session's timer
             // closes the session as abandoned.
             return Ok(true);

@@ -24,6 +24,7 @@ use garage_apiserver::{
 use garage_director::backend::Name;
 use garage_events::{
     env::{Env, System},
+    failure::NO_CAPACITY,
     game::{self, Car, Loadout, Stats},
     id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
@@ -382,6 +383,7 @@ impl Fixture {
             session: id,
             team: team.clone(),
             waiting_since: System.now(),
+            requeue: None,
         };
         let matched = Matched {
             queue,
@@ -453,6 +455,7 @@ fn requested(region: &str) -> PodRequested {
         loadouts: vec![Loadout { player: "p1".parse().unwrap(), car, items: BTreeMap::new() }],
         public_key: "public".into(),
         fingerprint: FINGERPRINT.into(),
+        ends_at: None,
     }
 }
 
@@ -773,7 +776,7 @@ async fn a_pod_that_fits_no_node_fails_the_attempt_after_the_maximum_wait() {
     let message = "0/2 nodes are available: 2 Insufficient cpu.";
     let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
     fixture.cluster.status(name, json!({"conditions": [condition]})).await;
-    fixture.wait_for_failure(name, "unschedulable", "Insufficient cpu").await;
+    fixture.wait_for_failure(name, NO_CAPACITY, "Insufficient cpu").await;
 }
 
 #[tokio::test]
@@ -901,7 +904,7 @@ async fn a_temporary_refusal_of_a_pod_is_retried_and_an_exceeded_quota_fails_the
     let failed = fixture.failed(name).await;
     let message =
         format!("pods \"{name}\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0");
-    assert_eq!((failed.reason.as_str(), failed.message), ("quota-exceeded", message));
+    assert_eq!((failed.reason.as_str(), failed.message), (NO_CAPACITY, message));
     fixture.cluster.gone(name).await;
 }
 

@@ -33,6 +33,8 @@ use garage_worker::{Shutdown, seal::SealKey};
 const DEADLINE: Duration = Duration::from_secs(120);
 const FINGERPRINT: &str = "f00d";
 const SEAL: [u8; 32] = [9; 32];
+/// The hard end in every request for a game server.
+const ENDS_AT: time::OffsetDateTime = time::macros::datetime!(2100-01-01 00:00 UTC);
 const SLEEPS: &str = "sleep 300";
 
 // Generated for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`. The key id below each key
@@ -153,7 +155,14 @@ impl Fixture {
         let player: PlayerId = format!("p{}", System.id().simple()).parse().unwrap();
         let (ticket, team) = (TicketId::new(System.id()), "red".to_owned());
         let queue: QueueName = "ranked".parse().unwrap();
-        let joined = player::Matched { ticket, queue, session: id, team: team.clone(), waiting_since: System.now() };
+        let joined = player::Matched {
+            ticket,
+            queue,
+            session: id,
+            team: team.clone(),
+            waiting_since: System.now(),
+            requeue: None,
+        };
         let matched = Matched {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
@@ -259,6 +268,7 @@ fn requested(attempt: u32) -> PodRequested {
         loadouts: vec![Loadout { player: "p1".parse().unwrap(), car, items: BTreeMap::new() }],
         public_key: "public".into(),
         fingerprint: FINGERPRINT.into(),
+        ends_at: Some(ENDS_AT),
     }
 }
 
@@ -282,8 +292,7 @@ async fn a_requested_server_is_started_with_its_configuration() {
     assert_eq!(config.nats.inbox, format!("_INBOX.{id}.1"));
     assert_eq!(config.ready, format!("report.{id}.1.ready"));
     assert_eq!(config.finished, format!("report.{id}.1.finished"));
-    let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
-    assert_eq!(config.ends_at, open.began + time::Duration::minutes(15));
+    assert_eq!(config.ends_at, ENDS_AT, "the request decides the hard end");
     fixture.stop().await;
     // The server keeps running without its director, and the next director removes it.
     assert!(!processes(&fixture.instance(name(id, 1))).is_empty());

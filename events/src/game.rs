@@ -151,6 +151,9 @@ pub struct ConnectClaims {
 /// The audience of connection tokens. It distinguishes them from all other tokens.
 pub const CONNECT_AUDIENCE: &str = "garage-game";
 
+/// The exit code of a game server that finds no free port. Garage then tries again later, and does not count the attempt.
+pub const EXIT_NO_PORT: u8 = 75;
+
 /// The fingerprint of a public key: SHA-256 of its DER SubjectPublicKeyInfo, in lower-case hex. Game clients pin the
 /// fingerprint of the game server's RSA key, which is the key of its TLS certificate. Connection tokens name their
 /// signing key by its fingerprint.

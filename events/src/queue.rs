@@ -53,9 +53,17 @@ pub struct Queue {
     /// Matches still change their ratings.
     #[serde(default)]
     pub client_rank: bool,
+    /// Whether players wait again, with the same ticket, if their match fails before they receive a game server's
+    /// address. On by default.
+    #[serde(default = "on")]
+    pub requeue: bool,
     /// The regions for matches of this queue. A region is used for a player if the player's round-trip time to it, in
     /// milliseconds, is at most this value.
     pub regions: BTreeMap<Region, u32>,
+}
+
+fn on() -> bool {
+    true
 }
 
 /// Why the queues file cannot be used.
@@ -157,6 +165,7 @@ mod tests {
         let queue = queues.get(&"ranked".parse().unwrap()).unwrap();
         assert_eq!((queue.players, queue.rank_band, queue.timeout()), (2, 200, Duration::minutes(2)));
         assert!(!queue.client_rank, "a client may only send a rank if the file allows it");
+        assert!(queue.requeue, "players are requeued unless the file says otherwise");
         assert_eq!(queues.regions(), BTreeSet::from([&"eu".parse().unwrap()]));
     }
 
@@ -201,9 +210,10 @@ mod tests {
             rank_band in 1..=u32::MAX,
             timeout_s in 1..=MAX_TIMEOUT_S,
             client_rank in any::<bool>(),
+            requeue in any::<bool>(),
             regions in prop::collection::btree_map(any_name::<Region>().boxed(), 1..=u32::MAX, 1..4),
         ) -> Queue {
-            Queue { players, rank_band, timeout_s, client_rank, regions }
+            Queue { players, rank_band, timeout_s, client_rank, requeue, regions }
         }
     }
 

@@ -15,7 +15,7 @@ pub use self::{
         Closed, Event, Failed, Finished, Matched, Member, Opened, PodFailed, PodReady, PodRequested, PodScheduled, Team,
     },
     limits::Limits,
-    state::{ClosedSession, Next, Open, Phase, Starting, State},
+    state::{ClosedSession, Failures, Next, Open, Phase, Starting, State},
     view::{Status, View},
 };
 

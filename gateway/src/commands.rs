@@ -96,7 +96,10 @@ fn rejected(rejection: &Rejection) -> Problem {
     match rejection {
         Rejection::Waiting { ticket } => Problem::waiting(*ticket),
         Rejection::InSession { session } => Problem::in_session(*session),
-        Rejection::NotWaiting { .. } | Rejection::NotExpired { .. } | Rejection::NotInSession { .. } => {
+        Rejection::NotWaiting { .. }
+        | Rejection::NotExpired { .. }
+        | Rejection::NotRequeued { .. }
+        | Rejection::NotInSession { .. } => {
             Problem::unavailable("the player's state changed several times during the request; try again")
         }
     }
@@ -197,6 +200,7 @@ mod tests {
                 attributes: Default::default(),
                 waiting_since: now,
                 expires_at: now,
+                requeues: 0,
             };
             let (queue_statuses, ann) = (QueueStatuses::default(), "ann".parse().unwrap());
             let (name, ticket) = (queued.queue.clone(), queued.ticket);

@@ -169,7 +169,7 @@ impl TicketRequest {
     pub(crate) fn queued(&self, ticket: TicketId, rank: i32, now: OffsetDateTime, timeout: Duration) -> Queued {
         let (queue, latencies) = (self.queue.clone(), self.latencies.clone());
         let (attributes, waiting_since, expires_at) = (BTreeMap::new(), now, now + timeout);
-        Queued { ticket, queue, rank, latencies, attributes, waiting_since, expires_at }
+        Queued { ticket, queue, rank, latencies, attributes, waiting_since, expires_at, requeues: 0 }
     }
 }
 
@@ -190,6 +190,7 @@ mod tests {
             rank_band: 200,
             timeout_s: 120,
             client_rank: region == "eu",
+            requeue: true,
             regions: BTreeMap::from([(region.parse().unwrap(), 120)]),
         };
         let queues = [("ranked", "eu"), ("quick", "us")];

@@ -5,6 +5,7 @@
 //! status. The content of the repeated request is ignored.
 
 use garage_events::{
+    failure,
     id::{PlayerId, QueueName, SessionId, TicketId},
     log::Player,
     player::{self, Address, CancelReason, Command, Ending, Event, Queued, Rejection, State},
@@ -55,6 +56,9 @@ pub struct Ticket {
     pub(crate) estimated_wait_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<End>,
+    /// Why the match failed that ended the ticket, or after which it waits again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<failure::Code>,
     /// The sequence of the player's last event. A client that opens a socket with `since` set to it misses no later
     /// event.
     pub(crate) seq: u64,
@@ -73,15 +77,18 @@ impl Ticket {
             expires_at: None,
             estimated_wait_ms: None,
             ended: None,
+            reason: None,
             seq,
         };
+        let waiting = |data: &Queued| Self {
+            queue: Some(data.queue.clone()),
+            waiting_since: Some(data.waiting_since),
+            expires_at: Some(data.expires_at),
+            ..blank(data.ticket, Status::Waiting)
+        };
         match event {
-            Event::Queued(data) => Self {
-                queue: Some(data.queue.clone()),
-                waiting_since: Some(data.waiting_since),
-                expires_at: Some(data.expires_at),
-                ..blank(data.ticket, Status::Waiting)
-            },
+            Event::Queued(data) => waiting(data),
+            Event::Requeued(data) => Self { reason: Some(data.reason), ..waiting(&data.queued) },
             Event::Cancelled(data) => Self {
                 queue: Some(data.queue.clone()),
                 ended: Some(End::Cancelled),
@@ -111,6 +118,7 @@ impl Ticket {
                     Ending::Failed => End::Failed,
                     Ending::Abandoned => End::Abandoned,
                 }),
+                reason: data.reason,
                 ..blank(data.ticket, Status::Ended)
             },
         }

@@ -151,9 +151,10 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             Head::default(),
             [session::Event::from(matched)],
         );
+        let requeue = self.queues.get(name).is_some_and(|queue| queue.requeue);
         for (entry, team) in proposal.players.iter().zip(teams) {
             let state = player::State::Waiting(entry.queued.clone());
-            let command = player::Command::Match { ticket: entry.queued.ticket, session, team: team.name };
+            let command = player::Command::Match { ticket: entry.queued.ticket, session, team: team.name, requeue };
             match player::decide(&state, command) {
                 Ok(event) => {
                     let aggregate = Aggregate::Player(entry.player.clone());

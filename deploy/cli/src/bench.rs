@@ -74,6 +74,7 @@ fn queued() -> anyhow::Result<player::Event> {
         attributes: [].into(),
         waiting_since: now,
         expires_at: now + time::Duration::HOUR,
+        requeues: 0,
     };
     Ok(queued.into())
 }

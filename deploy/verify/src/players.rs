@@ -55,6 +55,10 @@ impl Players {
         if let Some(ticket) = ends(event) {
             player.ended = Some((ticket, seq));
         }
+        if matches!(event, Event::Requeued(_)) {
+            // The ticket waits again, so it may end once more.
+            player.ended = None;
+        }
         (player.status, player.seq) = (State::evolve(event).into(), seq);
     }
 
@@ -118,7 +122,7 @@ fn ends(event: &Event) -> Option<TicketId> {
         Event::Matched(player::Matched { ticket, .. })
         | Event::Cancelled(player::Cancelled { ticket, .. })
         | Event::TimedOut(TimedOut { ticket, .. }) => Some(*ticket),
-        Event::Queued(_) | Event::PlayerMatched(_) | Event::Released(_) => None,
+        Event::Queued(_) | Event::PlayerMatched(_) | Event::Requeued(_) | Event::Released(_) => None,
     }
 }
 
@@ -137,8 +141,14 @@ fn command(state: &State, event: &Event) -> Command {
             let now = end.and_then(|end| waiting.waiting_since.checked_add(end)).unwrap_or(waiting.waiting_since);
             Command::TimeOut { ticket: timed_out.ticket, now }
         }
-        Event::Matched(player::Matched { ticket, session, team, .. }) => Command::Match { ticket, session, team },
+        Event::Matched(player::Matched { ticket, session, team, requeue, .. }) => {
+            Command::Match { ticket, session, team, requeue: requeue.is_some() }
+        }
         Event::PlayerMatched(player::PlayerMatched { session, address, .. }) => Command::Open { session, address },
-        Event::Released(player::Released { session, why, .. }) => Command::Release { session, why },
+        Event::Requeued(player::Requeued { session, reason, .. }) => {
+            // The clock of the decision is unknown. At this time, no ticket has expired.
+            Command::Requeue { session, reason, now: time::OffsetDateTime::UNIX_EPOCH }
+        }
+        Event::Released(player::Released { session, why, reason, .. }) => Command::Release { session, why, reason },
     }
 }

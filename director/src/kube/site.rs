@@ -11,6 +11,7 @@ use anyhow::Context;
 use garage_events::{
     crash::{Point, effect},
     env::{Env, System},
+    failure::NO_CAPACITY,
 };
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::{
@@ -198,7 +199,7 @@ impl Site {
         Ok(match pod.pod_status {
             PodStatus::Over(exit) => State::Exited(exit),
             PodStatus::Waiting(Some(message)) if System.now() - pod.created > self.max_wait => {
-                State::Exited(Exit { kind: ExitKind::Failed("unschedulable"), message: Some(message) })
+                State::Exited(Exit { kind: ExitKind::Failed(NO_CAPACITY), message: Some(message) })
             }
             PodStatus::Waiting(_) => State::Waiting,
             PodStatus::Bound(node) => match self.address(&node).await? {

@@ -35,6 +35,7 @@ fn ticket_request(number: u128) -> Queued {
         attributes: BTreeMap::new(),
         waiting_since: START,
         expires_at: after(120),
+        requeues: 0,
     }
 }
 
@@ -59,8 +60,24 @@ fn timed_out(number: u128, waited_ms: u64) -> Event {
 }
 
 fn matched(number: u128, into: u128) -> Event {
+    matched_after(0, number, into)
+}
+
+/// A match of a ticket that was requeued this often.
+fn matched_after(requeues: u32, number: u128, into: u128) -> Event {
     let (ticket, session) = (ticket(number), session(into));
-    Matched { ticket, queue: ranked(), session, team: "red".into(), waiting_since: START }.into()
+    let Queued { queue, rank, latencies, attributes, waiting_since, expires_at, .. } = ticket_request(number);
+    let requeue = Some(Requeue { rank, latencies, attributes, expires_at, requeues });
+    Matched { ticket, queue, session, team: "red".into(), waiting_since, requeue }.into()
+}
+
+fn requeued(number: u128, from: u128) -> Event {
+    let queued = Queued { requeues: 1, ..ticket_request(number) };
+    Requeued { session: session(from), reason: failure::Code::ServerFailed, queued }.into()
+}
+
+fn requeue(number: u128, seconds: i64) -> Command {
+    Command::Requeue { session: session(number), reason: failure::Code::ServerFailed, now: after(seconds) }
 }
 
 fn player_matched(number: u128, into: u128) -> Event {
@@ -68,7 +85,7 @@ fn player_matched(number: u128, into: u128) -> Event {
 }
 
 fn released(number: u128, from: u128) -> Event {
-    Released { ticket: ticket(number), session: session(from), why: Ending::Finished }.into()
+    Released { ticket: ticket(number), session: session(from), why: Ending::Finished, reason: None }.into()
 }
 
 fn queue(number: u128) -> Command {
@@ -84,7 +101,7 @@ fn time_out(number: u128, seconds: i64) -> Command {
 }
 
 fn join(number: u128, into: u128) -> Command {
-    Command::Match { ticket: ticket(number), session: session(into), team: "red".into() }
+    Command::Match { ticket: ticket(number), session: session(into), team: "red".into(), requeue: true }
 }
 
 fn open(number: u128) -> Command {
@@ -92,7 +109,7 @@ fn open(number: u128) -> Command {
 }
 
 fn release(number: u128) -> Command {
-    Command::Release { session: session(number), why: Ending::Finished }
+    Command::Release { session: session(number), why: Ending::Finished, reason: None }
 }
 
 struct Given(State);
@@ -129,6 +146,7 @@ impl Outcome {
             Err(Rejection::InSession { .. }) => "InSession",
             Err(Rejection::NotWaiting { .. }) => "NotWaiting",
             Err(Rejection::NotExpired { .. }) => "NotExpired",
+            Err(Rejection::NotRequeued { .. }) => "NotRequeued",
             Err(Rejection::NotInSession { .. }) => "NotInSession",
         }
     }
@@ -137,15 +155,16 @@ impl Outcome {
 #[test]
 #[rustfmt::skip]
 fn each_command_has_the_expected_outcome_in_each_state() {
-    let commands = || [queue(2), cancel(1), time_out(1, 120), join(1, 7), open(7), release(7)];
+    let commands = || [queue(2), cancel(1), time_out(1, 120), join(1, 7), open(7), requeue(7, 60), release(7)];
     let table = [
-        (given([]),                     ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
-        (given([queued(1)]),            ["Waiting",   "Cancelled",  "TimedOut",   "Matched",    "NotInSession",  "NotInSession"]),
-        (given([matched(1, 7)]),        ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "PlayerMatched", "Released"]),
-        (given([player_matched(1, 7)]), ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "Released"]),
-        (given([cancelled(1)]),         ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
-        (given([timed_out(1, 9)]),      ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
-        (given([released(1, 7)]),       ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
+        (given([]),                     ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([queued(1)]),            ["Waiting",   "Cancelled",  "TimedOut",   "Matched",    "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([matched(1, 7)]),        ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "PlayerMatched", "Requeued",     "Released"]),
+        (given([player_matched(1, 7)]), ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "Released"]),
+        (given([requeued(1, 7)]),       ["Waiting",   "Cancelled",  "TimedOut",   "Matched",    "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([cancelled(1)]),         ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([timed_out(1, 9)]),      ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([released(1, 7)]),       ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
     ];
     for (given, answers) in table {
         assert_eq!(commands().map(|command| given.when(command).name()), answers, "{:?}", given.0);
@@ -160,7 +179,7 @@ fn a_command_on_another_ticket_or_session_is_refused_in_every_state() {
         for of_a_ticket in [cancel(2), time_out(2, 120), join(2, 7)] {
             given.when(of_a_ticket).refused(Rejection::NotWaiting { ticket: ticket(2) });
         }
-        for of_a_session in [open(8), release(8)] {
+        for of_a_session in [open(8), requeue(8, 60), release(8)] {
             given.when(of_a_session).refused(Rejection::NotInSession { session: session(8) });
         }
     }
@@ -242,8 +261,9 @@ fn a_matched_player_receives_the_address_only_once() {
 fn a_player_can_be_released_with_and_without_the_address() {
     for given in [given([matched(1, 7)]), given([player_matched(1, 7)])] {
         for why in [Ending::Finished, Ending::Failed, Ending::Abandoned] {
-            let command = Command::Release { session: session(7), why };
-            given.when(command).then(Released { ticket: ticket(1), session: session(7), why }.into());
+            let reason = (why == Ending::Failed).then_some(failure::Code::ServerLost);
+            let command = Command::Release { session: session(7), why, reason };
+            given.when(command).then(Released { ticket: ticket(1), session: session(7), why, reason }.into());
         }
     }
 }
@@ -255,6 +275,25 @@ fn a_player_can_be_released_only_once() {
 }
 
 #[test]
+fn a_requeued_ticket_waits_as_before_and_can_be_matched_again() {
+    given([matched(1, 7)]).when(requeue(7, 60)).then(requeued(1, 7));
+    given([matched(1, 7), requeued(1, 7)]).when(join(1, 8)).then(matched_after(1, 1, 8));
+}
+
+#[test]
+fn a_ticket_is_not_requeued_without_a_chance_or_too_often_or_if_its_queue_does_not_requeue() {
+    let refused = |event: Event, seconds| {
+        given([event]).when(requeue(7, seconds)).refused(Rejection::NotRequeued { ticket: ticket(1) });
+    };
+    assert_eq!(given([matched(1, 7)]).when(requeue(7, 115)).name(), "Requeued");
+    refused(matched(1, 7), 116);
+    assert_eq!(given([matched_after(2, 1, 7)]).when(requeue(7, 60)).name(), "Requeued");
+    refused(matched_after(3, 1, 7), 60);
+    let Event::Matched(matched) = matched(1, 7) else { unreachable!() };
+    refused(Matched { requeue: None, ..matched }.into(), 60);
+}
+
+#[test]
 fn the_last_event_determines_ticket_and_session() {
     for (event, in_session) in [
         (queued(1), None),
@@ -262,6 +301,7 @@ fn the_last_event_determines_ticket_and_session() {
         (timed_out(1, 9), None),
         (matched(1, 7), Some(session(7))),
         (player_matched(1, 7), Some(session(7))),
+        (requeued(1, 7), None),
         (released(1, 7), None),
     ] {
         let state = State::evolve(&event);
@@ -280,6 +320,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         4 => (1..5u128, 1..4u128).prop_map(|(ticket, session)| join(ticket, session)),
         2 => (1..4u128).prop_map(open),
         2 => (1..4u128).prop_map(release),
+        2 => (1..4u128, 60..180i64).prop_map(|(session, at)| requeue(session, at)),
     ]
 }
 
@@ -303,6 +344,10 @@ proptest! {
                 }
                 Event::Matched(data) => prop_assert_eq!(playing.replace(data.session), None),
                 Event::PlayerMatched(data) => prop_assert_eq!(playing, Some(data.session)),
+                Event::Requeued(data) => {
+                    prop_assert_eq!(playing.take(), Some(data.session));
+                    prop_assert!(data.queued.requeues <= MAX_REQUEUES && !ended.contains(&data.queued.ticket));
+                }
                 Event::Released(data) => {
                     prop_assert_eq!(playing.take(), Some(data.session));
                     prop_assert!(ended.insert(data.ticket));

@@ -9,6 +9,7 @@ use super::{
     Starting, State,
 };
 use crate::{
+    failure::HARD_END,
     game::{self, Placing},
     id::PlayerId,
     player::Ending,
@@ -174,19 +175,19 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             if now < open.deadline(&limits) {
                 return Err(Rejection::NoChange);
             }
-            if now >= open.began + limits.session {
-                let reason = "hard-end".into();
+            if now >= open.hard_end(&limits) {
+                let reason = HARD_END.into();
                 return Ok(vec![Failed { reason }.into(), close(Ending::Abandoned, Vec::new())]);
             }
             match phase {
                 // The server was ready in time. It is not the server's fault that the session is not open yet.
                 Phase::Starting(Starting { scheduled: Some(_), ready: Some(_), .. }) => Err(Rejection::NoChange),
                 Phase::Starting(Starting { attempt, .. }) => Ok(vec![
-                    PodFailed {
-                        attempt: *attempt,
-                        reason: "not-ready".into(),
-                        message: format!("not placed and ready within {} s", limits.ready.whole_seconds()),
-                    }
+                    PodFailed::new(
+                        *attempt,
+                        "not-ready",
+                        &format!("not placed and ready within {} s", limits.ready.whole_seconds()),
+                    )
                     .into(),
                 ]),
                 Phase::NeedsServer { .. } | Phase::Running(_) | Phase::Broken { .. } | Phase::Ending(..) => {

@@ -4,6 +4,7 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     event::{Event as _, Recorded},
+    failure::NO_CAPACITY,
     game::{self, Placing},
     id::{SessionId, TicketId},
     log::Session,
@@ -11,6 +12,7 @@ use crate::{
 };
 
 mod any;
+mod attempts;
 mod deadlines;
 mod life;
 mod state;
@@ -51,6 +53,7 @@ fn pod_requested(attempt: u32) -> PodRequested {
         loadouts: Vec::new(),
         public_key: format!("key {attempt}"),
         fingerprint: format!("f{attempt}"),
+        ends_at: None,
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn queued() -> player::Event {
         attributes: Default::default(),
         waiting_since: THEN,
         expires_at: THEN + time::Duration::minutes(2),
+        requeues: 0,
     }
     .into()
 }
@@ -73,6 +74,7 @@ pub(crate) fn pod_requested(attempt: u32) -> session::Event {
         loadouts: Vec::new(),
         public_key: "-----BEGIN PUBLIC KEY-----".into(),
         fingerprint: "00".repeat(32),
+        ends_at: None,
     }
     .into()
 }

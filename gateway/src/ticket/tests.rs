@@ -2,7 +2,7 @@ use garage_events::{
     event::Recorded,
     game::Ports,
     log::Head,
-    player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, TimedOut},
+    player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, Requeued, TimedOut},
 };
 use serde_json::json;
 use time::{Duration, macros::datetime};
@@ -29,7 +29,13 @@ fn queued(ticket: TicketId) -> Queued {
         attributes: Default::default(),
         waiting_since: NOW,
         expires_at: NOW + Duration::minutes(2),
+        requeues: 0,
     }
+}
+
+fn requeued(ticket: TicketId) -> Requeued {
+    let queued = Queued { requeues: 1, ..queued(ticket) };
+    Requeued { session: session(), reason: failure::Code::NoCapacity, queued }
 }
 
 fn after(event: impl Into<Event>) -> Player {
@@ -41,20 +47,22 @@ fn after(event: impl Into<Event>) -> Player {
     }
 }
 
-fn histories() -> [(Player, Status); 6] {
+fn histories() -> [(Player, Status); 7] {
     let (ticket, queue, session) = (id(1), "ranked".parse::<QueueName>().unwrap(), session());
     let address =
         Address { ip: [1, 2, 3, 4].into(), ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: "f".into() };
     let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player };
     let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1 };
-    let matched = Matched { ticket, queue: queue.clone(), session, team: "1".into(), waiting_since: NOW };
+    let matched =
+        Matched { ticket, queue: queue.clone(), session, team: "1".into(), waiting_since: NOW, requeue: None };
     [
         (after(queued(ticket)), Status::Waiting),
+        (after(requeued(ticket)), Status::Waiting),
         (after(cancelled), Status::Ended),
         (after(timed_out), Status::Ended),
         (after(matched), Status::Matched),
         (after(PlayerMatched { ticket, queue, session, address }), Status::Playing),
-        (after(Released { ticket, session, why: Ending::Failed }), Status::Ended),
+        (after(Released { ticket, session, why: Ending::Failed, reason: None }), Status::Ended),
     ]
 }
 
@@ -92,8 +100,10 @@ fn an_expired_ticket_is_timed_out_first() {
 
 #[test]
 fn a_ticket_can_be_cancelled_repeatedly_but_not_after_a_match() {
-    let [waiting, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
-    assert!(matches!(cancel(&waiting, id(1), CancelReason::Player), Cancelling::Append(Event::Cancelled(_))));
+    let [waiting, requeued, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
+    for waiting in [&waiting, &requeued] {
+        assert!(matches!(cancel(waiting, id(1), CancelReason::Player), Cancelling::Append(Event::Cancelled(_))));
+    }
     for over in [&cancelled, &timed_out] {
         assert_eq!(cancel(over, id(1), CancelReason::Player), Cancelling::Done);
     }
@@ -117,11 +127,23 @@ fn a_waiting_ticket_as_json() {
 fn a_player_as_json() {
     let me = |player: &Player| serde_json::to_value(Me::of("ann".parse().unwrap(), player)).unwrap();
     assert_eq!(me(&Player::default()), json!({"player": "ann", "status": "idle", "seq": 0}));
-    let [waiting, cancelled, _, matched, ..] = histories().map(|(player, _)| player);
+    let [waiting, _, cancelled, _, matched, ..] = histories().map(|(player, _)| player);
     assert_eq!(
         me(&waiting),
         json!({"player": "ann", "status": "waiting", "ticket": id(1), "queue": "ranked", "seq": 40})
     );
     assert_eq!(me(&cancelled), json!({"player": "ann", "status": "idle", "ticket": id(1), "seq": 40}));
     assert_eq!(me(&matched)["session"], json!(session()));
+}
+
+#[test]
+fn a_ticket_shows_why_its_match_failed() {
+    let ticket = Ticket::latest(&after(requeued(id(1)))).unwrap();
+    assert_eq!((ticket.status, ticket.session, ticket.ended), (Status::Waiting, None, None));
+    assert_eq!((ticket.reason, ticket.waiting_since), (Some(failure::Code::NoCapacity), Some(NOW)));
+    let reason = Some(failure::Code::ServerLost);
+    let released = Released { ticket: id(1), session: session(), why: Ending::Failed, reason };
+    let ticket = Ticket::latest(&after(released)).unwrap();
+    assert_eq!((ticket.status, ticket.ended, ticket.reason), (Status::Ended, Some(End::Failed), reason));
+    assert_eq!(json!(ticket)["reason"], "server_lost");
 }

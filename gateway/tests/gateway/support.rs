@@ -304,6 +304,7 @@ pub(crate) fn queued() -> Queued {
         attributes: Default::default(),
         waiting_since: System.now(),
         expires_at: System.now() + Duration::from_secs(120),
+        requeues: 0,
     }
 }
 
@@ -314,6 +315,7 @@ pub(crate) fn matched(queued: &Queued) -> Matched {
         session: garage_events::id::SessionId::new(System.id()),
         team: "1".into(),
         waiting_since: queued.waiting_since,
+        requeue: None,
     }
 }
 
@@ -334,7 +336,7 @@ fn events() -> [Event; 6] {
         first.into(),
         matched.into(),
         PlayerMatched { ticket, queue, session, address: address() }.into(),
-        Released { ticket, session, why: Ending::Finished }.into(),
+        Released { ticket, session, why: Ending::Finished, reason: None }.into(),
         second.into(),
         cancelled.into(),
     ]

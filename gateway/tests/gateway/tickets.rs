@@ -71,7 +71,7 @@ async fn a_repeated_idempotency_key_returns_the_same_ticket() {
     let events: [(Event, &str); 3] = [
         (matched.into(), "matched"),
         (PlayerMatched { ticket, queue, session, address: address() }.into(), "playing"),
-        (Released { ticket, session, why: Ending::Finished }.into(), "ended"),
+        (Released { ticket, session, why: Ending::Finished, reason: None }.into(), "ended"),
     ];
     for (event, status) in events {
         let seq = app.append("ann", event).await;

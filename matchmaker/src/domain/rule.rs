@@ -90,7 +90,7 @@ mod tests {
 
     fn queue(players: usize) -> Queue {
         let regions = [("eu", 100), ("us", 100)].map(|(name, ceiling)| (name.parse().unwrap(), ceiling));
-        Queue { players, rank_band: 200, timeout_s: 120, client_rank: false, regions: regions.into() }
+        Queue { players, rank_band: 200, timeout_s: 120, client_rank: false, requeue: true, regions: regions.into() }
     }
 
     fn entry(seq: u64, rank: i32, eu: u32, us: u32) -> WaitingPlayer {
@@ -106,6 +106,7 @@ mod tests {
                 attributes: BTreeMap::new(),
                 waiting_since: datetime!(2026-01-01 00:00 UTC),
                 expires_at: datetime!(2026-01-01 00:02 UTC),
+                requeues: 0,
             },
         }
     }

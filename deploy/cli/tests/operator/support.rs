@@ -177,6 +177,7 @@ pub(crate) async fn queue(log: &JetStreamLog, name: &str) -> anyhow::Result<u64>
         attributes: [].into(),
         waiting_since: now,
         expires_at: now + time::Duration::MINUTE,
+        requeues: 0,
     };
     of_player(log, name, queued.into()).await
 }

@@ -14,6 +14,10 @@ use crate::support::{
     play,
 };
 
+/// The players of a failed match are released at once.
+const QUEUES: &str = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nrequeue = false\n\
+                      [queues.ranked.regions]\neu = 120\n";
+
 /// Resets every durable consumer, so that all messages of the streams are delivered again.
 pub(crate) async fn redeliver(garage: &Garage) {
     let jetstream = garage.jetstream();
@@ -116,7 +120,7 @@ async fn a_failed_attempt_fails_once_despite_redeliveries() {
         if grep -q '\"fails-0\"' \"$config\"; then exit 7; fi
         if grep -q '\"dies-0\"' \"$config\" && first; then exit 7; fi
         if grep -q '\"hangs-0\"' \"$config\" && first; then hang; fi";
-    let mut garage = Setup::short().env("GARAGE_READY_S", "10").game_server(script).start().await;
+    let mut garage = Setup::short().queues(QUEUES).env("GARAGE_READY_S", "10").game_server(script).start().await;
     let bots: Vec<_> = [("dies-0", 0), ("dies-1", 0), ("hangs-0", 200), ("hangs-1", 200)]
         .map(|(name, rank)| garage.ranked(name, rank))
         .into();

@@ -126,6 +126,7 @@ impl Clients {
                     attributes: [].into(),
                     waiting_since: now,
                     expires_at: now + time::Duration::seconds(30),
+                    requeues: 0,
                 };
                 let (name, ticket) = (queued.queue.clone(), queued.ticket);
                 let queued = async { Ok(queued) };

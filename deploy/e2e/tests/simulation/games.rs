@@ -11,6 +11,7 @@ use garage_director::backend::{
 };
 use garage_events::{
     env::Env,
+    failure::NO_CAPACITY,
     game::{Config, Finished, Placing, Ports, Ready},
     id::SessionId,
     log::Session,
@@ -176,7 +177,9 @@ impl Backend for Games {
         self.call().await?;
         let name = order.name();
         if self.stage.fault(self.stage.plan.down / 4) {
-            return Err(CreateError::Refused { reason: "not-started", message: "no room".into() });
+            let reason = self.stage.draw(|rng| rng.random_range(0..2));
+            let reason = ["not-started", NO_CAPACITY][reason];
+            return Err(CreateError::Refused { reason, message: "no room".into() });
         }
         if self.stage.fault(self.stage.plan.slow_starts) {
             let millis = self.stage.draw(|rng| rng.random_range(0..60_000));

@@ -177,8 +177,12 @@ impl Story {
         let closed = Closed { why: Ending::Finished, results };
         let mut changes = vec![(of_session(number), vec![StoryEvent::session(finished), StoryEvent::session(closed)])];
         for (name, number_of_ticket) in players {
-            let released =
-                Released { ticket: ticket(*number_of_ticket), session: session(number), why: Ending::Finished };
+            let released = Released {
+                ticket: ticket(*number_of_ticket),
+                session: session(number),
+                why: Ending::Finished,
+                reason: None,
+            };
             changes.push((of_player(name), vec![StoryEvent::player(released)]));
         }
         self.commit(changes);
@@ -295,6 +299,7 @@ pub(super) fn queued(number: u128) -> Queued {
         attributes: [].into(),
         waiting_since: BEGAN,
         expires_at: BEGAN + Duration::MINUTE,
+        requeues: 0,
     }
 }
 
@@ -309,12 +314,12 @@ pub(super) fn matched(players: &[(&str, u128)]) -> Matched {
 /// The player's event of a match.
 pub(super) fn is_matched(number: u128, of: u128, team: &str) -> player::Matched {
     let (ticket, session) = (ticket(number), session(of));
-    player::Matched { ticket, queue: queue(), session, team: team.into(), waiting_since: BEGAN }
+    player::Matched { ticket, queue: queue(), session, team: team.into(), waiting_since: BEGAN, requeue: None }
 }
 
 pub(super) fn requested(attempt: u32) -> PodRequested {
     let (region, fingerprint) = ("eu".parse().unwrap(), address().fingerprint);
-    PodRequested { attempt, region, loadouts: vec![], public_key: String::new(), fingerprint }
+    PodRequested { attempt, region, loadouts: vec![], public_key: String::new(), fingerprint, ends_at: None }
 }
 
 pub(super) fn scheduled(attempt: u32) -> PodScheduled {

@@ -97,6 +97,7 @@ impl Pair {
                 waiting_since: now,
                 // No ticket may time out during the benchmark.
                 expires_at: now + time::Duration::DAY,
+                requeues: 0,
             };
             let decision = Decision::new(&System, queued.ticket.uuid(), None);
             append(log, decision, std::slice::from_mut(player), [queued.clone()]).await?;
@@ -116,7 +117,7 @@ impl Pair {
         let teams = matched.teams.iter().map(|team| team.name.clone());
         let player_events = tickets.iter().zip(teams).map(|(queued, team)| {
             let Queued { ticket, queue, waiting_since, .. } = queued.clone();
-            player::Matched { ticket, queue, session: id, team, waiting_since }
+            player::Matched { ticket, queue, session: id, team, waiting_since, requeue: None }
         });
         let player_events: Vec<_> = player_events.collect();
         let mut seq = append(log, decide(Head::default(), vec![matched.into()]), &mut self.0, player_events).await?;
@@ -144,7 +145,7 @@ impl Pair {
         let results: Vec<_> = self.0.iter().zip(1..).map(|(player, place)| placing(player, place)).collect();
         let why = Ending::Finished;
         let player_events: Vec<_> =
-            tickets.iter().map(|queued| Released { ticket: queued.ticket, session: id, why }).collect();
+            tickets.iter().map(|queued| Released { ticket: queued.ticket, session: id, why, reason: None }).collect();
         let ended = vec![Finished { attempt: 1, results: results.clone() }.into(), Closed { why, results }.into()];
         append(log, decide(Head { seq, n: 5 }, ended), &mut self.0, player_events).await.map(drop)
     }
@@ -179,6 +180,7 @@ impl Pair {
             // The length of an RSA key of 2,048 bits in PEM.
             public_key: "k".repeat(451),
             fingerprint: "f".repeat(64),
+            ends_at: Some(System.now() + time::Duration::minutes(15)),
         })
     }
 }
