@@ -5,6 +5,8 @@
 
 pub(crate) mod encode;
 
+pub(crate) use encode::MAX_EVENT;
+
 use std::future::Future;
 
 use time::OffsetDateTime;

@@ -6,6 +6,7 @@
 mod decide;
 mod event;
 mod limits;
+pub mod size;
 mod state;
 mod view;
 
