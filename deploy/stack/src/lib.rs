@@ -11,7 +11,9 @@ pub mod process;
 pub mod proxy;
 pub mod secret;
 pub mod servers;
+pub mod small_disk;
 mod spawner;
+pub mod supervisor;
 pub mod workers;
 
 pub use error::{Error, Result};

@@ -27,7 +27,7 @@ use crate::{
     Error, Result, ports,
     process::{Launch, Process},
     secret,
-    servers::{MariaDb, Nats, Redis, Role},
+    servers::{MariaDb, Nats, Redis, Role, nats::Node},
 };
 
 /// A worker.
@@ -308,6 +308,13 @@ impl Stack {
     /// The instances of all workers.
     pub fn all_instances(&mut self) -> impl Iterator<Item = &mut Instance> {
         self.workers.iter_mut()
+    }
+
+    /// The processes of all servers and workers.
+    pub(crate) fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        let servers = [self.redis.process_mut(), self.mariadb.process_mut()];
+        let workers = self.workers.iter_mut().map(|instance| &mut instance.process);
+        self.nats.all_nodes().map(Node::process_mut).chain(servers).chain(workers)
     }
 
     /// Base URL of the first gateway, for example `http://127.0.0.1:12345`.

@@ -130,6 +130,10 @@ impl MariaDb {
     pub fn process(&self) -> &Process {
         &self.process
     }
+
+    pub(crate) fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
 }
 
 /// Settings for a server that runs beside others on a laptop. It is as durable as in production, because tests kill it.
