@@ -3,7 +3,7 @@
 //! ticket is cancelled.
 //!
 //! If the bucket cannot be written, sockets work as usual. If the end of a player's socket cannot be recorded, the
-//! player's ticket stays queued until it times out.
+//! player's ticket stays queued until it times out. A full bucket can be written: it drops its oldest entries.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -209,12 +209,23 @@ impl Presence {
     }
 
     /// Marks a player's socket as gone, unless the player has a newer one, and waits for the player to reconnect.
-    async fn leave(&self, player: PlayerId, socket: Uuid, revision: u64) {
+    async fn leave(&self, player: PlayerId, socket: Uuid, mut revision: u64) {
         let (key, connection) =
             (Key::Player(player.clone()), Connection { gateway: self.0.gateway, socket, gone: true });
         loop {
             match self.put(&key, &connection, Some(revision)).await {
                 Ok(revision) => return self.cancel_after_grace(&player, revision).await,
+                Err(PutError::Conflict) if revision > 0 => match self.last(&key.to_string()).await {
+                    Ok(Some(_)) => return,
+                    // The entry is gone: a full bucket drops its oldest entries. So the player has no newer socket.
+                    Ok(None) => {
+                        revision = 0;
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::warn!(player.id = %player, "cannot mark a socket as gone; retrying: {error:#}");
+                    }
+                },
                 Err(PutError::Conflict) => return,
                 Err(PutError::Failed(reason)) => {
                     tracing::warn!(player.id = %player, reason, "cannot mark a socket as gone; retrying");

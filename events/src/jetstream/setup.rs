@@ -1,6 +1,6 @@
 //! The streams and consumers that `garage init` creates. You can run it again at any time; it updates existing ones.
 
-use std::{error::Error, fmt::Write, time::Duration};
+use std::{error::Error, fmt::Write, ops::RangeInclusive, time::Duration};
 
 use async_nats::{
     Client,
@@ -15,6 +15,8 @@ use async_nats::{
     },
 };
 use tokio::time::{Instant, error::Elapsed, sleep};
+
+mod size;
 
 use super::OpenError;
 use crate::{
@@ -36,9 +38,15 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// in it takes milliseconds, and locks the stream meanwhile.
 const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 
-/// The maximum size of the log, in bytes. The server reserves this much of its disk. A full log refuses commands
-/// instead of dropping its oldest events.
+/// The maximum size of the log, in bytes, unless [`init_sized`] gets another one. The server reserves this much of its
+/// disk. A full log refuses commands instead of dropping its oldest events.
 const LOG_BYTES: i64 = 8 << 30;
+
+/// The default size of the log, in bytes.
+pub const DEFAULT_LOG_SIZE: u64 = LOG_BYTES.unsigned_abs();
+
+/// The smallest and the largest size of the log, in bytes. The smallest leaves every bucket room for some entries.
+pub const LOG_SIZES: RangeInclusive<u64> = (64 << 20)..=(1 << 50);
 
 /// The maximum number of times that a request is sent if the server does not answer. Each try takes 5 s.
 const MAX_TRIES: u32 = 6;
@@ -114,15 +122,25 @@ impl Consumer {
     }
 }
 
-/// Creates all streams and consumers, or updates them.
+/// Creates all streams and consumers, or updates them. The log and all other streams have their default sizes.
 ///
 /// # Errors
 /// [`SetupError`]
 pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
+    init_sized(client, replicas, DEFAULT_LOG_SIZE).await
+}
+
+/// Like [`init`], with another size of the log in bytes. The sizes of all other streams are proportional to it.
+///
+/// # Errors
+/// [`SetupError`]. If the server has too little room for all streams, nothing is changed.
+pub async fn init_sized(client: Client, replicas: usize, log_size: u64) -> Result<(), SetupError> {
     check_server(&client)?;
     let context = jetstream::new(client);
-    for config in streams(replicas) {
-        keep_trying(async || create_stream(&context, &config).await).await?;
+    let streams = sized(streams(replicas), log_size);
+    keep_trying(async || size::check(&context, &streams, log_size).await).await?;
+    for config in &streams {
+        keep_trying(async || create_stream(&context, config).await).await?;
     }
     for consumer in CONSUMERS {
         keep_trying(async || create_or_update(&context, consumer).await).await?;
@@ -249,6 +267,7 @@ pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
         if api.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
+/// The streams. Their sizes are those for a log of the default size.
 fn streams(replicas: usize) -> [Config; 9] {
     let base = |name: &str, subjects: &[&str]| Config {
         name: name.into(),
@@ -279,6 +298,9 @@ fn streams(replicas: usize) -> [Config; 9] {
         },
         Config {
             max_age: HOUR * 72,
+            // Unlike the log, it drops its oldest events when it is full. Without a limit, it would take the room that
+            // the log needs.
+            max_bytes: 7 << 29,
             allow_direct: true,
             mirror: Some(Source { name: STREAM.into(), ..Default::default() }),
             persist_mode: (replicas == 1).then_some(PersistenceMode::Async),
@@ -305,6 +327,8 @@ fn streams(replicas: usize) -> [Config; 9] {
             // Longer than any socket stays open.
             max_age: HOUR * 24 * 7,
             max_bytes: 256 << 20,
+            // A full bucket drops its oldest entries. If it refused new ones, the end of a socket could not be recorded.
+            discard: DiscardPolicy::Old,
             ..bucket(presence::STREAM, presence::ALL)
         },
         // A lease that nobody has renewed for this long belongs to a queue that no longer exists.
@@ -321,6 +345,15 @@ fn streams(replicas: usize) -> [Config; 9] {
         },
         Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &[ALL_DEAD]) },
     ]
+}
+
+/// Makes the sizes of the streams proportional to the size of the log.
+fn sized(mut streams: [Config; 9], log_size: u64) -> [Config; 9] {
+    for config in &mut streams {
+        let bytes = i128::from(config.max_bytes) * i128::from(log_size) / i128::from(LOG_BYTES);
+        config.max_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    }
+    streams
 }
 
 fn check_server(client: &Client) -> Result<(), SetupError> {
@@ -365,6 +398,23 @@ pub enum SetupError {
          and run this again (it mirrors the log: events that are still in the log come back, older ones do not)"
     )]
     OneNode { stream: String },
+    /// The server has too little room for all streams.
+    #[error(
+        "NATS has too little room: a log of {} MiB and the streams beside it need {} MiB on each node, of which {} MiB \
+         are not reserved yet, and the server refuses to reserve them ({refusal}); raise `max_file_store` in the \
+         configuration of each nats-server to {} MiB or more, or run this again with a smaller --log-size",
+        log_size >> 20, total >> 20, missing >> 20, total.div_ceil(1 << 20)
+    )]
+    NoRoom {
+        /// The size of the log, in bytes.
+        log_size: u64,
+        /// The sum of the sizes of all streams, in bytes.
+        total: u64,
+        /// The part of `total` that is not reserved yet.
+        missing: u64,
+        /// The server's error.
+        refusal: String,
+    },
     #[error("cannot create {what}: {source}")]
     Create {
         /// The stream or consumer.
