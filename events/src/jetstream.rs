@@ -8,6 +8,7 @@ pub mod follow;
 mod link;
 pub mod reader;
 pub mod setup;
+pub mod storage;
 pub mod timer;
 pub mod written;
 
@@ -27,7 +28,7 @@ use jetstream_extra::batch_fetch::BatchFetchExt;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
-use self::reader::Reader;
+use self::{link::Link, reader::Reader, storage::Storage};
 use crate::{
     crash::{self, Point},
     event::{Event, Recorded},
@@ -49,6 +50,7 @@ const MAX_DIRECT_GET: usize = 1_000;
 pub struct JetStreamLog {
     context: Context,
     stream: Stream<()>,
+    storage: Storage,
     submit: mpsc::Sender<commit::Submission>,
 }
 
@@ -79,8 +81,9 @@ impl JetStreamLog {
         })?;
         setup::check(found.cached_info())?;
         let stream = context.get_stream_no_info(subject::STREAM).await.map_err(|error| unavailable(&error))?;
-        let submit = commit::start(context.clone(), stream.clone(), QUEUE_CAPACITY);
-        Ok(Self { context, stream, submit })
+        let storage = Storage::default();
+        let submit = commit::start(context.clone(), stream.clone(), storage.clone(), QUEUE_CAPACITY);
+        Ok(Self { context, stream, storage, submit })
     }
 
     /// The connection's JetStream context.
@@ -91,6 +94,24 @@ impl JetStreamLog {
     /// Returns a reader for messages in order.
     pub fn reader(&self) -> Reader {
         Reader::of(self.context.clone(), self.stream.clone(), subject::STREAM)
+    }
+
+    /// Whether the log stores what is appended.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Reads the size of the stream at the leader, for [`storage`](Self::storage). Returns the size and its limit in
+    /// bytes; the limit is `None` if the stream has none.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]
+    pub async fn measure(&self) -> Result<(u64, Option<u64>), ReadError> {
+        let stream = self.context.get_stream(subject::STREAM).await.map_err(unavailable)?;
+        let info = stream.cached_info();
+        let (bytes, limit) = (info.state.bytes, u64::try_from(info.config.max_bytes).ok().filter(|limit| *limit > 0));
+        self.storage.measured(bytes, limit, Link::new(self.context.client()).connections());
+        Ok((bytes, limit))
     }
 
     /// Waits until the committer has stopped, so that nothing can be appended any more. While a clone of the log

@@ -66,10 +66,12 @@ impl Gateway {
     pub async fn bind(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
         let (keys, queues, tls, redis) = config.read()?;
 
-        let ops = ops::Ops::new(redis, queues.names().cloned())?;
+        let storage = ops::LogStorage::default();
+        let ops = ops::Ops::new(redis, queues.names().cloned(), Arc::clone(&storage))?;
         let pages: Option<Arc<dyn Pages>> = Some(Arc::new(ops));
         let mut runtime = Runtime::start_with("gateway", &config.worker, pages, shutdown.clone()).await?;
         let log = runtime.open_log().await?;
+        storage.get_or_init(|| log.storage().clone());
         let client = runtime.client.clone();
         let hub = hub::Hub::default();
         let wait_estimates = wait_estimate::WaitEstimates::new(&queues);

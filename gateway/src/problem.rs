@@ -19,7 +19,8 @@ use crate::token::Refused;
 /// How long clients should wait before they retry, in seconds. NATS elects a new leader within a few seconds.
 pub(crate) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
-/// The same for a closed queue, in seconds. Operators usually close a queue for minutes or longer.
+/// The same for a closed queue and a full log, in seconds. Operators usually close a queue for minutes or longer, and a
+/// full log gets room when its oldest events expire.
 const CLOSED_RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 
 /// The answer to a request that failed.
@@ -71,6 +72,13 @@ impl Problem {
             .kind("/problems/queue-closed", "Queue closed")
             .member("queue", queue.as_str())
             .member("reason", reason)
+            .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
+    }
+
+    pub(crate) fn log_full() -> Self {
+        let detail = "the log of tickets and matches is full, and has no room for this command now; try again later";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+            .kind("/problems/log-full", "Log full")
             .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
     }
 
@@ -171,12 +179,15 @@ impl From<ReadError> for Problem {
 impl From<AppendError> for Problem {
     fn from(error: AppendError) -> Self {
         tracing::warn!(%error, "request failed: temporarily unavailable");
-        Self::unavailable(match error {
+        let detail = match error {
+            AppendError::Full(_) => return Self::log_full(),
             AppendError::Conflict(_) => "the player's state changed several times during the request; try again",
             AppendError::Unavailable(_) => "the matchmaking log does not answer; try again",
-            // Most likely the log is full: it then rejects appends instead of deleting events.
-            AppendError::Refused(_) => "the matchmaking log does not accept new events at present; try again later",
-        })
+            AppendError::Refused(_) => {
+                "the matchmaking log does not accept this event; the cause is in the gateway's log"
+            }
+        };
+        Self::unavailable(detail)
     }
 }
 
@@ -248,6 +259,14 @@ mod tests {
         assert!(!body.to_string().contains("10.0"), "{body}");
         let (parts, body) = shown(CallError::Refused { subject, code: 404, message: "no such car".into() }).await;
         assert_eq!((parts.status.as_u16(), body["detail"].as_str()), (404, Some("no such car")));
+    }
+
+    #[tokio::test]
+    async fn a_full_log_is_not_a_log_that_does_not_answer() {
+        let (parts, body) = shown(AppendError::Full("maximum bytes exceeded".into())).await;
+        assert_eq!((parts.status.as_u16(), parts.headers[header::RETRY_AFTER].to_str().unwrap()), (503, "60"));
+        assert_eq!(body["type"], "/problems/log-full");
+        assert!(!body.to_string().contains("bytes"), "{body}");
     }
 
     #[tokio::test]

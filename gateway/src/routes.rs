@@ -145,7 +145,8 @@ async fn tickets(call: Call) -> Answer {
         Ok(ticket_request.queued(ticket, rank, now, timeout))
     };
     let about = (&ticket_request.queue, ticket);
-    let ticket = commands::queue(&app.log, &app.env, &app.queue_statuses, &player, about, queued).await?;
+    let open = (&app.queue_statuses, app.log.storage());
+    let ticket = commands::queue(&app.log, &app.env, open, &player, about, queued).await?;
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // This never fails: a UUID is always a valid header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {

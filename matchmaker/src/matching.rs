@@ -212,7 +212,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                     None => self.reread(entries).await,
                 }
             }
-            error @ (AppendError::Unavailable(_) | AppendError::Refused(_)) => {
+            error @ (AppendError::Unavailable(_) | AppendError::Full(_) | AppendError::Refused(_)) => {
                 tracing::warn!(%error, "match or time-out not stored; will read its players again");
                 Outcome { failed: true, ..self.reread(entries).await }
             }

@@ -38,7 +38,8 @@ const EVERY_WORKER_PUBLISHES: &[&str] = &[
     "svc.>",
     "_INBOX.>",
 ];
-const EVERY_WORKER_SUBSCRIBES: &[&str] = &["$SRV.>", "_INBOX.>"];
+/// `svc.log.>`: workers tell each other whether the log stores events.
+const EVERY_WORKER_SUBSCRIBES: &[&str] = &["$SRV.>", "_INBOX.>", "svc.log.>"];
 
 impl Role {
     /// All roles.

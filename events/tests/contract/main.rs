@@ -8,6 +8,7 @@ mod ending;
 mod faults;
 mod fixture;
 mod following;
+mod full;
 mod racing;
 mod reading;
 mod samples;

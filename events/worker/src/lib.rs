@@ -4,6 +4,7 @@
 //! - [`Runtime`]: the connection to NATS, the admin port, long-running tasks and clean shutdown.
 //! - [`redis`]: the connection to Redis.
 //! - [`lag`]: reports whether a reader of the log keeps up.
+//! - `log_watch`: reports whether the log stores events.
 //! - [`lease`]: elects one of several instances for a job.
 //! - [`operator`]: signs the JWTs of NATS operator mode, and creates a NATS user for each game server.
 //! - [`seal`]: encrypts a game server's secrets on their way from the session worker to the director.
@@ -14,6 +15,7 @@ mod admin;
 pub mod config;
 pub mod lag;
 pub mod lease;
+mod log_watch;
 pub mod operator;
 mod process;
 pub mod reactor;

@@ -11,7 +11,7 @@ use garage_events::jetstream::{JetStreamLog, OpenError};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::task::JoinSet;
 
-use crate::{Health, Pages, Shutdown, admin, config};
+use crate::{Health, Pages, Shutdown, admin, config, log_watch};
 
 /// How long a worker may take to finish its work in progress after the shutdown signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -97,6 +97,7 @@ impl Runtime {
             shutdown.run_until_cancelled(committer.stopped()).await;
             Ok(())
         });
+        self.spawn("log watch", log_watch::run(log.clone(), self.health.clone(), self.shutdown.clone()));
         Ok(log)
     }
 

@@ -9,6 +9,7 @@ mod described;
 mod document;
 mod faults;
 mod limits;
+mod log_full;
 mod presence;
 mod queues;
 mod services;

@@ -20,6 +20,9 @@ const QUEUES: &str =
 /// Players at a time.
 const AT_ONCE: usize = 80;
 
+/// The size of each NATS node's disk, in MiB: more than ten minutes of faults need.
+const DISK_MIB: u64 = 512;
+
 /// How long everything may take to settle after the last player has finished.
 const SETTLING: Duration = Duration::from_secs(60);
 
@@ -68,6 +71,7 @@ async fn no_work_is_lost_under_random_faults() {
     eprintln!("seed {seed}, {nodes} NATS node(s), {} s of faults", time.as_secs());
     let setup =
         Setup::short().instances(2).queues(QUEUES).env("GARAGE_GATEWAY_GRACE_S", "3").env("GARAGE_READY_S", "10");
+    let setup = setup.small_disks(DISK_MIB);
     let mut garage = if nodes == 1 { setup.start().await } else { setup.three_nodes().start().await };
     let proxies = insert_proxies(&mut garage).await;
 

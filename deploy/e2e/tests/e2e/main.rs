@@ -27,6 +27,7 @@ mod rotation;
 mod routes;
 mod secrets;
 mod store;
+mod supervisor;
 mod support;
 mod tickets;
 mod verify;

@@ -30,6 +30,7 @@ use garage_events::{
 use garage_stack::{
     bot::{Bot, Played},
     servers::Role,
+    small_disk::SmallDisk,
     workers::{Stack, Worker, binary},
 };
 use tempfile::TempDir;
@@ -101,6 +102,8 @@ pub(crate) struct Garage {
     log: JetStreamLog,
     http: reqwest::Client,
     read: Mutex<Vec<Event>>,
+    /// The disks of the NATS nodes, if they are small. Dropped after the servers, which write to them.
+    pub(crate) disk: Option<SmallDisk>,
     folder: Option<TempDir>,
     _permit: SemaphorePermit<'static>,
 }

@@ -8,6 +8,7 @@ use std::{
 use garage_events::{
     env::Env,
     id::{PlayerId, TicketId},
+    jetstream::storage::Storage,
     player::{CancelReason, Queued, State},
     subject::Aggregate,
 };
@@ -129,7 +130,9 @@ impl Clients {
                 };
                 let (name, ticket) = (queued.queue.clone(), queued.ticket);
                 let queued = async { Ok(queued) };
-                commands::queue(&net, &clock, &queue_statuses, &player, (&name, ticket), queued).await.map(drop)
+                commands::queue(&net, &clock, (&queue_statuses, &Storage::default()), &player, (&name, ticket), queued)
+                    .await
+                    .map(drop)
             };
             match call_gateway(self.stage(), gateway, command).await {
                 Some(Ok(())) => {

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, fs, time::Duration};
 
-use async_nats::jetstream;
+use async_nats::jetstream::{self, stream};
 use garage_events::{
     event::Envelope,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
+        setup::DEFAULT_LOG_SIZE,
     },
     subject::{Aggregate, STREAM},
 };
@@ -25,7 +26,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::support::Garage;
+use crate::support::{Garage, until};
 
 /// How long recovery from a fault may take while other faults occur.
 const RECOVERY: Duration = Duration::from_secs(120);
@@ -45,6 +46,10 @@ enum Kind {
     Slowed(Worker),
     /// A game server is killed when its session has an event of this type.
     GameKilled(&'static str),
+    /// The disk of a NATS node is full. Then there is room again, and the node is restarted, as the operators' guide says.
+    DiskFull,
+    /// The log is as large as it may be. Then it may grow again.
+    LogFull,
     /// A NATS node without connections to the others.
     RoutesCut,
     /// A NATS node with slow connections to the others.
@@ -81,6 +86,8 @@ impl fmt::Display for Kind {
             Self::CutOff(worker) => write!(f, "{} cut off from NATS", worker.name()),
             Self::Slowed(worker) => write!(f, "slow connection from {} to NATS", worker.name()),
             Self::GameKilled(event) => write!(f, "game server killed at {event}"),
+            Self::DiskFull => f.write_str("disk full"),
+            Self::LogFull => f.write_str("log full"),
             Self::RoutesCut => f.write_str("NATS node cut off from the others"),
             Self::RoutesSlowed => f.write_str("slow connections to a NATS node"),
         }
@@ -98,7 +105,7 @@ impl Kind {
         let mut all: Vec<_> = workers.chain(games).collect();
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Killed(part), 2)));
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Paused(part), 1)));
-        all.push((Self::RolledBack, 2));
+        all.extend([(Self::RolledBack, 2), (Self::DiskFull, 1), (Self::LogFull, 1)]);
         if nodes > 1 {
             all.extend([(Self::RoutesCut, 2), (Self::RoutesSlowed, 1)]);
         }
@@ -111,7 +118,7 @@ impl Kind {
             Self::Killed(part) | Self::Paused(part) => Some(part),
             Self::CutOff(worker) | Self::Slowed(worker) => Some(Part::Worker(worker)),
             Self::RolledBack => Some(Part::Redis),
-            Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
+            Self::DiskFull | Self::LogFull | Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
             Self::GameKilled(_) => None,
         }
     }
@@ -207,7 +214,7 @@ impl Faults {
         let duration = Duration::from_millis(self.rng.random_range(match kind {
             Kind::Killed(_) | Kind::RolledBack => 0..2_000,
             // Longer than a lease, and longer than a delivery may go without progress.
-            Kind::Paused(Part::Worker(_)) => 2_000..8_000,
+            Kind::Paused(Part::Worker(_)) | Kind::DiskFull => 2_000..8_000,
             _ => 500..4_000,
         }));
         let delay = Duration::from_millis(self.rng.random_range(20..200));
@@ -229,6 +236,8 @@ impl Faults {
             Kind::Slowed(worker) => {
                 self.network(garage, worker, number).iter().for_each(|proxy| proxy.delay(delay));
             }
+            Kind::DiskFull => garage.disk.as_ref().unwrap().fill(number).unwrap(),
+            Kind::LogFull => resize_log(garage, LogSize::Full).await,
             Kind::RoutesCut => stack.nats.cut_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, delay).unwrap(),
             Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
@@ -252,6 +261,11 @@ impl Faults {
             Kind::Slowed(worker) => {
                 self.network(garage, worker, number).iter().for_each(|proxy| proxy.delay(Duration::ZERO));
             }
+            Kind::DiskFull => {
+                garage.disk.as_ref().unwrap().make_room(number).unwrap();
+                stack.nats.node(number).unwrap().restart().await.unwrap();
+            }
+            Kind::LogFull => resize_log(garage, LogSize::Default).await,
             Kind::RoutesCut => stack.nats.mend_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, Duration::ZERO).unwrap(),
             Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
@@ -315,6 +329,29 @@ fn instance(garage: &mut Garage, worker: Worker, number: usize) -> &mut Instance
 
 fn contains(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// How large the log may be.
+#[derive(Debug, Clone, Copy)]
+enum LogSize {
+    /// As large as it is.
+    Full,
+    Default,
+}
+
+/// Sets how large the log may be. Retries, because another NATS node may still be starting.
+async fn resize_log(garage: &Garage, size: LogSize) {
+    let jetstream = garage.jetstream();
+    until("the log has another size", async || {
+        let info = jetstream.get_stream(STREAM).await.ok()?.cached_info().clone();
+        let bytes = match size {
+            LogSize::Full => info.state.bytes,
+            LogSize::Default => DEFAULT_LOG_SIZE,
+        };
+        let config = stream::Config { max_bytes: i64::try_from(bytes).unwrap().max(1), ..info.config };
+        jetstream.update_stream(config).await.ok()
+    })
+    .await;
 }
 
 /// The next message with one of these types.

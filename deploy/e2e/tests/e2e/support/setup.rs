@@ -9,6 +9,7 @@ use std::{
 use garage_events::jetstream::JetStreamLog;
 use garage_stack::{
     servers::Role,
+    small_disk::SmallDisk,
     workers::{Options, Stack, binary},
 };
 use tokio::sync::Mutex;
@@ -29,6 +30,7 @@ pub(crate) struct Setup {
     queues: Option<&'static str>,
     game_server: Option<&'static str>,
     backup: Option<PathBuf>,
+    disk_mib: Option<u64>,
 }
 
 impl Setup {
@@ -40,7 +42,7 @@ impl Setup {
         let ready = ("GARAGE_READY_S".into(), "60".into());
         let env = vec![keys, ready];
         let options = Options { env, ..Options::default() };
-        Self { options, game_arg: SHORT, queues: None, game_server: None, backup: None }
+        Self { options, game_arg: SHORT, queues: None, game_server: None, backup: None, disk_mib: None }
     }
 
     /// Like [`Setup::short`], with races that do not end.
@@ -86,11 +88,21 @@ impl Setup {
         self
     }
 
+    /// Gives each NATS node a disk of its own, of this size, which the test can fill: [`Garage::disk`].
+    pub(crate) fn small_disks(mut self, mib: u64) -> Self {
+        self.disk_mib = Some(mib);
+        self
+    }
+
     /// Starts the Garage as soon as one more may run.
     pub(crate) async fn start(mut self) -> Garage {
         let permit = acquire_permit().await;
         let folder = tempfile::Builder::new().prefix("garage-e2e-").tempdir().unwrap();
         let root = folder.path().join("root");
+        let disk = self.disk_mib.map(|mib| {
+            let stores: Vec<_> = (1..=self.options.nats_nodes).map(|node| format!("nats-{node}/jetstream")).collect();
+            SmallDisk::mount(&root, &stores, mib).unwrap_or_else(|error| panic!("{error}"))
+        });
         self.options.env.push(("GARAGE_GAME_ARG".into(), self.game_arg.into()));
         if let Some(queues) = self.queues {
             let file = folder.path().join("queues.toml");
@@ -109,7 +121,7 @@ impl Setup {
         let admin = stack.nats.connect(Role::Admin).await.unwrap();
         let log = JetStreamLog::open(admin.clone()).await.unwrap();
         let http = reqwest::Client::new();
-        Garage { stack, admin, log, http, read: Mutex::default(), folder: Some(folder), _permit: permit }
+        Garage { stack, admin, log, http, read: Mutex::default(), disk, folder: Some(folder), _permit: permit }
     }
 }
 
