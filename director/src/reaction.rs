@@ -75,10 +75,15 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             Event::PodRequested(requested) => {
                 self.on_pod_requested(session, recorded.seq, recorded.id, requested).await
             }
+            // The attempt is over, whatever its server still does. A server that misbehaved would go on, and after
+            // `Opened` its players with it.
+            Event::PodFailed(failed) => {
+                self.backend.delete(Name { session, attempt: failed.attempt }).await?;
+                Ok(())
+            }
             Event::Closed(_) => self.on_closed(session, recorded.seq).await,
             event @ (Event::Matched(_)
             | Event::PodScheduled(_)
-            | Event::PodFailed(_)
             | Event::PodReady(_)
             | Event::Opened(_)
             | Event::Failed(_)

@@ -180,6 +180,15 @@ impl Fixture {
         self.decide(id, session::Command::FailPod(failed)).await;
     }
 
+    /// Records that the first server is ready, and opens the session.
+    async fn open(&self, id: SessionId) {
+        let scheduled = self.scheduled(id, 1).await;
+        let ports = Ports { tcp_port: 1, udp_port: 2 };
+        self.decide(id, session::Command::Ready { attempt: 1, report: Ready { ports } }).await;
+        let address = Address { ip: scheduled.public_ip, ports, fingerprint: FINGERPRINT.into() };
+        self.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
+    }
+
     async fn load(&self, id: SessionId) -> Session {
         self.log.session(id).await.unwrap()
     }
@@ -441,12 +450,7 @@ async fn a_server_that_dies_during_the_match_breaks_the_session() {
     let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
     fixture.start().await;
     let id = fixture.session().await;
-    let scheduled = fixture.scheduled(id, 1).await;
-    let report = Ready { ports: Ports { tcp_port: 1, udp_port: 2 } };
-    fixture.decide(id, session::Command::Ready { attempt: 1, report }).await;
-    let address =
-        Address { ip: scheduled.public_ip, ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: FINGERPRINT.into() };
-    fixture.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
+    fixture.open(id).await;
     fs::write(fixture.path("die"), "").unwrap();
     let failed = fixture.failed(id).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("killed", "signal 9"));
@@ -454,6 +458,26 @@ async fn a_server_that_dies_during_the_match_breaks_the_session() {
     let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
     assert_eq!(open.phase, Phase::Broken { attempt: 1, reason: "killed".into() });
     fixture.gone(name(id, 1)).await;
+}
+
+#[tokio::test]
+async fn the_server_of_a_failed_attempt_is_ended_at_once_before_and_after_the_opening() {
+    let mut fixture = Fixture::new(SLEEPS).await;
+    // Otherwise the servers would also be removed as orphans.
+    fixture.grace = 3_600;
+    fixture.start().await;
+    let (starting, open) = (fixture.session().await, fixture.session().await);
+    for id in [starting, open] {
+        fixture.scheduled(id, 1).await;
+    }
+    fixture.open(open).await;
+    for id in [starting, open] {
+        fixture.fail(id, 1).await;
+        fixture.gone(name(id, 1)).await;
+        // It was not the end of the session that ended the server.
+        assert!(matches!(fixture.load(id).await.state, State::Open(_)));
+    }
+    assert_eq!(fixture.starts(), 2);
 }
 
 #[tokio::test]

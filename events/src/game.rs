@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use crate::id::{CarId, ItemId, PlayerId, SessionId, Slot};
+use crate::{
+    id::{CarId, ItemId, PlayerId, SessionId, Slot},
+    queue::MAX_PLAYERS,
+};
 
 /// The car that a player drives in a match, with the mounted items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,6 +114,12 @@ pub struct Ports {
     pub udp_port: u16,
 }
 
+/// The maximum size of a report, in bytes.
+///
+/// The largest report that is allowed lists [`MAX_PLAYERS`] players. With the longest player ids and the largest numbers,
+/// indented by four spaces, the result of one player takes about 250 bytes. Twice as much leaves room for new fields.
+pub const MAX_REPORT: usize = MAX_PLAYERS * 512;
+
 /// The first report: the server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
@@ -197,5 +206,24 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+    use serde_json::{Serializer, ser::PrettyFormatter};
+
+    use super::*;
+
+    #[test]
+    fn the_largest_report_fits_twice_into_the_limit() {
+        let player = |number| format!("{number:x<128}").parse().unwrap();
+        let result = |number| Placing { player: player(number), place: u32::MAX, time_ms: Some(u64::MAX) };
+        let report = Finished { results: (10..10 + MAX_PLAYERS).map(result).collect() };
+        let mut text = Vec::new();
+        let indented = PrettyFormatter::with_indent(b"    ");
+        report.serialize(&mut Serializer::with_formatter(&mut text, indented)).unwrap();
+        assert!(text.len() * 2 < MAX_REPORT, "{} bytes", text.len());
     }
 }

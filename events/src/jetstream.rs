@@ -11,10 +11,12 @@ pub mod setup;
 pub mod timer;
 pub mod written;
 
+use std::error::Error as _;
+
 use async_nats::{
     Client,
     jetstream::{
-        self, Context,
+        self, Context, ErrorCode,
         context::PublishError,
         message::{PublishMessage, StreamMessage},
         publish::PublishAck,
@@ -43,6 +45,9 @@ const QUEUE_CAPACITY: usize = 4_096;
 
 /// The maximum number of events in one batched direct get. It is the server's limit.
 const MAX_DIRECT_GET: usize = 1_000;
+
+/// The server's description of the error that [`is_already_stored`] recognises.
+const SUBJECT_FULL: &str = "maximum messages per subject exceeded";
 
 /// The log on JetStream. Clones share a connection and a committer.
 #[derive(Debug, Clone)]
@@ -220,6 +225,17 @@ pub async fn publish(
 ) -> Result<PublishAck, PublishError> {
     let stored = async { context.send_publish(subject, message).await?.await };
     crash::effect(point, stored).await
+}
+
+/// Whether the server refused a message because the stream already has as many messages on its subject as it may have.
+/// For a report this means: an earlier publication of the report is stored.
+///
+/// The error code alone does not say so. The server also uses it when the stream has reached its maximum size.
+pub fn is_already_stored(error: &PublishError) -> bool {
+    let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    refusal.is_some_and(|refusal| {
+        refusal.error_code() == ErrorCode::STREAM_STORE_FAILED && refusal.to_string().starts_with(SUBJECT_FULL)
+    })
 }
 
 fn unavailable(error: impl std::fmt::Display) -> ReadError {

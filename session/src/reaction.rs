@@ -34,6 +34,9 @@ use crate::{
 /// elected. It steps down after ten seconds without contact to the other servers.
 const MAX_READ_LAG: time::Duration = time::Duration::seconds(15);
 
+/// The maximum length of the message of a failed attempt, in characters.
+const MAX_MESSAGE: usize = 200;
+
 /// The side effects of reactions, apart from appends.
 pub trait Effects: Clone + Send + Sync + 'static {
     /// Requests the players' loadouts from the inventory worker.
@@ -132,14 +135,25 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
         self.advance(session, seen).await
     }
 
-    /// Handles a game server's report.
+    /// Handles a game server's report. A report that can never be accepted becomes a dead letter, and fails its attempt:
+    /// the director then ends the server.
     ///
     /// # Errors
     /// [`Failure`]
     pub async fn on_report(&self, delivery: &Delivery) -> Result<(), Failure> {
-        let poison = |error: anyhow::Error| Failure::Poison(error.context("cannot read a report"));
-        let Report { session, attempt, kind } =
-            delivery.subject.parse().map_err(|error| poison(anyhow::Error::from(error)))?;
+        let report: Report = delivery.subject.parse().map_err(|error| unreadable(anyhow::Error::from(error)))?;
+        match self.accept(delivery, report).await {
+            Err(Failure::Poison(error)) => {
+                self.fail(delivery, report, &error).await?;
+                Err(Failure::Poison(error))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Appends what the report says.
+    async fn accept(&self, delivery: &Delivery, report: Report) -> Result<(), Failure> {
+        let Report { session, attempt, kind } = report;
         let command = match kind {
             ReportKind::Ready => {
                 serde_json::from_slice::<game::Ready>(&delivery.body).map(|report| Command::Ready { attempt, report })
@@ -147,26 +161,19 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             ReportKind::Finished => serde_json::from_slice::<game::Finished>(&delivery.body)
                 .map(|report| Command::Finish { attempt, report }),
         };
-        let command = match command {
-            Ok(command) => command,
-            Err(error) => {
-                self.fail(delivery, session, attempt, &error).await?;
-                return Err(poison(error.into()));
-            }
-        };
+        let command = command.map_err(|error| unreadable(error.into()))?;
         match decide_session(&self.log, &self.env, session, command, None).await? {
-            Ok(_) => {}
-            Err(rejection @ Rejection::TooEarly) => return Err(Failure::Retry(rejection.into())),
+            Ok(_) => Ok(()),
+            Err(rejection @ Rejection::TooEarly) => Err(Failure::Retry(rejection.into())),
             Err(rejection @ Rejection::UnknownAttempt) if self.is_fresh(delivery) => {
-                return Err(Failure::Retry(rejection.into()));
+                Err(Failure::Retry(rejection.into()))
             }
-            Err(rejection @ Rejection::BadResults) => {
-                self.fail(delivery, session, attempt, &rejection).await?;
-                return Err(Failure::Poison(rejection.into()));
+            Err(rejection @ Rejection::BadResults) => Err(Failure::Poison(rejection.into())),
+            Err(rejection) => {
+                tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report ignored");
+                Ok(())
             }
-            Err(rejection) => tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report ignored"),
         }
-        Ok(())
     }
 
     /// Whether the attempt of a report may be in the log although the read did not return it. An older report with an
@@ -176,15 +183,12 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
         self.env.now() - report.time < MAX_READ_LAG
     }
 
-    /// Marks an attempt as failed because its report is not usable. The server will not send another one.
-    async fn fail(
-        &self,
-        delivery: &Delivery,
-        session: SessionId,
-        attempt: u32,
-        report: &impl std::fmt::Display,
-    ) -> Result<(), Failure> {
-        let failed = PodFailed { attempt, reason: "bad-report".into(), message: report.to_string() };
+    /// Marks an attempt as failed because its server misbehaved, unless the attempt has ended already.
+    async fn fail(&self, delivery: &Delivery, report: Report, error: &anyhow::Error) -> Result<(), Failure> {
+        let Report { session, attempt, .. } = report;
+        // The error may quote the report.
+        let message = format!("{error:#}").chars().filter(|char| !char.is_control()).take(MAX_MESSAGE).collect();
+        let failed = PodFailed { attempt, reason: "misbehaved".into(), message };
         match decide_session(&self.log, &self.env, session, Command::FailPod(failed), None).await? {
             Ok(_) => {}
             Err(rejection @ Rejection::UnknownAttempt) if self.is_fresh(delivery) => {
@@ -257,6 +261,10 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             fingerprint: key.fingerprint,
         })
     }
+}
+
+fn unreadable(error: anyhow::Error) -> Failure {
+    Failure::Poison(error.context("cannot read a report"))
 }
 
 /// Added to the time-out for the game server's start, to get the time for which the secrets are stored. The director

@@ -177,6 +177,16 @@ impl Match {
         block_on(self.app.on_report(&self.delivery(subject, serde_json::to_vec(&body).unwrap())))
     }
 
+    /// The last failure of an attempt.
+    fn failed(&self) -> PodFailed {
+        let history = block_on(self.app.log.session(self.session)).unwrap().history;
+        let failed = history.into_iter().rev().find_map(|recorded| match recorded.event {
+            Event::PodFailed(failed) => Some(failed),
+            _ => None,
+        });
+        failed.unwrap()
+    }
+
     fn ready(&self, attempt: u32) -> Result<(), Failure> {
         self.reports(attempt, ReportKind::Ready, Ready { ports: Ports { tcp_port: 1, udp_port: 2 } })
     }
@@ -425,11 +435,16 @@ fn messages_that_cannot_be_read_become_dead_letters_and_change_nothing() {
 }
 
 #[test]
-fn a_bad_report_fails_its_attempt() {
+fn a_server_with_a_bad_report_has_misbehaved_and_its_attempt_fails() {
     let poison = |result| assert!(matches!(result, Err(Failure::Poison(_))), "{result:?}");
     let game = Match::new();
     game.deliver_last().unwrap();
-    poison(game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": 70_000, "udp_port": 1 })));
+    // The error quotes the report, and must not bring all of it into the log.
+    let port = format!("\n{}", "x".repeat(60_000));
+    poison(game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": port, "udp_port": 1 })));
+    let failed = game.failed();
+    assert_eq!((failed.attempt, &*failed.reason), (1, "misbehaved"));
+    assert!(failed.message.len() <= 200 && !failed.message.contains('\n'), "{}", failed.message);
     game.deliver_all();
     assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
     // A bad report of the first attempt does not affect the second one.
@@ -440,6 +455,7 @@ fn a_bad_report_fails_its_attempt() {
     game.deliver_all();
     let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None };
     poison(game.reports(2, ReportKind::Finished, Finished { results: vec![stranger] }));
+    assert_eq!((game.failed().attempt, &*game.failed().reason), (2, "misbehaved"));
     game.deliver_all();
     assert!(game.types().ends_with(&["Opened", "PodFailed", "Failed", "Closed"]), "{:?}", game.types());
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));

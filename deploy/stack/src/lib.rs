@@ -6,6 +6,7 @@
 
 pub mod bot;
 mod error;
+pub mod hostile;
 pub mod ports;
 pub mod process;
 pub mod proxy;

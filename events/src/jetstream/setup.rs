@@ -19,10 +19,11 @@ use tokio::time::{Instant, error::Elapsed, sleep};
 use super::OpenError;
 use crate::{
     crash::Point,
+    game::MAX_REPORT,
     lease, presence, queue_status,
     subject::{
-        self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS, STREAM,
-        TIMERS,
+        self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS,
+        STORED_REPORTS, STREAM, TIMERS,
     },
 };
 
@@ -35,6 +36,9 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// Keeping more events would make commits slower: if a block of the stream is not cached, checking an expected sequence
 /// in it takes milliseconds, and locks the stream meanwhile.
 const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
+
+/// How long dead letters are kept.
+const DEAD_AGE: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// The maximum size of the log, in bytes. The server reserves this much of its disk. A full log refuses commands
 /// instead of dropping its oldest events.
@@ -75,11 +79,11 @@ pub const SESSION_REPORTS: Consumer =
 /// The session worker reacts to timers that are due.
 pub const SESSION_TIMERS: Consumer =
     Consumer { stream: TIMERS, name: "session-timers", tokens: &[], acknowledged: Point::TimerAcknowledged };
-/// The director starts and removes game servers.
+/// The director starts and removes game servers. It removes the server of a failed attempt at once.
 pub const DIRECTOR: Consumer = Consumer {
     stream: STREAM,
     name: "director",
-    tokens: &["pod-requested", "closed"],
+    tokens: &["pod-requested", "pod-failed", "closed"],
     acknowledged: Point::DirectorAcknowledged,
 };
 /// The inventory worker grants rewards.
@@ -295,11 +299,15 @@ fn streams(replicas: usize) -> [Config; 9] {
         Config {
             max_age: HOUR,
             max_bytes: 1 << 30,
-            // A game server repeats a report until it is acknowledged. Two per subject are enough, and repetitions only
-            // replace older ones of the same report.
+            // Nothing else bounds a hostile game server: NATS does not limit how fast a user publishes. A game server
+            // repeats a report until it is acknowledged. The first message may be one whose acknowledgement was lost.
+            // Later ones are refused, which tells the server that its report is stored (`is_already_stored`). No message
+            // is replaced or dropped before it is handled. A handled one stays, or else a flood would never end.
             max_messages_per_subject: 2,
-            max_message_size: 64 << 10,
-            ..base(REPORTS, &[ALL_REPORTS])
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: true,
+            max_message_size: i32::try_from(MAX_REPORT).unwrap_or(i32::MAX),
+            ..base(REPORTS, &STORED_REPORTS)
         },
         Config {
             // Longer than any socket stays open.
@@ -319,7 +327,14 @@ fn streams(replicas: usize) -> [Config; 9] {
             allow_direct: true,
             ..base(SNAPSHOTS, &ALL_SNAPSHOTS)
         },
-        Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &[ALL_DEAD]) },
+        Config {
+            max_age: DEAD_AGE,
+            max_bytes: 1 << 30,
+            allow_direct: true,
+            // Reports have one dead letter per attempt (`DeadLetter::message_id`).
+            duplicate_window: DEAD_AGE,
+            ..base(DEAD, &[ALL_DEAD])
+        },
     ]
 }
 

@@ -10,6 +10,7 @@ mod fixture;
 mod following;
 mod racing;
 mod reading;
+mod reports;
 mod samples;
 mod servers;
 mod setup;

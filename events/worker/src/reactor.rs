@@ -424,15 +424,8 @@ impl Reaction {
     async fn dead_letter(&self, delivery: &Delivery, reason: &str) {
         let name = self.consumer.name;
         metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "dead").increment(1);
-        tracing::error!(
-            consumer = name,
-            event.seq = delivery.seq,
-            subject = delivery.subject,
-            reason,
-            "message becomes a dead letter"
-        );
         let dead_letter = DeadLetter {
-            error: reason.into(),
+            error: String::new(),
             consumer: name.into(),
             stream: self.consumer.stream.into(),
             seq: delivery.seq,
@@ -440,10 +433,21 @@ impl Reaction {
             subject: delivery.subject.clone(),
             body: String::new(),
             raw: None,
+            length: None,
         };
-        let dead_letter = dead_letter.with_body(&delivery.body);
+        let dead_letter = dead_letter.with_error(reason).with_body(&delivery.body);
+        tracing::error!(
+            consumer = name,
+            event.seq = delivery.seq,
+            subject = delivery.subject,
+            reason = dead_letter.error,
+            "message becomes a dead letter"
+        );
         let sent = async {
-            let message = PublishMessage::build().payload(serde_json::to_vec(&dead_letter)?.into());
+            let mut message = PublishMessage::build().payload(serde_json::to_vec(&dead_letter)?.into());
+            if let Some(id) = dead_letter.message_id() {
+                message = message.message_id(id);
+            }
             anyhow::Ok(publish(&self.context, Point::DeadLetterStored, subject::dead(name), message).await?)
         };
         match sent.await {

@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 from nats.aio.client import RawCredentials
+from nats.js.errors import APIError
 
 
 def now():
@@ -42,7 +43,12 @@ async def report(config, subject, body):
         try:
             client = await nats.connect(to["url"].split(","), user_credentials=RawCredentials(to["credentials"]),
                                         inbox_prefix=to["inbox"].encode(), allow_reconnect=False)
-            await client.jetstream().publish(subject, json.dumps(body).encode(), timeout=5)
+            try:
+                await client.jetstream().publish(subject, json.dumps(body).encode(), timeout=5)
+            except APIError as error:
+                # Then the report is stored: an earlier acknowledgement was lost.
+                if (error.err_code, error.description) != (10077, "maximum messages per subject exceeded"):
+                    raise
             return await client.close()
         except Exception as error:
             print("report not acknowledged, retrying:", repr(error), flush=True)

@@ -6,6 +6,7 @@ use garage_gameserver::{
     wire::{FromClient, FromServer},
 };
 use garage_stack::bot::{Bot, EventStream};
+use garage_worker::Shutdown;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -145,6 +146,37 @@ async fn a_game_server_killed_during_the_race_ends_the_match_without_rewards() {
     assert_eq!(steps(&the_session(&events)), expected);
     assert_eq!(the_session(&events)[5].text("reason"), "killed");
     assert!(paid(&events, "player-0").is_empty());
+}
+
+#[tokio::test]
+async fn a_game_server_that_misbehaves_during_the_race_is_ended_at_once() {
+    let garage = Setup::long().start().await;
+    let mut players = queued(&garage).await;
+    let mut connections = Vec::new();
+    for (bot, event_stream) in &mut players {
+        connections.push(join(bot, event_stream).await);
+    }
+    for connection in &mut connections {
+        wait_for_start(connection).await;
+    }
+
+    let session = history::sessions(&garage.events().await)[0];
+    let server = garage.hostile_server(session, 1);
+    let stop = Shutdown::new();
+    let flooding = tokio::spawn({
+        let stop = stop.clone();
+        async move { server.run(&server.reports(4_096), stop).await }
+    });
+
+    let events = assert_released(&garage, players, "failed").await;
+    stop.cancel();
+    flooding.await.unwrap();
+    let expected = ["Matched", "PodRequested", "PodScheduled", "PodReady", "Opened", "PodFailed", "Failed", "Closed"];
+    assert_eq!(steps(&the_session(&events)), expected);
+    assert_eq!(the_session(&events)[5].text("reason"), "misbehaved");
+    assert!(garage.stack.game_servers().is_empty());
+    let (_, dead_letters) = garage.cli(&["dead", "list", "--json"]).await;
+    assert_eq!(dead_letters.lines().count(), 1, "{dead_letters}");
 }
 
 #[tokio::test]

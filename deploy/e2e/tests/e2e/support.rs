@@ -4,6 +4,7 @@ pub(crate) mod browser;
 pub(crate) mod cluster;
 pub(crate) mod crowd;
 pub(crate) mod history;
+mod hostile;
 mod kubelet;
 pub(crate) mod operations;
 mod setup;
@@ -19,16 +20,18 @@ use std::{
 use async_nats::{Client, jetstream};
 use garage_events::{
     game::Secret,
+    id::SessionId,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
         setup::CONSUMERS,
     },
     projection::Live,
-    subject::{ALL, DEAD, STREAM},
+    subject::{ALL, STREAM},
 };
 use garage_stack::{
     bot::{Bot, Played},
+    hostile::HostileServer,
     servers::Role,
     workers::{Stack, Worker, binary},
 };
@@ -39,8 +42,8 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::history::Event;
 pub(crate) use self::setup::Setup;
+use self::{history::Event, hostile::Hostile};
 
 /// How long a test waits for a condition. Generous, for a machine that is busy with other work.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -101,6 +104,7 @@ pub(crate) struct Garage {
     log: JetStreamLog,
     http: reqwest::Client,
     read: Mutex<Vec<Event>>,
+    hostile: Hostile,
     folder: Option<TempDir>,
     _permit: SemaphorePermit<'static>,
 }
@@ -168,9 +172,13 @@ impl Garage {
         self.drained().await;
         let events = self.events().await;
         history::check(&events);
-        let dead = self.jetstream().get_stream(DEAD).await.unwrap().cached_info().state.messages;
-        assert_eq!(dead, 0, "dead letters");
+        self.hostile.assert_no_other_dead_letters(&self.jetstream()).await;
         events
+    }
+
+    /// A hostile process with the NATS user of this attempt's game server.
+    pub(crate) fn hostile_server(&self, session: SessionId, attempt: u32) -> HostileServer {
+        self.hostile.server(&self.stack.nats, session, attempt)
     }
 
     /// Waits until no durable consumer has pending or unacknowledged messages.

@@ -178,6 +178,11 @@ impl Nats {
         self.nodes.iter().map(Node::url).collect::<Vec<_>>().join(",")
     }
 
+    /// The loopback addresses of all nodes for clients.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.client).collect()
+    }
+
     /// Like [`url`](Self::url), with another address of this machine.
     #[must_use]
     pub fn url_by(&self, address: IpAddr) -> String {

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fmt, fs, time::Duration};
 use async_nats::jetstream;
 use garage_events::{
     event::Envelope,
+    game::MAX_REPORT,
+    id::SessionId,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
@@ -15,11 +17,13 @@ use garage_stack::{
     proxy::Proxy,
     workers::{Instance, Worker},
 };
+use garage_worker::Shutdown;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use serde_json::Value;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
@@ -45,6 +49,8 @@ enum Kind {
     Slowed(Worker),
     /// A game server is killed when its session has an event of this type.
     GameKilled(&'static str),
+    /// From an event of this type on, the NATS user of the session's game server floods NATS for a while.
+    GameHostile(&'static str),
     /// A NATS node without connections to the others.
     RoutesCut,
     /// A NATS node with slow connections to the others.
@@ -81,6 +87,7 @@ impl fmt::Display for Kind {
             Self::CutOff(worker) => write!(f, "{} cut off from NATS", worker.name()),
             Self::Slowed(worker) => write!(f, "slow connection from {} to NATS", worker.name()),
             Self::GameKilled(event) => write!(f, "game server killed at {event}"),
+            Self::GameHostile(event) => write!(f, "hostile game server at {event}"),
             Self::RoutesCut => f.write_str("NATS node cut off from the others"),
             Self::RoutesSlowed => f.write_str("slow connections to a NATS node"),
         }
@@ -95,7 +102,8 @@ impl Kind {
             [(Self::Killed(part), 3), (Self::Paused(part), 2), (Self::CutOff(worker), 2), (Self::Slowed(worker), 1)]
         });
         let games = ["PodScheduled", "Opened", "Finished"].map(|event| (Self::GameKilled(event), 3));
-        let mut all: Vec<_> = workers.chain(games).collect();
+        let hostile = ["PodRequested", "PodScheduled", "Opened"].map(|event| (Self::GameHostile(event), 1));
+        let mut all: Vec<_> = workers.chain(games).chain(hostile).collect();
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Killed(part), 2)));
         all.extend([Part::Nats, Part::Redis, Part::MariaDb].map(|part| (Self::Paused(part), 1)));
         all.push((Self::RolledBack, 2));
@@ -112,7 +120,7 @@ impl Kind {
             Self::CutOff(worker) | Self::Slowed(worker) => Some(Part::Worker(worker)),
             Self::RolledBack => Some(Part::Redis),
             Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
-            Self::GameKilled(_) => None,
+            Self::GameKilled(_) | Self::GameHostile(_) => None,
         }
     }
 }
@@ -134,6 +142,8 @@ pub(super) struct Faults {
     done: BTreeMap<String, Vec<Duration>>,
     /// The tasks that measure recovery times.
     recovering: JoinSet<(Kind, Duration)>,
+    /// The floods of hostile game servers.
+    floods: JoinSet<()>,
 }
 
 impl fmt::Display for Faults {
@@ -158,6 +168,7 @@ impl Faults {
             active: Vec::new(),
             done: BTreeMap::new(),
             recovering: JoinSet::new(),
+            floods: JoinSet::new(),
         }
     }
 
@@ -168,10 +179,11 @@ impl Faults {
         while Instant::now() < end {
             let (kind, _) = *kinds.choose_weighted(&mut self.rng, |(_, weight)| *weight).unwrap();
             let pause = Duration::from_millis(self.rng.random_range(200..2_000));
-            if let Kind::GameKilled(event) = kind {
-                self.kill_game(garage, event).await;
-            } else if !self.is_affected(kind) {
-                self.begin(garage, kind).await;
+            match kind {
+                Kind::GameKilled(event) => self.kill_game(garage, event).await,
+                Kind::GameHostile(event) => self.flood(garage, event).await,
+                _ if !self.is_affected(kind) => self.begin(garage, kind).await,
+                _ => {}
             }
             let next = Instant::now() + pause;
             while let Some(due) = self.due(next) {
@@ -182,6 +194,9 @@ impl Faults {
         }
         while let Some(due) = self.due(end + time) {
             self.end(garage, due).await;
+        }
+        while let Some(ended) = self.floods.join_next().await {
+            ended.unwrap();
         }
         while let Some(recovered) = self.recovering.join_next().await {
             let (kind, took) = recovered.unwrap();
@@ -231,7 +246,7 @@ impl Faults {
             }
             Kind::RoutesCut => stack.nats.cut_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, delay).unwrap(),
-            Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
+            Kind::GameKilled(_) | Kind::GameHostile(_) => unreachable!("game servers have functions of their own"),
         }
         self.active.push(Active { kind, number, until: Instant::now() + duration });
     }
@@ -254,7 +269,7 @@ impl Faults {
             }
             Kind::RoutesCut => stack.nats.mend_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, Duration::ZERO).unwrap(),
-            Kind::GameKilled(_) => unreachable!("game servers are killed in kill_game"),
+            Kind::GameKilled(_) | Kind::GameHostile(_) => unreachable!("game servers have functions of their own"),
         }
         // A worker has recovered when it is ready. A server has recovered when all workers are ready.
         let affected = |instance: &&mut Instance| match kind.part() {
@@ -278,13 +293,7 @@ impl Faults {
     /// Waits for an event of this type, and kills the game server of its session.
     async fn kill_game(&mut self, garage: &Garage, at: &'static str) {
         let jetstream = garage.jetstream();
-        let Ok(Ok(log)) = timeout(Duration::from_secs(5), JetStreamLog::open(garage.admin.clone())).await else {
-            return;
-        };
-        let Ok(Ok(end)) = timeout(Duration::from_secs(5), log.last_sequence("garage.session.>")).await else { return };
-        let found = timeout(Duration::from_secs(5), next(jetstream.clone(), "garage.session.>", end + 1, &[at])).await;
-        let Ok(message) = found else { return };
-        let Some(Aggregate::Session(session)) = Aggregate::of(&message.subject) else { return };
+        let Some((session, message)) = session_at(garage, at).await else { return };
         let name = format!("game-{session}-");
         let runs_it = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, &name));
         let Some(pid) = garage.stack.game_servers().into_iter().find(runs_it) else { return };
@@ -293,6 +302,26 @@ impl Faults {
         }
         self.measure(Kind::GameKilled(at), async move {
             // The session recovers by another attempt, or ends.
+            let subject = format!("garage.session.{session}.>");
+            next(jetstream, &subject, message.seq + 1, &["PodFailed", "Closed"]).await;
+        });
+    }
+
+    /// Waits for an event of this type, and floods NATS as the game server of its session.
+    async fn flood(&mut self, garage: &Garage, at: &'static str) {
+        let Some((session, message)) = session_at(garage, at).await else { return };
+        let data: Value = serde_json::from_str(Envelope::from_slice(&message.body).unwrap().data.get()).unwrap();
+        let attempt = data["attempt"].as_u64().and_then(|attempt| attempt.try_into().ok()).unwrap();
+        let server = garage.hostile_server(session, attempt);
+        let size = self.rng.random_range(1..2 * MAX_REPORT);
+        let duration = Duration::from_millis(self.rng.random_range(500..4_000));
+        self.floods.spawn(async move {
+            let flood = server.reports(size);
+            let _ = timeout(duration, server.run(&flood, Shutdown::new())).await;
+        });
+        let jetstream = garage.jetstream();
+        self.measure(Kind::GameHostile(at), async move {
+            // What NATS stores is a bad report. If the flood was too large or NATS was down, the match goes on.
             let subject = format!("garage.session.{session}.>");
             next(jetstream, &subject, message.seq + 1, &["PodFailed", "Closed"]).await;
         });
@@ -311,6 +340,18 @@ impl Faults {
 
 fn instance(garage: &mut Garage, worker: Worker, number: usize) -> &mut Instance {
     garage.stack.instances(worker).nth(number).unwrap()
+}
+
+/// Waits for an event of this type, and returns its session and its message; `None` if there is none soon.
+async fn session_at(garage: &Garage, at: &'static str) -> Option<(SessionId, Message)> {
+    let soon = Duration::from_secs(5);
+    let log = timeout(soon, JetStreamLog::open(garage.admin.clone())).await.ok()?.ok()?;
+    let end = timeout(soon, log.last_sequence("garage.session.>")).await.ok()?.ok()?;
+    let message = timeout(soon, next(garage.jetstream(), "garage.session.>", end + 1, &[at])).await.ok()?;
+    match Aggregate::of(&message.subject) {
+        Some(Aggregate::Session(session)) => Some((session, message)),
+        _ => None,
+    }
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {

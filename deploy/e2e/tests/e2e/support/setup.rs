@@ -13,7 +13,7 @@ use garage_stack::{
 };
 use tokio::sync::Mutex;
 
-use super::{Garage, acquire_permit, operations};
+use super::{Garage, acquire_permit, hostile::Hostile, operations};
 
 /// Races that take two or three seconds.
 const SHORT: &str = "--distance-m 20 --join-timeout-ms 20000 --race-timeout-ms 15000";
@@ -109,7 +109,16 @@ impl Setup {
         let admin = stack.nats.connect(Role::Admin).await.unwrap();
         let log = JetStreamLog::open(admin.clone()).await.unwrap();
         let http = reqwest::Client::new();
-        Garage { stack, admin, log, http, read: Mutex::default(), folder: Some(folder), _permit: permit }
+        Garage {
+            stack,
+            admin,
+            log,
+            http,
+            read: Mutex::default(),
+            hostile: Hostile::default(),
+            folder: Some(folder),
+            _permit: permit,
+        }
     }
 }
 
