@@ -301,6 +301,7 @@ mod tests {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams: vec![Team { name: "1".into(), players: vec![member] }],
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 0,
             clock: env.now(),

@@ -158,6 +158,7 @@ impl Fixture {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams: vec![Team { name: team, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
+            latencies: Default::default(),
             rules: "v1".into(),
             pool_seq: 1,
             clock: System.now(),

@@ -82,6 +82,30 @@ pub struct TimedOut {
     pub queue: QueueName,
     /// How long the player waited, in milliseconds.
     pub waited_ms: u64,
+    /// Absent if a gateway ended the ticket, because only the matchmaker knows the other players.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<Candidates>,
+}
+
+/// The other players in the queue when a ticket timed out. Each is counted once, as eligible or as excluded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidates {
+    /// All other players.
+    pub count: u32,
+    /// The players who could be in a match with this player, but were too few for one.
+    pub eligible: u32,
+    pub excluded: Excluded,
+}
+
+/// Other players who could not be in a match with a player, by the first cause that applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excluded {
+    /// Their rank is in another band.
+    pub rank: u32,
+    /// They measured no region of the queue that this player measured.
+    pub region: u32,
+    /// In each region that both measured, one of the two has a higher latency than the queue allows.
+    pub latency: u32,
 }
 
 /// See [`Event::Matched`].
@@ -204,6 +228,8 @@ pub enum Command {
         ticket: TicketId,
         /// The current time of the caller.
         now: OffsetDateTime,
+        /// See [`TimedOut::candidates`].
+        candidates: Option<Candidates>,
     },
     /// Put a waiting player into a session.
     Match {
@@ -249,13 +275,13 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
             let waiting = waiting(state, ticket)?;
             Ok(Cancelled { ticket, queue: waiting.queue.clone(), reason }.into())
         }
-        Command::TimeOut { ticket, now } => {
+        Command::TimeOut { ticket, now, candidates } => {
             let waiting = waiting(state, ticket)?;
             if now < waiting.expires_at {
                 return Err(Rejection::NotExpired { ticket });
             }
             let waited_ms = u64::try_from((now - waiting.waiting_since).whole_milliseconds()).unwrap_or(0);
-            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms }.into())
+            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, candidates }.into())
         }
         Command::Match { ticket, session, team } => {
             let waiting = waiting(state, ticket)?;

@@ -199,6 +199,7 @@ mod tests {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams,
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 2,
             clock: BEGAN,

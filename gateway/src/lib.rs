@@ -4,7 +4,7 @@
 //! - [`Config`]: the configuration; [`token`]: the players' tokens.
 //! - `server`, `tls`, `write_timeout`: the accept loop; `routes`: REST; `problem`: errors in the format of RFC 9457.
 //! - [`commands`], `ticket` (pure): queueing and cancelling; `request`: parses and checks requests; `queue_status`: the
-//!   closed queues; `wait_estimate`: the wait estimates; `ops`: the dashboard on the admin port.
+//!   closed queues; `regions`: where clients measure their latency; `wait_estimate`: the wait estimates; `ops`: the dashboard on the admin port.
 //! - `upgrade`, `socket`, `hub`, `frame`: push the log's events to players; `presence`: which players have a socket, on
 //!   any gateway.
 
@@ -18,6 +18,7 @@ mod ops;
 mod presence;
 mod problem;
 mod queue_status;
+mod regions;
 mod request;
 mod routes;
 mod server;

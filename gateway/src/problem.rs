@@ -1,9 +1,11 @@
 //! The errors that clients see, as `application/problem+json` (RFC 9457). Internal causes are logged here and not sent
 //! to clients.
 
+use std::collections::BTreeMap;
+
 use garage_events::{
     event::DecodeError,
-    id::{QueueName, SessionId, TicketId},
+    id::{QueueName, Region, SessionId, TicketId},
     log::{AppendError, ReadError},
     svc::CallError,
 };
@@ -74,6 +76,16 @@ impl Problem {
             .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
     }
 
+    /// The queue can never match the ticket. `bounds` says in words by how much the latencies are too high.
+    pub(crate) fn latency_too_high(queue: &QueueName, limits: &BTreeMap<Region, u32>, bounds: &str) -> Self {
+        let limits: Map<_, _> = limits.iter().map(|(region, max)| (region.to_string(), (*max).into())).collect();
+        let detail = format!("no latency is low enough for queue {queue}: {bounds}");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+            .kind("/problems/latency-too-high", "Latency too high")
+            .member("queue", queue.as_str())
+            .member("max_latency_ms", limits)
+    }
+
     pub(crate) fn waiting(ticket: TicketId) -> Self {
         let detail = format!("the player already waits with ticket {ticket}; cancel that ticket first");
         Self::new(StatusCode::CONFLICT, detail)
@@ -99,6 +111,11 @@ impl Problem {
     /// Whether the cause is the request (status 4xx) and not the server.
     pub fn is_clients(&self) -> bool {
         self.status.is_client_error()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     #[cfg(test)]

@@ -4,10 +4,12 @@
 //! key is known as long as its ticket is the latest: a repeated request returns the same ticket with its current
 //! status. The content of the repeated request is ignored.
 
+use std::collections::BTreeMap;
+
 use garage_events::{
-    id::{PlayerId, QueueName, SessionId, TicketId},
+    id::{PlayerId, QueueName, Region, SessionId, TicketId},
     log::Player,
-    player::{self, Address, CancelReason, Command, Ending, Event, Queued, Rejection, State},
+    player::{self, Address, CancelReason, Candidates, Command, Ending, Event, Queued, Rejection, State},
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -51,10 +53,20 @@ pub struct Ticket {
     pub(crate) waiting_since: Option<OffsetDateTime>,
     #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub(crate) expires_at: Option<OffsetDateTime>,
+    /// The measured latencies that count, rounded up.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) latencies: BTreeMap<Region, u32>,
+    /// The regions in the request of this answer that do not exist or were not measured. The log does not have them, so
+    /// only the answer to a `POST` names them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ignored_regions: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) estimated_wait_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<End>,
+    /// Why the ticket timed out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) candidates: Option<Candidates>,
     /// The sequence of the player's last event. A client that opens a socket with `since` set to it misses no later
     /// event.
     pub(crate) seq: u64,
@@ -71,8 +83,11 @@ impl Ticket {
             address: None,
             waiting_since: None,
             expires_at: None,
+            latencies: BTreeMap::new(),
+            ignored_regions: Vec::new(),
             estimated_wait_ms: None,
             ended: None,
+            candidates: None,
             seq,
         };
         match event {
@@ -80,6 +95,7 @@ impl Ticket {
                 queue: Some(data.queue.clone()),
                 waiting_since: Some(data.waiting_since),
                 expires_at: Some(data.expires_at),
+                latencies: data.latencies.clone(),
                 ..blank(data.ticket, Status::Waiting)
             },
             Event::Cancelled(data) => Self {
@@ -90,6 +106,7 @@ impl Ticket {
             Event::TimedOut(data) => Self {
                 queue: Some(data.queue.clone()),
                 ended: Some(End::TimedOut),
+                candidates: data.candidates,
                 ..blank(data.ticket, Status::Ended)
             },
             Event::Matched(data) => Self {
@@ -190,7 +207,8 @@ pub(crate) fn queue(player: &Player, ticket: TicketId, now: OffsetDateTime) -> R
     }
     match &player.state {
         State::Waiting(Queued { ticket, expires_at, .. }) if *expires_at <= now => {
-            player::decide(&player.state, Command::TimeOut { ticket: *ticket, now }).map(Queueing::First)
+            player::decide(&player.state, Command::TimeOut { ticket: *ticket, now, candidates: None })
+                .map(Queueing::First)
         }
         state => player::may_queue(state).map(|()| Queueing::Append),
     }

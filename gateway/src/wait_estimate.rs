@@ -77,7 +77,10 @@ mod tests {
             client_rank: false,
             regions: BTreeMap::new(),
         };
-        WaitEstimates::new(&Queues { queues: [("ranked".parse().unwrap(), queue)].into() })
+        WaitEstimates::new(&Queues {
+            queues: [("ranked".parse().unwrap(), queue)].into(),
+            measured_at: Default::default(),
+        })
     }
 
     /// A player's event of this type, after a wait of `waited_ms`.

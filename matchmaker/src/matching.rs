@@ -1,7 +1,7 @@
 //! The decisions on a pool: matches and ticket time-outs. Their outcome updates the players in the pool. This module
 //! reads the log only for players whose state is in doubt, and it never waits for events: the caller folds them.
 
-use std::{slice, time::Duration};
+use std::{collections::BTreeMap, slice, time::Duration};
 
 use futures::future::join_all;
 use garage_events::{
@@ -9,14 +9,14 @@ use garage_events::{
     event::Recorded,
     id::{PlayerId, QueueName, SessionId},
     log::{AppendError, Decision, Head, Log},
-    player,
+    player::{self, Candidates},
     queue::Queues,
     session::{self, Matched},
     subject::Aggregate,
 };
 
 use crate::{
-    domain::{Pool, Proposal, WaitingPlayer, propose, rule},
+    domain::{Census, Pool, Proposal, WaitingPlayer, propose, rule},
     lead::Lead,
 };
 
@@ -105,7 +105,15 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         let now = self.env.now();
         let expired = self.queues_to_expire().flat_map(|queue| self.pool.expired(queue, now));
         let expired: Vec<WaitingPlayer> = expired.take(MAX_PER_CYCLE).cloned().collect();
-        let timeouts = expired.iter().map(|entry| self.time_out(entry, now));
+        let queues = expired.iter().filter_map(|entry| self.queues.queues.get_key_value(&entry.queued.queue));
+        let queues: BTreeMap<_, _> = queues.collect();
+        let counted = queues.into_iter().map(|(name, queue)| (name, Census::of(queue, self.pool.waiting(name))));
+        let counted: BTreeMap<_, _> = counted.collect();
+        let timeouts = expired.iter().map(|entry| {
+            // A removed queue has no rules that could exclude a player.
+            let census = counted.get(&entry.queued.queue);
+            self.time_out(entry, census.map(|census| census.candidates(&entry.queued)), now)
+        });
         let mut proposals = Vec::new();
         for (name, queue) in &self.queues.queues {
             metrics::gauge!("garage_queue_depth", "queue" => name.to_string())
@@ -141,6 +149,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             queue: name.clone(),
             region: proposal.region.clone(),
             teams: teams.clone(),
+            latencies: proposal.latencies.clone(),
             rules: rule::VERSION.into(),
             pool_seq: self.pool.seq(),
             clock: now,
@@ -177,10 +186,15 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         }
     }
 
-    async fn time_out(&self, entry: &WaitingPlayer, now: time::OffsetDateTime) -> Outcome {
+    async fn time_out(
+        &self,
+        entry: &WaitingPlayer,
+        candidates: Option<Candidates>,
+        now: time::OffsetDateTime,
+    ) -> Outcome {
         let ticket = entry.queued.ticket;
         let state = player::State::Waiting(entry.queued.clone());
-        let Ok(event) = player::decide(&state, player::Command::TimeOut { ticket, now }) else {
+        let Ok(event) = player::decide(&state, player::Command::TimeOut { ticket, now, candidates }) else {
             return Outcome::default();
         };
         let decision = Decision::new(&self.env, ticket.uuid(), None).change(
@@ -246,3 +260,6 @@ struct Outcome {
     /// See [`Cycle::failed`].
     failed: bool,
 }
+
+#[cfg(test)]
+mod tests;

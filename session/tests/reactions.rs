@@ -127,6 +127,7 @@ impl Match {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams,
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 2,
             clock: BEGAN,

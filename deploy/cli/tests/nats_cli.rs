@@ -57,6 +57,7 @@ impl Fixture {
             queue: "ranked".parse()?,
             region: "eu".parse()?,
             teams: Vec::new(),
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 0,
             clock: System.now(),

@@ -130,12 +130,13 @@ fn command(state: &State, event: &Event) -> Command {
         Event::TimedOut(timed_out) => {
             // `waited_ms` is rounded down. The end of the millisecond is the latest time that the decider can have had.
             let State::Waiting(waiting) = state else {
-                return Command::TimeOut { ticket: timed_out.ticket, now: time::OffsetDateTime::UNIX_EPOCH };
+                let now = time::OffsetDateTime::UNIX_EPOCH;
+                return Command::TimeOut { ticket: timed_out.ticket, now, candidates: None };
             };
             let waited = i64::try_from(timed_out.waited_ms).ok().map(Duration::milliseconds);
             let end = waited.and_then(|waited| waited.checked_add(Duration::nanoseconds(999_999)));
             let now = end.and_then(|end| waiting.waiting_since.checked_add(end)).unwrap_or(waiting.waiting_since);
-            Command::TimeOut { ticket: timed_out.ticket, now }
+            Command::TimeOut { ticket: timed_out.ticket, now, candidates: timed_out.candidates }
         }
         Event::Matched(player::Matched { ticket, session, team, .. }) => Command::Match { ticket, session, team },
         Event::PlayerMatched(player::PlayerMatched { session, address, .. }) => Command::Open { session, address },

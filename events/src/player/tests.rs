@@ -55,7 +55,7 @@ fn cancelled(number: u128) -> Event {
 }
 
 fn timed_out(number: u128, waited_ms: u64) -> Event {
-    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms }.into()
+    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms, candidates: None }.into()
 }
 
 fn matched(number: u128, into: u128) -> Event {
@@ -80,7 +80,7 @@ fn cancel(number: u128) -> Command {
 }
 
 fn time_out(number: u128, seconds: i64) -> Command {
-    Command::TimeOut { ticket: ticket(number), now: after(seconds) }
+    Command::TimeOut { ticket: ticket(number), now: after(seconds), candidates: None }
 }
 
 fn join(number: u128, into: u128) -> Command {
@@ -210,6 +210,15 @@ fn a_ticket_can_time_out_from_its_expiry_on() {
     given([queued(1)]).when(time_out(1, 119)).refused(Rejection::NotExpired { ticket: ticket(1) });
     given([queued(1)]).when(time_out(1, 120)).then(timed_out(1, 120_000));
     given([queued(1)]).when(time_out(1, 121)).then(timed_out(1, 121_000));
+}
+
+#[test]
+fn a_time_out_records_the_candidates() {
+    let excluded = Excluded { rank: 3, region: 0, latency: 1 };
+    let candidates = Some(Candidates { count: 5, eligible: 1, excluded });
+    let Event::TimedOut(expected) = timed_out(1, 120_000) else { unreachable!() };
+    let command = Command::TimeOut { ticket: ticket(1), now: after(120), candidates };
+    given([queued(1)]).when(command).then(TimedOut { candidates, ..expected }.into());
 }
 
 #[test]

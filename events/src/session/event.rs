@@ -1,5 +1,7 @@
 //! The events of a session.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -42,6 +44,10 @@ pub struct Matched {
     /// The region in which the game server must run.
     pub region: Region,
     pub teams: Vec<Team>,
+    /// The latencies by which the region was chosen: for each region that all players can use, their round-trip times
+    /// in milliseconds, in the order of `teams`. Empty in the events of older builds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub latencies: BTreeMap<Region, Vec<u32>>,
     /// Version of the matchmaking rules that made the match.
     pub rules: String,
     /// Sequence of the last event that the matchmaker had read when it made the match.

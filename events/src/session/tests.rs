@@ -38,6 +38,7 @@ fn match_of_ann_and_bob() -> Matched {
         queue: "ranked".parse().unwrap(),
         region: "eu".parse().unwrap(),
         teams: vec![team("red", "ann", 1), team("blue", "bob", 2)],
+        latencies: Default::default(),
         rules: "1".into(),
         pool_seq: 40,
         clock: START,

@@ -58,6 +58,7 @@ pub(crate) fn matched(players: &[PlayerId]) -> session::Event {
         queue: "ranked".parse().unwrap(),
         region: "eu".parse().unwrap(),
         teams: vec![session::Team { name: "all".into(), players: players.iter().map(member).collect() }],
+        latencies: Default::default(),
         rules: "1".into(),
         pool_seq: 1,
         clock: THEN,

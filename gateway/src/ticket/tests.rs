@@ -46,7 +46,7 @@ fn histories() -> [(Player, Status); 6] {
     let address =
         Address { ip: [1, 2, 3, 4].into(), ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: "f".into() };
     let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player };
-    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1 };
+    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1, candidates: None };
     let matched = Matched { ticket, queue: queue.clone(), session, team: "1".into(), waiting_since: NOW };
     [
         (after(queued(ticket)), Status::Waiting),
@@ -87,7 +87,7 @@ fn an_expired_ticket_is_timed_out_first() {
         panic!("not timed out");
     };
     let queue = "ranked".parse().unwrap();
-    assert_eq!(event, Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000 }));
+    assert_eq!(event, Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000, candidates: None }));
 }
 
 #[test]
@@ -109,7 +109,8 @@ fn a_ticket_can_be_cancelled_repeatedly_but_not_after_a_match() {
 fn a_waiting_ticket_as_json() {
     let shown = serde_json::to_value(Ticket::latest(&after(queued(id(1)))).unwrap()).unwrap();
     let expected = json!({"ticket": id(1), "status": "waiting", "queue": "ranked",
-        "waiting_since": "2026-01-02T03:04:05Z", "expires_at": "2026-01-02T03:06:05Z", "seq": 40});
+        "waiting_since": "2026-01-02T03:04:05Z", "expires_at": "2026-01-02T03:06:05Z",
+        "latencies": {"eu": 20}, "seq": 40});
     assert_eq!(shown, expected);
 }
 

@@ -11,6 +11,7 @@ mod faults;
 mod limits;
 mod presence;
 mod queues;
+mod regions;
 mod services;
 mod sockets;
 mod support;

@@ -60,6 +60,7 @@ fn matched() -> session::Event {
         queue: queue(),
         region: "eu".parse().unwrap(),
         teams: vec![Team { name: "red".into(), players: vec![member("ann"), member("bob")] }],
+        latencies: Default::default(),
         rules: "1".into(),
         pool_seq: 1,
         clock: at(0),

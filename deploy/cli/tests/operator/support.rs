@@ -201,6 +201,7 @@ pub(crate) async fn open(log: &JetStreamLog, players: &[&str]) -> anyhow::Result
         queue: "ranked".parse()?,
         region: "eu".parse()?,
         teams: vec![team],
+        latencies: Default::default(),
         rules: "test".into(),
         pool_seq: 0,
         clock: System.now(),

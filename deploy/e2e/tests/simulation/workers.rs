@@ -70,7 +70,7 @@ pub(crate) fn queues(match_size: usize) -> Queues {
         client_rank: false,
         regions: [("eu".parse().unwrap(), 100)].into(),
     };
-    Queues { queues: [("ranked".parse().unwrap(), queue)].into() }
+    Queues { queues: [("ranked".parse().unwrap(), queue)].into(), measured_at: Default::default() }
 }
 
 /// The state that all instances share.

@@ -115,7 +115,10 @@ fn a_log_that_the_deciders_write_is_valid() {
     played.player("cleo", player::Command::Cancel { ticket: story::ticket(10), reason: CancelReason::Disconnected });
     played.queue("cleo", 11);
     played.env.advance(Duration::MINUTE + Duration::microseconds(1_234));
-    played.player("cleo", player::Command::TimeOut { ticket: story::ticket(11), now: played.env.now() });
+    played.player(
+        "cleo",
+        player::Command::TimeOut { ticket: story::ticket(11), now: played.env.now(), candidates: None },
+    );
 
     // A match whose first server fails and whose second server plays it.
     let first = played.matched([("anna", 1), ("bert", 2)]);

@@ -303,7 +303,15 @@ pub(super) fn matched(players: &[(&str, u128)]) -> Matched {
     let member = |name: &str, number| Member { player: name.parse().unwrap(), ticket: ticket(number), rank: 0 };
     let team = |(name, number): &(&str, u128)| Team { name: (*name).into(), players: vec![member(name, *number)] };
     let (queue, region) = (queue(), "eu".parse().unwrap());
-    Matched { queue, region, teams: players.iter().map(team).collect(), rules: "1".into(), pool_seq: 0, clock: BEGAN }
+    Matched {
+        queue,
+        region,
+        teams: players.iter().map(team).collect(),
+        latencies: Default::default(),
+        rules: "1".into(),
+        pool_seq: 0,
+        clock: BEGAN,
+    }
 }
 
 /// The player's event of a match.

@@ -7,7 +7,7 @@ fn a_ticket_ends_once() {
     let mut story = Story::default();
     story.queue("anna", 1);
     story.player("anna", Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player });
-    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000 });
+    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, candidates: None });
     assert_is(&only(&story), Rule::Ticket, Some("anna"), None, &[2, 3]);
 }
 
@@ -28,19 +28,19 @@ fn an_ended_ticket_is_not_queued_again_unless_another_ticket_came_between() {
 fn a_ticket_does_not_time_out_early() {
     let mut story = Story::default();
     story.queue("anna", 1);
-    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 59_999 });
+    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 59_999, candidates: None });
     let violation = only(&story);
     assert_is(&violation, Rule::Decided, Some("anna"), None, &[1, 2]);
     assert!(violation.what.contains("has not expired"), "{violation}");
 
     let mut story = Story::default();
     story.queue("anna", 1);
-    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000 });
+    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, candidates: None });
     assert_eq!(story.check(End::Settled).0, []);
 
     let mut story = Story::default();
     story.queue("anna", 1);
-    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: u64::MAX });
+    story.player("anna", TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: u64::MAX, candidates: None });
     assert_is(&only(&story), Rule::Decided, Some("anna"), None, &[1, 2]);
 }
 

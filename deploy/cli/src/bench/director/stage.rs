@@ -94,6 +94,7 @@ impl Stage {
             queue: queue()?,
             region: region()?,
             teams: vec![Team { name, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
+            latencies: Default::default(),
             rules: "bench".into(),
             pool_seq: 1,
             clock: System.now(),

@@ -158,7 +158,8 @@ impl Pair {
             queue: "ranked".parse()?,
             region: "eu".parse()?,
             teams: teams.collect(),
-            rules: "band-region-fifo/1".into(),
+            latencies: Default::default(),
+            rules: garage_matchmaker::domain::rule::VERSION.into(),
             pool_seq: 0,
             clock: System.now(),
         })
