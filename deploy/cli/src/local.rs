@@ -32,18 +32,19 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let root = std::path::absolute(&self.root)?;
+        let mut options = Options {
+            nats_nodes: self.nats_nodes.into(),
+            instances: self.instances.into(),
+            queues: self.queues,
+            ..Options::default()
+        };
+        options.check()?;
         let games = tokio::select! {
             games = self.games.prepare() => games?,
             () = shutdown.cancelled() => return Ok(()),
         };
         say(format!("starting in {} …", root.display()));
-        let options = Options {
-            nats_nodes: self.nats_nodes.into(),
-            instances: self.instances.into(),
-            queues: self.queues,
-            games: games.options(),
-            ..Options::default()
-        };
+        options.games = games.options();
         let result = serve(&root, options, shutdown).await;
         games.clear(result).await
     }
