@@ -18,6 +18,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::{
+    crash::Point,
     env::System,
     game,
     jetstream::{JetStreamLog, setup::DIRECTOR},
@@ -58,7 +59,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             let session = time::Duration::seconds(config.session_s.into());
             let spawn_tasks = move |runtime: &mut Runtime, log: &JetStreamLog| {
                 let context = log.context().clone();
-                let (leases, keeping) = garage_worker::lease::keep(context, vec![name.clone()], runtime.health.clone());
+                let (names, health) = (vec![name.clone()], runtime.health.clone());
+                let (leases, keeping) = garage_worker::lease::keep(context, names, Point::LeaseKept, health);
                 runtime.spawn("leases", keeping);
                 leases.compete();
                 let leases = Arc::new(leases);

@@ -3,6 +3,7 @@
 //! All reads that a decision is based on use `STREAM.MSG.GET`, which the stream's leader answers. A replica may answer
 //! a direct get, and may not have an acknowledged write yet.
 
+pub mod backoff;
 mod commit;
 pub mod follow;
 mod link;

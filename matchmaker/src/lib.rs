@@ -14,7 +14,7 @@ pub mod lead;
 pub mod matching;
 pub mod snapshots;
 
-use garage_events::{env::System, lease, queue::Queues};
+use garage_events::{crash::Point, env::System, lease, queue::Queues};
 use garage_worker::{Runtime, Shutdown};
 
 pub use config::Config;
@@ -28,7 +28,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;
     let log = runtime.open_log().await?;
     let names = queues.queues.keys().map(lease::matchmaker).collect();
-    let (leases, keeping) = garage_worker::lease::keep(log.context().clone(), names, runtime.health.clone());
+    let context = log.context().clone();
+    let (leases, keeping) = garage_worker::lease::keep(context, names, Point::LeaseKept, runtime.health.clone());
     runtime.spawn("leases", keeping);
     let matchmaker = app::Matchmaker::new(log, System, queues, leases, runtime.health.clone());
     runtime.spawn("matching", matchmaker.run(shutdown));

@@ -18,8 +18,10 @@ pub mod redis;
 pub mod token;
 
 use garage_events::{
+    crash::Point,
     env::System,
     jetstream::setup::{SESSION, SESSION_REPORTS, SESSION_TIMERS},
+    lease,
 };
 use garage_worker::{Runtime, Shutdown, reactor};
 
@@ -88,7 +90,10 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     );
     query::serve(&mut runtime, &log, signer, limits).await?;
     runtime.spawn("dead-letters", dead_letters::watch(runtime.client.clone(), redis.clone(), shutdown.clone()));
-    let projector = projector::Projector::new(log, redis, health);
+    let (context, names) = (log.context().clone(), vec![lease::PROJECTOR.into()]);
+    let (leases, keeping) = garage_worker::lease::keep(context, names, Point::ProjectorLeaseKept, health.clone());
+    runtime.spawn("leases", keeping);
+    let projector = projector::Projector::new(log, redis, leases, health);
     runtime.spawn("projector", projector.run(shutdown));
     tracing::info!("session started");
     runtime.wait().await

@@ -83,6 +83,7 @@ impl Role {
                     "garage.session.>",
                     "garage.player.*",
                     "timer.>",
+                    "$KV.LEASES.session.*",
                     "dead.session",
                     "dead.session-reports",
                     "dead.session-timers",

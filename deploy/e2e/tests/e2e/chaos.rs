@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use self::faults::Faults;
 use crate::{
-    support::{Garage, Setup, crowd::Crowd},
+    support::{Garage, Setup, consumers::CreatedConsumers, crowd::Crowd},
     verify,
 };
 
@@ -22,6 +22,11 @@ const AT_ONCE: usize = 80;
 
 /// How long everything may take to settle after the last player has finished.
 const SETTLING: Duration = Duration::from_secs(60);
+
+/// The mean number of consumers that NATS may create per second. The ten instances have ten readers. A restart of NATS
+/// ends all of them, a fault of one worker up to three, and there is about one fault per second. Readers that
+/// interrupted each other would exceed this even without a fault. Measured: 1.2 per second.
+const MAX_CONSUMERS_PER_SECOND: f64 = 4.0;
 
 /// The parameters of a run: `FOR` seconds of faults, drawn from `SEED`, on `NODES` NATS nodes.
 struct Run {
@@ -73,8 +78,14 @@ async fn no_work_is_lost_under_random_faults() {
 
     let crowd = Crowd::start(&garage, seed, time, AT_ONCE);
     let mut faults = Faults::new(proxies, seed);
+    let created = CreatedConsumers::count(&garage.admin).await;
+    let faults_began = Instant::now();
     faults.inject(&mut garage, time).await;
     eprint!("{faults}");
+    let per_second = created.total() as f64 / faults_began.elapsed().as_secs_f64();
+    eprintln!("consumers created: {per_second:.1} per second, by stream {:?}", created.by_stream());
+    assert!(per_second < MAX_CONSUMERS_PER_SECOND, "seed {seed}: {per_second:.1} consumers created per second");
+    drop(created);
     // Players that have started play to the end, with their own deadlines.
     let faults_ended = Instant::now();
     let players = crowd.finish().await;

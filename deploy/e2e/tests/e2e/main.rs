@@ -18,6 +18,7 @@ mod matches;
 mod operator;
 mod ops;
 mod outages;
+mod projectors;
 mod queues;
 mod ratings;
 mod redelivery;

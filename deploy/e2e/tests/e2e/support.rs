@@ -2,6 +2,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod cluster;
+pub(crate) mod consumers;
 pub(crate) mod crowd;
 pub(crate) mod history;
 mod kubelet;
