@@ -27,6 +27,7 @@ use garage_events::{
 use garage_worker::{
     Runtime, Shutdown,
     config::nats_urls,
+    metrics::Metric,
     reactor,
     redis::Redis,
     seal::{SealKey, SealKeys},
@@ -39,6 +40,17 @@ pub use config::Config;
 
 /// The number of events handled at the same time. Several, because one removal may take seconds.
 const REACTIONS: usize = 16;
+
+/// What the worker measures.
+const METRICS: [Metric; 5] = [
+    Metric::histogram("garage_session_step_seconds", "time from the session's event before to this one")
+        .with(&[("step", &["scheduled"])]),
+    Metric::gauge("garage_instances", "game servers by state"),
+    Metric::counter("garage_instances_created_total", "game servers created"),
+    Metric::counter("garage_instances_failed_total", "failed attempts to start or run a game server")
+        .with(&[("reason", &["exited", "killed", "not-started", "unschedulable", "node-lost"])]),
+    Metric::counter("garage_orphans_removed_total", "game servers removed because no open session needs them"),
+];
 
 /// Runs the worker until `shutdown`. Game servers keep running without it.
 ///
@@ -86,6 +98,7 @@ async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
 ) -> anyhow::Result<()> {
     let (seal, settings, redis) = load(&config)?;
     let mut runtime = Runtime::start("director", &config.worker, shutdown.clone()).await?;
+    garage_worker::metrics::register(&METRICS);
     let log = runtime.open_log().await?;
     let context = log.context().clone();
     let leads = spawn_tasks(&mut runtime, &log);

@@ -26,7 +26,10 @@ use async_nats::{
 use futures::StreamExt;
 use jetstream_extra::batch_fetch::BatchFetchExt;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use self::reader::Reader;
 use crate::{
@@ -264,6 +267,7 @@ impl Reports for JetStreamLog {
 
 impl Append for JetStreamLog {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
+        let measured = Measured::start();
         let (reply, outcome) = oneshot::channel();
         let submission = commit::Submission::encode(decision, reply)?;
         let point = submission.point();
@@ -274,6 +278,34 @@ impl Append for JetStreamLog {
             }
             outcome.await.unwrap_or_else(|_| Err(stopped()))
         };
-        crash::effect(point, appended).await
+        let outcome = crash::effect(point, appended).await;
+        measured.end(&outcome);
+        outcome
+    }
+}
+
+/// Measures how long an append takes, and how many wait. An append whose future is dropped is not measured.
+struct Measured(Instant);
+
+impl Measured {
+    fn start() -> Self {
+        metrics::gauge!("garage_append_waiting").increment(1);
+        Self(Instant::now())
+    }
+
+    fn end<T>(self, outcome: &Result<T, AppendError>) {
+        let outcome = match outcome {
+            Ok(_) => "stored",
+            Err(AppendError::Conflict(_)) => "conflict",
+            Err(AppendError::Unavailable(_)) => "unavailable",
+            Err(AppendError::Refused(_)) => "refused",
+        };
+        metrics::histogram!("garage_append_seconds", "outcome" => outcome).record(self.0.elapsed());
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        metrics::gauge!("garage_append_waiting").decrement(1);
     }
 }

@@ -1,12 +1,13 @@
 //! Decides on a session: load, decide, add the events of its players, append. It starts again after a conflict.
 
 use futures::future::try_join_all;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
     env::Env,
     id::SessionId,
-    log::{AppendError, Decision, Log, Player, ReadError, StaleRead},
+    log::{AppendError, Decision, Log, Player, ReadError, Session, StaleRead},
     player::{self, Address, Ending},
     session::{self, Command, Event, Rejection},
     subject::Aggregate,
@@ -82,13 +83,39 @@ pub async fn decide_session<L: Log, W: Env>(
             }
         }
         match log.append(decision).await {
-            Ok(_) => return Ok(Ok(events)),
+            Ok(_) => {
+                measure(&session, &events, env.now());
+                return Ok(Ok(events));
+            }
             Err(AppendError::Conflict(aggregate)) => last = Some(aggregate),
             Err(error) => return Err(error.into()),
         }
     }
     let moved = last.unwrap_or(Aggregate::Session(id));
     Err(AppendError::Conflict(moved).into())
+}
+
+/// Measures the steps up to the moment when the players have the address. The time of a step is the time since the
+/// event before, so the times of all steps add up to the whole time.
+fn measure(session: &Session, events: &[Event], now: OffsetDateTime) {
+    let (Some(first), Some(last)) = (session.history.first(), session.history.last()) else { return };
+    // The stream's clock and the clock of this process may differ.
+    let since = |time: OffsetDateTime| (now - time).as_seconds_f64().max(0.0);
+    for event in events {
+        let step = match event {
+            Event::PodRequested(_) => "requested",
+            Event::PodScheduled(_) => "scheduled",
+            Event::PodReady(_) => "ready",
+            Event::Opened(_) => {
+                metrics::histogram!("garage_session_start_seconds").record(since(first.time));
+                "opened"
+            }
+            Event::Matched(_) | Event::PodFailed(_) | Event::Failed(_) | Event::Finished(_) | Event::Closed(_) => {
+                continue;
+            }
+        };
+        metrics::histogram!("garage_session_step_seconds", "step" => step).record(since(last.time));
+    }
 }
 
 /// A change that an event of a session makes to the players of the session.
@@ -123,7 +150,7 @@ impl Notice {
 #[cfg(test)]
 mod tests {
     use futures::executor::block_on;
-    use time::{OffsetDateTime, macros::datetime};
+    use time::macros::datetime;
 
     use super::*;
     use crate::{
@@ -131,7 +158,7 @@ mod tests {
         event::Recorded,
         id::{PlayerId, TicketId},
         inventory,
-        log::{Append, Head, Load, Session},
+        log::{Append, Head, Load},
         player::{Queued, Released, State},
         session::{Matched, Member, Team},
         sim::SimLog,

@@ -33,7 +33,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::env::System;
-use garage_worker::{Pages, Runtime, Shutdown};
+use garage_worker::{Pages, Runtime, Shutdown, metrics::Metric};
 use tokio::net::TcpListener;
 
 use app::App;
@@ -58,6 +58,18 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     Gateway::bind(config, shutdown).await?.serve().await
 }
 
+/// What the worker measures.
+const METRICS: [Metric; 6] = [
+    Metric::counter("garage_gateway_requests_total", "requests answered").with_later_labels(),
+    // A route appears with its first request; failures of any route are an increase.
+    Metric::histogram("garage_gateway_request_seconds", "time from the head of a request to the head of its answer")
+        .with(&[("route", &["none"]), ("status", &["2xx", "4xx", "5xx"])]),
+    Metric::gauge("garage_gateway_sockets", "open sockets"),
+    Metric::counter("garage_gateway_frames_total", "frames written to sockets"),
+    Metric::counter("garage_gateway_skipped_total", "messages of the log that could not be read, and were not sent"),
+    Metric::counter("garage_gateway_vanished_total", "tickets cancelled because the player did not reconnect in time"),
+];
+
 impl Gateway {
     /// Checks the configuration, opens the log and the port, and starts to serve clients.
     ///
@@ -69,6 +81,7 @@ impl Gateway {
         let ops = ops::Ops::new(redis, queues.names().cloned())?;
         let pages: Option<Arc<dyn Pages>> = Some(Arc::new(ops));
         let mut runtime = Runtime::start_with("gateway", &config.worker, pages, shutdown.clone()).await?;
+        garage_worker::metrics::register(&METRICS);
         let log = runtime.open_log().await?;
         let client = runtime.client.clone();
         let hub = hub::Hub::default();

@@ -15,9 +15,23 @@ pub mod matching;
 pub mod snapshots;
 
 use garage_events::{crash::Point, env::System, lease, queue::Queues};
-use garage_worker::{Runtime, Shutdown};
+use garage_worker::{Runtime, Shutdown, metrics::Metric};
 
 pub use config::Config;
+
+/// What the worker measures.
+const METRICS: [Metric; 7] = [
+    Metric::gauge("garage_queue_depth", "waiting players; every instance reports all of them"),
+    Metric::gauge("garage_queue_players", "players of one match"),
+    Metric::histogram("garage_queue_wait_seconds", "time from a ticket to its match").with_later_labels(),
+    Metric::counter("garage_matches_total", "matches made").with_later_labels(),
+    Metric::counter("garage_timeouts_total", "tickets that timed out"),
+    Metric::counter(
+        "garage_conflicts_total",
+        "matches and time-outs that were not stored because a player had changed",
+    ),
+    Metric::counter("garage_snapshots_total", "snapshots written"),
+];
 
 /// Runs the worker until `shutdown`.
 ///
@@ -26,6 +40,7 @@ pub use config::Config;
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;
+    garage_worker::metrics::register(&METRICS);
     let log = runtime.open_log().await?;
     let names = queues.queues.keys().map(lease::matchmaker).collect();
     let context = log.context().clone();

@@ -49,6 +49,13 @@ pub struct Cycle {
 impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Starts with an empty pool.
     pub fn new(log: G, env: W, queues: Queues, lead: L) -> Self {
+        for (name, queue) in &queues.queues {
+            let name = name.to_string();
+            metrics::counter!("garage_matches_total", "queue" => name.clone()).increment(0);
+            drop(metrics::histogram!("garage_queue_wait_seconds", "queue" => name.clone()));
+            let players = u32::try_from(queue.players).unwrap_or(u32::MAX);
+            metrics::gauge!("garage_queue_players", "queue" => name).set(f64::from(players));
+        }
         Self { log, env, queues, lead, pool: Pool::default() }
     }
 
@@ -169,6 +176,10 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         match self.log.append(decision).await {
             Ok(sequences) => {
                 metrics::counter!("garage_matches_total", "queue" => name.to_string()).increment(1);
+                let waits = metrics::histogram!("garage_queue_wait_seconds", "queue" => name.to_string());
+                for entry in &proposal.players {
+                    waits.record((now - entry.queued.waiting_since).as_seconds_f64().max(0.0));
+                }
                 // The first sequence belongs to the session's event.
                 let players = proposal.players.iter().map(|entry| entry.player.clone());
                 Outcome { gone: players.zip(sequences.into_iter().skip(1)).collect(), ..Outcome::default() }

@@ -104,6 +104,8 @@ impl Follow {
         let link = Link::new(context.client());
         let next = from.max(1);
         let source = create(context.clone(), link.clone(), stream, filters.clone(), next, Duration::ZERO);
+        metrics::counter!("garage_readers_created_total", "stream" => stream).increment(0);
+        metrics::counter!("garage_readers_silent_total", "stream" => stream).increment(0);
         Self { context, link, stream, filters, next, source, backoff: BACKOFF }
     }
 

@@ -89,6 +89,10 @@ pub const INVENTORY: Consumer =
 /// Every durable consumer.
 pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];
 
+/// All streams.
+pub const STREAMS: [&str; 9] =
+    [STREAM, HISTORY, TIMERS, REPORTS, presence::STREAM, lease::STREAM, queue_status::STREAM, SNAPSHOTS, DEAD];
+
 impl Consumer {
     /// The subject filters of the consumer. They do not overlap.
     pub fn filters(&self) -> Vec<String> {
@@ -378,6 +382,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_list_of_streams_is_complete() {
+        assert_eq!(streams(1).map(|config| config.name), STREAMS);
+    }
 
     #[test]
     fn a_timeout_is_not_a_refusal() {

@@ -79,6 +79,7 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 pub(crate) async fn serve(
     listener: TcpListener,
+    name: &'static str,
     health: Health,
     metrics: PrometheusHandle,
     pages: Option<Arc<dyn Pages>>,
@@ -100,7 +101,7 @@ pub(crate) async fn serve(
             let answer = service_fn(|request: Request<Incoming>| {
                 let own = pages.clone().filter(|_| request.method() == Method::GET);
                 let path = request.uri().path().to_owned();
-                let response = respond(&path, &health, &metrics);
+                let response = respond(&path, name, &health, &metrics);
                 async move {
                     let own = match (own, &response) {
                         (Some(pages), None) => pages.get(path).await,
@@ -120,14 +121,23 @@ pub(crate) async fn serve(
     }
 }
 
-fn respond(path: &str, health: &Health, metrics: &PrometheusHandle) -> Option<Response<Full<Bytes>>> {
+fn respond(
+    path: &str,
+    name: &'static str,
+    health: &Health,
+    metrics: &PrometheusHandle,
+) -> Option<Response<Full<Bytes>>> {
     let (status, body) = match path {
         "/livez" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match health.report() {
             (true, report) => (StatusCode::OK, report),
             (false, report) => (StatusCode::SERVICE_UNAVAILABLE, report),
         },
-        "/metrics" => (StatusCode::OK, metrics.render()),
+        "/metrics" => {
+            let ready = f64::from(u8::from(health.report().0));
+            metrics::gauge!("garage_worker_ready", "worker" => name).set(ready);
+            (StatusCode::OK, metrics.render())
+        }
         _ => return None,
     };
     Some(text(status, body))

@@ -5,6 +5,7 @@
 //! - [`redis`]: the connection to Redis.
 //! - [`lag`]: reports whether a reader of the log keeps up.
 //! - [`lease`]: elects one of several instances for a job.
+//! - [`metrics`]: declares what a worker measures.
 //! - [`operator`]: signs the JWTs of NATS operator mode, and creates a NATS user for each game server.
 //! - [`seal`]: encrypts a game server's secrets on their way from the session worker to the director.
 //! - [`service`]: answers requests.
@@ -14,6 +15,7 @@ mod admin;
 pub mod config;
 pub mod lag;
 pub mod lease;
+pub mod metrics;
 pub mod operator;
 mod process;
 pub mod reactor;

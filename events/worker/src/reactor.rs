@@ -31,7 +31,7 @@ use garage_events::{
 use time::OffsetDateTime;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{failed_deliveries::FailedDeliveries, watchdog::Watchdog};
@@ -191,6 +191,7 @@ where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,
 {
+    register(consumer.name);
     let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
     let slots = Arc::new(Semaphore::new(concurrency));
     let mut watchdog = Watchdog::new(context.clone(), consumer);
@@ -213,6 +214,17 @@ where
     // When all slots are free, no delivery is in progress.
     let _ = slots.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
     ended.map(drop)
+}
+
+/// Creates the metrics of a consumer, so that its first dead letter is an increase.
+fn register(consumer: &'static str) {
+    for outcome in ["done", "retry", "held", "newer", "dead", "retried", "still-dead"] {
+        metrics::counter!("garage_reactions_total", "consumer" => consumer, "outcome" => outcome).increment(0);
+    }
+    for reason in ["missing", "silent", "leaderless"] {
+        metrics::counter!("garage_consumers_made_again_total", "consumer" => consumer, "reason" => reason).increment(0);
+    }
+    drop(metrics::histogram!("garage_reaction_seconds", "consumer" => consumer));
 }
 
 /// The reactor of one instance.
@@ -276,6 +288,7 @@ where
             message,
             failed_deliveries: self.failed_deliveries.clone(),
             shutdown: self.shutdown.clone(),
+            began: Instant::now(),
         };
         let handler = self.handler.clone();
         tokio::spawn(async move {
@@ -306,6 +319,8 @@ struct Reaction {
     message: jetstream::Message,
     failed_deliveries: FailedDeliveries,
     shutdown: Shutdown,
+    /// When the message was delivered.
+    began: Instant,
 }
 
 impl Reaction {
@@ -417,6 +432,8 @@ impl Reaction {
 
     /// Acknowledges or terminates the message, so that the server does not redeliver it.
     async fn finish(&self, kind: AckKind) {
+        let (name, took) = (self.consumer.name, self.began.elapsed());
+        metrics::histogram!("garage_reaction_seconds", "consumer" => name).record(took);
         crash::effect(self.consumer.acknowledged, self.send_ack(kind)).await;
     }
 

@@ -15,6 +15,7 @@ mod game_servers;
 mod instances;
 mod kube;
 mod matches;
+mod metrics;
 mod operator;
 mod ops;
 mod outages;
