@@ -121,7 +121,7 @@ pub struct Ready {
 /// The second report: the game is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
-    /// Each player of the session exactly once, ordered by place.
+    /// Each player of the session exactly once, see [`crate::session::results::check`].
     pub results: Vec<Placing>,
 }
 
@@ -129,11 +129,24 @@ pub struct Finished {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placing {
     pub player: PlayerId,
-    /// 1 for the winner.
+    /// 1 for the winner. Players with equal places are tied, and the next place is skipped: 1, 2, 2, 4.
     pub place: u32,
     /// Time from start to finish line, in milliseconds; absent if the player did not finish.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_ms: Option<u64>,
+    /// False if the player never connected to the game server. A server that does not report this counts all players
+    /// as joined.
+    #[serde(default = "joined", skip_serializing_if = "is_true")]
+    pub joined: bool,
+}
+
+const fn joined() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_true(joined: &bool) -> bool {
+    *joined
 }
 
 /// The claims of a connection token: an EdDSA JWT that admits one player to one session's game server.

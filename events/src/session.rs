@@ -1,11 +1,12 @@
 //! A session: one match, from the matchmaker's decision until it is closed.
 //!
-//! `event` defines the events, `state` folds them, `decide` decides which events a command results in, and `view`
-//! defines the view for players and operators.
+//! `event` defines the events, `state` folds them, `decide` decides which events a command results in, `results` checks
+//! the results of a match, and `view` defines the view for players and operators.
 
 mod decide;
 mod event;
 mod limits;
+pub mod results;
 mod state;
 mod view;
 

@@ -160,7 +160,7 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             Err(rejection @ Rejection::UnknownAttempt) if self.is_fresh(delivery) => {
                 return Err(Failure::Retry(rejection.into()));
             }
-            Err(rejection @ Rejection::BadResults) => {
+            Err(rejection @ Rejection::BadResults(_)) => {
                 self.fail(delivery, session, attempt, &rejection).await?;
                 return Err(Failure::Poison(rejection.into()));
             }

@@ -182,7 +182,8 @@ impl Match {
     }
 
     fn finished(&self, attempt: u32) -> Result<(), Failure> {
-        let placing = |player: &str, place| Placing { player: player.parse().unwrap(), place, time_ms: Some(9) };
+        let placing =
+            |player: &str, place| Placing { player: player.parse().unwrap(), place, time_ms: Some(9), joined: true };
         let results = vec![placing("bert", 1), placing("anna", 2)];
         self.reports(attempt, ReportKind::Finished, Finished { results })
     }
@@ -438,7 +439,7 @@ fn a_bad_report_fails_its_attempt() {
     game.scheduled(2);
     game.ready(2).unwrap();
     game.deliver_all();
-    let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None };
+    let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None, joined: true };
     poison(game.reports(2, ReportKind::Finished, Finished { results: vec![stranger] }));
     game.deliver_all();
     assert!(game.types().ends_with(&["Opened", "PodFailed", "Failed", "Closed"]), "{:?}", game.types());

@@ -1,7 +1,7 @@
 use time::{Duration, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
-use super::*;
+use super::{results::BadResults, *};
 use crate::{
     event::{Event as _, Recorded},
     game::{self, Placing},
@@ -72,8 +72,12 @@ fn opening(attempt: u32) -> Opened {
 }
 
 fn places(players: &[&str]) -> Vec<Placing> {
-    let placing =
-        |(place, player): (u32, &&str)| Placing { player: player.parse().unwrap(), place, time_ms: Some(12_000) };
+    let placing = |(place, player): (u32, &&str)| Placing {
+        player: player.parse().unwrap(),
+        place,
+        time_ms: Some(12_000),
+        joined: true,
+    };
     (1..).zip(players).map(placing).collect()
 }
 

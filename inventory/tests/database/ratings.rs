@@ -16,7 +16,8 @@ fn session(number: usize) -> SessionId {
 
 /// Results of a race that all players finished, in the given order.
 fn race(players: &[&str]) -> Vec<Placing> {
-    let placing = |(place, name): (u32, &&str)| Placing { player: player(name), place, time_ms: Some(9_000) };
+    let placing =
+        |(place, name): (u32, &&str)| Placing { player: player(name), place, time_ms: Some(9_000), joined: true };
     (1..).zip(players).map(placing).collect()
 }
 

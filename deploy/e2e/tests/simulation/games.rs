@@ -252,8 +252,10 @@ impl Game {
         self.report(&self.config.ready, &ready).await;
         self.sleep(race).await;
         let players = self.config.players.iter().map(|loadout| loadout.player.clone());
-        let mut results: Vec<Placing> =
-            players.zip(1..).map(|(player, place)| Placing { player, place, time_ms: Some(9_000) }).collect();
+        let mut results: Vec<Placing> = players
+            .zip(1..)
+            .map(|(player, place)| Placing { player, place, time_ms: Some(9_000), joined: true })
+            .collect();
         match behavior {
             Behavior::DiesWhileRacing => return self.exit(self.abnormal_exit()),
             Behavior::NeverFinishes => return self.run_to_hard_end().await,

@@ -338,5 +338,5 @@ pub(super) fn address() -> Address {
 }
 
 pub(super) fn placing(name: &str, place: u32) -> Placing {
-    Placing { player: name.parse().unwrap(), place, time_ms: Some(9) }
+    Placing { player: name.parse().unwrap(), place, time_ms: Some(9), joined: true }
 }

@@ -184,7 +184,7 @@ impl Pair {
 }
 
 fn placing(player: &Player, place: u32) -> Placing {
-    Placing { player: player.id.clone(), place, time_ms: Some(12_000 + u64::from(place)) }
+    Placing { player: player.id.clone(), place, time_ms: Some(12_000 + u64::from(place)), joined: true }
 }
 
 /// Appends a decision, together with one event for each player. Returns the sequence of its first message.
