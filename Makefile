@@ -12,7 +12,7 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/garage
 MDBOOK = $(or $(shell command -v mdbook),$(CACHE)/bin/mdbook)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench images lint docs install
+.PHONY: help demo test chaos outages bench images lint docs install
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,6 +32,11 @@ chaos: ## Injects random faults while bots play: for FOR=600 seconds, with SEED=
 	cargo build --workspace
 	GARAGE_CHAOS_FOR=$(FOR) GARAGE_CHAOS_SEED=$(SEED) GARAGE_CHAOS_NODES=$(NODES) \
 		cargo test --workspace --test e2e -- --nocapture chaos
+
+outages: ## Walks 18 outages of NATS, Redis, MySQL and Kubernetes, and prints what players and operators see.
+	@deploy/local/install.sh --tests
+	cargo build --workspace
+	cargo test --workspace --test e2e -- --ignored --nocapture outage_table::table
 
 bench: install ## Measures the log, a gateway and a director, each beside the machine's own limit.
 	@# A debug build is much slower than the release build that you deploy.

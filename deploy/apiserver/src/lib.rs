@@ -88,6 +88,11 @@ impl ApiServer {
     pub fn deny(&self, verb: &str, resource: &str) {
         self.shared.denied.add(verb, resource);
     }
+
+    /// Grants a right that [`deny`](Self::deny) took.
+    pub fn allow(&self, verb: &str, resource: &str) {
+        self.shared.denied.remove(verb, resource);
+    }
 }
 
 impl Drop for ApiServer {

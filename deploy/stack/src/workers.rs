@@ -55,7 +55,9 @@ impl Worker {
         self.role().name()
     }
 
-    fn role(self) -> Role {
+    /// The worker's NATS user.
+    #[must_use]
+    pub fn role(self) -> Role {
         match self {
             Self::Gateway => Role::Gateway,
             Self::Matchmaker => Role::Matchmaker,

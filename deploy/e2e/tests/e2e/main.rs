@@ -17,6 +17,7 @@ mod kube;
 mod matches;
 mod operator;
 mod ops;
+mod outage_table;
 mod outages;
 mod queues;
 mod ratings;

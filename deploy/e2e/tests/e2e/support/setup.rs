@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,7 @@ use std::{
 use garage_events::jetstream::JetStreamLog;
 use garage_stack::{
     servers::Role,
-    workers::{Options, Stack, binary},
+    workers::{Games, Options, Pods, Stack, binary},
 };
 use tokio::sync::Mutex;
 
@@ -29,6 +30,7 @@ pub(crate) struct Setup {
     queues: Option<&'static str>,
     game_server: Option<&'static str>,
     backup: Option<PathBuf>,
+    kubeconfig: Option<String>,
 }
 
 impl Setup {
@@ -40,7 +42,7 @@ impl Setup {
         let ready = ("GARAGE_READY_S".into(), "60".into());
         let env = vec![keys, ready];
         let options = Options { env, ..Options::default() };
-        Self { options, game_arg: SHORT, queues: None, game_server: None, backup: None }
+        Self { options, game_arg: SHORT, queues: None, game_server: None, backup: None, kubeconfig: None }
     }
 
     /// Like [`Setup::short`], with races that do not end.
@@ -80,6 +82,12 @@ impl Setup {
         self
     }
 
+    /// Runs the game servers as pods of the namespace `games`, in the cluster of this kubeconfig.
+    pub(crate) fn on_cluster(mut self, kubeconfig: &str) -> Self {
+        self.kubeconfig = Some(kubeconfig.into());
+        self
+    }
+
     /// Restores a backup to the servers before the workers start.
     pub(crate) fn restored(mut self, backup: &Path) -> Self {
         self.backup = Some(backup.to_owned());
@@ -101,6 +109,17 @@ impl Setup {
             let file = folder.path().join("gameserver.sh");
             write_game_server(&file, script, &root);
             self.options.env.push(("GARAGE_GAMESERVER".into(), file.to_str().unwrap().into()));
+        }
+        if let Some(kubeconfig) = self.kubeconfig {
+            let file = folder.path().join("kubeconfig");
+            fs::write(&file, kubeconfig).unwrap();
+            self.options.games = Games::Kube(Pods {
+                kubeconfig: file,
+                namespace: "games".into(),
+                image: "gameserver:test".into(),
+                pull_policy: "Never".into(),
+                advertise: Ipv4Addr::LOCALHOST.into(),
+            });
         }
         if let Some(backup) = &self.backup {
             operations::restore(&root, self.options.nats_nodes, backup).await;
