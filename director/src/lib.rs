@@ -18,6 +18,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::{
+    crash::Point,
     env::System,
     game,
     jetstream::{JetStreamLog, setup::DIRECTOR},
@@ -26,6 +27,7 @@ use garage_events::{
 use garage_worker::{
     Runtime, Shutdown,
     config::nats_urls,
+    metrics::Metric,
     reactor,
     redis::Redis,
     seal::{SealKey, SealKeys},
@@ -38,6 +40,17 @@ pub use config::Config;
 
 /// The number of events handled at the same time. Several, because one removal may take seconds.
 const REACTIONS: usize = 16;
+
+/// What the worker measures.
+const METRICS: [Metric; 5] = [
+    Metric::histogram("garage_session_step_seconds", "time from the session's event before to this one")
+        .with(&[("step", &["scheduled"])]),
+    Metric::gauge("garage_instances", "game servers by state"),
+    Metric::counter("garage_instances_created_total", "game servers created"),
+    Metric::counter("garage_instances_failed_total", "failed attempts to start or run a game server")
+        .with(&[("reason", &["exited", "killed", "not-started", "no-capacity", "node-lost"])]),
+    Metric::counter("garage_orphans_removed_total", "game servers removed because no open session needs them"),
+];
 
 /// Runs the worker until `shutdown`. Game servers keep running without it.
 ///
@@ -59,16 +72,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             }
             let name = lease::director(backend.namespace());
             let (watched, end) = (backend.clone(), shutdown.clone());
-            let session = time::Duration::seconds(config.session_s.into());
             let spawn_tasks = move |runtime: &mut Runtime, log: &JetStreamLog| {
                 let context = log.context().clone();
-                let (leases, keeping) = garage_worker::lease::keep(context, vec![name.clone()], runtime.health.clone());
+                let (names, health) = (vec![name.clone()], runtime.health.clone());
+                let (leases, keeping) = garage_worker::lease::keep(context, names, Point::LeaseKept, health);
                 runtime.spawn("leases", keeping);
                 leases.compete();
                 let leases = Arc::new(leases);
                 let leads = move || leases.holds(&name);
-                let lost_pods =
-                    kube::lost_pods::watch(watched.clone(), log.reader(), session, leads.clone(), end.clone());
+                let lost_pods = kube::lost_pods::watch(watched.clone(), log.reader(), leads.clone(), end.clone());
                 runtime.spawn("lost pods", lost_pods);
                 runtime.spawn("cluster", watched.watch(end));
                 leads
@@ -88,6 +100,7 @@ async fn serve<B: Backend, F: Fn() -> bool + Send + Sync + 'static>(
 ) -> anyhow::Result<()> {
     let (seal, settings, redis) = load(&config)?;
     let mut runtime = Runtime::start("director", &config.worker, shutdown.clone()).await?;
+    garage_worker::metrics::register(&METRICS);
     let log = runtime.open_log().await?;
     let context = log.context().clone();
     let leads = spawn_tasks(&mut runtime, &log);
@@ -138,8 +151,7 @@ fn game_settings(config: &Config) -> anyhow::Result<reaction::GameSettings> {
         Some(url) => nats_urls(url, "game-nats")?,
         None => config.worker.nats.urls()?,
     };
-    let session = time::Duration::seconds(config.session_s.into());
-    Ok(reaction::GameSettings { token_key, token_keys, nats_url: url.to_owned(), session })
+    Ok(reaction::GameSettings { token_key, token_keys, nats_url: url.to_owned() })
 }
 
 /// Reads a public key that verifies connection tokens. Returns its `kid`, by which tokens name it, and its PEM text.

@@ -9,11 +9,11 @@ use garage_events::{
     id::SessionId,
     log::Log,
     reaction::decide_session,
-    session::{Command, Event, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
+    session::{Command, Event, Limits, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
     subject::{Aggregate, Report, ReportKind, game_inbox},
 };
 use garage_worker::reactor::{Delivery, Failure};
-use time::Duration;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::backend::{Backend, CreateError, Created, Name, Order, Placed, Unavailable};
@@ -33,8 +33,12 @@ pub struct GameSettings {
     pub token_keys: BTreeMap<String, String>,
     /// URLs of the NATS servers that game servers report to, separated by commas.
     pub nats_url: String,
-    /// The time from the match to the session's hard end.
-    pub session: Duration,
+}
+
+/// The hard end of a session, as its request for a game server says. An older session worker did not write it; then it
+/// is the default.
+pub(crate) fn hard_end(open: &Open) -> OffsetDateTime {
+    open.hard_end(&Limits::default())
 }
 
 /// Gives access to the game servers' secrets, which the session worker stores in Redis.
@@ -75,10 +79,15 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             Event::PodRequested(requested) => {
                 self.on_pod_requested(session, recorded.seq, recorded.id, requested).await
             }
+            // The attempt is over, whatever its server still does. A server that misbehaved would go on, and after
+            // `Opened` its players with it.
+            Event::PodFailed(failed) => {
+                self.backend.delete(Name { session, attempt: failed.attempt }).await?;
+                Ok(())
+            }
             Event::Closed(_) => self.on_closed(session, recorded.seq).await,
             event @ (Event::Matched(_)
             | Event::PodScheduled(_)
-            | Event::PodFailed(_)
             | Event::PodReady(_)
             | Event::Opened(_)
             | Event::Failed(_)
@@ -106,27 +115,26 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             // The session has opened: this is an old delivery, and there is nothing left to do.
             return Ok(());
         };
-        if name.attempt > 1 {
-            for attempt in 1..name.attempt {
-                self.backend.delete(Name { session, attempt }).await?;
-            }
-        }
         match self.create(name, &open, requested).await {
-            Ok(Created::Placed(placed)) => self.append_scheduled(name, Some(cause), placed).await,
+            Ok(Created::Placed(placed)) => self.append_scheduled(name, Some(cause), placed).await?,
             // The watch notices when the instance is placed. Meanwhile the session may have ended.
-            Ok(Created::Waiting) => self.remove_unwanted(name).await,
+            Ok(Created::Waiting) => self.remove_unwanted(name).await?,
             Err(CreateError::Refused { reason, message }) => {
                 metrics::counter!("garage_instances_failed_total", "reason" => reason).increment(1);
-                self.fail(name, reason, message, Some(cause)).await
+                self.fail(name, reason, message, Some(cause)).await?;
             }
             Err(CreateError::Over) => {
                 // This may not be a failure: the match may have finished since the session was read, and the results
                 // may be on their way.
                 tracing::info!(session.id = %session, pod.name = %name, "instance has exited; the watch will handle it");
-                Ok(())
             }
-            Err(CreateError::Unavailable(error)) => Err(error.into()),
+            Err(CreateError::Unavailable(error)) => return Err(error.into()),
         }
+        // Last, because a removal may take seconds, and this attempt must not wait for it.
+        for attempt in 1..name.attempt {
+            self.backend.delete(Name { session, attempt }).await?;
+        }
+        Ok(())
     }
 
     async fn create(&self, name: Name, open: &Open, requested: PodRequested) -> Result<Created, CreateError> {
@@ -150,7 +158,7 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             },
             ready: report(ReportKind::Ready),
             finished: report(ReportKind::Finished),
-            ends_at: open.began + self.settings.session,
+            ends_at: hard_end(open),
         };
         let order = Order { queue: open.matched.queue.clone(), region: requested.region, config };
         let created = self.backend.create(&order).await?;
@@ -205,7 +213,7 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
         cause: Option<Uuid>,
     ) -> Result<(), Failure> {
         tracing::warn!(session.id = %name.session, pod.name = %name, reason, message, "instance failed");
-        let command = Command::FailPod(PodFailed { attempt: name.attempt, reason: reason.into(), message });
+        let command = Command::FailPod(PodFailed::new(name.attempt, reason, &message));
         match decide_session(&self.log, &self.env, name.session, command, cause).await? {
             Ok(_) => Ok(self.backend.delete(name).await.map(drop)?),
             Err(rejection) => self.on_rejection(name, &rejection).await,
@@ -246,6 +254,8 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use futures::executor::block_on;
     use garage_events::{
         env::Simulated,
@@ -291,8 +301,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_redelivered_request_does_not_fail_the_attempt_when_its_server_has_exited() {
+    /// A director, and a session with these events after `Matched`.
+    fn director<B: Backend>(
+        backend: B,
+        events: impl IntoIterator<Item = Event>,
+    ) -> (App<SimLog<Simulated>, Simulated, B, FixedKeys>, SessionId) {
         let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
         let log = SimLog::new(env.clone());
         let session = SessionId::new(env.id());
@@ -301,30 +314,34 @@ mod tests {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams: vec![Team { name: "1".into(), players: vec![member] }],
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 0,
             clock: env.now(),
         };
-        let requested = PodRequested {
-            attempt: 1,
+        let events = [Event::from(matched)].into_iter().chain(events);
+        let decision = Decision::new(&env, session.uuid(), None);
+        let decision = decision.change(&env, Aggregate::Session(session), Head::default(), events);
+        block_on(log.append(decision)).unwrap();
+        let settings = GameSettings { token_key: String::new(), token_keys: BTreeMap::new(), nats_url: String::new() };
+        (App { log, env, backend, keys: FixedKeys, settings: Arc::new(settings) }, session)
+    }
+
+    fn requested(attempt: u32) -> Event {
+        PodRequested {
+            attempt,
             region: "eu".parse().unwrap(),
             loadouts: Vec::<Loadout>::new(),
             public_key: "public".into(),
             fingerprint: "f00d".into(),
-        };
-        let events = [Event::from(matched), requested.into()];
-        let decision = Decision::new(&env, session.uuid(), None);
-        let decision = decision.change(&env, Aggregate::Session(session), Head::default(), events);
-        block_on(log.append(decision)).unwrap();
+            ends_at: None,
+        }
+        .into()
+    }
 
-        let settings = GameSettings {
-            token_key: String::new(),
-            token_keys: BTreeMap::new(),
-            nats_url: String::new(),
-            session: Duration::MINUTE,
-        };
-        let app = App { log: log.clone(), env, backend: ExitedInstance, keys: FixedKeys, settings: Arc::new(settings) };
-        let message = log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
+    /// Delivers the last event of the session a second time.
+    fn redeliver<B: Backend>(app: &App<SimLog<Simulated>, Simulated, B, FixedKeys>, session: SessionId) {
+        let message = app.log.messages(&Aggregate::Session(session).filter()).pop().unwrap();
         let delivery = Delivery {
             seq: message.seq,
             time: message.time,
@@ -333,8 +350,48 @@ mod tests {
             delivered: 2,
         };
         block_on(app.on_event(&delivery)).unwrap();
-        let history = block_on(log.session(session)).unwrap().history;
+    }
+
+    #[test]
+    fn a_redelivered_request_does_not_fail_the_attempt_when_its_server_has_exited() {
+        let (app, session) = director(ExitedInstance, [requested(1)]);
+        redeliver(&app, session);
+        let history = block_on(app.log.session(session)).unwrap().history;
         let types: Vec<_> = history.iter().map(|recorded| recorded.event.type_name()).collect();
         assert_eq!(types, ["Matched", "PodRequested"]);
+    }
+
+    /// A backend that records its calls.
+    #[derive(Clone, Default)]
+    struct RecordingBackend(Arc<Mutex<Vec<String>>>);
+
+    impl Backend for RecordingBackend {
+        async fn create(&self, order: &Order) -> Result<Created, CreateError> {
+            self.0.lock().unwrap().push(format!("create {}", order.name().attempt));
+            Ok(Created::Waiting)
+        }
+
+        async fn find(&self, _: Name) -> Result<Option<Created>, Unavailable> {
+            Ok(None)
+        }
+
+        async fn list(&self) -> Listing {
+            Ok(Vec::new()).into()
+        }
+
+        async fn delete(&self, name: Name) -> Result<bool, Unavailable> {
+            self.0.lock().unwrap().push(format!("delete {}", name.attempt));
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn an_attempt_does_not_wait_for_the_removal_of_the_earlier_ones() {
+        let backend = RecordingBackend::default();
+        let failed = |attempt| Event::from(PodFailed::new(attempt, "exited", "exit code 7"));
+        let events = [requested(1), failed(1), requested(2), failed(2), requested(3)];
+        let (app, session) = director(backend.clone(), events);
+        redeliver(&app, session);
+        assert_eq!(*backend.0.lock().unwrap(), ["create 3", "delete 1", "delete 2"]);
     }
 }

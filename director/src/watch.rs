@@ -17,7 +17,7 @@ use garage_worker::{Health, Shutdown, reactor::Failure};
 
 use crate::{
     backend::{Backend, Exit, Instance, Listing, Name, State},
-    reaction::{App, Keys},
+    reaction::{App, Keys, hard_end},
 };
 
 /// Time between two checks: a server's exit can go unnoticed for this long.
@@ -251,7 +251,7 @@ async fn handle_exit<L: Log + Reports, W: Env, B: Backend, K: Keys>(
         return Ok(true);
     }
     if let session::State::Open(open) = &state {
-        if app.env.now() >= open.began + app.settings.session {
+        if app.env.now() >= hard_end(open) {
             // Servers exit by themselves at the session's hard end. Such an attempt has not failed: the session's timer
             // closes the session as abandoned.
             return Ok(true);
@@ -376,6 +376,7 @@ mod tests {
             rules: "test".into(),
             pool_seq: 0,
             clock: env.now(),
+            latencies: Default::default(),
         };
         let requested = PodRequested {
             attempt: 1,
@@ -383,6 +384,7 @@ mod tests {
             loadouts: Vec::new(),
             public_key: "public".into(),
             fingerprint: "f00d".into(),
+            ends_at: None,
         };
         let failed = PodFailed { attempt: 1, reason: "test".into(), message: String::new() };
         let events = [Event::from(matched), requested.into(), failed.into()];
@@ -396,12 +398,7 @@ mod tests {
         let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
         let log = SimLog::new(env.clone());
         let (backend, count) = (SlowBackend::default(), 3 * CONCURRENCY);
-        let settings = GameSettings {
-            token_key: String::new(),
-            token_keys: BTreeMap::new(),
-            nats_url: String::new(),
-            session: time::Duration::MINUTE,
-        };
+        let settings = GameSettings { token_key: String::new(), token_keys: BTreeMap::new(), nats_url: String::new() };
         let app = App {
             log: NoReports(log.clone()),
             env: env.clone(),

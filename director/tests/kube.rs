@@ -29,6 +29,7 @@ use garage_apiserver::{
 use garage_director::backend::Name;
 use garage_events::{
     env::{Env, System},
+    failure::NO_CAPACITY,
     game::{self, Car, Loadout, Stats},
     id::{PlayerId, QueueName, SessionId, TicketId},
     jetstream::{JetStreamLog, setup},
@@ -410,11 +411,14 @@ impl Fixture {
             session: id,
             team: team.clone(),
             waiting_since: System.now(),
+            requeue: None,
+            absences: 0,
         };
         let matched = Matched {
             queue,
             region: region.parse().unwrap(),
             teams: vec![Team { name: team, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
+            latencies: Default::default(),
             rules: "v1".into(),
             pool_seq: 1,
             clock: System.now(),
@@ -481,6 +485,7 @@ fn requested(region: &str) -> PodRequested {
         loadouts: vec![Loadout { player: "p1".parse().unwrap(), car, items: BTreeMap::new() }],
         public_key: "public".into(),
         fingerprint: FINGERPRINT.into(),
+        ends_at: None,
     }
 }
 
@@ -801,7 +806,7 @@ async fn a_pod_that_fits_no_node_fails_the_attempt_after_the_maximum_wait() {
     let message = "0/2 nodes are available: 2 Insufficient cpu.";
     let condition = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message});
     fixture.cluster.status(name, json!({"conditions": [condition]})).await;
-    fixture.wait_for_failure(name, "unschedulable", "Insufficient cpu").await;
+    fixture.wait_for_failure(name, NO_CAPACITY, "Insufficient cpu").await;
 }
 
 #[tokio::test]
@@ -929,7 +934,7 @@ async fn a_temporary_refusal_of_a_pod_is_retried_and_an_exceeded_quota_fails_the
     let failed = fixture.failed(name).await;
     let message =
         format!("pods \"{name}\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0, limited: pods=0");
-    assert_eq!((failed.reason.as_str(), failed.message), ("quota-exceeded", message));
+    assert_eq!((failed.reason.as_str(), failed.message), (NO_CAPACITY, message));
     fixture.cluster.gone(name).await;
 }
 

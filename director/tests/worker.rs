@@ -33,6 +33,8 @@ use garage_worker::{Shutdown, seal::SealKey};
 const DEADLINE: Duration = Duration::from_secs(120);
 const FINGERPRINT: &str = "f00d";
 const SEAL: [u8; 32] = [9; 32];
+/// The hard end in every request for a game server.
+const ENDS_AT: time::OffsetDateTime = time::macros::datetime!(2100-01-01 00:00 UTC);
 const SLEEPS: &str = "sleep 300";
 
 // Generated for this test with `openssl genpkey -algorithm ed25519 | openssl pkey -pubout`. The key id below each key
@@ -153,11 +155,20 @@ impl Fixture {
         let player: PlayerId = format!("p{}", System.id().simple()).parse().unwrap();
         let (ticket, team) = (TicketId::new(System.id()), "red".to_owned());
         let queue: QueueName = "ranked".parse().unwrap();
-        let joined = player::Matched { ticket, queue, session: id, team: team.clone(), waiting_since: System.now() };
+        let joined = player::Matched {
+            ticket,
+            queue,
+            session: id,
+            team: team.clone(),
+            waiting_since: System.now(),
+            requeue: None,
+            absences: 0,
+        };
         let matched = Matched {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams: vec![Team { name: team, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
+            latencies: Default::default(),
             rules: "v1".into(),
             pool_seq: 1,
             clock: System.now(),
@@ -178,6 +189,15 @@ impl Fixture {
     async fn fail(&self, id: SessionId, attempt: u32) {
         let failed = PodFailed { attempt, reason: "test".into(), message: String::new() };
         self.decide(id, session::Command::FailPod(failed)).await;
+    }
+
+    /// Records that the first server is ready, and opens the session.
+    async fn open(&self, id: SessionId) {
+        let scheduled = self.scheduled(id, 1).await;
+        let ports = Ports { tcp_port: 1, udp_port: 2 };
+        self.decide(id, session::Command::Ready { attempt: 1, report: Ready { ports } }).await;
+        let address = Address { ip: scheduled.public_ip, ports, fingerprint: FINGERPRINT.into() };
+        self.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
     }
 
     async fn load(&self, id: SessionId) -> Session {
@@ -259,6 +279,7 @@ fn requested(attempt: u32) -> PodRequested {
         loadouts: vec![Loadout { player: "p1".parse().unwrap(), car, items: BTreeMap::new() }],
         public_key: "public".into(),
         fingerprint: FINGERPRINT.into(),
+        ends_at: Some(ENDS_AT),
     }
 }
 
@@ -282,8 +303,7 @@ async fn a_requested_server_is_started_with_its_configuration() {
     assert_eq!(config.nats.inbox, format!("_INBOX.{id}.1"));
     assert_eq!(config.ready, format!("report.{id}.1.ready"));
     assert_eq!(config.finished, format!("report.{id}.1.finished"));
-    let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
-    assert_eq!(config.ends_at, open.began + time::Duration::minutes(15));
+    assert_eq!(config.ends_at, ENDS_AT, "the request decides the hard end");
     fixture.stop().await;
     // The server keeps running without its director, and the next director removes it.
     assert!(!processes(&fixture.instance(name(id, 1))).is_empty());
@@ -441,12 +461,7 @@ async fn a_server_that_dies_during_the_match_breaks_the_session() {
     let mut fixture = Fixture::new("while [ ! -e ../../die ]; do sleep 0.05; done\nkill -9 $$").await;
     fixture.start().await;
     let id = fixture.session().await;
-    let scheduled = fixture.scheduled(id, 1).await;
-    let report = Ready { ports: Ports { tcp_port: 1, udp_port: 2 } };
-    fixture.decide(id, session::Command::Ready { attempt: 1, report }).await;
-    let address =
-        Address { ip: scheduled.public_ip, ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: FINGERPRINT.into() };
-    fixture.decide(id, session::Command::Open(Opened { attempt: 1, address })).await;
+    fixture.open(id).await;
     fs::write(fixture.path("die"), "").unwrap();
     let failed = fixture.failed(id).await;
     assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("killed", "signal 9"));
@@ -454,6 +469,26 @@ async fn a_server_that_dies_during_the_match_breaks_the_session() {
     let State::Open(open) = fixture.load(id).await.state else { panic!("not open") };
     assert_eq!(open.phase, Phase::Broken { attempt: 1, reason: "killed".into() });
     fixture.gone(name(id, 1)).await;
+}
+
+#[tokio::test]
+async fn the_server_of_a_failed_attempt_is_ended_at_once_before_and_after_the_opening() {
+    let mut fixture = Fixture::new(SLEEPS).await;
+    // Otherwise the servers would also be removed as orphans.
+    fixture.grace = 3_600;
+    fixture.start().await;
+    let (starting, open) = (fixture.session().await, fixture.session().await);
+    for id in [starting, open] {
+        fixture.scheduled(id, 1).await;
+    }
+    fixture.open(open).await;
+    for id in [starting, open] {
+        fixture.fail(id, 1).await;
+        fixture.gone(name(id, 1)).await;
+        // It was not the end of the session that ended the server.
+        assert!(matches!(fixture.load(id).await.state, State::Open(_)));
+    }
+    assert_eq!(fixture.starts(), 2);
 }
 
 #[tokio::test]

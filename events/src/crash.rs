@@ -43,7 +43,7 @@ points! {
     Matched = "matchmaker.matched",
     /// The time-outs of tickets are appended.
     TimedOut = "matchmaker.timed-out",
-    /// A lease is acquired, renewed or released.
+    /// The lease of a queue is acquired, renewed or released. The director also does this with its own lease.
     LeaseKept = "matchmaker.lease-kept",
     /// A snapshot of the waiting players is written.
     SnapshotWritten = "matchmaker.snapshot-written",
@@ -73,6 +73,8 @@ points! {
     ConsumerMade = "session.consumer-made",
     /// Changes are written to the projections.
     Projected = "session.projected",
+    /// The projector's lease is acquired, renewed or released.
+    ProjectorLeaseKept = "session.lease-kept",
     /// The projections are emptied, to be folded again from the beginning.
     ProjectionsReset = "session.projections-reset",
     /// The summary of the dead letters is written.

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use crate::id::{CarId, ItemId, PlayerId, SessionId, Slot};
+use crate::{
+    id::{CarId, ItemId, PlayerId, SessionId, Slot},
+    queue::MAX_PLAYERS,
+};
 
 /// The car that a player drives in a match, with the mounted items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,6 +114,12 @@ pub struct Ports {
     pub udp_port: u16,
 }
 
+/// The maximum size of a report, in bytes.
+///
+/// The largest report that is allowed lists [`MAX_PLAYERS`] players. With the longest player ids and the largest numbers,
+/// indented by four spaces, the result of one player takes about 250 bytes. Twice as much leaves room for new fields.
+pub const MAX_REPORT: usize = MAX_PLAYERS * 512;
+
 /// The first report: the server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
@@ -121,7 +130,7 @@ pub struct Ready {
 /// The second report: the game is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
-    /// Each player of the session exactly once, ordered by place.
+    /// Each player of the session exactly once, see [`crate::session::results::check`].
     pub results: Vec<Placing>,
 }
 
@@ -129,11 +138,24 @@ pub struct Finished {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placing {
     pub player: PlayerId,
-    /// 1 for the winner.
+    /// 1 for the winner. Players with equal places are tied, and the next place is skipped: 1, 2, 2, 4.
     pub place: u32,
     /// Time from start to finish line, in milliseconds; absent if the player did not finish.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_ms: Option<u64>,
+    /// False if the player never connected to the game server. A server that does not report this counts all players
+    /// as joined.
+    #[serde(default = "joined", skip_serializing_if = "is_true")]
+    pub joined: bool,
+}
+
+const fn joined() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_true(joined: &bool) -> bool {
+    *joined
 }
 
 /// The claims of a connection token: an EdDSA JWT that admits one player to one session's game server.
@@ -150,6 +172,9 @@ pub struct ConnectClaims {
 
 /// The audience of connection tokens. It distinguishes them from all other tokens.
 pub const CONNECT_AUDIENCE: &str = "garage-game";
+
+/// The exit code of a game server that finds no free port. Garage then tries again later, and does not count the attempt.
+pub const EXIT_NO_PORT: u8 = 75;
 
 /// The fingerprint of a public key: SHA-256 of its DER SubjectPublicKeyInfo, in lower-case hex. Game clients pin the
 /// fingerprint of the game server's RSA key, which is the key of its TLS certificate. Connection tokens name their
@@ -197,5 +222,25 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+    use serde_json::{Serializer, ser::PrettyFormatter};
+
+    use super::*;
+
+    #[test]
+    fn the_largest_report_fits_twice_into_the_limit() {
+        let player = |number| format!("{number:x<128}").parse().unwrap();
+        let result =
+            |number| Placing { player: player(number), place: u32::MAX, time_ms: Some(u64::MAX), joined: true };
+        let report = Finished { results: (10..10 + MAX_PLAYERS).map(result).collect() };
+        let mut text = Vec::new();
+        let indented = PrettyFormatter::with_indent(b"    ");
+        report.serialize(&mut Serializer::with_formatter(&mut text, indented)).unwrap();
+        assert!(text.len() * 2 < MAX_REPORT, "{} bytes", text.len());
     }
 }

@@ -3,18 +3,22 @@
 //! All reads that a decision is based on use `STREAM.MSG.GET`, which the stream's leader answers. A replica may answer
 //! a direct get, and may not have an acknowledged write yet.
 
+pub mod backoff;
 mod commit;
 pub mod follow;
 mod link;
 pub mod reader;
 pub mod setup;
+pub mod storage;
 pub mod timer;
 pub mod written;
+
+use std::error::Error as _;
 
 use async_nats::{
     Client,
     jetstream::{
-        self, Context,
+        self, Context, ErrorCode,
         context::PublishError,
         message::{PublishMessage, StreamMessage},
         publish::PublishAck,
@@ -25,9 +29,12 @@ use async_nats::{
 use futures::StreamExt;
 use jetstream_extra::batch_fetch::BatchFetchExt;
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
-use self::reader::Reader;
+use self::{link::Link, reader::Reader, storage::Storage};
 use crate::{
     crash::{self, Point},
     event::{Event, Recorded},
@@ -44,11 +51,15 @@ const QUEUE_CAPACITY: usize = 4_096;
 /// The maximum number of events in one batched direct get. It is the server's limit.
 const MAX_DIRECT_GET: usize = 1_000;
 
+/// The server's description of the error that [`is_already_stored`] recognises.
+const SUBJECT_FULL: &str = "maximum messages per subject exceeded";
+
 /// The log on JetStream. Clones share a connection and a committer.
 #[derive(Debug, Clone)]
 pub struct JetStreamLog {
     context: Context,
     stream: Stream<()>,
+    storage: Storage,
     submit: mpsc::Sender<commit::Submission>,
 }
 
@@ -79,8 +90,9 @@ impl JetStreamLog {
         })?;
         setup::check(found.cached_info())?;
         let stream = context.get_stream_no_info(subject::STREAM).await.map_err(|error| unavailable(&error))?;
-        let submit = commit::start(context.clone(), stream.clone(), QUEUE_CAPACITY);
-        Ok(Self { context, stream, submit })
+        let storage = Storage::default();
+        let submit = commit::start(context.clone(), stream.clone(), storage.clone(), QUEUE_CAPACITY);
+        Ok(Self { context, stream, storage, submit })
     }
 
     /// The connection's JetStream context.
@@ -91,6 +103,24 @@ impl JetStreamLog {
     /// Returns a reader for messages in order.
     pub fn reader(&self) -> Reader {
         Reader::of(self.context.clone(), self.stream.clone(), subject::STREAM)
+    }
+
+    /// Whether the log stores what is appended.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Reads the size of the stream at the leader, for [`storage`](Self::storage). Returns the size and its limit in
+    /// bytes; the limit is `None` if the stream has none.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]
+    pub async fn measure(&self) -> Result<(u64, Option<u64>), ReadError> {
+        let stream = self.context.get_stream(subject::STREAM).await.map_err(unavailable)?;
+        let info = stream.cached_info();
+        let (bytes, limit) = (info.state.bytes, u64::try_from(info.config.max_bytes).ok().filter(|limit| *limit > 0));
+        self.storage.measured(bytes, limit, Link::new(self.context.client()).connections());
+        Ok((bytes, limit))
     }
 
     /// Waits until the committer has stopped, so that nothing can be appended any more. While a clone of the log
@@ -222,6 +252,17 @@ pub async fn publish(
     crash::effect(point, stored).await
 }
 
+/// Whether the server refused a message because the stream already has as many messages on its subject as it may have.
+/// For a report this means: an earlier publication of the report is stored.
+///
+/// The error code alone does not say so. The server also uses it when the stream has reached its maximum size.
+pub fn is_already_stored(error: &PublishError) -> bool {
+    let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    refusal.is_some_and(|refusal| {
+        refusal.error_code() == ErrorCode::STREAM_STORE_FAILED && refusal.to_string().starts_with(SUBJECT_FULL)
+    })
+}
+
 fn unavailable(error: impl std::fmt::Display) -> ReadError {
     ReadError::Unavailable(error.to_string())
 }
@@ -263,6 +304,7 @@ impl Reports for JetStreamLog {
 
 impl Append for JetStreamLog {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
+        let measured = Measured::start();
         let (reply, outcome) = oneshot::channel();
         let submission = commit::Submission::encode(decision, reply)?;
         let point = submission.point();
@@ -273,6 +315,35 @@ impl Append for JetStreamLog {
             }
             outcome.await.unwrap_or_else(|_| Err(stopped()))
         };
-        crash::effect(point, appended).await
+        let outcome = crash::effect(point, appended).await;
+        measured.end(&outcome);
+        outcome
+    }
+}
+
+/// Measures how long an append takes, and how many wait. An append whose future is dropped is not measured.
+struct Measured(Instant);
+
+impl Measured {
+    fn start() -> Self {
+        metrics::gauge!("garage_append_waiting").increment(1);
+        Self(Instant::now())
+    }
+
+    fn end<T>(self, outcome: &Result<T, AppendError>) {
+        let outcome = match outcome {
+            Ok(_) => "stored",
+            Err(AppendError::Conflict(_)) => "conflict",
+            Err(AppendError::Unavailable(_)) => "unavailable",
+            Err(AppendError::Full(_)) => "full",
+            Err(AppendError::Refused(_)) => "refused",
+        };
+        metrics::histogram!("garage_append_seconds", "outcome" => outcome).record(self.0.elapsed());
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        metrics::gauge!("garage_append_waiting").decrement(1);
     }
 }

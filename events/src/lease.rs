@@ -23,6 +23,9 @@ pub fn matchmaker(queue: &QueueName) -> String {
     format!("matchmaker.{queue}")
 }
 
+/// The name of the lease for writing the projections.
+pub const PROJECTOR: &str = "session.projector";
+
 /// The name of the lease for watching the game servers of a namespace.
 pub fn director(namespace: &str) -> String {
     format!("director.{namespace}")

@@ -7,6 +7,7 @@
 //!   [`sim`] in memory, for tests. Both pass the same contract tests (`tests/contract`).
 //! - [`reaction`]: loads a session, decides, and appends, until there is no conflict.
 //! - [`dead_letter`]: a message that a worker could not handle.
+//! - [`failure`]: why a match failed: codes for players, lines for operators.
 //! - [`game`]: the contract with game servers. [`svc`]: requests between workers.
 //! - [`queue`]: the configuration of the queues. [`queue_status`]: whether a queue is open or closed.
 //! - [`lease`]: which instance of a worker does a task that only one of them should do.
@@ -19,6 +20,7 @@ pub mod dead_letter;
 pub mod deadline;
 pub mod env;
 pub mod event;
+pub mod failure;
 pub mod game;
 pub mod id;
 pub mod inventory;

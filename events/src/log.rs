@@ -5,6 +5,8 @@
 
 pub(crate) mod encode;
 
+pub(crate) use encode::MAX_EVENT;
+
 use std::future::Future;
 
 use time::OffsetDateTime;
@@ -109,10 +111,13 @@ pub enum AppendError {
     /// Another event was appended to the aggregate after it was read. Load it again and decide again.
     #[error("{0} has changed since it was read")]
     Conflict(Aggregate),
-    /// The log has no room or did not answer before the deadline. The decision may still have been stored. Load the
-    /// aggregates and decide again: if the events are there, the load returns them.
+    /// The log did not answer before the deadline. The decision may still have been stored. Load the aggregates and
+    /// decide again: if the events are there, the load returns them.
     #[error("the log does not answer: {0}")]
     Unavailable(String),
+    /// The log is full, and has not stored the decision. It stores decisions again when its oldest events have expired.
+    #[error("the log is full: {0}")]
+    Full(String),
     /// The log does not accept this decision. A retry does not help.
     #[error("the log refused the decision: {0}")]
     Refused(String),

@@ -6,10 +6,11 @@
 use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::{
     event::events,
+    failure,
     game::Ports,
     id::{QueueName, Region, SessionId, TicketId},
 };
@@ -27,6 +28,9 @@ events! {
         Matched = "matched" at Matched,
         /// The game server is ready. The event holds its address.
         PlayerMatched = "player-matched" at Opened,
+        /// The match failed before the player received a game server's address. The player waits again, with the same
+        /// ticket.
+        Requeued = "requeued" at Failed,
         /// The session has ended. The player may queue again.
         Released = "released" at Finished,
     }
@@ -47,13 +51,31 @@ pub struct Queued {
     /// Further properties for the studio's own matchmaking rules. Empty so far.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
-    /// When the wait began. A requeued ticket must keep this time.
+    /// When the wait began. A requeued ticket keeps this time.
     #[serde(with = "time::serde::rfc3339")]
     pub waiting_since: OffsetDateTime,
-    /// When the ticket times out.
+    /// When the ticket times out. A requeued ticket keeps this time.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
+    /// How many matches of the ticket have failed, after each of which it was requeued.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub requeues: u32,
+    /// See [`State::absences`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absences: u32,
 }
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// How often a ticket is requeued at most. If matches keep failing, their players learn it soon, and not when the ticket
+/// expires.
+pub const MAX_REQUEUES: u32 = 3;
+
+/// A ticket is requeued only if it is valid for at least this long: the player needs a chance to be matched again.
+pub const MIN_CHANCE: Duration = Duration::seconds(5);
 
 /// See [`Event::Cancelled`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +83,9 @@ pub struct Cancelled {
     pub ticket: TicketId,
     pub queue: QueueName,
     pub reason: CancelReason,
+    /// See [`State::absences`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absences: u32,
 }
 
 /// Why a ticket was cancelled.
@@ -82,6 +107,33 @@ pub struct TimedOut {
     pub queue: QueueName,
     /// How long the player waited, in milliseconds.
     pub waited_ms: u64,
+    /// Absent if a gateway ended the ticket, because only the matchmaker knows the other players.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<Candidates>,
+    /// See [`State::absences`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absences: u32,
+}
+
+/// The other players in the queue when a ticket timed out. Each is counted once, as eligible or as excluded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidates {
+    /// All other players.
+    pub count: u32,
+    /// The players who could be in a match with this player, but were too few for one.
+    pub eligible: u32,
+    pub excluded: Excluded,
+}
+
+/// Other players who could not be in a match with a player, by the first cause that applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excluded {
+    /// Their rank is in another band.
+    pub rank: u32,
+    /// They measured no region of the queue that this player measured.
+    pub region: u32,
+    /// In each region that both measured, one of the two has a higher latency than the queue allows.
+    pub latency: u32,
 }
 
 /// See [`Event::Matched`].
@@ -95,6 +147,62 @@ pub struct Matched {
     /// See [`Queued::waiting_since`].
     #[serde(with = "time::serde::rfc3339")]
     pub waiting_since: OffsetDateTime,
+    /// The rest of the ticket, to requeue it if the match fails. Absent if the queue does not requeue, and in events of
+    /// older builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requeue: Option<Requeue>,
+    /// See [`State::absences`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absences: u32,
+}
+
+/// The part of a ticket that [`Matched`] does not contain otherwise. See [`Queued`] for the fields.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Requeue {
+    pub rank: i32,
+    pub latencies: BTreeMap<Region, u32>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub requeues: u32,
+}
+
+impl Matched {
+    /// Whether an earlier match of the ticket has failed.
+    pub fn is_rematch(&self) -> bool {
+        self.requeue.as_ref().is_some_and(|requeue| requeue.requeues > 0)
+    }
+
+    /// The ticket as it waits again after the match has failed; `None` if it is not requeued: its queue does not
+    /// requeue, it was requeued often enough, or it is about to expire.
+    fn requeued(&self, now: OffsetDateTime) -> Option<Queued> {
+        let Requeue { rank, latencies, attributes, expires_at, requeues } = self.requeue.clone()?;
+        let queued = Queued {
+            ticket: self.ticket,
+            queue: self.queue.clone(),
+            rank,
+            latencies,
+            attributes,
+            waiting_since: self.waiting_since,
+            expires_at,
+            requeues: requeues + 1,
+            absences: self.absences,
+        };
+        (queued.requeues <= MAX_REQUEUES && now + MIN_CHANCE <= expires_at).then_some(queued)
+    }
+}
+
+/// See [`Event::Requeued`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Requeued {
+    /// The session that has failed.
+    pub session: SessionId,
+    pub reason: failure::Code,
+    /// The ticket that waits again.
+    #[serde(flatten)]
+    pub queued: Queued,
 }
 
 /// See [`Event::PlayerMatched`].
@@ -105,6 +213,9 @@ pub struct PlayerMatched {
     pub session: SessionId,
     #[serde(flatten)]
     pub address: Address,
+    /// See [`State::absences`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absences: u32,
 }
 
 /// Where a game server listens, and the fingerprint by which clients authenticate it.
@@ -125,6 +236,12 @@ pub struct Released {
     /// The session that has ended.
     pub session: SessionId,
     pub why: Ending,
+    /// Why the match failed; absent if it was finished, and in events of older builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<failure::Code>,
+    /// See [`State::absences`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub absences: u32,
 }
 
 /// How a session ended.
@@ -155,6 +272,8 @@ pub enum State {
     Idle {
         /// The ticket that has ended.
         ticket: TicketId,
+        /// See [`State::absences`].
+        absences: u32,
     },
 }
 
@@ -163,12 +282,12 @@ impl State {
     #[must_use]
     pub fn evolve(event: &Event) -> Self {
         match event {
-            Event::Queued(data) => Self::Waiting(data.clone()),
+            Event::Queued(data) | Event::Requeued(Requeued { queued: data, .. }) => Self::Waiting(data.clone()),
             Event::Matched(data) => Self::Matched(data.clone()),
             Event::PlayerMatched(data) => Self::Playing(data.clone()),
-            Event::Cancelled(Cancelled { ticket, .. })
-            | Event::TimedOut(TimedOut { ticket, .. })
-            | Event::Released(Released { ticket, .. }) => Self::Idle { ticket: *ticket },
+            Event::Cancelled(Cancelled { ticket, absences, .. })
+            | Event::TimedOut(TimedOut { ticket, absences, .. })
+            | Event::Released(Released { ticket, absences, .. }) => Self::Idle { ticket: *ticket, absences: *absences },
         }
     }
 
@@ -187,7 +306,19 @@ impl State {
             Self::Waiting(Queued { ticket, .. })
             | Self::Matched(Matched { ticket, .. })
             | Self::Playing(PlayerMatched { ticket, .. })
-            | Self::Idle { ticket } => Some(*ticket),
+            | Self::Idle { ticket, .. } => Some(*ticket),
+        }
+    }
+
+    /// How many of the player's finished matches in a row the player has not joined, up to now. Matches that did not
+    /// finish do not count.
+    pub fn absences(&self) -> u32 {
+        match self {
+            Self::New => 0,
+            Self::Waiting(Queued { absences, .. })
+            | Self::Matched(Matched { absences, .. })
+            | Self::Playing(PlayerMatched { absences, .. })
+            | Self::Idle { absences, .. } => *absences,
         }
     }
 }
@@ -204,6 +335,8 @@ pub enum Command {
         ticket: TicketId,
         /// The current time of the caller.
         now: OffsetDateTime,
+        /// See [`TimedOut::candidates`].
+        candidates: Option<Candidates>,
     },
     /// Put a waiting player into a session.
     Match {
@@ -211,11 +344,26 @@ pub enum Command {
         session: SessionId,
         /// The name of the player's team.
         team: String,
+        /// Whether the player may be requeued if the match fails.
+        requeue: bool,
     },
     /// Announce the game server's address to a matched player.
     Open { session: SessionId, address: Address },
+    /// Put the player back into the queue, because the session failed before they received its address.
+    Requeue {
+        session: SessionId,
+        reason: failure::Code,
+        /// The current time of the caller.
+        now: OffsetDateTime,
+    },
     /// Release the player from a session that has ended.
-    Release { session: SessionId, why: Ending },
+    Release {
+        session: SessionId,
+        why: Ending,
+        reason: Option<failure::Code>,
+        /// Whether the player joined the match; `None` if it is not known.
+        joined: Option<bool>,
+    },
 }
 
 /// Why a command was rejected.
@@ -233,7 +381,12 @@ pub enum Rejection {
     /// The ticket of the command has not expired yet.
     #[error("ticket {ticket} has not expired")]
     NotExpired { ticket: TicketId },
-    /// The player is not in the session of the command. For [`Command::Open`] also: the player already has the address.
+    /// The ticket cannot wait again after a failed match: its queue does not requeue, it was requeued [`MAX_REQUEUES`]
+    /// times, or it expires soon.
+    #[error("ticket {ticket} is not requeued")]
+    NotRequeued { ticket: TicketId },
+    /// The player is not in the session of the command. For [`Command::Open`] and [`Command::Requeue`] also: the player
+    /// already has the address.
     #[error("player is not in session {session}, or already has its address")]
     NotInSession { session: SessionId },
 }
@@ -243,33 +396,50 @@ pub enum Rejection {
 /// # Errors
 /// [`Rejection`] if the state does not allow the command.
 pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
+    let absences = state.absences();
     match command {
-        Command::Queue(queued) => may_queue(state).map(|()| queued.into()),
+        Command::Queue(queued) => may_queue(state).map(|()| Queued { absences, ..queued }.into()),
         Command::Cancel { ticket, reason } => {
             let waiting = waiting(state, ticket)?;
-            Ok(Cancelled { ticket, queue: waiting.queue.clone(), reason }.into())
+            Ok(Cancelled { ticket, queue: waiting.queue.clone(), reason, absences }.into())
         }
-        Command::TimeOut { ticket, now } => {
+        Command::TimeOut { ticket, now, candidates } => {
             let waiting = waiting(state, ticket)?;
             if now < waiting.expires_at {
                 return Err(Rejection::NotExpired { ticket });
             }
             let waited_ms = u64::try_from((now - waiting.waiting_since).whole_milliseconds()).unwrap_or(0);
-            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms }.into())
+            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, candidates, absences }.into())
         }
-        Command::Match { ticket, session, team } => {
-            let waiting = waiting(state, ticket)?;
-            let (queue, waiting_since) = (waiting.queue.clone(), waiting.waiting_since);
-            Ok(Matched { ticket, queue, session, team, waiting_since }.into())
+        Command::Match { ticket, session, team, requeue } => {
+            let Queued { queue, rank, latencies, attributes, waiting_since, expires_at, requeues, .. } =
+                waiting(state, ticket)?.clone();
+            let requeue = requeue.then_some(Requeue { rank, latencies, attributes, expires_at, requeues });
+            Ok(Matched { ticket, queue, session, team, waiting_since, requeue, absences }.into())
         }
         Command::Open { session, address } => match state {
             State::Matched(matched) if matched.session == session => {
-                Ok(PlayerMatched { ticket: matched.ticket, queue: matched.queue.clone(), session, address }.into())
+                let (ticket, queue) = (matched.ticket, matched.queue.clone());
+                Ok(PlayerMatched { ticket, queue, session, address, absences }.into())
             }
             _ => Err(Rejection::NotInSession { session }),
         },
-        Command::Release { session, why } => match (state.session(), state.ticket()) {
-            (Some(present), Some(ticket)) if present == session => Ok(Released { ticket, session, why }.into()),
+        Command::Requeue { session, reason, now } => match state {
+            State::Matched(matched) if matched.session == session => {
+                let queued = matched.requeued(now).ok_or(Rejection::NotRequeued { ticket: matched.ticket })?;
+                Ok(Requeued { session, reason, queued }.into())
+            }
+            _ => Err(Rejection::NotInSession { session }),
+        },
+        Command::Release { session, why, reason, joined } => match (state.session(), state.ticket()) {
+            (Some(present), Some(ticket)) if present == session => {
+                let absences = match joined {
+                    None => absences,
+                    Some(true) => 0,
+                    Some(false) => absences.saturating_add(1),
+                };
+                Ok(Released { ticket, session, why, reason, absences }.into())
+            }
             _ => Err(Rejection::NotInSession { session }),
         },
     }

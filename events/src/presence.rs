@@ -2,7 +2,8 @@
 //!
 //! A player's newest socket writes the player's entry, and the revision shows which socket is newer. If a gateway sees
 //! the entry of a player's newer socket, it closes its own socket of this player. When a socket closes, its gateway
-//! marks the entry, but only if the entry still belongs to this socket.
+//! marks the entry, but only if the entry still belongs to this socket. If the player does not reconnect within the grace
+//! period, the gateway marks the entry again: the player has left.
 //!
 //! Each gateway also has an entry of its own, which it writes regularly. If it stops writing, the other gateways
 //! consider it dead. They mark the entries of its sockets, and cancel the tickets of queued players who do not
@@ -13,6 +14,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::id::PlayerId;
@@ -64,6 +66,10 @@ pub struct Connection {
     pub socket: Uuid,
     /// Whether the socket has closed.
     pub gone: bool,
+    /// When the socket closed, by the stream's clock, once the player has not reconnected within the grace period. From
+    /// then on the player has left.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub left: Option<OffsetDateTime>,
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@
 //! [queues.ranked.regions]
 //! eu = 120
 //! us = 120
+//!
+//! [regions.eu]
+//! measure_url = "https://eu.example.com/ping"
 //! ```
 
 use std::{
@@ -31,12 +34,28 @@ pub const MAX_PLAYERS: usize = 64;
 /// log never drops the ticket of a waiting player.
 const MAX_TIMEOUT_S: u64 = 3_600;
 
+/// The maximum number of regions of a queue, and also in one ticket request.
+pub const MAX_REGIONS: usize = 32;
+/// The maximum length of a URL in the file, in bytes.
+const MAX_URL: usize = 2_048;
+
 /// All queues of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Queues {
     /// At least one.
     pub queues: BTreeMap<QueueName, Queue>,
+    /// Where clients measure the latency of a region. A region without an entry is measured against the gateway.
+    #[serde(rename = "regions", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measured_at: BTreeMap<Region, MeasuredAt>,
+}
+
+/// Where clients measure the latency of a region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredAt {
+    /// An HTTPS URL in that region. It must answer a `GET` fast and without authentication.
+    pub measure_url: String,
 }
 
 /// A queue, and the rules for its matches.
@@ -53,17 +72,25 @@ pub struct Queue {
     /// Matches still change their ratings.
     #[serde(default)]
     pub client_rank: bool,
-    /// The regions for matches of this queue. A region is used for a player if the player's round-trip time to it, in
-    /// milliseconds, is at most this value.
+    /// Whether players wait again, with the same ticket, if their match fails before they receive a game server's
+    /// address. On by default.
+    #[serde(default = "on")]
+    pub requeue: bool,
+    /// The regions for matches of this queue, 1 to 32. A region is used for a player if the player's round-trip time to
+    /// it, in milliseconds, is at most this value.
     pub regions: BTreeMap<Region, u32>,
+}
+
+fn on() -> bool {
+    true
 }
 
 /// Why the queues file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    #[error("cannot read the queues in {}: {source}", path.display())]
+    #[error("cannot read the queues in {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("the queues in {} are malformed: {source}", path.display())]
+    #[error("the queues in {} are malformed", path.display())]
     Parse { path: PathBuf, source: Box<toml::de::Error> },
     /// A value in the file is out of range, or there is no queue or region.
     #[error("the queues in {}: {reason}", path.display())]
@@ -77,8 +104,16 @@ impl Queues {
     /// [`QueueError`]
     pub fn load(path: &Path) -> Result<Self, QueueError> {
         let text = fs::read_to_string(path).map_err(|source| QueueError::Read { path: path.into(), source })?;
-        let queues: Self = toml::from_str(&text)
-            .map_err(|source| QueueError::Parse { path: path.into(), source: Box::new(source) })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses and checks the text of the file at `path`.
+    ///
+    /// # Errors
+    /// [`QueueError::Parse`], [`QueueError::Unusable`]
+    pub fn parse(text: &str, path: &Path) -> Result<Self, QueueError> {
+        let queues: Self =
+            toml::from_str(text).map_err(|source| QueueError::Parse { path: path.into(), source: Box::new(source) })?;
         queues.check().map_err(|reason| QueueError::Unusable { path: path.into(), reason })?;
         Ok(queues)
     }
@@ -104,7 +139,28 @@ impl Queues {
         }
         self.queues
             .iter()
-            .try_for_each(|(name, queue)| queue.check().map_err(|reason| format!("queue {name}: {reason}")))
+            .try_for_each(|(name, queue)| queue.check().map_err(|reason| format!("queue {name}: {reason}")))?;
+        let regions = self.regions();
+        for (region, MeasuredAt { measure_url }) in &self.measured_at {
+            if !regions.contains(region) {
+                return Err(format!("regions.{region}: no queue has this region"));
+            }
+            let host = measure_url.strip_prefix("https://").unwrap_or_default();
+            let has_host = host.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[');
+            // A URL has no other characters (RFC 3986).
+            if !has_host || measure_url.len() > MAX_URL || !measure_url.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(format!(
+                    "regions.{region}: measure_url = {measure_url:?}; it must be a URL that begins with https://"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The latency that a client sends for a region if it cannot measure: the lowest limit of the queues that have the
+    /// region, in milliseconds. So each of them can match the ticket.
+    pub fn default_latency(&self, region: &Region) -> Option<u32> {
+        self.queues.values().filter_map(|queue| queue.regions.get(region)).min().copied()
     }
 }
 
@@ -113,6 +169,14 @@ impl Queue {
     pub fn timeout(&self) -> Duration {
         // `check` limits the value, so the conversion always succeeds.
         Duration::seconds(i64::try_from(self.timeout_s).unwrap_or(i64::MAX))
+    }
+
+    /// The regions of this queue whose latency is within the queue's limit, each with that latency. The queue never
+    /// matches a player who has none.
+    pub fn usable<'a>(&'a self, latencies: &'a BTreeMap<Region, u32>) -> impl Iterator<Item = (&'a Region, u32)> {
+        let latency = |(region, max): (&'a Region, &u32)| Some((region, *latencies.get(region)?, *max));
+        let measured = self.regions.iter().filter_map(latency);
+        measured.filter(|(_, latency, max)| latency <= max).map(|(region, latency, _)| (region, latency))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -127,6 +191,9 @@ impl Queue {
         }
         if self.regions.is_empty() {
             return Err("there is no region; configure at least one".into());
+        }
+        if self.regions.len() > MAX_REGIONS {
+            return Err(format!("there are {} regions; at most {MAX_REGIONS} are allowed", self.regions.len()));
         }
         match self.regions.iter().find(|(_, ceiling)| **ceiling == 0) {
             Some((region, _)) => Err(format!("region {region} = 0 ms; it must be at least 1")),
@@ -148,7 +215,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("queues.toml");
         fs::write(&path, text).unwrap();
-        Queues::load(&path).map_err(|error| error.to_string())
+        Queues::load(&path).map_err(|error| printed(&error))
+    }
+
+    /// An error as `anyhow` prints it with `{:#}`: with its sources.
+    fn printed(error: &dyn std::error::Error) -> String {
+        let source = error.source().map(|source| format!(": {}", printed(source)));
+        format!("{error}{}", source.unwrap_or_default())
     }
 
     #[test]
@@ -157,6 +230,7 @@ mod tests {
         let queue = queues.get(&"ranked".parse().unwrap()).unwrap();
         assert_eq!((queue.players, queue.rank_band, queue.timeout()), (2, 200, Duration::minutes(2)));
         assert!(!queue.client_rank, "a client may only send a rank if the file allows it");
+        assert!(queue.requeue, "players are requeued unless the file says otherwise");
         assert_eq!(queues.regions(), BTreeSet::from([&"eu".parse().unwrap()]));
     }
 
@@ -175,11 +249,65 @@ mod tests {
             (&GOOD.replace("eu =", "EU ="), "region \"EU\" is not valid"),
             (&GOOD.replace("players", "player"), "unknown field"),
             (&format!("x = 1\n{GOOD}"), "unknown field `x`"),
+            (&format!("{GOOD}\n{}", (0..32).map(|n| format!("r{n} = 1\n")).collect::<String>()), "33 regions"),
+            (&measured("us", "https://us.example.com"), "regions.us: no queue has this region"),
+            (&measured("eu", "http://eu.example.com"), "begins with https://"),
+            (&measured("eu", "https://"), "begins with https://"),
+            (&measured("eu", "https:///ping"), "begins with https://"),
+            (&measured("eu", "https://eu.example.com/a b"), "begins with https://"),
+            (&measured("eu", &format!("https://{}", "x".repeat(MAX_URL))), "begins with https://"),
         ] {
             let error = load(bad).unwrap_err();
             assert!(error.contains(why) && error.contains("queues.toml"), "{bad}: {error}");
         }
-        assert!(Queues::load(Path::new("/nowhere/queues.toml")).unwrap_err().to_string().contains("/nowhere"));
+    }
+
+    fn measured(region: &str, url: &str) -> String {
+        format!("{GOOD}\n[regions.{region}]\nmeasure_url = {url:?}")
+    }
+
+    #[test]
+    fn a_region_can_have_a_url_to_measure_against() {
+        for url in ["https://eu.example.com", "https://[2001:db8::7]:8443/ping?x=1"] {
+            let queues = load(&measured("eu", url)).unwrap();
+            assert_eq!(queues.measured_at[&"eu".parse().unwrap()].measure_url, url);
+        }
+        assert!(load(GOOD).unwrap().measured_at.is_empty());
+    }
+
+    #[test]
+    fn the_default_latency_of_a_region_is_accepted_by_every_queue_that_has_it() {
+        let more = "[queues.casual]\nplayers = 2\nrank_band = 1\ntimeout_s = 1\nregions.eu = 80\nregions.us = 90";
+        let queues = load(&format!("{GOOD}\n{more}")).unwrap();
+        let default = |region: &str| queues.default_latency(&region.parse().unwrap());
+        assert_eq!([default("eu"), default("us"), default("mars")], [Some(80), Some(90), None]);
+    }
+
+    #[test]
+    fn a_region_is_usable_up_to_the_queues_limit() {
+        let queues = load(&format!("{GOOD}\nus = 90")).unwrap();
+        let queue = queues.get(&"ranked".parse().unwrap()).unwrap();
+        for (latencies, usable) in [
+            (vec![("eu", 120), ("us", 90), ("mars", 1)], vec!["eu 120", "us 90"]),
+            (vec![("eu", 121), ("us", 0)], vec!["us 0"]),
+            (vec![("eu", 121)], vec![]),
+            (vec![], vec![]),
+        ] {
+            let latencies = latencies.into_iter().map(|(region, latency)| (region.parse().unwrap(), latency)).collect();
+            let found = queue.usable(&latencies).map(|(region, latency)| format!("{region} {latency}"));
+            assert_eq!(found.collect::<Vec<_>>(), usable);
+        }
+    }
+
+    #[test]
+    fn an_error_says_its_cause_once() {
+        let missing = Queues::load(Path::new("/nowhere/queues.toml")).unwrap_err();
+        assert_eq!(
+            printed(&missing),
+            "cannot read the queues in /nowhere/queues.toml: No such file or directory (os error 2)"
+        );
+        let malformed = load("x = 1").unwrap_err();
+        assert_eq!(malformed.matches("unknown field `x`").count(), 1, "{malformed}");
     }
 
     #[test]
@@ -201,9 +329,10 @@ mod tests {
             rank_band in 1..=u32::MAX,
             timeout_s in 1..=MAX_TIMEOUT_S,
             client_rank in any::<bool>(),
+            requeue in any::<bool>(),
             regions in prop::collection::btree_map(any_name::<Region>().boxed(), 1..=u32::MAX, 1..4),
         ) -> Queue {
-            Queue { players, rank_band, timeout_s, client_rank, regions }
+            Queue { players, rank_band, timeout_s, client_rank, requeue, regions }
         }
     }
 
@@ -212,7 +341,12 @@ mod tests {
         fn any_valid_queues_survive_a_round_trip_through_toml(
             queues in prop::collection::btree_map(any_name::<QueueName>().boxed(), any_queue(), 1..4),
         ) {
-            let queues = Queues { queues };
+            let regions = queues.values().flat_map(|queue: &Queue| queue.regions.keys());
+            let measured_at = regions.map(|region| {
+                (region.clone(), MeasuredAt { measure_url: format!("https://{region}.example.com/ping") })
+            });
+            let measured_at = measured_at.collect();
+            let queues = Queues { queues, measured_at };
             prop_assert_eq!(load(&toml::to_string(&queues).unwrap()), Ok(queues));
         }
     }

@@ -1,12 +1,19 @@
 //! Decides on a session: load, decide, add the events of its players, append. It starts again after a conflict.
 
+use std::{
+    collections::BTreeSet,
+    future::{Future, ready},
+};
+
 use futures::future::try_join_all;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
     env::Env,
-    id::SessionId,
-    log::{AppendError, Decision, Log, Player, ReadError, StaleRead},
+    failure,
+    id::{PlayerId, SessionId},
+    log::{AppendError, Decision, Log, Player, ReadError, Session, StaleRead},
     player::{self, Address, Ending},
     session::{self, Command, Event, Rejection},
     subject::Aggregate,
@@ -28,7 +35,7 @@ pub enum Error {
 }
 
 /// Decides on a session and appends the decision, together with the events of its players: `PlayerMatched` when the
-/// session opens, and `Released` when it closes.
+/// session opens, and `Released` or `Requeued` when it closes.
 ///
 /// `cause` is the id of the event or report that led to the command. Without one, it is the session's last event.
 ///
@@ -43,9 +50,30 @@ pub async fn decide_session<L: Log, W: Env>(
     command: Command,
     cause: Option<Uuid>,
 ) -> Result<Result<Vec<Event>, Rejection>, Error> {
-    let mut last = None;
+    decide_session_with(log, env, id, command, cause, |_| ready(BTreeSet::new())).await
+}
+
+/// Like [`decide_session`]. If the session opens or fails, `absent` gets the players who do not have the address yet,
+/// each with the time since when they wait, and returns those who have left since then. A session whose players have left
+/// fails instead of being opened. The players who have left are released and not requeued.
+///
+/// # Errors
+/// The same as [`decide_session`].
+pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<PlayerId>>>(
+    log: &L,
+    env: &W,
+    id: SessionId,
+    mut command: Command,
+    cause: Option<Uuid>,
+    absent: impl Fn(Vec<(PlayerId, OffsetDateTime)>) -> A,
+) -> Result<Result<Vec<Event>, Rejection>, Error> {
+    let (mut last, mut withdrawn) = (None, false);
     for _ in 0..MAX_TRIES {
         let session = log.session(id).await?;
+        if withdrawn && session.state.is_opened() {
+            // Another worker has opened the session in the meantime, so the players have the address.
+            return Ok(Err(Rejection::NoChange));
+        }
         let events = match session::decide(&session.state, command.clone()) {
             Ok(events) => events,
             Err(rejection) => return Ok(Err(rejection)),
@@ -56,15 +84,32 @@ pub async fn decide_session<L: Log, W: Env>(
             session.head,
             events.iter().cloned(),
         );
-        if let Some(notice) = events.iter().find_map(Notice::of)
+        if let Some(notice) = Notice::of(&events, &session.state)
             && let Some(matched) = session.state.matched()
         {
             let began = session.history.first().map(|first| first.seq).unwrap_or_default();
             let players = try_join_all(
                 matched.players().map(async |player| log.player(player).await.map(|found| (player.clone(), found))),
             );
-            for (player, Player { state, head, .. }) in players.await? {
-                match player::decide(&state, notice.command(id)) {
+            let players = players.await?;
+            let left = match notice {
+                Notice::Address(_) | Notice::Failed(..) => {
+                    let waiting = players.iter().filter_map(|(player, found)| match &found.state {
+                        player::State::Matched(matched) => Some((player.clone(), matched.waiting_since)),
+                        _ => None,
+                    });
+                    absent(waiting.collect()).await
+                }
+                Notice::Finished(_) => BTreeSet::new(),
+            };
+            if matches!(notice, Notice::Address(_)) && !left.is_empty() {
+                command = Command::Fail { reason: failure::PLAYER_LEFT.into() };
+                withdrawn = true;
+                continue;
+            }
+            for (player, Player { state, head, .. }) in players {
+                let may_wait = !left.contains(&player);
+                match notice.decide(&player, &state, id, may_wait.then(|| env.now())) {
                     Ok(event) => decision = decision.change(env, Aggregate::Player(player), head, [event]),
                     // The player joined in the commit that began the session. So while the log still has that commit,
                     // it also has an event of the player that is at least as new. This read is stale.
@@ -82,7 +127,10 @@ pub async fn decide_session<L: Log, W: Env>(
             }
         }
         match log.append(decision).await {
-            Ok(_) => return Ok(Ok(events)),
+            Ok(_) => {
+                measure(&session, &events, env.now());
+                return Ok(Ok(events));
+            }
             Err(AppendError::Conflict(aggregate)) => last = Some(aggregate),
             Err(error) => return Err(error.into()),
         }
@@ -91,31 +139,74 @@ pub async fn decide_session<L: Log, W: Env>(
     Err(AppendError::Conflict(moved).into())
 }
 
+/// Measures the steps up to the moment when the players have the address. The time of a step is the time since the
+/// event before, so the times of all steps add up to the whole time.
+fn measure(session: &Session, events: &[Event], now: OffsetDateTime) {
+    let (Some(first), Some(last)) = (session.history.first(), session.history.last()) else { return };
+    // The stream's clock and the clock of this process may differ.
+    let since = |time: OffsetDateTime| (now - time).as_seconds_f64().max(0.0);
+    for event in events {
+        let step = match event {
+            Event::PodRequested(_) => "requested",
+            Event::PodScheduled(_) => "scheduled",
+            Event::PodReady(_) => "ready",
+            Event::Opened(_) => {
+                metrics::histogram!("garage_session_start_seconds").record(since(first.time));
+                "opened"
+            }
+            Event::Matched(_) | Event::PodFailed(_) | Event::Failed(_) | Event::Finished(_) | Event::Closed(_) => {
+                continue;
+            }
+        };
+        metrics::histogram!("garage_session_step_seconds", "step" => step).record(since(last.time));
+    }
+}
+
 /// A change that an event of a session makes to the players of the session.
 enum Notice {
     Address(Address),
-    Ending(Ending),
+    /// The players who joined the match.
+    Finished(BTreeSet<PlayerId>),
+    Failed(Ending, failure::Code),
 }
 
 impl Notice {
-    fn of(event: &Event) -> Option<Self> {
-        match event {
-            Event::Opened(opened) => Some(Self::Address(opened.address.clone())),
-            Event::Closed(closed) => Some(Self::Ending(closed.why)),
-            Event::Matched(_)
-            | Event::PodRequested(_)
-            | Event::PodScheduled(_)
-            | Event::PodFailed(_)
-            | Event::PodReady(_)
-            | Event::Failed(_)
-            | Event::Finished(_) => None,
+    /// The notice of a decision's events, in the state before them.
+    fn of(events: &[Event], state: &session::State) -> Option<Self> {
+        match events {
+            [Event::Opened(opened)] => Some(Self::Address(opened.address.clone())),
+            [Event::Finished(finished), Event::Closed(_)] => {
+                let joined = finished.results.iter().filter(|placing| placing.joined);
+                Some(Self::Finished(joined.map(|placing| placing.player.clone()).collect()))
+            }
+            [Event::Failed(failed), Event::Closed(closed)] => {
+                Some(Self::Failed(closed.why, failure::Code::of(&failed.reason, state.is_opened())))
+            }
+            _ => None,
         }
     }
 
-    fn command(&self, session: SessionId) -> player::Command {
+    /// The event that notifies a player. After a failure, the player waits again if they can. `now` is the current time;
+    /// `None` if the player must not wait again.
+    fn decide(
+        &self,
+        player: &PlayerId,
+        state: &player::State,
+        session: SessionId,
+        now: Option<OffsetDateTime>,
+    ) -> Result<player::Event, player::Rejection> {
+        let release =
+            |why, reason, joined| player::decide(state, player::Command::Release { session, why, reason, joined });
         match self {
-            Self::Address(address) => player::Command::Open { session, address: address.clone() },
-            Self::Ending(why) => player::Command::Release { session, why: *why },
+            Self::Address(address) => {
+                player::decide(state, player::Command::Open { session, address: address.clone() })
+            }
+            Self::Finished(joined) => release(Ending::Finished, None, Some(joined.contains(player))),
+            Self::Failed(why, reason) => {
+                let requeue =
+                    now.map(|now| player::decide(state, player::Command::Requeue { session, reason: *reason, now }));
+                requeue.and_then(Result::ok).map_or_else(|| release(*why, Some(*reason), None), Ok)
+            }
         }
     }
 }
@@ -123,17 +214,18 @@ impl Notice {
 #[cfg(test)]
 mod tests {
     use futures::executor::block_on;
-    use time::{OffsetDateTime, macros::datetime};
+    use time::macros::datetime;
 
     use super::*;
     use crate::{
         env::Simulated,
         event::Recorded,
-        id::{PlayerId, TicketId},
+        game,
+        id::TicketId,
         inventory,
-        log::{Append, Head, Load, Session},
+        log::{Append, Head, Load},
         player::{Queued, Released, State},
-        session::{Matched, Member, Team},
+        session::{Limits, Matched, Member, Next, PodRequested, PodScheduled, Team},
         sim::SimLog,
     };
 
@@ -184,13 +276,16 @@ mod tests {
                 attributes: Default::default(),
                 waiting_since: BEGAN,
                 expires_at: BEGAN + time::Duration::MINUTE,
+                requeues: 0,
+                absences: 0,
             };
             let aggregate = Aggregate::Player(player.clone());
             let queue = Decision::new(env, ticket.uuid(), None);
             let queue = queue.change(env, aggregate.clone(), Head::default(), [player::Event::from(queued)]);
             block_on(log.append(queue)).unwrap();
             let was = block_on(log.player(&player)).unwrap();
-            let command = player::Command::Match { ticket, session, team: name.into() };
+            let requeue = name == "anna";
+            let command = player::Command::Match { ticket, session, team: name.into(), requeue };
             events.push((aggregate, was.head, player::decide(&was.state, command).unwrap()));
             before.push(was);
             teams.push(Team { name: name.into(), players: vec![Member { player, ticket, rank: 0 }] });
@@ -199,6 +294,7 @@ mod tests {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams,
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 2,
             clock: BEGAN,
@@ -230,8 +326,83 @@ mod tests {
         }
         block_on(decide_session(&log, &env, session, fail(), None)).unwrap().unwrap();
         for name in ["anna", "bert"] {
-            assert!(matches!(state(&log, name), State::Idle { .. }), "{name}");
+            assert!(!matches!(state(&log, name), State::Matched(_)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_failed_session_requeues_the_players_who_may_wait_again_and_releases_the_others() {
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let (session, anna) = matched(&env, &log);
+        env.advance(time::Duration::seconds(20));
+        let fail = Command::Fail { reason: failure::NO_CAPACITY.into() };
+        block_on(decide_session(&log, &env, session, fail, None)).unwrap().unwrap();
+        let State::Waiting(before) = anna.state else { panic!("anna did not wait") };
+        assert_eq!(state(&log, "anna"), State::Waiting(Queued { requeues: 1, ..before }));
+        let bert = block_on(log.player(&"bert".parse().unwrap())).unwrap().last.unwrap().event;
+        let player::Event::Released(released) = bert else { panic!("{bert:?}") };
+        assert_eq!((released.why, released.reason), (Ending::Failed, Some(failure::Code::NoCapacity)));
+    }
+
+    #[test]
+    fn a_player_who_has_left_is_released() {
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let (session, _) = matched(&env, &log);
+        let fail = Command::Fail { reason: "exited".into() };
+        let absent = |players: Vec<(PlayerId, OffsetDateTime)>| {
+            assert_eq!(players.len(), 2);
+            ready(players.into_iter().map(|(player, _)| player).filter(|player| player.as_str() == "anna").collect())
+        };
+        block_on(decide_session_with(&log, &env, session, fail, None, absent)).unwrap().unwrap();
+        assert!(matches!(state(&log, "anna"), State::Idle { .. }));
+    }
+
+    #[test]
+    fn a_player_who_leaves_while_another_worker_opens_the_session_does_not_end_it() {
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let (session, _) = matched(&env, &log);
+        let attempt = 1;
+        let requested = PodRequested {
+            attempt,
+            region: "eu".parse().unwrap(),
+            loadouts: Vec::new(),
+            public_key: "key".into(),
+            fingerprint: "f1".into(),
+            ends_at: None,
+        };
+        let public_ip = [203, 0, 113, 7].into();
+        let scheduled = PodScheduled { attempt, pod: "game-s-1".into(), node: "n1".into(), public_ip };
+        let report = game::Ready { ports: game::Ports { tcp_port: 31_000, udp_port: 31_001 } };
+        let steps = [Command::RequestPod(requested), Command::Schedule(scheduled), Command::Ready { attempt, report }];
+        for step in steps {
+            block_on(decide_session(&log, &env, session, step, None)).unwrap().unwrap();
+        }
+        let state = block_on(log.session(session)).unwrap().state;
+        let session::State::Open(open) = state else { panic!("{state:?}") };
+        let Next::Open(opened) = open.next(&Limits::default()) else { panic!("{open:?}") };
+
+        let open = Command::Open(opened);
+        let absent = async |players: Vec<(PlayerId, OffsetDateTime)>| {
+            decide_session(&log, &env, session, open.clone(), None).await.unwrap().unwrap();
+            players.into_iter().map(|(player, _)| player).collect()
+        };
+        let outcome = block_on(decide_session_with(&log, &env, session, open.clone(), None, absent)).unwrap();
+        assert_eq!(outcome, Err(Rejection::NoChange));
+        assert!(block_on(log.session(session)).unwrap().state.is_opened());
+    }
+
+    #[test]
+    fn a_player_whose_ticket_is_about_to_expire_is_released() {
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let (session, _) = matched(&env, &log);
+        env.advance(time::Duration::seconds(56));
+        let fail = Command::Fail { reason: "exited".into() };
+        block_on(decide_session(&log, &env, session, fail, None)).unwrap().unwrap();
+        assert!(matches!(state(&log, "anna"), State::Idle { .. }));
     }
 
     #[test]
@@ -240,7 +411,8 @@ mod tests {
         let log = SimLog::new(env.clone());
         let (session, _) = matched(&env, &log);
         let anna = block_on(log.player(&"anna".parse().unwrap())).unwrap();
-        let released = Released { ticket: anna.state.ticket().unwrap(), session, why: Ending::Failed };
+        let released =
+            Released { ticket: anna.state.ticket().unwrap(), session, why: Ending::Failed, reason: None, absences: 0 };
         let decision = Decision::new(&env, session.uuid(), None);
         let aggregate = Aggregate::Player("anna".parse().unwrap());
         let decision = decision.change(&env, aggregate, anna.head, [player::Event::from(released)]);

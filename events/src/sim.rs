@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(commit_two_decisions(&session, &session::Event::from(session::Failed { reason: "x".into() })), 2);
         let player = Aggregate::Player("anna".parse().unwrap());
         let (ticket, session) = (crate::id::TicketId::new(uuid::Uuid::nil()), SessionId::new(uuid::Uuid::nil()));
-        let released = player::Released { ticket, session, why: player::Ending::Failed };
+        let released = player::Released { ticket, session, why: player::Ending::Failed, reason: None, absences: 0 };
         assert_eq!(commit_two_decisions(&player, &player::Event::from(released)), 1);
     }
 }

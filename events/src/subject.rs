@@ -35,6 +35,8 @@ pub const PLAYERS: &str = "garage.player.*";
 pub const SESSIONS: &str = "garage.session.*.*";
 /// Selects every report of a game server.
 pub const ALL_REPORTS: &str = "report.>";
+/// The subjects that [`REPORTS`] stores: those that a game server may publish to.
+pub const STORED_REPORTS: [&str; 2] = ["report.*.*.ready", "report.*.*.finished"];
 /// Selects every timer that is due.
 pub const ALL_DUE: &str = "timer.due.*";
 
@@ -165,6 +167,11 @@ impl fmt::Display for Report {
         };
         write!(f, "report.{}.{}.{kind}", self.session, self.attempt)
     }
+}
+
+/// Selects every report about a session.
+pub fn reports_of(session: SessionId) -> String {
+    format!("report.{session}.>")
 }
 
 /// The inbox prefix of a game server. Replies to its requests arrive on subjects below it.

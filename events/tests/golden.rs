@@ -1,5 +1,6 @@
 //! Every event that was ever released can still be read. `golden/<aggregate>.<event>.v<version>.json` contains a sample
-//! message of each event.
+//! message of each event. A field that was added within a version gets a sample of its own:
+//! `golden/<aggregate>.<event>.v<version>.<field>.json`.
 //!
 //! Never change a file after its version has been released. A new event, or a new version of an event, gets a new file.
 //! Write it by hand, or copy a message from a running log (`nats stream view GARAGE`).
@@ -38,8 +39,10 @@ fn sample(file: String) -> Sample {
     let text = fs::read_to_string(folder().join(&file)).unwrap();
     let message = serde_json::from_str(&text).unwrap_or_else(|error| panic!("golden/{file} is not JSON: {error}"));
     let parts: Vec<_> = file.split('.').collect();
-    let [aggregate, token, version, "json"] = parts[..] else {
-        panic!("golden/{file}: the name must be <aggregate>.<event>.v<version>.json");
+    let ([aggregate, token, version, "json"] | [aggregate, token, version, _, "json"]) = parts[..] else {
+        panic!(
+            "golden/{file}: the name must be <aggregate>.<event>.v<version>.json, or have another word before .json"
+        );
     };
     let version = version.strip_prefix('v').and_then(|version| version.parse().ok());
     let version = version.unwrap_or_else(|| panic!("golden/{file}: the name has no version"));

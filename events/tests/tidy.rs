@@ -476,7 +476,7 @@ fn no_file_contains_a_retired_word() {
 fn the_folder_of_samples_contains_only_samples() {
     let token = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '-');
     let is_sample = |file: &str| match file.strip_prefix("events/golden/").unwrap().split('.').collect::<Vec<_>>()[..] {
-        [aggregate, event, version, "json"] => {
+        [aggregate, event, version, "json"] | [aggregate, event, version, _, "json"] => {
             let version = version.strip_prefix('v').and_then(|version| version.parse::<u32>().ok());
             ["player", "session", "inventory"].contains(&aggregate) && token(event) && version.is_some_and(|v| v > 0)
         }
@@ -487,6 +487,6 @@ fn the_folder_of_samples_contains_only_samples() {
     let stray = files.into_iter().filter(|file| !is_sample(file));
     assert_none(
         &stray.collect::<Vec<_>>(),
-        "the name of a sample is <aggregate>.<event>.v<version>.json; move other files to another folder",
+        "the name of a sample is <aggregate>.<event>.v<version>.json, or has another word before .json; move other files to another folder",
     );
 }

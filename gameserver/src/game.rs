@@ -153,6 +153,7 @@ impl Game {
                 let unused_id = PlayerSlot::unused_id(&self.slots);
                 let Some(slot) = self.slots.get_mut(player) else { return };
                 let (udp_key, udp_id) = slot.connect(connection, out, unused_id);
+                self.race.join(player);
                 let distance_m = self.distance_m;
                 let welcome = Welcome { session, udp_key, udp_id, players, tick_hz: TICK_HZ, distance_m };
                 slot.send(Outgoing::text(&FromServer::Welcome(welcome)));

@@ -79,6 +79,14 @@ pub enum Error {
     Report(#[source] serde_json::Error),
 }
 
+impl Error {
+    /// Whether all ports of the range are in use.
+    #[must_use]
+    pub fn is_no_port(&self) -> bool {
+        matches!(self, Self::Ports(ports::Error::Exhausted { .. }))
+    }
+}
+
 /// Serves one game and reports over NATS. Ends when the results are reported, the session ends, or `shutdown` is
 /// cancelled.
 ///

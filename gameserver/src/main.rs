@@ -4,13 +4,14 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
-use garage_gameserver::{Outcome, config, run};
+use garage_events::game::EXIT_NO_PORT;
+use garage_gameserver::{Error, Outcome, config, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use tracing_subscriber::EnvFilter;
 
-/// A signal stopped the game, or it could not start, for example because no port was free.
+/// A signal stopped the game, or it could not start.
 const FAILED: u8 = 1;
 /// The configuration is not valid. clap uses the same code for flags that are not valid.
 const INVALID_CONFIG: u8 = 2;
@@ -47,7 +48,8 @@ async fn main() -> ExitCode {
         }
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "game failed");
-            ExitCode::from(FAILED)
+            let no_port = error.downcast_ref::<Error>().is_some_and(Error::is_no_port);
+            ExitCode::from(if no_port { EXIT_NO_PORT } else { FAILED })
         }
     }
 }

@@ -10,6 +10,7 @@ use async_nats::{
 use garage_events::{
     crash::{self, Point},
     game::Nats,
+    jetstream::is_already_stored,
 };
 use tokio::{
     sync::OnceCell,
@@ -48,7 +49,7 @@ pub enum Error {
 
 /// Sends reports.
 pub trait Reporter: Send + Sync + 'static {
-    /// Publishes a report once. Returns `Ok` only if it was acknowledged.
+    /// Publishes a report once. Returns `Ok` only if it is stored.
     fn publish(&self, subject: &str, payload: Vec<u8>) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
@@ -111,6 +112,8 @@ impl Reporter for NatsReporter {
         };
         match timeout(ATTEMPT_TIMEOUT, published).await {
             Ok(Ok(_)) => Ok(()),
+            // Earlier publications were stored, and their acknowledgements were lost.
+            Ok(Err(error)) if is_already_stored(&error) => Ok(()),
             Ok(Err(error)) => Err(Error::Publish(error)),
             Err(_) => Err(Error::TimedOut(ATTEMPT_TIMEOUT)),
         }

@@ -2,7 +2,10 @@
 
 use garage_events::{env::System, jetstream::JetStreamLog, queue::Queues};
 
-use crate::{hub::Hub, presence::Presence, queue_status::QueueStatuses, token::Keys, wait_estimate::WaitEstimates};
+use crate::{
+    absence::AbsenceWait, hub::Hub, presence::Presence, queue_status::QueueStatuses, token::Keys,
+    wait_estimate::WaitEstimates,
+};
 
 pub(crate) struct App {
     pub(crate) keys: Keys,
@@ -14,5 +17,6 @@ pub(crate) struct App {
     pub(crate) queue_statuses: QueueStatuses,
     pub(crate) wait_estimates: WaitEstimates,
     pub(crate) presence: Presence,
+    pub(crate) absence_wait: AbsenceWait,
     pub(crate) env: System,
 }

@@ -4,6 +4,7 @@ use futures::FutureExt;
 use garage_events::{
     env::Env,
     id::{PlayerId, QueueName, TicketId},
+    jetstream::storage::Storage,
     log::{AppendError, Decision, Log, Player},
     player::{CancelReason, Event, Queued, Rejection},
     subject::Aggregate,
@@ -11,6 +12,7 @@ use garage_events::{
 use uuid::Uuid;
 
 use crate::{
+    absence::AbsenceWait,
     problem::Problem,
     queue_status::QueueStatuses,
     ticket::{self, Cancelling, Queueing, Ticket},
@@ -23,15 +25,15 @@ const MAX_TRIES: u32 = 5;
 /// Queues a player with `ticket`. `queued` makes the event. It is awaited only if the player gets a new ticket, because
 /// it may have to ask the inventory worker for the rank. So a repeated request for an existing ticket works even if the
 /// inventory worker is down. A closed queue accepts no new ticket, but a repeated request still gets the existing
-/// ticket.
+/// ticket, and so does a log that is nearly full.
 ///
 /// # Errors
-/// [`Problem`]: a 409 if the player already waits or is in a match, a 503 if the queue is closed or the log does not
-/// answer.
+/// [`Problem`]: a 409 if the player already waits, is in a match, or has to wait after missed matches, a 503 if the queue is closed, the log is nearly full
+/// or the log does not answer.
 pub async fn queue(
     log: &impl Log,
     env: &impl Env,
-    queue_statuses: &QueueStatuses,
+    (queue_statuses, storage, absence_wait): (&QueueStatuses, &Storage, &AbsenceWait),
     id: &PlayerId,
     (queue, ticket): (&QueueName, TicketId),
     queued: impl Future<Output = Result<Queued, Problem>>,
@@ -40,7 +42,7 @@ pub async fn queue(
     let queued = queued.shared();
     loop {
         let player = log.player(id).await?;
-        let event = match ticket::queue(&player, ticket, env.now()) {
+        let event = match ticket::queue(&player, ticket, env.now(), absence_wait) {
             Ok(Queueing::Have(ticket)) => return Ok(ticket),
             Ok(Queueing::First(event)) => {
                 // The next round decides on the request, in the state after this event.
@@ -49,8 +51,12 @@ pub async fn queue(
             }
             Ok(Queueing::Append) => {
                 queue_statuses.check_open(queue)?;
+                if !storage.has_room_for_tickets() {
+                    return Err(Problem::log_full());
+                }
                 Event::from(queued.clone().await?)
             }
+            Ok(Queueing::Wait(until, absences)) => return Err(Problem::absent(until, absences, env.now())),
             Err(rejection) => return Err(rejected(&rejection)),
         };
         if let Some(seq) = tries.append(log, env, id, &player, event.clone()).await? {
@@ -96,7 +102,10 @@ fn rejected(rejection: &Rejection) -> Problem {
     match rejection {
         Rejection::Waiting { ticket } => Problem::waiting(*ticket),
         Rejection::InSession { session } => Problem::in_session(*session),
-        Rejection::NotWaiting { .. } | Rejection::NotExpired { .. } | Rejection::NotInSession { .. } => {
+        Rejection::NotWaiting { .. }
+        | Rejection::NotExpired { .. }
+        | Rejection::NotRequeued { .. }
+        | Rejection::NotInSession { .. } => {
             Problem::unavailable("the player's state changed several times during the request; try again")
         }
     }
@@ -181,10 +190,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_retries_after_a_conflict_but_not_after_another_error() {
-        let cases: [(MakeError, u32); 3] = [
+        let cases: [(MakeError, u32); 4] = [
             (AppendError::Conflict, MAX_TRIES),
             (|_| AppendError::Unavailable("down".into()), 1),
-            (|_| AppendError::Refused("full".into()), 1),
+            (|_| AppendError::Full("full".into()), 1),
+            (|_| AppendError::Refused("invalid".into()), 1),
         ];
         for (error, tries) in cases {
             let log = FailingLog { appends: Arc::default(), error };
@@ -197,11 +207,14 @@ mod tests {
                 attributes: Default::default(),
                 waiting_since: now,
                 expires_at: now,
+                requeues: 0,
+                absences: 0,
             };
-            let (queue_statuses, ann) = (QueueStatuses::default(), "ann".parse().unwrap());
+            let (open, ann) =
+                ((&QueueStatuses::default(), &Storage::default(), &AbsenceWait::default()), "ann".parse().unwrap());
             let (name, ticket) = (queued.queue.clone(), queued.ticket);
             let queued = async { Ok(queued) };
-            let problem = queue(&log, &System, &queue_statuses, &ann, (&name, ticket), queued).await.unwrap_err();
+            let problem = queue(&log, &System, open, &ann, (&name, ticket), queued).await.unwrap_err();
             assert_eq!((problem.status().as_u16(), log.appends.load(Ordering::Relaxed)), (503, tries));
         }
     }

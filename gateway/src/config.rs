@@ -50,6 +50,17 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(1..=600))]
     pub grace: u32,
 
+    /// Seconds before a player can queue again who did not join their last two matches, although each had results. The
+    /// time doubles with each further match that they do not join. 0 turns it off.
+    #[arg(long, env = "GARAGE_ABSENCE_WAIT_S", default_value_t = 60, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub absence_wait: u32,
+
+    /// The longest such time, in seconds.
+    #[arg(long, env = "GARAGE_ABSENCE_WAIT_MAX_S", default_value_t = 3_600, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub absence_wait_max: u32,
+
     /// Maximum number of open connections, including sockets. Further connections wait to be accepted.
     // A socket without TLS takes 8 KiB of memory (measured with 4,000 sockets). 20,000 sockets take 160 MiB, and 20,000
     // file descriptors.

@@ -4,10 +4,11 @@
 //! - [`Config`]: the configuration; [`token`]: the players' tokens.
 //! - `server`, `tls`, `write_timeout`: the accept loop; `routes`: REST; `problem`: errors in the format of RFC 9457.
 //! - [`commands`], `ticket` (pure): queueing and cancelling; `request`: parses and checks requests; `queue_status`: the
-//!   closed queues; `wait_estimate`: the wait estimates; `ops`: the dashboard on the admin port.
+//!   closed queues; `regions`: where clients measure their latency; `wait_estimate`: the wait estimates; `ops`: the dashboard on the admin port.
 //! - `upgrade`, `socket`, `hub`, `frame`: push the log's events to players; `presence`: which players have a socket, on
 //!   any gateway.
 
+mod absence;
 mod app;
 pub mod commands;
 mod config;
@@ -18,6 +19,7 @@ mod ops;
 mod presence;
 mod problem;
 mod queue_status;
+mod regions;
 mod request;
 mod routes;
 mod server;
@@ -33,9 +35,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::env::System;
-use garage_worker::{Pages, Runtime, Shutdown};
+use garage_worker::{Pages, Runtime, Shutdown, metrics::Metric};
 use tokio::net::TcpListener;
 
+pub use absence::AbsenceWait;
 use app::App;
 pub use config::Config;
 pub use problem::Problem;
@@ -58,6 +61,18 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     Gateway::bind(config, shutdown).await?.serve().await
 }
 
+/// What the worker measures.
+const METRICS: [Metric; 6] = [
+    Metric::counter("garage_gateway_requests_total", "requests answered").with_later_labels(),
+    // A route appears with its first request; failures of any route are an increase.
+    Metric::histogram("garage_gateway_request_seconds", "time from the head of a request to the head of its answer")
+        .with(&[("route", &["none"]), ("status", &["2xx", "4xx", "5xx"])]),
+    Metric::gauge("garage_gateway_sockets", "open sockets"),
+    Metric::counter("garage_gateway_frames_total", "frames written to sockets"),
+    Metric::counter("garage_gateway_skipped_total", "messages of the log that could not be read, and were not sent"),
+    Metric::counter("garage_gateway_vanished_total", "tickets cancelled because the player did not reconnect in time"),
+];
+
 impl Gateway {
     /// Checks the configuration, opens the log and the port, and starts to serve clients.
     ///
@@ -66,10 +81,13 @@ impl Gateway {
     pub async fn bind(config: Config, shutdown: Shutdown) -> anyhow::Result<Self> {
         let (keys, queues, tls, redis) = config.read()?;
 
-        let ops = ops::Ops::new(redis, queues.names().cloned())?;
+        let storage = ops::LogStorage::default();
+        let ops = ops::Ops::new(redis, queues.names().cloned(), Arc::clone(&storage))?;
         let pages: Option<Arc<dyn Pages>> = Some(Arc::new(ops));
         let mut runtime = Runtime::start_with("gateway", &config.worker, pages, shutdown.clone()).await?;
+        garage_worker::metrics::register(&METRICS);
         let log = runtime.open_log().await?;
+        storage.get_or_init(|| log.storage().clone());
         let client = runtime.client.clone();
         let hub = hub::Hub::default();
         let wait_estimates = wait_estimate::WaitEstimates::new(&queues);
@@ -94,8 +112,11 @@ impl Gateway {
         let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
         let address = listener.local_addr()?;
         tracing::info!(%address, tls = tls.is_some(), "gateway is listening");
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let absence_wait = AbsenceWait { first: seconds(config.absence_wait), max: seconds(config.absence_wait_max) };
         let app =
-            Arc::new(App { keys, queues, log, client, hub, queue_statuses, wait_estimates, presence, env: System });
+            App { keys, queues, log, client, hub, queue_statuses, wait_estimates, presence, absence_wait, env: System };
+        let app = Arc::new(app);
         let limit = config.max_connections;
         runtime.spawn("accept", server::serve(listener, tls, app, limit, shutdown));
         Ok(Self { runtime, address })

@@ -1,15 +1,21 @@
 //! The dashboard for operators, on the admin port. It reads only the projections in Redis, so it works without the log
-//! and without other workers. It shows how old the projections are. It is read-only.
+//! and without other workers. It shows how old the projections are, and whether the log stores events. It is read-only.
 
 mod read;
 mod view;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use garage_events::id::{QueueName, SessionId};
+use garage_events::{
+    id::{QueueName, SessionId},
+    jetstream::storage::Storage,
+};
 use garage_worker::{Pages, redis::Redis};
 use http_body_util::Full;
 use hyper::{
@@ -38,18 +44,26 @@ const SCRIPT: &str = include_str!("ops/page.js");
 pub(crate) struct Ops {
     redis: Redis,
     queues: Vec<QueueName>,
+    storage: LogStorage,
     page: String,
     /// The value of `Content-Security-Policy`.
     policy: HeaderValue,
     cached: Mutex<Option<(Instant, Answer)>>,
 }
 
+/// Whether the log stores events; empty until the log is open.
+pub(crate) type LogStorage = Arc<OnceLock<Storage>>;
+
 /// A status and a JSON body.
 type Answer = (StatusCode, Bytes);
 
 impl Ops {
     /// Prepares the page. `queues` are shown even if nobody has ever waited there.
-    pub(crate) fn new(redis: Redis, queues: impl Iterator<Item = QueueName>) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        redis: Redis,
+        queues: impl Iterator<Item = QueueName>,
+        storage: LogStorage,
+    ) -> anyhow::Result<Self> {
         // The page inserts players' names as text. If that ever fails, this policy still allows no script except the
         // page's own.
         let policy = format!(
@@ -59,7 +73,7 @@ impl Ops {
             hash(STYLE)
         );
         let page = PAGE.replace("{{style}}", STYLE).replace("{{script}}", SCRIPT);
-        Ok(Self { redis, queues: queues.collect(), page, policy: policy.parse()?, cached: Mutex::default() })
+        Ok(Self { redis, queues: queues.collect(), storage, page, policy: policy.parse()?, cached: Mutex::default() })
     }
 
     async fn data(&self) -> Answer {
@@ -70,7 +84,10 @@ impl Ops {
         }
         let read = timeout(REDIS_TIMEOUT, read::snapshot(&self.redis)).await;
         let answer = match read {
-            Ok(Ok(snapshot)) => json(&view::View::of(&snapshot, &self.queues)),
+            Ok(Ok(snapshot)) => {
+                let log = self.storage.get().and_then(Storage::remark);
+                json(&view::View::of(&snapshot, &self.queues, log))
+            }
             Ok(Err(error)) => unavailable(&error),
             Err(_) => unavailable(&anyhow::anyhow!("Redis does not answer in time")),
         };

@@ -3,7 +3,7 @@
 //! ticket is cancelled.
 //!
 //! If the bucket cannot be written, sockets work as usual. If the end of a player's socket cannot be recorded, the
-//! player's ticket stays queued until it times out.
+//! player's ticket stays queued until it times out. A full bucket can be written: it drops its oldest entries.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use garage_events::{
         publish,
     },
     log::{Load, ReadError},
-    player::{CancelReason, State},
+    player::{CancelReason, Event, State},
     presence::{self, Connection, Key},
 };
 use garage_worker::Shutdown;
@@ -129,7 +129,7 @@ impl Presence {
     }
 
     async fn store_entry(&self, player: &PlayerId, entry: &SocketEntry) -> bool {
-        let connection = Connection { gateway: self.0.gateway, socket: entry.socket, gone: false };
+        let connection = Connection { gateway: self.0.gateway, socket: entry.socket, gone: false, left: None };
         match self.put(&Key::Player(player.clone()), &connection, None).await {
             Ok(revision) => {
                 self.0.hub.entry_stored(player, entry, revision);
@@ -191,7 +191,7 @@ impl Presence {
             // Another gateway assumed that this one is dead, and marked the socket as gone. Correct the entry, but only
             // if it has not changed since: the player may have a newer socket by now.
             let (presence, connection) =
-                (self.clone(), Connection { gateway: self.0.gateway, gone: false, ..connection });
+                (self.clone(), Connection { gateway: self.0.gateway, gone: false, left: None, ..connection });
             self.spawn(async move {
                 let key = Key::Player(player.clone());
                 loop {
@@ -209,12 +209,23 @@ impl Presence {
     }
 
     /// Marks a player's socket as gone, unless the player has a newer one, and waits for the player to reconnect.
-    async fn leave(&self, player: PlayerId, socket: Uuid, revision: u64) {
+    async fn leave(&self, player: PlayerId, socket: Uuid, mut revision: u64) {
         let (key, connection) =
-            (Key::Player(player.clone()), Connection { gateway: self.0.gateway, socket, gone: true });
+            (Key::Player(player.clone()), Connection { gateway: self.0.gateway, socket, gone: true, left: None });
         loop {
             match self.put(&key, &connection, Some(revision)).await {
                 Ok(revision) => return self.cancel_after_grace(&player, revision).await,
+                Err(PutError::Conflict) if revision > 0 => match self.last(&key.to_string()).await {
+                    Ok(Some(_)) => return,
+                    // The entry is gone: a full bucket drops its oldest entries. So the player has no newer socket.
+                    Ok(None) => {
+                        revision = 0;
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::warn!(player.id = %player, "cannot mark a socket as gone; retrying: {error:#}");
+                    }
+                },
                 Err(PutError::Conflict) => return,
                 Err(PutError::Failed(reason)) => {
                     tracing::warn!(player.id = %player, reason, "cannot mark a socket as gone; retrying");
@@ -230,9 +241,9 @@ impl Presence {
         self.cancel_ticket(player, revision).await;
     }
 
-    async fn cancel_ticket(&self, player: &PlayerId, revision: u64) {
+    async fn cancel_ticket(&self, player: &PlayerId, mut revision: u64) {
         loop {
-            match self.try_cancel(player, revision).await {
+            match self.try_cancel(player, &mut revision).await {
                 Ok(()) => return,
                 // A retry would not help. The ticket stays queued until it times out.
                 Err(error) if matches!(error.downcast_ref(), Some(ReadError::Unreadable { .. })) => {
@@ -247,15 +258,35 @@ impl Presence {
         }
     }
 
-    async fn try_cancel(&self, player: &PlayerId, revision: u64) -> anyhow::Result<()> {
-        let last = self.last(&Key::Player(player.clone()).to_string()).await?;
-        let Some(last) = last.filter(|last| last.sequence == revision && !self.0.hub.is_connected(player)) else {
+    /// Marks the player as left, and cancels the ticket if the player still waits. If the player is matched, the session
+    /// worker reads the mark before it opens the session. `revision` is the revision of the player's entry.
+    async fn try_cancel(&self, player: &PlayerId, revision: &mut u64) -> anyhow::Result<()> {
+        let key = Key::Player(player.clone());
+        let last = self.last(&key.to_string()).await?;
+        let Some(last) = last.filter(|_| !self.0.hub.is_connected(player)) else { return Ok(()) };
+        let connection: Connection = serde_json::from_slice(&last.payload)?;
+        // A newer entry with a mark is our own whose acknowledgement was lost, or that of another gateway that does the
+        // same. The ticket may still wait.
+        if last.sequence != *revision && connection.left.is_none() {
             return Ok(());
-        };
+        }
+        let ended = connection.left.unwrap_or(last.time);
+        if connection.left.is_none() {
+            match self.put(&key, &Connection { left: Some(ended), ..connection }, Some(*revision)).await {
+                Ok(marked) => *revision = marked,
+                Err(PutError::Conflict) => return Ok(()),
+                Err(PutError::Failed(reason)) => anyhow::bail!(reason),
+            }
+        }
         let found = self.0.log.player(player).await?;
         // A ticket requested after the socket had ended does not need a socket.
-        if let (State::Waiting(waiting), Some(queued)) = (&found.state, &found.last)
-            && queued.time <= last.time
+        let requested = match found.last.map(|last| (last.event, last.time)) {
+            Some((Event::Queued(_), time)) => time,
+            Some((Event::Requeued(requeued), _)) => requeued.queued.waiting_since,
+            _ => return Ok(()),
+        };
+        if let State::Waiting(waiting) = &found.state
+            && requested <= ended
         {
             let cancelled = commands::cancel(&self.0.log, &System, player, waiting.ticket, CancelReason::Disconnected);
             match cancelled.await {

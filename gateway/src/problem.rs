@@ -1,9 +1,11 @@
 //! The errors that clients see, as `application/problem+json` (RFC 9457). Internal causes are logged here and not sent
 //! to clients.
 
+use std::collections::BTreeMap;
+
 use garage_events::{
     event::DecodeError,
-    id::{QueueName, SessionId, TicketId},
+    id::{QueueName, Region, SessionId, TicketId},
     log::{AppendError, ReadError},
     svc::CallError,
 };
@@ -12,6 +14,7 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use serde_json::{Map, Value};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use warp::reply::Response;
 
 use crate::token::Refused;
@@ -19,7 +22,8 @@ use crate::token::Refused;
 /// How long clients should wait before they retry, in seconds. NATS elects a new leader within a few seconds.
 pub(crate) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 
-/// The same for a closed queue, in seconds. Operators usually close a queue for minutes or longer.
+/// The same for a closed queue and a full log, in seconds. Operators usually close a queue for minutes or longer, and a
+/// full log gets room when its oldest events expire.
 const CLOSED_RETRY_AFTER: HeaderValue = HeaderValue::from_static("60");
 
 /// The answer to a request that failed.
@@ -74,6 +78,23 @@ impl Problem {
             .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
     }
 
+    pub(crate) fn log_full() -> Self {
+        let detail = "the log of tickets and matches is full, and has no room for this command now; try again later";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+            .kind("/problems/log-full", "Log full")
+            .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
+    }
+
+    /// The queue can never match the ticket. `bounds` says in words by how much the latencies are too high.
+    pub(crate) fn latency_too_high(queue: &QueueName, limits: &BTreeMap<Region, u32>, bounds: &str) -> Self {
+        let limits: Map<_, _> = limits.iter().map(|(region, max)| (region.to_string(), (*max).into())).collect();
+        let detail = format!("no latency is low enough for queue {queue}: {bounds}");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+            .kind("/problems/latency-too-high", "Latency too high")
+            .member("queue", queue.as_str())
+            .member("max_latency_ms", limits)
+    }
+
     pub(crate) fn waiting(ticket: TicketId) -> Self {
         let detail = format!("the player already waits with ticket {ticket}; cancel that ticket first");
         Self::new(StatusCode::CONFLICT, detail)
@@ -91,6 +112,18 @@ impl Problem {
             .member("session", session.to_string())
     }
 
+    /// The player did not join their last matches, and has to wait.
+    pub(crate) fn absent(until: OffsetDateTime, absences: u32, now: OffsetDateTime) -> Self {
+        let at = until.format(&Rfc3339).unwrap_or_default();
+        let seconds = (until - now).whole_seconds().max(0) + 1;
+        let detail = format!("the player did not join their last {absences} matches, and can queue again at {at}");
+        Self::new(StatusCode::CONFLICT, detail)
+            .kind("/problems/matches-missed", "Matches missed")
+            .member("absences", absences)
+            .member("queue_again_at", at)
+            .header(header::RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
@@ -99,6 +132,11 @@ impl Problem {
     /// Whether the cause is the request (status 4xx) and not the server.
     pub fn is_clients(&self) -> bool {
         self.status.is_client_error()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
     }
 
     #[cfg(test)]
@@ -171,12 +209,15 @@ impl From<ReadError> for Problem {
 impl From<AppendError> for Problem {
     fn from(error: AppendError) -> Self {
         tracing::warn!(%error, "request failed: temporarily unavailable");
-        Self::unavailable(match error {
+        let detail = match error {
+            AppendError::Full(_) => return Self::log_full(),
             AppendError::Conflict(_) => "the player's state changed several times during the request; try again",
             AppendError::Unavailable(_) => "the matchmaking log does not answer; try again",
-            // Most likely the log is full: it then rejects appends instead of deleting events.
-            AppendError::Refused(_) => "the matchmaking log does not accept new events at present; try again later",
-        })
+            AppendError::Refused(_) => {
+                "the matchmaking log does not accept this event; the cause is in the gateway's log"
+            }
+        };
+        Self::unavailable(detail)
     }
 }
 
@@ -248,6 +289,14 @@ mod tests {
         assert!(!body.to_string().contains("10.0"), "{body}");
         let (parts, body) = shown(CallError::Refused { subject, code: 404, message: "no such car".into() }).await;
         assert_eq!((parts.status.as_u16(), body["detail"].as_str()), (404, Some("no such car")));
+    }
+
+    #[tokio::test]
+    async fn a_full_log_is_not_a_log_that_does_not_answer() {
+        let (parts, body) = shown(AppendError::Full("maximum bytes exceeded".into())).await;
+        assert_eq!((parts.status.as_u16(), parts.headers[header::RETRY_AFTER].to_str().unwrap()), (503, "60"));
+        assert_eq!(body["type"], "/problems/log-full");
+        assert!(!body.to_string().contains("bytes"), "{body}");
     }
 
     #[tokio::test]

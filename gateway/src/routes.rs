@@ -20,7 +20,7 @@ use hyper::{
     header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION},
 };
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::json;
 use warp::{Filter, filters::BoxedFilter, path, reply::Response};
 
@@ -28,6 +28,7 @@ use crate::{
     app::App,
     commands,
     problem::Problem,
+    regions::RegionList,
     request::{self, TicketRequest},
     ticket::{Me, Ticket},
     token::Identity,
@@ -63,6 +64,7 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .and(call.clone())
         .then(|id, call| answer("/v1/matchmaking/tickets/{id}", ticket(id, call)));
     let regions = path!("v1" / "regions").and(call.clone()).then(|call| answer("/v1/regions", regions(call)));
+    let ping = path!("v1" / "ping").and(call.clone()).then(|call| answer("/v1/ping", ping(call)));
     let me = path!("v1" / "players" / "me").and(call.clone()).then(|call| answer("/v1/players/me", me(call)));
     let session = path!("v1" / "sessions" / SessionId)
         .and(call.clone())
@@ -76,7 +78,7 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let none = warp::any()
         .then(|| answer("none", async { Err(Problem::not_found("there is no such path; see GET /openapi.json")) }));
 
-    let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(me).unify().boxed();
+    let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(ping).unify().or(me).unify().boxed();
     let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
     let all = matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(description).unify();
     all.or(none).unify().boxed()
@@ -92,11 +94,6 @@ impl Call {
     /// The player in the token. Handlers check the method first, so that a 405 needs no token.
     fn player(&self) -> Result<PlayerId, Problem> {
         Ok(request::identity(&self.app.keys, &self.headers)?.player)
-    }
-
-    /// Parses the body as JSON.
-    fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        request::json(&self.headers, &self.body)
     }
 
     fn only(&self, method: &Method, allow: &'static str) -> Result<(), Problem> {
@@ -132,20 +129,21 @@ async fn description(call: Call) -> Answer {
 async fn tickets(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
     let Identity { player, rank: claimed } = request::identity(&call.app.keys, &call.headers)?;
-    let ticket_request: TicketRequest = call.body()?;
-    let Call { app, headers, .. } = call;
+    let Call { app, headers, body, .. } = call;
+    let ticket_request = TicketRequest::read(&headers, &body, &app.queues)?;
     let ticket = request::keyed_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
-    let timeout = ticket_request.check(&app.queues)?;
     let now = app.env.now();
     let queued = async {
         let rank = match ticket_request.rank.or(claimed) {
             Some(rank) => rank,
             None => svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank,
         };
-        Ok(ticket_request.queued(ticket, rank, now, timeout))
+        Ok(ticket_request.queued(ticket, rank, now))
     };
     let about = (&ticket_request.queue, ticket);
-    let ticket = commands::queue(&app.log, &app.env, &app.queue_statuses, &player, about, queued).await?;
+    let open = (&app.queue_statuses, app.log.storage(), &app.absence_wait);
+    let mut ticket = commands::queue(&app.log, &app.env, open, &player, about, queued).await?;
+    ticket.ignored_regions.clone_from(&ticket_request.ignored_regions);
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // This never fails: a UUID is always a valid header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {
@@ -177,7 +175,17 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
 async fn regions(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
     call.player()?;
-    ok(StatusCode::OK, &json!({ "regions": call.app.queues.regions() }))
+    ok(StatusCode::OK, &RegionList::of(&call.app.queues))
+}
+
+/// A measurement of the latency to this gateway. It needs no token and asks nobody, so that a client measures little
+/// else than the network.
+async fn ping(call: Call) -> Answer {
+    call.only(&Method::GET, "GET")?;
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
 }
 
 async fn me(call: Call) -> Answer {

@@ -156,9 +156,22 @@ async fn respond(server: &Server, request: Request<Incoming>, permit: Arc<OwnedS
     let status = response.status();
     let label = status.as_str().to_owned();
     metrics::counter!("garage_gateway_requests_total", "route" => route, "status" => label).increment(1);
-    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took = began.elapsed();
+    metrics::histogram!("garage_gateway_request_seconds", "route" => route, "status" => class(status)).record(took);
+    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(%method, route, status = status.as_u16(), duration_ms, "request");
     response
+}
+
+/// The class of a status, as a label: a histogram for each single status would be many series.
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
 }
 
 async fn rest(routes: &Routes, request: Request<Incoming>) -> Result<Response, Problem> {

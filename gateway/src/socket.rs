@@ -36,7 +36,7 @@ use garage_events::{
 use garage_worker::Shutdown;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, MissedTickBehavior, interval_at, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -61,15 +61,17 @@ pub(crate) struct Timing {
     pub(crate) silence: Duration,
     /// The time-out for writing one frame.
     pub(crate) write: Duration,
-    /// The time-out for the client's answer to a close frame.
+    /// The time-out for sending a close frame and for the client's answer.
     pub(crate) close: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
         let s = Duration::from_secs;
-        // Proxies close connections that are idle for 30 to 60 s. A client may miss two pings.
-        Self { ping: s(20), silence: s(60), write: s(10), close: s(5) }
+        // A client that vanishes without closing its connection is noticed after 10 s. Its socket ends at most 3 s later,
+        // and its ticket is cancelled after the grace period, by default 15 s. So such a player can be matched for less
+        // than 30 s. Proxies close connections that are idle for 30 to 60 s.
+        Self { ping: s(5), silence: s(10), write: s(10), close: s(3) }
     }
 }
 
@@ -162,16 +164,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Ok(written) => self.write_live(written).await,
             Err(end) => end,
         };
-        if let End::Close(code, reason) = end {
-            tracing::debug!(player.id = %self.player, code, reason, "closing a socket");
-            let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-            if !matches!(timeout(self.timing.close, self.stream.close(Some(frame))).await, Ok(Ok(()))) {
-                return end;
+        let closing = async {
+            if let End::Close(code, reason) = end {
+                tracing::debug!(player.id = %self.player, code, reason, "closing a socket");
+                let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
+                if self.stream.close(Some(frame)).await.is_err() {
+                    return;
+                }
             }
-        }
-        // If the connection ended before the client has read the close frame, the client could lose it.
-        let answered = async { while let Some(Ok(_)) = self.stream.next().await {} };
-        let _ = timeout(self.timing.close, answered).await;
+            // If the connection ended before the client has read the close frame, the client could lose it.
+            while let Some(Ok(_)) = self.stream.next().await {}
+        };
+        let _ = timeout(self.timing.close, closing).await;
         end
     }
 
@@ -216,7 +220,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let mut ping = interval_at(last_heard + self.timing.ping, self.timing.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // In this order: after a slow write, what the client has sent meanwhile counts before the limit for silence,
+            // and a client that sends without a pause delays none of its events.
             let wrote = tokio::select! {
+                biased;
                 () = self.shutdown.cancelled() => Err(self.flush(written).await),
                 why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
                 Ok(frame) = receive(&mut self.registration.frames, &self.shutdown) => {
@@ -234,13 +241,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                         Ok(())
                     }
                 },
-                _ = ping.tick() => {
-                    if last_heard.elapsed() >= self.timing.silence {
-                        Err(SILENT)
-                    } else {
-                        self.send(Message::Ping(Bytes::new())).await
-                    }
-                }
+                () = sleep_until(last_heard + self.timing.silence) => Err(SILENT),
+                _ = ping.tick() => self.send(Message::Ping(Bytes::new())).await,
             };
             if let Err(end) = wrote {
                 return end;

@@ -4,13 +4,18 @@
 //! key is known as long as its ticket is the latest: a repeated request returns the same ticket with its current
 //! status. The content of the repeated request is ignored.
 
+use std::collections::BTreeMap;
+
 use garage_events::{
-    id::{PlayerId, QueueName, SessionId, TicketId},
+    failure,
+    id::{PlayerId, QueueName, Region, SessionId, TicketId},
     log::Player,
-    player::{self, Address, CancelReason, Command, Ending, Event, Queued, Rejection, State},
+    player::{self, Address, CancelReason, Candidates, Command, Ending, Event, Queued, Rejection, State},
 };
 use serde::Serialize;
 use time::OffsetDateTime;
+
+use crate::absence::AbsenceWait;
 
 /// The status of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -51,10 +56,23 @@ pub struct Ticket {
     pub(crate) waiting_since: Option<OffsetDateTime>,
     #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub(crate) expires_at: Option<OffsetDateTime>,
+    /// The measured latencies that count, rounded up.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) latencies: BTreeMap<Region, u32>,
+    /// The regions in the request of this answer that do not exist or were not measured. The log does not have them, so
+    /// only the answer to a `POST` names them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ignored_regions: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) estimated_wait_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<End>,
+    /// Why the match failed that ended the ticket, or after which it waits again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<failure::Code>,
+    /// Why the ticket timed out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) candidates: Option<Candidates>,
     /// The sequence of the player's last event. A client that opens a socket with `since` set to it misses no later
     /// event.
     pub(crate) seq: u64,
@@ -71,17 +89,24 @@ impl Ticket {
             address: None,
             waiting_since: None,
             expires_at: None,
+            latencies: BTreeMap::new(),
+            ignored_regions: Vec::new(),
             estimated_wait_ms: None,
             ended: None,
+            reason: None,
+            candidates: None,
             seq,
         };
+        let waiting = |data: &Queued| Self {
+            queue: Some(data.queue.clone()),
+            waiting_since: Some(data.waiting_since),
+            expires_at: Some(data.expires_at),
+            latencies: data.latencies.clone(),
+            ..blank(data.ticket, Status::Waiting)
+        };
         match event {
-            Event::Queued(data) => Self {
-                queue: Some(data.queue.clone()),
-                waiting_since: Some(data.waiting_since),
-                expires_at: Some(data.expires_at),
-                ..blank(data.ticket, Status::Waiting)
-            },
+            Event::Queued(data) => waiting(data),
+            Event::Requeued(data) => Self { reason: Some(data.reason), ..waiting(&data.queued) },
             Event::Cancelled(data) => Self {
                 queue: Some(data.queue.clone()),
                 ended: Some(End::Cancelled),
@@ -90,6 +115,7 @@ impl Ticket {
             Event::TimedOut(data) => Self {
                 queue: Some(data.queue.clone()),
                 ended: Some(End::TimedOut),
+                candidates: data.candidates,
                 ..blank(data.ticket, Status::Ended)
             },
             Event::Matched(data) => Self {
@@ -111,6 +137,7 @@ impl Ticket {
                     Ending::Failed => End::Failed,
                     Ending::Abandoned => End::Abandoned,
                 }),
+                reason: data.reason,
                 ..blank(data.ticket, Status::Ended)
             },
         }
@@ -181,18 +208,30 @@ pub(crate) enum Queueing {
     First(Event),
     /// The player may be queued.
     Append,
+    /// The player has missed this number of matches in a row, and must wait until this time.
+    Wait(OffsetDateTime, u32),
 }
 
 /// Decides on a request for `ticket`.
-pub(crate) fn queue(player: &Player, ticket: TicketId, now: OffsetDateTime) -> Result<Queueing, Rejection> {
+pub(crate) fn queue(
+    player: &Player,
+    ticket: TicketId,
+    now: OffsetDateTime,
+    absence_wait: &AbsenceWait,
+) -> Result<Queueing, Rejection> {
     if let Some(have) = Ticket::latest(player).filter(|latest| latest.ticket == ticket) {
         return Ok(Queueing::Have(have));
     }
     match &player.state {
         State::Waiting(Queued { ticket, expires_at, .. }) if *expires_at <= now => {
-            player::decide(&player.state, Command::TimeOut { ticket: *ticket, now }).map(Queueing::First)
+            player::decide(&player.state, Command::TimeOut { ticket: *ticket, now, candidates: None })
+                .map(Queueing::First)
         }
-        state => player::may_queue(state).map(|()| Queueing::Append),
+        state => {
+            player::may_queue(state)?;
+            let waits = absence_wait.until(player).filter(|(until, _)| now < *until);
+            Ok(waits.map_or(Queueing::Append, |(until, absences)| Queueing::Wait(until, absences)))
+        }
     }
 }
 

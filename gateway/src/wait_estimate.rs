@@ -39,7 +39,12 @@ impl WaitEstimates {
         if type_name != "Matched" {
             return;
         }
-        let Ok(Matched { queue, waiting_since, .. }) = serde_json::from_str(data.get()) else { return };
+        let Ok(matched) = serde_json::from_str::<Matched>(data.get()) else { return };
+        // The wait of a requeued player includes the failed match.
+        if matched.is_rematch() {
+            return;
+        }
+        let Matched { queue, waiting_since, .. } = matched;
         let Some(recent_waits) = self.0.get(&queue) else { return };
         // Negative if the clock of the gateway that set `waiting_since` is ahead of the stream's clock.
         let waited = u64::try_from((message.time - waiting_since).whole_milliseconds()).unwrap_or(0);
@@ -75,9 +80,13 @@ mod tests {
             rank_band: 1,
             timeout_s: 1,
             client_rank: false,
+            requeue: true,
             regions: BTreeMap::new(),
         };
-        WaitEstimates::new(&Queues { queues: [("ranked".parse().unwrap(), queue)].into() })
+        WaitEstimates::new(&Queues {
+            queues: [("ranked".parse().unwrap(), queue)].into(),
+            measured_at: Default::default(),
+        })
     }
 
     /// A player's event of this type, after a wait of `waited_ms`.
@@ -108,6 +117,20 @@ mod tests {
         assert_eq!((estimates.estimate(&ranked), estimates.estimate(&"casual".parse().unwrap())), (None, None));
         estimates.record(&event("Matched", "ranked", -5));
         assert_eq!(estimates.estimate(&ranked), Some(0));
+    }
+
+    #[test]
+    fn a_match_after_a_failed_one_does_not_count() {
+        let (estimates, ranked) = (estimates(), "ranked".parse().unwrap());
+        let mut again = event("Matched", "ranked", 60_000);
+        let mut body: serde_json::Value = serde_json::from_slice(&again.body).unwrap();
+        for (requeues, estimate) in [(1, None), (0, Some(60_000))] {
+            body["data"]["requeue"] =
+                json!({"rank": 0, "latencies": {}, "expires_at": "2026-01-01T12:02:00Z", "requeues": requeues});
+            again.body = body.to_string().into();
+            estimates.record(&again);
+            assert_eq!(estimates.estimate(&ranked), estimate);
+        }
     }
 
     #[test]

@@ -22,17 +22,17 @@ pub const REWARD_FIRST: u64 = 100;
 pub const REWARD_SECOND: u64 = 60;
 /// Coins for every other player who finishes.
 pub const REWARD_FINISHED: u64 = 30;
-/// Coins for a player who does not finish. Less than for the slowest finisher, so that it never pays to quit.
+/// Coins for a player who joins and does not finish. Less than for the slowest finisher, so that it never pays to quit.
 pub const REWARD_STARTED: u64 = 10;
 
-/// Coins that a player earns for a result.
-pub fn reward(placing: &Placing) -> u64 {
-    match (placing.time_ms, placing.place) {
+/// Coins that a player earns for a result. `None` for a player who did not join: they are neither paid nor rated.
+pub fn reward(placing: &Placing) -> Option<u64> {
+    placing.joined.then_some(match (placing.time_ms, placing.place) {
         (None, _) => REWARD_STARTED,
         (Some(_), 1) => REWARD_FIRST,
         (Some(_), 2) => REWARD_SECOND,
         (Some(_), _) => REWARD_FINISHED,
-    }
+    })
 }
 
 /// The stats of a car with an item's effect added. No stat falls below a hundredth of its previous value, so that every
@@ -53,18 +53,27 @@ mod tests {
 
     const BASE: Stats = Stats { power_kw: 100.0, mass_kg: 1_000.0, grip: 1.0, drag_m2: 0.5 };
 
+    fn placing(place: u32, time_ms: Option<u64>, joined: bool) -> Placing {
+        Placing { player: "anna".parse().unwrap(), place, time_ms, joined }
+    }
+
     #[test]
     fn the_reward_depends_on_the_place() {
-        let place = |place, time_ms| reward(&Placing { player: "anna".parse().unwrap(), place, time_ms });
-        assert_eq!(place(1, Some(9_000)), 100);
-        assert_eq!(place(2, Some(9_001)), 60);
-        assert_eq!(place(3, Some(9_002)), 30);
-        assert_eq!(place(8, Some(9_003)), 30);
+        let place = |place, time_ms| reward(&placing(place, time_ms, true));
+        assert_eq!(place(1, Some(9_000)), Some(100));
+        assert_eq!(place(2, Some(9_001)), Some(60));
+        assert_eq!(place(3, Some(9_002)), Some(30));
+        assert_eq!(place(8, Some(9_003)), Some(30));
     }
 
     #[test]
     fn a_player_who_does_not_finish_gets_the_smallest_reward_even_in_first_place() {
-        assert_eq!(reward(&Placing { player: "anna".parse().unwrap(), place: 1, time_ms: None }), 10);
+        assert_eq!(reward(&placing(1, None, true)), Some(10));
+    }
+
+    #[test]
+    fn a_player_who_does_not_join_is_not_paid() {
+        assert_eq!(reward(&placing(1, None, false)), None);
     }
 
     #[test]

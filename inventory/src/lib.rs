@@ -21,7 +21,7 @@ pub mod service;
 
 use std::time::Duration;
 
-use garage_worker::{Health, Runtime, Shutdown};
+use garage_worker::{Health, Runtime, Shutdown, metrics::Metric};
 use sqlx::MySqlPool;
 use tokio::time::timeout;
 
@@ -42,6 +42,16 @@ const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two deletions of old idempotency keys.
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(600);
 
+/// What the worker measures.
+const METRICS: [Metric; 6] = [
+    Metric::counter("garage_inventory_rewards_total", "rewards paid"),
+    Metric::gauge("garage_inventory_outbox_depth", "events that wait to be published in the log, up to 1,001"),
+    Metric::gauge("garage_inventory_outbox_held", "events that could not be published, and are tried again later"),
+    Metric::counter("garage_inventory_outbox_failures_total", "failed rounds of publishing"),
+    Metric::counter("garage_inventory_events_published_total", "events published in the log"),
+    Metric::counter("garage_inventory_refusals_total", "refused requests").with_later_labels(),
+];
+
 /// Runs the worker until `shutdown` is cancelled.
 ///
 /// # Errors
@@ -50,6 +60,7 @@ const CLEANUP_INTERVAL: Duration = Duration::from_secs(600);
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let pool = config.mysql.pool()?;
     let mut runtime = Runtime::start("inventory", &config.worker, shutdown).await?;
+    garage_worker::metrics::register(&METRICS);
     let stop = runtime.shutdown.clone();
 
     runtime.health.down("mysql", "not checked yet");

@@ -82,6 +82,7 @@ where
     F: Fn(C) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<C::Reply, Error>> + Send + 'static,
 {
+    metrics::counter!("garage_inventory_refusals_total", "endpoint" => name).increment(0);
     let respond = move |call| {
         let answer = handler(call);
         async move { answer.await.map_err(|error| refusal(name, error)) }

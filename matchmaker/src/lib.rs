@@ -14,10 +14,24 @@ pub mod lead;
 pub mod matching;
 pub mod snapshots;
 
-use garage_events::{env::System, lease, queue::Queues};
-use garage_worker::{Runtime, Shutdown};
+use garage_events::{crash::Point, env::System, lease, queue::Queues};
+use garage_worker::{Runtime, Shutdown, metrics::Metric};
 
 pub use config::Config;
+
+/// What the worker measures.
+const METRICS: [Metric; 7] = [
+    Metric::gauge("garage_queue_depth", "waiting players; every instance reports all of them"),
+    Metric::gauge("garage_queue_players", "players of one match"),
+    Metric::histogram("garage_queue_wait_seconds", "time from a ticket to its match").with_later_labels(),
+    Metric::counter("garage_matches_total", "matches made").with_later_labels(),
+    Metric::counter("garage_timeouts_total", "tickets that timed out"),
+    Metric::counter(
+        "garage_conflicts_total",
+        "matches and time-outs that were not stored because a player had changed",
+    ),
+    Metric::counter("garage_snapshots_total", "snapshots written"),
+];
 
 /// Runs the worker until `shutdown`.
 ///
@@ -26,9 +40,11 @@ pub use config::Config;
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let queues = Queues::load(&config.queues)?;
     let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;
+    garage_worker::metrics::register(&METRICS);
     let log = runtime.open_log().await?;
     let names = queues.queues.keys().map(lease::matchmaker).collect();
-    let (leases, keeping) = garage_worker::lease::keep(log.context().clone(), names, runtime.health.clone());
+    let context = log.context().clone();
+    let (leases, keeping) = garage_worker::lease::keep(context, names, Point::LeaseKept, runtime.health.clone());
     runtime.spawn("leases", keeping);
     let matchmaker = app::Matchmaker::new(log, System, queues, leases, runtime.health.clone());
     runtime.spawn("matching", matchmaker.run(shutdown));

@@ -1,7 +1,7 @@
 //! The decisions on a pool: matches and ticket time-outs. Their outcome updates the players in the pool. This module
 //! reads the log only for players whose state is in doubt, and it never waits for events: the caller folds them.
 
-use std::{slice, time::Duration};
+use std::{collections::BTreeMap, slice, time::Duration};
 
 use futures::future::join_all;
 use garage_events::{
@@ -9,14 +9,14 @@ use garage_events::{
     event::Recorded,
     id::{PlayerId, QueueName, SessionId},
     log::{AppendError, Decision, Head, Log},
-    player,
+    player::{self, Candidates},
     queue::Queues,
     session::{self, Matched},
     subject::Aggregate,
 };
 
 use crate::{
-    domain::{Pool, Proposal, WaitingPlayer, propose, rule},
+    domain::{Census, Pool, Proposal, WaitingPlayer, propose, rule},
     lead::Lead,
 };
 
@@ -49,6 +49,13 @@ pub struct Cycle {
 impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Starts with an empty pool.
     pub fn new(log: G, env: W, queues: Queues, lead: L) -> Self {
+        for (name, queue) in &queues.queues {
+            let name = name.to_string();
+            metrics::counter!("garage_matches_total", "queue" => name.clone()).increment(0);
+            drop(metrics::histogram!("garage_queue_wait_seconds", "queue" => name.clone()));
+            let players = u32::try_from(queue.players).unwrap_or(u32::MAX);
+            metrics::gauge!("garage_queue_players", "queue" => name).set(f64::from(players));
+        }
         Self { log, env, queues, lead, pool: Pool::default() }
     }
 
@@ -105,7 +112,15 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         let now = self.env.now();
         let expired = self.queues_to_expire().flat_map(|queue| self.pool.expired(queue, now));
         let expired: Vec<WaitingPlayer> = expired.take(MAX_PER_CYCLE).cloned().collect();
-        let timeouts = expired.iter().map(|entry| self.time_out(entry, now));
+        let queues = expired.iter().filter_map(|entry| self.queues.queues.get_key_value(&entry.queued.queue));
+        let queues: BTreeMap<_, _> = queues.collect();
+        let counted = queues.into_iter().map(|(name, queue)| (name, Census::of(queue, self.pool.waiting(name))));
+        let counted: BTreeMap<_, _> = counted.collect();
+        let timeouts = expired.iter().map(|entry| {
+            // A removed queue has no rules that could exclude a player.
+            let census = counted.get(&entry.queued.queue);
+            self.time_out(entry, census.map(|census| census.candidates(&entry.queued)), now)
+        });
         let mut proposals = Vec::new();
         for (name, queue) in &self.queues.queues {
             metrics::gauge!("garage_queue_depth", "queue" => name.to_string())
@@ -141,6 +156,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             queue: name.clone(),
             region: proposal.region.clone(),
             teams: teams.clone(),
+            latencies: proposal.latencies.clone(),
             rules: rule::VERSION.into(),
             pool_seq: self.pool.seq(),
             clock: now,
@@ -151,9 +167,10 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             Head::default(),
             [session::Event::from(matched)],
         );
+        let requeue = self.queues.get(name).is_some_and(|queue| queue.requeue);
         for (entry, team) in proposal.players.iter().zip(teams) {
             let state = player::State::Waiting(entry.queued.clone());
-            let command = player::Command::Match { ticket: entry.queued.ticket, session, team: team.name };
+            let command = player::Command::Match { ticket: entry.queued.ticket, session, team: team.name, requeue };
             match player::decide(&state, command) {
                 Ok(event) => {
                     let aggregate = Aggregate::Player(entry.player.clone());
@@ -169,6 +186,10 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         match self.log.append(decision).await {
             Ok(sequences) => {
                 metrics::counter!("garage_matches_total", "queue" => name.to_string()).increment(1);
+                let waits = metrics::histogram!("garage_queue_wait_seconds", "queue" => name.to_string());
+                for entry in &proposal.players {
+                    waits.record((now - entry.queued.waiting_since).as_seconds_f64().max(0.0));
+                }
                 // The first sequence belongs to the session's event.
                 let players = proposal.players.iter().map(|entry| entry.player.clone());
                 Outcome { gone: players.zip(sequences.into_iter().skip(1)).collect(), ..Outcome::default() }
@@ -177,10 +198,15 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         }
     }
 
-    async fn time_out(&self, entry: &WaitingPlayer, now: time::OffsetDateTime) -> Outcome {
+    async fn time_out(
+        &self,
+        entry: &WaitingPlayer,
+        candidates: Option<Candidates>,
+        now: time::OffsetDateTime,
+    ) -> Outcome {
         let ticket = entry.queued.ticket;
         let state = player::State::Waiting(entry.queued.clone());
-        let Ok(event) = player::decide(&state, player::Command::TimeOut { ticket, now }) else {
+        let Ok(event) = player::decide(&state, player::Command::TimeOut { ticket, now, candidates }) else {
             return Outcome::default();
         };
         let decision = Decision::new(&self.env, ticket.uuid(), None).change(
@@ -212,7 +238,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                     None => self.reread(entries).await,
                 }
             }
-            error @ (AppendError::Unavailable(_) | AppendError::Refused(_)) => {
+            error @ (AppendError::Unavailable(_) | AppendError::Full(_) | AppendError::Refused(_)) => {
                 tracing::warn!(%error, "match or time-out not stored; will read its players again");
                 Outcome { failed: true, ..self.reread(entries).await }
             }
@@ -246,3 +272,6 @@ struct Outcome {
     /// See [`Cycle::failed`].
     failed: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,6 +124,8 @@ impl Fixture {
                 attributes: [].into(),
                 waiting_since: now,
                 expires_at: now + time::Duration::minutes(2),
+                requeues: 0,
+                absences: 0,
             };
             self.append(&player, self.log.player(&player).await?.head, queued.into()).await
         }))

@@ -134,6 +134,8 @@ impl Rivals {
             attributes: [].into(),
             waiting_since: now,
             expires_at: now + time::Duration::minutes(2),
+            requeues: 0,
+            absences: 0,
         };
         let head = self.log.player(&player).await?.head;
         let decision = Decision::new(&System, ticket.uuid(), None).change(

@@ -33,19 +33,20 @@ pub struct Config {
     #[arg(long, env = "GARAGE_GAME_SIGNING_KEY", requires = "nats_credentials")]
     pub game_signing_key: PathBuf,
 
-    /// Number of RSA keys that are generated in advance.
-    #[arg(long, env = "GARAGE_KEY_POOL", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Number of RSA keys that are generated in advance. Each match needs one. A core generates about 20 per second, at
+    /// the lowest priority.
+    #[arg(long, env = "GARAGE_KEY_POOL", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub key_pool: u16,
 
-    /// Number of attempts to start a game server before a session fails.
+    /// Number of attempts to start a game server before a session fails. Attempts that find no room do not count.
     #[arg(long, env = "GARAGE_ATTEMPTS", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10))]
     pub attempts: u32,
 
-    /// Seconds that a game server has from its request to its ready report.
+    /// Seconds that a game server has from its request to its ready report. Also how long a session waits for room.
     #[arg(long, env = "GARAGE_READY_S", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub ready_s: u32,
 
-    /// Seconds from the match to the session's hard end. Use the same value as for the director.
+    /// Seconds from the match to the session's hard end. The game server receives it with the request.
     #[arg(long, env = "GARAGE_SESSION_S", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=7200))]
     pub session_s: u32,
 }

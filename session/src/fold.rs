@@ -171,9 +171,13 @@ impl Fold {
             player::Event::TimedOut(data) => flow(&data.queue, |flow| &mut flow.timed_out),
             player::Event::Matched(data) => {
                 flow(&data.queue, |flow| &mut flow.matched);
-                let waited = &mut minute.queues.entry(data.queue.clone()).or_default().waited;
-                waited.count(took_ms(data.waiting_since, time));
+                // The wait of a requeued player includes the failed match.
+                if !data.is_rematch() {
+                    let waited = &mut minute.queues.entry(data.queue.clone()).or_default().waited;
+                    waited.count(took_ms(data.waiting_since, time));
+                }
             }
+            player::Event::Requeued(data) => flow(&data.queued.queue, |flow| &mut flow.requeued),
             player::Event::PlayerMatched(_) | player::Event::Released(_) => {}
         }
         let state = match player::State::evolve(event) {

@@ -57,12 +57,12 @@ fn connect_token(
         // exists.
         return Err(Refusal::new(404, format!("player {player} has no session {id}")));
     }
-    let State::Open(Open { phase: Phase::Running(_), began, .. }) = &session.state else {
+    let State::Open(open @ Open { phase: Phase::Running(_), .. }) = &session.state else {
         return Err(Refusal::new(
             409,
             format!("session {id} has no running game server; a token is available while the session is open"),
         ));
     };
-    let signed = signer.sign(player, *id, System.now(), *began + limits.session);
+    let signed = signer.sign(player, *id, System.now(), open.hard_end(limits));
     signed.map_err(|error| Refusal::new(500, format!("{error:#}")))
 }

@@ -4,16 +4,19 @@
 //! timer. The step does not depend on the message that started the reaction. So a message may be delivered twice or
 //! late. It may even be missing, as long as another message of the session is delivered.
 
-use std::{future::Future, time::Duration};
+use std::{collections::BTreeSet, future::Future, time::Duration};
 
-use async_nats::jetstream::Context;
+use async_nats::jetstream::{Context, stream::LastRawMessageErrorKind};
+use futures::future::try_join_all;
 use garage_events::{
     env::Env,
+    failure::MISBEHAVED,
     game::{self, Loadout},
     id::{PlayerId, SessionId},
     jetstream::timer,
     log::Log,
-    reaction::decide_session,
+    presence,
+    reaction::{self, decide_session, decide_session_with},
     session::{Command, Event, Limits, Next, Open, PodFailed, PodRequested, Rejection, State},
     subject::{self, Aggregate, Report, ReportKind},
     svc::{self, CallError, Loadouts},
@@ -24,6 +27,7 @@ use garage_worker::{
     seal::SealKey,
 };
 use time::OffsetDateTime;
+use tokio::time::timeout;
 
 use crate::{
     keys::{GameKey, Pool},
@@ -33,6 +37,9 @@ use crate::{
 /// How long reads of the log can be outdated. A NATS server may still answer as the leader after another server was
 /// elected. It steps down after ten seconds without contact to the other servers.
 const MAX_READ_LAG: time::Duration = time::Duration::seconds(15);
+
+/// The time-out for reading which players of a session have left.
+const PRESENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The side effects of reactions, apart from appends.
 pub trait Effects: Clone + Send + Sync + 'static {
@@ -48,6 +55,9 @@ pub trait Effects: Clone + Send + Sync + 'static {
         ends_at: OffsetDateTime,
         keep: Duration,
     ) -> impl Future<Output = Result<GameKey, Failure>> + Send;
+
+    /// Those of the players who have left since the given time: their WebSocket dropped, and they did not reconnect.
+    fn absent(&self, players: Vec<(PlayerId, OffsetDateTime)>) -> impl Future<Output = BTreeSet<PlayerId>> + Send;
 
     /// Sets the session's timer; `None` cancels it.
     fn set_timer(
@@ -99,6 +109,15 @@ impl Effects for Live {
         Ok(key)
     }
 
+    async fn absent(&self, players: Vec<(PlayerId, OffsetDateTime)>) -> BTreeSet<PlayerId> {
+        let found = timeout(PRESENCE_TIMEOUT, left(&self.context, players)).await;
+        found.map_err(anyhow::Error::from).flatten().unwrap_or_else(|error| {
+            // The players wait again. If one does not come back, the ticket times out.
+            tracing::warn!("cannot read which players have left: {error:#}");
+            BTreeSet::new()
+        })
+    }
+
     async fn set_timer(&self, session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {
         match at {
             Some(at) => timer::set(&self.context, session, at).await?,
@@ -106,6 +125,24 @@ impl Effects for Live {
         }
         Ok(())
     }
+}
+
+/// Those of the players who have left since the given time, according to the presence bucket. A player who had no socket
+/// then does not need one.
+async fn left(context: &Context, players: Vec<(PlayerId, OffsetDateTime)>) -> anyhow::Result<BTreeSet<PlayerId>> {
+    let bucket = context.get_stream_no_info(presence::STREAM).await?;
+    let reads = players.into_iter().map(async |(player, since)| {
+        let key = presence::Key::Player(player.clone()).to_string();
+        match bucket.get_last_raw_message_by_subject(&key).await {
+            Ok(message) => {
+                let connection: presence::Connection = serde_json::from_slice(&message.payload)?;
+                anyhow::Ok(connection.left.is_some_and(|at| at >= since).then_some(player))
+            }
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    });
+    Ok(try_join_all(reads).await?.into_iter().flatten().collect())
 }
 
 /// The reactions, with everything that they need.
@@ -129,17 +166,28 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
         };
         // Decode the event, so that an event that this build does not know ends in an error.
         let seen = delivery.event::<Event>()?.seq;
-        self.advance(session, seen).await
+        self.advance(session, seen, delivery.time).await
     }
 
-    /// Handles a game server's report.
+    /// Handles a game server's report. A report that can never be accepted becomes a dead letter, and fails its attempt:
+    /// the director then ends the server.
     ///
     /// # Errors
     /// [`Failure`]
     pub async fn on_report(&self, delivery: &Delivery) -> Result<(), Failure> {
-        let poison = |error: anyhow::Error| Failure::Poison(error.context("cannot read a report"));
-        let Report { session, attempt, kind } =
-            delivery.subject.parse().map_err(|error| poison(anyhow::Error::from(error)))?;
+        let report: Report = delivery.subject.parse().map_err(|error| unreadable(anyhow::Error::from(error)))?;
+        match self.accept(delivery, report).await {
+            Err(Failure::Poison(error)) => {
+                self.fail(delivery, report, &error).await?;
+                Err(Failure::Poison(error))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Appends what the report says.
+    async fn accept(&self, delivery: &Delivery, report: Report) -> Result<(), Failure> {
+        let Report { session, attempt, kind } = report;
         let command = match kind {
             ReportKind::Ready => {
                 serde_json::from_slice::<game::Ready>(&delivery.body).map(|report| Command::Ready { attempt, report })
@@ -147,26 +195,19 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             ReportKind::Finished => serde_json::from_slice::<game::Finished>(&delivery.body)
                 .map(|report| Command::Finish { attempt, report }),
         };
-        let command = match command {
-            Ok(command) => command,
-            Err(error) => {
-                self.fail(delivery, session, attempt, &error).await?;
-                return Err(poison(error.into()));
-            }
-        };
+        let command = command.map_err(|error| unreadable(error.into()))?;
         match decide_session(&self.log, &self.env, session, command, None).await? {
-            Ok(_) => {}
-            Err(rejection @ Rejection::TooEarly) => return Err(Failure::Retry(rejection.into())),
+            Ok(_) => Ok(()),
+            Err(rejection @ Rejection::TooEarly) => Err(Failure::Retry(rejection.into())),
             Err(rejection @ Rejection::UnknownAttempt) if self.is_fresh(delivery) => {
-                return Err(Failure::Retry(rejection.into()));
+                Err(Failure::Retry(rejection.into()))
             }
-            Err(rejection @ Rejection::BadResults) => {
-                self.fail(delivery, session, attempt, &rejection).await?;
-                return Err(Failure::Poison(rejection.into()));
+            Err(rejection @ Rejection::BadResults(_)) => Err(Failure::Poison(rejection.into())),
+            Err(rejection) => {
+                tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report ignored");
+                Ok(())
             }
-            Err(rejection) => tracing::info!(session.id = %session, attempt, ?kind, %rejection, "report ignored"),
         }
-        Ok(())
     }
 
     /// Whether the attempt of a report may be in the log although the read did not return it. An older report with an
@@ -176,15 +217,10 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
         self.env.now() - report.time < MAX_READ_LAG
     }
 
-    /// Marks an attempt as failed because its report is not usable. The server will not send another one.
-    async fn fail(
-        &self,
-        delivery: &Delivery,
-        session: SessionId,
-        attempt: u32,
-        report: &impl std::fmt::Display,
-    ) -> Result<(), Failure> {
-        let failed = PodFailed { attempt, reason: "bad-report".into(), message: report.to_string() };
+    /// Marks an attempt as failed because its server misbehaved, unless the attempt has ended already.
+    async fn fail(&self, delivery: &Delivery, report: Report, error: &anyhow::Error) -> Result<(), Failure> {
+        let Report { session, attempt, .. } = report;
+        let failed = PodFailed::new(attempt, MISBEHAVED, &format!("{error:#}"));
         match decide_session(&self.log, &self.env, session, Command::FailPod(failed), None).await? {
             Ok(_) => {}
             Err(rejection @ Rejection::UnknownAttempt) if self.is_fresh(delivery) => {
@@ -205,18 +241,19 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
         let session =
             subject::timer_session(&delivery.subject).map_err(|error| Failure::Poison(anyhow::Error::from(error)))?;
         let command = Command::Deadline { now: delivery.time, limits: self.limits };
-        if let Ok(events) = decide_session(&self.log, &self.env, session, command, None).await? {
+        if let Ok(events) = self.decide(session, command).await? {
             let types: Vec<_> = events.iter().map(garage_events::event::Event::type_name).collect();
             tracing::info!(session.id = %session, ?types, "deadline passed");
         }
         // The timer may have fired for an earlier phase, or too early. But its session exists, so the log has its first
         // event.
-        self.advance(session, 1).await
+        self.advance(session, 1, delivery.time).await
     }
 
     /// Does the next steps of a session until it waits, and sets its timer. `seen` is the sequence of an event of the
-    /// session that must be in the log.
-    async fn advance(&self, id: SessionId, mut seen: u64) -> Result<(), Failure> {
+    /// session that must be in the log. `now` is when the message was stored that led here: pauses are measured by the
+    /// clock of NATS, which also fires the timer.
+    async fn advance(&self, id: SessionId, mut seen: u64, now: OffsetDateTime) -> Result<(), Failure> {
         loop {
             let session = self.log.session(id).await?.read_up_to(seen)?;
             seen = session.head.seq;
@@ -227,7 +264,10 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             let deadline = Some(open.deadline(&self.limits));
             let command = match open.next(&self.limits) {
                 Next::Wait => return self.effects.set_timer(id, deadline).await,
-                Next::RequestPod { attempt } => {
+                Next::RequestPod { not_before: Some(at), .. } if now < at => {
+                    return self.effects.set_timer(id, deadline.map(|end| end.min(at))).await;
+                }
+                Next::RequestPod { attempt, .. } => {
                     // Set the timer before the request. If the inventory worker or Redis is down for longer than the
                     // session may last, the timer ends the session.
                     self.effects.set_timer(id, deadline).await?;
@@ -238,25 +278,37 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             };
             // The command is rejected if another instance was faster. The next read returns the events of that
             // instance.
-            if let Err(rejection) = decide_session(&self.log, &self.env, id, command, None).await? {
+            if let Err(rejection) = self.decide(id, command).await? {
                 tracing::debug!(session.id = %id, %rejection, "another instance was faster");
             }
         }
+    }
+
+    /// Decides on a command that may fail the session.
+    async fn decide(&self, id: SessionId, command: Command) -> Result<Result<Vec<Event>, Rejection>, reaction::Error> {
+        let absent = |players| self.effects.absent(players);
+        decide_session_with(&self.log, &self.env, id, command, None, absent).await
     }
 
     async fn request(&self, id: SessionId, open: &Open, attempt: u32) -> Result<PodRequested, Failure> {
         let matched = &open.matched;
         let loadouts = self.effects.loadouts(matched.players().cloned().collect()).await?;
         let keep = Duration::try_from(self.limits.ready).unwrap_or_default() + PARK_MARGIN;
-        let key = self.effects.park(id, attempt, open.began + self.limits.session, keep).await?;
+        let ends_at = open.hard_end(&self.limits);
+        let key = self.effects.park(id, attempt, ends_at, keep).await?;
         Ok(PodRequested {
             attempt,
             region: matched.region.clone(),
             loadouts,
             public_key: key.public_key,
             fingerprint: key.fingerprint,
+            ends_at: Some(ends_at),
         })
     }
+}
+
+fn unreadable(error: anyhow::Error) -> Failure {
+    Failure::Poison(error.context("cannot read a report"))
 }
 
 /// Added to the time-out for the game server's start, to get the time for which the secrets are stored. The director

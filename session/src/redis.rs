@@ -61,6 +61,18 @@ impl Redis {
         })
     }
 
+    /// The sequence of the live projections. `None` if there are none, or if they belong to another log.
+    ///
+    /// # Errors
+    /// If Redis does not answer.
+    pub async fn watermark(&self, log: &str) -> anyhow::Result<Option<u64>> {
+        let mut connection = self.0.connection().await.context("Redis does not answer")?;
+        let read = connection.hmget(projection::WATERMARK, &["log", "seq"]).await;
+        let (found, seq): (Option<String>, Option<u64>) =
+            self.0.checked(read).await.context("Redis does not answer")?;
+        Ok(seq.filter(|_| found.as_deref() == Some(log)))
+    }
+
     /// Writes changes to a set of projections if it is at the sequence `from`, and sets its sequence to `to`.
     ///
     /// # Errors

@@ -37,12 +37,68 @@ fn a_key_has_the_fingerprint_of_its_public_half_and_debug_output_hides_it() {
 
 #[tokio::test]
 async fn the_pool_never_returns_a_key_twice() {
-    let (pool, filling) = Pool::start(2);
+    let (pool, filling) = Pool::start(2).unwrap();
     let take = async || tokio::time::timeout(Duration::from_secs(30), pool.take()).await.unwrap().unwrap().fingerprint;
     let (one, two, three) = (take().await, take().await, take().await);
     assert!(one != two && two != three && one != three);
     drop(pool);
     tokio::time::timeout(Duration::from_secs(30), filling).await.unwrap().unwrap();
+}
+
+/// Waits until the pool has this many keys.
+async fn level(pool: &Pool, level: usize) {
+    let reached = async {
+        while pool.level() != level {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_pool_is_filled_before_anybody_needs_a_key_and_again_afterwards() {
+    let (pool, _filling) = Pool::start(3).unwrap();
+    level(&pool, 3).await;
+    pool.take().await.unwrap();
+    level(&pool, 3).await;
+}
+
+#[tokio::test]
+async fn many_waiters_get_a_key_each_although_the_pool_is_small() {
+    let (pool, filling) = Pool::start(1).unwrap();
+    let keys = futures::future::try_join_all((0..6).map(|_| pool.take())).await.unwrap();
+    let different: std::collections::BTreeSet<_> = keys.iter().map(|key| &key.fingerprint).collect();
+    assert_eq!(different.len(), 6);
+    drop(pool);
+    tokio::time::timeout(Duration::from_secs(30), filling).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_generated_on_threads_of_their_own_and_the_pool_is_filled_at_low_priority() {
+    let (pool, _filling) = Pool::start(200).unwrap();
+    pool.take().await.unwrap();
+    let is_low = |nice: &i32| *nice == 19;
+    let right = async {
+        // A thread lowers its priority when it starts.
+        while !niceness("key-pool").iter().all(is_low) || niceness("key-help").iter().any(is_low) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), right).await.unwrap();
+}
+
+/// The niceness of the threads of this name.
+fn niceness(thread: &str) -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let found = tasks.filter_map(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let (name, fields) = stat.split_once('(')?.1.rsplit_once(')')?;
+        // The fields after the name begin with the third one; the niceness is the nineteenth.
+        (name == thread).then(|| fields.split_whitespace().nth(16)?.parse().ok())?
+    });
+    let found: Vec<_> = found.collect();
+    assert!(!found.is_empty(), "no thread {thread}");
+    found
 }
 
 #[test]

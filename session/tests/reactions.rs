@@ -2,7 +2,7 @@
 #![cfg(test)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -10,6 +10,7 @@ use futures::executor::block_on;
 use garage_events::{
     env::{Env, Simulated},
     event::Event as _,
+    failure::{self, NO_CAPACITY},
     game::{Car, Finished, Loadout, Placing, Ports, Ready, Secret, Stats},
     id::{PlayerId, SessionId, TicketId},
     log::{Append, Decision, Head, Load},
@@ -40,6 +41,8 @@ struct Record {
     timer: Option<OffsetDateTime>,
     inventory_down: bool,
     redis_down: bool,
+    /// Players who have left.
+    absent: Vec<String>,
 }
 
 impl RecordingEffects {
@@ -79,6 +82,12 @@ impl Effects for RecordingEffects {
         Ok(GameKey { public_key: "public".into(), fingerprint, private_key: Secret::new("private") })
     }
 
+    async fn absent(&self, players: Vec<(PlayerId, OffsetDateTime)>) -> BTreeSet<PlayerId> {
+        let record = self.record();
+        let players = players.into_iter().map(|(player, _)| player);
+        players.filter(|player| record.absent.contains(&player.to_string())).collect()
+    }
+
     async fn set_timer(&self, _session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {
         self.record().timer = at;
         Ok(())
@@ -109,6 +118,8 @@ impl Match {
                 attributes: BTreeMap::new(),
                 waiting_since: BEGAN,
                 expires_at: BEGAN + Duration::MINUTE,
+                requeues: 0,
+                absences: 0,
             };
             let queue = Decision::new(&env, ticket.uuid(), None).change(
                 &env,
@@ -118,7 +129,7 @@ impl Match {
             );
             let seq = block_on(app.log.append(queue)).unwrap()[0];
             let state = block_on(app.log.player(&player)).unwrap().state;
-            let command = player::Command::Match { ticket, session, team: name.into() };
+            let command = player::Command::Match { ticket, session, team: name.into(), requeue: true };
             let matched = player::decide(&state, command).unwrap();
             decision = decision.change(&env, Aggregate::Player(player.clone()), Head { seq, n: 1 }, [matched]);
             teams.push(Team { name: name.into(), players: vec![Member { player, ticket, rank: 0 }] });
@@ -127,6 +138,7 @@ impl Match {
             queue: "ranked".parse().unwrap(),
             region: "eu".parse().unwrap(),
             teams,
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 2,
             clock: BEGAN,
@@ -177,12 +189,23 @@ impl Match {
         block_on(self.app.on_report(&self.delivery(subject, serde_json::to_vec(&body).unwrap())))
     }
 
+    /// The last failure of an attempt.
+    fn failed(&self) -> PodFailed {
+        let history = block_on(self.app.log.session(self.session)).unwrap().history;
+        let failed = history.into_iter().rev().find_map(|recorded| match recorded.event {
+            Event::PodFailed(failed) => Some(failed),
+            _ => None,
+        });
+        failed.unwrap()
+    }
+
     fn ready(&self, attempt: u32) -> Result<(), Failure> {
         self.reports(attempt, ReportKind::Ready, Ready { ports: Ports { tcp_port: 1, udp_port: 2 } })
     }
 
     fn finished(&self, attempt: u32) -> Result<(), Failure> {
-        let placing = |player: &str, place| Placing { player: player.parse().unwrap(), place, time_ms: Some(9) };
+        let placing =
+            |player: &str, place| Placing { player: player.parse().unwrap(), place, time_ms: Some(9), joined: true };
         let results = vec![placing("bert", 1), placing("anna", 2)];
         self.reports(attempt, ReportKind::Finished, Finished { results })
     }
@@ -191,6 +214,12 @@ impl Match {
         let at = self.app.effects.record().timer.expect("a timer is set");
         self.app.env.advance(at - self.app.env.now());
         block_on(self.app.on_timer(&self.delivery(timer_due(self.session), ""))).unwrap();
+    }
+
+    /// Fires the timer of a pause between two attempts.
+    fn pause_ends(&self) {
+        assert!(self.app.effects.record().timer < Some(BEGAN + Limits::default().session), "no pause");
+        self.timer_fires();
     }
 
     /// The types of the session's events so far.
@@ -295,6 +324,74 @@ fn a_server_that_does_not_report_in_time_is_replaced_and_its_late_report_ignored
 }
 
 #[test]
+fn the_next_attempt_begins_when_the_pause_is_over_however_often_the_failure_is_delivered() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
+    game.append(Command::FailPod(PodFailed::new(1, "exited", "exit code 3")));
+    for _ in 0..3 {
+        game.deliver_last().unwrap();
+    }
+    assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed"]);
+    assert_eq!(game.app.effects.record().timer, Some(BEGAN + Duration::SECOND));
+    game.pause_ends();
+    assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
+    assert_eq!(game.app.effects.record().keys, 2);
+}
+
+#[test]
+fn a_failed_match_requeues_its_players_but_not_those_who_have_left() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
+    game.app.effects.record().absent = vec!["bert".into()];
+    let State::Open(open) = block_on(game.app.log.session(game.session)).unwrap().state else { panic!("not open") };
+    for attempt in 1..=3 {
+        game.append(Command::FailPod(PodFailed::new(attempt, "exited", "exit code 3")));
+        game.deliver_all();
+        if attempt < 3 {
+            game.pause_ends();
+        }
+    }
+    let player::State::Waiting(anna) = game.player("anna") else { panic!("anna does not wait") };
+    assert_eq!((anna.waiting_since, anna.expires_at), (open.began, BEGAN + Duration::MINUTE));
+    let bert = block_on(game.app.log.player(&"bert".parse().unwrap())).unwrap().last.unwrap().event;
+    let player::Event::Released(bert) = bert else { panic!("{bert:?}") };
+    assert_eq!(bert.reason, Some(failure::Code::ServerFailed));
+}
+
+#[test]
+fn a_match_with_a_player_who_has_left_is_not_opened_and_the_others_wait_again() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
+    game.scheduled(1);
+    game.ready(1).unwrap();
+    game.app.effects.record().absent = vec!["bert".into()];
+    game.deliver_all();
+    assert_eq!(game.types()[2..], ["PodScheduled", "PodReady", "Failed", "Closed"]);
+    assert!(matches!(game.player("anna"), player::State::Waiting(_)));
+    let bert = block_on(game.app.log.player(&"bert".parse().unwrap())).unwrap().last.unwrap().event;
+    let player::Event::Released(bert) = bert else { panic!("{bert:?}") };
+    assert_eq!(bert.reason, Some(failure::Code::PlayerLeft));
+}
+
+#[test]
+fn a_session_waits_for_room_until_its_ready_deadline() {
+    let game = Match::new();
+    game.deliver_last().unwrap();
+    let mut attempts = 0;
+    while !game.types().contains(&"Closed") {
+        attempts += 1;
+        game.append(Command::FailPod(PodFailed::new(attempts, NO_CAPACITY, "exceeded quota: games")));
+        game.deliver_all();
+        if !game.types().contains(&"Closed") {
+            game.pause_ends();
+        }
+    }
+    assert_eq!(game.app.env.now(), BEGAN + Limits::default().ready);
+    // At 0, 1, 3, 7 and 10 seconds.
+    assert_eq!(attempts, 5);
+}
+
+#[test]
 fn a_second_attempt_has_its_own_user_that_expires_with_the_session() {
     let game = Match::new();
     game.deliver_last().unwrap();
@@ -305,16 +402,19 @@ fn a_second_attempt_has_its_own_user_that_expires_with_the_session() {
 }
 
 #[test]
-fn the_session_fails_after_the_last_attempt_and_releases_its_players() {
+fn the_session_fails_after_the_last_attempt_and_its_players_wait_again() {
     let game = Match::new();
     game.deliver_last().unwrap();
     for attempt in 1..=3 {
         let message = "exit code 3".into();
         game.append(Command::FailPod(PodFailed { attempt, reason: "exited".into(), message }));
         game.deliver_all();
+        if attempt < 3 {
+            game.pause_ends();
+        }
     }
     assert!(game.types().ends_with(&["PodFailed", "Failed", "Closed"]), "{:?}", game.types());
-    assert!(matches!(game.player("bert"), player::State::Idle { .. }));
+    assert!(matches!(game.player("bert"), player::State::Waiting(_)));
 }
 
 #[test]
@@ -425,12 +525,18 @@ fn messages_that_cannot_be_read_become_dead_letters_and_change_nothing() {
 }
 
 #[test]
-fn a_bad_report_fails_its_attempt() {
+fn a_server_with_a_bad_report_has_misbehaved_and_its_attempt_fails() {
     let poison = |result| assert!(matches!(result, Err(Failure::Poison(_))), "{result:?}");
     let game = Match::new();
     game.deliver_last().unwrap();
-    poison(game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": 70_000, "udp_port": 1 })));
+    // The error quotes the report, and must not bring all of it into the log.
+    let port = format!("\n{}", "x".repeat(60_000));
+    poison(game.reports(1, ReportKind::Ready, serde_json::json!({ "tcp_port": port, "udp_port": 1 })));
+    let failed = game.failed();
+    assert_eq!((failed.attempt, &*failed.reason), (1, "misbehaved"));
+    assert!(failed.message.chars().count() <= 200 && !failed.message.contains('\n'), "{}", failed.message);
     game.deliver_all();
+    game.pause_ends();
     assert_eq!(game.types(), ["Matched", "PodRequested", "PodFailed", "PodRequested"]);
     // A bad report of the first attempt does not affect the second one.
     poison(game.reports(1, ReportKind::Ready, "no report"));
@@ -438,8 +544,9 @@ fn a_bad_report_fails_its_attempt() {
     game.scheduled(2);
     game.ready(2).unwrap();
     game.deliver_all();
-    let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None };
+    let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None, joined: true };
     poison(game.reports(2, ReportKind::Finished, Finished { results: vec![stranger] }));
+    assert_eq!((game.failed().attempt, &*game.failed().reason), (2, "misbehaved"));
     game.deliver_all();
     assert!(game.types().ends_with(&["Opened", "PodFailed", "Failed", "Closed"]), "{:?}", game.types());
     assert!(matches!(game.player("anna"), player::State::Idle { .. }));

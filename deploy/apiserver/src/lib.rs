@@ -101,6 +101,11 @@ impl ApiServer {
     pub fn deny_pods(&self, webhook: &str, message: &str) {
         self.shared.webhooks.add(webhook, message);
     }
+
+    /// Grants a right that [`deny`](Self::deny) took.
+    pub fn allow(&self, verb: &str, resource: &str) {
+        self.shared.denied.remove(verb, resource);
+    }
 }
 
 impl Drop for ApiServer {

@@ -18,6 +18,13 @@ impl Denied {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((verb.into(), resource.into()));
     }
 
+    pub(crate) fn remove(&self, verb: &str, resource: &str) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|denied| (&*denied.0, &*denied.1) != (verb, resource));
+    }
+
     pub(crate) fn has(&self, verb: &str, resource: &str) -> bool {
         let denied = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         denied.iter().any(|denied| denied.0 == verb && denied.1 == resource)

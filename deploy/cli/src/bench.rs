@@ -1,5 +1,6 @@
 //! `garage bench`: benchmarks. Each speed benchmark also measures the machine's own limit in the same run.
 
+mod abuse;
 mod capacity;
 mod director;
 mod gateway;
@@ -29,6 +30,8 @@ pub(crate) enum Bench {
     Recovery(recovery::Recovery),
     /// Measures the pods that a director creates per second, and a client that only sends the requests.
     Director(director::Director),
+    /// Measures how long a report takes while a game server floods NATS, and without the flood.
+    Abuse(abuse::Abuse),
     /// Runs the simulated API server for `bench director`, which starts it as a separate process.
     #[command(hide = true)]
     ApiServer(director::SimulatedApiServer),
@@ -47,6 +50,8 @@ impl Bench {
             Self::Gateway(bench) => interruptible(&shutdown, bench.run()).await,
             Self::Capacity(bench) => interruptible(&shutdown, bench.run()).await,
             Self::Recovery(bench) => interruptible(&shutdown, bench.run()).await,
+            // It stops its reaction before its NATS.
+            Self::Abuse(bench) => bench.run(shutdown).await,
             // It removes its pods before it ends.
             Self::Director(bench) => bench.run(shutdown).await,
             Self::ApiServer(server) => interruptible(&shutdown, server.run()).await,
@@ -74,6 +79,8 @@ fn queued() -> anyhow::Result<player::Event> {
         attributes: [].into(),
         waiting_since: now,
         expires_at: now + time::Duration::HOUR,
+        requeues: 0,
+        absences: 0,
     };
     Ok(queued.into())
 }

@@ -38,7 +38,8 @@ pub(crate) struct List {
     /// Only dead letters of this worker (`session`) or of one of its consumers (`session-reports`).
     #[arg(long, value_name = "WORKER")]
     worker: Option<String>,
-    /// Prints JSON lines: letter, buried, error, consumer, stream, seq, time, subject, body.
+    /// Prints JSON lines: letter, buried, error, consumer, stream, seq, time, subject, body. A long report also has
+    /// length: then body is its beginning.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -51,7 +52,8 @@ pub(crate) struct Show {
     /// The number of the dead letter, from `garage dead list`.
     #[arg(value_name = "NUMBER")]
     number: u64,
-    /// Prints a JSON line: letter, buried, error, consumer, stream, seq, time, subject, body.
+    /// Prints a JSON line: letter, buried, error, consumer, stream, seq, time, subject, body. A long report also has
+    /// length: then body is its beginning.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -170,8 +172,8 @@ impl StoredDeadLetter {
             Err(error) => {
                 let error = format!("the dead letter itself cannot be read: {error}");
                 let (stream, subject) = (DEAD.into(), stored_on.into());
-                let (body, raw) = (String::new(), None);
-                DeadLetter { error, consumer, stream, seq: number, time: dead_lettered_at, subject, body, raw }
+                let (body, raw, length) = (String::new(), None, None);
+                DeadLetter { error, consumer, stream, seq: number, time: dead_lettered_at, subject, body, raw, length }
                     .with_body(message)
             }
         };
@@ -190,6 +192,9 @@ impl StoredDeadLetter {
         say(format!("error     {}", content.error.escape_debug()));
         say(format!("message   {} of stream {}, at {}", content.seq, content.stream, when(content.time)));
         say(format!("subject   {}", content.subject));
+        if let Some(length) = content.length {
+            say(format!("length    {length} bytes; this is the beginning, and a retry reads the rest from the stream"));
+        }
         match serde_json::from_str::<Value>(&content.body) {
             Ok(body) => say(format!("body      {body:#}")),
             Err(_) => say(format!("body      {}", content.body.escape_debug())),

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use garage_stack::{
     servers::Role,
+    supervisor::supervise,
     workers::{Options, Stack},
 };
 use garage_worker::Shutdown;
 
 use crate::{games, report::say};
 
-/// Runs a local Garage until Ctrl-C, and prints its addresses.
+/// Runs a local Garage until Ctrl-C, and prints its addresses. If one of its processes ends, this is printed too, and
+/// the process is restarted.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Up {
     /// Folder of the data, secrets and logs. If it has data from an earlier run, that data is used again.
@@ -32,18 +34,19 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let root = std::path::absolute(&self.root)?;
+        let mut options = Options {
+            nats_nodes: self.nats_nodes.into(),
+            instances: self.instances.into(),
+            queues: self.queues,
+            ..Options::default()
+        };
+        options.check()?;
         let games = tokio::select! {
             games = self.games.prepare() => games?,
             () = shutdown.cancelled() => return Ok(()),
         };
         say(format!("starting in {} …", root.display()));
-        let options = Options {
-            nats_nodes: self.nats_nodes.into(),
-            instances: self.instances.into(),
-            queues: self.queues,
-            games: games.options(),
-            ..Options::default()
-        };
+        options.games = games.options();
         let result = serve(&root, options, shutdown).await;
         games.clear(result).await
     }
@@ -64,7 +67,7 @@ async fn serve(root: &Path, options: Options, shutdown: Shutdown) -> anyhow::Res
     say(format!("export GARAGE_REDIS_PASSWORD_FILE={}", stack.redis.password_file().display()));
     say(format!("\nDashboard: {}", stack.ops()));
     say("Press Ctrl-C to stop.");
-    shutdown.cancelled().await;
+    supervise(&mut stack, &shutdown, say).await;
     say("stopping …");
     stack.stop().await;
     Ok(())

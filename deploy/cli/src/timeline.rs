@@ -3,6 +3,7 @@
 use anyhow::Context;
 use garage_events::{
     event::Envelope,
+    failure,
     id::{PlayerId, SessionId, TicketId},
     jetstream::JetStreamLog,
     log::Load,
@@ -50,8 +51,23 @@ impl OfSession {
             return print_json(&lines);
         }
         print(&lines);
+        if let Some(attempt) = lines.iter().filter_map(|line| line.about.attempt).max() {
+            say(own_log(self.session, attempt, &lines));
+        }
         Ok(())
     }
+}
+
+/// Says where the output of a session's last game server is.
+fn own_log(session: SessionId, attempt: u32, lines: &[TimelineLine]) -> String {
+    let name = format!("game-{session}-{attempt}");
+    let placed = lines.iter().rev().filter(|line| line.about.attempt == Some(attempt));
+    let node = placed.filter_map(|line| line.about.node.as_deref()).next();
+    let machine = node.map_or_else(|| "the director's machine".into(), failure::line);
+    format!(
+        "\nthe output of the last game server: $GARAGE_INSTANCES/{name}/log on {machine}, or in Kubernetes: kubectl logs \
+         {name}\nGarage removes the output with the game server, when the attempt has failed or the session is closed."
+    )
 }
 
 impl OfPlayer {
@@ -77,11 +93,27 @@ pub(crate) struct TimelineLine {
     about: About,
 }
 
-/// The ticket and the session that an event's data names.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+/// The fields of an event's data that a timeline needs.
+#[derive(Debug, Clone, Default, Deserialize)]
 struct About {
     ticket: Option<TicketId>,
     session: Option<SessionId>,
+    attempt: Option<u32>,
+    node: Option<String>,
+    why: Option<String>,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+impl About {
+    /// What went wrong; empty if nothing did.
+    fn failure(&self) -> String {
+        let attempt = self.attempt.filter(|_| self.reason.is_some()).map(|attempt| format!("attempt {attempt}"));
+        let why = self.why.clone().filter(|why| why != "finished");
+        let parts = [attempt, why, self.reason.clone(), self.message.clone()];
+        // An older build may have written a text that is not printable.
+        failure::line(&parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": "))
+    }
 }
 
 /// The events of a session and of its players, from queueing to the reward, in the order of the log.
@@ -91,7 +123,11 @@ pub(crate) async fn of_match(log: &JetStreamLog, id: SessionId) -> anyhow::Resul
     for member in session.state.matched().into_iter().flat_map(|matched| &matched.teams).flat_map(|team| &team.players)
     {
         // Selects by ticket and session: before the player is paid, they may already have queued again.
-        let about = |line: &TimelineLine| line.about.session == Some(id) || line.about.ticket == Some(member.ticket);
+        // A requeued ticket has several sessions.
+        let about = |line: &TimelineLine| match line.about.session {
+            Some(session) => session == id,
+            None => line.about.ticket == Some(member.ticket),
+        };
         for aggregate in [Aggregate::Player(member.player.clone()), Aggregate::Inventory(member.player.clone())] {
             lines.extend(of(log, &aggregate).await?.into_iter().filter(about));
         }
@@ -127,24 +163,31 @@ async fn of(log: &JetStreamLog, aggregate: &Aggregate) -> anyhow::Result<Vec<Tim
     Ok(lines)
 }
 
-/// Prints a timeline: milliseconds since its first event, type, subject, sequence.
+/// Prints a timeline: milliseconds since its first event, type, sequence, subject, and what went wrong, if anything did.
 pub(crate) fn print(lines: &[TimelineLine]) {
     let Some(begin) = lines.first().map(|line| line.entry.time) else { return };
     // The cells are padded here, so that text is aligned to the left and numbers to the right.
     let widest = |len: fn(&LogEntry) -> usize| lines.iter().map(|line| len(&line.entry)).max().unwrap_or_default();
     let (event, subject) = (widest(|entry| entry.type_name.len()), widest(|entry| entry.subject.len()));
-    let row = |TimelineLine { entry, .. }: &TimelineLine| {
+    let failures: Vec<_> = lines.iter().map(|line| line.about.failure()).collect();
+    let failure = failures.iter().map(|failure| failure.chars().count()).max().unwrap_or_default();
+    let row = |(TimelineLine { entry, .. }, failed): (&TimelineLine, &String)| {
         let since = (entry.time - begin).as_seconds_f64() * 1_000.0;
-        vec![
+        let mut row = vec![
             format!("{:>9}", format!("+{since:.1}")),
             format!("{:<event$}", entry.type_name),
             entry.seq.to_string(),
             format!("{:<subject$}", entry.subject),
-        ]
+        ];
+        row.extend((failure > 0).then(|| format!("{failed:<failure$}")));
+        row
     };
-    let rows: Vec<_> = lines.iter().map(row).collect();
+    let rows: Vec<_> = lines.iter().zip(&failures).map(row).collect();
     say(format!("began {}", begin.format(&Rfc3339).unwrap_or_default()));
-    table(&["       ms", &format!("{:<event$}", "event"), "seq", &format!("{:<subject$}", "subject")], &rows);
+    let (event, subject) = (format!("{:<event$}", "event"), format!("{:<subject$}", "subject"));
+    let failure = format!("{:<failure$}", "failure");
+    let headings = ["       ms", &event, "seq", &subject, &failure];
+    table(headings.get(..if failures.iter().all(String::is_empty) { 4 } else { 5 }).unwrap_or(&headings), &rows);
 }
 
 fn print_json(lines: &[TimelineLine]) -> anyhow::Result<()> {

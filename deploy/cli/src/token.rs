@@ -1,15 +1,9 @@
 //! `garage token`: issues a player's token, in place of an identity provider.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use garage_events::{
-    env::{Env, System},
-    game::{hex, key_id},
-    player::RANKS,
-};
-use garage_worker::config::secret;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use serde_json::json;
+use garage_events::player::RANKS;
+use garage_gateway::{sign_token, token::Key};
 
 use crate::report::say;
 
@@ -32,13 +26,9 @@ pub(crate) struct Token {
 
 impl Token {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let key = secret(&self.jwt_key_file)?;
-        let key = key.expose().as_bytes();
-        let expires = System.now() + time::Duration::seconds(self.valid_s.into());
-        let claims = json!({ "sub": self.player, "exp": expires.unix_timestamp(), "rank": self.rank });
-        // During a key rotation a gateway accepts two keys; `kid` says which one signed this token.
-        let header = Header { kid: Some(hex(&key_id("jwt", key))), ..Header::new(Algorithm::HS256) };
-        say(jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(key))?);
+        let key = Key::load(&self.jwt_key_file)?;
+        let token = sign_token(&key, &self.player, self.rank, Duration::from_secs(self.valid_s.into()))?;
+        say(token.expose());
         Ok(())
     }
 }

@@ -41,13 +41,13 @@ async fn a_catalogue_is_exported_edited_checked_with_a_dry_run_and_applied() {
     let error = fails(&database, &["apply", shipped]).await;
     assert!(error.contains("garage init"), "{error}");
 
-    let settings = MySql {
+    let pool = MySql {
         mysql_url: Secret::new(database.url()),
         mysql_password_file: Some(database.password_file().to_owned()),
         mysql_pool_size: 4,
         mysql_acquire_timeout_ms: 30_000,
     };
-    garage_inventory::migrate(&settings.pool().unwrap()).await.unwrap();
+    garage_inventory::migrate(&pool.pool().unwrap()).await.unwrap();
     let text = succeeds(&database, &["apply", shipped]).await;
     assert_eq!(text.lines().next(), Some("no difference"), "{text}");
 

@@ -57,14 +57,19 @@ impl Fixture {
             queue: "ranked".parse()?,
             region: "eu".parse()?,
             teams: Vec::new(),
+            latencies: Default::default(),
             rules: "test".into(),
             pool_seq: 0,
             clock: System.now(),
         });
         let closed = session::Event::from(session::Closed { why: player::Ending::Failed, results: Vec::new() });
         let ticket = garage_events::id::TicketId::new(System.id());
-        let cancelled =
-            player::Event::from(Cancelled { ticket, queue: "ranked".parse()?, reason: CancelReason::Player });
+        let cancelled = player::Event::from(Cancelled {
+            ticket,
+            queue: "ranked".parse()?,
+            reason: CancelReason::Player,
+            absences: 0,
+        });
         let decision = Decision::new(&System, session.uuid(), None)
             .change(&System, Aggregate::Session(session), Head::default(), [matched, closed])
             .change(&System, Aggregate::Player("anna".parse()?), Head::default(), [cancelled]);
@@ -171,6 +176,7 @@ async fn sub_to_what_is_appended_from_now_on() -> anyhow::Result<()> {
         ticket: garage_events::id::TicketId::new(System.id()),
         queue: "ranked".parse()?,
         reason: CancelReason::Player,
+        absences: 0,
     };
     let decision = Decision::new(&System, System.id(), None).change(
         &System,

@@ -1,5 +1,6 @@
 //! The NATS users and their rights: one user per role, and one per game server.
 
+use garage_events::game::MAX_REPORT;
 use garage_worker::operator::Rights;
 
 /// A user of the account GARAGE.
@@ -19,7 +20,11 @@ pub enum Role {
     Inventory,
 }
 
-/// What every worker may publish: requests to read streams and buckets, to consume messages, and to call other workers.
+/// The maximum number of subscriptions that a game server may have on one connection. A NATS client needs one for all
+/// its acknowledgements; some clients make one for each.
+const MAX_GAME_SUBSCRIPTIONS: u32 = 8;
+
+/// What every worker may publish: requests to read streams and buckets, and to consume messages.
 ///
 /// No worker may create, change, purge or delete a stream or a message. There is one exception: the matchmaker purges
 /// its older snapshots. A worker may create only its own durable consumers, whose names are in the subject. With the
@@ -35,10 +40,11 @@ const EVERY_WORKER_PUBLISHES: &[&str] = &[
     "$JS.ACK.>",
     "$JS.FC.>",
     "$SRV.>",
-    "svc.>",
     "_INBOX.>",
+    "svc.log.trouble",
 ];
-const EVERY_WORKER_SUBSCRIBES: &[&str] = &["$SRV.>", "_INBOX.>"];
+/// `svc.log.>`: workers tell each other whether the log stores events.
+const EVERY_WORKER_SUBSCRIBES: &[&str] = &["$SRV.>", "_INBOX.>", "svc.log.>"];
 
 impl Role {
     /// All roles.
@@ -59,13 +65,16 @@ impl Role {
     }
 
     /// The rights of the user. `None` means that everything is allowed. In addition to the rights of every worker, a
-    /// worker may publish the events that it appends and its dead letters, and subscribe to the requests that it
-    /// answers. One of these requests is the retry of a dead letter, which only an operator may send.
+    /// worker may publish the events that it appends, its dead letters, and requests to the workers that it calls. It
+    /// may subscribe to the requests that it answers. One of these requests is the retry of a dead letter, which only an
+    /// operator may send.
     pub(crate) fn rights(self) -> Option<Rights> {
         Some(match self {
             Self::Admin => return None,
             // It reads the bucket of closed queues. Only operators write there.
-            Self::Gateway => worker(&["garage.player.*", "$KV.PRESENCE.>", "dead.gateway"], &["svc.gateway.>"]),
+            Self::Gateway => {
+                worker(&["garage.player.*", "$KV.PRESENCE.>", "svc.session.*", "svc.inventory.*", "dead.gateway"], &[])
+            }
             Self::Matchmaker => worker(
                 &[
                     "garage.player.*",
@@ -75,7 +84,7 @@ impl Role {
                     "$JS.API.STREAM.PURGE.OBJ_SNAPSHOTS",
                     "dead.matchmaker",
                 ],
-                &["svc.matchmaker.>"],
+                &[],
             ),
             Self::Session => worker(
                 // Each consumer has its own subject for dead letters.
@@ -83,6 +92,8 @@ impl Role {
                     "garage.session.>",
                     "garage.player.*",
                     "timer.>",
+                    "svc.inventory.*",
+                    "$KV.LEASES.session.*",
                     "dead.session",
                     "dead.session-reports",
                     "dead.session-timers",
@@ -90,7 +101,7 @@ impl Role {
                     "$JS.API.CONSUMER.*.REPORTS.session-reports",
                     "$JS.API.CONSUMER.*.TIMERS.session-timers",
                 ],
-                &["svc.session.>", "svc.player.>", "retry.session", "retry.session-reports", "retry.session-timers"],
+                &["svc.session.*", "retry.session", "retry.session-reports", "retry.session-timers"],
             ),
             Self::Director => worker(
                 &[
@@ -100,24 +111,31 @@ impl Role {
                     "dead.director",
                     "$JS.API.CONSUMER.*.GARAGE.director",
                 ],
-                &["svc.director.>", "retry.director"],
+                &["retry.director"],
             ),
             Self::Inventory => worker(
                 &["garage.inventory.>", "dead.inventory", "$JS.API.CONSUMER.*.GARAGE.inventory"],
-                &["svc.inventory.>", "retry.inventory"],
+                &["svc.inventory.*", "retry.inventory"],
             ),
         })
     }
 }
 
-/// The rights of a game server's user: it may publish its own reports, and requests about its own session. The session
-/// worker signs the user with the key that has these rights as its scope. The NATS server replaces the tags with the
-/// values of the user's tags.
+/// The rights of a game server's user: it may publish its own two reports. The session worker signs the user with the
+/// key that has these rights as its scope. The NATS server replaces the tags with the values of the user's tags.
+///
+/// The limits are part of the scope, which is in the account's JWT: the server refuses a scoped user whose own JWT has
+/// limits.
 pub(crate) fn game() -> Rights {
     Rights {
-        publish: vec!["report.{{tag(session)}}.{{tag(attempt)}}.>", "svc.game.{{tag(session)}}.>"],
+        publish: vec![
+            "report.{{tag(session)}}.{{tag(attempt)}}.ready",
+            "report.{{tag(session)}}.{{tag(attempt)}}.finished",
+        ],
         subscribe: vec!["_INBOX.{{tag(session)}}.{{tag(attempt)}}.>"],
         responds: false,
+        max_subscriptions: Some(MAX_GAME_SUBSCRIPTIONS),
+        max_payload: Some(MAX_REPORT),
     }
 }
 
@@ -126,5 +144,7 @@ fn worker(own: &[&'static str], answers: &[&'static str]) -> Rights {
         publish: [own, EVERY_WORKER_PUBLISHES].concat(),
         subscribe: [answers, EVERY_WORKER_SUBSCRIBES].concat(),
         responds: true,
+        max_subscriptions: None,
+        max_payload: None,
     }
 }

@@ -88,6 +88,9 @@ pub enum Error {
         #[source]
         source: async_nats::ConnectError,
     },
+    /// The queues file of the caller cannot be read, or is not valid.
+    #[error(transparent)]
+    Queues(#[from] garage_events::queue::QueueError),
     /// The keys or credentials of NATS could not be created.
     #[error(transparent)]
     NatsKeys(#[from] garage_nats::Error),

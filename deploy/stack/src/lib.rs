@@ -6,12 +6,15 @@
 
 pub mod bot;
 mod error;
+pub mod hostile;
 pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod secret;
 pub mod servers;
+pub mod small_disk;
 mod spawner;
+pub mod supervisor;
 pub mod workers;
 
 pub use error::{Error, Result};

@@ -1,6 +1,7 @@
 //! A complete local Garage: the servers, the secrets, and the workers as separate processes.
 
 use std::{
+    borrow::Cow,
     ffi::OsString,
     fs,
     net::IpAddr,
@@ -13,7 +14,10 @@ use ed25519_dalek::{
     SigningKey,
     pkcs8::{EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
 };
-use garage_events::env::{Env, System};
+use garage_events::{
+    env::{Env, System},
+    queue::{QueueError, Queues},
+};
 use garage_nats::private;
 use garage_worker::instance::{self, Signal};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -28,7 +32,7 @@ use crate::{
     Error, Result, ports,
     process::{Launch, Process},
     secret,
-    servers::{Database, Nats, Redis, Role},
+    servers::{Database, Nats, Redis, Role, nats::Node},
 };
 
 /// A worker.
@@ -56,7 +60,9 @@ impl Worker {
         self.role().name()
     }
 
-    fn role(self) -> Role {
+    /// The worker's NATS user.
+    #[must_use]
+    pub fn role(self) -> Role {
         match self {
             Self::Gateway => Role::Gateway,
             Self::Matchmaker => Role::Matchmaker,
@@ -114,6 +120,24 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Checks the queues file. [`Stack::start`] does this too, before it starts anything.
+    ///
+    /// # Errors
+    /// [`Error::Queues`]
+    pub fn check(&self) -> Result<()> {
+        self.queues_text().map(drop)
+    }
+
+    /// The text of the queues file, which is valid.
+    fn queues_text(&self) -> Result<Cow<'static, str>> {
+        let Some(path) = &self.queues else { return Ok(QUEUES.into()) };
+        let text = fs::read_to_string(path).map_err(|source| QueueError::Read { path: path.clone(), source })?;
+        Queues::parse(&text, path)?;
+        Ok(text.into())
+    }
+}
+
 /// The default queues file.
 pub const QUEUES: &str = include_str!("../../local/queues.toml");
 
@@ -155,6 +179,7 @@ impl Stack {
     /// # Errors
     /// When a server or worker does not start. The error contains the end of its log.
     pub async fn start(root: &Path, options: Options) -> Result<Self> {
+        let queues = options.queues_text()?;
         private::folder(root).map_err(Error::io(format!("create {}", root.display())))?;
         let lock = lock(root)?;
         let nats = async {
@@ -168,7 +193,7 @@ impl Stack {
         let jwt_key = secret::load_or_create(&root.join("secrets/jwt.key"))?;
         let mut stack =
             Self { root: root.to_owned(), workers: Vec::new(), nats, redis, database, jwt_key, _lock: lock };
-        stack.write_keys(&options)?;
+        stack.write_files(&queues)?;
         stack.init(&options).await?;
         for worker in Worker::ALL {
             for number in 0..options.instances {
@@ -180,7 +205,7 @@ impl Stack {
         Ok(stack)
     }
 
-    fn write_keys(&self, options: &Options) -> Result<()> {
+    fn write_files(&self, queues: &str) -> Result<()> {
         let secrets = self.root.join("secrets");
         let mut random = [0; 32];
         rand::rng().fill_bytes(&mut random);
@@ -196,12 +221,9 @@ impl Stack {
             secret::write_private(&secrets.join("token.pub.pem"), &public)?;
             secret::write_private(&secrets.join("token.pem"), &private)?;
         }
-        let queues = self.root.join("queues.toml");
-        let written = match &options.queues {
-            Some(file) => fs::copy(file, &queues).map(drop),
-            None => fs::write(&queues, QUEUES),
-        };
-        written.map_err(Error::io(format!("write {}", queues.display())))?;
+        // A copy, so that all workers of this stack have the same queues, also after a restart.
+        let path = self.root.join("queues.toml");
+        fs::write(&path, queues).map_err(Error::io(format!("write {}", path.display())))?;
         let pod = self.root.join("pod.yaml");
         fs::write(&pod, POD).map_err(Error::io(format!("write {}", pod.display())))
     }
@@ -310,6 +332,13 @@ impl Stack {
     /// The instances of all workers.
     pub fn all_instances(&mut self) -> impl Iterator<Item = &mut Instance> {
         self.workers.iter_mut()
+    }
+
+    /// The processes of all servers and workers.
+    pub(crate) fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        let servers = [self.redis.process_mut(), self.database.process_mut()];
+        let workers = self.workers.iter_mut().map(|instance| &mut instance.process);
+        self.nats.all_nodes().map(Node::process_mut).chain(servers).chain(workers)
     }
 
     /// Base URL of the first gateway, for example `http://127.0.0.1:12345`.

@@ -11,7 +11,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use garage_events::{
     deadline::receive,
     env::{Env, System},
-    game::Secret,
+    game::{MAX_REPORT, Secret},
     id::SessionId,
     subject::{Report, ReportKind, game_inbox},
 };
@@ -59,12 +59,20 @@ async fn a_role_may_publish_only_its_own_subjects() {
     let allowed = [
         (Role::Gateway, "garage.player.p1"),
         (Role::Gateway, "svc.inventory.cars"),
+        (Role::Gateway, "svc.session.get"),
+        (Role::Gateway, "svc.log.trouble"),
+        (Role::Matchmaker, "svc.log.trouble"),
+        (Role::Session, "svc.log.trouble"),
+        (Role::Director, "svc.log.trouble"),
+        (Role::Inventory, "svc.log.trouble"),
+        (Role::Session, "svc.inventory.loadouts"),
         (Role::Gateway, "$KV.PRESENCE.player.p1"),
         (Role::Matchmaker, "garage.session.s1.matched"),
         (Role::Matchmaker, "$KV.LEASES.matchmaker.ranked"),
         (Role::Matchmaker, "$O.SNAPSHOTS.C.x"),
         (Role::Session, "garage.session.s1.closed"),
         (Role::Session, "timer.set.s1"),
+        (Role::Session, "$KV.LEASES.session.projector"),
         (Role::Director, "garage.session.s1.pod-failed"),
         (Role::Inventory, "garage.inventory.p1.car-purchased"),
         (Role::Inventory, "dead.inventory"),
@@ -84,6 +92,7 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Matchmaker, "$KV.PRESENCE.player.p1"),
         (Role::Matchmaker, "$JS.API.STREAM.PURGE.GARAGE"),
         (Role::Session, "$KV.LEASES.matchmaker.ranked"),
+        (Role::Director, "$KV.LEASES.session.projector"),
         (Role::Matchmaker, "garage.session.s1.closed"),
         (Role::Matchmaker, "timer.set.s1"),
         (Role::Session, "$JS.API.STREAM.DELETE.GARAGE"),
@@ -92,6 +101,11 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Inventory, "garage.player.p1"),
         (Role::Inventory, "$JS.API.CONSUMER.DELETE.GARAGE.session"),
         (Role::Director, "$JS.API.CONSUMER.CREATE.GARAGE.session"),
+        // A worker may call only those that answer it.
+        (Role::Matchmaker, "svc.inventory.execute"),
+        (Role::Director, "svc.session.get"),
+        (Role::Session, "svc.session.get"),
+        (Role::Gateway, "svc.matchmaker.x"),
         (Role::Gateway, "$JS.API.CONSUMER.PAUSE.GARAGE.session"),
         (Role::Gateway, "$JS.API.CONSUMER.DURABLE.CREATE.GARAGE.session"),
     ];
@@ -125,6 +139,10 @@ impl Game {
     fn ready(&self) -> String {
         Report { session: self.session, attempt: self.attempt, kind: ReportKind::Ready }.to_string()
     }
+
+    fn finished(&self) -> String {
+        Report { session: self.session, attempt: self.attempt, kind: ReportKind::Finished }.to_string()
+    }
 }
 
 fn servers(nats: &Nats) -> Vec<String> {
@@ -156,6 +174,9 @@ async fn a_game_server_may_report_only_for_its_own_attempt_on_one_node_and_on_th
         // The acknowledgement arrives in the game server's own inbox.
         let acknowledged = jetstream::new(client).publish(game.ready(), "{}".into()).await.unwrap().await.unwrap();
         assert_eq!((acknowledged.stream.as_str(), acknowledged.sequence), ("REPORTS", 1));
+        let client = game.options().connect(servers(&nats)).await.unwrap();
+        let largest = vec![b' '; MAX_REPORT].into();
+        jetstream::new(client).publish(game.finished(), largest).await.unwrap().await.unwrap();
 
         let of_another = Game::of(&nats, session(), 1).ready();
         let next = Game::of(&nats, game.session, 2);
@@ -164,6 +185,10 @@ async fn a_game_server_may_report_only_for_its_own_attempt_on_one_node_and_on_th
             next.ready(),
             "garage.player.p1".into(),
             format!("garage.session.{}.finished", game.session),
+            // It may publish its two reports, and nothing else that begins in the same way.
+            format!("report.{}.1.up", game.session),
+            format!("{}.x", game.ready()),
+            format!("svc.game.{}.x", game.session),
             "svc.inventory.execute".into(),
             "$JS.API.STREAM.INFO.GARAGE".into(),
             "$JS.API.STREAM.MSG.GET.GARAGE".into(),

@@ -65,11 +65,17 @@ impl Counterparts {
             self.check_notified(*session, notice, "PlayerMatched with the server's address", is_notified, found);
         }
         for (session, notice) in &self.closed {
-            let is_notified = |event: &player::Event| {
-                matches!(event, player::Event::Released(player::Released { session: id, why, .. })
-                if id == session && *why == notice.what)
+            let is_notified = |event: &player::Event| match event {
+                player::Event::Released(player::Released { session: id, why, .. }) => {
+                    id == session && *why == notice.what
+                }
+                player::Event::Requeued(player::Requeued { session: id, .. }) => {
+                    id == session && notice.what != Ending::Finished
+                }
+                _ => false,
             };
-            self.check_notified(*session, notice, "Released for the same reason", is_notified, found);
+            let missing = "Released for the same reason, or Requeued after a failure,";
+            self.check_notified(*session, notice, missing, is_notified, found);
         }
         for (player, events) in &self.players {
             for (seq, event) in events {
@@ -113,7 +119,7 @@ impl Counterparts {
         }
     }
 
-    /// Checks that `Matched`, `PlayerMatched` and `Released` come with the event of their session.
+    /// Checks that `Matched`, `PlayerMatched`, `Requeued` and `Released` come with the event of their session.
     fn check_player(&self, player: &PlayerId, seq: u64, event: &player::Event, found: &mut Vec<Violation>) {
         let is_of = |players: &Option<Vec<PlayerId>>| players.as_ref().is_none_or(|players| players.contains(player));
         let (rule, session, missing, is_present) = match event {
@@ -128,7 +134,8 @@ impl Counterparts {
                 "Opened",
                 self.opened.get(session).is_some_and(|notice| is_of(&notice.players)),
             ),
-            player::Event::Released(player::Released { session, .. }) => (
+            player::Event::Requeued(player::Requeued { session, .. })
+            | player::Event::Released(player::Released { session, .. }) => (
                 Rule::Notified,
                 session,
                 "Closed",

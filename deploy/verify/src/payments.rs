@@ -1,4 +1,4 @@
-//! Checks that each player of a finished match is paid exactly once.
+//! Checks that each player who joined a finished match is paid exactly once.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -50,6 +50,9 @@ impl Payments {
         match (self.owed.get(&reward.session), status) {
             (Some((finished, results)), _) => {
                 match results.iter().find(|placing| placing.player == *player) {
+                    Some(placing) if !placing.joined => {
+                        wrong([*finished, seq], "paid, but did not join the match".into());
+                    }
                     Some(placing) if placing.place == reward.place => {}
                     Some(placing) => {
                         let what = format!("paid for place {}, but was in place {}", reward.place, placing.place);
@@ -58,7 +61,7 @@ impl Payments {
                     None => wrong([*finished, seq], "paid, but not in the results of the match".into()),
                 }
                 let is_paid = |placing: &Placing| self.paid.contains_key(&(reward.session, placing.player.clone()));
-                if results.iter().all(is_paid) {
+                if results.iter().all(|placing| !placing.joined || is_paid(placing)) {
                     self.owed.remove(&reward.session);
                 }
             }
@@ -75,7 +78,8 @@ impl Payments {
     pub(crate) fn unpaid(&self) -> impl Iterator<Item = (&PlayerId, SessionId, u64)> {
         self.owed.iter().flat_map(|(session, (seq, results))| {
             let unpaid = |player: &&PlayerId| !self.paid.contains_key(&(*session, (*player).clone()));
-            results.iter().map(|placing| &placing.player).filter(unpaid).map(|player| (player, *session, *seq))
+            let joined = results.iter().filter(|placing| placing.joined);
+            joined.map(|placing| &placing.player).filter(unpaid).map(|player| (player, *session, *seq))
         })
     }
 }

@@ -34,7 +34,8 @@ enum Status {
     /// The last event cannot be read, or is older than the log.
     #[default]
     Unknown,
-    Idle(TicketId),
+    /// The ticket that has ended, and the absences.
+    Idle(TicketId, u32),
     Other(Box<State>),
 }
 
@@ -55,6 +56,10 @@ impl Players {
         if let Some(ticket) = ends(event) {
             player.ended = Some((ticket, seq));
         }
+        if matches!(event, Event::Requeued(_)) {
+            // The ticket waits again, so it may end once more.
+            player.ended = None;
+        }
         (player.status, player.seq) = (State::evolve(event).into(), seq);
     }
 
@@ -73,7 +78,7 @@ impl Players {
 impl From<State> for Status {
     fn from(state: State) -> Self {
         match state {
-            State::Idle { ticket } => Self::Idle(ticket),
+            State::Idle { ticket, absences } => Self::Idle(ticket, absences),
             state => Self::Other(Box::new(state)),
         }
     }
@@ -84,8 +89,8 @@ impl Player {
         let idle;
         let state = match &self.status {
             Status::Unknown => return Ok(()),
-            Status::Idle(ticket) => {
-                idle = State::Idle { ticket: *ticket };
+            Status::Idle(ticket, absences) => {
+                idle = State::Idle { ticket: *ticket, absences: *absences };
                 &idle
             }
             Status::Other(state) => state,
@@ -118,7 +123,7 @@ fn ends(event: &Event) -> Option<TicketId> {
         Event::Matched(player::Matched { ticket, .. })
         | Event::Cancelled(player::Cancelled { ticket, .. })
         | Event::TimedOut(TimedOut { ticket, .. }) => Some(*ticket),
-        Event::Queued(_) | Event::PlayerMatched(_) | Event::Released(_) => None,
+        Event::Queued(_) | Event::PlayerMatched(_) | Event::Requeued(_) | Event::Released(_) => None,
     }
 }
 
@@ -130,15 +135,25 @@ fn command(state: &State, event: &Event) -> Command {
         Event::TimedOut(timed_out) => {
             // `waited_ms` is rounded down. The end of the millisecond is the latest time that the decider can have had.
             let State::Waiting(waiting) = state else {
-                return Command::TimeOut { ticket: timed_out.ticket, now: time::OffsetDateTime::UNIX_EPOCH };
+                let now = time::OffsetDateTime::UNIX_EPOCH;
+                return Command::TimeOut { ticket: timed_out.ticket, now, candidates: None };
             };
             let waited = i64::try_from(timed_out.waited_ms).ok().map(Duration::milliseconds);
             let end = waited.and_then(|waited| waited.checked_add(Duration::nanoseconds(999_999)));
             let now = end.and_then(|end| waiting.waiting_since.checked_add(end)).unwrap_or(waiting.waiting_since);
-            Command::TimeOut { ticket: timed_out.ticket, now }
+            Command::TimeOut { ticket: timed_out.ticket, now, candidates: timed_out.candidates }
         }
-        Event::Matched(player::Matched { ticket, session, team, .. }) => Command::Match { ticket, session, team },
+        Event::Matched(player::Matched { ticket, session, team, requeue, .. }) => {
+            Command::Match { ticket, session, team, requeue: requeue.is_some() }
+        }
         Event::PlayerMatched(player::PlayerMatched { session, address, .. }) => Command::Open { session, address },
-        Event::Released(player::Released { session, why, .. }) => Command::Release { session, why },
+        Event::Requeued(player::Requeued { session, reason, .. }) => {
+            // The clock of the decision is unknown. At this time, no ticket has expired.
+            Command::Requeue { session, reason, now: time::OffsetDateTime::UNIX_EPOCH }
+        }
+        Event::Released(player::Released { session, why, reason, absences, .. }) => {
+            let joined = (absences != state.absences()).then_some(absences == 0);
+            Command::Release { session, why, reason, joined }
+        }
     }
 }

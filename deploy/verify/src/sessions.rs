@@ -9,7 +9,7 @@ use garage_events::{
     player::Ending,
     session::{self, Command, Event, Failed, Finished, Limits, Next, PodReady, State},
 };
-use time::{Duration, OffsetDateTime};
+use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 
 use crate::violation::{Rule, Violation};
 
@@ -160,9 +160,9 @@ fn command(events: &[Recorded<Event>]) -> Option<(Command, usize)> {
         }
         (Event::Opened(opened), _) => one(Command::Open(opened)),
         (Event::Failed(_), Some(Event::Closed(closed))) if closed.why == Ending::Abandoned => {
-            // The limits at that time are unknown. With the limits below, only the hard end can be the reason.
+            // The limits and the clock at that time are unknown. With the values below, the hard end is the reason.
             let limits = Limits { attempts: 0, ready: Duration::ZERO, session: Duration::ZERO };
-            Some((Command::Deadline { now: first.time, limits }, 2))
+            Some((Command::Deadline { now: PrimitiveDateTime::MAX.assume_utc(), limits }, 2))
         }
         (Event::Failed(Failed { reason }), Some(Event::Closed(_))) => Some((Command::Fail { reason }, 2)),
         (Event::Finished(Finished { attempt, results }), Some(Event::Closed(_))) => {

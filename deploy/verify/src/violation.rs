@@ -22,13 +22,13 @@ pub enum Rule {
     Committed,
     /// Each event is one that the decider of its aggregate writes in that state.
     Decided,
-    /// A ticket ends once.
+    /// A ticket ends once. If its match fails, it may be requeued, and then ends once more.
     Ticket,
     /// A player is in at most one live session.
     OneSession,
     /// A session is created in the same commit as the `Matched` events of its players.
     Matched,
-    /// All players of a session, and nobody else, are notified when it opens and released when it closes.
+    /// All players of a session, and nobody else, are notified when it opens, and released or requeued when it closes.
     #[serde(rename = "told")]
     Notified,
     /// A player is paid once for each finished match.

@@ -13,7 +13,7 @@ use garage_events::{
     id::SessionId,
     jetstream::{follow::Message, reader::Reader},
     log::ReadError,
-    session::Event,
+    session::{Event, Limits},
     subject::{Aggregate, sessions},
 };
 use garage_worker::Shutdown;
@@ -30,8 +30,6 @@ const CONCURRENCY: usize = 16;
 /// The instances of open sessions that are placed according to the log.
 struct PlacedInstances {
     reader: Reader,
-    /// The maximum duration of a session. Older sessions are over.
-    session: time::Duration,
     /// The next sequence to read. `None` before the first read.
     next: Option<u64>,
     /// The placed attempt of each session.
@@ -43,7 +41,8 @@ impl PlacedInstances {
     async fn read(&mut self) -> Result<(), ReadError> {
         let next = match self.next {
             Some(next) => next,
-            None => self.reader.since(System.now() - self.session).await?,
+            // Older sessions are over.
+            None => self.reader.since(System.now() - Limits::MAX_SESSION).await?,
         };
         let last = self.reader.bounds().await?.last;
         let mut range = self.reader.range(vec![sessions("*")], next, last);
@@ -76,11 +75,10 @@ impl PlacedInstances {
 pub(crate) async fn watch(
     backend: KubeBackend,
     reader: Reader,
-    session: time::Duration,
     leads: impl Fn() -> bool,
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
-    let mut placed = PlacedInstances { reader, session, next: None, attempts: HashMap::new() };
+    let mut placed = PlacedInstances { reader, next: None, attempts: HashMap::new() };
     let mut down = false;
     loop {
         if leads() {

@@ -1,5 +1,6 @@
 //! Interprets the status of a pod.
 
+use garage_events::failure::NO_CAPACITY;
 use k8s_openapi::{
     api::core::v1::{
         ContainerState, ContainerStateTerminated, ContainerStateWaiting, Pod, PodCondition, PodStatus as KubePodStatus,
@@ -115,7 +116,10 @@ fn ended(status: &KubePodStatus) -> Exit {
         None if status.phase.as_deref() == Some("Failed") => {
             let parts = [status.reason.as_deref(), status.message.as_deref()].into_iter().flatten();
             let message = parts.collect::<Vec<_>>().join(": ");
-            Exit { kind: ExitKind::Failed("not-started"), message: (!message.is_empty()).then_some(message) }
+            // `OutOfcpu`, `OutOfmemory`, `OutOfpods`: another pod took the node's room first.
+            let no_room = status.reason.as_deref().is_some_and(|reason| reason.starts_with("OutOf"));
+            let word = if no_room { NO_CAPACITY } else { "not-started" };
+            Exit { kind: ExitKind::Failed(word), message: (!message.is_empty()).then_some(message) }
         }
         None => Exit { kind: ExitKind::Unknown, message: None },
     }
@@ -207,10 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_the_kubelet_does_not_admit_counts_as_not_started() {
+    fn a_pod_that_the_kubelet_does_not_admit_for_lack_of_room_counts_as_shortage() {
         let status = json!({"phase": "Failed", "reason": "OutOfcpu", "message": "Node didn't have enough resource"});
         let pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "status": status})).unwrap();
         let message = "OutOfcpu: Node didn't have enough resource";
-        assert_eq!(of(&pod), over(ExitKind::Failed("not-started"), Some(message)));
+        assert_eq!(of(&pod), over(ExitKind::Failed(NO_CAPACITY), Some(message)));
     }
 }

@@ -3,14 +3,12 @@
 use std::{fmt, future::Future};
 
 use anyhow::anyhow;
+use garage_events::failure::{NO_CAPACITY, line};
 use kube::core::Status;
 use tokio::time::timeout;
 
 use super::TIMEOUT;
 use crate::backend::{CreateError, Unavailable};
-
-/// The maximum length of an API server's message in the log, in characters.
-const MAX_WORDS: usize = 200;
 
 /// The reason that the client library sets if the answer is not from an API server, but for example from a proxy.
 const FOREIGN: &str = "Failed to parse error data";
@@ -88,7 +86,7 @@ impl Refusal {
     pub(super) fn unavailable(self, what: &str) -> Unavailable {
         let rights = self.cause() == Cause::Rights;
         let error = match self {
-            Self::Status(status) => anyhow!("{} ({})", words(&status.message), status.code),
+            Self::Status(status) => anyhow!("{} ({})", line(&status.message), status.code),
             Self::Unreachable(error) => error,
         };
         let cure = if rights { "; bind a role with the rights of a director to this user" } else { "" };
@@ -99,7 +97,7 @@ impl Refusal {
     /// missing right is not the match's fault.
     pub(super) fn on_create(self, what: &str) -> CreateError {
         let reason = match self.cause() {
-            Cause::Quota => "quota-exceeded",
+            Cause::Quota => NO_CAPACITY,
             Cause::Invalid => "pod-invalid",
             Cause::Admission => "pod-refused",
             Cause::Rights | Cause::Namespace | Cause::Temporary => return self.unavailable(what).into(),
@@ -111,21 +109,10 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Status(status) => f.write_str(&words(&status.message)),
+            Self::Status(status) => f.write_str(&line(&status.message)),
             Self::Unreachable(error) => write!(f, "{error:#}"),
         }
     }
-}
-
-/// The server's words as one printable line. A webhook may put any text there.
-fn words(text: &str) -> String {
-    let printable = |c: char| c.is_ascii_graphic() || c.is_alphanumeric();
-    let text: String = text.chars().map(|c| if printable(c) || c == '…' { c } else { ' ' }).collect();
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if line.chars().count() <= MAX_WORDS {
-        return line;
-    }
-    line.chars().take(MAX_WORDS - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -176,13 +163,5 @@ mod tests {
         let expected = "cannot create it: pods is forbidden: User \"d\" cannot create resource \"pods\" (403); bind a role \
                         with the rights of a director to this user";
         assert_eq!(error.to_string(), expected);
-    }
-
-    #[test]
-    fn the_servers_words_are_one_printable_line_of_at_most_200_characters() {
-        assert_eq!(words("a\n b\u{1b}[0m\tçafé\u{202e}x"), "a b [0m çafé x");
-        let long = words(&"ä".repeat(300));
-        assert_eq!((long.chars().count(), long.ends_with("ä…")), (200, true));
-        assert_eq!(words(&"x".repeat(200)).len(), 200);
     }
 }

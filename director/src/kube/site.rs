@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 use garage_events::{
     crash::{Point, effect},
     env::{Env, System},
+    failure::NO_CAPACITY,
     id::Region,
 };
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -193,9 +194,7 @@ impl Site {
         let failed = |reason, message| State::Exited(Exit { kind: ExitKind::Failed(reason), message: Some(message) });
         match pod {
             PodStatus::Over(exit) => State::Exited(exit),
-            PodStatus::Waiting(Some(message)) if System.now() - created > self.max_wait => {
-                failed("unschedulable", message)
-            }
+            PodStatus::Waiting(Some(message)) if System.now() - created > self.max_wait => failed(NO_CAPACITY, message),
             PodStatus::Waiting(_) => State::Waiting,
             PodStatus::Bound(node) => match nodes.get(&node) {
                 Some(Known::Public(ip)) => State::Running(Placed { pod: name.to_string(), node, public_ip: *ip }),

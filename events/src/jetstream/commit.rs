@@ -12,16 +12,22 @@ use async_nats::jetstream::{
 };
 use futures::StreamExt;
 use jetstream_extra::batch_publish::{BatchPublishErrorKind, BatchPublishExt};
+use time::OffsetDateTime;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 
-use super::{link::Link, written};
+use super::{
+    link::Link,
+    storage::{Storage, Trouble},
+    written,
+};
 use crate::{
     crash::Point,
     deadline::{Ended, receive},
+    env::{Env, System},
     event::Envelope,
     log::{
         AppendError, Decision, MAX_COMMIT,
@@ -91,10 +97,10 @@ impl Submission {
 
 /// Starts the committer, the task that sends the commits. It ends after the last sender is dropped and all submissions
 /// are answered.
-pub(super) fn start(context: Context, stream: Stream<()>, queue: usize) -> mpsc::Sender<Submission> {
+pub(super) fn start(context: Context, stream: Stream<()>, storage: Storage, queue: usize) -> mpsc::Sender<Submission> {
     let (submit, submissions) = mpsc::channel(queue);
     let link = Link::new(context.client());
-    tokio::spawn(run(Committer { context, stream, link }, submissions));
+    tokio::spawn(run(Committer { context, stream, link, storage }, submissions));
     submit
 }
 
@@ -105,6 +111,10 @@ async fn run(committer: Committer, mut submissions: mpsc::Receiver<Submission>) 
     let mut groups: std::collections::HashMap<tokio::task::Id, Vec<Aggregate>> = std::collections::HashMap::new();
     let mut open = true;
     while open || !waiting.is_empty() || !in_flight.is_empty() {
+        // While nothing is stored, one commit at a time finds out whether that has changed. The others fail at once.
+        if let Some(trouble) = committer.not_storing().filter(|_| !in_flight.is_empty()) {
+            waiting.drain(..).for_each(|one| one.fail(AppendError::Unavailable(trouble.to_string())));
+        }
         while in_flight.len() < MAX_IN_FLIGHT {
             let group = take(&mut waiting, &busy);
             if group.is_empty() {
@@ -143,6 +153,7 @@ struct Committer {
     context: Context,
     stream: Stream<()>,
     link: Link,
+    storage: Storage,
 }
 
 /// Decisions that are sent in one commit.
@@ -150,8 +161,17 @@ struct Part {
     group: Vec<Submission>,
     /// Whether the outcome of an earlier try is unknown: the server may have stored it, or may still store it.
     outcome_unknown: bool,
+    /// The last try, if the server has not confirmed it and its outcome is not looked up yet.
+    unconfirmed: Option<Try>,
     /// Whether an earlier try failed with a conflict.
     contended: bool,
+}
+
+/// A try to store a commit.
+#[derive(Clone, Copy)]
+struct Try {
+    sent: OffsetDateTime,
+    connection: u64,
 }
 
 /// The server's answer to one try.
@@ -162,8 +182,10 @@ enum Outcome {
     Conflict(Option<u64>),
     /// Another append to one of the aggregates is in flight.
     Busy,
-    /// The stream is full.
+    /// The stream is full, and has not stored the commit.
     Full(String),
+    /// A server has no room. In a cluster, the other servers may have stored the commit.
+    NoRoom(String),
     /// The commit may or may not be stored.
     Unknown(String),
     /// The server does not accept the commit.
@@ -183,7 +205,7 @@ enum Found {
 impl Committer {
     /// Commits a group, with retries, and in several parts if necessary. Each submission gets its answer.
     async fn commit(&self, group: Vec<Submission>) {
-        let mut parts = vec![Part { group, outcome_unknown: false, contended: false }];
+        let mut parts = vec![Part { group, outcome_unknown: false, unconfirmed: None, contended: false }];
         while let Some(mut part) = parts.pop() {
             part.fail_expired();
             if part.group.is_empty() {
@@ -202,9 +224,19 @@ impl Committer {
                 if part.group.is_empty() {
                     continue;
                 }
+                if let Some(lost) = part.unconfirmed.take() {
+                    self.storage.lost(lost.sent, System.now(), lost.connection);
+                    if let Some(trouble) = self.not_storing() {
+                        // No later try can be stored either, until somebody restarts the server.
+                        part.fail(|| AppendError::Unavailable(trouble.to_string()));
+                        continue;
+                    }
+                }
             }
+            let this = Try { sent: System.now(), connection: self.link.connections() };
             match self.try_commit(&part.group).await {
                 Outcome::Stored(last) => {
+                    self.storage.stored();
                     let count: usize = part.group.iter().map(|submission| submission.decision.messages).sum();
                     let mut next = last + 1 - u64::try_from(count).unwrap_or(u64::MAX);
                     // The messages of a batch have consecutive sequences.
@@ -219,11 +251,22 @@ impl Committer {
                 Outcome::Unknown(reason) => {
                     tracing::warn!(%reason, "the outcome of a commit is unknown; looking it up in the log");
                     pause(3).await;
-                    parts.push(Part { outcome_unknown: true, ..part });
+                    let unconfirmed = Some(this).filter(|this| this.connection == self.link.connections());
+                    parts.push(Part { outcome_unknown: true, unconfirmed, ..part });
                 }
                 Outcome::Conflict(seq) => self.resolve_conflict(seq, part, &mut parts).await,
-                Outcome::Full(reason) => {
-                    part.group.into_iter().for_each(|one| one.fail(AppendError::Unavailable(reason.clone())));
+                Outcome::Full(reason) if !part.outcome_unknown => {
+                    self.storage.refused(this.sent);
+                    part.fail(|| AppendError::Full(reason.clone()));
+                }
+                Outcome::Full(reason) | Outcome::NoRoom(reason) => {
+                    self.storage.refused(this.sent);
+                    if self.look_up_outcomes(&mut part).await {
+                        part.fail(|| AppendError::Full(reason.clone()));
+                    } else {
+                        pause(100).await;
+                        parts.push(Part { outcome_unknown: true, ..part });
+                    }
                 }
                 Outcome::Refused(reason) => match <[Submission; 1]>::try_from(part.group) {
                     Ok([one]) => one.fail(AppendError::Refused(reason)),
@@ -231,6 +274,11 @@ impl Committer {
                 },
             }
         }
+    }
+
+    /// Whether the server is known to store nothing.
+    fn not_storing(&self) -> Option<Trouble> {
+        self.storage.own_trouble().filter(|trouble| matches!(trouble, Trouble::NotStoring { .. }))
     }
 
     /// Fails the decision that has the conflict. `seq` is the message that the decision did not expect.
@@ -287,7 +335,10 @@ impl Committer {
         let (mut left, mut complete) = (Vec::new(), true);
         while let Some((submission, found)) = lookups.next().await {
             match found {
-                Ok(Found::Stored(first)) => drop(submission.stored(first)),
+                Ok(Found::Stored(first)) => {
+                    self.storage.stored();
+                    submission.stored(first);
+                }
                 Ok(Found::Conflict(aggregate)) => submission.fail(AppendError::Conflict(aggregate)),
                 Ok(Found::Nothing) => left.push(submission),
                 Err(reason) => {
@@ -363,6 +414,11 @@ impl Committer {
 }
 
 impl Part {
+    /// Fails all decisions.
+    fn fail(&mut self, error: impl Fn() -> AppendError) {
+        self.group.drain(..).for_each(|one| one.fail(error()));
+    }
+
     /// Fails the decisions whose deadline has passed.
     fn fail_expired(&mut self) {
         let now = Instant::now();
@@ -382,7 +438,7 @@ impl Part {
     /// Splits the part in two, so that a problem in one half does not affect the other.
     fn split(mut self, parts: &mut Vec<Self>) {
         let group = self.group.split_off(self.group.len() / 2);
-        parts.push(Self { group, outcome_unknown: self.outcome_unknown, contended: self.contended });
+        parts.push(Self { group, ..self });
         parts.push(self);
     }
 }
@@ -427,8 +483,16 @@ fn classify(api: &jetstream::Error) -> Outcome {
         ErrorCode::ATOMIC_PUBLISH_INCOMPLETE_BATCH | ErrorCode::ATOMIC_PUBLISH_TOO_MANY_INFLIGHT => {
             Outcome::Unknown(api.to_string())
         }
-        // The stream is full and nothing is stored. The server uses the same code for a failing disk.
-        ErrorCode::STREAM_STORE_FAILED if api.to_string().contains("maximum") => Outcome::Full(api.to_string()),
+        // The server uses the same code for a failing disk.
+        ErrorCode::STREAM_STORE_FAILED
+            if ["maximum bytes", "maximum messages exceeded"].iter().any(|limit| api.to_string().contains(limit)) =>
+        {
+            Outcome::Full(api.to_string())
+        }
+        // The limit of the server (`max_file_store`) or of the account is reached, but not that of the stream.
+        ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+        | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED => Outcome::NoRoom(api.to_string()),
         _ if api.code() >= 500 => Outcome::Unknown(api.to_string()),
         _ => Outcome::Refused(api.to_string()),
     }
@@ -442,4 +506,27 @@ fn leading_number(text: &str) -> Option<u64> {
 /// Waits `millis` plus a random time of up to twice that, so that two commits that collided do not collide again.
 async fn pause(millis: u64) {
     sleep(Duration::from_millis(millis + rand::random_range(0..=millis * 2))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn outcome(status: u64, code: u64, description: &str) -> Outcome {
+        let error = json!({"code": status, "err_code": code, "description": description});
+        classify(&serde_json::from_value(error).unwrap())
+    }
+
+    #[test]
+    fn a_full_stream_is_distinguished_from_a_server_without_room_and_from_a_write_error() {
+        for limit in ["maximum bytes exceeded", "maximum messages exceeded"] {
+            assert!(matches!(outcome(503, 10_077, limit), Outcome::Full(_)), "{limit}");
+        }
+        for (status, code) in [(503, 10_023), (500, 10_047), (400, 10_002)] {
+            assert!(matches!(outcome(status, code, "no room"), Outcome::NoRoom(_)), "{code}");
+        }
+        assert!(matches!(outcome(503, 10_077, "write 1.blk: no space left on device"), Outcome::Unknown(_)));
+    }
 }

@@ -16,9 +16,9 @@ use async_nats::{
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture};
 use time::OffsetDateTime;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep};
 
-use super::{any, link::Link};
+use super::{any, backoff::Backoff, link::Link};
 
 /// How often the server sends a heartbeat while there is nothing to read. After two missing heartbeats, the consumer is
 /// recreated.
@@ -35,10 +35,12 @@ const INACTIVE_THRESHOLD: Duration = Duration::from_secs(30);
 /// The number of messages per request.
 const BATCH_SIZE: usize = 500;
 
-/// The delay before a consumer is recreated after an interruption.
-const RECREATE_DELAY: Duration = Duration::from_millis(20);
+/// The delays before a consumer is recreated after an interruption. If interruptions continue, a reader creates one
+/// consumer per second, and up to 30 of its former consumers still exist ([`INACTIVE_THRESHOLD`]).
+const BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(20), Duration::from_secs(1), /* forget after */ Duration::from_secs(10));
 
-/// The delay before the next try if a consumer could not be created.
+/// The shortest delay before the next try if a consumer could not be created.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// A message of a stream.
@@ -65,6 +67,7 @@ pub struct Follow {
     filters: Vec<String>,
     next: u64,
     source: Source,
+    backoff: Backoff,
 }
 
 /// The consumer that delivers the messages.
@@ -101,7 +104,9 @@ impl Follow {
         let link = Link::new(context.client());
         let next = from.max(1);
         let source = create(context.clone(), link.clone(), stream, filters.clone(), next, Duration::ZERO);
-        Self { context, link, stream, filters, next, source }
+        metrics::counter!("garage_readers_created_total", "stream" => stream).increment(0);
+        metrics::counter!("garage_readers_silent_total", "stream" => stream).increment(0);
+        Self { context, link, stream, filters, next, source, backoff: BACKOFF }
     }
 
     /// Waits until the consumer exists. Messages that are stored after that will be returned.
@@ -113,7 +118,8 @@ impl Follow {
             match creating.await {
                 Ok(reading) => self.source = Source::Created(Box::new(reading)),
                 Err(error) => {
-                    self.recreate(RETRY_DELAY);
+                    let delay = self.backoff.take(Instant::now()).max(RETRY_DELAY);
+                    self.recreate(delay);
                     return Err(error);
                 }
             }
@@ -154,10 +160,19 @@ impl Follow {
                 }
                 Err(reason) => {
                     tracing::debug!(%reason, next = self.next, "reading was interrupted; recreating the consumer");
-                    self.recreate(RECREATE_DELAY);
+                    let delay = self.backoff.take(Instant::now());
+                    self.recreate(delay);
                 }
             }
         }
+    }
+
+    /// Continues at another sequence, with a new consumer. Like after an interruption, repeated calls make the delay
+    /// before that grow.
+    pub fn seek(&mut self, next: u64) {
+        self.next = next;
+        let delay = self.backoff.take(Instant::now());
+        self.recreate(delay);
     }
 
     fn recreate(&mut self, after: Duration) {
@@ -181,6 +196,7 @@ fn create(
         sleep(after).await;
         let connection = link.connections();
         let selected = filter_subjects.clone();
+        let name = stream;
         let stream = context.get_stream_no_info(stream).await?;
         let config = pull::Config {
             filter_subjects,
@@ -194,6 +210,7 @@ fn create(
             ..Default::default()
         };
         let consumer = stream.create_consumer(config).await?;
+        metrics::counter!("garage_readers_created_total", "stream" => name).increment(1);
         let messages = consumer.stream().max_messages_per_batch(BATCH_SIZE).heartbeat(HEARTBEAT).messages().await?;
         let next = Arc::new(AtomicU64::new(start_sequence));
         let stalled = Box::pin(stalled(stream, selected, Arc::clone(&next)));

@@ -99,7 +99,7 @@ impl Reader {
     /// Reads the messages with the sequences `from` to `to`, inclusive. The filters must not overlap.
     pub fn range(&self, filters: Vec<String>, from: u64, to: u64) -> Range {
         let (at, follow) = (from.max(1), self.follow(filters.clone(), from));
-        Range { reader: self.clone(), filters, follow, at, to, ahead: false }
+        Range { reader: self.clone(), filters, follow, at, to, ahead: false, beyond: None }
     }
 }
 
@@ -114,14 +114,27 @@ pub struct Range {
     to: u64,
     /// Whether a further message is known to exist, so that it makes sense to wait for it.
     ahead: bool,
+    /// A message that was read and lies beyond the end.
+    beyond: Option<Message>,
 }
 
 impl Range {
+    /// Moves the end to a later sequence. The read continues with the same consumer.
+    pub fn extend(&mut self, to: u64) {
+        self.to = self.to.max(to);
+    }
+
     /// Returns the next message, or `None` at the end. Dropping the future does not lose a message.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`]
     pub async fn next(&mut self) -> Result<Option<Message>, ReadError> {
+        if let Some(message) = self.beyond.take_if(|message| message.seq <= self.to) {
+            return Ok(Some(message));
+        }
+        if self.beyond.is_some() {
+            return Ok(None);
+        }
         loop {
             if !self.ahead && !selects(&self.reader, &self.filters, self.at, self.to).await? {
                 return Ok(None);
@@ -133,7 +146,11 @@ impl Range {
             };
             self.at = message.seq + 1;
             self.ahead = message.pending > 0;
-            return Ok((message.seq <= self.to).then_some(message));
+            if message.seq <= self.to {
+                return Ok(Some(message));
+            }
+            self.beyond = Some(message);
+            return Ok(None);
         }
     }
 }

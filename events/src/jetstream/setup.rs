@@ -1,6 +1,6 @@
 //! The streams and consumers that `garage init` creates. You can run it again at any time; it updates existing ones.
 
-use std::{error::Error, fmt::Write, time::Duration};
+use std::{error::Error, fmt::Write, ops::RangeInclusive, time::Duration};
 
 use async_nats::{
     Client,
@@ -16,13 +16,16 @@ use async_nats::{
 };
 use tokio::time::{Instant, error::Elapsed, sleep};
 
+mod size;
+
 use super::OpenError;
 use crate::{
     crash::Point,
+    game::MAX_REPORT,
     lease, presence, queue_status,
     subject::{
-        self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS, STREAM,
-        TIMERS,
+        self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS,
+        STORED_REPORTS, STREAM, TIMERS,
     },
 };
 
@@ -36,9 +39,18 @@ const HOUR: Duration = Duration::from_secs(3_600);
 /// in it takes milliseconds, and locks the stream meanwhile.
 const LOG_AGE: Duration = Duration::from_secs(12 * 3_600);
 
-/// The maximum size of the log, in bytes. The server reserves this much of its disk. A full log refuses commands
-/// instead of dropping its oldest events.
+/// How long dead letters are kept.
+const DEAD_AGE: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// The maximum size of the log, in bytes, unless [`init_sized`] gets another one. The server reserves this much of its
+/// disk. A full log refuses commands instead of dropping its oldest events.
 const LOG_BYTES: i64 = 8 << 30;
+
+/// The default size of the log, in bytes.
+pub const DEFAULT_LOG_SIZE: u64 = LOG_BYTES.unsigned_abs();
+
+/// The smallest and the largest size of the log, in bytes. The smallest leaves every bucket room for some entries.
+pub const LOG_SIZES: RangeInclusive<u64> = (64 << 20)..=(1 << 50);
 
 /// The maximum number of times that a request is sent if the server does not answer. Each try takes 5 s.
 const MAX_TRIES: u32 = 6;
@@ -46,7 +58,7 @@ const MAX_TRIES: u32 = 6;
 /// How long to retry if a cluster has too few nodes. After a start, the nodes learn of each other every few seconds.
 pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The delay between these retries.
-const CLUSTER_RETRY_DELAY: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// How long a worker may take to acknowledge a delivery, or to report progress on it, before the server redelivers it.
 ///
@@ -75,11 +87,11 @@ pub const SESSION_REPORTS: Consumer =
 /// The session worker reacts to timers that are due.
 pub const SESSION_TIMERS: Consumer =
     Consumer { stream: TIMERS, name: "session-timers", tokens: &[], acknowledged: Point::TimerAcknowledged };
-/// The director starts and removes game servers.
+/// The director starts and removes game servers. It removes the server of a failed attempt at once.
 pub const DIRECTOR: Consumer = Consumer {
     stream: STREAM,
     name: "director",
-    tokens: &["pod-requested", "closed"],
+    tokens: &["pod-requested", "pod-failed", "closed"],
     acknowledged: Point::DirectorAcknowledged,
 };
 /// The inventory worker grants rewards.
@@ -88,6 +100,10 @@ pub const INVENTORY: Consumer =
 
 /// Every durable consumer.
 pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];
+
+/// All streams.
+pub const STREAMS: [&str; 9] =
+    [STREAM, HISTORY, TIMERS, REPORTS, presence::STREAM, lease::STREAM, queue_status::STREAM, SNAPSHOTS, DEAD];
 
 impl Consumer {
     /// The subject filters of the consumer. They do not overlap.
@@ -114,15 +130,25 @@ impl Consumer {
     }
 }
 
-/// Creates all streams and consumers, or updates them.
+/// Creates all streams and consumers, or updates them. The log and all other streams have their default sizes.
 ///
 /// # Errors
 /// [`SetupError`]
 pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
+    init_sized(client, replicas, DEFAULT_LOG_SIZE).await
+}
+
+/// Like [`init`], with another size of the log in bytes. The sizes of all other streams are proportional to it.
+///
+/// # Errors
+/// [`SetupError`]. If the server has too little room for all streams, nothing is changed.
+pub async fn init_sized(client: Client, replicas: usize, log_size: u64) -> Result<(), SetupError> {
     check_server(&client)?;
     let context = jetstream::new(client);
-    for config in streams(replicas) {
-        keep_trying(async || create_stream(&context, &config).await).await?;
+    let streams = sized(streams(replicas), log_size);
+    keep_trying(async || size::check(&context, &streams, log_size).await).await?;
+    for config in &streams {
+        keep_trying(async || create_stream(&context, config).await).await?;
     }
     for consumer in CONSUMERS {
         keep_trying(async || create_or_update(&context, consumer).await).await?;
@@ -133,14 +159,25 @@ pub async fn init(client: Client, replicas: usize) -> Result<(), SetupError> {
 /// Retries a creation that times out, or that fails because of too few nodes. Both happen in a cluster that has just
 /// started: no node answers for a stream until its leader is elected, and each node considers the others absent until
 /// it has heard from them.
+///
+/// It also retries if the server could not create the stream's folder. After the removal of the only stream, which the
+/// check of the size causes, the server removes the folder of all streams, perhaps just when it creates the next one.
 async fn keep_trying(mut create: impl AsyncFnMut() -> Result<(), SetupError>) -> Result<(), SetupError> {
     let mut tries_left = MAX_TRIES;
     let began = Instant::now();
     loop {
         match create().await {
             Err(SetupError::Create { source, .. }) if tries_left > 1 && is_timeout(&*source) => tries_left -= 1,
-            Err(SetupError::Create { source, .. }) if began.elapsed() < CLUSTER_TIMEOUT && lacks_nodes(&*source) => {
-                sleep(CLUSTER_RETRY_DELAY).await;
+            Err(SetupError::Create { source, .. })
+                if tries_left > 1 && is_refused(&*source, ErrorCode::STREAM_CREATE) =>
+            {
+                tries_left -= 1;
+                sleep(RETRY_DELAY).await;
+            }
+            Err(SetupError::Create { source, .. })
+                if began.elapsed() < CLUSTER_TIMEOUT && is_refused(&*source, ErrorCode::CLUSTER_NO_PEERS) =>
+            {
+                sleep(RETRY_DELAY).await;
             }
             result => return result,
         }
@@ -159,13 +196,13 @@ fn is_timeout(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(timed_out)
 }
 
-/// Whether the cluster has too few nodes for the stream.
-fn lacks_nodes(error: &(dyn Error + 'static)) -> bool {
-    let lacks_nodes = |error: &(dyn Error + 'static)| match error.downcast_ref().map(CreateStreamError::kind) {
-        Some(CreateStreamErrorKind::JetStream(error)) => error.error_code() == ErrorCode::CLUSTER_NO_PEERS,
+/// Whether the server refused to create the stream with this error.
+fn is_refused(error: &(dyn Error + 'static), code: ErrorCode) -> bool {
+    let refused = |error: &(dyn Error + 'static)| match error.downcast_ref().map(CreateStreamError::kind) {
+        Some(CreateStreamErrorKind::JetStream(error)) => error.error_code() == code,
         _ => false,
     };
-    std::iter::successors(Some(error), |&error| error.source()).any(lacks_nodes)
+    std::iter::successors(Some(error), |&error| error.source()).any(refused)
 }
 
 async fn create_stream(context: &Context, config: &Config) -> Result<(), SetupError> {
@@ -249,6 +286,7 @@ pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
         if api.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
+/// The streams. Their sizes are those for a log of the default size.
 fn streams(replicas: usize) -> [Config; 9] {
     let base = |name: &str, subjects: &[&str]| Config {
         name: name.into(),
@@ -279,6 +317,9 @@ fn streams(replicas: usize) -> [Config; 9] {
         },
         Config {
             max_age: HOUR * 72,
+            // Unlike the log, it drops its oldest events when it is full. Without a limit, it would take the room that
+            // the log needs.
+            max_bytes: 7 << 29,
             allow_direct: true,
             mirror: Some(Source { name: STREAM.into(), ..Default::default() }),
             persist_mode: (replicas == 1).then_some(PersistenceMode::Async),
@@ -295,16 +336,22 @@ fn streams(replicas: usize) -> [Config; 9] {
         Config {
             max_age: HOUR,
             max_bytes: 1 << 30,
-            // A game server repeats a report until it is acknowledged. Two per subject are enough, and repetitions only
-            // replace older ones of the same report.
+            // Nothing else bounds a hostile game server: NATS does not limit how fast a user publishes. A game server
+            // repeats a report until it is acknowledged. The first message may be one whose acknowledgement was lost.
+            // Later ones are refused, which tells the server that its report is stored (`is_already_stored`). No message
+            // is replaced or dropped before it is handled. A handled one stays, or else a flood would never end.
             max_messages_per_subject: 2,
-            max_message_size: 64 << 10,
-            ..base(REPORTS, &[ALL_REPORTS])
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: true,
+            max_message_size: i32::try_from(MAX_REPORT).unwrap_or(i32::MAX),
+            ..base(REPORTS, &STORED_REPORTS)
         },
         Config {
             // Longer than any socket stays open.
             max_age: HOUR * 24 * 7,
             max_bytes: 256 << 20,
+            // A full bucket drops its oldest entries. If it refused new ones, the end of a socket could not be recorded.
+            discard: DiscardPolicy::Old,
             ..bucket(presence::STREAM, presence::ALL)
         },
         // A lease that nobody has renewed for this long belongs to a queue that no longer exists.
@@ -319,8 +366,24 @@ fn streams(replicas: usize) -> [Config; 9] {
             allow_direct: true,
             ..base(SNAPSHOTS, &ALL_SNAPSHOTS)
         },
-        Config { max_age: HOUR * 24 * 7, max_bytes: 1 << 30, allow_direct: true, ..base(DEAD, &[ALL_DEAD]) },
+        Config {
+            max_age: DEAD_AGE,
+            max_bytes: 1 << 30,
+            allow_direct: true,
+            // Reports have one dead letter per attempt (`DeadLetter::message_id`).
+            duplicate_window: DEAD_AGE,
+            ..base(DEAD, &[ALL_DEAD])
+        },
     ]
+}
+
+/// Makes the sizes of the streams proportional to the size of the log.
+fn sized(mut streams: [Config; 9], log_size: u64) -> [Config; 9] {
+    for config in &mut streams {
+        let bytes = i128::from(config.max_bytes) * i128::from(log_size) / i128::from(LOG_BYTES);
+        config.max_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    }
+    streams
 }
 
 fn check_server(client: &Client) -> Result<(), SetupError> {
@@ -365,6 +428,23 @@ pub enum SetupError {
          and run this again (it mirrors the log: events that are still in the log come back, older ones do not)"
     )]
     OneNode { stream: String },
+    /// The server has too little room for all streams.
+    #[error(
+        "NATS has too little room: a log of {} MiB and the streams beside it need {} MiB on each node, of which {} MiB \
+         are not reserved yet, and the server refuses to reserve them ({refusal}); raise `max_file_store` in the \
+         configuration of each nats-server to {} MiB or more, or run this again with a smaller --log-size",
+        log_size >> 20, total >> 20, missing >> 20, total.div_ceil(1 << 20)
+    )]
+    NoRoom {
+        /// The size of the log, in bytes.
+        log_size: u64,
+        /// The sum of the sizes of all streams, in bytes.
+        total: u64,
+        /// The part of `total` that is not reserved yet.
+        missing: u64,
+        /// The server's error.
+        refusal: String,
+    },
     #[error("cannot create {what}: {source}")]
     Create {
         /// The stream or consumer.
@@ -380,6 +460,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_list_of_streams_is_complete() {
+        assert_eq!(streams(1).map(|config| config.name), STREAMS);
+    }
+
+    #[test]
     fn a_timeout_is_not_a_refusal() {
         let timeouts: [async_nats::Error; 2] = [
             CreateStreamError::new(CreateStreamErrorKind::TimedOut).into(),
@@ -387,7 +472,7 @@ mod tests {
         ];
         assert!(timeouts.iter().all(|error| is_timeout(&**error)));
         let refused: async_nats::Error = CreateStreamError::new(CreateStreamErrorKind::JetStreamUnavailable).into();
-        assert!(!is_timeout(&*refused) && !lacks_nodes(&*refused));
+        assert!(!is_timeout(&*refused) && !is_refused(&*refused, ErrorCode::CLUSTER_NO_PEERS));
     }
 
     #[test]
@@ -396,7 +481,7 @@ mod tests {
             let error = json!({"code": 400, "err_code": code, "description": "no"});
             CreateStreamError::new(CreateStreamErrorKind::JetStream(serde_json::from_value(error).unwrap())).into()
         };
-        assert!(lacks_nodes(&*refused(10_005)) && !is_timeout(&*refused(10_005)));
-        assert!(!lacks_nodes(&*refused(10_023)));
+        assert!(is_refused(&*refused(10_005), ErrorCode::CLUSTER_NO_PEERS) && !is_timeout(&*refused(10_005)));
+        assert!(!is_refused(&*refused(10_023), ErrorCode::CLUSTER_NO_PEERS));
     }
 }

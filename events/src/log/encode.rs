@@ -11,7 +11,7 @@ use super::{AppendError, Decision, Head, MAX_COMMIT};
 use crate::{crash::Point, event::Envelope, subject::Aggregate};
 
 /// The maximum size of an event, in bytes. It is a quarter of the server's default limit for a message.
-const MAX_EVENT: usize = 256 << 10;
+pub(crate) const MAX_EVENT: usize = 256 << 10;
 
 /// A decision with its encoded messages.
 #[derive(Debug)]

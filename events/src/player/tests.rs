@@ -35,6 +35,8 @@ fn ticket_request(number: u128) -> Queued {
         attributes: BTreeMap::new(),
         waiting_since: START,
         expires_at: after(120),
+        requeues: 0,
+        absences: 0,
     }
 }
 
@@ -51,24 +53,41 @@ fn queued(number: u128) -> Event {
 }
 
 fn cancelled(number: u128) -> Event {
-    Cancelled { ticket: ticket(number), queue: ranked(), reason: CancelReason::Player }.into()
+    Cancelled { ticket: ticket(number), queue: ranked(), reason: CancelReason::Player, absences: 0 }.into()
 }
 
 fn timed_out(number: u128, waited_ms: u64) -> Event {
-    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms }.into()
+    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms, candidates: None, absences: 0 }.into()
 }
 
 fn matched(number: u128, into: u128) -> Event {
+    matched_after(0, number, into)
+}
+
+/// A match of a ticket that was requeued this often.
+fn matched_after(requeues: u32, number: u128, into: u128) -> Event {
     let (ticket, session) = (ticket(number), session(into));
-    Matched { ticket, queue: ranked(), session, team: "red".into(), waiting_since: START }.into()
+    let Queued { queue, rank, latencies, attributes, waiting_since, expires_at, .. } = ticket_request(number);
+    let requeue = Some(Requeue { rank, latencies, attributes, expires_at, requeues });
+    Matched { ticket, queue, session, team: "red".into(), waiting_since, requeue, absences: 0 }.into()
+}
+
+fn requeued(number: u128, from: u128) -> Event {
+    let queued = Queued { requeues: 1, ..ticket_request(number) };
+    Requeued { session: session(from), reason: failure::Code::ServerFailed, queued }.into()
+}
+
+fn requeue(number: u128, seconds: i64) -> Command {
+    Command::Requeue { session: session(number), reason: failure::Code::ServerFailed, now: after(seconds) }
 }
 
 fn player_matched(number: u128, into: u128) -> Event {
-    PlayerMatched { ticket: ticket(number), queue: ranked(), session: session(into), address: address() }.into()
+    PlayerMatched { ticket: ticket(number), queue: ranked(), session: session(into), address: address(), absences: 0 }
+        .into()
 }
 
 fn released(number: u128, from: u128) -> Event {
-    Released { ticket: ticket(number), session: session(from), why: Ending::Finished }.into()
+    Released { ticket: ticket(number), session: session(from), why: Ending::Finished, reason: None, absences: 0 }.into()
 }
 
 fn queue(number: u128) -> Command {
@@ -80,11 +99,11 @@ fn cancel(number: u128) -> Command {
 }
 
 fn time_out(number: u128, seconds: i64) -> Command {
-    Command::TimeOut { ticket: ticket(number), now: after(seconds) }
+    Command::TimeOut { ticket: ticket(number), now: after(seconds), candidates: None }
 }
 
 fn join(number: u128, into: u128) -> Command {
-    Command::Match { ticket: ticket(number), session: session(into), team: "red".into() }
+    Command::Match { ticket: ticket(number), session: session(into), team: "red".into(), requeue: true }
 }
 
 fn open(number: u128) -> Command {
@@ -92,7 +111,7 @@ fn open(number: u128) -> Command {
 }
 
 fn release(number: u128) -> Command {
-    Command::Release { session: session(number), why: Ending::Finished }
+    Command::Release { session: session(number), why: Ending::Finished, reason: None, joined: None }
 }
 
 struct Given(State);
@@ -129,6 +148,7 @@ impl Outcome {
             Err(Rejection::InSession { .. }) => "InSession",
             Err(Rejection::NotWaiting { .. }) => "NotWaiting",
             Err(Rejection::NotExpired { .. }) => "NotExpired",
+            Err(Rejection::NotRequeued { .. }) => "NotRequeued",
             Err(Rejection::NotInSession { .. }) => "NotInSession",
         }
     }
@@ -137,15 +157,16 @@ impl Outcome {
 #[test]
 #[rustfmt::skip]
 fn each_command_has_the_expected_outcome_in_each_state() {
-    let commands = || [queue(2), cancel(1), time_out(1, 120), join(1, 7), open(7), release(7)];
+    let commands = || [queue(2), cancel(1), time_out(1, 120), join(1, 7), open(7), requeue(7, 60), release(7)];
     let table = [
-        (given([]),                     ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
-        (given([queued(1)]),            ["Waiting",   "Cancelled",  "TimedOut",   "Matched",    "NotInSession",  "NotInSession"]),
-        (given([matched(1, 7)]),        ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "PlayerMatched", "Released"]),
-        (given([player_matched(1, 7)]), ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "Released"]),
-        (given([cancelled(1)]),         ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
-        (given([timed_out(1, 9)]),      ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
-        (given([released(1, 7)]),       ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession"]),
+        (given([]),                     ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([queued(1)]),            ["Waiting",   "Cancelled",  "TimedOut",   "Matched",    "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([matched(1, 7)]),        ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "PlayerMatched", "Requeued",     "Released"]),
+        (given([player_matched(1, 7)]), ["InSession", "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "Released"]),
+        (given([requeued(1, 7)]),       ["Waiting",   "Cancelled",  "TimedOut",   "Matched",    "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([cancelled(1)]),         ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([timed_out(1, 9)]),      ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
+        (given([released(1, 7)]),       ["Queued",    "NotWaiting", "NotWaiting", "NotWaiting", "NotInSession",  "NotInSession", "NotInSession"]),
     ];
     for (given, answers) in table {
         assert_eq!(commands().map(|command| given.when(command).name()), answers, "{:?}", given.0);
@@ -160,7 +181,7 @@ fn a_command_on_another_ticket_or_session_is_refused_in_every_state() {
         for of_a_ticket in [cancel(2), time_out(2, 120), join(2, 7)] {
             given.when(of_a_ticket).refused(Rejection::NotWaiting { ticket: ticket(2) });
         }
-        for of_a_session in [open(8), release(8)] {
+        for of_a_session in [open(8), requeue(8, 60), release(8)] {
             given.when(of_a_session).refused(Rejection::NotInSession { session: session(8) });
         }
     }
@@ -191,7 +212,9 @@ fn a_player_in_a_session_cannot_queue_and_learns_their_session() {
 fn a_cancelled_ticket_records_the_reason() {
     for reason in [CancelReason::Player, CancelReason::Party, CancelReason::Disconnected] {
         let command = Command::Cancel { ticket: ticket(1), reason };
-        given([queued(1)]).when(command).then(Cancelled { ticket: ticket(1), queue: ranked(), reason }.into());
+        given([queued(1)])
+            .when(command)
+            .then(Cancelled { ticket: ticket(1), queue: ranked(), reason, absences: 0 }.into());
     }
 }
 
@@ -210,6 +233,15 @@ fn a_ticket_can_time_out_from_its_expiry_on() {
     given([queued(1)]).when(time_out(1, 119)).refused(Rejection::NotExpired { ticket: ticket(1) });
     given([queued(1)]).when(time_out(1, 120)).then(timed_out(1, 120_000));
     given([queued(1)]).when(time_out(1, 121)).then(timed_out(1, 121_000));
+}
+
+#[test]
+fn a_time_out_records_the_candidates() {
+    let excluded = Excluded { rank: 3, region: 0, latency: 1 };
+    let candidates = Some(Candidates { count: 5, eligible: 1, excluded });
+    let Event::TimedOut(expected) = timed_out(1, 120_000) else { unreachable!() };
+    let command = Command::TimeOut { ticket: ticket(1), now: after(120), candidates };
+    given([queued(1)]).when(command).then(TimedOut { candidates, ..expected }.into());
 }
 
 #[test]
@@ -242,8 +274,11 @@ fn a_matched_player_receives_the_address_only_once() {
 fn a_player_can_be_released_with_and_without_the_address() {
     for given in [given([matched(1, 7)]), given([player_matched(1, 7)])] {
         for why in [Ending::Finished, Ending::Failed, Ending::Abandoned] {
-            let command = Command::Release { session: session(7), why };
-            given.when(command).then(Released { ticket: ticket(1), session: session(7), why }.into());
+            let reason = (why == Ending::Failed).then_some(failure::Code::ServerLost);
+            let command = Command::Release { session: session(7), why, reason, joined: None };
+            given
+                .when(command)
+                .then(Released { ticket: ticket(1), session: session(7), why, reason, absences: 0 }.into());
         }
     }
 }
@@ -255,6 +290,25 @@ fn a_player_can_be_released_only_once() {
 }
 
 #[test]
+fn a_requeued_ticket_waits_as_before_and_can_be_matched_again() {
+    given([matched(1, 7)]).when(requeue(7, 60)).then(requeued(1, 7));
+    given([matched(1, 7), requeued(1, 7)]).when(join(1, 8)).then(matched_after(1, 1, 8));
+}
+
+#[test]
+fn a_ticket_is_not_requeued_without_a_chance_or_too_often_or_if_its_queue_does_not_requeue() {
+    let refused = |event: Event, seconds| {
+        given([event]).when(requeue(7, seconds)).refused(Rejection::NotRequeued { ticket: ticket(1) });
+    };
+    assert_eq!(given([matched(1, 7)]).when(requeue(7, 115)).name(), "Requeued");
+    refused(matched(1, 7), 116);
+    assert_eq!(given([matched_after(2, 1, 7)]).when(requeue(7, 60)).name(), "Requeued");
+    refused(matched_after(3, 1, 7), 60);
+    let Event::Matched(matched) = matched(1, 7) else { unreachable!() };
+    refused(Matched { requeue: None, ..matched }.into(), 60);
+}
+
+#[test]
 fn the_last_event_determines_ticket_and_session() {
     for (event, in_session) in [
         (queued(1), None),
@@ -262,6 +316,7 @@ fn the_last_event_determines_ticket_and_session() {
         (timed_out(1, 9), None),
         (matched(1, 7), Some(session(7))),
         (player_matched(1, 7), Some(session(7))),
+        (requeued(1, 7), None),
         (released(1, 7), None),
     ] {
         let state = State::evolve(&event);
@@ -280,6 +335,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         4 => (1..5u128, 1..4u128).prop_map(|(ticket, session)| join(ticket, session)),
         2 => (1..4u128).prop_map(open),
         2 => (1..4u128).prop_map(release),
+        2 => (1..4u128, 60..180i64).prop_map(|(session, at)| requeue(session, at)),
     ]
 }
 
@@ -303,6 +359,10 @@ proptest! {
                 }
                 Event::Matched(data) => prop_assert_eq!(playing.replace(data.session), None),
                 Event::PlayerMatched(data) => prop_assert_eq!(playing, Some(data.session)),
+                Event::Requeued(data) => {
+                    prop_assert_eq!(playing.take(), Some(data.session));
+                    prop_assert!(data.queued.requeues <= MAX_REQUEUES && !ended.contains(&data.queued.ticket));
+                }
                 Event::Released(data) => {
                     prop_assert_eq!(playing.take(), Some(data.session));
                     prop_assert!(ended.insert(data.ticket));
@@ -317,4 +377,29 @@ proptest! {
             prop_assert_eq!(state.ticket(), Some(ticket(tickets)));
         }
     }
+}
+
+#[test]
+fn missed_matches_in_a_row_are_counted_until_the_player_joins_one() {
+    let mut state = State::New;
+    let mut play = |number, joined| {
+        let request = ticket_request(number);
+        let (ticket, of) = (request.ticket, session(number));
+        let (why, reason) = (Ending::Finished, None);
+        let commands = [
+            Command::Queue(request.clone()),
+            Command::Cancel { ticket, reason: CancelReason::Player },
+            Command::Queue(request),
+            Command::Match { ticket, session: of, team: "red".into(), requeue: true },
+            Command::Requeue { session: of, reason: failure::Code::ServerFailed, now: START },
+            Command::Match { ticket, session: of, team: "red".into(), requeue: true },
+            Command::Open { session: of, address: address() },
+            Command::Release { session: of, why, reason, joined },
+        ];
+        for command in commands {
+            state = State::evolve(&decide(&state, command).unwrap());
+        }
+        state.absences()
+    };
+    assert_eq!([play(1, Some(false)), play(2, Some(false)), play(3, None), play(4, Some(true))], [1, 2, 2, 0]);
 }

@@ -37,9 +37,16 @@ pub struct Flow {
     pub matched: u64,
     pub cancelled: u64,
     pub timed_out: u64,
+    /// Players who wait again after a failed match. They do not count as queued again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub requeued: u64,
     /// How long the matched players waited.
     #[serde(default, skip_serializing_if = "Histogram::is_empty")]
     pub waited: Histogram,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The sessions that reached a step for the first time.
@@ -83,6 +90,7 @@ impl Flow {
         self.matched += other.matched;
         self.cancelled += other.cancelled;
         self.timed_out += other.timed_out;
+        self.requeued += other.requeued;
         self.waited.add(&other.waited);
     }
 }
@@ -164,7 +172,7 @@ mod tests {
     #[test]
     fn minutes_add_up() {
         let queue: QueueName = "ranked".parse().unwrap();
-        let flow = Flow { queued: 3, matched: 2, cancelled: 1, timed_out: 0, waited: histogram([5, 5]) };
+        let flow = Flow { queued: 3, matched: 2, cancelled: 1, timed_out: 0, requeued: 0, waited: histogram([5, 5]) };
         let reached = Reached { sessions: 1, players: 2, took: histogram([7]) };
         let minute = Minute {
             queues: [(queue.clone(), flow)].into(),

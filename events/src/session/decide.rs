@@ -1,16 +1,15 @@
 //! The decider: which events a command results in.
 
-use std::collections::BTreeMap;
-
 use time::OffsetDateTime;
 
 use super::{
     Closed, Event, Failed, Finished, Limits, Matched, Opened, Phase, PodFailed, PodReady, PodRequested, PodScheduled,
     Starting, State,
+    results::{self, BadResults},
 };
 use crate::{
+    failure::HARD_END,
     game::{self, Placing},
-    id::PlayerId,
     player::Ending,
 };
 
@@ -82,9 +81,9 @@ pub enum Rejection {
     /// The log already has the event that the command would record, or the command does not apply in the current phase.
     #[error("the command changes nothing in the current phase")]
     NoChange,
-    /// The report does not name each player of the session exactly once.
-    #[error("results do not name each player of the session exactly once")]
-    BadResults,
+    /// The reported results contradict the session or themselves.
+    #[error(transparent)]
+    BadResults(#[from] BadResults),
 }
 
 /// Decides on a session.
@@ -155,9 +154,7 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             if attempt != *current {
                 return stale(attempt);
             }
-            if !names_each_once(&open.matched, &report.results) {
-                return Err(Rejection::BadResults);
-            }
+            results::check(&open.matched, &report.results)?;
             let results = report.results;
             Ok(vec![Finished { attempt, results: results.clone() }.into(), close(Ending::Finished, results)])
         }
@@ -174,19 +171,19 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             if now < open.deadline(&limits) {
                 return Err(Rejection::NoChange);
             }
-            if now >= open.began + limits.session {
-                let reason = "hard-end".into();
+            if now >= open.hard_end(&limits) {
+                let reason = HARD_END.into();
                 return Ok(vec![Failed { reason }.into(), close(Ending::Abandoned, Vec::new())]);
             }
             match phase {
                 // The server was ready in time. It is not the server's fault that the session is not open yet.
                 Phase::Starting(Starting { scheduled: Some(_), ready: Some(_), .. }) => Err(Rejection::NoChange),
                 Phase::Starting(Starting { attempt, .. }) => Ok(vec![
-                    PodFailed {
-                        attempt: *attempt,
-                        reason: "not-ready".into(),
-                        message: format!("not placed and ready within {} s", limits.ready.whole_seconds()),
-                    }
+                    PodFailed::new(
+                        *attempt,
+                        "not-ready",
+                        &format!("not placed and ready within {} s", limits.ready.whole_seconds()),
+                    )
                     .into(),
                 ]),
                 Phase::NeedsServer { .. } | Phase::Running(_) | Phase::Broken { .. } | Phase::Ending(..) => {
@@ -200,15 +197,4 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
 
 fn close(why: Ending, results: Vec<Placing>) -> Event {
     Closed { why, results }.into()
-}
-
-fn names_each_once(matched: &Matched, results: &[Placing]) -> bool {
-    let mut named: BTreeMap<&PlayerId, u32> = matched.players().map(|player| (player, 0)).collect();
-    for placing in results {
-        match named.get_mut(&placing.player) {
-            Some(times) => *times += 1,
-            None => return false,
-        }
-    }
-    named.values().all(|times| *times == 1)
 }

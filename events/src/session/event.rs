@@ -1,10 +1,13 @@
 //! The events of a session.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::{
     event::events,
+    failure,
     game::{Loadout, Placing, Ports},
     id::{PlayerId, QueueName, Region, TicketId},
     player::{Address, Ending},
@@ -42,6 +45,10 @@ pub struct Matched {
     /// The region in which the game server must run.
     pub region: Region,
     pub teams: Vec<Team>,
+    /// The latencies by which the region was chosen: for each region that all players can use, their round-trip times
+    /// in milliseconds, in the order of `teams`. Empty in the events of older builds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub latencies: BTreeMap<Region, Vec<u32>>,
     /// Version of the matchmaking rules that made the match.
     pub rules: String,
     /// Sequence of the last event that the matchmaker had read when it made the match.
@@ -90,6 +97,10 @@ pub struct PodRequested {
     pub public_key: String,
     /// The public key's fingerprint, under which Redis stores the private key; see [`crate::game::fingerprint`].
     pub fingerprint: String,
+    /// The hard end of the session. The first request decides it, and the others repeat it. Absent in events of older
+    /// builds.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<OffsetDateTime>,
 }
 
 /// See [`Event::PodScheduled`].
@@ -110,8 +121,15 @@ pub struct PodFailed {
     pub attempt: u32,
     /// The cause as a stable code, for example `not-ready`.
     pub reason: String,
-    /// The cause in words, for operators.
+    /// The cause in words, for operators. [`PodFailed::new`] makes it fit for the log.
     pub message: String,
+}
+
+impl PodFailed {
+    /// Use this for every new event: it passes the message through [`failure::line`].
+    pub fn new(attempt: u32, reason: &str, message: &str) -> Self {
+        Self { attempt, reason: reason.into(), message: failure::line(message) }
+    }
 }
 
 /// See [`Event::PodReady`].

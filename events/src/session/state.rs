@@ -2,9 +2,10 @@
 
 use time::OffsetDateTime;
 
-use super::{Closed, Command, Event, Limits, Matched, Opened, PodReady, PodScheduled};
+use super::{Closed, Command, Event, Limits, Matched, Opened, PodFailed, PodReady, PodScheduled, limits::pause_after};
 use crate::{
     event::Recorded,
+    failure::NO_CAPACITY,
     game::Placing,
     player::{Address, Ending},
 };
@@ -28,7 +29,56 @@ pub struct Open {
     pub matched: Matched,
     /// When the session began: the stream's timestamp of its first event.
     pub began: OffsetDateTime,
+    /// The hard end, as the first request for a game server recorded it; `None` before, and if an older build wrote it.
+    pub ends_at: Option<OffsetDateTime>,
+    /// The failures before the session opened.
+    pub failures: Failures,
     pub phase: Phase,
+}
+
+/// The failed attempts of a session, from which the pauses between attempts follow. All times are timestamps of the
+/// stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Failures {
+    /// The number of failed attempts, without those that found no room. [`Limits::attempts`] limits it.
+    pub counted: u32,
+    /// The number of attempts that found no room, since the last failure of another kind.
+    pub without_room: u32,
+    /// When the last attempt was requested that did not follow a lack of room. Its ready deadline also limits how long
+    /// the session waits for room, and the pauses between attempts.
+    pub since: Option<OffsetDateTime>,
+    /// When the last attempt failed.
+    pub last: Option<OffsetDateTime>,
+}
+
+impl Failures {
+    fn requested(&mut self, at: OffsetDateTime) {
+        if self.without_room == 0 {
+            self.since = Some(at);
+        }
+    }
+
+    fn failed(&mut self, failed: &PodFailed, at: OffsetDateTime) {
+        self.last = Some(at);
+        if failed.reason == NO_CAPACITY {
+            self.without_room += 1;
+        } else {
+            (self.counted, self.without_room) = (self.counted + 1, 0);
+        }
+    }
+
+    /// Whether there was no room until the ready deadline.
+    fn is_out_of_room(&self, limits: &Limits) -> bool {
+        let last_try = self.last.zip(self.since).is_some_and(|(last, since)| last >= since + limits.ready);
+        self.without_room > 0 && last_try
+    }
+
+    /// The earliest time of the next attempt: after a pause, but not later than the ready deadline of the failed one.
+    /// So pauses do not prolong the start of a session. `None` before the first attempt.
+    fn not_before(&self, limits: &Limits) -> Option<OffsetDateTime> {
+        let pause = pause_after(if self.without_room > 0 { self.without_room } else { self.counted });
+        self.last.zip(self.since).map(|(last, since)| (last + pause).min(since + limits.ready))
+    }
 }
 
 /// A closed session.
@@ -43,7 +93,7 @@ pub struct ClosedSession {
 pub enum Phase {
     /// A game server must be requested.
     NeedsServer {
-        /// The number of attempts that have failed.
+        /// The number of the last attempt; 0 before the first.
         attempts: u32,
         /// The reason of the last failure; `None` before the first attempt.
         reason: Option<String>,
@@ -86,7 +136,8 @@ impl State {
         let mut open = match (self, &recorded.event) {
             (Self::New, Event::Matched(matched)) => {
                 let phase = Phase::NeedsServer { attempts: 0, reason: None };
-                return Self::Open(Open { matched: matched.clone(), began: recorded.time, phase });
+                let (matched, began, failures) = (matched.clone(), recorded.time, Failures::default());
+                return Self::Open(Open { matched, began, ends_at: None, failures, phase });
             }
             (Self::Open(open), _) => open,
             (state @ (Self::New | Self::Closed(_)), _) => return state,
@@ -94,6 +145,8 @@ impl State {
         match (&recorded.event, &mut open.phase) {
             (Event::Matched(_), _) => {}
             (Event::PodRequested(requested), phase) => {
+                open.ends_at = open.ends_at.or(requested.ends_at);
+                open.failures.requested(recorded.time);
                 *phase = Phase::Starting(Starting {
                     attempt: requested.attempt,
                     since: recorded.time,
@@ -107,6 +160,7 @@ impl State {
             (Event::PodScheduled(_) | Event::PodReady(_), _) => {}
             (Event::PodFailed(failed), phase) => {
                 let reason = failed.reason.clone();
+                open.failures.failed(failed, recorded.time);
                 *phase = match phase {
                     Phase::Running(_) => Phase::Broken { attempt: failed.attempt, reason },
                     _ => Phase::NeedsServer { attempts: failed.attempt, reason: Some(reason) },
@@ -148,6 +202,11 @@ impl State {
         }
     }
 
+    /// Whether the players have received the game server's address, and the session is not closed yet.
+    pub fn is_opened(&self) -> bool {
+        matches!(self, Self::Open(Open { phase: Phase::Running(_) | Phase::Broken { .. }, .. }))
+    }
+
     /// The event that began the session; `None` if the session is new.
     pub fn matched(&self) -> Option<&Matched> {
         match self {
@@ -159,9 +218,14 @@ impl State {
 }
 
 impl Open {
+    /// The hard end of the session.
+    pub fn hard_end(&self, limits: &Limits) -> OffsetDateTime {
+        self.ends_at.unwrap_or(self.began + limits.session)
+    }
+
     /// When the current phase times out. Once this time has passed, [`Command::Deadline`] takes effect.
     pub fn deadline(&self, limits: &Limits) -> OffsetDateTime {
-        let end = self.began + limits.session;
+        let end = self.hard_end(limits);
         match &self.phase {
             Phase::Starting(starting) => end.min(starting.since + limits.ready),
             Phase::NeedsServer { .. } | Phase::Running(_) | Phase::Broken { .. } | Phase::Ending(..) => end,
@@ -171,8 +235,10 @@ impl Open {
     /// The next step that the session needs in its current state.
     pub fn next(&self, limits: &Limits) -> Next {
         match &self.phase {
-            Phase::NeedsServer { attempts, .. } if *attempts < limits.attempts => {
-                Next::RequestPod { attempt: attempts + 1 }
+            Phase::NeedsServer { attempts, .. }
+                if self.failures.counted < limits.attempts && !self.failures.is_out_of_room(limits) =>
+            {
+                Next::RequestPod { attempt: attempts + 1, not_before: self.failures.not_before(limits) }
             }
             Phase::NeedsServer { reason, .. } => {
                 Next::End(Command::Fail { reason: reason.clone().unwrap_or_else(|| "no-attempts".into()) })
@@ -196,6 +262,8 @@ pub enum Next {
     RequestPod {
         /// The number of the attempt that this request starts.
         attempt: u32,
+        /// Wait until this time of the stream's clock; `None` if there is no pause.
+        not_before: Option<OffsetDateTime>,
     },
     /// Decide [`Command::Open`], and announce the address to each player.
     Open(Opened),

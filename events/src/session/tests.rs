@@ -1,9 +1,10 @@
 use time::{Duration, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
-use super::*;
+use super::{results::BadResults, *};
 use crate::{
     event::{Event as _, Recorded},
+    failure::NO_CAPACITY,
     game::{self, Placing},
     id::{SessionId, TicketId},
     log::Session,
@@ -11,6 +12,7 @@ use crate::{
 };
 
 mod any;
+mod attempts;
 mod deadlines;
 mod life;
 mod state;
@@ -38,6 +40,7 @@ fn match_of_ann_and_bob() -> Matched {
         queue: "ranked".parse().unwrap(),
         region: "eu".parse().unwrap(),
         teams: vec![team("red", "ann", 1), team("blue", "bob", 2)],
+        latencies: Default::default(),
         rules: "1".into(),
         pool_seq: 40,
         clock: START,
@@ -51,6 +54,7 @@ fn pod_requested(attempt: u32) -> PodRequested {
         loadouts: Vec::new(),
         public_key: format!("key {attempt}"),
         fingerprint: format!("f{attempt}"),
+        ends_at: None,
     }
 }
 
@@ -72,8 +76,12 @@ fn opening(attempt: u32) -> Opened {
 }
 
 fn places(players: &[&str]) -> Vec<Placing> {
-    let placing =
-        |(place, player): (u32, &&str)| Placing { player: player.parse().unwrap(), place, time_ms: Some(12_000) };
+    let placing = |(place, player): (u32, &&str)| Placing {
+        player: player.parse().unwrap(),
+        place,
+        time_ms: Some(12_000),
+        joined: true,
+    };
     (1..).zip(players).map(placing).collect()
 }
 

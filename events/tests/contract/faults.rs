@@ -281,6 +281,35 @@ async fn a_reader_sees_the_last_event_although_its_connection_was_cut_in_transit
     .await;
 }
 
+#[tokio::test]
+async fn a_range_that_is_extended_misses_nothing_and_keeps_its_consumer() {
+    within(async {
+        let cluster = Cluster::start(1).await;
+        let log = cluster.access.log(0).await;
+        let (player, mut head, mut sequences) = (new_player(), Head::default(), Vec::new());
+        for n in 1..=4 {
+            let seq = log.append(prepare(&player, head, [queued()]).decision).await.unwrap()[0];
+            head = Head { seq, n };
+            sequences.push(seq);
+        }
+        let mut range = log.reader().range(vec![of_player(&player)], 1, sequences[0]);
+        let mut seen = Vec::new();
+        // The last step extends the range by two events.
+        for end in [0, 1, 3] {
+            range.extend(sequences[end]);
+            while let Some(message) = soon("the event", range.next()).await.unwrap() {
+                seen.push(message.seq);
+            }
+            assert_eq!(seen, sequences[..=end]);
+        }
+        let stream = log.context().get_stream(STREAM).await.unwrap();
+        let readers: Vec<_> = stream.consumers().try_collect().await.unwrap();
+        let readers = readers.iter().filter(|info| info.config.durable_name.is_none());
+        assert_eq!(readers.count(), 1);
+    })
+    .await;
+}
+
 /// There is a reader at each node, and one more through a proxy. Routes and connections are cut during the appends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_misses_nothing_and_repeats_nothing_when_routes_and_connections_are_cut() {

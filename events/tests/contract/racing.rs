@@ -301,7 +301,7 @@ pub(crate) async fn no_player_is_ever_in_two_matches(fixture: impl Fixture) {
 /// The event that puts a player into a session; `None` if the player cannot be matched.
 fn join(player: &Player, session: SessionId) -> Option<player::Event> {
     let ticket = player.state.ticket()?;
-    player::decide(&player.state, Command::Match { ticket, session, team: "red".into() }).ok()
+    player::decide(&player.state, Command::Match { ticket, session, team: "red".into(), requeue: true }).ok()
 }
 
 /// Checks that no commit holds two decisions on one aggregate, because the server would store both. Each decision has a

@@ -41,6 +41,8 @@ pub(crate) fn queued() -> player::Event {
         attributes: Default::default(),
         waiting_since: THEN,
         expires_at: THEN + time::Duration::minutes(2),
+        requeues: 0,
+        absences: 0,
     }
     .into()
 }
@@ -48,7 +50,7 @@ pub(crate) fn queued() -> player::Event {
 /// The player cancels a ticket.
 pub(crate) fn cancelled() -> player::Event {
     let (ticket, queue) = (new_ticket(), "ranked".parse().unwrap());
-    player::Cancelled { ticket, queue, reason: player::CancelReason::Player }.into()
+    player::Cancelled { ticket, queue, reason: player::CancelReason::Player, absences: 0 }.into()
 }
 
 /// A session begins with these players.
@@ -58,6 +60,7 @@ pub(crate) fn matched(players: &[PlayerId]) -> session::Event {
         queue: "ranked".parse().unwrap(),
         region: "eu".parse().unwrap(),
         teams: vec![session::Team { name: "all".into(), players: players.iter().map(member).collect() }],
+        latencies: Default::default(),
         rules: "1".into(),
         pool_seq: 1,
         clock: THEN,
@@ -73,6 +76,7 @@ pub(crate) fn pod_requested(attempt: u32) -> session::Event {
         loadouts: Vec::new(),
         public_key: "-----BEGIN PUBLIC KEY-----".into(),
         fingerprint: "00".repeat(32),
+        ends_at: None,
     }
     .into()
 }

@@ -6,14 +6,21 @@ use std::{
     process,
 };
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::{
+    Client, ConnectOptions,
+    jetstream::{
+        self,
+        stream::{Config, DiscardPolicy},
+    },
+};
 use garage_events::{
     jetstream::{JetStreamLog, setup},
-    subject::STREAM,
+    subject::{ALL, STREAM},
 };
 use garage_stack::{
     proxy::Proxy,
     servers::{Nats, Role},
+    small_disk::SmallDisk,
 };
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -132,6 +139,32 @@ impl Cluster {
         let root = tempfile::tempdir().unwrap();
         let nats = Nats::start(root.path(), nodes).await.unwrap();
         let access = Access::of(&nats);
+        Self { nats, access, _root: root }
+    }
+
+    /// Starts nodes, of which the first one has a disk that the test can fill, and creates the streams. The disk
+    /// must be dropped after the cluster.
+    pub(crate) async fn start_on_small_disk(nodes: usize) -> (SmallDisk, Self) {
+        let root = tempfile::tempdir().unwrap();
+        let disk = SmallDisk::mount(root.path(), &["nats-1/jetstream"], 40).unwrap_or_else(|error| panic!("{error}"));
+        let nats = Nats::start(root.path(), nodes).await.unwrap();
+        (disk, Self::with(nats, root).await)
+    }
+
+    /// Starts nodes that store at most `max_file_store` bytes, and creates the log only.
+    pub(crate) async fn start_limited(nodes: usize, max_file_store: u64) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let nats = Nats::start_limited(root.path(), nodes, max_file_store).await.unwrap();
+        let access = Access::of(&nats);
+        let log = Config {
+            name: STREAM.into(),
+            subjects: vec![ALL.into()],
+            discard: DiscardPolicy::New,
+            allow_atomic_publish: true,
+            allow_direct: true,
+            ..Default::default()
+        };
+        jetstream::new(access.connect_to(0).await).create_stream(log).await.unwrap();
         Self { nats, access, _root: root }
     }
 

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use garage_events::{
     jetstream::{JetStreamLog, OpenError, setup},
     lease,
-    log::{Append, AppendError, Head, Load},
+    log::{Append, Head, Load},
     presence, queue_status,
     subject::{ALL, DEAD, HISTORY, REPORTS, SNAPSHOTS, STREAM, TIMERS},
 };
@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::{
     ending::{until, within},
     fixture::Raw,
-    samples::{failed_and_closed, matched, new_session, pod_requested, prepare},
+    samples::{matched, new_session, pod_requested, prepare},
     servers::Cluster,
 };
 
@@ -174,49 +174,45 @@ async fn a_log_without_a_leader_is_unavailable() {
     .await;
 }
 
-/// When the log has room again, it accepts appends again.
-async fn a_full_log_refuses_appends_and_drops_nothing(nodes: usize) {
-    let cluster = Cluster::start(nodes).await;
-    let context = jetstream::new(cluster.access.connect_to(0).await);
-    let log = cluster.access.log(0).await;
-    let config = context.get_stream(STREAM).await.unwrap().cached_info().config.clone();
-    context.update_stream(Config { max_bytes: 24 << 10, ..config.clone() }).await.unwrap();
+/// The sizes of all streams, and of the streams together, in bytes.
+async fn sizes(context: &jetstream::Context) -> ([i64; STREAMS.len()], i64) {
+    let mut sizes = [0; STREAMS.len()];
+    for (size, name) in sizes.iter_mut().zip(STREAMS) {
+        *size = context.get_stream(name).await.map_or(0, |stream| stream.cached_info().config.max_bytes);
+    }
+    (sizes, sizes.iter().sum())
+}
 
-    // Single events and decisions of several events, so that the log becomes full in the middle of a commit.
-    let (mut stored, mut refusals) = (Vec::new(), Vec::new());
-    while refusals.len() < 20 {
-        let events = if refusals.len() % 2 == 0 {
-            vec![matched(&[]), pod_requested(1), failed_and_closed()[0].clone()]
-        } else {
-            vec![matched(&[])]
-        };
-        let (session, count) = (new_session(), events.len());
-        match log.append(prepare(session, Head::default(), events).decision).await {
-            Ok(_) => stored.push((session, count)),
-            Err(error) => refusals.push((session, error)),
-        }
-        assert!(stored.len() < 500, "the log does not become full");
-    }
-    assert!(stored.len() > 5, "only {} decisions were stored", stored.len());
-    for (session, error) in refusals {
-        let full = matches!(&error, AppendError::Unavailable(reason) if reason.contains("maximum bytes"));
-        assert!(full, "{error:?}");
-        assert_eq!(log.session(session).await.unwrap().history.len(), 0);
-    }
-    for (session, count) in stored {
-        assert_eq!(log.session(session).await.unwrap().history.len(), count);
-    }
+async fn all_sizes_are_proportional_to_the_size_of_the_log(nodes: usize) {
+    let cluster = Cluster::start_unconfigured(nodes).await;
+    let client = cluster.access.connect_to(0).await;
+    let context = jetstream::new(client.clone());
+    setup::init_sized(client.clone(), nodes, 512 << 20).await.unwrap();
+    let (small, _) = sizes(&context).await;
+    assert_eq!(small[0], 512 << 20);
+    assert!(small.iter().all(|size| *size > 0), "a stream without a limit: {small:?}");
+    setup::init(client.clone(), nodes).await.unwrap();
+    let (default, total) = sizes(&context).await;
+    assert_eq!(default, small.map(|size| size * 16));
+    assert!(total < 16 << 30, "{total} is more than the manifests allow");
 
-    context.update_stream(config).await.unwrap();
-    log.append(prepare(new_session(), Head::default(), [matched(&[]), pod_requested(1)]).decision).await.unwrap();
+    // Too large for the 16 GiB of each server. Nothing is changed, and a smaller size still works.
+    let error = setup::init_sized(client.clone(), nodes, 9 << 30).await.unwrap_err();
+    assert!(matches!(error, setup::SetupError::NoRoom { .. }), "{error}");
+    let text = error.to_string();
+    assert!(["max_file_store", "--log-size", "9216 MiB"].iter().all(|word| text.contains(word)), "{text}");
+    assert_eq!(sizes(&context).await.0, default);
+    setup::init_sized(client, nodes, 512 << 20).await.unwrap();
+    assert_eq!(sizes(&context).await.0, small);
+    assert!(context.get_stream("GARAGE_SIZE_CHECK").await.is_err(), "the check left its stream behind");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_one_node_a_full_log_refuses_appends_and_drops_nothing() {
-    within(a_full_log_refuses_appends_and_drops_nothing(1)).await;
+async fn on_one_node_all_sizes_are_proportional_to_the_size_of_the_log() {
+    within(all_sizes_are_proportional_to_the_size_of_the_log(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_three_nodes_a_full_log_refuses_appends_and_drops_nothing() {
-    within(a_full_log_refuses_appends_and_drops_nothing(3)).await;
+async fn on_three_nodes_all_sizes_are_proportional_to_the_size_of_the_log() {
+    within(all_sizes_are_proportional_to_the_size_of_the_log(3)).await;
 }

@@ -25,6 +25,8 @@ pub struct Health(Arc<Mutex<Entries>>);
 #[derive(Debug, Default)]
 struct Entries {
     dependencies: BTreeMap<&'static str, Option<String>>,
+    /// What to say about an available dependency instead of "ok".
+    remarks: BTreeMap<&'static str, String>,
     notes: BTreeMap<String, String>,
 }
 
@@ -39,6 +41,16 @@ impl Health {
         self.entries().dependencies.insert(dependency, Some(reason.into()));
     }
 
+    /// Sets what the line of a dependency says instead of "ok" while the dependency is available. It does not affect
+    /// readiness.
+    pub fn remark(&self, dependency: &'static str, text: Option<String>) {
+        let mut entries = self.entries();
+        match text {
+            Some(text) => entries.remarks.insert(dependency, text),
+            None => entries.remarks.remove(dependency),
+        };
+    }
+
     /// Sets a line of information that does not affect readiness.
     pub fn note(&self, about: impl Into<String>, text: impl Into<String>) {
         self.entries().notes.insert(about.into(), text.into());
@@ -48,7 +60,7 @@ impl Health {
     pub fn report(&self) -> (bool, String) {
         let entries = self.entries();
         let dependencies = entries.dependencies.iter().map(|(name, down)| match down {
-            None => format!("{name}: ok\n"),
+            None => format!("{name}: {}\n", entries.remarks.get(name).map_or("ok", String::as_str)),
             Some(reason) => format!("{name}: {reason}\n"),
         });
         let notes = entries.notes.iter().map(|(about, text)| format!("{about}: {text}\n"));
@@ -56,7 +68,7 @@ impl Health {
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
-        // Each change is a single insert, so a panic while the lock is held cannot leave inconsistent data.
+        // Each change is a single insert or removal, so a panic while the lock is held cannot leave inconsistent data.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -79,6 +91,7 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 pub(crate) async fn serve(
     listener: TcpListener,
+    name: &'static str,
     health: Health,
     metrics: PrometheusHandle,
     pages: Option<Arc<dyn Pages>>,
@@ -100,7 +113,7 @@ pub(crate) async fn serve(
             let answer = service_fn(|request: Request<Incoming>| {
                 let own = pages.clone().filter(|_| request.method() == Method::GET);
                 let path = request.uri().path().to_owned();
-                let response = respond(&path, &health, &metrics);
+                let response = respond(&path, name, &health, &metrics);
                 async move {
                     let own = match (own, &response) {
                         (Some(pages), None) => pages.get(path).await,
@@ -120,14 +133,23 @@ pub(crate) async fn serve(
     }
 }
 
-fn respond(path: &str, health: &Health, metrics: &PrometheusHandle) -> Option<Response<Full<Bytes>>> {
+fn respond(
+    path: &str,
+    name: &'static str,
+    health: &Health,
+    metrics: &PrometheusHandle,
+) -> Option<Response<Full<Bytes>>> {
     let (status, body) = match path {
         "/livez" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match health.report() {
             (true, report) => (StatusCode::OK, report),
             (false, report) => (StatusCode::SERVICE_UNAVAILABLE, report),
         },
-        "/metrics" => (StatusCode::OK, metrics.render()),
+        "/metrics" => {
+            let ready = f64::from(u8::from(health.report().0));
+            metrics::gauge!("garage_worker_ready", "worker" => name).set(ready);
+            (StatusCode::OK, metrics.render())
+        }
         _ => return None,
     };
     Some(text(status, body))
@@ -141,4 +163,22 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remark_replaces_ok_and_keeps_the_worker_ready() {
+        let health = Health::default();
+        health.up("log");
+        health.remark("log", Some("full since noon".into()));
+        assert_eq!(health.report(), (true, "log: full since noon\n".into()));
+        health.down("log", "no answer");
+        assert_eq!(health.report(), (false, "log: no answer\n".into()));
+        health.up("log");
+        health.remark("log", None);
+        assert_eq!(health.report(), (true, "log: ok\n".into()));
+    }
 }

@@ -34,14 +34,18 @@ use tokio::{
 
 use crate::{Health, Shutdown, runtime::keep_trying};
 
-/// How long an entry must be unchanged before another instance takes the lease over. After a crash, nobody holds the
-/// lease for this long. The time is short, so that an instance that restarts after a crash does not wait longer than it
-/// takes to read a snapshot.
-const TAKEOVER_AFTER: Duration = Duration::from_secs(2);
+/// How long an entry must be unchanged before another instance takes the lease over. The time is short, so that an
+/// instance that restarts after a crash does not wait longer than it takes to read a snapshot.
+const TAKEOVER_AFTER: Duration = Duration::from_millis(1_700);
+
+/// The longest time that nobody holds a lease after its holder was killed or paused, at worst just after a renewal.
+/// Another instance sees the renewal at its next check and waits from then on. The rest is for the server's answers.
+const MAX_VACANT: Duration = Duration::from_secs(2);
+const _: () = assert!(CHECK_INTERVAL.as_millis() + TAKEOVER_AFTER.as_millis() < MAX_VACANT.as_millis());
 
 /// How much earlier the holder considers the lease lost. Clock drift of 0.1 % needs far less; the rest lets the holder
 /// finish what it has just started.
-const SAFETY_MARGIN: Duration = Duration::from_millis(400);
+const SAFETY_MARGIN: Duration = Duration::from_millis(300);
 
 /// How long the holder relies on a renewal. Also the time-out of each request to the server.
 const VALIDITY: Duration = TAKEOVER_AFTER.saturating_sub(SAFETY_MARGIN);
@@ -90,10 +94,12 @@ impl Drop for Leases {
     }
 }
 
-/// Acquires and renews the leases with these names. The returned task does the work until the [`Leases`] are dropped.
+/// Acquires and renews the leases with these names; `point` is the crash point of each write. The returned task does the
+/// work until the [`Leases`] are dropped.
 pub fn keep(
     context: Context,
     names: Vec<String>,
+    point: Point,
     health: Health,
 ) -> (Leases, impl Future<Output = anyhow::Result<()>>) {
     let (held, seen) = watch::channel(BTreeMap::new());
@@ -110,6 +116,7 @@ pub fn keep(
             bucket: &bucket,
             instance: &instance,
             name,
+            point,
             held: &held,
             health: &health,
         };
@@ -142,6 +149,7 @@ struct Keeper<'a> {
     instance: &'a str,
     /// The name of the lease.
     name: String,
+    point: Point,
     held: &'a watch::Sender<BTreeMap<String, Instant>>,
     health: &'a Health,
 }
@@ -152,6 +160,7 @@ impl Keeper<'_> {
         // as expired.
         let mut seen: (u64, Option<Instant>) = (0, None);
         while !end.is_cancelled() {
+            let mut next_check = CHECK_INTERVAL;
             match self.read().await {
                 Ok((revision, holder)) => {
                     if seen.0 != revision {
@@ -161,7 +170,12 @@ impl Keeper<'_> {
                     // A missing entry (revision 0) does not count as released: it may have been deleted while the lease
                     // was held.
                     let released = revision > 0 && holder.is_none();
-                    let expired = seen.1.is_none_or(|since| since.elapsed() >= TAKEOVER_AFTER);
+                    let left = seen.1.map_or(Duration::ZERO, |since| TAKEOVER_AFTER.saturating_sub(since.elapsed()));
+                    let expired = left.is_zero();
+                    if !expired {
+                        // Check again when the lease expires, and not only after another interval.
+                        next_check = CHECK_INTERVAL.min(left);
+                    }
                     self.report(holder.as_deref());
                     if (ours || released || expired) && *competes.borrow() {
                         self.hold(revision, end).await;
@@ -174,7 +188,7 @@ impl Keeper<'_> {
             }
             tokio::select! {
                 () = end.cancelled() => {}
-                () = sleep(CHECK_INTERVAL) => {}
+                () = sleep(next_check) => {}
                 // This instance has just become ready: take a free lease at once.
                 Ok(()) = changed(&mut competes, end) => {}
             }
@@ -261,7 +275,7 @@ impl Keeper<'_> {
         let entry = LeaseEntry { holder: holder.map(Into::into) };
         let body = serde_json::to_vec(&entry).map_err(|error| unknown(&error))?;
         let message = PublishMessage::build().payload(body.into()).expected_last_subject_sequence(expected);
-        let sent = publish(self.context, Point::LeaseKept, lease::subject(&self.name), message);
+        let sent = publish(self.context, self.point, lease::subject(&self.name), message);
         match timeout(VALIDITY, sent).await {
             Ok(Ok(ack)) => Ok(ack.sequence),
             Ok(Err(error)) if error.kind() == PublishErrorKind::WrongLastSequence => Err(WriteError::Conflict),

@@ -5,7 +5,9 @@
 //! - [`redis`]: the connection to Redis.
 //! - [`instance`]: finds and ends the processes of game servers on this machine.
 //! - [`lag`]: reports whether a reader of the log keeps up.
+//! - `log_watch`: reports whether the log stores events.
 //! - [`lease`]: elects one of several instances for a job.
+//! - [`metrics`]: declares what a worker measures.
 //! - [`operator`]: signs the JWTs of NATS operator mode, and creates a NATS user for each game server.
 //! - [`seal`]: encrypts a game server's secrets on their way from the session worker to the director.
 //! - [`service`]: answers requests.
@@ -16,6 +18,8 @@ pub mod config;
 pub mod instance;
 pub mod lag;
 pub mod lease;
+mod log_watch;
+pub mod metrics;
 pub mod operator;
 mod process;
 pub mod reactor;

@@ -20,7 +20,7 @@ const GAME_MARGIN: time::Duration = time::Duration::minutes(5);
 /// How long after receiving a request a user may send the response.
 const RESPONSE_TTL: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// The rights of a user: the subjects to which it may publish and subscribe.
+/// The rights and limits of a user.
 #[derive(Debug, Default, Clone)]
 pub struct Rights {
     /// Subjects to which it may publish; wildcards are allowed.
@@ -29,6 +29,11 @@ pub struct Rights {
     pub subscribe: Vec<&'static str>,
     /// Whether it may send one response to the reply subject of each request that it receives.
     pub responds: bool,
+    /// The maximum number of subscriptions of each of its connections.
+    pub max_subscriptions: Option<u32>,
+    /// The maximum size of a message, with its headers, in bytes. The server closes a connection that sends a larger
+    /// one.
+    pub max_payload: Option<usize>,
 }
 
 /// Why a key cannot be loaded or a JWT cannot be signed.
@@ -74,7 +79,7 @@ pub fn system_account(operator: &KeyPair, account: &KeyPair) -> Result<String, S
 }
 
 /// The JWT of the account with JetStream. It declares a scoped signing key: the key can only sign users with the rights
-/// of the `scope`.
+/// and limits of the `scope`.
 ///
 /// # Errors
 /// [`SignError::Key`]
@@ -167,14 +172,18 @@ fn unlimited() -> Value {
 
 fn permissions(rights: Option<&Rights>) -> Value {
     let (mut publish, mut subscribe) = (json!({}), json!({}));
-    let mut responds = None;
+    let (mut responds, mut subscriptions, mut payload) = (None, json!(-1), json!(-1));
     if let Some(rights) = rights {
         publish = json!({ "allow": rights.publish });
         subscribe = json!({ "allow": rights.subscribe });
+        subscriptions = rights.max_subscriptions.map_or(subscriptions, Value::from);
+        payload = rights.max_payload.map_or(payload, Value::from);
         // The TTL is in nanoseconds.
         responds = rights.responds.then(|| json!({ "max": 1, "ttl": RESPONSE_TTL.as_secs() * 1_000_000_000 }));
     }
-    let mut permissions = json!({ "pub": publish, "sub": subscribe, "subs": -1, "data": -1, "payload": -1 });
+    let mut permissions = json!({
+        "pub": publish, "sub": subscribe, "subs": subscriptions, "data": -1, "payload": payload,
+    });
     if let (Some(responds), Some(fields)) = (responds, permissions.as_object_mut()) {
         fields.insert("resp".to_owned(), responds);
     }

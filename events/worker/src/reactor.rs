@@ -31,7 +31,7 @@ use garage_events::{
 use time::OffsetDateTime;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{failed_deliveries::FailedDeliveries, watchdog::Watchdog};
@@ -158,7 +158,7 @@ impl From<AppendError> for Failure {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::Conflict(_) => Self::Retry(error.into()),
-            AppendError::Unavailable(_) => Self::Unavailable(error.into()),
+            AppendError::Unavailable(_) | AppendError::Full(_) => Self::Unavailable(error.into()),
             AppendError::Refused(_) => Self::Poison(error.into()),
         }
     }
@@ -191,6 +191,7 @@ where
     F: Fn(Delivery) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Result<(), Failure>> + Send,
 {
+    register(consumer.name);
     let retrying = retry::serve(&context, consumer, shutdown.clone(), handler.clone()).await?;
     let slots = Arc::new(Semaphore::new(concurrency));
     let mut watchdog = Watchdog::new(context.clone(), consumer);
@@ -213,6 +214,17 @@ where
     // When all slots are free, no delivery is in progress.
     let _ = slots.acquire_many(u32::try_from(concurrency).unwrap_or(u32::MAX)).await;
     ended.map(drop)
+}
+
+/// Creates the metrics of a consumer, so that its first dead letter is an increase.
+fn register(consumer: &'static str) {
+    for outcome in ["done", "retry", "held", "newer", "dead", "retried", "still-dead"] {
+        metrics::counter!("garage_reactions_total", "consumer" => consumer, "outcome" => outcome).increment(0);
+    }
+    for reason in ["missing", "silent", "leaderless"] {
+        metrics::counter!("garage_consumers_made_again_total", "consumer" => consumer, "reason" => reason).increment(0);
+    }
+    drop(metrics::histogram!("garage_reaction_seconds", "consumer" => consumer));
 }
 
 /// The reactor of one instance.
@@ -276,6 +288,7 @@ where
             message,
             failed_deliveries: self.failed_deliveries.clone(),
             shutdown: self.shutdown.clone(),
+            began: Instant::now(),
         };
         let handler = self.handler.clone();
         tokio::spawn(async move {
@@ -306,6 +319,8 @@ struct Reaction {
     message: jetstream::Message,
     failed_deliveries: FailedDeliveries,
     shutdown: Shutdown,
+    /// When the message was delivered.
+    began: Instant,
 }
 
 impl Reaction {
@@ -417,6 +432,8 @@ impl Reaction {
 
     /// Acknowledges or terminates the message, so that the server does not redeliver it.
     async fn finish(&self, kind: AckKind) {
+        let (name, took) = (self.consumer.name, self.began.elapsed());
+        metrics::histogram!("garage_reaction_seconds", "consumer" => name).record(took);
         crash::effect(self.consumer.acknowledged, self.send_ack(kind)).await;
     }
 
@@ -424,15 +441,8 @@ impl Reaction {
     async fn dead_letter(&self, delivery: &Delivery, reason: &str) {
         let name = self.consumer.name;
         metrics::counter!("garage_reactions_total", "consumer" => name, "outcome" => "dead").increment(1);
-        tracing::error!(
-            consumer = name,
-            event.seq = delivery.seq,
-            subject = delivery.subject,
-            reason,
-            "message becomes a dead letter"
-        );
         let dead_letter = DeadLetter {
-            error: reason.into(),
+            error: String::new(),
             consumer: name.into(),
             stream: self.consumer.stream.into(),
             seq: delivery.seq,
@@ -440,10 +450,21 @@ impl Reaction {
             subject: delivery.subject.clone(),
             body: String::new(),
             raw: None,
+            length: None,
         };
-        let dead_letter = dead_letter.with_body(&delivery.body);
+        let dead_letter = dead_letter.with_error(reason).with_body(&delivery.body);
+        tracing::error!(
+            consumer = name,
+            event.seq = delivery.seq,
+            subject = delivery.subject,
+            reason = dead_letter.error,
+            "message becomes a dead letter"
+        );
         let sent = async {
-            let message = PublishMessage::build().payload(serde_json::to_vec(&dead_letter)?.into());
+            let mut message = PublishMessage::build().payload(serde_json::to_vec(&dead_letter)?.into());
+            if let Some(id) = dead_letter.message_id() {
+                message = message.message_id(id);
+            }
             anyhow::Ok(publish(&self.context, Point::DeadLetterStored, subject::dead(name), message).await?)
         };
         match sent.await {

@@ -1,23 +1,22 @@
 //! A worker's connection to NATS, its admin port and its long-running tasks.
 
-use std::{
-    future::Future,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::jetstream::{JetStreamLog, OpenError};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinSet;
 
-use crate::{Health, Pages, Shutdown, admin, config};
+use crate::{Health, Pages, Shutdown, admin, config, log_watch, metrics};
 
 /// How long a worker may take to finish its work in progress after the shutdown signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Tasks of the runtime itself: the admin port and the NATS watch.
-const OWN_TASKS: usize = 2;
+/// Tasks of the runtime itself: the admin port, the upkeep of the metrics and the NATS watch.
+const OWN_TASKS: usize = 3;
+
+/// How often the recorder of the metrics sorts new measurements into its buckets. Until then it keeps each of them.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Longest pause between two attempts of [`keep_trying`].
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -53,13 +52,15 @@ impl Runtime {
         pages: Option<Arc<dyn Pages>>,
         shutdown: Shutdown,
     ) -> anyhow::Result<Self> {
-        let metrics = recorder()?;
+        let recorder = metrics::recorder()?;
+        metrics::register(&metrics::COMMON);
         let listener = admin::bind(config.admin).await?;
         let health = Health::default();
         // `wait` reports it as up when the setup is complete.
         health.down("worker", "starting");
         let mut tasks = JoinSet::new();
-        let admin = admin::serve(listener, health.clone(), metrics, pages);
+        tasks.spawn(upkeep(recorder.clone()));
+        let admin = admin::serve(listener, name, health.clone(), recorder, pages);
         tasks.spawn(async { ("admin", admin.await) });
         // Check first: an invalid URL or a missing file must fail at once and not be retried.
         config.check()?;
@@ -97,6 +98,7 @@ impl Runtime {
             shutdown.run_until_cancelled(committer.stopped()).await;
             Ok(())
         });
+        self.spawn("log watch", log_watch::run(log.clone(), self.health.clone(), self.shutdown.clone()));
         Ok(log)
     }
 
@@ -124,7 +126,7 @@ impl Runtime {
         }
         tracing::info!("stopping");
         let drain = async {
-            // The admin port and the NATS watch run until all other tasks have ended.
+            // The runtime's own tasks run until all other tasks have ended.
             while self.tasks.len() > OWN_TASKS
                 && let Some(ended) = self.tasks.join_next().await
             {
@@ -168,6 +170,13 @@ where
     }
 }
 
+async fn upkeep(recorder: PrometheusHandle) -> (&'static str, anyhow::Result<()>) {
+    loop {
+        tokio::time::sleep(UPKEEP_INTERVAL).await;
+        recorder.run_upkeep();
+    }
+}
+
 /// Reports in /readyz whether NATS is connected.
 async fn watch(client: async_nats::Client, health: Health) -> anyhow::Result<()> {
     loop {
@@ -177,12 +186,4 @@ async fn watch(client: async_nats::Client, health: Health) -> anyhow::Result<()>
             state => health.down("nats", state.to_string()),
         }
     }
-}
-
-/// The metrics recorder of the process. In tests several workers share a process and so the recorder.
-fn recorder() -> anyhow::Result<PrometheusHandle> {
-    static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
-    let handle =
-        RECORDER.get_or_init(|| PrometheusBuilder::new().install_recorder().map_err(|error| error.to_string()));
-    handle.clone().map_err(|error| anyhow::anyhow!("cannot install the metrics recorder: {error}"))
 }

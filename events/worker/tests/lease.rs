@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, Context, stream::Stream};
 use garage_events::{
+    crash::Point,
     jetstream::setup,
     lease::{self, LeaseEntry},
 };
@@ -58,14 +59,16 @@ impl Fixture {
 /// An instance that may hold the lease.
 struct Instance {
     leases: Leases,
+    health: Health,
     keeping: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Instance {
     /// Starts an instance that only observes the lease.
     fn observing(context: Context) -> Self {
-        let (leases, keeping) = keep(context, vec![NAME.into()], Health::default());
-        Self { leases, keeping: tokio::spawn(keeping) }
+        let health = Health::default();
+        let (leases, keeping) = keep(context, vec![NAME.into()], Point::LeaseKept, health.clone());
+        Self { leases, health, keeping: tokio::spawn(keeping) }
     }
 
     /// Starts an instance that competes for the lease.
@@ -77,6 +80,12 @@ impl Instance {
 
     fn holds(&self) -> bool {
         self.leases.holds(NAME)
+    }
+
+    /// Whether it has read from the entry that another instance holds the lease.
+    fn sees_another_holder(&self) -> bool {
+        let (_, text) = self.health.report();
+        text.lines().any(|line| line.contains("held by ") && !line.ends_with("held by this instance"))
     }
 
     async fn until_it_holds(&mut self) {
@@ -179,6 +188,8 @@ async fn a_deleted_entry_is_written_again() {
     let mut one = Instance::start(fixture.context().await);
     one.until_it_holds().await;
     let other = Instance::start(fixture.context().await);
+    // An instance that starts after the purge takes the missing entry for one that never existed.
+    until("the other knows the holder", [&one, &other], async || other.sees_another_holder()).await;
     let (before, _) = fixture.entry().await;
     fixture.bucket.purge().await.unwrap();
     let renewed = async || fixture.has_reached(before + 6).await && (one.holds() || other.holds());

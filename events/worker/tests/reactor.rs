@@ -18,7 +18,8 @@ use futures::StreamExt;
 use garage_events::{
     deadline::{Ended, receive},
     jetstream::setup::{self, SESSION_REPORTS},
-    subject,
+    subject::{self, Report, ReportKind},
+    svc,
 };
 use garage_stack::servers::{Nats, Role};
 use garage_worker::{
@@ -29,6 +30,8 @@ use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 
 const DEADLINE: Duration = Duration::from_secs(120);
+
+const SESSION: &str = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
 
 struct Fixture {
     context: jetstream::Context,
@@ -189,6 +192,55 @@ async fn a_message_that_cannot_be_handled_becomes_a_dead_letter_with_its_error()
     assert_eq!(dead_letter["error"], "not a report");
     assert_eq!(dead_letter["subject"], "report.x.1.ready");
     assert_eq!(dead_letter["body"], "rubbish");
+    Ok(())
+}
+
+/// The two subjects of a game server, and a body of this size that is not a report.
+async fn flood(fixture: &Fixture, attempt: u32, size: usize) -> anyhow::Result<()> {
+    for kind in [ReportKind::Ready, ReportKind::Finished] {
+        let subject = Report { session: SESSION.parse()?, attempt, kind }.to_string();
+        for _ in 0..2 {
+            fixture.context.publish(subject.clone(), vec![b'x'; size].into()).await?.await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_game_server_has_at_most_one_dead_letter_per_attempt_with_the_beginning_of_its_report() -> anyhow::Result<()>
+{
+    let fixture = Fixture::start().await?;
+    let (_reacting, _deliveries) = fixture.react(|_| Err(Failure::Poison(anyhow::anyhow!("not a report"))));
+    for attempt in [1, 2] {
+        flood(&fixture, attempt, 20_000).await?;
+    }
+    fixture.settled().await?;
+    let mut stream = fixture.context.get_stream(subject::DEAD).await?;
+    let state = stream.info().await?.state.clone();
+    assert_eq!(state.messages, 2);
+    assert!(state.bytes < 5_000, "{} bytes", state.bytes);
+    let dead_letter = fixture.dead_letter().await?.context("no dead letter")?;
+    assert_eq!((dead_letter["body"].as_str().map(str::len), &dead_letter["length"]), (Some(1_024), &20_000.into()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_retry_of_a_long_report_reads_the_whole_report_from_its_stream() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let (_reacting, mut deliveries) =
+        fixture.react(|call| if call <= 4 { Err(Failure::Poison(anyhow::anyhow!("a mistake"))) } else { Ok(()) });
+    flood(&fixture, 1, 20_000).await?;
+    for _ in 0..4 {
+        next(&mut deliveries).await?;
+    }
+    fixture.settled().await?;
+    let client = fixture.context.client();
+    svc::retry(&client, SESSION_REPORTS.name, 1).await?;
+    assert_eq!(next(&mut deliveries).await?.body.len(), 20_000);
+
+    fixture.context.get_stream(subject::REPORTS).await?.purge().await?;
+    let error = svc::retry(&client, SESSION_REPORTS.name, 1).await.unwrap_err().to_string();
+    assert!(error.contains("REPORTS has dropped message"), "{error}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 from nats.aio.client import RawCredentials
+from nats.js.errors import APIError
 
 
 def now():
@@ -42,7 +43,12 @@ async def report(config, subject, body):
         try:
             client = await nats.connect(to["url"].split(","), user_credentials=RawCredentials(to["credentials"]),
                                         inbox_prefix=to["inbox"].encode(), allow_reconnect=False)
-            await client.jetstream().publish(subject, json.dumps(body).encode(), timeout=5)
+            try:
+                await client.jetstream().publish(subject, json.dumps(body).encode(), timeout=5)
+            except APIError as error:
+                # Then the report is stored: an earlier acknowledgement was lost.
+                if (error.err_code, error.description) != (10077, "maximum messages per subject exceeded"):
+                    raise
             return await client.close()
         except Exception as error:
             print("report not acknowledged, retrying:", repr(error), flush=True)
@@ -80,13 +86,14 @@ async def play(config):
             await asyncio.wait_for(complete.wait(), 30)
         except asyncio.TimeoutError:
             print("not every player has connected", flush=True)
-        # A player that has not connected draws no card and comes last. Without `time_ms` they count as not finished.
+        # Players that have not connected draw no card and share the last place.
         cards = {player: random.random() if player in connections else -1 for player in players}
-        order = sorted(players, key=cards.get, reverse=True)
-        results = [{"player": player, "place": place} for place, player in enumerate(order, 1)]
-        for result in results:
-            if result["player"] in connections:
-                result["time_ms"] = round((time.monotonic() - started) * 1000)
+        duration = round((time.monotonic() - started) * 1000)
+        results = []
+        for player in sorted(players, key=cards.get, reverse=True):
+            result = {"player": player, "place": 1 + sum(card > cards[player] for card in cards.values())}
+            result.update({"time_ms": duration} if player in connections else {"joined": False})
+            results.append(result)
         await report(config, config["finished"], {"results": results})
         websockets.broadcast(connections.values(), json.dumps({"type": "result", "results": results}))
 

@@ -3,6 +3,8 @@
 //! The engine's force is `power / speed`, limited by the grip of the tyres (`grip × weight`). Air resistance is
 //! `½ ρ · drag area · speed²`. The same inputs at the same steps give exactly the same race.
 
+use std::cmp::Ordering;
+
 use garage_events::{
     game::{Placing, Stats},
     id::PlayerId,
@@ -54,6 +56,8 @@ pub struct Car {
     speed_mps: f64,
     /// Time from the start to the finish line, in seconds. `None` until the car has crossed the line.
     finish_s: Option<f64>,
+    /// Whether the player has ever connected.
+    joined: bool,
 }
 
 impl Car {
@@ -65,6 +69,11 @@ impl Car {
     /// Speed, in metres per second.
     pub fn speed_mps(&self) -> f64 {
         self.speed_mps
+    }
+
+    /// Time from the start to the finish line, in whole milliseconds, as in the results.
+    fn time_ms(&self) -> Option<u64> {
+        self.finish_s.map(|s| (s * 1000.0).round() as u64)
     }
 
     /// Acceleration at the given speed, in m/s².
@@ -122,6 +131,7 @@ impl Race {
             position_m: 0.0,
             speed_mps: 0.0,
             finish_s: None,
+            joined: false,
         });
         Self {
             cars: cars.collect(),
@@ -143,6 +153,13 @@ impl Race {
         self.ticks
     }
 
+    /// Records that the player of a car has connected. Ignores an index without a car.
+    pub fn join(&mut self, index: usize) {
+        if let Some(car) = self.cars.get_mut(index) {
+            car.joined = true;
+        }
+    }
+
     /// Sets the throttle of a car. Ignores an index without a car.
     pub fn set_throttle(&mut self, index: usize, throttle: Throttle) {
         if let Some(car) = self.cars.get_mut(index) {
@@ -160,34 +177,39 @@ impl Race {
         self.ticks = self.ticks.saturating_add(1);
     }
 
-    /// Whether all cars have finished, or the time limit is reached.
+    /// Whether all players who joined have finished, or the time limit is reached. So a player who never joins holds
+    /// nobody up.
     pub fn is_over(&self) -> bool {
-        self.ticks >= self.limit || self.cars.iter().all(|car| car.finish_s.is_some())
+        self.ticks >= self.limit || self.cars.iter().all(|car| car.finish_s.is_some() || !car.joined)
     }
 
-    /// All players in order of place: first the finishers, by time; then the other players, by distance. Ties are
-    /// broken by player id.
+    /// All players in order of place: first the finishers, by time in milliseconds; then the other players who joined,
+    /// by distance; then the players who did not join. Equal players are tied: the places are 1, 2, 2, 4.
     pub fn placings(&self) -> Vec<Placing> {
         let mut order: Vec<&Car> = self.cars.iter().collect();
-        order.sort_by(|a, b| {
-            let time = |car: &Car| car.finish_s.unwrap_or(f64::INFINITY);
-            time(a).total_cmp(&time(b)).then_with(|| {
-                let further = match (a.finish_s, b.finish_s) {
-                    (None, None) => b.position_m.total_cmp(&a.position_m),
-                    // The distance behind the finish line does not count.
-                    (Some(_), _) | (_, Some(_)) => std::cmp::Ordering::Equal,
-                };
-                further.then_with(|| a.player.cmp(&b.player))
-            })
-        });
-        (1..)
-            .zip(order)
-            .map(|(place, car)| Placing {
+        order.sort_by(|a, b| compare(a, b).then_with(|| a.player.cmp(&b.player)));
+        let mut placings: Vec<Placing> = Vec::with_capacity(order.len());
+        for (number, car) in (1..).zip(&order) {
+            let tied = placings.last().zip(order.get(placings.len().wrapping_sub(1)));
+            let tied = tied.filter(|(_, ahead)| compare(ahead, car).is_eq()).map(|(placing, _)| placing.place);
+            placings.push(Placing {
                 player: car.player.clone(),
-                place,
-                time_ms: car.finish_s.map(|s| (s * 1000.0).round() as u64),
-            })
-            .collect()
+                place: tied.unwrap_or(number),
+                time_ms: car.time_ms(),
+                joined: car.joined,
+            });
+        }
+        placings
+    }
+}
+
+/// Which of two cars is placed first. The distance counts only if neither finished.
+fn compare(a: &Car, b: &Car) -> Ordering {
+    match (a.time_ms(), b.time_ms()) {
+        (Some(a), Some(b)) => a.cmp(&b),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => b.joined.cmp(&a.joined).then_with(|| b.position_m.total_cmp(&a.position_m)),
     }
 }
 

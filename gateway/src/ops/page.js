@@ -177,9 +177,11 @@ function mark(kind, word, detail, banner) {
   text($("#banner"), banner ?? "");
 }
 
-function showMark({ seq, behind, event_age_ms, seen_age_ms }) {
+function showMark({ seq, behind, event_age_ms, seen_age_ms }, log) {
   const at = `sequence ${count.format(seq)}${event_age_ms === null ? "" : `, ${age(event_age_ms) === "now" ? "just now" : `${age(event_age_ms)} old`}`}`;
-  if (seen_age_ms === null) {
+  if (log) {
+    mark("silent", "log", at, `The log is ${log}.`);
+  } else if (seen_age_ms === null) {
     mark("stale", "no projections", at, "There are no projections yet. Is a session worker running?");
   } else if (seen_age_ms > STALE_MS) {
     const since = new Date(Date.now() - seen_age_ms).toLocaleTimeString("en-GB");
@@ -203,7 +205,7 @@ async function showOverview() {
     const { status, body } = await ask("/ops/data.json");
     if (status === 200) {
       show(body);
-      showMark(body.mark);
+      showMark(body.mark, body.log);
       shown = Date.now();
     } else {
       mark("silent", "no data", "", `${body.error}.${dataAge()}`);

@@ -24,6 +24,8 @@ const MAX_LIVE: usize = 100;
 pub(super) struct View {
     #[serde(rename = "mark")]
     watermark: WatermarkView,
+    /// Why the log stores no events, or no new tickets, and what to do; absent if it stores them.
+    log: Option<String>,
     window_minutes: i64,
     queues: Vec<QueueView>,
     funnel: Vec<StepView>,
@@ -147,7 +149,7 @@ struct EventView {
 
 impl View {
     /// Makes the overview. It contains the configured `queues`, and all queues in which something happened.
-    pub(super) fn of(snapshot: &Snapshot, queues: &[QueueName]) -> Self {
+    pub(super) fn of(snapshot: &Snapshot, queues: &[QueueName], log: Option<String>) -> Self {
         let now = snapshot.now;
         let current = minute_of(now);
         let window: BTreeMap<i64, &Minute> = snapshot
@@ -176,6 +178,7 @@ impl View {
         });
         Self {
             watermark: WatermarkView::of(&snapshot.watermark, now),
+            log,
             window_minutes: MINUTES,
             queues: names.into_iter().map(|name| QueueView::of(name, snapshot, &window)).collect(),
             funnel: funnel(&flows, &sum),
@@ -340,7 +343,7 @@ mod tests {
     }
 
     fn view(snapshot: &Snapshot) -> Value {
-        to_value(View::of(snapshot, &["ranked".parse().unwrap()])).unwrap()
+        to_value(View::of(snapshot, &["ranked".parse().unwrap()], None)).unwrap()
     }
 
     fn queued(queue: &str, queued: u64) -> Minute {

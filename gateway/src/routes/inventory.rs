@@ -10,10 +10,7 @@ use serde_json::json;
 use warp::{Filter, filters::BoxedFilter, path, reply::Response};
 
 use super::{Answer, Call, answer, ok};
-use crate::{
-    problem::Problem,
-    request::{self, OneCar, OneItem},
-};
+use crate::{problem::Problem, request};
 
 pub(super) fn all(call: &BoxedFilter<(Call,)>) -> BoxedFilter<(Response,)> {
     let call = || call.clone();
@@ -93,12 +90,12 @@ async fn profile(call: Call) -> Answer {
 
 async fn active_car(call: Call) -> Answer {
     call.only(&Method::PUT, "PUT")?;
-    execute(&call, StatusCode::OK, || Ok(Command::Activate { car: call.body::<OneCar>()?.car })).await
+    execute(&call, StatusCode::OK, || Ok(Command::Activate { car: request::car(&call.headers, &call.body)? })).await
 }
 
 async fn buy_car(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
-    execute(&call, StatusCode::CREATED, || Ok(Command::BuyCar { car: call.body::<OneCar>()?.car })).await
+    execute(&call, StatusCode::CREATED, || Ok(Command::BuyCar { car: request::car(&call.headers, &call.body)? })).await
 }
 
 async fn sell_car(car: CarId, call: Call) -> Answer {
@@ -108,7 +105,8 @@ async fn sell_car(car: CarId, call: Call) -> Answer {
 
 async fn buy_item(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
-    execute(&call, StatusCode::CREATED, || Ok(Command::BuyItem { item: call.body::<OneItem>()?.item })).await
+    execute(&call, StatusCode::CREATED, || Ok(Command::BuyItem { item: request::item(&call.headers, &call.body)? }))
+        .await
 }
 
 async fn sell_item(item: ItemId, call: Call) -> Answer {
@@ -118,7 +116,7 @@ async fn sell_item(item: ItemId, call: Call) -> Answer {
 
 async fn mount(car: CarId, slot: Slot, call: Call) -> Answer {
     let command = || match call.method {
-        Method::PUT => Ok(Command::Mount { car, slot, item: call.body::<OneItem>()?.item }),
+        Method::PUT => Ok(Command::Mount { car, slot, item: request::item(&call.headers, &call.body)? }),
         _ => Ok(Command::Unmount { car, slot }),
     };
     match call.method {

@@ -1,12 +1,16 @@
 use std::sync::Mutex;
 
+use clap::Parser;
 use garage_events::{jetstream::follow, log::Head};
 use time::OffsetDateTime;
 use tokio::io::DuplexStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::*;
-use crate::hub::{Hub, MAX_QUEUED_FRAMES};
+use crate::{
+    config::Config,
+    hub::{Hub, MAX_QUEUED_FRAMES},
+};
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -176,6 +180,14 @@ async fn a_socket_whose_client_never_answers_pings_is_closed_as_silent() {
     }
     assert!(end.is_some(), "{bytes:?}");
     assert_eq!(bytes[0], 0x89, "the first frame is a ping");
+}
+
+#[test]
+fn a_player_whose_client_has_vanished_can_be_matched_for_less_than_30_s() {
+    let Timing { silence, close, .. } = Timing::default();
+    let config = Config::try_parse_from(["garage-gateway", "--queues", "q", "--jwt-key-file", "k"]).unwrap();
+    let grace = Duration::from_secs(config.grace.into());
+    assert!(silence + close + grace < Duration::from_secs(30));
 }
 
 #[tokio::test]

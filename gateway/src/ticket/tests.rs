@@ -2,7 +2,7 @@ use garage_events::{
     event::Recorded,
     game::Ports,
     log::Head,
-    player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, TimedOut},
+    player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, Requeued, TimedOut},
 };
 use serde_json::json;
 use time::{Duration, macros::datetime};
@@ -29,7 +29,14 @@ fn queued(ticket: TicketId) -> Queued {
         attributes: Default::default(),
         waiting_since: NOW,
         expires_at: NOW + Duration::minutes(2),
+        requeues: 0,
+        absences: 0,
     }
+}
+
+fn requeued(ticket: TicketId) -> Requeued {
+    let queued = Queued { requeues: 1, ..queued(ticket) };
+    Requeued { session: session(), reason: failure::Code::NoCapacity, queued }
 }
 
 fn after(event: impl Into<Event>) -> Player {
@@ -41,27 +48,36 @@ fn after(event: impl Into<Event>) -> Player {
     }
 }
 
-fn histories() -> [(Player, Status); 6] {
+fn histories() -> [(Player, Status); 7] {
     let (ticket, queue, session) = (id(1), "ranked".parse::<QueueName>().unwrap(), session());
     let address =
         Address { ip: [1, 2, 3, 4].into(), ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: "f".into() };
-    let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player };
-    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1 };
-    let matched = Matched { ticket, queue: queue.clone(), session, team: "1".into(), waiting_since: NOW };
+    let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player, absences: 0 };
+    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1, candidates: None, absences: 0 };
+    let matched = Matched {
+        ticket,
+        queue: queue.clone(),
+        session,
+        team: "1".into(),
+        waiting_since: NOW,
+        requeue: None,
+        absences: 0,
+    };
     [
         (after(queued(ticket)), Status::Waiting),
+        (after(requeued(ticket)), Status::Waiting),
         (after(cancelled), Status::Ended),
         (after(timed_out), Status::Ended),
         (after(matched), Status::Matched),
-        (after(PlayerMatched { ticket, queue, session, address }), Status::Playing),
-        (after(Released { ticket, session, why: Ending::Failed }), Status::Ended),
+        (after(PlayerMatched { ticket, queue, session, address, absences: 0 }), Status::Playing),
+        (after(Released { ticket, session, why: Ending::Failed, reason: None, absences: 0 }), Status::Ended),
     ]
 }
 
 #[test]
 fn a_repeated_request_returns_the_ticket_in_any_status() {
     for (player, status) in histories() {
-        let Ok(Queueing::Have(ticket)) = queue(&player, id(1), NOW + Duration::HOUR) else {
+        let Ok(Queueing::Have(ticket)) = queue(&player, id(1), NOW + Duration::HOUR, &AbsenceWait::default()) else {
             panic!("{player:?}");
         };
         assert_eq!((ticket.ticket, ticket.status, ticket.seq), (id(1), status, 40));
@@ -70,9 +86,9 @@ fn a_repeated_request_returns_the_ticket_in_any_status() {
 
 #[test]
 fn a_new_ticket_needs_the_previous_one_to_have_ended() {
-    assert_eq!(queue(&Player::default(), id(2), NOW), Ok(Queueing::Append));
+    assert_eq!(queue(&Player::default(), id(2), NOW, &AbsenceWait::default()), Ok(Queueing::Append));
     for (player, status) in histories() {
-        let result = queue(&player, id(2), NOW);
+        let result = queue(&player, id(2), NOW, &AbsenceWait::default());
         match status {
             Status::Waiting => assert_eq!(result, Err(Rejection::Waiting { ticket: id(1) })),
             Status::Matched | Status::Playing => assert_eq!(result, Err(Rejection::InSession { session: session() })),
@@ -83,17 +99,24 @@ fn a_new_ticket_needs_the_previous_one_to_have_ended() {
 
 #[test]
 fn an_expired_ticket_is_timed_out_first() {
-    let Ok(Queueing::First(event)) = queue(&after(queued(id(1))), id(2), NOW + Duration::minutes(2)) else {
+    let Ok(Queueing::First(event)) =
+        queue(&after(queued(id(1))), id(2), NOW + Duration::minutes(2), &AbsenceWait::default())
+    else {
         panic!("not timed out");
     };
     let queue = "ranked".parse().unwrap();
-    assert_eq!(event, Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000 }));
+    assert_eq!(
+        event,
+        Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000, candidates: None, absences: 0 })
+    );
 }
 
 #[test]
 fn a_ticket_can_be_cancelled_repeatedly_but_not_after_a_match() {
-    let [waiting, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
-    assert!(matches!(cancel(&waiting, id(1), CancelReason::Player), Cancelling::Append(Event::Cancelled(_))));
+    let [waiting, requeued, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
+    for waiting in [&waiting, &requeued] {
+        assert!(matches!(cancel(waiting, id(1), CancelReason::Player), Cancelling::Append(Event::Cancelled(_))));
+    }
     for over in [&cancelled, &timed_out] {
         assert_eq!(cancel(over, id(1), CancelReason::Player), Cancelling::Done);
     }
@@ -109,7 +132,8 @@ fn a_ticket_can_be_cancelled_repeatedly_but_not_after_a_match() {
 fn a_waiting_ticket_as_json() {
     let shown = serde_json::to_value(Ticket::latest(&after(queued(id(1)))).unwrap()).unwrap();
     let expected = json!({"ticket": id(1), "status": "waiting", "queue": "ranked",
-        "waiting_since": "2026-01-02T03:04:05Z", "expires_at": "2026-01-02T03:06:05Z", "seq": 40});
+        "waiting_since": "2026-01-02T03:04:05Z", "expires_at": "2026-01-02T03:06:05Z",
+        "latencies": {"eu": 20}, "seq": 40});
     assert_eq!(shown, expected);
 }
 
@@ -117,11 +141,23 @@ fn a_waiting_ticket_as_json() {
 fn a_player_as_json() {
     let me = |player: &Player| serde_json::to_value(Me::of("ann".parse().unwrap(), player)).unwrap();
     assert_eq!(me(&Player::default()), json!({"player": "ann", "status": "idle", "seq": 0}));
-    let [waiting, cancelled, _, matched, ..] = histories().map(|(player, _)| player);
+    let [waiting, _, cancelled, _, matched, ..] = histories().map(|(player, _)| player);
     assert_eq!(
         me(&waiting),
         json!({"player": "ann", "status": "waiting", "ticket": id(1), "queue": "ranked", "seq": 40})
     );
     assert_eq!(me(&cancelled), json!({"player": "ann", "status": "idle", "ticket": id(1), "seq": 40}));
     assert_eq!(me(&matched)["session"], json!(session()));
+}
+
+#[test]
+fn a_ticket_shows_why_its_match_failed() {
+    let ticket = Ticket::latest(&after(requeued(id(1)))).unwrap();
+    assert_eq!((ticket.status, ticket.session, ticket.ended), (Status::Waiting, None, None));
+    assert_eq!((ticket.reason, ticket.waiting_since), (Some(failure::Code::NoCapacity), Some(NOW)));
+    let reason = Some(failure::Code::ServerLost);
+    let released = Released { ticket: id(1), session: session(), why: Ending::Failed, reason, absences: 0 };
+    let ticket = Ticket::latest(&after(released)).unwrap();
+    assert_eq!((ticket.status, ticket.ended, ticket.reason), (Status::Ended, Some(End::Failed), reason));
+    assert_eq!(json!(ticket)["reason"], "server_lost");
 }

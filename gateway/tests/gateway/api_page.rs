@@ -47,7 +47,8 @@ fn read(page: &str) -> (Vec<Block>, Vec<Operation>) {
                 open = Some(Block { operation, language, text: String::new() });
             }
             (None, None) => {
-                if line.starts_with('#') {
+                // A smaller heading is a part of the operation.
+                if line.starts_with('#') && !line.starts_with("####") {
                     operation = heading(line);
                     headings.extend(operation.clone());
                 }

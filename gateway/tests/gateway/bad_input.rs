@@ -156,12 +156,17 @@ async fn an_invalid_body_query_or_idempotency_key_is_refused() {
         json!({"queue": "open", "rank": "1", "latencies": {"eu": 1}}),
         json!({"queue": "ranked", "latencies": {}}),
         json!({"queue": "ranked", "latencies": {"mars": 1}}),
+        json!({"queue": "ranked", "latencies": {"eu": null}}),
+        json!({"queue": "ranked", "latencies": {"eu": 121}}),
         json!({"queue": "ranked", "latencies": {"eu": 10_001}}),
         json!({"queue": "ranked", "latencies": {"eu": 1}, "player": "bob"}),
     ] {
         let (status, body) = read(app.request("ann", Method::POST, TICKETS).json(&invalid).send().await.unwrap()).await;
         assert_eq!(status, 422, "{invalid}: {body}");
     }
+    let twice = "{\"queue\": \"ranked\", \"latencies\": {\"eu\": 900, \"eu\": 20}}";
+    let request = app.request("ann", Method::POST, TICKETS).header("Content-Type", "application/json").body(twice);
+    assert_eq!(read(request.send().await.unwrap()).await.0, 422);
     for invalid in [
         json!({}),
         json!({"car": "gt"}),

@@ -29,6 +29,8 @@ async fn clients_get_a_503_for_a_service_that_does_not_run() {
 async fn clients_get_a_503_while_nats_is_paused() {
     let mut app = App::start().await;
     let mut socket = app.socket("ann", None).await;
+    // The client answers pings only while it reads.
+    let event = tokio::spawn(async move { socket.event().await });
     app.nats.node(0).unwrap().pause().unwrap();
     tokio::join!(
         unavailable(&app, Method::POST, TICKETS),
@@ -39,7 +41,7 @@ async fn clients_get_a_503_while_nats_is_paused() {
     app.nats.node(0).unwrap().resume().unwrap();
     let queue = async { while app.queue("ann", Some("k")).await.0 != 201 {} };
     timeout(DEADLINE, queue).await.unwrap();
-    assert_eq!(socket.event().await["type"], "Queued");
+    assert_eq!(event.await.unwrap()["type"], "Queued");
 }
 
 #[tokio::test]
@@ -48,12 +50,13 @@ async fn a_socket_survives_a_restart_of_nats() {
     let mut socket = app.socket("ann", None).await;
     let (_, first) = app.queue("ann", None).await;
     assert_eq!(socket.event().await["seq"], first["seq"]);
+    let event = tokio::spawn(async move { socket.event().await });
     app.nats.kill();
     unavailable(&app, Method::GET, "/v1/players/me").await;
     app.nats.node(0).unwrap().restart().await.unwrap();
     let ticket = first["ticket"].as_str().unwrap();
     let cancel = async { while app.cancel("ann", ticket).await.0 != 204 {} };
     timeout(DEADLINE, cancel).await.unwrap();
-    let event = socket.event().await;
+    let event = event.await.unwrap();
     assert_eq!((event["type"].as_str(), event["n"].as_u64()), (Some("Cancelled"), Some(2)));
 }

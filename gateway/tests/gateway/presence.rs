@@ -1,5 +1,6 @@
 //! Presence: each player has one socket, and the ticket of a player who disconnects is cancelled.
 
+use async_nats::jetstream::stream::Config;
 use garage_events::{
     env::{Env, System},
     player::{CancelReason, Event, State},
@@ -71,6 +72,25 @@ async fn a_queued_player_who_disconnects_is_cancelled_unless_they_reconnect_in_t
 }
 
 #[tokio::test]
+async fn a_player_who_disconnects_while_the_bucket_is_full_is_cancelled() {
+    let app = start(1).await;
+    let bucket = app.log.context().get_stream(presence::STREAM).await.unwrap();
+    let config = bucket.cached_info().config.clone();
+    app.log.context().update_stream(Config { max_bytes: 8 << 10, ..config }).await.unwrap();
+    app.queue("ann", None).await;
+    let ann = app.socket("ann", Some(0)).await;
+    // Fill the bucket many times, so that it no longer has the entry of ann's socket.
+    let connection = presence::Connection { socket: System.id(), gateway: System.id(), gone: true, left: None };
+    for number in 0..200 {
+        let key = presence::Key::Player(format!("other-{number}").parse().unwrap()).to_string();
+        let value = serde_json::to_vec(&connection).unwrap();
+        app.client.request(key, value.into()).await.unwrap();
+    }
+    drop(ann);
+    until_cancelled(&app, "ann").await;
+}
+
+#[tokio::test]
 async fn another_gateway_handles_the_players_of_a_stopped_gateway() {
     let mut app = start(1).await;
     let other = app.another().await;
@@ -126,7 +146,7 @@ async fn a_gateway_corrects_an_entry_that_marks_a_live_socket_as_gone_unless_the
     assert_eq!(look("ann", entry.socket).await, entry);
     // The same for bob, who has meanwhile connected to that other gateway.
     let entry = look("bob", uuid::Uuid::nil()).await;
-    let newer = presence::Connection { socket: System.id(), gateway: System.id(), gone: false };
+    let newer = presence::Connection { socket: System.id(), gateway: System.id(), gone: false, left: None };
     tokio::join!(put("bob", presence::Connection { gone: true, ..entry }), put("bob", newer));
     assert_eq!(bob.closed().await, 4010);
     assert_eq!(look("bob", newer.socket).await, newer);

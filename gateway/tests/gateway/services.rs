@@ -124,7 +124,6 @@ async fn a_player_reads_and_changes_their_own_garage() {
     })
     .await;
 
-    assert_eq!(app.get("ann", "/v1/regions").await, (200, json!({"regions": ["eu", "us"]})));
     assert_eq!(app.get("ann", "/v1/store/cars").await, (200, json!({"cars": []})));
     let (status, body) = app.get("ann", "/v1/garage").await;
     assert_eq!((status, &body["player"], &body["active_car"]), (200, &json!("ann"), &json!("starter")));

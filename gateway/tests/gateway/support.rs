@@ -304,6 +304,8 @@ pub(crate) fn queued() -> Queued {
         attributes: Default::default(),
         waiting_since: System.now(),
         expires_at: System.now() + Duration::from_secs(120),
+        requeues: 0,
+        absences: 0,
     }
 }
 
@@ -314,6 +316,8 @@ pub(crate) fn matched(queued: &Queued) -> Matched {
         session: garage_events::id::SessionId::new(System.id()),
         team: "1".into(),
         waiting_since: queued.waiting_since,
+        requeue: None,
+        absences: 0,
     }
 }
 
@@ -329,12 +333,13 @@ fn events() -> [Event; 6] {
     let (first, second) = (queued(), queued());
     let matched = matched(&first);
     let (ticket, queue, session) = (first.ticket, first.queue.clone(), matched.session);
-    let cancelled = Cancelled { ticket: second.ticket, queue: queue.clone(), reason: player::CancelReason::Player };
+    let cancelled =
+        Cancelled { ticket: second.ticket, queue: queue.clone(), reason: player::CancelReason::Player, absences: 0 };
     [
         first.into(),
         matched.into(),
-        PlayerMatched { ticket, queue, session, address: address() }.into(),
-        Released { ticket, session, why: Ending::Finished }.into(),
+        PlayerMatched { ticket, queue, session, address: address(), absences: 0 }.into(),
+        Released { ticket, session, why: Ending::Finished, reason: None, absences: 0 }.into(),
         second.into(),
         cancelled.into(),
     ]

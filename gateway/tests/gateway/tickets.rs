@@ -4,7 +4,7 @@ use futures::future::join_all;
 use garage_events::{
     env::{Env, System},
     event::Event as _,
-    player::{Ending, Event, PlayerMatched, Queued, Released, State},
+    player::{Candidates, Ending, Event, Excluded, PlayerMatched, Queued, Released, State, TimedOut},
 };
 use reqwest::Method;
 use serde_json::json;
@@ -70,8 +70,8 @@ async fn a_repeated_idempotency_key_returns_the_same_ticket() {
     let (ticket, queue, session) = (waiting.ticket, waiting.queue.clone(), matched.session);
     let events: [(Event, &str); 3] = [
         (matched.into(), "matched"),
-        (PlayerMatched { ticket, queue, session, address: address() }.into(), "playing"),
-        (Released { ticket, session, why: Ending::Finished }.into(), "ended"),
+        (PlayerMatched { ticket, queue, session, address: address(), absences: 0 }.into(), "playing"),
+        (Released { ticket, session, why: Ending::Finished, reason: None, absences: 0 }.into(), "ended"),
     ];
     for (event, status) in events {
         let seq = app.append("ann", event).await;
@@ -111,6 +111,55 @@ async fn a_new_ticket_replaces_an_expired_one() {
     let event: Event = envelope.event().unwrap();
     assert!(event.type_name() == "TimedOut" && envelope.correlation == old.ticket.uuid(), "{event:?}");
     assert_eq!(app.player("ann").await.head.n, 3);
+}
+
+#[tokio::test]
+async fn the_answer_says_which_latencies_count() {
+    let app = App::start().await;
+    let body = json!({"queue": "ranked", "latencies": {"eu": 20.4, "us": null, "mars": 3}});
+    let post = async || {
+        let request = app.request("ann", Method::POST, TICKETS).header("Idempotency-Key", "k").json(&body);
+        read(request.send().await.unwrap()).await
+    };
+    let (status, ticket) = post().await;
+    assert_eq!(
+        (status, &ticket["latencies"], &ticket["ignored_regions"]),
+        (201, &json!({"eu": 21}), &json!(["mars", "us"]))
+    );
+    assert_eq!(post().await, (201, ticket.clone()), "the answer to a repeated request is the same");
+    let (_, later) = app.get("ann", &format!("{TICKETS}/{}", id(&ticket))).await;
+    assert_eq!((&later["latencies"], later.get("ignored_regions")), (&json!({"eu": 21}), None));
+    let State::Waiting(queued) = app.player("ann").await.state else { panic!("does not wait") };
+    assert_eq!(json!(queued.latencies), json!({"eu": 21}));
+}
+
+#[tokio::test]
+async fn a_ticket_that_can_never_be_matched_is_refused_with_the_limits_of_its_queue() {
+    let app = App::start().await;
+    let body = json!({"queue": "ranked", "latencies": {"eu": 121}});
+    let (status, problem) = read(app.request("ann", Method::POST, TICKETS).json(&body).send().await.unwrap()).await;
+    assert_eq!((status, problem["type"].as_str()), (422, Some("/problems/latency-too-high")));
+    assert_eq!((&problem["queue"], &problem["max_latency_ms"]), (&json!("ranked"), &json!({"eu": 120, "us": 120})));
+    assert_eq!(app.last().await, 0);
+}
+
+#[tokio::test]
+async fn a_ticket_that_timed_out_says_who_else_waited() {
+    let app = App::start().await;
+    let (_, ticket) = app.queue("ann", None).await;
+    let State::Waiting(queued) = app.player("ann").await.state else { panic!("does not wait") };
+    let mut socket = app.socket("ann", None).await;
+    let excluded = Excluded { rank: 4, region: 0, latency: 2 };
+    let candidates = Some(Candidates { count: 7, eligible: 1, excluded });
+    app.append(
+        "ann",
+        TimedOut { ticket: queued.ticket, queue: queued.queue, waited_ms: 120_000, candidates, absences: 0 },
+    )
+    .await;
+    let expected = json!({"count": 7, "eligible": 1, "excluded": {"rank": 4, "region": 0, "latency": 2}});
+    assert_eq!(socket.event().await["data"]["candidates"], expected);
+    let (_, ended) = app.get("ann", &format!("{TICKETS}/{}", id(&ticket))).await;
+    assert_eq!((&ended["ended"], &ended["candidates"]), (&json!("timed-out"), &expected));
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ async fn requests_and_sockets_work_over_tls() {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(r#"{"regions":["eu","us"]}"#), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(r#"{"regions":["eu","us"],"#), "{answer}");
 
     let mut request = "ws://localhost/v1/ws?since=0".into_client_request().unwrap();
     request.headers_mut().insert("Authorization", format!("Bearer {}", token("ann")).parse().unwrap());

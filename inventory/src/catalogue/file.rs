@@ -8,8 +8,10 @@ use std::{
 };
 
 use garage_events::{
-    game::Stats,
+    game::{self, Loadout, Stats},
     id::{CarId, Invalid, ItemId, Slot},
+    queue::MAX_PLAYERS,
+    session::size,
     svc::{Effect, StoreCar, StoreItem},
 };
 use serde::{Deserialize, Serialize};
@@ -158,12 +160,14 @@ impl Validator<'_> {
             }
         }
         let mut cars = BTreeMap::new();
+        let mut lines = BTreeMap::new();
         for (number, car) in (1_usize..).zip(file.cars) {
             self.enter(&car, format!("car {}", car.get_ref().id));
             if number == MAX_ENTRIES + 1 {
                 self.fault(format!("there are more than {MAX_ENTRIES} cars"));
             }
             let Some(car) = self.car(car.into_inner(), &slots, percent) else { continue };
+            lines.insert(car.id.clone(), self.line);
             if let Some(duplicate) = cars.insert(car.id.clone(), car) {
                 self.fault(format!("another car has the id {}", duplicate.id));
             }
@@ -179,7 +183,39 @@ impl Validator<'_> {
                 self.fault(format!("another item has the id {}", duplicate.id));
             }
         }
+        for car in cars.values() {
+            self.line = lines.get(&car.id).copied().unwrap_or(1);
+            self.context = format!("car {}", car.id);
+            self.loadout(car, &items);
+        }
         Catalogue { resale_percent: percent, slots, cars, items }
+    }
+
+    /// Checks that a match in which all players drive this car, with the largest items, fits an event of the log.
+    fn loadout(&mut self, car: &StoreCar, items: &BTreeMap<ItemId, StoreItem>) {
+        // The longest player id, and numbers with the most digits.
+        let Ok(player) = "p".repeat(128).parse() else { return };
+        let longest = -1.234_567_890_123_456_7e-200;
+        let stats = Stats { power_kw: longest, mass_kg: longest, grip: longest, drag_m2: longest };
+        let StoreCar { id, model, texture, .. } = car.clone();
+        let mut loadout = Loadout { player, car: game::Car { id, model, texture, stats }, items: BTreeMap::new() };
+        for slot in &car.slots {
+            let mounted = items.values().filter(|item| item.slot == *slot).map(|item| {
+                let StoreItem { id, model, texture, .. } = item.clone();
+                game::Item { id, model, texture }
+            });
+            let length = |item: &game::Item| item.id.as_str().len() + item.model.len() + item.texture.len();
+            loadout.items.extend(mounted.max_by_key(length).map(|item| (slot.clone(), item)));
+        }
+        let size = size::of_loadout(&loadout);
+        if size > size::MAX_LOADOUT {
+            self.fault(format!(
+                "with its largest items, it takes up to {size} bytes per player in the request for a game server; the \
+                 maximum is {}, so that a match of {MAX_PLAYERS} players fits. Shorten the paths of models and textures, \
+                 or give the car fewer slots",
+                size::MAX_LOADOUT,
+            ));
+        }
     }
 
     fn car(&mut self, car: Car, known: &BTreeSet<Slot>, percent: u8) -> Option<StoreCar> {

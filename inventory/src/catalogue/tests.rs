@@ -81,6 +81,17 @@ fn an_invalid_file_is_rejected_with_line_and_reason() {
 }
 
 #[test]
+fn a_car_whose_loadout_does_not_fit_a_request_for_a_game_server_is_rejected() {
+    let long = "\u{1f697}".repeat(255);
+    let text = VALID.replace("cars/pebble/model.glb", &long).replace("cars/pebble/texture.png", &long);
+    assert!(parse(&text).is_ok(), "without large items it fits");
+    let text = text.replace("items/tyres-street/model.glb", &long).replace("items/tyres-street/texture.png", &long);
+    let error = parse(&text).unwrap_err();
+    assert!(error.contains("line 4: car pebble: with its largest items, it takes up to 4"), "{error}");
+    assert!(error.contains("a match of 64 players"), "{error}");
+}
+
+#[test]
 fn a_duplicate_id_is_reported_at_its_second_line() {
     let (head, rest) = VALID.split_at(VALID.find("[[cars]]").unwrap());
     let error = parse(&format!("{head}{rest}{rest}")).unwrap_err();

@@ -17,33 +17,33 @@ use skillratings::{
 /// A player's rating, deviation and volatility.
 pub use skillratings::glicko2::Glicko2Rating as Rating;
 
-/// Computes the ratings after a match from the ratings before it. A player without a comparable opponent is left out:
-/// their rating does not change.
+/// Computes the ratings after a match from the ratings before it. A player who did not join is not compared with
+/// anybody. A player without a comparable opponent is left out: their rating does not change.
 pub fn rate<'a>(before: &BTreeMap<&'a PlayerId, (&Placing, Rating)>) -> BTreeMap<&'a PlayerId, Rating> {
-    let rated = before.iter().filter_map(|(player, (placing, rating))| {
+    let joined = || before.iter().filter(|(_, (placing, _))| placing.joined);
+    let rated = joined().filter_map(|(player, (placing, rating))| {
         // The map is ordered by player id. A floating point sum depends on its order, and the result must not depend on
         // the order of the placings.
-        let others = before.iter().filter(|(other, _)| *other != player);
-        let games = others.filter_map(|(_, (other, against))| {
-            let outcome = outcome(placing, other)?;
-            Some(glicko2(rating, against, &outcome, &Glicko2Config::new()).0)
-        });
+        let others = joined().filter(|(other, _)| *other != player);
+        let games = others
+            .map(|(_, (other, against))| glicko2(rating, against, &outcome(placing, other), &Glicko2Config::new()).0);
         Some((*player, mean(games)?))
     });
     rated.collect()
 }
 
-/// The outcome of one player against another. `None` if neither finished.
-fn outcome(one: &Placing, other: &Placing) -> Option<Outcomes> {
+/// The outcome of one player against another. If neither finished, it is a draw, so that what one player gains in a
+/// match, the others lose.
+fn outcome(one: &Placing, other: &Placing) -> Outcomes {
     match (one.time_ms, other.time_ms) {
-        (None, None) => None,
-        (Some(_), None) => Some(Outcomes::WIN),
-        (None, Some(_)) => Some(Outcomes::LOSS),
-        (Some(_), Some(_)) => Some(match one.place.cmp(&other.place) {
+        (None, None) => Outcomes::DRAW,
+        (Some(_), None) => Outcomes::WIN,
+        (None, Some(_)) => Outcomes::LOSS,
+        (Some(_), Some(_)) => match one.place.cmp(&other.place) {
             Ordering::Less => Outcomes::WIN,
             Ordering::Equal => Outcomes::DRAW,
             Ordering::Greater => Outcomes::LOSS,
-        }),
+        },
     }
 }
 

@@ -14,7 +14,8 @@ use super::{commit, lock, out_of_range, outbox, players::introduce, push_list, r
 use crate::{domain, error::Error};
 
 /// Pays the players of a session for their places and changes their ratings, in one transaction. Idempotent: a player
-/// that has already been paid for the session is left out. Players that do not exist yet are created first.
+/// that has already been paid for the session is left out. So is a player who did not join. Players that do not exist
+/// yet are created first.
 ///
 /// # Errors
 /// See [`Error`]. After an error this call has paid nobody, unless the outcome of the commit is unknown.
@@ -22,7 +23,7 @@ pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing
     // A game server should list each player once. If it lists a player twice, the first placing counts, because it is
     // the better one.
     let mut placings: BTreeMap<&PlayerId, &Placing> = BTreeMap::new();
-    for placing in closed_results {
+    for placing in closed_results.iter().filter(|placing| placing.joined) {
         placings.entry(&placing.player).or_insert(placing);
     }
     if placings.is_empty() {
@@ -52,7 +53,7 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
     let mut events = Vec::new();
     for (&player, placing) in placings.iter().filter(|(player, _)| !paid.contains(player.as_str())) {
         let owned = *balances.get(player).ok_or_else(|| Error::Corrupt(format!("{player} has no wallet")))?;
-        let amount = domain::reward(placing);
+        let Some(amount) = domain::reward(placing) else { continue };
         let balance = owned.checked_add(amount).ok_or_else(|| out_of_range(owned))?;
         entries.push((player, signed(amount)?, signed(balance)?));
         if let (Some(before), Some(after)) = (before.get(player), rated.get(player)) {

@@ -18,7 +18,7 @@ const SESSION: SessionId = SessionId::new(Uuid::from_u128(1));
 /// A database in which Anna and Bert have been paid for a match. They have 1,100 and 1,060 coins.
 async fn paid() -> MySqlPool {
     let pool = pool().await;
-    let placing = |name: &str, place| Placing { player: player(name), place, time_ms: Some(11_000) };
+    let placing = |name: &str, place| Placing { player: player(name), place, time_ms: Some(11_000), joined: true };
     pay(&pool, SESSION, &[placing("anna", 1), placing("bert", 2)]).await.unwrap();
     pool
 }

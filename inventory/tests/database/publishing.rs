@@ -31,7 +31,7 @@ use crate::{
 const OUTBOX_ROWS: &str = "SELECT COUNT(*) FROM outbox";
 
 async fn win(pool: &MySqlPool, session: u128, winner: &PlayerId) {
-    let placing = Placing { player: winner.clone(), place: 1, time_ms: Some(9_000) };
+    let placing = Placing { player: winner.clone(), place: 1, time_ms: Some(9_000), joined: true };
     pay(pool, SessionId::new(Uuid::from_u128(session)), &[placing]).await.unwrap();
 }
 
@@ -286,8 +286,9 @@ async fn a_player_with_an_unreadable_history_and_many_rows_delays_nobody_else() 
 async fn unpublishable_rows_of_more_players_than_a_round_has_delay_others_by_one_round() {
     let (pool, nats) = (pool().await, Nats::start().await);
     let log = nats.log().await;
-    let placings: Vec<_> =
-        (0..260).map(|number| Placing { player: player(&format!("bad-{number}")), place: 1, time_ms: None }).collect();
+    let placings: Vec<_> = (0..260)
+        .map(|number| Placing { player: player(&format!("bad-{number}")), place: 1, time_ms: None, joined: true })
+        .collect();
     pay(&pool, SessionId::new(Uuid::from_u128(1)), &placings).await.unwrap();
     sqlx::query("UPDATE outbox SET version = 99").execute(&pool).await.unwrap();
     let anna = player("anna");

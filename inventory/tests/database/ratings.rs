@@ -16,7 +16,8 @@ fn session(number: usize) -> SessionId {
 
 /// Results of a race that all players finished, in the given order.
 fn race(players: &[&str]) -> Vec<Placing> {
-    let placing = |(place, name): (u32, &&str)| Placing { player: player(name), place, time_ms: Some(9_000) };
+    let placing =
+        |(place, name): (u32, &&str)| Placing { player: player(name), place, time_ms: Some(9_000), joined: true };
     (1..).zip(players).map(placing).collect()
 }
 
@@ -97,15 +98,15 @@ async fn concurrent_matches_of_the_same_players_change_their_ratings_one_after_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_match_that_nobody_finishes_changes_no_rating() {
+async fn a_match_that_nobody_finishes_is_a_draw() {
     let pool = pool().await;
     let players = ["anna", "bert"];
     pay(&pool, session(1), &[]).await.unwrap();
     let unfinished = race(&players).into_iter().map(|placing| Placing { time_ms: None, ..placing });
     pay(&pool, session(2), &unfinished.collect::<Vec<_>>()).await.unwrap();
     for profile in profiles(&pool, &players).await {
-        assert_eq!((profile.rating, profile.matches), (1_500.0, 0));
-        assert!(rating_changes(&pool, profile.player.as_str()).await.is_empty());
+        assert_eq!((profile.rating, profile.matches), (1_500.0, 1));
+        assert_eq!(rating_changes(&pool, profile.player.as_str()).await.len(), 1);
     }
 }
 

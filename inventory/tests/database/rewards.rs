@@ -13,7 +13,7 @@ fn session(number: u128) -> SessionId {
 }
 
 fn placing(player: &PlayerId, place: u32, time_ms: Option<u64>) -> Placing {
-    Placing { player: player.clone(), place, time_ms }
+    Placing { player: player.clone(), place, time_ms, joined: true }
 }
 
 /// Results of four players. The last one did not finish.
@@ -137,4 +137,17 @@ async fn a_session_without_results_pays_nobody() {
     let pool = pool().await;
     pay(&pool, session(1), &[]).await.unwrap();
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn players_who_did_not_join_are_neither_paid_nor_rated() {
+    let pool = pool().await;
+    let absent = |name, place| Placing { joined: false, ..placing(&player(name), place, None) };
+    pay(&pool, session(1), &[absent("anna", 1), absent("bert", 1)]).await.unwrap();
+    assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 0);
+    pay(&pool, session(2), &[placing(&player("carl"), 1, Some(9)), absent("anna", 2)]).await.unwrap();
+    let rows = outbox(&pool).await;
+    let paid: Vec<_> = rows.iter().map(|row| (row.player.as_str(), row.event.clone())).collect();
+    let granted = RewardGranted { session: session(2), place: 1, amount: 100, balance: 1_100 };
+    assert_eq!(paid, [("carl", granted.into())]);
 }

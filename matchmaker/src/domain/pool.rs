@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    iter,
     sync::Arc,
 };
 
@@ -30,16 +31,24 @@ impl WaitingPlayer {
             State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
         }
     }
+
+    fn place(&self) -> Place {
+        (self.queued.waiting_since, self.head.seq)
+    }
 }
+
+/// The place of a ticket in its queue: when its wait began, then the sequence of the player's last event. So a requeued
+/// ticket is ahead of the tickets that came after it.
+type Place = (OffsetDateTime, u64);
 
 /// The waiting players by queue, the oldest ticket first. It is a fold of the log up to a sequence, plus newer states
 /// of single players.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Pool {
-    /// The fold alone: entries by queue and sequence.
-    queues: BTreeMap<QueueName, BTreeMap<u64, Arc<WaitingPlayer>>>,
+    /// The fold alone: entries by queue and place.
+    queues: BTreeMap<QueueName, BTreeMap<Place, Arc<WaitingPlayer>>>,
     /// The position of each player in `queues`.
-    positions: HashMap<PlayerId, (QueueName, u64)>,
+    positions: HashMap<PlayerId, (QueueName, Place)>,
     /// Players whose state is newer than the fold, known from the outcome of a commit. It overrides the fold.
     ahead: HashMap<PlayerId, PlayerRecord>,
     /// The sequence of the last folded event.
@@ -98,8 +107,8 @@ impl Pool {
     }
 
     fn folded_entry(&self, player: &PlayerId) -> Option<&WaitingPlayer> {
-        let (queue, seq) = self.positions.get(player)?;
-        self.queues.get(queue)?.get(seq).map(Arc::as_ref)
+        let (queue, place) = self.positions.get(player)?;
+        self.queues.get(queue)?.get(place).map(Arc::as_ref)
     }
 
     /// Records that a player no longer waits, because of the event with this sequence.
@@ -111,16 +120,16 @@ impl Pool {
 
     /// Inserts an entry into the fold.
     pub(super) fn insert(&mut self, entry: Arc<WaitingPlayer>) {
-        let (queue, seq) = (entry.queued.queue.clone(), entry.head.seq);
-        self.positions.insert(entry.player.clone(), (queue.clone(), seq));
-        self.queues.entry(queue).or_default().insert(seq, entry);
+        let (queue, place) = (entry.queued.queue.clone(), entry.place());
+        self.positions.insert(entry.player.clone(), (queue.clone(), place));
+        self.queues.entry(queue).or_default().insert(place, entry);
     }
 
     fn remove(&mut self, player: &PlayerId) {
-        if let Some((queue, seq)) = self.positions.remove(player)
+        if let Some((queue, place)) = self.positions.remove(player)
             && let Some(entries) = self.queues.get_mut(&queue)
         {
-            entries.remove(&seq);
+            entries.remove(&place);
             if entries.is_empty() {
                 self.queues.remove(&queue);
             }
@@ -148,9 +157,15 @@ impl Pool {
         let folded = folded.filter(|entry| !self.ahead.contains_key(&entry.player));
         let ahead = self.ahead.values().filter_map(|known| known.entry.as_ref());
         let mut ahead: Vec<_> = ahead.filter(|entry| entry.queued.queue == *queue).collect();
-        // These entries are newer than every folded entry.
-        ahead.sort_unstable_by_key(|entry| entry.head.seq);
-        folded.chain(ahead).map(Arc::as_ref)
+        ahead.sort_unstable_by_key(|entry| entry.place());
+        // Merges two sorted sequences. `ahead` is short.
+        let (mut folded, mut ahead) = (folded.peekable(), ahead.into_iter().peekable());
+        iter::from_fn(move || match (folded.peek(), ahead.peek()) {
+            (Some(one), Some(other)) if other.place() < one.place() => ahead.next(),
+            (Some(_), _) => folded.next(),
+            (None, _) => ahead.next(),
+        })
+        .map(Arc::as_ref)
     }
 
     /// The number of players who wait in a queue.
@@ -175,8 +190,9 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use garage_events::{
-        id::TicketId,
-        player::{CancelReason, Cancelled},
+        failure::Code,
+        id::{SessionId, TicketId},
+        player::{CancelReason, Cancelled, Requeued},
     };
     use time::macros::datetime;
 
@@ -196,13 +212,15 @@ mod tests {
             attributes: BTreeMap::new(),
             waiting_since: datetime!(2026-01-01 00:00 UTC),
             expires_at: EXPIRED,
+            requeues: 0,
+            absences: 0,
         }
         .into()
     }
 
     fn cancelled(ticket: u128) -> Event {
         let ticket = TicketId::new(uuid::Uuid::from_u128(ticket));
-        Cancelled { ticket, queue: "ranked".parse().unwrap(), reason: CancelReason::Player }.into()
+        Cancelled { ticket, queue: "ranked".parse().unwrap(), reason: CancelReason::Player, absences: 0 }.into()
     }
 
     fn names(pool: &Pool) -> Vec<String> {
@@ -222,6 +240,31 @@ mod tests {
         fold(&mut pool, "b", 3, &cancelled(1));
         fold(&mut pool, "b", 4, &queued(3));
         assert_eq!(names(&pool), ["a", "b"]);
+    }
+
+    /// The event that requeues a ticket whose wait began this many seconds after the others.
+    fn requeued(ticket: u128, seconds: i64) -> Event {
+        let Event::Queued(queued) = queued(ticket) else { unreachable!() };
+        let waiting_since = queued.waiting_since + time::Duration::seconds(seconds);
+        let queued = Queued { waiting_since, requeues: 1, ..queued };
+        let session = SessionId::new(uuid::Uuid::from_u128(7));
+        Requeued { session, reason: Code::ServerFailed, queued }.into()
+    }
+
+    #[test]
+    fn a_requeued_ticket_is_ahead_of_newer_tickets_also_before_it_is_folded() {
+        let mut pool = Pool::default();
+        fold(&mut pool, "b", 1, &queued(1));
+        fold(&mut pool, "c", 2, &queued(2));
+        fold(&mut pool, "a", 3, &requeued(3, -10));
+        assert_eq!(names(&pool), ["a", "b", "c"]);
+        assert!(pool.learn(&"d".parse().unwrap(), found(9, &requeued(4, -5)), WAITING));
+        assert!(pool.learn(&"e".parse().unwrap(), found(8, &requeued(5, 5)), WAITING));
+        assert_eq!(names(&pool), ["a", "d", "b", "c", "e"]);
+        // A second fold of the same events, in the form of a snapshot, has the same order.
+        let mut restored = Pool::at(3);
+        pool.folded().into_iter().rev().for_each(|entry| restored.insert(entry));
+        assert_eq!(names(&restored), ["a", "b", "c"]);
     }
 
     #[test]

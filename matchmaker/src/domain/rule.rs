@@ -1,10 +1,10 @@
 //! The matching rule: it matches players of one rank band who can all play in the same region, the oldest tickets
-//! first.
+//! first. The match runs in the region that is best for its players.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use garage_events::{
-    id::{PlayerId, Region},
+    id::Region,
     queue::Queue,
     session::{Member, Team},
 };
@@ -12,7 +12,7 @@ use garage_events::{
 use super::WaitingPlayer;
 
 /// The name and version of the rule. The event `session.matched` records it.
-pub const VERSION: &str = "band-region-fifo/1";
+pub const VERSION: &str = "band-region-fifo/2";
 
 /// A match that the rule proposes.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,9 +21,28 @@ pub struct Proposal {
     pub region: Region,
     /// The players, the oldest ticket first.
     pub players: Vec<WaitingPlayer>,
+    /// For each region that all of them can use: their latencies, in the order of the players.
+    pub latencies: BTreeMap<Region, Vec<u32>>,
 }
 
 impl Proposal {
+    /// A match of these players; `None` if there is no region that all of them can use. Of several regions, the one
+    /// with the lowest worst latency is best, then the one with the lowest sum, then the first by name. So it does not
+    /// depend on the order of the players.
+    fn of(queue: &Queue, players: Vec<WaitingPlayer>) -> Option<Self> {
+        let all_can_use = |(region, max): (&Region, &u32)| {
+            let latency = |entry: &WaitingPlayer| entry.queued.latencies.get(region).filter(|one| *one <= max).copied();
+            Some((region.clone(), players.iter().map(latency).collect::<Option<Vec<_>>>()?))
+        };
+        let latencies: BTreeMap<_, _> = queue.regions.iter().filter_map(all_can_use).collect();
+        let rank = |(_, latencies): &(&Region, &Vec<u32>)| {
+            (latencies.iter().max().copied(), latencies.iter().copied().map(u64::from).sum::<u64>())
+        };
+        // Of equal regions, this is the first.
+        let region = latencies.iter().min_by_key(rank)?.0.clone();
+        Some(Self { region, players, latencies })
+    }
+
     /// The teams of the match: each player is a team of one, named `1`, `2` and so on.
     pub fn teams(&self) -> Vec<Team> {
         let teams = self.players.iter().zip(1..).map(|(entry, number): (_, u32)| Team {
@@ -38,40 +57,47 @@ impl Proposal {
     }
 }
 
+/// The number of the rank band.
+pub(super) fn band(queue: &Queue, rank: i32) -> i64 {
+    i64::from(rank).div_euclid(i64::from(queue.rank_band.max(1)))
+}
+
 /// Proposes at most `limit` matches of the waiting players, the oldest ticket first. No player is in two proposals.
 ///
-/// There is one line per rank band and region. Each player joins the lines of all regions whose latency is within the
-/// queue's limit, the nearest region first. As soon as a line has enough players, it makes a match. So the player who
-/// completes a match gets the nearest region in which a match is possible.
-pub fn propose<'a>(queue: &Queue, waiting: impl Iterator<Item = &'a WaitingPlayer>, limit: usize) -> Vec<Proposal> {
-    let band = |rank: i32| i64::from(rank).div_euclid(i64::from(queue.rank_band.max(1)));
-    let mut lines: HashMap<(i64, &'a Region), Vec<&'a WaitingPlayer>> = HashMap::new();
-    let mut taken: HashSet<&'a PlayerId> = HashSet::new();
+/// There is one line per rank band and region. Each player joins the lines of all regions that they can use. As soon as
+/// a line has enough players, it makes a match. If a player completes several lines at once, the line with the oldest
+/// tickets makes the match. The match may run in another region that its players can use: see `Proposal::of`.
+pub fn propose<'a>(queue: &'a Queue, waiting: impl Iterator<Item = &'a WaitingPlayer>, limit: usize) -> Vec<Proposal> {
+    // Each player has a place: 0 for the oldest ticket.
+    let mut lines: HashMap<(i64, &'a Region), Vec<(usize, &'a WaitingPlayer)>> = HashMap::new();
+    let mut taken: HashSet<usize> = HashSet::new();
     let mut proposals = Vec::new();
-    for entry in waiting {
+    for (place, entry) in waiting.enumerate() {
         if proposals.len() >= limit {
             break;
         }
-        let latencies = &entry.queued.latencies;
-        let within =
-            |(region, latency): &(&Region, &u32)| queue.regions.get(*region).is_some_and(|max| *latency <= max);
-        let mut reached: Vec<(&Region, &u32)> = latencies.iter().filter(within).collect();
-        reached.sort_by_key(|(region, latency)| (**latency, *region));
-        for (region, _) in reached {
-            let line = lines.entry((band(entry.queued.rank), region)).or_default();
-            line.push(entry);
+        let mut oldest: Option<Vec<(usize, &WaitingPlayer)>> = None;
+        for (region, _) in queue.usable(&entry.queued.latencies) {
+            let line = lines.entry((band(queue, entry.queued.rank), region)).or_default();
+            line.push((place, entry));
             if line.len() < queue.players {
                 continue;
             }
-            // A player may be in the lines of several regions, and may already be matched in another region.
-            line.retain(|entry| !taken.contains(&entry.player));
-            if line.len() >= queue.players {
-                let chosen: Vec<&WaitingPlayer> = line.drain(..queue.players).collect();
-                taken.extend(chosen.iter().map(|entry| &entry.player));
-                let players = chosen.into_iter().cloned().collect();
-                proposals.push(Proposal { region: region.clone(), players });
-                break;
+            // A player may be in the lines of several regions, and may already be matched.
+            line.retain(|(place, _)| !taken.contains(place));
+            if line.len() < queue.players {
+                continue;
             }
+            let places = |line: &[(usize, &WaitingPlayer)]| line.iter().map(|(place, _)| *place).collect::<Vec<_>>();
+            if oldest.as_ref().is_none_or(|oldest| places(line) < places(oldest)) {
+                oldest = Some(line.clone());
+            }
+        }
+        let Some(chosen) = oldest else { continue };
+        let players = chosen.iter().map(|(_, entry)| WaitingPlayer::clone(entry)).collect();
+        if let Some(proposal) = Proposal::of(queue, players) {
+            taken.extend(chosen.into_iter().map(|(place, _)| place));
+            proposals.push(proposal);
         }
     }
     proposals
@@ -90,7 +116,7 @@ mod tests {
 
     fn queue(players: usize) -> Queue {
         let regions = [("eu", 100), ("us", 100)].map(|(name, ceiling)| (name.parse().unwrap(), ceiling));
-        Queue { players, rank_band: 200, timeout_s: 120, client_rank: false, regions: regions.into() }
+        Queue { players, rank_band: 200, timeout_s: 120, client_rank: false, requeue: true, regions: regions.into() }
     }
 
     fn entry(seq: u64, rank: i32, eu: u32, us: u32) -> WaitingPlayer {
@@ -106,6 +132,8 @@ mod tests {
                 attributes: BTreeMap::new(),
                 waiting_since: datetime!(2026-01-01 00:00 UTC),
                 expires_at: datetime!(2026-01-01 00:02 UTC),
+                requeues: 0,
+                absences: 0,
             },
         }
     }
@@ -139,8 +167,39 @@ mod tests {
     }
 
     #[test]
-    fn the_player_who_completes_a_match_gets_the_nearest_region() {
-        assert_eq!(matches(&queue(2), &[entry(1, 0, 20, 30), entry(2, 0, 60, 50)], 10), ["us: p1 p2"]);
+    fn of_two_lines_that_a_player_completes_the_one_with_the_oldest_ticket_makes_the_match() {
+        let entries = [entry(1, 0, 101, 90), entry(2, 0, 20, 101), entry(3, 0, 20, 90)];
+        assert_eq!(matches(&queue(2), &entries, 10), ["us: p1 p3"]);
+    }
+
+    #[test]
+    fn the_region_is_the_best_for_the_players_in_any_order_of_their_tickets() {
+        for (latencies, region) in [
+            // The worst latency decides, also against the nearest region of the player who comes last.
+            ([(40, 95), (60, 59)], "eu"),
+            ([(20, 90), (100, 91)], "us"),
+            // The sum decides between equal worst latencies.
+            ([(20, 60), (60, 21)], "eu"),
+            ([(21, 60), (60, 20)], "us"),
+            // The name decides between equal sums.
+            ([(20, 60), (60, 20)], "eu"),
+            // A region that only one player can use does not count.
+            ([(0, 100), (101, 100)], "us"),
+        ] {
+            let [first, second] = latencies;
+            for order in [[first, second], [second, first]] {
+                let entries: Vec<_> = (1..).zip(order).map(|(seq, (eu, us))| entry(seq, 0, eu, us)).collect();
+                assert_eq!(matches(&queue(2), &entries, 10), [format!("{region}: p1 p2")], "{order:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_proposal_has_the_latencies_of_each_region_that_all_its_players_can_use() {
+        let entries = [entry(1, 0, 40, 95), entry(2, 0, 60, 59), entry(3, 0, 40, 101), entry(4, 0, 60, 59)];
+        let latencies = |proposal: Proposal| serde_json::to_string(&proposal.latencies).unwrap();
+        let found: Vec<_> = propose(&queue(2), entries.iter(), 10).into_iter().map(latencies).collect();
+        assert_eq!(found, [r#"{"eu":[40,60],"us":[95,59]}"#, r#"{"eu":[40,60]}"#]);
     }
 
     #[test]

@@ -149,6 +149,8 @@ mod tests {
             attributes: [("note".into(), "two\nlines".into())].into(),
             waiting_since: CREATED,
             expires_at: datetime!(2026-01-01 00:02 UTC),
+            requeues: 0,
+            absences: 0,
         }
     }
 

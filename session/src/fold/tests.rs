@@ -1,8 +1,9 @@
 use garage_events::{
+    failure::Code,
     game::Ports,
     id::TicketId,
-    player::{CancelReason, Cancelled, Ending, Queued},
-    projection::Reached,
+    player::{CancelReason, Cancelled, Ending, Queued, Requeue, Requeued},
+    projection::{Histogram, Reached},
     session::{Closed, Failed, Matched, Member, Opened, PodFailed, PodReady, PodRequested, PodScheduled, Team},
 };
 use uuid::Uuid;
@@ -41,17 +42,28 @@ fn queued(seconds: i64) -> player::Event {
         attributes: BTreeMap::new(),
         waiting_since: at(seconds),
         expires_at: at(seconds + 120),
+        requeues: 0,
+        absences: 0,
     }
     .into()
 }
 
 fn cancelled() -> player::Event {
-    Cancelled { ticket: ticket(), queue: queue(), reason: CancelReason::Player }.into()
+    Cancelled { ticket: ticket(), queue: queue(), reason: CancelReason::Player, absences: 0 }.into()
 }
 
 fn found(since: i64) -> player::Event {
     let waiting_since = at(since);
-    player::Matched { ticket: ticket(), queue: queue(), session: session(), team: "red".into(), waiting_since }.into()
+    player::Matched {
+        ticket: ticket(),
+        queue: queue(),
+        session: session(),
+        team: "red".into(),
+        waiting_since,
+        requeue: None,
+        absences: 0,
+    }
+    .into()
 }
 
 fn matched() -> session::Event {
@@ -60,6 +72,7 @@ fn matched() -> session::Event {
         queue: queue(),
         region: "eu".parse().unwrap(),
         teams: vec![Team { name: "red".into(), players: vec![member("ann"), member("bob")] }],
+        latencies: Default::default(),
         rules: "1".into(),
         pool_seq: 1,
         clock: at(0),
@@ -69,7 +82,15 @@ fn matched() -> session::Event {
 
 fn requested(attempt: u32) -> session::Event {
     let (public_key, fingerprint) = (String::new(), String::new());
-    PodRequested { attempt, region: "eu".parse().unwrap(), loadouts: Vec::new(), public_key, fingerprint }.into()
+    PodRequested {
+        attempt,
+        region: "eu".parse().unwrap(),
+        loadouts: Vec::new(),
+        public_key,
+        fingerprint,
+        ends_at: None,
+    }
+    .into()
 }
 
 fn scheduled(attempt: u32) -> session::Event {
@@ -186,6 +207,28 @@ fn a_player_who_queues_again_waits_only_once() {
     assert_eq!(changes.queues, [(queue(), Some(1))].into());
     let waiting: Vec<_> = changes.waits.iter().filter(|(_, waits)| **waits).collect();
     assert_eq!(waiting, [(&waiter(&queue(), at(6), &"ann".parse().unwrap()), &true)]);
+}
+
+#[test]
+fn a_requeued_player_waits_again_with_the_original_time_and_is_not_counted_as_queued() {
+    let player::Event::Queued(first) = queued(0) else { unreachable!() };
+    let again = Requeued { session: session(), reason: Code::NoCapacity, queued: Queued { requeues: 1, ..first } };
+    let player::Event::Matched(found) = found(0) else { unreachable!() };
+    let requeue =
+        Requeue { rank: 0, latencies: BTreeMap::new(), attributes: BTreeMap::new(), expires_at: at(120), requeues: 1 };
+    let rematch = player::Matched { requeue: Some(requeue), ..found.clone() };
+    let events = [queued(0), found.into(), again.into()].into_iter().zip(0..);
+    let events: Vec<_> = events.map(|(event, at)| of_player("ann", at, event)).collect();
+    let changes = fold(events.clone(), CurrentState::default());
+    let waits = LivePlayer::Waiting { queue: queue(), since: at(0) };
+    assert_eq!(changes.players["ann".parse::<PlayerId>().as_ref().unwrap()], Some(waits));
+    assert_eq!(changes.queues, [(queue(), Some(1))].into());
+    let changes = fold([events, vec![of_player("ann", 50, rematch.into())]].concat(), CurrentState::default());
+    let flow = &changes.minutes[&minute(0)].as_ref().unwrap().queues[&queue()];
+    assert_eq!((flow.queued, flow.matched, flow.requeued), (1, 2, 1));
+    let mut once = Histogram::default();
+    once.count(1_000);
+    assert_eq!(flow.waited, once, "the wait before the second match includes the first match");
 }
 
 #[test]

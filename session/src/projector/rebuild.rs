@@ -81,10 +81,11 @@ pub async fn rebuild(
     }
     advance(redis, &name, Advance { to: at, time, behind: Some(0), ..Advance::default() }).await?;
 
-    // Apply the events that were appended meanwhile.
+    // Apply the events that were appended meanwhile. All rounds share one read, and so one consumer.
+    let mut range = reader.range(filters(), at + 1, at);
     loop {
         let end = reader.bounds().await?.last;
-        let mut range = reader.range(filters(), at + 1, end);
+        range.extend(end);
         while at < end {
             let batch = gather(&mut range).await?;
             let to = batch.get(BATCH_SIZE - 1).map_or(end, |last| last.seq);

@@ -5,6 +5,7 @@ mod backup;
 mod dead;
 mod queue;
 mod rebuild;
+mod refused;
 mod replay;
 mod shown;
 mod support;

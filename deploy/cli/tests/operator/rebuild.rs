@@ -11,8 +11,10 @@ use std::{
 use anyhow::Context;
 use futures::future::try_join_all;
 use garage_events::{
+    crash::Point,
     event::Envelope,
     jetstream::JetStreamLog,
+    lease,
     player::{self, Ending},
     projection::{CLOSED, CLOSED_KEPT, LIVE, Live, LivePlayer, LiveSession, TIMELINES, WAITS, WATERMARK},
     session::{self, Status},
@@ -23,7 +25,7 @@ use garage_session::{
     redis::Redis,
 };
 use garage_stack::servers::{self, Role};
-use garage_worker::{Health, Shutdown, config};
+use garage_worker::{Health, Shutdown, config, lease::keep};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use tokio::{process::Command, task::block_in_place, time::timeout};
@@ -50,7 +52,10 @@ impl Projected {
         let redis = Redis::new(garage_worker::redis::Redis::new(&config)?);
         let log = JetStreamLog::open(fixture.nats.connect(Role::Session).await?).await?;
         let shutdown = Shutdown::new();
-        tokio::spawn(Projector::new(log.clone(), redis.clone(), Health::default()).run(shutdown.clone()));
+        let (context, names) = (log.context().clone(), vec![lease::PROJECTOR.into()]);
+        let (leases, keeping) = keep(context, names, Point::ProjectorLeaseKept, Health::default());
+        tokio::spawn(keeping);
+        tokio::spawn(Projector::new(log.clone(), redis.clone(), leases, Health::default()).run(shutdown.clone()));
         let log = fixture.log().await?;
         Ok(Self { fixture, log, server, redis, shutdown })
     }

@@ -1,6 +1,8 @@
 //! Output for programs: JSON lines and completions.
 
-use crate::support::{Fixture, seqs};
+use garage_events::session::{Failed, PodFailed};
+
+use crate::support::{Fixture, of_session, open, seqs};
 
 #[tokio::test]
 async fn a_timeline_can_be_printed_as_json() -> anyhow::Result<()> {
@@ -12,6 +14,25 @@ async fn a_timeline_can_be_printed_as_json() -> anyhow::Result<()> {
     assert_eq!(seqs(&lines), [1, 5]);
     // `garage replay` prints the same fields.
     assert_eq!(lines, fixture.json(&["replay", "--json", "--player", "anna"]).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_timeline_shows_what_failed_and_where_the_servers_output_is() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let log = fixture.log().await?;
+    let session = open(&log, &["anna"]).await?;
+    let failed = PodFailed::new(1, "exited", "exit code 7:\tno engine");
+    of_session(&log, session, failed.into()).await?;
+    of_session(&log, session, Failed { reason: "exited".into() }.into()).await?;
+    let ran = fixture.run(&["session", &session.to_string()]).await?;
+    for shown in [
+        "attempt 1: exited: exit code 7: no engine",
+        &format!("$GARAGE_INSTANCES/game-{session}-1/log"),
+        &format!("kubectl logs game-{session}-1"),
+    ] {
+        assert!(ran.out.contains(shown), "{shown}: {ran:?}");
+    }
     Ok(())
 }
 

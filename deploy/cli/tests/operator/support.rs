@@ -177,13 +177,20 @@ pub(crate) async fn queue(log: &JetStreamLog, name: &str) -> anyhow::Result<u64>
         attributes: [].into(),
         waiting_since: now,
         expires_at: now + time::Duration::MINUTE,
+        requeues: 0,
+        absences: 0,
     };
     of_player(log, name, queued.into()).await
 }
 
 pub(crate) async fn cancel(log: &JetStreamLog, name: &str) -> anyhow::Result<u64> {
     let ticket = TicketId::new(System.id());
-    of_player(log, name, Cancelled { ticket, queue: "ranked".parse()?, reason: CancelReason::Player }.into()).await
+    of_player(
+        log,
+        name,
+        Cancelled { ticket, queue: "ranked".parse()?, reason: CancelReason::Player, absences: 0 }.into(),
+    )
+    .await
 }
 
 pub(crate) async fn of_session(log: &JetStreamLog, id: SessionId, event: session::Event) -> anyhow::Result<u64> {
@@ -201,6 +208,7 @@ pub(crate) async fn open(log: &JetStreamLog, players: &[&str]) -> anyhow::Result
         queue: "ranked".parse()?,
         region: "eu".parse()?,
         teams: vec![team],
+        latencies: Default::default(),
         rules: "test".into(),
         pool_seq: 0,
         clock: System.now(),

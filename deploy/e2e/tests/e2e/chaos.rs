@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use self::faults::Faults;
 use crate::{
-    support::{Garage, Setup, crowd::Crowd},
+    support::{Garage, Setup, consumers::CreatedConsumers, crowd::Crowd},
     verify,
 };
 
@@ -29,8 +29,16 @@ const LAUNCHER: &str = "
 /// Players at a time.
 const AT_ONCE: usize = 80;
 
+/// The size of each NATS node's disk, in MiB: more than ten minutes of faults need.
+const DISK_MIB: u64 = 512;
+
 /// How long everything may take to settle after the last player has finished.
 const SETTLING: Duration = Duration::from_secs(60);
+
+/// The mean number of consumers that NATS may create per second. The ten instances have ten readers. A restart of NATS
+/// ends all of them, a fault of one worker up to three, and there is about one fault per second. Readers that
+/// interrupted each other would exceed this even without a fault. Measured: 1.2 per second.
+const MAX_CONSUMERS_PER_SECOND: f64 = 4.0;
 
 /// The parameters of a run: `FOR` seconds of faults, drawn from `SEED`, on `NODES` NATS nodes.
 struct Run {
@@ -75,15 +83,21 @@ async fn insert_proxies(garage: &mut Garage) -> Vec<Vec<Proxy>> {
 async fn no_work_is_lost_under_random_faults() {
     let Run { time, seed, nodes } = Run::from_env();
     eprintln!("seed {seed}, {nodes} NATS node(s), {} s of faults", time.as_secs());
-    let setup = Setup::short().instances(2).queues(QUEUES).game_server(LAUNCHER);
+    let setup = Setup::short().instances(2).queues(QUEUES).game_server(LAUNCHER).small_disks(DISK_MIB);
     let setup = setup.env("GARAGE_GATEWAY_GRACE_S", "3").env("GARAGE_READY_S", "10");
     let mut garage = if nodes == 1 { setup.start().await } else { setup.three_nodes().start().await };
     let proxies = insert_proxies(&mut garage).await;
 
     let crowd = Crowd::start(&garage, seed, time, AT_ONCE);
     let mut faults = Faults::new(proxies, seed);
+    let created = CreatedConsumers::count(&garage.admin).await;
+    let faults_began = Instant::now();
     faults.inject(&mut garage, time).await;
     eprint!("{faults}");
+    let per_second = created.total() as f64 / faults_began.elapsed().as_secs_f64();
+    eprintln!("consumers created: {per_second:.1} per second, by stream {:?}", created.by_stream());
+    assert!(per_second < MAX_CONSUMERS_PER_SECOND, "seed {seed}: {per_second:.1} consumers created per second");
+    drop(created);
     // Players that have started play to the end, with their own deadlines.
     let faults_ended = Instant::now();
     let players = crowd.finish().await;

@@ -3,7 +3,7 @@
 use garage_stack::workers::Worker;
 
 use crate::support::{
-    Garage, Setup,
+    Garage, NO_REQUEUE, Setup,
     history::{self, assert_notified, paid},
     play, until,
 };
@@ -92,7 +92,7 @@ async fn every_match_finishes_whichever_worker_is_killed() {
 async fn a_server_exit_without_a_running_director_is_noticed() {
     // The server exits while no director runs, so no director sees the exit.
     let script = "while [ ! -e $root/die ]; do sleep 0.1; done; exit 7";
-    let mut garage = Setup::short().env("GARAGE_ATTEMPTS", "1").game_server(script).start().await;
+    let mut garage = Setup::short().queues(NO_REQUEUE).env("GARAGE_ATTEMPTS", "1").game_server(script).start().await;
     let bots = garage.bots("player", 2);
     for bot in &bots {
         bot.queue("ranked").await.unwrap();
@@ -129,7 +129,7 @@ async fn workers_that_start_first_wait_for_nats_and_redis() {
     garage.stack.nats.node(0).unwrap().restart().await.unwrap();
     until("the session worker waits for Redis", async || {
         let log = garage.stack.root().join("logs/session-0.log");
-        std::fs::read_to_string(log).is_ok_and(|log| log.contains("cannot update the projections")).then_some(())
+        std::fs::read_to_string(log).is_ok_and(|log| log.contains("update the projections in Redis")).then_some(())
     })
     .await;
     garage.stack.redis.restart_empty().await.unwrap();

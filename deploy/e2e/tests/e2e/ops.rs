@@ -6,7 +6,7 @@ use futures::future::join;
 use garage_events::id::SessionId;
 
 use crate::support::{
-    Garage, Setup,
+    Garage, NO_REQUEUE, Setup,
     browser::Browser,
     history::{self, of_session},
     play, until,
@@ -133,7 +133,7 @@ async fn the_dashboard_shows_the_current_state_and_survives_outages() {
 
 #[tokio::test]
 async fn the_dashboard_shows_failures_by_reason_and_dead_letters_without_their_body() {
-    let garage = Setup::short().game_server("echo no engine; exit 7").start().await;
+    let garage = Setup::short().queues(NO_REQUEUE).game_server("echo no engine; exit 7").start().await;
     let browser = open_dashboard(&garage).await;
     for bot in garage.bots("player", 2) {
         bot.queue("ranked").await.unwrap();

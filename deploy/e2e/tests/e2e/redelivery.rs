@@ -9,7 +9,7 @@ use garage_events::{
 use garage_stack::workers::Worker;
 
 use crate::support::{
-    Garage, Setup,
+    Garage, NO_REQUEUE, Setup,
     history::{self, Event, assert_notified, of_session, paid},
     play,
 };
@@ -116,7 +116,7 @@ async fn a_failed_attempt_fails_once_despite_redeliveries() {
         if grep -q '\"fails-0\"' \"$config\"; then exit 7; fi
         if grep -q '\"dies-0\"' \"$config\" && first; then exit 7; fi
         if grep -q '\"hangs-0\"' \"$config\" && first; then hang; fi";
-    let mut garage = Setup::short().env("GARAGE_READY_S", "10").game_server(script).start().await;
+    let mut garage = Setup::short().queues(NO_REQUEUE).env("GARAGE_READY_S", "10").game_server(script).start().await;
     let bots: Vec<_> = [("dies-0", 0), ("dies-1", 0), ("hangs-0", 200), ("hangs-1", 200)]
         .map(|(name, rank)| garage.ranked(name, rank))
         .into();

@@ -2,8 +2,10 @@
 
 pub(crate) mod browser;
 pub(crate) mod cluster;
+pub(crate) mod consumers;
 pub(crate) mod crowd;
 pub(crate) mod history;
+mod hostile;
 mod kubelet;
 pub(crate) mod operations;
 mod setup;
@@ -19,17 +21,20 @@ use std::{
 use async_nats::{Client, jetstream};
 use garage_events::{
     game::Secret,
+    id::SessionId,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
         setup::CONSUMERS,
     },
     projection::Live,
-    subject::{ALL, DEAD, STREAM},
+    subject::{ALL, STREAM},
 };
 use garage_stack::{
     bot::{Bot, Played},
+    hostile::HostileServer,
     servers::Role,
+    small_disk::SmallDisk,
     workers::{Stack, Worker, binary},
 };
 use tempfile::TempDir;
@@ -39,8 +44,12 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::history::Event;
 pub(crate) use self::setup::Setup;
+use self::{history::Event, hostile::Hostile};
+
+/// A queue whose players are released at once when their match fails.
+pub(crate) const NO_REQUEUE: &str = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nrequeue = false\n\
+                                     [queues.ranked.regions]\neu = 120\n";
 
 /// How long a test waits for a condition. Generous, for a machine that is busy with other work.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -101,6 +110,9 @@ pub(crate) struct Garage {
     log: JetStreamLog,
     http: reqwest::Client,
     read: Mutex<Vec<Event>>,
+    hostile: Hostile,
+    /// The disks of the NATS nodes, if they are small. Dropped after the servers, which write to them.
+    pub(crate) disk: Option<SmallDisk>,
     folder: Option<TempDir>,
     _permit: SemaphorePermit<'static>,
 }
@@ -168,9 +180,13 @@ impl Garage {
         self.drained().await;
         let events = self.events().await;
         history::check(&events);
-        let dead = self.jetstream().get_stream(DEAD).await.unwrap().cached_info().state.messages;
-        assert_eq!(dead, 0, "dead letters");
+        self.hostile.assert_no_other_dead_letters(&self.jetstream()).await;
         events
+    }
+
+    /// A hostile process with the NATS user of this attempt's game server.
+    pub(crate) fn hostile_server(&self, session: SessionId, attempt: u32) -> HostileServer {
+        self.hostile.server(&self.stack.nats, session, attempt)
     }
 
     /// Waits until no durable consumer has pending or unacknowledged messages.

@@ -8,10 +8,11 @@ use std::{
 use garage_events::{
     env::Env,
     id::{PlayerId, TicketId},
+    jetstream::storage::Storage,
     player::{CancelReason, Queued, State},
     subject::Aggregate,
 };
-use garage_gateway::{Problem, QueueStatuses, commands};
+use garage_gateway::{AbsenceWait, Problem, QueueStatuses, commands};
 use rand::RngExt;
 use uuid::Uuid;
 
@@ -126,10 +127,21 @@ impl Clients {
                     attributes: [].into(),
                     waiting_since: now,
                     expires_at: now + time::Duration::seconds(30),
+                    requeues: 0,
+                    absences: 0,
                 };
                 let (name, ticket) = (queued.queue.clone(), queued.ticket);
                 let queued = async { Ok(queued) };
-                commands::queue(&net, &clock, &queue_statuses, &player, (&name, ticket), queued).await.map(drop)
+                commands::queue(
+                    &net,
+                    &clock,
+                    (&queue_statuses, &Storage::default(), &AbsenceWait::default()),
+                    &player,
+                    (&name, ticket),
+                    queued,
+                )
+                .await
+                .map(drop)
             };
             match call_gateway(self.stage(), gateway, command).await {
                 Some(Ok(())) => {
@@ -162,7 +174,7 @@ impl Clients {
         loop {
             let message = follow.next().await;
             let event = history::decode(&message).expect("an event").event;
-            if State::evolve(&event) == (State::Idle { ticket }) {
+            if State::evolve(&event) == (State::Idle { ticket, absences: 0 }) {
                 return;
             }
         }

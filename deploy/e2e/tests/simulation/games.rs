@@ -12,6 +12,7 @@ use garage_director::backend::{
 use garage_events::{
     env::Env,
     event::Recorded,
+    failure::NO_CAPACITY,
     game::{Config, Finished, Placing, Ports, Ready},
     id::SessionId,
     log::Session,
@@ -207,7 +208,9 @@ impl Backend for Games {
         self.call().await?;
         let name = order.name();
         if self.stage.fault(self.stage.plan.down / 4) {
-            return Err(CreateError::Refused { reason: "not-started", message: "no room".into() });
+            let reason = self.stage.draw(|rng| rng.random_range(0..2));
+            let reason = ["not-started", NO_CAPACITY][reason];
+            return Err(CreateError::Refused { reason, message: "no room".into() });
         }
         if self.stage.fault(self.stage.plan.slow_starts) {
             let millis = self.stage.draw(|rng| rng.random_range(0..60_000));
@@ -300,8 +303,10 @@ impl Game {
         self.report(&self.config.ready, &ready).await;
         self.sleep(race).await;
         let players = self.config.players.iter().map(|loadout| loadout.player.clone());
-        let mut results: Vec<Placing> =
-            players.zip(1..).map(|(player, place)| Placing { player, place, time_ms: Some(9_000) }).collect();
+        let mut results: Vec<Placing> = players
+            .zip(1..)
+            .map(|(player, place)| Placing { player, place, time_ms: Some(9_000), joined: true })
+            .collect();
         match behavior {
             Behavior::DiesWhileRacing => return self.exit(self.abnormal_exit()),
             Behavior::NeverFinishes => return self.run_to_hard_end().await,

@@ -67,7 +67,7 @@ struct PlayerCheck {
     state: State,
 }
 
-/// The players of each session that one commit matches, notifies of the opening, or releases.
+/// The players of each session that one commit matches, notifies of the opening, or releases or requeues.
 #[derive(Default)]
 struct Notices {
     matched: BTreeMap<SessionId, BTreeSet<PlayerId>>,
@@ -224,6 +224,13 @@ impl Checker {
             (State::Matched(_), player::Event::PlayerMatched(matched)) => {
                 notices.opened.entry(matched.session).or_default().insert(id.clone());
                 Some(matched.session) == session && Some(matched.ticket) == ticket
+            }
+            (State::Matched(matched), player::Event::Requeued(requeued)) => {
+                notices.released.entry(requeued.session).or_default().insert(id.clone());
+                let queued = &requeued.queued;
+                Some(requeued.session) == session
+                    && Some(queued.ticket) == ticket
+                    && queued.waiting_since == matched.waiting_since
             }
             (State::Matched(_) | State::Playing(_), player::Event::Released(released)) => {
                 notices.released.entry(released.session).or_default().insert(id.clone());

@@ -256,6 +256,7 @@ fn under_any_faults_every_match_ends_and_no_player_is_in_two_matches() {
             "Cancelled",
             "TimedOut",
             "PodFailed",
+            "Requeued",
             "Opened",
             "Finished",
             "Failed",

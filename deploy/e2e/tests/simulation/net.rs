@@ -14,9 +14,10 @@ use garage_events::{
     event::Recorded,
     id::{PlayerId, SessionId},
     inventory,
+    jetstream::setup::DIRECTOR,
     log::{Append, AppendError, Decision, Load, Player, ReadError, Reports, Session},
     sim::{Faults, SimLog},
-    subject::{Report, SESSIONS, sessions, timer_due},
+    subject::{Report, SESSIONS, timer_due},
 };
 use rand::RngExt;
 use time::OffsetDateTime;
@@ -79,7 +80,7 @@ impl Net {
             led_until: Arc::new(Mutex::new(stage.now())),
         };
         net.deliver(&net.session, vec![SESSIONS.into()]);
-        net.deliver(&net.director, vec![sessions("pod-requested"), sessions("closed")]);
+        net.deliver(&net.director, DIRECTOR.filters());
         net.set_faults(false);
         stage.spawn(Process::Outside, net.clone().elections());
         net

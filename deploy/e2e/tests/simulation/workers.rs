@@ -1,7 +1,7 @@
 //! Garage's workers on the stage: the real deciders and reactions, with simulated dependencies.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     pin::pin,
     sync::{
@@ -68,9 +68,10 @@ pub(crate) fn queues(match_size: usize) -> Queues {
         rank_band: 100,
         timeout_s: 30,
         client_rank: false,
+        requeue: true,
         regions: [("eu".parse().unwrap(), 100)].into(),
     };
-    Queues { queues: [("ranked".parse().unwrap(), queue)].into() }
+    Queues { queues: [("ranked".parse().unwrap(), queue)].into(), measured_at: Default::default() }
 }
 
 /// The state that all instances share.
@@ -133,12 +134,8 @@ impl Shared {
         // The start of an `Instant` is arbitrary: only differences matter.
         let (began, at) = (Instant::now(), self.stage.now());
         self.stage.add_worker(move |process| {
-            let settings = GameSettings {
-                token_key: String::new(),
-                token_keys: BTreeMap::new(),
-                nats_url: String::new(),
-                session: limits().session,
-            };
+            let settings =
+                GameSettings { token_key: String::new(), token_keys: BTreeMap::new(), nats_url: String::new() };
             let app = director::App {
                 log: shared.net.clone(),
                 env: env.clone(),
@@ -286,6 +283,12 @@ impl Effects for Shared {
         }
         self.stage.hop().await;
         Ok(GameKey { public_key: String::new(), fingerprint, private_key: Secret::new("private") })
+    }
+
+    async fn absent(&self, players: Vec<(PlayerId, OffsetDateTime)>) -> BTreeSet<PlayerId> {
+        self.stage.hop().await;
+        // Nobody has a socket here. Some players count as gone, so that one match requeues some and releases others.
+        players.into_iter().map(|(player, _)| player).filter(|_| self.stage.fault(20)).collect()
     }
 
     async fn set_timer(&self, session: SessionId, at: Option<OffsetDateTime>) -> Result<(), Failure> {

@@ -197,6 +197,10 @@ impl Database {
     pub fn process(&self) -> &Process {
         &self.process
     }
+
+    pub(crate) fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
 }
 
 /// Settings for a server that runs beside others on a laptop. It is as durable as in production, because tests kill it.

@@ -43,7 +43,12 @@ pub struct Node {
     /// The loopback address for clients. The node may listen on further addresses.
     client: SocketAddr,
     monitor: SocketAddr,
+    /// The folder of its streams.
+    store: PathBuf,
 }
+
+/// What each node stores at most, in bytes: enough for the default sizes of Garage's streams.
+const MAX_FILE_STORE: u64 = 16 << 30;
 
 /// How the nodes of a cluster reach each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +64,15 @@ impl Nats {
     /// # Errors
     /// When nats-server is not installed or does not answer in time.
     pub async fn start(root: &Path, nodes: usize) -> Result<Self> {
-        Self::start_wired(root, nodes, Wiring::Direct, Ipv4Addr::LOCALHOST.into()).await
+        Self::start_limited(root, nodes, MAX_FILE_STORE).await
+    }
+
+    /// Like [`start`](Self::start), with another limit for what each node stores, in bytes.
+    ///
+    /// # Errors
+    /// When nats-server is not installed or does not answer in time.
+    pub async fn start_limited(root: &Path, nodes: usize, max_file_store: u64) -> Result<Self> {
+        Self::start_wired(root, nodes, Wiring::Direct, Ipv4Addr::LOCALHOST.into(), max_file_store).await
     }
 
     /// Like [`start`](Self::start), but clients can also connect through another address of this machine. The nodes
@@ -73,7 +86,7 @@ impl Nats {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        Self::start_wired(root, nodes, Wiring::Direct, listen).await
+        Self::start_wired(root, nodes, Wiring::Direct, listen, MAX_FILE_STORE).await
     }
 
     /// Like [`start`](Self::start), with a proxy in each route, for [`cut_routes`](Self::cut_routes). The proxies run
@@ -82,21 +95,27 @@ impl Nats {
     /// # Errors
     /// When nats-server is not installed or does not answer in time.
     pub async fn start_cuttable(root: &Path, nodes: usize) -> Result<Self> {
-        Self::start_wired(root, nodes, Wiring::Proxied, Ipv4Addr::LOCALHOST.into()).await
+        Self::start_wired(root, nodes, Wiring::Proxied, Ipv4Addr::LOCALHOST.into(), MAX_FILE_STORE).await
     }
 
-    async fn start_wired(root: &Path, nodes: usize, wiring: Wiring, listen: IpAddr) -> Result<Self> {
+    async fn start_wired(
+        root: &Path,
+        nodes: usize,
+        wiring: Wiring,
+        listen: IpAddr,
+        max_file_store: u64,
+    ) -> Result<Self> {
         let mut left = ports::STARTS;
         loop {
             left -= 1;
-            match Self::try_start(root, nodes, wiring, listen).await {
+            match Self::try_start(root, nodes, wiring, listen, max_file_store).await {
                 Err(Error::PortTaken { .. }) if left > 0 => {}
                 result => return result,
             }
         }
     }
 
-    async fn try_start(root: &Path, count: usize, wiring: Wiring, on: IpAddr) -> Result<Self> {
+    async fn try_start(root: &Path, count: usize, wiring: Wiring, on: IpAddr, max_file_store: u64) -> Result<Self> {
         let program = binary::nats_server()?;
         let operator = Operator::renew(&root.join("secrets"))?;
 
@@ -128,18 +147,20 @@ impl Nats {
                 password: &route_password,
                 discoverable: wiring == Wiring::Direct,
             });
+            let store = folder.join("jetstream");
             let text = config::server(&config::Server {
                 name: &name,
                 client: SocketAddr::new(on, client.port()),
                 monitor,
-                store: &folder.join("jetstream"),
+                store: &store,
+                max_file_store,
                 operator: &operator,
                 cluster,
             });
             let file = folder.join("nats.conf");
             secret::write_private(&file, &text)?;
             let process = Launch::new(name, &program, folder.join("log")).arg("-c").arg(file).spawn()?;
-            nodes.push(Node { process, client, monitor });
+            nodes.push(Node { process, client, monitor, store });
         }
         // First wait for each node alone. Otherwise a node whose port is in use would look like a cluster that forms
         // slowly.
@@ -176,6 +197,11 @@ impl Nats {
     #[must_use]
     pub fn url(&self) -> String {
         self.nodes.iter().map(Node::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// The loopback addresses of all nodes for clients.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.client).collect()
     }
 
     /// Like [`url`](Self::url), with another address of this machine.
@@ -246,6 +272,11 @@ impl Nats {
     /// [`Error::NoSuchNode`]
     pub fn node(&mut self, index: usize) -> Result<&mut Node> {
         self.nodes.get_mut(index).ok_or(Error::NoSuchNode(index))
+    }
+
+    /// All nodes.
+    pub(crate) fn all_nodes(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.nodes.iter_mut()
     }
 
     /// The log files of the nodes.
@@ -346,6 +377,18 @@ impl Node {
         monitor::peers(self.monitor).await
     }
 
+    /// Why the node no longer stores messages, in the words of its health check. `None` if it stores them, or if it does
+    /// not answer. After a write error, such as a full disk, a node stores nothing until it is restarted.
+    pub async fn store_fault(&self) -> Option<String> {
+        monitor::store_fault(self.monitor).await
+    }
+
+    /// The folder of its streams.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
     /// Kills the node, and starts it with the same ports and data. Returns when JetStream is enabled. In a cluster the
     /// node may still have to catch up; see [`Nats::wait_healthy`].
     ///
@@ -392,6 +435,10 @@ impl Node {
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    pub(crate) fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 }
 

@@ -166,6 +166,10 @@ impl Redis {
     pub fn process(&self) -> &Process {
         &self.process
     }
+
+    pub(crate) fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
 }
 
 fn configuration(port: u16, password: &str, reader: &str) -> String {

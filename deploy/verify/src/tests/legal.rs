@@ -65,7 +65,8 @@ impl Played {
         for (name, number) in players {
             let id: PlayerId = name.parse().unwrap();
             let found = block_on(self.log.player(&id)).unwrap();
-            let command = player::Command::Match { ticket: story::ticket(number), session, team: name.into() };
+            let command =
+                player::Command::Match { ticket: story::ticket(number), session, team: name.into(), requeue: true };
             let event = player::decide(&found.state, command).unwrap();
             decision = decision.change(&self.env, Aggregate::Player(id), found.head, [event]);
         }
@@ -115,7 +116,10 @@ fn a_log_that_the_deciders_write_is_valid() {
     played.player("cleo", player::Command::Cancel { ticket: story::ticket(10), reason: CancelReason::Disconnected });
     played.queue("cleo", 11);
     played.env.advance(Duration::MINUTE + Duration::microseconds(1_234));
-    played.player("cleo", player::Command::TimeOut { ticket: story::ticket(11), now: played.env.now() });
+    played.player(
+        "cleo",
+        player::Command::TimeOut { ticket: story::ticket(11), now: played.env.now(), candidates: None },
+    );
 
     // A match whose first server fails and whose second server plays it.
     let first = played.matched([("anna", 1), ("bert", 2)]);
@@ -134,6 +138,11 @@ fn a_log_that_the_deciders_write_is_valid() {
         played.deadline(second);
     }
     played.session(second, Command::Fail { reason: "not-ready".into() });
+    // Both players wait again. One cancels, and the other one times out.
+    played.player("anna", player::Command::Cancel { ticket: story::ticket(3), reason: CancelReason::Player });
+    played.env.advance(Duration::MINUTE);
+    played
+        .player("bert", player::Command::TimeOut { ticket: story::ticket(4), now: played.env.now(), candidates: None });
 
     // A match that reaches its hard end, and one whose server dies after its report.
     let third = played.matched([("anna", 5), ("bert", 6)]);

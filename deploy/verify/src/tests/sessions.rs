@@ -120,7 +120,8 @@ fn all_players_are_released_when_their_session_closes_with_the_same_reason() {
         let mut changes =
             vec![(story::of_session(1), vec![story::StoryEvent::session(failed), story::StoryEvent::session(closed)])];
         for (name, number, why) in released {
-            let released = Released { ticket: ticket(*number), session: session(1), why: *why };
+            let released =
+                Released { ticket: ticket(*number), session: session(1), why: *why, reason: None, absences: 0 };
             changes.push((story::of_player(name), vec![story::StoryEvent::player(released)]));
         }
         story.commit(changes);
@@ -137,7 +138,10 @@ fn all_players_are_released_when_their_session_closes_with_the_same_reason() {
 fn a_player_is_not_released_while_the_session_is_live() {
     let mut story = Story::default();
     story.matched(1, &[("anna", 1), ("bert", 2)]);
-    story.player("anna", Released { ticket: ticket(1), session: session(1), why: Ending::Failed });
+    story.player(
+        "anna",
+        Released { ticket: ticket(1), session: session(1), why: Ending::Failed, reason: None, absences: 0 },
+    );
     assert_is(&only(&story), Rule::Notified, Some("anna"), Some(1), &[6]);
 }
 
@@ -200,7 +204,8 @@ fn a_session_that_is_abandoned_at_its_hard_end_is_valid() {
     story.matched(1, &[("anna", 1)]);
     let failed = Failed { reason: "hard-end".into() };
     let closed = Closed { why: Ending::Abandoned, results: vec![] };
-    let released = Released { ticket: ticket(1), session: session(1), why: Ending::Abandoned };
+    let released =
+        Released { ticket: ticket(1), session: session(1), why: Ending::Abandoned, reason: None, absences: 0 };
     story.commit(vec![
         (story::of_session(1), vec![story::StoryEvent::session(failed), story::StoryEvent::session(closed)]),
         (story::of_player("anna"), vec![story::StoryEvent::player(released)]),

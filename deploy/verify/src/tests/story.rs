@@ -177,8 +177,13 @@ impl Story {
         let closed = Closed { why: Ending::Finished, results };
         let mut changes = vec![(of_session(number), vec![StoryEvent::session(finished), StoryEvent::session(closed)])];
         for (name, number_of_ticket) in players {
-            let released =
-                Released { ticket: ticket(*number_of_ticket), session: session(number), why: Ending::Finished };
+            let released = Released {
+                ticket: ticket(*number_of_ticket),
+                session: session(number),
+                why: Ending::Finished,
+                reason: None,
+                absences: 0,
+            };
             changes.push((of_player(name), vec![StoryEvent::player(released)]));
         }
         self.commit(changes);
@@ -295,6 +300,8 @@ pub(super) fn queued(number: u128) -> Queued {
         attributes: [].into(),
         waiting_since: BEGAN,
         expires_at: BEGAN + Duration::MINUTE,
+        requeues: 0,
+        absences: 0,
     }
 }
 
@@ -303,18 +310,34 @@ pub(super) fn matched(players: &[(&str, u128)]) -> Matched {
     let member = |name: &str, number| Member { player: name.parse().unwrap(), ticket: ticket(number), rank: 0 };
     let team = |(name, number): &(&str, u128)| Team { name: (*name).into(), players: vec![member(name, *number)] };
     let (queue, region) = (queue(), "eu".parse().unwrap());
-    Matched { queue, region, teams: players.iter().map(team).collect(), rules: "1".into(), pool_seq: 0, clock: BEGAN }
+    Matched {
+        queue,
+        region,
+        teams: players.iter().map(team).collect(),
+        latencies: Default::default(),
+        rules: "1".into(),
+        pool_seq: 0,
+        clock: BEGAN,
+    }
 }
 
 /// The player's event of a match.
 pub(super) fn is_matched(number: u128, of: u128, team: &str) -> player::Matched {
     let (ticket, session) = (ticket(number), session(of));
-    player::Matched { ticket, queue: queue(), session, team: team.into(), waiting_since: BEGAN }
+    player::Matched {
+        ticket,
+        queue: queue(),
+        session,
+        team: team.into(),
+        waiting_since: BEGAN,
+        requeue: None,
+        absences: 0,
+    }
 }
 
 pub(super) fn requested(attempt: u32) -> PodRequested {
     let (region, fingerprint) = ("eu".parse().unwrap(), address().fingerprint);
-    PodRequested { attempt, region, loadouts: vec![], public_key: String::new(), fingerprint }
+    PodRequested { attempt, region, loadouts: vec![], public_key: String::new(), fingerprint, ends_at: None }
 }
 
 pub(super) fn scheduled(attempt: u32) -> PodScheduled {
@@ -330,7 +353,13 @@ pub(super) fn opened(attempt: u32) -> Opened {
 }
 
 pub(super) fn player_matched(of: u128, number: u128) -> player::PlayerMatched {
-    player::PlayerMatched { ticket: ticket(number), queue: queue(), session: session(of), address: address() }
+    player::PlayerMatched {
+        ticket: ticket(number),
+        queue: queue(),
+        session: session(of),
+        address: address(),
+        absences: 0,
+    }
 }
 
 pub(super) fn address() -> Address {
@@ -338,5 +367,5 @@ pub(super) fn address() -> Address {
 }
 
 pub(super) fn placing(name: &str, place: u32) -> Placing {
-    Placing { player: name.parse().unwrap(), place, time_ms: Some(9) }
+    Placing { player: name.parse().unwrap(), place, time_ms: Some(9), joined: true }
 }

@@ -7,7 +7,10 @@ fn event_numbers_have_no_gap_and_no_duplicate() {
     for n in [1, 3] {
         let mut story = Story::default();
         story.queue("anna", 1);
-        story.player("anna", Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player });
+        story.player(
+            "anna",
+            Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0 },
+        );
         story.edit(2, |body| body["n"] = json!(n));
         assert_is(&only(&story), Rule::Numbered, Some("anna"), None, &[2, 1]);
     }
@@ -24,7 +27,10 @@ fn each_message_expects_the_last_sequence_of_its_aggregate() {
         let mut story = Story::default();
         story.queue("anna", 1);
         story.queue("bert", 2);
-        story.player("anna", Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player });
+        story.player(
+            "anna",
+            Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0 },
+        );
         story
     };
     assert_eq!(cancelled().check(End::Open).0, []);

@@ -155,7 +155,7 @@ fn results_reported_by_a_server_before_it_died_count() {
     let broken = given([matched(), requested(1), scheduled(1), was_ready(1), opened(1), failed_pod(1)]);
     broken.when(finish(1, &["ann", "bob"])).then([finished(1), closed(Ending::Finished)]);
     broken.when(finish(2, &["ann", "bob"])).refused(Rejection::UnknownAttempt);
-    broken.when(finish(1, &["ann"])).refused(Rejection::BadResults);
+    broken.when(finish(1, &["ann"])).refused(Rejection::BadResults(BadResults::Players));
 }
 
 // Duplicates.
@@ -214,7 +214,7 @@ fn a_closed_session_rejects_all_commands() {
 fn results_must_name_each_player_exactly_once() {
     let running = given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)]);
     for wrong in [&["ann", "bob", "eve"][..], &["ann", "eve"], &["ann"], &["ann", "ann"], &["ann", "bob", "ann"], &[]] {
-        running.when(finish(1, wrong)).refused(Rejection::BadResults);
+        running.when(finish(1, wrong)).refused(Rejection::BadResults(BadResults::Players));
     }
     assert_eq!(running.when(finish(1, &["bob", "ann"])).name(), "Finished+Closed");
 }
@@ -241,5 +241,45 @@ fn results_before_the_opening_are_too_early() {
         given.when(finish(1, &["ann", "bob"])).refused(Rejection::TooEarly);
         // Their content is not checked yet.
         given.when(finish(1, &["eve"])).refused(Rejection::TooEarly);
+    }
+}
+
+#[test]
+fn the_places_are_a_competition_ranking_that_agrees_with_the_times() {
+    let at = |place, time_ms, joined| (place, time_ms, joined);
+    let time = |place, time_ms| at(place, Some(time_ms), true);
+    let (unfinished, absent) = (|place| at(place, None, true), |place| at(place, None, false));
+    let cases = [
+        // Each of these was once paid and rated.
+        (vec![time(0, 1), time(1, 2), time(2, 3)], "p1 has place 0"),
+        (vec![time(1, 1), time(3, 2), time(3, 2)], "p2 has place 3"),
+        (vec![time(2, 1), time(3, 2), time(4, 3)], "p1 has place 2"),
+        (vec![time(1, 1), time(2, 2), time(2, 2), time(3, 3)], "p4 has place 3"),
+        (vec![time(1, 2), time(2, 1)], "p1 is placed ahead of p2"),
+        (vec![time(1, 1), time(1, 2)], "p1 is placed ahead of p2"),
+        (vec![unfinished(1), time(2, 1)], "p1 is placed ahead of p2"),
+        (vec![unfinished(1), time(1, 1)], "p2 is placed ahead of p1"),
+        (vec![absent(1), unfinished(2)], "p1 is placed ahead of p2"),
+        (vec![time(1, 1), at(2, Some(2), false)], "p2 has a time but did not join"),
+        (vec![time(1, 1), time(2, 2), time(2, 2), time(4, 3)], ""),
+        // A game that measures no times sends the same for all.
+        (vec![time(1, 9), time(2, 9), unfinished(3)], ""),
+        (vec![time(1, 1), unfinished(2), absent(3), absent(3)], ""),
+        (vec![time(1, 1), unfinished(2), unfinished(2), absent(2)], ""),
+        (vec![absent(1), absent(1)], ""),
+        (vec![time(2, 2), time(1, 1)], ""),
+    ];
+    for (results, expected) in cases {
+        let placing = |(number, (place, time_ms, joined))| Placing {
+            player: format!("p{number}").parse().unwrap(),
+            place,
+            time_ms,
+            joined,
+        };
+        let results: Vec<Placing> = (1..).zip(results).map(placing).collect();
+        let members = results.iter().map(|placing| team(placing.player.as_str(), placing.player.as_str(), 1));
+        let matched = Matched { teams: members.collect(), ..match_of_ann_and_bob() };
+        let found = results::check(&matched, &results).map_err(|error| error.to_string()).err().unwrap_or_default();
+        assert!(found.starts_with(expected) && found.is_empty() == expected.is_empty(), "{results:?}: {found}");
     }
 }

@@ -9,6 +9,7 @@
 use std::future::Future;
 
 use async_nats::{Client, jetstream};
+use bytes::Bytes;
 use garage_events::{
     dead_letter::DeadLetter,
     jetstream::{reader::Reader, setup},
@@ -41,7 +42,7 @@ where
     let answer = move |Retry { number }: Retry| {
         let (client, handler) = (client.clone(), handler.clone());
         async move {
-            let delivery = read(client, name, number).await?;
+            let delivery = read(client, consumer, number).await?;
             let outcome = handle(handler, delivery).await;
             match &outcome {
                 Ok(()) => tracing::info!(consumer = name, dead_letter = number, "retry of a dead letter succeeded"),
@@ -65,14 +66,32 @@ where
 }
 
 /// Restores the delivery from the dead letter. The original stream may have deleted the message already.
-async fn read(client: Client, consumer: &str, number: u64) -> Result<Delivery, Refusal> {
-    let message = Reader::open(client, subject::DEAD).await?.get(number).await?;
-    let message = message.filter(|message| message.subject.as_str() == subject::dead(consumer));
-    let message = message.ok_or_else(|| Refusal::new(404, format!("{consumer} has no dead letter {number}")))?;
+async fn read(client: Client, consumer: setup::Consumer, number: u64) -> Result<Delivery, Refusal> {
+    let name = consumer.name;
+    let message = Reader::open(client.clone(), subject::DEAD).await?.get(number).await?;
+    let message = message.filter(|message| message.subject.as_str() == subject::dead(name));
+    let message = message.ok_or_else(|| Refusal::new(404, format!("{name} has no dead letter {number}")))?;
     let dead_letter: DeadLetter = serde_json::from_slice(&message.payload)
         .map_err(|error| Refusal::new(422, format!("the dead letter cannot be read: {error}")))?;
-    let body = dead_letter.bytes();
+    let body = match dead_letter.bytes() {
+        Some(body) => body,
+        None => original(client, consumer.stream, &dead_letter).await?,
+    };
     Ok(Delivery { seq: dead_letter.seq, time: dead_letter.time, subject: dead_letter.subject, body, delivered: 1 })
+}
+
+/// The body of a message of which the dead letter contains only the beginning.
+async fn original(client: Client, stream: &'static str, dead_letter: &DeadLetter) -> Result<Bytes, Refusal> {
+    let message = Reader::open(client, stream).await?.get(dead_letter.seq).await?;
+    let message = message.filter(|message| message.subject.as_str() == dead_letter.subject);
+    let gone = || {
+        let seq = dead_letter.seq;
+        Refusal::new(
+            410,
+            format!("the dead letter has only the beginning of the message, and {stream} has dropped message {seq}"),
+        )
+    };
+    Ok(message.ok_or_else(gone)?.payload)
 }
 
 /// Handles the dead letter with as many tries as one delivery has. If a dependency is unavailable, it returns the

@@ -18,7 +18,7 @@ use async_nats::jetstream::{
 };
 use garage_events::{
     crash::{self, Point},
-    jetstream::{any, setup},
+    jetstream::{any, backoff::Backoff, setup},
 };
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -37,8 +37,10 @@ const MAX_SILENT_CHECKS: u32 = 3;
 const LEADERLESS_AFTER: Duration = Duration::from_secs(10);
 
 /// How long a consumer must be missing before it is recreated. nats-server reports a consumer as missing shortly before
-/// it removes the files, and it would then remove the files of the new consumer too.
-const RECREATE_AFTER: Duration = Duration::from_secs(1);
+/// it removes the files, and it would then remove the files of the new consumer too. The time grows if the consumer
+/// does not last.
+const BACKOFF: Backoff =
+    Backoff::new(Duration::from_secs(1), Duration::from_secs(32), /* forget after */ Duration::from_secs(120));
 
 /// The state of a consumer, as this instance knows it.
 #[derive(Debug)]
@@ -53,6 +55,8 @@ pub(super) struct Watchdog {
     silent_checks: u32,
     unanswered_since: Option<Instant>,
     missing_since: Option<Instant>,
+    /// How long the consumer must be missing before this instance recreates it.
+    backoff: Backoff,
     /// Why this instance removed the consumer. `None` again when the consumer is recreated.
     removal_reason: Option<&'static str>,
     floor: Option<Floor>,
@@ -94,6 +98,7 @@ impl Watchdog {
             silent_checks: 0,
             unanswered_since: None,
             missing_since: None,
+            backoff: BACKOFF,
             removal_reason: None,
             floor: None,
             working: false,
@@ -189,7 +194,7 @@ impl Watchdog {
             Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
                 self.unanswered_since = None;
                 let since = self.missing_since.get_or_insert_with(Instant::now);
-                Ok((since.elapsed() >= RECREATE_AFTER).then_some(Fault::Missing))
+                Ok((since.elapsed() >= self.backoff.delay(Instant::now())).then_some(Fault::Missing))
             }
             Err(_) => {
                 self.missing_since = None;
@@ -218,6 +223,7 @@ impl Watchdog {
         let stream_created = self.context.get_stream(self.consumer.stream).await?.cached_info().created;
         let floor = self.floor.filter(|floor| stream_created <= floor.consumer_created);
         let after = floor.map_or(0, |floor| floor.seq);
+        self.backoff.take(Instant::now());
         crash::effect(Point::ConsumerMade, setup::create_after(&self.context, self.consumer, after)).await?;
         self.missing_since = None;
         Ok(after)

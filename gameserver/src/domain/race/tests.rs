@@ -8,12 +8,16 @@ fn player(name: &str) -> PlayerId {
     name.parse().unwrap()
 }
 
+/// A race whose players have all joined.
 fn race(cars: &[(&str, Stats)]) -> Race {
-    Race::new(cars.iter().map(|(name, stats)| (player(name), *stats)), QUARTER_MILE_M, 60.0)
+    let mut race = Race::new(cars.iter().map(|(name, stats)| (player(name), *stats)), QUARTER_MILE_M, 60.0);
+    (0..cars.len()).for_each(|index| race.join(index));
+    race
 }
 
 fn at_full_throttle(mut race: Race) -> Race {
     for index in 0..race.cars().len() {
+        race.join(index);
         race.set_throttle(index, Throttle(1.0));
     }
     while !race.is_over() {
@@ -61,7 +65,7 @@ fn a_car_without_throttle_does_not_finish() {
 }
 
 #[test]
-fn cars_that_did_not_finish_are_placed_by_distance_then_by_id() {
+fn cars_that_did_not_finish_are_placed_by_distance() {
     let mut race = race(&[("d", SPORTS), ("c", SPORTS), ("b", SPORTS), ("a", SPORTS)]);
     race.set_throttle(2, Throttle(0.01));
     race.set_throttle(1, Throttle(1.0));
@@ -70,13 +74,31 @@ fn cars_that_did_not_finish_are_placed_by_distance_then_by_id() {
     }
     let names: Vec<_> = order(&race).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["c", "b", "a", "d"]);
+    let places: Vec<_> = race.placings().iter().map(|placing| placing.place).collect();
+    assert_eq!(places, [1, 2, 3, 3], "two cars have not moved");
 }
 
 #[test]
-fn equal_cars_are_placed_by_id() {
-    let placings = order(&at_full_throttle(race(&[("b", SPORTS), ("a", SPORTS)])));
-    assert_eq!(placings[0].0, "a");
-    assert_eq!(placings[0].1, placings[1].1);
+fn a_player_who_never_joins_is_last_and_holds_nobody_up() {
+    let mut race = race(&[("fast", SPORTS), ("slow", SPORTS)]);
+    race.cars[1].joined = false;
+    race.set_throttle(0, Throttle(1.0));
+    while !race.is_over() {
+        race.step();
+    }
+    assert!(race.ticks() < 20 * TICK_HZ, "over when the present player has finished");
+    let placings = race.placings();
+    assert_eq!((placings[0].place, placings[0].joined), (1, true));
+    assert_eq!((placings[1].place, placings[1].joined, placings[1].time_ms), (2, false, None));
+}
+
+#[test]
+fn equal_times_are_a_tie() {
+    let slow = Stats { mass_kg: 2_000.0, ..SPORTS };
+    let placings = at_full_throttle(race(&[("c", slow), ("b", SPORTS), ("a", SPORTS)])).placings();
+    let places: Vec<_> = placings.iter().map(|placing| (placing.player.as_str(), placing.place)).collect();
+    assert_eq!(places, [("a", 1), ("b", 1), ("c", 3)]);
+    assert_eq!(placings[0].time_ms, placings[1].time_ms);
 }
 
 #[test]
@@ -151,6 +173,7 @@ proptest! {
         prop_assert_eq!(&one, &two);
         let placings = one.placings();
         prop_assert_eq!(placings.len(), cars.len());
-        prop_assert!(placings.iter().map(|p| p.place).eq(1..=cars.len() as u32));
+        let ahead = |placing: &Placing| placings.iter().filter(|other| other.place < placing.place).count();
+        prop_assert!(placings.iter().all(|placing| placing.place as usize == ahead(placing) + 1));
     }
 }

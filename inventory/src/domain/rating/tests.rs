@@ -16,6 +16,7 @@ fn raced(entries: &[Entry]) -> Vec<Option<Rating>> {
         player: player.clone(),
         place: *place,
         time_ms: finished.then_some(9_000),
+        joined: true,
     };
     let placings: Vec<Placing> = players.iter().zip(entries).map(placing).collect();
     let before = placings.iter().zip(entries).map(|(placing, (_, _, rating))| (&placing.player, (placing, *rating)));
@@ -48,10 +49,32 @@ fn a_player_who_did_not_finish_loses_to_one_who_did_whatever_the_places() {
 }
 
 #[test]
-fn players_who_did_not_finish_are_not_compared_with_each_other() {
-    assert_eq!(moved(&[(1, false), (2, false)]), [None, None]);
-    assert_eq!(moved(&[(1, true), (2, false), (3, false)]), [Some(162), Some(-162), Some(-162)]);
+fn players_who_did_not_finish_draw_against_each_other() {
+    assert_eq!(moved(&[(1, false), (2, false)]), [Some(0), Some(0)]);
+    // The points that the winner gains are those that the others lose.
+    assert_eq!(moved(&[(1, true), (2, false), (3, false)]), [Some(162), Some(-81), Some(-81)]);
     assert_eq!(moved(&[(1, true)]), [None]);
+}
+
+#[test]
+fn a_player_who_did_not_join_is_not_compared() {
+    let names = ["anna", "bert", "carl"].map(|name| name.parse::<PlayerId>().unwrap());
+    let placing = |at: usize, time_ms: Option<u64>, joined| Placing {
+        player: names[at].clone(),
+        place: u32::try_from(at + 1).unwrap(),
+        time_ms,
+        joined,
+    };
+    let [winner, second, absent] = [placing(0, Some(9), true), placing(1, Some(10), true), placing(2, None, false)];
+    let rated = |placings: &[&Placing]| {
+        let before = placings.iter().map(|placing| (&placing.player, (*placing, Rating::new())));
+        rate(&before.collect()).into_iter().map(|(player, rating)| (player.clone(), rating.rating.round())).collect()
+    };
+    let expected = vec![(names[0].clone(), 1_662.0), (names[1].clone(), 1_338.0)];
+    let found: Vec<_> = rated(&[&winner, &second, &absent]);
+    assert_eq!(found, expected);
+    let alone: Vec<_> = rated(&[&winner, &absent]);
+    assert_eq!(alone, []);
 }
 
 #[test]

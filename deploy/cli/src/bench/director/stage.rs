@@ -88,12 +88,20 @@ impl Stage {
         let id = SessionId::new(System.id());
         let player = PlayerId::from_foreign(&System.id().to_string())?;
         let (ticket, name) = (TicketId::new(System.id()), "red".to_owned());
-        let joined =
-            player::Matched { ticket, queue: queue()?, session: id, team: name.clone(), waiting_since: System.now() };
+        let joined = player::Matched {
+            ticket,
+            queue: queue()?,
+            session: id,
+            team: name.clone(),
+            waiting_since: System.now(),
+            requeue: None,
+            absences: 0,
+        };
         let matched = Matched {
             queue: queue()?,
             region: region()?,
             teams: vec![Team { name, players: vec![Member { player: player.clone(), ticket, rank: 1 }] }],
+            latencies: Default::default(),
             rules: "bench".into(),
             pool_seq: 1,
             clock: System.now(),
@@ -104,6 +112,7 @@ impl Stage {
             loadouts: vec![loadout(&player)?],
             public_key: "bench".into(),
             fingerprint: FINGERPRINT.into(),
+            ends_at: Some(System.now() + time::Duration::minutes(15)),
         };
         let decision = Decision::new(&System, id.uuid(), None);
         let events = [Event::from(matched), requested.into()];

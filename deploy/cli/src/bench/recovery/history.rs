@@ -97,6 +97,8 @@ impl Pair {
                 waiting_since: now,
                 // No ticket may time out during the benchmark.
                 expires_at: now + time::Duration::DAY,
+                requeues: 0,
+                absences: 0,
             };
             let decision = Decision::new(&System, queued.ticket.uuid(), None);
             append(log, decision, std::slice::from_mut(player), [queued.clone()]).await?;
@@ -116,7 +118,7 @@ impl Pair {
         let teams = matched.teams.iter().map(|team| team.name.clone());
         let player_events = tickets.iter().zip(teams).map(|(queued, team)| {
             let Queued { ticket, queue, waiting_since, .. } = queued.clone();
-            player::Matched { ticket, queue, session: id, team, waiting_since }
+            player::Matched { ticket, queue, session: id, team, waiting_since, requeue: None, absences: 0 }
         });
         let player_events: Vec<_> = player_events.collect();
         let mut seq = append(log, decide(Head::default(), vec![matched.into()]), &mut self.0, player_events).await?;
@@ -135,7 +137,7 @@ impl Pair {
         }
         let player_events = tickets.iter().map(|queued| {
             let Queued { ticket, queue, .. } = queued.clone();
-            PlayerMatched { ticket, queue, session: id, address: address.clone() }
+            PlayerMatched { ticket, queue, session: id, address: address.clone(), absences: 0 }
         });
         let opened = Opened { attempt: 1, address: address.clone() };
         let player_events: Vec<_> = player_events.collect();
@@ -143,8 +145,10 @@ impl Pair {
 
         let results: Vec<_> = self.0.iter().zip(1..).map(|(player, place)| placing(player, place)).collect();
         let why = Ending::Finished;
-        let player_events: Vec<_> =
-            tickets.iter().map(|queued| Released { ticket: queued.ticket, session: id, why }).collect();
+        let player_events: Vec<_> = tickets
+            .iter()
+            .map(|queued| Released { ticket: queued.ticket, session: id, why, reason: None, absences: 0 })
+            .collect();
         let ended = vec![Finished { attempt: 1, results: results.clone() }.into(), Closed { why, results }.into()];
         append(log, decide(Head { seq, n: 5 }, ended), &mut self.0, player_events).await.map(drop)
     }
@@ -158,7 +162,8 @@ impl Pair {
             queue: "ranked".parse()?,
             region: "eu".parse()?,
             teams: teams.collect(),
-            rules: "band-region-fifo/1".into(),
+            latencies: Default::default(),
+            rules: garage_matchmaker::domain::rule::VERSION.into(),
             pool_seq: 0,
             clock: System.now(),
         })
@@ -179,12 +184,13 @@ impl Pair {
             // The length of an RSA key of 2,048 bits in PEM.
             public_key: "k".repeat(451),
             fingerprint: "f".repeat(64),
+            ends_at: Some(System.now() + time::Duration::minutes(15)),
         })
     }
 }
 
 fn placing(player: &Player, place: u32) -> Placing {
-    Placing { player: player.id.clone(), place, time_ms: Some(12_000 + u64::from(place)) }
+    Placing { player: player.id.clone(), place, time_ms: Some(12_000 + u64::from(place)), joined: true }
 }
 
 /// Appends a decision, together with one event for each player. Returns the sequence of its first message.

@@ -7,12 +7,15 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream;
+use async_nats::jetstream::{self, stream};
 use garage_events::{
     event::Envelope,
+    game::MAX_REPORT,
+    id::SessionId,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
+        setup::DEFAULT_LOG_SIZE,
     },
     subject::{Aggregate, STREAM},
 };
@@ -20,17 +23,19 @@ use garage_stack::{
     proxy::Proxy,
     workers::{Instance, Worker},
 };
+use garage_worker::Shutdown;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use serde_json::Value;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::support::Garage;
+use crate::support::{Garage, until};
 
 /// How long recovery from a fault may take while other faults occur.
 const RECOVERY: Duration = Duration::from_secs(120);
@@ -50,6 +55,12 @@ enum Kind {
     Slowed(Worker),
     /// A game server is killed when its session has an event of this type.
     GameKilled(&'static str),
+    /// The disk of a NATS node is full. Then there is room again, and the node is restarted, as the operators' guide says.
+    DiskFull,
+    /// The log is as large as it may be. Then it may grow again.
+    LogFull,
+    /// From an event of this type on, the NATS user of the session's game server floods NATS for a while.
+    GameHostile(&'static str),
     /// A game server's launcher drops its arguments, and runs something else forever.
     ArgumentsDropped,
     /// A NATS node without connections to the others.
@@ -88,6 +99,9 @@ impl fmt::Display for Kind {
             Self::CutOff(worker) => write!(f, "{} cut off from NATS", worker.name()),
             Self::Slowed(worker) => write!(f, "slow connection from {} to NATS", worker.name()),
             Self::GameKilled(event) => write!(f, "game server killed at {event}"),
+            Self::DiskFull => f.write_str("disk full"),
+            Self::LogFull => f.write_str("log full"),
+            Self::GameHostile(event) => write!(f, "hostile game server at {event}"),
             Self::ArgumentsDropped => f.write_str("launcher that drops its arguments"),
             Self::RoutesCut => f.write_str("NATS node cut off from the others"),
             Self::RoutesSlowed => f.write_str("slow connections to a NATS node"),
@@ -103,10 +117,11 @@ impl Kind {
             [(Self::Killed(part), 3), (Self::Paused(part), 2), (Self::CutOff(worker), 2), (Self::Slowed(worker), 1)]
         });
         let games = ["PodScheduled", "Opened", "Finished"].map(|event| (Self::GameKilled(event), 3));
-        let mut all: Vec<_> = workers.chain(games).collect();
+        let hostile = ["PodRequested", "PodScheduled", "Opened"].map(|event| (Self::GameHostile(event), 1));
+        let mut all: Vec<_> = workers.chain(games).chain(hostile).collect();
         all.extend([Part::Nats, Part::Redis, Part::Database].map(|part| (Self::Killed(part), 2)));
         all.extend([Part::Nats, Part::Redis, Part::Database].map(|part| (Self::Paused(part), 1)));
-        all.extend([(Self::RolledBack, 2), (Self::ArgumentsDropped, 2)]);
+        all.extend([(Self::RolledBack, 2), (Self::ArgumentsDropped, 2), (Self::DiskFull, 1), (Self::LogFull, 1)]);
         if nodes > 1 {
             all.extend([(Self::RoutesCut, 2), (Self::RoutesSlowed, 1)]);
         }
@@ -119,8 +134,8 @@ impl Kind {
             Self::Killed(part) | Self::Paused(part) => Some(part),
             Self::CutOff(worker) | Self::Slowed(worker) => Some(Part::Worker(worker)),
             Self::RolledBack => Some(Part::Redis),
-            Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
-            Self::GameKilled(_) | Self::ArgumentsDropped => None,
+            Self::DiskFull | Self::LogFull | Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
+            Self::GameKilled(_) | Self::GameHostile(_) | Self::ArgumentsDropped => None,
         }
     }
 }
@@ -142,6 +157,8 @@ pub(super) struct Faults {
     done: BTreeMap<String, Vec<Duration>>,
     /// The tasks that measure recovery times.
     recovering: JoinSet<(Kind, Duration)>,
+    /// The floods of hostile game servers.
+    floods: JoinSet<()>,
 }
 
 impl fmt::Display for Faults {
@@ -166,6 +183,7 @@ impl Faults {
             active: Vec::new(),
             done: BTreeMap::new(),
             recovering: JoinSet::new(),
+            floods: JoinSet::new(),
         }
     }
 
@@ -176,12 +194,12 @@ impl Faults {
         while Instant::now() < end {
             let (kind, _) = *kinds.choose_weighted(&mut self.rng, |(_, weight)| *weight).unwrap();
             let pause = Duration::from_millis(self.rng.random_range(200..2_000));
-            if let Kind::GameKilled(event) = kind {
-                self.kill_game(garage, event).await;
-            } else if kind == Kind::ArgumentsDropped {
-                self.drop_arguments(garage.stack.root()).await;
-            } else if !self.is_affected(kind) {
-                self.begin(garage, kind).await;
+            match kind {
+                Kind::GameKilled(event) => self.kill_game(garage, event).await,
+                Kind::GameHostile(event) => self.flood(garage, event).await,
+                Kind::ArgumentsDropped => self.drop_arguments(garage.stack.root()).await,
+                _ if !self.is_affected(kind) => self.begin(garage, kind).await,
+                _ => {}
             }
             let next = Instant::now() + pause;
             while let Some(due) = self.due(next) {
@@ -192,6 +210,9 @@ impl Faults {
         }
         while let Some(due) = self.due(end + time) {
             self.end(garage, due).await;
+        }
+        while let Some(ended) = self.floods.join_next().await {
+            ended.unwrap();
         }
         while let Some(recovered) = self.recovering.join_next().await {
             let (kind, took) = recovered.unwrap();
@@ -217,7 +238,7 @@ impl Faults {
         let duration = Duration::from_millis(self.rng.random_range(match kind {
             Kind::Killed(_) | Kind::RolledBack => 0..2_000,
             // Longer than a lease, and longer than a delivery may go without progress.
-            Kind::Paused(Part::Worker(_)) => 2_000..8_000,
+            Kind::Paused(Part::Worker(_)) | Kind::DiskFull => 2_000..8_000,
             _ => 500..4_000,
         }));
         let delay = Duration::from_millis(self.rng.random_range(20..200));
@@ -239,9 +260,13 @@ impl Faults {
             Kind::Slowed(worker) => {
                 self.network(garage, worker, number).iter().for_each(|proxy| proxy.delay(delay));
             }
+            Kind::DiskFull => garage.disk.as_ref().unwrap().fill(number).unwrap(),
+            Kind::LogFull => resize_log(garage, LogSize::Full).await,
             Kind::RoutesCut => stack.nats.cut_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, delay).unwrap(),
-            Kind::GameKilled(_) | Kind::ArgumentsDropped => unreachable!("these faults have no duration"),
+            Kind::GameKilled(_) | Kind::GameHostile(_) | Kind::ArgumentsDropped => {
+                unreachable!("game servers have functions of their own")
+            }
         }
         self.active.push(Active { kind, number, until: Instant::now() + duration });
     }
@@ -262,9 +287,16 @@ impl Faults {
             Kind::Slowed(worker) => {
                 self.network(garage, worker, number).iter().for_each(|proxy| proxy.delay(Duration::ZERO));
             }
+            Kind::DiskFull => {
+                garage.disk.as_ref().unwrap().make_room(number).unwrap();
+                stack.nats.node(number).unwrap().restart().await.unwrap();
+            }
+            Kind::LogFull => resize_log(garage, LogSize::Default).await,
             Kind::RoutesCut => stack.nats.mend_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, Duration::ZERO).unwrap(),
-            Kind::GameKilled(_) | Kind::ArgumentsDropped => unreachable!("these faults have no duration"),
+            Kind::GameKilled(_) | Kind::GameHostile(_) | Kind::ArgumentsDropped => {
+                unreachable!("game servers have functions of their own")
+            }
         }
         // A worker has recovered when it is ready. A server has recovered when all workers are ready.
         let affected = |instance: &&mut Instance| match kind.part() {
@@ -288,13 +320,7 @@ impl Faults {
     /// Waits for an event of this type, and kills the game server of its session.
     async fn kill_game(&mut self, garage: &Garage, at: &'static str) {
         let jetstream = garage.jetstream();
-        let Ok(Ok(log)) = timeout(Duration::from_secs(5), JetStreamLog::open(garage.admin.clone())).await else {
-            return;
-        };
-        let Ok(Ok(end)) = timeout(Duration::from_secs(5), log.last_sequence("garage.session.>")).await else { return };
-        let found = timeout(Duration::from_secs(5), next(jetstream.clone(), "garage.session.>", end + 1, &[at])).await;
-        let Ok(message) = found else { return };
-        let Some(Aggregate::Session(session)) = Aggregate::of(&message.subject) else { return };
+        let Some((session, message)) = session_at(garage, at).await else { return };
         let name = format!("game-{session}-");
         let runs_it = |pid: &u32| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|line| contains(&line, &name));
         let Some(pid) = garage.stack.game_servers().into_iter().find(runs_it) else { return };
@@ -303,6 +329,26 @@ impl Faults {
         }
         self.measure(Kind::GameKilled(at), async move {
             // The session recovers by another attempt, or ends.
+            let subject = format!("garage.session.{session}.>");
+            next(jetstream, &subject, message.seq + 1, &["PodFailed", "Closed"]).await;
+        });
+    }
+
+    /// Waits for an event of this type, and floods NATS as the game server of its session.
+    async fn flood(&mut self, garage: &Garage, at: &'static str) {
+        let Some((session, message)) = session_at(garage, at).await else { return };
+        let data: Value = serde_json::from_str(Envelope::from_slice(&message.body).unwrap().data.get()).unwrap();
+        let attempt = data["attempt"].as_u64().and_then(|attempt| attempt.try_into().ok()).unwrap();
+        let server = garage.hostile_server(session, attempt);
+        let size = self.rng.random_range(1..2 * MAX_REPORT);
+        let duration = Duration::from_millis(self.rng.random_range(500..4_000));
+        self.floods.spawn(async move {
+            let flood = server.reports(size);
+            let _ = timeout(duration, server.run(&flood, Shutdown::new())).await;
+        });
+        let jetstream = garage.jetstream();
+        self.measure(Kind::GameHostile(at), async move {
+            // What NATS stores is a bad report. If the flood was too large or NATS was down, the match goes on.
             let subject = format!("garage.session.{session}.>");
             next(jetstream, &subject, message.seq + 1, &["PodFailed", "Closed"]).await;
         });
@@ -348,8 +394,43 @@ fn instance(garage: &mut Garage, worker: Worker, number: usize) -> &mut Instance
     garage.stack.instances(worker).nth(number).unwrap()
 }
 
+/// Waits for an event of this type, and returns its session and its message; `None` if there is none soon.
+async fn session_at(garage: &Garage, at: &'static str) -> Option<(SessionId, Message)> {
+    let soon = Duration::from_secs(5);
+    let log = timeout(soon, JetStreamLog::open(garage.admin.clone())).await.ok()?.ok()?;
+    let end = timeout(soon, log.last_sequence("garage.session.>")).await.ok()?.ok()?;
+    let message = timeout(soon, next(garage.jetstream(), "garage.session.>", end + 1, &[at])).await.ok()?;
+    match Aggregate::of(&message.subject) {
+        Some(Aggregate::Session(session)) => Some((session, message)),
+        _ => None,
+    }
+}
+
 fn contains(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// How large the log may be.
+#[derive(Debug, Clone, Copy)]
+enum LogSize {
+    /// As large as it is.
+    Full,
+    Default,
+}
+
+/// Sets how large the log may be. Retries, because another NATS node may still be starting.
+async fn resize_log(garage: &Garage, size: LogSize) {
+    let jetstream = garage.jetstream();
+    until("the log has another size", async || {
+        let info = jetstream.get_stream(STREAM).await.ok()?.cached_info().clone();
+        let bytes = match size {
+            LogSize::Full => info.state.bytes,
+            LogSize::Default => DEFAULT_LOG_SIZE,
+        };
+        let config = stream::Config { max_bytes: i64::try_from(bytes).unwrap().max(1), ..info.config };
+        jetstream.update_stream(config).await.ok()
+    })
+    .await;
 }
 
 /// The next message with one of these types.

@@ -136,18 +136,20 @@ pub(crate) fn assert_notified(events: &[Event], name: &str, frames: &[Frame]) {
     assert_eq!(received, logged, "{name}: received frames (left) and the log's events (right)");
 }
 
-/// Whether every session is closed, and every player with a result is paid.
+/// Whether every session is closed, and every player who joined a finished match is paid.
 pub(crate) fn is_over(events: &[Event]) -> bool {
     let mut paid = count(events, "RewardGranted");
     for session in sessions(events) {
         let history = of_session(events, session);
         match history.last() {
             Some(closed) if closed.type_name == "Closed" => {
-                let results = closed.data.get("results").and_then(Value::as_array).map_or(0, Vec::len);
-                if paid < results {
+                let results = closed.data.get("results").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                let joined =
+                    results.iter().filter(|placing| placing.get("joined") != Some(&Value::Bool(false))).count();
+                if paid < joined {
                     return false;
                 }
-                paid -= results;
+                paid -= joined;
             }
             _ => return false,
         }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -9,11 +10,12 @@ use std::{
 use garage_events::jetstream::JetStreamLog;
 use garage_stack::{
     servers::Role,
-    workers::{Options, Stack, binary},
+    small_disk::SmallDisk,
+    workers::{Games, Options, Pods, Stack, binary},
 };
 use tokio::sync::Mutex;
 
-use super::{Garage, acquire_permit, operations};
+use super::{Garage, acquire_permit, hostile::Hostile, operations};
 
 /// Races that take two or three seconds.
 const SHORT: &str = "--distance-m 20 --join-timeout-ms 20000 --race-timeout-ms 15000";
@@ -29,6 +31,8 @@ pub(crate) struct Setup {
     queues: Option<&'static str>,
     game_server: Option<&'static str>,
     backup: Option<PathBuf>,
+    disk_mib: Option<u64>,
+    kubeconfig: Option<String>,
 }
 
 impl Setup {
@@ -40,7 +44,15 @@ impl Setup {
         let ready = ("GARAGE_READY_S".into(), "60".into());
         let env = vec![keys, ready];
         let options = Options { env, ..Options::default() };
-        Self { options, game_arg: SHORT, queues: None, game_server: None, backup: None }
+        Self {
+            options,
+            game_arg: SHORT,
+            queues: None,
+            game_server: None,
+            backup: None,
+            disk_mib: None,
+            kubeconfig: None,
+        }
     }
 
     /// Like [`Setup::short`], with races that do not end.
@@ -80,9 +92,21 @@ impl Setup {
         self
     }
 
+    /// Runs the game servers as pods of the namespace `games`, in the cluster of this kubeconfig.
+    pub(crate) fn on_cluster(mut self, kubeconfig: &str) -> Self {
+        self.kubeconfig = Some(kubeconfig.into());
+        self
+    }
+
     /// Restores a backup to the servers before the workers start.
     pub(crate) fn restored(mut self, backup: &Path) -> Self {
         self.backup = Some(backup.to_owned());
+        self
+    }
+
+    /// Gives each NATS node a disk of its own, of this size, which the test can fill: [`Garage::disk`].
+    pub(crate) fn small_disks(mut self, mib: u64) -> Self {
+        self.disk_mib = Some(mib);
         self
     }
 
@@ -91,6 +115,10 @@ impl Setup {
         let permit = acquire_permit().await;
         let folder = tempfile::Builder::new().prefix("garage-e2e-").tempdir().unwrap();
         let root = folder.path().join("root");
+        let disk = self.disk_mib.map(|mib| {
+            let stores: Vec<_> = (1..=self.options.nats_nodes).map(|node| format!("nats-{node}/jetstream")).collect();
+            SmallDisk::mount(&root, &stores, mib).unwrap_or_else(|error| panic!("{error}"))
+        });
         self.options.env.push(("GARAGE_GAME_ARG".into(), self.game_arg.into()));
         if let Some(queues) = self.queues {
             let file = folder.path().join("queues.toml");
@@ -102,6 +130,17 @@ impl Setup {
             write_game_server(&file, script, &root);
             self.options.env.push(("GARAGE_GAMESERVER".into(), file.to_str().unwrap().into()));
         }
+        if let Some(kubeconfig) = self.kubeconfig {
+            let file = folder.path().join("kubeconfig");
+            fs::write(&file, kubeconfig).unwrap();
+            self.options.games = Games::Kube(Pods {
+                kubeconfig: file,
+                namespace: "games".into(),
+                image: "gameserver:test".into(),
+                pull_policy: "Never".into(),
+                advertise: Ipv4Addr::LOCALHOST.into(),
+            });
+        }
         if let Some(backup) = &self.backup {
             operations::restore(&root, self.options.nats_nodes, backup).await;
         }
@@ -109,7 +148,17 @@ impl Setup {
         let admin = stack.nats.connect(Role::Admin).await.unwrap();
         let log = JetStreamLog::open(admin.clone()).await.unwrap();
         let http = reqwest::Client::new();
-        Garage { stack, admin, log, http, read: Mutex::default(), folder: Some(folder), _permit: permit }
+        Garage {
+            stack,
+            admin,
+            log,
+            http,
+            read: Mutex::default(),
+            disk,
+            hostile: Hostile::default(),
+            folder: Some(folder),
+            _permit: permit,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub(super) struct Server<'a> {
     pub(super) client: SocketAddr,
     pub(super) monitor: SocketAddr,
     pub(super) store: &'a Path,
+    pub(super) max_file_store: u64,
     pub(super) operator: &'a Operator,
     pub(super) cluster: Option<Cluster<'a>>,
 }
@@ -34,9 +35,8 @@ pub(super) fn server(server: &Server<'_>) -> String {
         "jetstream": {
             "store_dir": server.store,
             "sync_interval": "always",
-            // Enough for the sizes that Garage's streams reserve, and for the history. The default, three quarters of
-            // the free disk space, may be too small, and then `garage init` fails.
-            "max_file_store": 16_u64 << 30,
+            // The default, three quarters of the free disk space, may be too small, and then `garage init` fails.
+            "max_file_store": server.max_file_store,
             "limits": { "batch": { "max_inflight_per_stream": 500, "timeout": "2s" } },
         },
     });

@@ -31,6 +31,15 @@ pub(super) async fn healthy(monitor: SocketAddr, path: &str) -> bool {
     get(monitor, path).await.is_some_and(|(status, _)| status == 200)
 }
 
+/// The reason of a failed health check, if it means that the node has stopped to store messages: one node keeps the
+/// write error of a stream, and a node of a cluster disables JetStream.
+pub(super) async fn store_fault(monitor: SocketAddr) -> Option<String> {
+    let healthz = json(monitor, "/healthz").await?;
+    let error = healthz.get("error")?.as_str()?;
+    let stopped = ["write error", "JetStream not enabled"];
+    stopped.iter().any(|text| error.contains(text)).then(|| error.to_owned())
+}
+
 /// The JSON body at the path. `None` when the node does not answer.
 async fn json(monitor: SocketAddr, path: &str) -> Option<Value> {
     let (_, body) = get(monitor, path).await?;
