@@ -54,7 +54,8 @@ pub async fn queue(
                 if !storage.has_room_for_tickets() {
                     return Err(Problem::log_full());
                 }
-                Event::from(queued.clone().await?)
+                // The request knows nothing of the matches that the player missed.
+                Event::from(Queued { absences: player.state.absences(), ..queued.clone().await? })
             }
             Ok(Queueing::Wait(until, absences)) => return Err(Problem::absent(until, absences, env.now())),
             Err(rejection) => return Err(rejected(&rejection)),
@@ -148,11 +149,13 @@ mod tests {
     };
 
     use garage_events::{
-        env::System,
+        env::{Simulated, System},
         event::Recorded,
         id::SessionId,
         inventory,
-        log::{Append, Load, ReadError, Session},
+        log::{Append, Head, Load, ReadError, Session},
+        player::{Ending, Released},
+        sim::SimLog,
     };
     use time::OffsetDateTime;
 
@@ -188,6 +191,38 @@ mod tests {
         }
     }
 
+    fn queued() -> Queued {
+        Queued {
+            ticket: TicketId::new(System.id()),
+            queue: "ranked".parse().unwrap(),
+            rank: 1,
+            latencies: Default::default(),
+            attributes: Default::default(),
+            waiting_since: OffsetDateTime::UNIX_EPOCH,
+            expires_at: OffsetDateTime::UNIX_EPOCH,
+            requeues: 0,
+            absences: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ticket_carries_the_number_of_missed_matches_on() {
+        let log = SimLog::new(Simulated::at(OffsetDateTime::UNIX_EPOCH));
+        let ann: PlayerId = "ann".parse().unwrap();
+        let (ticket, session) = (TicketId::new(System.id()), SessionId::new(System.id()));
+        let released = Released { ticket, session, why: Ending::Finished, reason: None, absences: 1 };
+        let decision = Decision::new(&System, session.uuid(), None);
+        let aggregate = Aggregate::Player(ann.clone());
+        let decision = decision.change(&System, aggregate, Head::default(), [Event::from(released)]);
+        log.append(decision).await.unwrap();
+
+        let queued = queued();
+        let open = (&QueueStatuses::default(), &Storage::default(), &AbsenceWait::default());
+        let (name, ticket) = (queued.queue.clone(), queued.ticket);
+        queue(&log, &System, open, &ann, (&name, ticket), async { Ok(queued) }).await.unwrap();
+        assert_eq!(log.player(&ann).await.unwrap().state.absences(), 1);
+    }
+
     #[tokio::test]
     async fn a_command_retries_after_a_conflict_but_not_after_another_error() {
         let cases: [(MakeError, u32); 4] = [
@@ -198,18 +233,7 @@ mod tests {
         ];
         for (error, tries) in cases {
             let log = FailingLog { appends: Arc::default(), error };
-            let now = OffsetDateTime::UNIX_EPOCH;
-            let queued = Queued {
-                ticket: TicketId::new(System.id()),
-                queue: "ranked".parse().unwrap(),
-                rank: 1,
-                latencies: Default::default(),
-                attributes: Default::default(),
-                waiting_since: now,
-                expires_at: now,
-                requeues: 0,
-                absences: 0,
-            };
+            let queued = queued();
             let (open, ann) =
                 ((&QueueStatuses::default(), &Storage::default(), &AbsenceWait::default()), "ann".parse().unwrap());
             let (name, ticket) = (queued.queue.clone(), queued.ticket);
