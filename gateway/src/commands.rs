@@ -6,7 +6,7 @@ use garage_events::{
     id::{PlayerId, QueueName, TicketId},
     jetstream::storage::Storage,
     log::{AppendError, Decision, Log, Player},
-    player::{CancelReason, Event, Queued, Rejection},
+    player::{self, CancelReason, Command, Event, Queued, Rejection},
     subject::Aggregate,
 };
 use uuid::Uuid;
@@ -54,8 +54,9 @@ pub async fn queue(
                 if !storage.has_room_for_tickets() {
                     return Err(Problem::log_full());
                 }
-                // The request knows nothing of the matches that the player missed.
-                Event::from(Queued { absences: player.state.absences(), ..queued.clone().await? })
+                // The decision adds what the request does not know, such as the matches that the player missed.
+                let command = Command::Queue(queued.clone().await?);
+                player::decide(&player.state, command).map_err(|rejection| rejected(&rejection))?
             }
             Ok(Queueing::Wait(until, absences)) => return Err(Problem::absent(until, absences, env.now())),
             Err(rejection) => return Err(rejected(&rejection)),
