@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 /// How long each step of a connection may take: the TLS handshake, receiving the head of a request, receiving its body,
-/// answering it, and the client's reading of a part of the answer. Twice the time-out of a request to another worker
-/// (5 s).
+/// answering it, and the client's reading of a part of the answer. Twice the time-out of a request to NATS or to another
+/// worker (5 s).
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long open connections have to finish when the gateway stops. The runtime allows 30 s for the whole worker.

@@ -18,6 +18,10 @@ const OWN_TASKS: usize = 3;
 /// How often the recorder of the metrics sorts new measurements into its buckets. Until then it keeps each of them.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long NATS may take to answer a request, unless the request has its own time-out. Half the time that a client of
+/// the gateway waits for an answer, so that the answer can say that NATS does not answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Longest pause between two attempts of [`keep_trying`].
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
@@ -66,7 +70,8 @@ impl Runtime {
         config.check()?;
         let urls = config.nats.urls()?;
         let connecting = keep_trying("NATS", || async {
-            let connected = config.nats.options(name)?.connect(urls.split(',').collect::<Vec<_>>()).await;
+            let options = config.nats.options(name)?.request_timeout(Some(REQUEST_TIMEOUT));
+            let connected = options.connect(urls.split(',').collect::<Vec<_>>()).await;
             connected.inspect_err(|error| health.down("nats", error.to_string())).map_err(anyhow::Error::from)
         });
         let client = shutdown.run_until_cancelled(connecting).await.ok_or(Stopped)?;
