@@ -119,7 +119,8 @@ impl JetStreamLog {
         let stream = self.context.get_stream(subject::STREAM).await.map_err(unavailable)?;
         let info = stream.cached_info();
         let (bytes, limit) = (info.state.bytes, u64::try_from(info.config.max_bytes).ok().filter(|limit| *limit > 0));
-        self.storage.measured(bytes, limit, Link::new(self.context.client()).connections());
+        let connection = Link::new(self.context.client()).connections();
+        self.storage.measured(bytes, limit, info.state.last_sequence, connection);
         Ok((bytes, limit))
     }
 

@@ -109,6 +109,8 @@ struct Lost {
     certain: bool,
     /// The number of the connection. A restarted server has lost its write error, and the connection to it.
     connection: u64,
+    /// The log's last sequence when it was measured first after the loss. If it grows, another worker could append.
+    last_sequence: Option<u64>,
 }
 
 impl Storage {
@@ -142,8 +144,9 @@ impl Storage {
         trouble.map(|trouble| trouble.to_string()).or_else(|| (used >= NEARLY_FULL).then(nearly))
     }
 
-    /// The size of the stream, and its limit if it has one. `connection` is the number of the current connection.
-    pub fn measured(&self, bytes: u64, limit: Option<u64>, connection: u64) {
+    /// The size of the stream, its limit if it has one, and its last sequence. `connection` is the number of the current
+    /// connection.
+    pub fn measured(&self, bytes: u64, limit: Option<u64>, last_sequence: u64, connection: u64) {
         let mut known = self.known();
         let before = known.used;
         known.used = limit.filter(|limit| *limit > 0).map_or(0, |limit| bytes.saturating_mul(100) / limit);
@@ -152,7 +155,9 @@ impl Storage {
         if known.used < NEARLY_FULL && (before >= NEARLY_FULL || !recently_refused) {
             known.full_since = None;
         }
-        known.lost = known.lost.filter(|lost| lost.connection == connection);
+        let lost = known.lost.filter(|lost| lost.connection == connection);
+        let lost = lost.map(|lost| Lost { last_sequence: lost.last_sequence.or(Some(last_sequence)), ..lost });
+        known.lost = lost.filter(|lost| lost.last_sequence == Some(last_sequence));
     }
 
     /// Another worker has said this.
@@ -177,12 +182,11 @@ impl Storage {
     /// A commit that was sent at `sent` on this connection was lost. `now` is the time at which the server said so.
     pub(super) fn lost(&self, sent: OffsetDateTime, now: OffsetDateTime, connection: u64) {
         let mut known = self.known();
-        let lost = known.lost.filter(|lost| lost.connection == connection);
-        let Lost { since, count, certain, .. } =
-            lost.unwrap_or(Lost { since: sent, count: 0, certain: false, connection });
-        let count = count.saturating_add(1);
-        let certain = certain || (count >= LOST_COMMITS && now - since >= LOST_FOR);
-        known.lost = Some(Lost { since, count, certain, connection });
+        let first = Lost { since: sent, count: 0, certain: false, connection, last_sequence: None };
+        let mut lost = known.lost.filter(|lost| lost.connection == connection).unwrap_or(first);
+        lost.count = lost.count.saturating_add(1);
+        lost.certain |= lost.count >= LOST_COMMITS && now - lost.since >= LOST_FOR;
+        known.lost = Some(lost);
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -215,10 +219,16 @@ mod tests {
         assert_eq!(storage.own_trouble(), None, "too early");
         storage.lost(at(5), at(10), 1);
         assert_eq!(storage.own_trouble(), Some(Trouble::NotStoring { since: at(0) }));
-        storage.measured(1, Some(100), 1);
+        storage.measured(1, Some(100), 7, 1);
         assert!(storage.own_trouble().is_some(), "a restart is needed, and the connection is the same");
-        storage.measured(1, Some(100), 2);
+        storage.measured(1, Some(100), 7, 2);
         assert_eq!(storage.own_trouble(), None, "the server was restarted");
+        storage.lost(at(0), at(5), 2);
+        storage.lost(at(5), at(10), 2);
+        storage.measured(1, Some(100), 7, 2);
+        assert!(storage.own_trouble().is_some());
+        storage.measured(1, Some(100), 8, 2);
+        assert_eq!(storage.own_trouble(), None, "another worker has stored something");
         storage.lost(at(20), at(25), 2);
         storage.stored();
         storage.lost(at(30), at(35), 2);
@@ -228,7 +238,7 @@ mod tests {
     #[test]
     fn a_full_log_is_full_since_the_first_refusal_until_it_stores_or_has_shrunk() {
         let storage = Storage::default();
-        storage.measured(99, Some(100), 1);
+        storage.measured(99, Some(100), 7, 1);
         assert_eq!((storage.trouble(), storage.has_room_for_tickets()), (None, false));
         assert_eq!(storage.remark().as_deref(), Some("99 % full; from 95 % on, new tickets are refused"));
         storage.refused(at(1));
@@ -237,21 +247,21 @@ mod tests {
         storage.stored();
         assert_eq!(storage.trouble(), None);
         storage.refused(at(3));
-        storage.measured(95, Some(100), 1);
+        storage.measured(95, Some(100), 7, 1);
         assert_eq!(storage.trouble(), Some(Trouble::Full { since: at(3) }));
-        storage.measured(94, Some(100), 1);
+        storage.measured(94, Some(100), 7, 1);
         assert_eq!((storage.trouble(), storage.has_room_for_tickets()), (None, true));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_log_on_a_full_server_is_full_for_ten_seconds_after_a_refusal() {
         let storage = Storage::default();
-        storage.measured(10, Some(100), 1);
+        storage.measured(10, Some(100), 7, 1);
         storage.refused(at(1));
-        storage.measured(10, Some(100), 1);
+        storage.measured(10, Some(100), 7, 1);
         assert_eq!((storage.trouble(), storage.has_room_for_tickets()), (Some(Trouble::Full { since: at(1) }), false));
         tokio::time::advance(HEARD_FOR).await;
-        storage.measured(10, Some(100), 1);
+        storage.measured(10, Some(100), 7, 1);
         assert_eq!((storage.trouble(), storage.has_room_for_tickets()), (None, true), "the next append finds out");
     }
 
