@@ -1,9 +1,13 @@
 //! A match from end to end.
 
+use std::time::Duration;
+
+use serde_json::json;
+
 use crate::support::{
     Setup,
-    history::{self, assert_notified, of_player, of_session, paid, steps},
-    play,
+    history::{self, assert_notified, of_player, of_session, paid, steps, types},
+    play, until,
 };
 
 #[tokio::test]
@@ -42,4 +46,45 @@ async fn two_players_queue_race_and_are_paid() {
     let players: Vec<_> = names.iter().flat_map(|name| of_player(&events, name)).collect();
     assert_eq!(players.len(), 8);
     assert_eq!(history::sessions(&events), [session]);
+}
+
+#[tokio::test]
+async fn players_who_miss_two_matches_in_a_row_wait_before_they_can_queue_again() {
+    let garage = Setup::short()
+        .game_server("real --distance-m 20 --join-timeout-ms 500 --race-timeout-ms 5000")
+        .env("GARAGE_ABSENCE_WAIT_S", "4")
+        .start()
+        .await;
+    let bots = ["anna", "bert"].map(|name| garage.bot(name));
+    let mut event_streams = Vec::new();
+    for bot in &bots {
+        event_streams.push(bot.event_stream().await.unwrap());
+    }
+
+    // The first missed match costs nothing. After the others, the wait is over when the next round begins.
+    for missed in 1..=3 {
+        for bot in &bots {
+            until("the player may queue", async || bot.queue("ranked").await.ok()).await;
+        }
+        for (bot, event_stream) in bots.iter().zip(&mut event_streams) {
+            // The players do not connect to the game server.
+            let released = event_stream.until("Released").await.unwrap();
+            assert_eq!((&released.data["why"], &released.data["absences"]), (&json!("finished"), &json!(missed)));
+            if missed > 1 {
+                let refused = bot.queue("ranked").await.unwrap_err();
+                assert_eq!((refused.status.as_u16(), &refused.body["absences"]), (409, &json!(missed)));
+                assert_eq!(refused.body["type"], "/problems/matches-missed");
+            }
+        }
+    }
+
+    let events = garage.settled().await;
+    for bot in &bots {
+        assert!(paid(&events, &bot.player).is_empty());
+        let player = of_player(&events, &bot.player);
+        let rounds: Vec<_> = player.chunks(4).collect();
+        assert!(rounds.iter().all(|round| types(round) == ["Queued", "Matched", "PlayerMatched", "Released"]));
+        let waits: Vec<_> = rounds.windows(2).map(|pair| pair[1][0].time - pair[0][3].time).collect();
+        assert!(waits[1] >= Duration::from_secs(4), "{waits:?}");
+    }
 }
