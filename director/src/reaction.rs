@@ -130,6 +130,10 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             }
             Err(CreateError::Unavailable(error)) => return Err(error.into()),
         }
+        // Last, because a removal may take seconds, and this attempt must not wait for it.
+        for attempt in 1..name.attempt {
+            self.backend.delete(Name { session, attempt }).await?;
+        }
         Ok(())
     }
 
@@ -383,15 +387,11 @@ mod tests {
 
     #[test]
     fn an_attempt_does_not_wait_for_the_removal_of_the_earlier_ones() {
+        let backend = RecordingBackend::default();
         let failed = |attempt| Event::from(PodFailed::new(attempt, "exited", "exit code 7"));
-        let mut events = vec![requested(1), failed(1), requested(2), failed(2)];
-        // The failure removes the instance. The next request only creates one.
-        for (next, call) in [(None, "delete 2"), (Some(requested(3)), "create 3")] {
-            events.extend(next);
-            let backend = RecordingBackend::default();
-            let (app, session) = director(backend.clone(), events.clone());
-            redeliver(&app, session);
-            assert_eq!(*backend.0.lock().unwrap(), [call]);
-        }
+        let events = [requested(1), failed(1), requested(2), failed(2), requested(3)];
+        let (app, session) = director(backend.clone(), events);
+        redeliver(&app, session);
+        assert_eq!(*backend.0.lock().unwrap(), ["create 3", "delete 1", "delete 2"]);
     }
 }
