@@ -26,6 +26,9 @@ use crate::{
 /// The maximum number of times that a client sends the same request.
 const TRIES: u32 = 6;
 
+/// After this time, a request that has failed is not stored any more.
+const LATEST: Duration = Duration::from_secs(60);
+
 /// A successful answer that a client received. The log must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Notice {
@@ -97,6 +100,12 @@ impl Clients {
                     self.cancel(&player, ticket).await;
                 }
                 self.until_ended(&player, ticket).await;
+            } else {
+                // A request without an answer may still be stored.
+                self.stage().sleep(LATEST).await;
+                if self.has_ticket(&player, ticket) {
+                    self.until_ended(&player, ticket).await;
+                }
             }
         }
         *self.busy.lock().unwrap() -= 1;
@@ -166,6 +175,12 @@ impl Clients {
                 Some(Err(_)) | None => self.pause(2_000).await,
             }
         }
+    }
+
+    fn has_ticket(&self, player: &PlayerId, ticket: TicketId) -> bool {
+        let messages = self.shared.net.log.messages(&Aggregate::Player(player.clone()).filter());
+        let mut events = messages.iter().map(|message| history::decode(message).expect("an event").event);
+        events.any(|event| State::evolve(&event).ticket() == Some(ticket))
     }
 
     /// Waits until a ticket has ended.

@@ -90,15 +90,16 @@ fn run_with(seed: u64, adjust: impl FnOnce(&mut Plan)) -> Run {
     stage.stop_faults();
     shared.net.stop_faults();
     let is_quiet = || clients.are_done() && shared.net.is_idle();
+    let run_while = |unsettled: &dyn Fn() -> bool| {
+        while unsettled() && stage.now() < faults_end + SETTLE_TIMEOUT && stage.polls() < MAX_POLLS {
+            stage.run_until(stage.now() + Duration::SECOND);
+        }
+    };
     // A director may still remove an instance that seems to need a sweep, so this waits for those too.
-    while !(is_quiet() && shared.games.left() == 0)
-        && stage.now() < faults_end + SETTLE_TIMEOUT
-        && stage.polls() < MAX_POLLS
-    {
-        stage.run_until(stage.now() + Duration::SECOND);
-    }
-    // Deliver the messages that are still in flight.
+    run_while(&|| !(is_quiet() && shared.games.left() == 0));
+    // Deliver the messages that are still in flight, and handle what a timer delivers at the last moment.
     stage.run_until(stage.now() + Duration::seconds(10));
+    run_while(&|| !is_quiet());
 
     let log = shared.net.log.messages(ALL);
     let settled = if is_quiet() && shared.games.are_removed() { Ok(()) } else { Err(unsettled(&shared, &clients)) };
