@@ -85,8 +85,9 @@ impl Member {
 }
 
 /// The workspace crates on which each crate may depend. The crates in `deploy/` may depend on all crates.
-const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
     ("events", &[]),
+    ("events/rules", &[]),
     ("events/worker", &["garage-events"]),
     ("matchmaker", &["garage-events", "garage-worker"]),
     ("session/keys", &["garage-events"]),

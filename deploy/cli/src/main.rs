@@ -16,6 +16,7 @@ mod queue;
 mod rebuild;
 mod replay;
 mod report;
+mod rules;
 mod select;
 mod tail;
 mod timeline;
@@ -65,6 +66,9 @@ enum Command {
     /// Closes, opens and lists queues.
     #[command(subcommand)]
     Queue(queue::Queue),
+    /// Checks rule sets, which say who can be matched with whom.
+    #[command(subcommand)]
+    Rules(rules::Rules),
     /// Computes the projections in Redis again from the log, and replaces the live ones in one step.
     Rebuild(rebuild::Rebuild),
     /// Reads the whole log and reports what must never happen, such as a player in two matches or paid twice.
@@ -94,6 +98,7 @@ fn main() -> ExitCode {
         Command::Tail(tail) => tail.run(shutdown).await,
         Command::Dead(dead) => dead.run(shutdown).await,
         Command::Queue(queue) => queue.run().await,
+        Command::Rules(rules) => rules.run(),
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
         Command::Verify(verify) => verify.run(shutdown).await,
         Command::Backup(backup) => backup.run(shutdown).await,

@@ -1,0 +1,91 @@
+//! `garage rules`: checks rule sets.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, bail};
+use garage_rules::{Checked, Options, check, diagnostic::Diagnostic, rule_set::RuleSet};
+use serde::Serialize;
+
+use crate::report::print;
+
+/// Checks rule sets, which say who can be matched with whom.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Rules {
+    /// Checks rule sets in the language of GameLift FlexMatch, and says what to correct.
+    Check(Check),
+}
+
+/// Checks rule sets in the language of GameLift FlexMatch, and says what to correct.
+///
+/// Ends with status 1 if a rule set has an error. Warnings are allowed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Check {
+    /// The rule sets, in JSON.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Prints JSON lines: file, line, column, severity, message, cure.
+    #[arg(long)]
+    json: bool,
+    /// Ignores unknown properties, with a warning.
+    #[arg(long)]
+    lenient: bool,
+    /// Accepts `players…` without a team, which is not FlexMatch: the players of all teams.
+    #[arg(long)]
+    extensions: bool,
+    /// After how many seconds a ticket times out. Also reports expansion steps that no ticket reaches.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=43_200))]
+    timeout: Option<u64>,
+}
+
+/// One line of JSON. The field names must not change.
+#[derive(Debug, Serialize)]
+struct Line<'d> {
+    file: String,
+    #[serde(flatten)]
+    diagnostic: &'d Diagnostic,
+}
+
+impl Rules {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Check(check) => check.run(),
+        }
+    }
+}
+
+impl Check {
+    fn run(self) -> anyhow::Result<()> {
+        let Self { files, json, lenient, extensions, timeout } = self;
+        let mut refused = 0;
+        for path in &files {
+            let file = path.display().to_string();
+            let text = fs::read_to_string(path).with_context(|| format!("cannot read the rule set {file}"))?;
+            let Checked { rule_set, diagnostics } = check(&text, Options { lenient, extensions, timeout });
+            refused += usize::from(rule_set.is_none());
+            let found = diagnostics.iter().map(|diagnostic| match json {
+                true => Ok(serde_json::to_string(&Line { file: file.clone(), diagnostic })?),
+                false => Ok(format!("{file}:{diagnostic}")),
+            });
+            let mut lines = found.collect::<anyhow::Result<Vec<_>>>()?;
+            lines.extend(rule_set.filter(|_| !json).map(|rule_set| format!("{file}: ok, {}", summary(&rule_set))));
+            for line in lines {
+                if print(line)?.is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        match (refused, files.len()) {
+            (0, _) => Ok(()),
+            (1, 1) => bail!("the rule set has errors"),
+            (refused, count) => bail!("{refused} of {count} rule sets have errors"),
+        }
+    }
+}
+
+/// What a rule set makes.
+fn summary(rule_set: &RuleSet) -> String {
+    let (teams, size, rules) = (rule_set.teams.len(), rule_set.match_size(), rule_set.rules.len());
+    let s = |count: usize| if count == 1 { "" } else { "s" };
+    let players = if size == 1 { "1 player".to_owned() } else { format!("up to {size} players") };
+    format!("{teams} team{}, {players}, {rules} rule{}", s(teams), s(rules))
+}

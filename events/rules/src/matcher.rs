@@ -1,0 +1,395 @@
+//! Makes matches: the simple matcher, against which a faster one can be tested.
+//!
+//! For up to [`EXHAUSTIVE`] tickets it tries every match. Beyond, it gives up after [`MAX_STEPS`] steps for each oldest
+//! ticket, so it may miss a match. A match that it makes always satisfies the rule set.
+
+mod balanced;
+
+use std::cmp::Ordering;
+
+use crate::{
+    evaluate::{Candidate, Evaluation, near, ticket_number},
+    expression::{Expression, Function, Path, Teams},
+    rule_set::{
+        CollectionOperation, Comparator, ExpansionAge, MapKey, RuleKind, RuleSet, Sort, SortBy, Strategy, Value,
+    },
+    ticket::Ticket,
+};
+
+/// Up to this number of tickets, every possible match is tried.
+pub const EXHAUSTIVE: usize = 12;
+
+/// How many times the search may put a ticket into a team, for each oldest ticket of a match.
+const MAX_STEPS: usize = 2_000;
+
+/// A match.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Match {
+    /// The tickets of each team, as indices of the pool. Teams are in the order of [`RuleSet::teams`].
+    pub teams: Vec<Vec<usize>>,
+    /// Why it satisfies the rule set.
+    pub evaluation: Evaluation,
+}
+
+impl RuleSet {
+    /// Makes matches until none is found. Each ticket is in at most one match.
+    pub fn matches(&self, pool: &[Ticket], now_ms: i64) -> Vec<Match> {
+        let mut waiting: Vec<usize> = (0..pool.len()).collect();
+        // The sort is stable: of two tickets of the same age, the first one in the pool counts as older.
+        waiting.sort_by_key(|index| pool.get(*index).map(|ticket| ticket.since_ms));
+        let mut matches = Vec::new();
+        let mut next = 0;
+        while let Some(anchor) = waiting.get(next).copied() {
+            let younger = waiting.get(next + 1..).unwrap_or_default();
+            match self.match_of(pool, anchor, younger, now_ms) {
+                Some(found) => {
+                    waiting.retain(|index| !found.teams.iter().flatten().any(|matched| matched == index));
+                    matches.push(found);
+                }
+                None => next += 1,
+            }
+        }
+        matches
+    }
+
+    /// The best match of a ticket, the anchor, with tickets that are not older. `younger` begins with the oldest.
+    fn match_of(&self, pool: &[Ticket], anchor: usize, younger: &[usize], now_ms: i64) -> Option<Match> {
+        if self.match_size() > crate::rule_set::MAX_SMALL_MATCH
+            && let Strategy::Balanced { attribute, preference } = self.algorithm.strategy
+        {
+            return self.balanced(pool, (anchor, younger), (attribute, preference), now_ms);
+        }
+        let first = pool.get(anchor)?;
+        let mut order: Vec<usize> = younger.to_vec();
+        order.sort_by(|one, other| match (pool.get(*one), pool.get(*other)) {
+            (Some(one), Some(other)) => self.order(first, one, other, now_ms),
+            _ => Ordering::Equal,
+        });
+        order.insert(0, anchor);
+        let max_steps = if order.len() <= EXHAUSTIVE { usize::MAX } else { MAX_STEPS };
+        let candidate = Candidate { teams: vec![Vec::new(); self.teams.len()] };
+        let teams = vec![Vec::new(); self.teams.len()];
+        let mut search = Search {
+            rule_set: self,
+            pool,
+            order,
+            now_ms,
+            candidate,
+            teams,
+            steps: max_steps,
+            least: self.least(),
+            best: None,
+        };
+        search.add(0, 0);
+        search.best.map(|(_, found)| found)
+    }
+
+    /// The least number of players of a match, at any age.
+    fn least(&self) -> usize {
+        let least = self.definitions.iter().map(|of| {
+            let min = of.sizes.all().map(|(_, sizes)| sizes.min).min().unwrap_or_default();
+            usize::try_from(min.saturating_mul(of.quantity)).unwrap_or_default()
+        });
+        least.sum()
+    }
+
+    /// The order of two tickets behind the anchor: by the sort rules, the first one being the most important. For
+    /// tickets that they do not order, the batching decides: by the distance in the sorted pool.
+    fn order(&self, anchor: &Ticket, one: &Ticket, other: &Ticket, now_ms: i64) -> Ordering {
+        let age = anchor.age(now_ms);
+        let sorts = self.rules.iter().filter_map(|rule| match rule.kind.at(age) {
+            RuleKind::Sort(sort) => Some(sort),
+            _ => None,
+        });
+        let by_rules = sorts.map(|sort| by_sort(sort, anchor, one, other)).find(|order| order.is_ne());
+        let by_batch = || match &self.algorithm.strategy {
+            Strategy::Exhaustive { sort_by } => sort_by
+                .iter()
+                .map(|attribute| by_distance(*attribute, anchor, one, other))
+                .find(|order| order.is_ne())
+                .unwrap_or(Ordering::Equal),
+            Strategy::Balanced { .. } => Ordering::Equal,
+        };
+        by_rules.unwrap_or_else(by_batch)
+    }
+
+    /// Whether more tickets can make a candidate satisfy the rules. Only for rules that more tickets cannot help.
+    fn is_hopeless(&self, candidate: &Candidate<'_>, now_ms: i64) -> bool {
+        let age = self.age(candidate.tickets(), now_ms);
+        let mut locations: Option<Vec<&str>> = None;
+        for rule in self.rules.iter().filter(|rule| !rule.in_compound) {
+            // A younger ticket makes the match younger, so every earlier stage is possible.
+            let stages: Vec<&RuleKind> = match self.algorithm.expansion_age {
+                ExpansionAge::Newest => rule.kind.up_to(age).collect(),
+                ExpansionAge::Oldest => vec![rule.kind.at(age)],
+            };
+            if stages.iter().all(|kind| self.only_worsens(kind) && !self.holds(kind, candidate)) {
+                return true;
+            }
+            if stages.iter().all(|kind| matches!(kind, RuleKind::Latency(_))) {
+                let known = locations.take().unwrap_or_else(|| {
+                    candidate.tickets().next().map(|ticket| ticket.locations().collect()).unwrap_or_default()
+                });
+                let possible = |location: &&str| {
+                    stages.iter().any(|kind| match kind {
+                        RuleKind::Latency(latency) => {
+                            // The distance can become smaller: the least and the average change.
+                            let without = crate::rule_set::Latency { distance: None, ..latency.clone() };
+                            near(&without, candidate, location)
+                        }
+                        _ => true,
+                    })
+                };
+                let left: Vec<_> = known.into_iter().filter(possible).collect();
+                if left.is_empty() {
+                    return true;
+                }
+                locations = Some(left);
+            }
+        }
+        false
+    }
+}
+
+impl RuleSet {
+    /// Whether a rule that does not hold cannot hold with more tickets either.
+    fn only_worsens(&self, kind: &RuleKind) -> bool {
+        match kind {
+            RuleKind::BatchDistance(_) => true,
+            RuleKind::Comparison(rule) => {
+                let across =
+                    rule.reference.is_none() && matches!(rule.operation, Comparator::Equal | Comparator::NotEqual);
+                across && rule.measurements.iter().all(is_of_players)
+            }
+            RuleKind::Collection(rule) => match rule.operation {
+                // The lists of a team that is still empty have nothing in common, but a player can change that.
+                CollectionOperation::Intersection => {
+                    rule.max.is_none() && rule.measurements.iter().all(|of| self.is_of_all_players(of))
+                }
+                CollectionOperation::Contains(_) => {
+                    rule.min.is_none() && rule.max.is_some() && rule.measurements.iter().all(is_of_players)
+                }
+                CollectionOperation::ReferenceIntersectionCount(_) => false,
+            },
+            RuleKind::Distance(_) | RuleKind::Latency(_) | RuleKind::Compound(_) | RuleKind::Sort(_) => false,
+        }
+    }
+
+    /// Whether an expression is one list of the values of all players.
+    fn is_of_all_players(&self, expression: &Expression) -> bool {
+        let teams = match path(expression).teams {
+            Teams::Together => self.teams.len(),
+            Teams::One(_) => 1,
+            Teams::Several(ref teams) => teams.len(),
+        };
+        teams == self.teams.len() && expression.depth() <= 2 && is_of_players(expression)
+    }
+}
+
+fn path(expression: &Expression) -> &Path {
+    match expression {
+        Expression::Call(_, of) => path(of),
+        Expression::Path(path) => path,
+    }
+}
+
+/// Whether an expression is a list of the players' values, to which a further player only adds.
+fn is_of_players(expression: &Expression) -> bool {
+    match expression {
+        Expression::Call(Function::Flatten, of) => is_of_players(of),
+        Expression::Call(..) => false,
+        Expression::Path(_) => true,
+    }
+}
+
+fn by_sort(sort: &Sort, anchor: &Ticket, one: &Ticket, other: &Ticket) -> Ordering {
+    let key = sort.map_key.and_then(|map_key| anchors_key(anchor, sort.attribute, map_key));
+    let number = |ticket: &Ticket| match &key {
+        Some(key) => ticket_map_number(ticket, sort, key),
+        None => ticket_number(ticket, sort.attribute, sort.party),
+    };
+    let value = |ticket: &Ticket| match sort.by {
+        SortBy::Value => number(ticket),
+        SortBy::Distance => Some((number(ticket)? - number(anchor)?).abs()),
+    };
+    let order = match (value(one), value(other)) {
+        (Some(one), Some(other)) if sort.descending => other.total_cmp(&one),
+        (Some(one), Some(other)) => one.total_cmp(&other),
+        // A ticket without the key is last.
+        (one, other) if sort.map_key.is_some() => other.is_some().cmp(&one.is_some()),
+        _ => text(one, sort.attribute).cmp(&text(other, sort.attribute)),
+    };
+    if sort.descending && value(one).is_none() && sort.map_key.is_none() { order.reverse() } else { order }
+}
+
+/// The key of the anchor's least or greatest value; of several the first one by name.
+fn anchors_key(anchor: &Ticket, attribute: usize, map_key: MapKey) -> Option<String> {
+    let Some(Value::NumberMap(map)) = anchor.players.first()?.values.get(attribute) else { return None };
+    let best = map.iter().min_by(|(_, one), (_, other)| match map_key {
+        MapKey::MinValue => one.total_cmp(other),
+        MapKey::MaxValue => other.total_cmp(one),
+    });
+    best.map(|(key, _)| key.clone())
+}
+
+fn ticket_map_number(ticket: &Ticket, sort: &Sort, key: &str) -> Option<f64> {
+    let numbers = ticket.players.iter().map(|player| match player.values.get(sort.attribute) {
+        Some(Value::NumberMap(map)) => map.get(key).copied(),
+        _ => None,
+    });
+    crate::ticket::aggregate(&numbers.collect::<Option<Vec<_>>>()?, sort.party)
+}
+
+fn by_distance(attribute: usize, anchor: &Ticket, one: &Ticket, other: &Ticket) -> Ordering {
+    let number = |ticket: &Ticket| ticket_number(ticket, attribute, crate::rule_set::NumberAggregation::Avg);
+    match (number(anchor), number(one), number(other)) {
+        (Some(anchor), Some(one), Some(other)) => (one - anchor).abs().total_cmp(&(other - anchor).abs()),
+        // Texts have no distance: the same text comes first.
+        _ => {
+            (text(other, attribute) == text(anchor, attribute)).cmp(&(text(one, attribute) == text(anchor, attribute)))
+        }
+    }
+}
+
+/// The text of a ticket's first player.
+fn text(ticket: &Ticket, attribute: usize) -> Option<&str> {
+    match ticket.players.first()?.values.get(attribute) {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+/// A search for the best match of one anchor.
+struct Search<'r> {
+    rule_set: &'r RuleSet,
+    pool: &'r [Ticket],
+    /// The anchor, and the others in the order in which they are tried.
+    order: Vec<usize>,
+    now_ms: i64,
+    /// What has been put together so far: tickets, and their indices of the pool.
+    candidate: Candidate<'r>,
+    teams: Vec<Vec<usize>>,
+    /// How many more times a ticket may be added.
+    steps: usize,
+    /// The least number of players of a match, at any age.
+    least: usize,
+    best: Option<(usize, Match)>,
+}
+
+impl<'r> Search<'r> {
+    /// Adds tickets from the position `next` on, in all ways. `players` is the number of players so far.
+    fn add(&mut self, next: usize, players: usize) {
+        self.consider(players);
+        for position in next..self.order.len() {
+            // The anchor is in every match.
+            if next == 0 && position > 0 {
+                return;
+            }
+            let Some(index) = self.order.get(position).copied() else { return };
+            let Some(ticket) = self.pool.get(index) else { return };
+            for team in self.teams_with_room(ticket) {
+                let rest: usize = self
+                    .order
+                    .iter()
+                    .skip(position)
+                    .filter_map(|index| self.pool.get(*index))
+                    .map(|ticket| ticket.players.len())
+                    .sum();
+                if self.steps == 0
+                    || players + rest < self.least
+                    || self.is_full()
+                    || self.best.as_ref().is_some_and(|(best, _)| players + rest <= *best)
+                {
+                    return;
+                }
+                self.steps -= 1;
+                self.put(team, index, ticket);
+                if !self.rule_set.is_hopeless(&self.candidate, self.now_ms) {
+                    self.add(position + 1, players + ticket.players.len());
+                }
+                self.take_back(team);
+            }
+        }
+    }
+
+    fn put(&mut self, team: usize, index: usize, ticket: &'r Ticket) {
+        if let (Some(tickets), Some(indices)) = (self.candidate.teams.get_mut(team), self.teams.get_mut(team)) {
+            tickets.push(ticket);
+            indices.push(index);
+        }
+    }
+
+    fn take_back(&mut self, team: usize) {
+        if let (Some(tickets), Some(indices)) = (self.candidate.teams.get_mut(team), self.teams.get_mut(team)) {
+            tickets.pop();
+            indices.pop();
+        }
+    }
+
+    /// Whether the best match has the maximum number of players.
+    fn is_full(&self) -> bool {
+        let largest = self.rule_set.definitions.iter().map(|of| {
+            let max = of.sizes.all().map(|(_, sizes)| sizes.max).max().unwrap_or_default();
+            usize::try_from(max.saturating_mul(of.quantity)).unwrap_or(usize::MAX)
+        });
+        let largest: usize = largest.sum();
+        self.best.as_ref().is_some_and(|(players, _)| *players >= largest)
+    }
+
+    /// Makes the candidate the best match if it satisfies the rules and has more players than the best so far. The
+    /// first of several with the same number of players has the tickets that come first.
+    fn consider(&mut self, players: usize) {
+        let better = self.best.as_ref().is_none_or(|(best, _)| players > *best);
+        if players < self.least.max(1) || !better {
+            return;
+        }
+        let evaluation = self.rule_set.evaluate(&self.candidate, self.now_ms);
+        if evaluation.holds {
+            self.best = Some((players, Match { teams: self.teams.clone(), evaluation }));
+        }
+    }
+
+    /// The teams that have room for a ticket, those with the most free places first. Of several empty teams of the same
+    /// definition only the first one, unless a rule treats them differently.
+    fn teams_with_room(&self, ticket: &Ticket) -> Vec<usize> {
+        let rule_set = self.rule_set;
+        let mut teams = Vec::new();
+        for (index, team) in rule_set.teams.iter().enumerate() {
+            let Some(definition) = rule_set.definitions.get(team.definition) else { continue };
+            let max = definition.sizes.all().map(|(_, sizes)| sizes.max).max().unwrap_or_default();
+            let max = usize::try_from(max).unwrap_or(usize::MAX);
+            let size = self.candidate.size(index);
+            let twin = |other: &(usize, usize)| {
+                size == 0
+                    && self.candidate.size(other.1) == 0
+                    && rule_set.teams.get(other.1).is_some_and(|other| other.definition == team.definition)
+                    && !rule_set.names_single_teams()
+            };
+            if size + ticket.players.len() <= max && !teams.iter().any(twin) {
+                teams.push((max - size, index));
+            }
+        }
+        teams.sort_by_key(|(free, index)| (std::cmp::Reverse(*free), *index));
+        teams.into_iter().map(|(_, index)| index).collect()
+    }
+}
+
+impl RuleSet {
+    /// Whether an expression names some of the teams of a definition, so that these are not interchangeable.
+    fn names_single_teams(&self) -> bool {
+        let whole = |expression: &Expression| match &path(expression).teams {
+            Teams::Together => true,
+            Teams::One(team) => {
+                let definition = self.teams.get(*team).and_then(|team| self.definitions.get(team.definition));
+                definition.is_some_and(|definition| definition.quantity == 1)
+            }
+            Teams::Several(teams) => {
+                let definition = |team: usize| self.teams.get(team).map(|team| team.definition);
+                teams.iter().all(|team| {
+                    (0..self.teams.len()).all(|other| definition(other) != definition(*team) || teams.contains(&other))
+                })
+            }
+        };
+        self.rules.iter().flat_map(|rule| rule.kind.all()).any(|(_, kind)| !kind.expressions().into_iter().all(whole))
+    }
+}

@@ -1,0 +1,164 @@
+//! Tickets, as the rules see them.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::rule_set::{AttributeType, Latency, MAX_TICKET, NumberAggregation, RuleKind, RuleSet, Stages, Value};
+
+/// What a request says about a player.
+#[derive(Debug, Clone, Default)]
+pub struct PlayerRequest {
+    pub id: String,
+    pub attributes: BTreeMap<String, Value>,
+    /// Milliseconds by location.
+    pub latencies: BTreeMap<String, f64>,
+}
+
+/// A player with a value for each attribute of the rule set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Player {
+    pub id: String,
+    /// In the order of [`RuleSet::attributes`].
+    pub values: Vec<Value>,
+    /// Milliseconds by location.
+    pub latencies: BTreeMap<String, f64>,
+}
+
+/// Players who play in one team. A ticket is matched as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ticket {
+    pub players: Vec<Player>,
+    /// Since when it waits, in milliseconds of any clock.
+    pub since_ms: i64,
+}
+
+impl Ticket {
+    /// For how many whole seconds it has waited. `now_ms` is of the same clock as `since_ms`.
+    pub fn age(&self, now_ms: i64) -> u64 {
+        u64::try_from(now_ms.saturating_sub(self.since_ms) / 1_000).unwrap_or_default()
+    }
+
+    /// The ticket's latency to a location. `None` if a player has none.
+    pub fn latency(&self, location: &str, party: NumberAggregation) -> Option<f64> {
+        let latencies = self.players.iter().map(|player| player.latencies.get(location).copied());
+        aggregate(&latencies.collect::<Option<Vec<_>>>()?, party)
+    }
+
+    /// The locations for which each player has a latency.
+    pub fn locations(&self) -> impl Iterator<Item = &str> {
+        let first = self.players.first().into_iter().flat_map(|player| player.latencies.keys());
+        let known = |location: &&String| self.players.iter().all(|player| player.latencies.contains_key(*location));
+        first.filter(known).map(String::as_str)
+    }
+}
+
+/// The aggregate of a ticket's numbers. `None` if there are none.
+pub(crate) fn aggregate(numbers: &[f64], party: NumberAggregation) -> Option<f64> {
+    let numbers = numbers.iter().copied();
+    match party {
+        NumberAggregation::Min => numbers.reduce(f64::min),
+        NumberAggregation::Max => numbers.reduce(f64::max),
+        NumberAggregation::Avg => {
+            let count = numbers.len();
+            #[expect(clippy::cast_precision_loss, reason = "a ticket has at most 10 players")]
+            let count = count as f64;
+            Some(numbers.sum::<f64>() / count).filter(|_| count > 0.0)
+        }
+    }
+}
+
+/// Why no match is possible for a ticket, whoever else waits and however long.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Hopeless {
+    NoPlayers,
+    TooManyPlayers { players: usize, max: usize },
+    NoValue { player: String, attribute: String },
+    WrongType { player: String, attribute: String, wants: AttributeType },
+    NoLocation { rule: String, max: f64 },
+    NoLatencies { rule: String },
+}
+
+impl fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPlayers => f.write_str("the ticket has no players"),
+            Self::TooManyPlayers { players, max } => {
+                write!(f, "the ticket has {players} players, but they play in one team, which has at most {max}")
+            }
+            Self::NoValue { player, attribute } => {
+                write!(f, "player {player:?} has no value for the attribute {attribute:?}, which has no default")
+            }
+            Self::WrongType { player, attribute, wants } => {
+                let wants = match wants {
+                    AttributeType::Text => "a text",
+                    AttributeType::Number => "a number",
+                    AttributeType::TextList => "a list of texts",
+                    AttributeType::NumberMap => "a map of numbers",
+                };
+                write!(f, "the attribute {attribute:?} of player {player:?} is not {wants}")
+            }
+            Self::NoLocation { rule, max } => {
+                write!(f, "no location has a latency of at most {max} ms, which the rule {rule:?} needs")
+            }
+            Self::NoLatencies { rule } => write!(f, "the ticket has no latencies, which the rule {rule:?} needs"),
+        }
+    }
+}
+
+impl RuleSet {
+    /// Makes a ticket from a request. Fills in the defaults.
+    ///
+    /// # Errors
+    /// [`Hopeless`], if the ticket cannot be matched at any age.
+    pub fn ticket(&self, players: Vec<PlayerRequest>, since_ms: i64) -> Result<Ticket, Hopeless> {
+        let largest = self.definitions.iter().flat_map(|of| of.sizes.all()).map(|(_, sizes)| sizes.max).max();
+        let max = usize::try_from(largest.unwrap_or_default()).unwrap_or(MAX_TICKET).min(MAX_TICKET);
+        if players.is_empty() {
+            return Err(Hopeless::NoPlayers);
+        }
+        if players.len() > max {
+            return Err(Hopeless::TooManyPlayers { players: players.len(), max });
+        }
+        let players = players.into_iter().map(|player| self.player(player)).collect::<Result<_, _>>()?;
+        let ticket = Ticket { players, since_ms };
+        let latency_rules = self.rules.iter().filter(|rule| !rule.in_compound);
+        for rule in latency_rules.filter(|rule| matches!(rule.kind.at(0), RuleKind::Latency(_))) {
+            if ticket.locations().next().is_none() {
+                return Err(Hopeless::NoLatencies { rule: rule.name.clone() });
+            }
+            let accepts = |(_, kind): (u64, &RuleKind)| match kind {
+                RuleKind::Latency(latency) => ticket.locations().any(|location| accepts(latency, &ticket, location)),
+                _ => true,
+            };
+            if !rule.kind.all().any(accepts) {
+                return Err(Hopeless::NoLocation { rule: rule.name.clone(), max: greatest(&rule.kind) });
+            }
+        }
+        Ok(ticket)
+    }
+
+    fn player(&self, player: PlayerRequest) -> Result<Player, Hopeless> {
+        let PlayerRequest { id, mut attributes, latencies } = player;
+        let values = self.attributes.iter().map(|attribute| {
+            let name = attribute.name.clone();
+            match attributes.remove(&name).or_else(|| attribute.default.clone()) {
+                Some(value) if value.kind() == attribute.kind => Ok(value),
+                Some(_) => Err(Hopeless::WrongType { player: id.clone(), attribute: name, wants: attribute.kind }),
+                None => Err(Hopeless::NoValue { player: id.clone(), attribute: name }),
+            }
+        });
+        Ok(Player { values: values.collect::<Result<_, _>>()?, latencies, id })
+    }
+}
+
+/// Whether a ticket's latency to a location is within the rule's maximum.
+pub(crate) fn accepts(rule: &Latency, ticket: &Ticket, location: &str) -> bool {
+    ticket.latency(location, rule.party).is_some_and(|latency| rule.max.is_none_or(|max| latency <= max))
+}
+
+fn greatest(kind: &Stages<RuleKind>) -> f64 {
+    let of = |(_, kind): (u64, &RuleKind)| match kind {
+        RuleKind::Latency(latency) => latency.max,
+        _ => None,
+    };
+    kind.all().filter_map(of).fold(0.0, f64::max)
+}

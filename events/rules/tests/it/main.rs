@@ -1,0 +1,8 @@
+//! Reads, evaluates and matches rule sets.
+#![cfg(test)]
+
+mod checks;
+mod evaluations;
+mod matches;
+mod schema;
+mod support;
