@@ -1,5 +1,7 @@
 //! Whether a match satisfies a rule set.
 
+use std::collections::HashSet;
+
 use crate::{
     expression::{Expression, Function, Path, Property, Teams},
     rule_set::{
@@ -280,7 +282,8 @@ impl Values<'_, '_> {
                     fits(lists.iter().filter(|list| list.contains(wanted)).count())
                 }
                 CollectionOperation::ReferenceIntersectionCount(_) => {
-                    lists.iter().all(|list| fits(list.iter().filter(|text| reference.contains(text)).count()))
+                    // A flat list of several players may have a text twice. It counts once.
+                    lists.iter().all(|list| fits(distinct(list).filter(|text| reference.contains(text)).count()))
                 }
             })
         })
@@ -346,15 +349,7 @@ impl Values<'_, '_> {
         let lists: Vec<_> = lists.collect();
         match self.lists {
             ListAggregation::Intersection => common(&lists),
-            ListAggregation::Union => {
-                let mut union: Vec<String> = Vec::new();
-                for text in lists.into_iter().flatten() {
-                    if !union.contains(&text) {
-                        union.push(text);
-                    }
-                }
-                union
-            }
+            ListAggregation::Union => distinct(&lists.concat()).cloned().collect(),
         }
     }
 }
@@ -397,13 +392,13 @@ fn groups(data: &Data, depth: usize) -> Vec<Vec<Vec<String>>> {
 /// The texts that are in every list, in the order of the first one.
 fn common(lists: &[Vec<String>]) -> Vec<String> {
     let Some((first, others)) = lists.split_first() else { return Vec::new() };
-    let mut common: Vec<String> = Vec::new();
-    for text in first {
-        if !common.contains(text) && others.iter().all(|list| list.contains(text)) {
-            common.push(text.clone());
-        }
-    }
-    common
+    distinct(first).filter(|text| others.iter().all(|list| list.contains(*text))).cloned().collect()
+}
+
+/// The texts of a list, each once.
+fn distinct(list: &[String]) -> impl Iterator<Item = &String> {
+    let mut seen = HashSet::new();
+    list.iter().filter(move |text| seen.insert(text.as_str()))
 }
 
 /// Applies a function to a list that is nested `depth` times. If that is deeper than its input, it works on each sublist.

@@ -175,14 +175,14 @@ impl RuleSet {
         }
     }
 
-    /// Whether an expression is one list of the values of all players.
+    /// Whether an expression is one list of the lists of all players.
     fn is_of_all_players(&self, expression: &Expression) -> bool {
         let teams = match path(expression).teams {
             Teams::Together => self.teams.len(),
             Teams::One(_) => 1,
             Teams::Several(ref teams) => teams.len(),
         };
-        teams == self.teams.len() && expression.depth() <= 2 && is_of_players(expression)
+        teams == self.teams.len() && expression.depth() == 2 && is_of_players(expression)
     }
 }
 

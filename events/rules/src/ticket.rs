@@ -1,6 +1,9 @@
 //! Tickets, as the rules see them.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use crate::rule_set::{AttributeType, Latency, MAX_TICKET, NumberAggregation, RuleKind, RuleSet, Stages, Value};
 
@@ -141,6 +144,9 @@ impl RuleSet {
         let values = self.attributes.iter().map(|attribute| {
             let name = attribute.name.clone();
             match attributes.remove(&name).or_else(|| attribute.default.clone()) {
+                Some(Value::TextList(list)) if attribute.kind == AttributeType::TextList => {
+                    Ok(Value::TextList(without_repeats(list)))
+                }
                 Some(value) if value.kind() == attribute.kind => Ok(value),
                 Some(_) => Err(Hopeless::WrongType { player: id.clone(), attribute: name, wants: attribute.kind }),
                 None => Err(Hopeless::NoValue { player: id.clone(), attribute: name }),
@@ -148,6 +154,12 @@ impl RuleSet {
         });
         Ok(Player { values: values.collect::<Result<_, _>>()?, latencies, id })
     }
+}
+
+/// The texts of a list, each once. (GameLift API, `AttributeValue`: repeated texts are ignored.)
+fn without_repeats(list: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    list.into_iter().filter(|text| seen.insert(text.clone())).collect()
 }
 
 /// Whether a ticket's latency to a location is within the rule's maximum.

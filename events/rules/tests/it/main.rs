@@ -4,5 +4,7 @@
 mod checks;
 mod evaluations;
 mod matches;
+mod properties;
 mod schema;
+mod second;
 mod support;
