@@ -2,11 +2,11 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use garage_rules::{Checked, Options, check, diagnostic::Diagnostic, rule_set::RuleSet};
 use serde::Serialize;
 
-use crate::report::print;
+use crate::report::{note, print};
 
 /// Checks rule sets, which say who can be matched with whom.
 #[derive(Debug, clap::Subcommand)]
@@ -56,10 +56,17 @@ impl Rules {
 impl Check {
     fn run(self) -> anyhow::Result<()> {
         let Self { files, json, lenient, extensions, timeout } = self;
-        let mut refused = 0;
+        let (mut refused, mut piped) = (0, true);
         for path in &files {
             let file = path.display().to_string();
-            let text = fs::read_to_string(path).with_context(|| format!("cannot read the rule set {file}"))?;
+            let text = match fs::read_to_string(path) {
+                Ok(text) => text,
+                Err(error) => {
+                    note(format!("cannot read the rule set {file}: {error}"));
+                    refused += 1;
+                    continue;
+                }
+            };
             let Checked { rule_set, diagnostics } = check(&text, Options { lenient, extensions, timeout });
             refused += usize::from(rule_set.is_none());
             let found = diagnostics.iter().map(|diagnostic| match json {
@@ -69,15 +76,14 @@ impl Check {
             let mut lines = found.collect::<anyhow::Result<Vec<_>>>()?;
             lines.extend(rule_set.filter(|_| !json).map(|rule_set| format!("{file}: ok, {}", summary(&rule_set))));
             for line in lines {
-                if print(line)?.is_break() {
-                    return Ok(());
-                }
+                // The exit status still counts the files that nobody reads about.
+                piped = piped && print(line)?.is_continue();
             }
         }
         match (refused, files.len()) {
             (0, _) => Ok(()),
-            (1, 1) => bail!("the rule set has errors"),
-            (refused, count) => bail!("{refused} of {count} rule sets have errors"),
+            (1, 1) => bail!("the rule set cannot be used"),
+            (refused, count) => bail!("{refused} of {count} rule sets cannot be used"),
         }
     }
 }

@@ -53,7 +53,7 @@ fn each_error_has_its_place_and_its_cure_and_the_command_fails() {
         lines[1]
             .starts_with("wrong.json:2:45: error: a team has no property \"maxplayers\"; did you mean \"maxPlayers\"?")
     );
-    assert!(String::from_utf8_lossy(&output.stderr).contains("1 of 2 rule sets have errors"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 of 2 rule sets cannot be used"), "{output:?}");
 }
 
 #[test]
@@ -70,6 +70,8 @@ fn json_lines_hold_the_same_findings() {
 #[test]
 fn a_missing_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let output = check(folder.path(), &["absent.json"]);
+    let output = check(folder.path(), &["absent.json", "good.json"]);
+    assert_eq!(lines(&output), ["good.json: ok, 2 teams, up to 6 players, 0 rules"], "the other files are checked");
+    assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot read the rule set absent.json"), "{output:?}");
 }

@@ -7,6 +7,7 @@ mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use self::expansions::some;
 use self::{
     expansions::{Expansions, Step},
     reader::{Reader, get},
@@ -21,6 +22,9 @@ use crate::{
     },
     source::{self, Json, Node, Property},
 };
+
+/// The maximum number of attributes, of team definitions, of rules, of expansions, and of steps of an expansion.
+const MAX_LIST: usize = 200;
 
 /// What a check accepts.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,6 +58,9 @@ pub fn check(text: &str, options: Options) -> Checked {
 
 /// The name that is most similar to a wrong one, if one is similar at all.
 pub(crate) fn nearest<'n>(wrong: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    if wrong.len() > 200 {
+        return None;
+    }
     let similarity = |name: &str| strsim::jaro_winkler(&wrong.to_lowercase(), &name.to_lowercase());
     let nearest = names.max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
     Some(nearest).filter(|nearest| similarity(nearest) > 0.8)
@@ -89,12 +96,22 @@ impl Checker<'_> {
         let attributes = self.attributes(properties);
         let teams = self.reader.required(of, "teams", "the rule set");
         let sources = self.team_sources(teams);
+        // With a wrong declaration, rules that use it would seem to be wrong too.
+        if self.reader.findings.has_errors() {
+            return None;
+        }
         let rules = self.rule_sources(properties);
         let expansions = Expansions::read(&mut self.reader, properties, &sources, &rules);
         let definitions = self.definitions(&sources, &expansions);
         let teams = self.teams(&sources, &definitions);
         let algorithm_node = get(properties, "algorithm");
-        let size = definitions.iter().map(|of| u64::from(of.sizes.at(0).max) * u64::from(of.quantity)).sum();
+        let ages = definitions.iter().flat_map(|of| of.sizes.all()).map(|(age, _)| age).collect::<BTreeSet<_>>();
+        let size =
+            |age: u64| definitions.iter().map(|of| u64::from(of.sizes.at(age).max) * u64::from(of.quantity)).sum();
+        let size = ages.into_iter().map(size).max().unwrap_or_default();
+        if size > u64::from(MAX_MATCH) {
+            return None;
+        }
         let at = algorithm_node.or(get(properties, "teams")).map_or(node.at, |node| node.at);
         let algorithm = self.algorithm(algorithm_node, size, at, &attributes);
         let names = Names {
@@ -139,7 +156,7 @@ impl Checker<'_> {
     fn attributes(&mut self, properties: &[Property]) -> Vec<Attribute> {
         let Some(node) = get(properties, "playerAttributes") else { return Vec::new() };
         let mut found: Vec<Attribute> = Vec::new();
-        for node in self.reader.list(node, "playerAttributes").unwrap_or_default() {
+        for node in self.reader.short_list(node, "playerAttributes", MAX_LIST).unwrap_or_default() {
             // An attribute with an error is left out, and the check goes on.
             if let Some(attribute) = self.attribute(node) {
                 if found.iter().any(|other| other.name == attribute.name) {
@@ -157,6 +174,10 @@ impl Checker<'_> {
         let properties = self.reader.object(node, what)?;
         self.reader.only(properties, what, &["name", "type", "default", "description"]);
         let name = self.reader.name((node.at, properties), what)?;
+        if name.contains(']') {
+            let message = format!("no expression can name the attribute {name:?}, because of the bracket");
+            self.reader.findings.warning(node.at, message, "rename it");
+        }
         const TYPES: [(&str, AttributeType); 4] = [
             ("string", AttributeType::Text),
             ("number", AttributeType::Number),
@@ -218,7 +239,7 @@ impl Checker<'_> {
 
     fn team_sources<'n>(&mut self, node: Option<&'n Node>) -> Vec<TeamSource<'n>> {
         let Some(node) = node else { return Vec::new() };
-        let elements = self.reader.list(node, "teams").unwrap_or_default();
+        let elements = self.reader.short_list(node, "teams", MAX_LIST).unwrap_or_default();
         if matches!(&node.value, Json::List(list) if list.is_empty()) {
             self.reader.findings.error(node.at, "there is no team", "add at least one team");
         }
@@ -293,10 +314,15 @@ impl Checker<'_> {
 
     fn teams(&mut self, sources: &[TeamSource<'_>], definitions: &[TeamDefinition]) -> Vec<Team> {
         let mut teams: Vec<Team> = Vec::new();
+        let mut names = BTreeSet::new();
         for (definition, (of, source)) in definitions.iter().zip(sources).enumerate() {
             for number in 1..=of.quantity {
+                // More teams than players: this is an error already.
+                if teams.len() >= MAX_LIST {
+                    return teams;
+                }
                 let name = if of.quantity == 1 { of.name.clone() } else { format!("{}_{number}", of.name) };
-                if teams.iter().any(|team| team.name == name) {
+                if !names.insert(name.clone()) {
                     let message = format!("two teams have the name {name:?}, because of a quantity");
                     self.reader.findings.error(source.at, message, "rename one of them");
                     break;

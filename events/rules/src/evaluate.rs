@@ -100,8 +100,10 @@ impl RuleSet {
         let best = best.min_by(|((worst, sum), name), ((other_worst, other_sum), other)| {
             worst.total_cmp(other_worst).then(sum.total_cmp(other_sum)).then(name.cmp(other))
         });
-        let holds = sizes && !good.is_empty();
-        let location = best.map(|(_, location)| location.to_owned()).filter(|_| !good.is_empty());
+        // A latency rule needs a location, even if a compound rule holds without it.
+        let possible = !good.is_empty() && (!uses_latency || best.is_some());
+        let holds = sizes && possible;
+        let location = best.map(|(_, location)| location.to_owned()).filter(|_| possible);
         Evaluation { age, sizes, failed, location, holds }
     }
 

@@ -24,6 +24,14 @@ pub struct Path {
 }
 
 impl Expression {
+    /// The path inside of all functions.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Call(_, of) => of.path(),
+            Self::Path(path) => path,
+        }
+    }
+
     /// How many lists are around a value of this expression.
     pub fn depth(&self) -> usize {
         match self {
@@ -158,6 +166,14 @@ enum SyntaxProperty {
     Attribute(usize, String),
 }
 
+impl Syntax {
+    /// Whether this is an ordinary text where a text is allowed: `players` alone, or the extension if it is off.
+    pub(crate) fn is_text(&self, extensions: bool) -> bool {
+        let bare = self.functions.is_empty() && self.property == SyntaxProperty::Players;
+        self.teams.is_none() && (bare || !extensions)
+    }
+}
+
 /// Reads the syntax of an expression.
 pub(crate) fn parse(text: &str) -> Result<Syntax, Problem> {
     let mut parser = Parser { text, at: 0 };
@@ -264,6 +280,10 @@ impl<'t> Parser<'t> {
             }
             teams = Some(names);
             if !self.take(".players") {
+                if self.rest().starts_with('.') {
+                    let cure = "write teams[…].players, teams[…].players.attributes[…] or teams[…].players[playerId]";
+                    return Err(Problem::new(self.at, "a team has no other property than players", cure));
+                }
                 let property = SyntaxProperty::Team;
                 return Ok(Syntax { functions: Vec::new(), teams, property, path_at });
             }
@@ -271,6 +291,13 @@ impl<'t> Parser<'t> {
             return Err(no_path(path_at));
         }
         let at = self.at;
+        if self
+            .rest()
+            .get(.."[playerId]".len())
+            .is_some_and(|id| id != "[playerId]" && id.eq_ignore_ascii_case("[playerId]"))
+        {
+            return Err(Problem::new(at, "the id of a player is not written so", "write players[playerId]"));
+        }
         let property = if self.take("[playerId]") {
             SyntaxProperty::PlayerIds
         } else if self.take(".attributes[") {
@@ -375,8 +402,8 @@ impl Names<'_> {
             let indices: Vec<_> =
                 indices.filter(|(_, team)| team.name == *name || of_definition(team)).map(|(index, _)| index).collect();
             if indices.is_empty() {
-                let names: Vec<_> = self.teams.iter().map(|team| team.name.as_str()).collect();
-                let cure = format!("use * or {}", names.join(", "));
+                let names = crate::check::some(self.teams.iter().map(|team| team.name.as_str()));
+                let cure = format!("use * or {names}");
                 return Err(Problem::new(*at, format!("there is no team {name:?}"), cure));
             }
             if indices.iter().any(|index| found.contains(index)) {

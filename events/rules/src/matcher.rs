@@ -1,7 +1,8 @@
 //! Makes matches: the simple matcher, against which a faster one can be tested.
 //!
-//! For up to [`EXHAUSTIVE`] tickets it tries every match. Beyond, it gives up after [`MAX_STEPS`] steps for each oldest
-//! ticket, so it may miss a match. A match that it makes always satisfies the rule set.
+//! It tries all matches of each oldest ticket, within a number of steps, so it may miss a match in a large pool. For up to
+//! [`EXHAUSTIVE`] tickets and usual rule sets, the steps suffice for all matches. Large matches are put together ticket by
+//! ticket instead. A match that is made always satisfies the rule set.
 
 mod balanced;
 
@@ -9,18 +10,19 @@ use std::cmp::Ordering;
 
 use crate::{
     evaluate::{Candidate, Evaluation, near, ticket_number},
-    expression::{Expression, Function, Path, Teams},
+    expression::{Expression, Function, Teams},
     rule_set::{
         CollectionOperation, Comparator, ExpansionAge, MapKey, RuleKind, RuleSet, Sort, SortBy, Strategy, Value,
     },
     ticket::Ticket,
 };
 
-/// Up to this number of tickets, every possible match is tried.
+/// Up to this number of tickets, the search may take [`MAX_STEPS`], otherwise [`FEW_STEPS`].
 pub const EXHAUSTIVE: usize = 12;
 
 /// How many times the search may put a ticket into a team, for each oldest ticket of a match.
-const MAX_STEPS: usize = 2_000;
+const MAX_STEPS: usize = 200_000;
+const FEW_STEPS: usize = 2_000;
 
 /// A match.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +68,7 @@ impl RuleSet {
             _ => Ordering::Equal,
         });
         order.insert(0, anchor);
-        let max_steps = if order.len() <= EXHAUSTIVE { usize::MAX } else { MAX_STEPS };
+        let steps = if order.len() <= EXHAUSTIVE { MAX_STEPS } else { FEW_STEPS };
         let candidate = Candidate { teams: vec![Vec::new(); self.teams.len()] };
         let teams = vec![Vec::new(); self.teams.len()];
         let mut search = Search {
@@ -76,12 +78,14 @@ impl RuleSet {
             now_ms,
             candidate,
             teams,
-            steps: max_steps,
+            positions: Vec::new(),
+            steps,
             least: self.least(),
+            most: usize::try_from(self.match_size()).unwrap_or(usize::MAX),
             best: None,
         };
         search.add(0, 0);
-        search.best.map(|(_, found)| found)
+        search.best.map(|best| best.found)
     }
 
     /// The least number of players of a match, at any age.
@@ -177,19 +181,12 @@ impl RuleSet {
 
     /// Whether an expression is one list of the lists of all players.
     fn is_of_all_players(&self, expression: &Expression) -> bool {
-        let teams = match path(expression).teams {
+        let teams = match expression.path().teams {
             Teams::Together => self.teams.len(),
             Teams::One(_) => 1,
             Teams::Several(ref teams) => teams.len(),
         };
         teams == self.teams.len() && expression.depth() == 2 && is_of_players(expression)
-    }
-}
-
-fn path(expression: &Expression) -> &Path {
-    match expression {
-        Expression::Call(_, of) => path(of),
-        Expression::Path(path) => path,
     }
 }
 
@@ -203,7 +200,7 @@ fn is_of_players(expression: &Expression) -> bool {
 }
 
 fn by_sort(sort: &Sort, anchor: &Ticket, one: &Ticket, other: &Ticket) -> Ordering {
-    let key = sort.map_key.and_then(|map_key| anchors_key(anchor, sort.attribute, map_key));
+    let key = sort.map_key.and_then(|map_key| anchors_key(anchor, sort, map_key));
     let number = |ticket: &Ticket| match &key {
         Some(key) => ticket_map_number(ticket, sort, key),
         None => ticket_number(ticket, sort.attribute, sort.party),
@@ -223,9 +220,10 @@ fn by_sort(sort: &Sort, anchor: &Ticket, one: &Ticket, other: &Ticket) -> Orderi
 }
 
 /// The key of the anchor's least or greatest value; of several the first one by name.
-fn anchors_key(anchor: &Ticket, attribute: usize, map_key: MapKey) -> Option<String> {
-    let Some(Value::NumberMap(map)) = anchor.players.first()?.values.get(attribute) else { return None };
-    let best = map.iter().min_by(|(_, one), (_, other)| match map_key {
+fn anchors_key(anchor: &Ticket, sort: &Sort, map_key: MapKey) -> Option<String> {
+    let Some(Value::NumberMap(map)) = anchor.players.first()?.values.get(sort.attribute) else { return None };
+    let values = map.keys().filter_map(|key| Some((key, ticket_map_number(anchor, sort, key)?)));
+    let best = values.min_by(|(_, one), (_, other)| match map_key {
         MapKey::MinValue => one.total_cmp(other),
         MapKey::MaxValue => other.total_cmp(one),
     });
@@ -259,21 +257,34 @@ fn text(ticket: &Ticket, attribute: usize) -> Option<&str> {
     }
 }
 
-/// A search for the best match of one anchor.
+/// The best match so far.
+struct Best {
+    players: usize,
+    /// The positions of its tickets in [`Search::order`], ascending.
+    positions: Vec<usize>,
+    /// From this index on, no positions could be smaller.
+    settled: usize,
+    found: Match,
+}
+
+/// A search for the best match of one anchor: the one with the most players, and of these the one with the tickets that
+/// come first.
 struct Search<'r> {
     rule_set: &'r RuleSet,
     pool: &'r [Ticket],
     /// The anchor, and the others in the order in which they are tried.
     order: Vec<usize>,
     now_ms: i64,
-    /// What has been put together so far: tickets, and their indices of the pool.
+    /// What has been put together so far: tickets, their indices of the pool, and their positions in `order`.
     candidate: Candidate<'r>,
     teams: Vec<Vec<usize>>,
+    positions: Vec<usize>,
     /// How many more times a ticket may be added.
     steps: usize,
-    /// The least number of players of a match, at any age.
+    /// The least and the greatest number of players of a match, at any age.
     least: usize,
-    best: Option<(usize, Match)>,
+    most: usize,
+    best: Option<Best>,
 }
 
 impl<'r> Search<'r> {
@@ -285,29 +296,43 @@ impl<'r> Search<'r> {
             if next == 0 && position > 0 {
                 return;
             }
-            let Some(index) = self.order.get(position).copied() else { return };
-            let Some(ticket) = self.pool.get(index) else { return };
+            let rest = self.order.iter().skip(position).filter_map(|index| self.pool.get(*index));
+            let rest: usize = rest.map(|ticket| ticket.players.len()).sum();
+            let Some((index, ticket)) =
+                self.order.get(position).and_then(|index| Some((*index, self.pool.get(*index)?)))
+            else {
+                return;
+            };
             for team in self.teams_with_room(ticket) {
-                let rest: usize = self
-                    .order
-                    .iter()
-                    .skip(position)
-                    .filter_map(|index| self.pool.get(*index))
-                    .map(|ticket| ticket.players.len())
-                    .sum();
-                if self.steps == 0
-                    || players + rest < self.least
-                    || self.is_full()
-                    || self.best.as_ref().is_some_and(|(best, _)| players + rest <= *best)
-                {
+                if self.steps == 0 || !self.can_improve(position, players + rest) {
                     return;
                 }
                 self.steps -= 1;
                 self.put(team, index, ticket);
+                self.positions.push(position);
                 if !self.rule_set.is_hopeless(&self.candidate, self.now_ms) {
                     self.add(position + 1, players + ticket.players.len());
                 }
+                self.positions.pop();
                 self.take_back(team);
+            }
+        }
+    }
+
+    /// Whether a ticket at this or a later position can lead to a better match, with at most so many players.
+    fn can_improve(&self, position: usize, players: usize) -> bool {
+        let players = players.min(self.most);
+        let Some(best) = &self.best else { return players >= self.least };
+        match players.cmp(&best.players) {
+            Ordering::Less => false,
+            Ordering::Greater => true,
+            Ordering::Equal => {
+                let own = self.positions.iter().chain([&position]);
+                match own.cmp(best.positions.iter().take(self.positions.len() + 1)) {
+                    Ordering::Less => true,
+                    Ordering::Equal => self.positions.len() + 1 < best.settled,
+                    Ordering::Greater => false,
+                }
             }
         }
     }
@@ -326,26 +351,22 @@ impl<'r> Search<'r> {
         }
     }
 
-    /// Whether the best match has the maximum number of players.
-    fn is_full(&self) -> bool {
-        let largest = self.rule_set.definitions.iter().map(|of| {
-            let max = of.sizes.all().map(|(_, sizes)| sizes.max).max().unwrap_or_default();
-            usize::try_from(max.saturating_mul(of.quantity)).unwrap_or(usize::MAX)
-        });
-        let largest: usize = largest.sum();
-        self.best.as_ref().is_some_and(|(players, _)| *players >= largest)
-    }
-
-    /// Makes the candidate the best match if it satisfies the rules and has more players than the best so far. The
-    /// first of several with the same number of players has the tickets that come first.
+    /// Makes the candidate the best match if it satisfies the rules and is better than the best one so far.
     fn consider(&mut self, players: usize) {
-        let better = self.best.as_ref().is_none_or(|(best, _)| players > *best);
+        let better = self
+            .best
+            .as_ref()
+            .is_none_or(|best| players.cmp(&best.players).then_with(|| best.positions.cmp(&self.positions)).is_gt());
         if players < self.least.max(1) || !better {
             return;
         }
         let evaluation = self.rule_set.evaluate(&self.candidate, self.now_ms);
         if evaluation.holds {
-            self.best = Some((players, Match { teams: self.teams.clone(), evaluation }));
+            let positions = self.positions.clone();
+            let gap = positions.windows(2).rposition(|pair| matches!(pair, [one, next] if one + 1 < *next));
+            let settled = gap.map_or(1, |index| index + 2);
+            let found = Match { teams: self.teams.clone(), evaluation };
+            self.best = Some(Best { players, positions, settled, found });
         }
     }
 
@@ -377,7 +398,7 @@ impl<'r> Search<'r> {
 impl RuleSet {
     /// Whether an expression names some of the teams of a definition, so that these are not interchangeable.
     fn names_single_teams(&self) -> bool {
-        let whole = |expression: &Expression| match &path(expression).teams {
+        let whole = |expression: &Expression| match &expression.path().teams {
             Teams::Together => true,
             Teams::One(team) => {
                 let definition = self.teams.get(*team).and_then(|team| self.definitions.get(team.definition));

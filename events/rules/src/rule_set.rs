@@ -311,8 +311,9 @@ impl<T> Stages<T> {
 
     /// The value at an age, in seconds.
     pub fn at(&self, age: u64) -> &T {
-        let reached = self.later.iter().rev().find(|(from, _)| *from <= age);
-        reached.map_or(&self.first, |(_, value)| value)
+        let reached = self.later.partition_point(|(from, _)| *from <= age);
+        let last = reached.checked_sub(1).and_then(|index| self.later.get(index));
+        last.map_or(&self.first, |(_, value)| value)
     }
 
     /// All values, in the order of their ages, with the age from which on each holds.
@@ -333,8 +334,10 @@ impl RuleSet {
         definition.map_or(Sizes { min: 0, max: 0 }, |definition| *definition.sizes.at(age))
     }
 
-    /// The maximum number of players in a match, before any expansion.
+    /// The maximum number of players in a match, at the age at which it is greatest.
     pub fn match_size(&self) -> u32 {
-        (0..self.teams.len()).map(|team| self.sizes(team, 0).max).sum()
+        let ages = self.definitions.iter().flat_map(|of| of.sizes.all()).map(|(age, _)| age);
+        let size = |age| self.definitions.iter().map(|of| of.sizes.at(age).max.saturating_mul(of.quantity)).sum();
+        ages.map(size).max().unwrap_or_default()
     }
 }

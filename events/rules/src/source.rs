@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jsonc_parser::{
     CollectOptions, CommentCollectionStrategy, ParseOptions,
-    ast::{ObjectPropName, Value},
+    ast::{ObjectPropName, StringLit, Value},
     common::Ranged,
     parse_to_ast,
 };
@@ -85,7 +85,7 @@ pub(crate) fn read(text: &str, findings: &mut Findings) -> Option<Node> {
         findings.error(0, "the file is empty", "write a rule set: an object with ruleLanguageVersion and teams");
         return None;
     };
-    Some(node(&value, findings))
+    Some(node(text, &value, findings))
 }
 
 fn options(trailing_commas: bool) -> ParseOptions {
@@ -108,13 +108,25 @@ fn lower(message: &str) -> String {
     characters.next().map(|first| first.to_lowercase().chain(characters).collect()).unwrap_or_default()
 }
 
+/// Reports a line break in a text: usually a quote is missing. The parser accepts it.
+fn unbroken(text: &str, literal: &StringLit<'_>, findings: &mut Findings) {
+    let source = text.get(literal.range.start..literal.range.end).unwrap_or_default();
+    if source.chars().any(|c| c < ' ') {
+        let message = "this text has a line break or another control character";
+        findings.error(literal.range.start, message, "close the text with a quote, or write \\n");
+    }
+}
+
 /// Recursive. The parser limits the depth.
-fn node(value: &Value<'_>, findings: &mut Findings) -> Node {
+fn node(text: &str, value: &Value<'_>, findings: &mut Findings) -> Node {
     let at = value.start();
     let json = match value {
         Value::NullKeyword(_) => Json::Null,
         Value::BooleanLit(_) => Json::Bool,
-        Value::StringLit(text) => Json::Text(text.value.to_string()),
+        Value::StringLit(literal) => {
+            unbroken(text, literal, findings);
+            Json::Text(literal.value.to_string())
+        }
         Value::NumberLit(literal) => {
             let number = literal.value.parse().ok().filter(|number: &f64| number.is_finite());
             if number.is_none() {
@@ -122,13 +134,16 @@ fn node(value: &Value<'_>, findings: &mut Findings) -> Node {
             }
             Json::Number(number.unwrap_or_default())
         }
-        Value::Array(list) => Json::List(list.elements.iter().map(|element| node(element, findings)).collect()),
+        Value::Array(list) => Json::List(list.elements.iter().map(|element| node(text, element, findings)).collect()),
         Value::Object(object) => {
             let mut names = BTreeSet::new();
             let mut properties = Vec::new();
             for property in &object.properties {
                 let name = match &property.name {
-                    ObjectPropName::String(text) => text.value.to_string(),
+                    ObjectPropName::String(literal) => {
+                        unbroken(text, literal, findings);
+                        literal.value.to_string()
+                    }
                     ObjectPropName::Word(word) => word.value.to_owned(),
                 };
                 let at = property.name.start();
@@ -137,7 +152,7 @@ fn node(value: &Value<'_>, findings: &mut Findings) -> Node {
                     let cure = "remove one of them, or put each into an object of its own";
                     findings.error(at, message, cure);
                 }
-                properties.push(Property { name, at, value: node(&property.value, findings) });
+                properties.push(Property { name, at, value: node(text, &property.value, findings) });
             }
             Json::Object(properties)
         }

@@ -73,18 +73,42 @@ pub(crate) fn aggregate(numbers: &[f64], party: NumberAggregation) -> Option<f64
 #[derive(Debug, Clone, PartialEq)]
 pub enum Hopeless {
     NoPlayers,
-    TooManyPlayers { players: usize, max: usize },
-    NoValue { player: String, attribute: String },
-    WrongType { player: String, attribute: String, wants: AttributeType },
-    NoLocation { rule: String, max: f64 },
-    NoLatencies { rule: String },
+    /// More than a ticket may have.
+    TooManyPlayers {
+        players: usize,
+    },
+    /// More than any team has.
+    NoTeam {
+        players: usize,
+        max: usize,
+    },
+    NoValue {
+        player: String,
+        attribute: String,
+    },
+    WrongType {
+        player: String,
+        attribute: String,
+        wants: AttributeType,
+    },
+    /// A ticket of one player has no location, or those of its players have none in common.
+    NoLatencies {
+        rule: String,
+    },
+    NoLocation {
+        rule: String,
+        max: f64,
+    },
 }
 
 impl fmt::Display for Hopeless {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPlayers => f.write_str("the ticket has no players"),
-            Self::TooManyPlayers { players, max } => {
+            Self::TooManyPlayers { players } => {
+                write!(f, "the ticket has {players} players; the maximum is {MAX_TICKET}")
+            }
+            Self::NoTeam { players, max } => {
                 write!(f, "the ticket has {players} players, but they play in one team, which has at most {max}")
             }
             Self::NoValue { player, attribute } => {
@@ -102,7 +126,12 @@ impl fmt::Display for Hopeless {
             Self::NoLocation { rule, max } => {
                 write!(f, "no location has a latency of at most {max} ms, which the rule {rule:?} needs")
             }
-            Self::NoLatencies { rule } => write!(f, "the ticket has no latencies, which the rule {rule:?} needs"),
+            Self::NoLatencies { rule } => {
+                write!(
+                    f,
+                    "there is no location to which all players of the ticket have a latency; the rule {rule:?} needs one"
+                )
+            }
         }
     }
 }
@@ -114,19 +143,24 @@ impl RuleSet {
     /// [`Hopeless`], if the ticket cannot be matched at any age.
     pub fn ticket(&self, players: Vec<PlayerRequest>, since_ms: i64) -> Result<Ticket, Hopeless> {
         let largest = self.definitions.iter().flat_map(|of| of.sizes.all()).map(|(_, sizes)| sizes.max).max();
-        let max = usize::try_from(largest.unwrap_or_default()).unwrap_or(MAX_TICKET).min(MAX_TICKET);
+        let max = usize::try_from(largest.unwrap_or_default()).unwrap_or(usize::MAX);
         if players.is_empty() {
             return Err(Hopeless::NoPlayers);
         }
+        if players.len() > MAX_TICKET {
+            return Err(Hopeless::TooManyPlayers { players: players.len() });
+        }
         if players.len() > max {
-            return Err(Hopeless::TooManyPlayers { players: players.len(), max });
+            return Err(Hopeless::NoTeam { players: players.len(), max });
         }
         let players = players.into_iter().map(|player| self.player(player)).collect::<Result<_, _>>()?;
         let ticket = Ticket { players, since_ms };
-        let latency_rules = self.rules.iter().filter(|rule| !rule.in_compound);
-        for rule in latency_rules.filter(|rule| matches!(rule.kind.at(0), RuleKind::Latency(_))) {
+        for rule in self.rules.iter().filter(|rule| matches!(rule.kind.at(0), RuleKind::Latency(_))) {
             if ticket.locations().next().is_none() {
                 return Err(Hopeless::NoLatencies { rule: rule.name.clone() });
+            }
+            if rule.in_compound {
+                continue;
             }
             let accepts = |(_, kind): (u64, &RuleKind)| match kind {
                 RuleKind::Latency(latency) => ticket.locations().any(|location| accepts(latency, &ticket, location)),

@@ -54,7 +54,7 @@ impl<'n> Expansions<'n> {
     ) -> Self {
         let mut expansions = Self::default();
         let Some(node) = get(document, "expansions") else { return expansions };
-        for node in reader.list(node, "expansions").unwrap_or_default() {
+        for node in reader.short_list(node, "expansions", super::MAX_LIST).unwrap_or_default() {
             let what = "an expansion";
             let Some(properties) = reader.object(node, what) else { continue };
             reader.only(properties, what, &["target", "steps", "description"]);
@@ -108,11 +108,10 @@ impl<'n> Expansions<'n> {
                 }
                 before = Some(step.value);
             }
-            if let (Some(first), Some(timeout)) = (steps.first(), timeout)
-                && first.age >= timeout
-            {
-                let message = format!("no ticket waits {} s, because tickets time out after {timeout} s", first.age);
-                findings.warning(first.value.at, message, "use shorter waits, or a longer time-out");
+            let late = timeout.and_then(|timeout| Some((timeout, steps.iter().find(|step| step.age >= timeout)?)));
+            if let Some((timeout, late)) = late {
+                let message = format!("no ticket waits {} s, because tickets time out after {timeout} s", late.age);
+                findings.warning(late.value.at, message, "use shorter waits, or a longer time-out");
             }
         }
     }
@@ -127,7 +126,7 @@ fn number(node: &Node) -> Option<f64> {
 }
 
 fn steps<'n>(reader: &mut Reader<'_>, node: &'n Node) -> Option<Vec<Step<'n>>> {
-    let elements = reader.list(node, "steps")?;
+    let elements = reader.short_list(node, "steps", super::MAX_LIST)?;
     if elements.is_empty() {
         reader.findings.error(node.at, "there is no step", "add at least one step");
     }
@@ -149,6 +148,17 @@ fn steps<'n>(reader: &mut Reader<'_>, node: &'n Node) -> Option<Vec<Step<'n>>> {
         steps.push(Step { age, value: value? });
     }
     Some(steps)
+}
+
+/// The first of some names, for a message.
+pub(crate) fn some<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    const MOST: usize = 6;
+    let mut shown: Vec<_> = names.take(MOST + 1).collect();
+    if shown.len() > MOST {
+        shown.truncate(MOST);
+        shown.push("…");
+    }
+    shown.join(", ")
 }
 
 /// What a target such as `rules[A].maxDistance` or `teams[Red, Blue].minPlayers` changes.
@@ -177,8 +187,7 @@ fn targets<'t>(
         for name in names.split(',').map(str::trim) {
             let index = teams.iter().position(|team| team.name == name);
             if index.is_none() {
-                let known: Vec<_> = teams.iter().map(|team| team.name).collect();
-                let cure = format!("use {}", known.join(", "));
+                let cure = format!("use {}", some(teams.iter().map(|team| team.name)));
                 reader.findings.error(node.at, format!("there is no team definition {name:?}"), cure);
             }
             found.push((Target::Team(index?), property));

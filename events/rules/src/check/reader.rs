@@ -7,6 +7,9 @@ use crate::{
     source::{Json, Node, Property},
 };
 
+/// The maximum length of a name, in characters. It keeps messages short.
+const MAX_NAME: usize = 128;
+
 /// Reads values. What is wrong becomes a finding, and the value `None`.
 pub(crate) struct Reader<'f> {
     pub(crate) findings: &'f mut Findings,
@@ -31,6 +34,17 @@ impl Reader<'_> {
             return None;
         };
         Some(properties)
+    }
+
+    /// A list with at most `max` elements. The limits keep a check fast; no real rule set comes near them.
+    pub(crate) fn short_list<'n>(&mut self, node: &'n Node, what: &str, max: usize) -> Option<&'n [Node]> {
+        let elements = self.list(node, what)?;
+        if elements.len() > max {
+            let message = format!("{what} has {} elements; the maximum is {max}", elements.len());
+            self.findings.error(node.at, message, "split the rule set, or remove some");
+            return None;
+        }
+        Some(elements)
     }
 
     pub(crate) fn list<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Node]> {
@@ -126,13 +140,25 @@ impl Reader<'_> {
             self.findings.error(node.at, format!("the name of {what} is empty"), "write a name");
             return None;
         }
+        if name.chars().count() > MAX_NAME {
+            let cure = format!("write at most {MAX_NAME} characters");
+            self.findings.error(node.at, format!("the name of {what} is too long"), cure);
+            return None;
+        }
+        if name.trim() != name {
+            let message = format!("the name of {what} begins or ends with white space, so nothing can refer to it");
+            self.findings.warning(node.at, message, "remove the white space");
+        }
         Some(name)
     }
 
     /// Reports each key that is not known.
     pub(crate) fn only(&mut self, properties: &[Property], what: &str, known: &[&str]) {
-        for Property { name, at, .. } in properties {
+        for Property { name, at, value } in properties {
             if known.contains(&name.as_str()) {
+                if matches!(name.as_str(), "description" | "$schema") {
+                    self.text(value, name);
+                }
                 continue;
             }
             let message = format!("{what} has no property {name:?}");

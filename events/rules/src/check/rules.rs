@@ -8,7 +8,7 @@ use super::{
     reader::get,
 };
 use crate::{
-    expression::{self, Expression, Names, Problem, Type},
+    expression::{self, Expression, Names, Problem, Property as Measured, Type},
     rule_set::{
         AttributeType, BatchDistance, Collection, CollectionOperation, Comparator, Comparison, Distance,
         DistanceReference, Latency, ListAggregation, ListReference, MapKey, NumberAggregation, Reference, RuleKind,
@@ -94,6 +94,9 @@ pub(super) struct RuleSource<'n> {
     pub(super) properties: &'n [Property],
 }
 
+/// The maximum number of measurements of a rule.
+const MAX_MEASUREMENTS: usize = 20;
+
 /// A measurement and its type.
 type Typed = (Expression, Type);
 
@@ -101,7 +104,7 @@ impl Checker<'_> {
     pub(super) fn rule_sources<'n>(&mut self, document: &'n [Property]) -> Vec<RuleSource<'n>> {
         let Some(node) = get(document, "rules") else { return Vec::new() };
         let mut sources: Vec<RuleSource<'n>> = Vec::new();
-        for node in self.reader.list(node, "rules").unwrap_or_default() {
+        for node in self.reader.short_list(node, "rules", super::MAX_LIST).unwrap_or_default() {
             let what = "a rule";
             let Some(properties) = self.reader.object(node, what) else { continue };
             let of = (node.at, properties);
@@ -177,7 +180,7 @@ impl Checker<'_> {
                 self.reader.findings.warning(node.at, message, "other tools may need a list: [\"…\"]");
                 std::slice::from_ref(node)
             }
-            _ => self.reader.list(node, "measurements")?,
+            _ => self.reader.short_list(node, "measurements", MAX_MEASUREMENTS)?,
         };
         if nodes.is_empty() {
             self.reader.findings.error(node.at, "measurements is empty", "add an expression");
@@ -261,11 +264,18 @@ impl Checker<'_> {
         match &node.value {
             Json::Number(number) if *wants == Type::Number => Some(Reference::Number(*number)),
             Json::Text(text) => match expression::parse(text) {
+                // Without the extension, `players` is an ordinary text.
+                Ok(syntax) if *wants == Type::Text && syntax.is_text(names.extensions) => {
+                    Some(Reference::Text(text.clone()))
+                }
                 Ok(syntax) => {
                     let (expression, of) = self.resolved(node, Ok(syntax), names)?;
                     if of != *wants {
                         let message = format!("{what} must be one {wants}, but this is: {of}");
-                        let cure = "use a function that gives one value, such as avg(flatten(…))";
+                        let cure = match wants {
+                            Type::Number => "use a function that gives one number, such as avg(flatten(…))",
+                            _ => "no expression gives one text; write the text itself",
+                        };
                         self.reader.findings.error(node.at, message, cure);
                         return None;
                     }
@@ -324,6 +334,12 @@ impl Checker<'_> {
                 self.reader.findings.error(Self::measured_at(of), message, "use an attribute of type number");
             }
         }
+        if let (Some(Some(min)), Some(Some(max))) = (min, max)
+            && min > max
+        {
+            let message = format!("minDistance {min} is greater than maxDistance {max}");
+            self.reader.findings.error(of.0, message, "lower minDistance or raise maxDistance");
+        }
         let measurements = measurements.into_iter().map(|(expression, _)| expression).collect();
         let (min, max) = (min.map_or(Some(None), |min| min.map(Some))?, max.map_or(Some(None), |max| max.map(Some))?);
         Some(Distance { measurements, reference: reference?, min, max, party: party? })
@@ -369,6 +385,7 @@ impl Checker<'_> {
                 node.and_then(|node| {
                     let text = self.reader.text(node, "the referenceValue of contains")?;
                     match expression::parse(text) {
+                        Ok(syntax) if syntax.is_text(names.extensions) => {}
                         Ok(_) => {
                             let message = "the referenceValue of contains is one text, not an expression";
                             self.reader.findings.error(node.at, message, "use reference_intersection_count");
@@ -386,10 +403,18 @@ impl Checker<'_> {
             }
         };
         let measurements = measurements?;
-        for (_, measured) in &measurements {
+        for (expression, measured) in &measurements {
             let (leaf, depth) = measured.leaf();
-            if *leaf != Type::Text || depth == 0 {
-                let message = format!("a collection rule needs lists of texts, but this is: {measured}");
+            let is_list = match expression.path().property {
+                Measured::PlayerIds => true,
+                Measured::Attribute(index) => {
+                    names.attributes.get(index).is_some_and(|of| of.kind == AttributeType::TextList)
+                }
+                Measured::Team | Measured::Players => false,
+            };
+            if *leaf != Type::Text || depth == 0 || !is_list {
+                let message =
+                    format!("a collection rule needs lists of texts of an attribute, but this is: {measured}");
                 self.reader.findings.error(Self::measured_at(of), message, "use an attribute of type string_list");
             }
         }

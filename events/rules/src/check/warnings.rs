@@ -3,7 +3,7 @@
 use super::Places;
 use crate::{
     diagnostic::Findings,
-    expression::{Expression, Function, Path, Property, Teams},
+    expression::{Expression, Function, Property, Teams},
     rule_set::{Comparator, MAX_SMALL_MATCH, Reference, RuleKind, RuleSet, Strategy},
 };
 
@@ -11,20 +11,14 @@ pub(super) fn find(findings: &mut Findings, rule_set: &RuleSet, places: &Places)
     unread_attributes(findings, rule_set, places);
     balanced_small_match(findings, rule_set, places);
     complete_at_once(findings, rule_set, places);
+    let may_be_empty = may_be_empty(rule_set);
     for (rule, at) in rule_set.rules.iter().zip(&places.rules) {
         for (_, kind) in rule.kind.all() {
-            empty_average(findings, rule_set, kind, *at);
+            empty_average(findings, rule_set, kind, *at, &may_be_empty);
         }
         if rule.kind.all().all(|(_, kind)| always_holds(kind, rule_set)) {
             findings.warning(*at, format!("the rule {:?} always holds", rule.name), "check its expressions and bounds");
         }
-    }
-}
-
-fn path(expression: &Expression) -> &Path {
-    match expression {
-        Expression::Call(_, of) => path(of),
-        Expression::Path(path) => path,
     }
 }
 
@@ -33,7 +27,9 @@ fn unread_attributes(findings: &mut Findings, rule_set: &RuleSet, places: &Place
         let reads = |kind: &RuleKind| match kind {
             RuleKind::Sort(sort) => sort.attribute == index,
             RuleKind::BatchDistance(batch) => batch.attribute == index,
-            kind => kind.expressions().iter().any(|expression| path(expression).property == Property::Attribute(index)),
+            kind => {
+                kind.expressions().iter().any(|expression| expression.path().property == Property::Attribute(index))
+            }
         };
         let read = rule_set.rules.iter().flat_map(|rule| rule.kind.all()).any(|(_, kind)| reads(kind));
         let read = read
@@ -55,7 +51,7 @@ fn balanced_small_match(findings: &mut Findings, rule_set: &RuleSet, places: &Pl
     let balanced = matches!(rule_set.algorithm.strategy, Strategy::Balanced { .. });
     if balanced && rule_set.match_size() <= MAX_SMALL_MATCH {
         let message = format!("the strategy balanced is for matches of more than {MAX_SMALL_MATCH} players");
-        findings.warning(places.algorithm, message, "use exhaustiveSearch, unless you only want balanced teams");
+        findings.warning(places.algorithm, message, "Garage does not balance the teams of smaller matches");
     }
 }
 
@@ -67,7 +63,7 @@ fn complete_at_once(findings: &mut Findings, rule_set: &RuleSet, places: &Places
     let counted = rules.any(|rule| rule.kind.at(0).expressions().iter().any(counts));
     if min <= 1 && rule_set.match_size() > 1 && !counted {
         let at = places.definitions.first().copied().unwrap_or_default();
-        let message = "one player is a complete match, so a player who waits alone is matched alone at once";
+        let message = "one player can be a complete match, so a player who waits alone may be matched alone at once";
         findings.warning(at, message, "raise minPlayers, and lower it in an expansion");
     }
 }
@@ -81,9 +77,9 @@ fn has_count(expression: &Expression) -> bool {
 }
 
 /// Reports an average of a team that may have no players: it has no value then, and the rule does not hold.
-fn empty_average(findings: &mut Findings, rule_set: &RuleSet, kind: &RuleKind, at: usize) {
+fn empty_average(findings: &mut Findings, rule_set: &RuleSet, kind: &RuleKind, at: usize, may_be_empty: &[bool]) {
     for expression in kind.expressions() {
-        if let Some(team) = empty(expression, rule_set) {
+        if let Some(team) = empty(expression, rule_set, may_be_empty) {
             let message =
                 format!("the team {team:?} may be empty: then its average has no value, and no match is made");
             findings.warning(at, message, "raise minPlayers, or use count or sum");
@@ -91,24 +87,34 @@ fn empty_average(findings: &mut Findings, rule_set: &RuleSet, kind: &RuleKind, a
     }
 }
 
-/// A team that may be empty, and that makes an aggregate of the expression have no value.
-fn empty<'r>(expression: &Expression, rule_set: &'r RuleSet) -> Option<&'r str> {
+/// For each team, whether it may have no players.
+fn may_be_empty(rule_set: &RuleSet) -> Vec<bool> {
+    let definitions: Vec<_> =
+        rule_set.definitions.iter().map(|of| of.sizes.all().any(|(_, sizes)| sizes.min == 0)).collect();
+    rule_set.teams.iter().map(|team| definitions.get(team.definition).copied().unwrap_or_default()).collect()
+}
+
+/// A team that may be empty, and that makes the innermost function of the expression have no value.
+fn empty<'r>(expression: &Expression, rule_set: &'r RuleSet, may_be_empty: &[bool]) -> Option<&'r str> {
     let Expression::Call(function, of) = expression else { return None };
-    if matches!(function, Function::Count | Function::Sum | Function::Flatten | Function::SetIntersection) {
-        return empty(of, rule_set);
+    let (mut inner, mut flat) = (&**of, false);
+    while let Expression::Call(Function::Flatten, of) = inner {
+        (inner, flat) = (of, true);
     }
-    let teams = match &path(of).teams {
-        Teams::One(team) => vec![*team],
-        Teams::Several(teams) => teams.clone(),
-        Teams::Together => (0..rule_set.teams.len()).collect(),
+    let Expression::Path(path) = inner else { return empty(of, rule_set, may_be_empty) };
+    if matches!(function, Function::Count | Function::Sum | Function::Flatten | Function::SetIntersection) {
+        return None;
+    }
+    let all: Vec<_> = (0..rule_set.teams.len()).collect();
+    let (teams, together) = match &path.teams {
+        Teams::One(team) => (std::slice::from_ref(team), flat),
+        Teams::Several(teams) => (teams.as_slice(), flat),
+        Teams::Together => (all.as_slice(), true),
     };
-    let may_be_empty = |team: &&usize| {
-        let definition = rule_set.teams.get(**team).and_then(|team| rule_set.definitions.get(team.definition));
-        definition.is_some_and(|definition| definition.sizes.all().any(|(_, sizes)| sizes.min == 0))
-    };
-    let together = matches!(**of, Expression::Call(Function::Flatten, _)) || path(of).teams == Teams::Together;
-    let found = if together { teams.iter().all(|team| may_be_empty(&team)) } else { true };
-    let team = teams.iter().find(may_be_empty).filter(|_| found)?;
+    let is_empty = |team: &&usize| may_be_empty.get(**team).copied().unwrap_or_default();
+    // Players of several teams in one list: only if all of these teams are empty.
+    let found = !together || teams.iter().all(|team| is_empty(&team));
+    let team = teams.iter().find(is_empty).filter(|_| found)?;
     rule_set.teams.get(*team).map(|team| team.name.as_str())
 }
 

@@ -10,8 +10,10 @@ use crate::{
 };
 
 impl RuleSet {
-    /// The match of an anchor with the most players. It is put together for each stage of the rules that the anchor
-    /// has reached: at a later stage fewer tickets are old enough, but the rules are usually less strict.
+    /// A match of an anchor. It is put together in several ways, and the one with the most players is made.
+    ///
+    /// It is tried at each age at which a rule changes, up to that of the anchor: at a greater age, fewer tickets are old
+    /// enough, but the rules are usually less strict. For each age and location, tickets are added in three orders.
     pub(super) fn balanced(
         &self,
         pool: &[Ticket],
@@ -20,54 +22,32 @@ impl RuleSet {
         now_ms: i64,
     ) -> Option<Match> {
         let first = pool.get(anchor)?;
+        let oldest = self.algorithm.expansion_age == ExpansionAge::Oldest;
         let age = first.age(now_ms);
-        let ages = self.ages().into_iter().filter(|from| *from <= age);
-        let ages: Vec<u64> = match self.algorithm.expansion_age {
-            ExpansionAge::Newest => ages.collect(),
-            ExpansionAge::Oldest => vec![age],
-        };
-        let number =
-            |index: usize| pool.get(index).and_then(|ticket| ticket_number(ticket, attribute, NumberAggregation::Avg));
-        let own = number(anchor)?;
+        let ages = if oldest { vec![age] } else { self.ages().into_iter().filter(|from| *from <= age).collect() };
         let mut best: Option<(usize, Match)> = None;
         for from in ages {
-            let at = match self.algorithm.expansion_age {
-                ExpansionAge::Newest => from,
-                ExpansionAge::Oldest => age,
-            };
-            let old_enough = |index: &&usize| {
-                self.algorithm.expansion_age == ExpansionAge::Oldest
-                    || pool.get(**index).is_some_and(|ticket| ticket.age(now_ms) >= from)
-            };
-            // Players with about the same value come first.
-            let mut others: Vec<(f64, usize)> = younger
-                .iter()
-                .filter(old_enough)
-                .filter_map(|index| Some(((number(*index)? - own).abs(), *index)))
-                .collect();
-            others.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-            let order: Vec<usize> = std::iter::once(anchor).chain(others.into_iter().map(|(_, index)| index)).collect();
-            for location in self.preferred_locations(first, &order, pool, at, preference) {
-                let chosen = self.choose(pool, &order, location, at);
-                let teams = self.fill(pool, chosen, attribute, at);
-                let candidate = Candidate {
-                    teams: teams
-                        .iter()
-                        .map(|team| team.iter().filter_map(|index| pool.get(*index)).collect())
-                        .collect(),
-                };
-                let players = candidate.tickets().map(|ticket| ticket.players.len()).sum();
-                if best.as_ref().is_some_and(|(most, _)| players <= *most)
-                    || !teams.iter().flatten().any(|index| *index == anchor)
-                {
-                    continue;
-                }
-                let evaluation = self.evaluate(&candidate, now_ms);
-                if evaluation.holds {
-                    best = Some((players, Match { teams, evaluation }));
-                    if preference == BatchingPreference::FastestRegion {
-                        break;
+            let old_enough =
+                |index: &&usize| oldest || pool.get(**index).is_some_and(|ticket| ticket.age(now_ms) >= from);
+            let others: Vec<usize> = younger.iter().filter(old_enough).copied().collect();
+            let orders = orders(pool, anchor, &others, attribute);
+            for location in self.preferred_locations(first, &others, pool, from, preference) {
+                for order in &orders {
+                    let chosen = self.choose(pool, order, location, from);
+                    let teams = self.fill(pool, chosen, attribute, from);
+                    let team = |team: &Vec<usize>| team.iter().filter_map(|index| pool.get(*index)).collect();
+                    let candidate = Candidate { teams: teams.iter().map(team).collect() };
+                    let players = candidate.tickets().map(|ticket| ticket.players.len()).sum();
+                    if best.as_ref().is_some_and(|(most, _)| players <= *most) {
+                        continue;
                     }
+                    let evaluation = self.evaluate(&candidate, now_ms);
+                    if evaluation.holds {
+                        best = Some((players, Match { teams, evaluation }));
+                    }
+                }
+                if best.is_some() && preference == BatchingPreference::FastestRegion {
+                    break;
                 }
             }
         }
@@ -88,7 +68,7 @@ impl RuleSet {
     fn preferred_locations<'t>(
         &self,
         anchor: &'t Ticket,
-        order: &[usize],
+        others: &[usize],
         pool: &[Ticket],
         age: u64,
         preference: BatchingPreference,
@@ -99,7 +79,7 @@ impl RuleSet {
         let mut locations: Vec<&str> =
             anchor.locations().filter(|location| self.accepts(anchor, location, age)).collect();
         let population = |location: &str| {
-            let tickets = order.iter().filter_map(|index| pool.get(*index));
+            let tickets = others.iter().filter_map(|index| pool.get(*index));
             tickets.filter(|ticket| self.accepts(ticket, location, age)).count()
         };
         match preference {
@@ -149,15 +129,15 @@ impl RuleSet {
     }
 
     /// Puts tickets into teams: first teams below their minimum, then all; of these the one with the most free places,
-    /// then the one with the least sum of the attribute. (FlexMatch guide, "Design a large-match rule set".)
+    /// then the one with the least sum of the attribute. (FlexMatch guide, "Design a large-match rule set".) The first
+    /// ticket, the anchor, is placed first. A ticket for which no team has room is left out.
     pub(super) fn fill(&self, pool: &[Ticket], mut chosen: Vec<usize>, attribute: usize, age: u64) -> Vec<Vec<usize>> {
-        let number = |index: &usize| {
-            let ticket = pool.get(*index);
-            ticket.and_then(|ticket| ticket_number(ticket, attribute, NumberAggregation::Avg)).unwrap_or_default()
-        };
         let size = |index: &usize| pool.get(*index).map_or(0, |ticket| ticket.players.len());
+        let number = |index: &usize| number(pool, *index, attribute).unwrap_or_default();
         // The largest tickets first, because they fit in fewer teams; then the greatest values, to balance the teams.
-        chosen.sort_by(|one, other| size(other).cmp(&size(one)).then(number(other).total_cmp(&number(one))));
+        if let Some(others) = chosen.get_mut(1..) {
+            others.sort_by(|one, other| size(other).cmp(&size(one)).then(number(other).total_cmp(&number(one))));
+        }
         let mut teams: Vec<(Vec<usize>, usize, f64)> = vec![(Vec::new(), 0, 0.0); self.teams.len()];
         for index in chosen {
             let sizes = |team: usize| self.sizes(team, age);
@@ -171,12 +151,35 @@ impl RuleSet {
             });
             if let Some((tickets, players, sum)) = best.and_then(|(_, _, _, team)| teams.get_mut(team)) {
                 *players += size(&index);
-                *sum += number(&index);
+                #[expect(clippy::cast_precision_loss, reason = "a ticket has at most 10 players")]
+                let weight = size(&index) as f64;
+                *sum += number(&index) * weight;
                 tickets.push(index);
             }
         }
         teams.into_iter().map(|(tickets, _, _)| tickets).collect()
     }
+}
+
+/// The number of a ticket.
+fn number(pool: &[Ticket], index: usize, attribute: usize) -> Option<f64> {
+    ticket_number(pool.get(index)?, attribute, NumberAggregation::Avg)
+}
+
+/// The anchor, and the others by their distance from its number: all of them, or first the greater ones, or first the
+/// smaller ones. So a number that is at the edge of a batchDistance does not decide who else fits.
+fn orders(pool: &[Ticket], anchor: usize, others: &[usize], attribute: usize) -> [Vec<usize>; 3] {
+    let own = number(pool, anchor, attribute).unwrap_or_default();
+    let mut distances: Vec<(f64, usize)> =
+        others.iter().filter_map(|index| Some((number(pool, *index, attribute)? - own, *index))).collect();
+    // The sort is stable: of two tickets at the same distance, the older one comes first.
+    distances.sort_by(|(one, _), (other, _)| one.abs().total_cmp(&other.abs()));
+    let order = |last: &dyn Fn(f64) -> bool| {
+        let (behind, before): (Vec<_>, Vec<_>) = distances.iter().partition(|(distance, _)| last(*distance));
+        let others = before.into_iter().chain(behind).map(|(_, index)| index);
+        std::iter::once(anchor).chain(others).collect()
+    };
+    [order(&|_| false), order(&|distance| distance < 0.0), order(&|distance| distance > 0.0)]
 }
 
 #[cfg(test)]

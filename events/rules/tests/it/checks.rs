@@ -127,6 +127,18 @@ fn an_expression_with_a_mistake_is_refused() {
             r#""type": "collection", "operation": "intersection""#,
             "a collection rule needs lists of texts",
         ),
+        ("teams[red].attributes[skill]", number, "a team has no other property than players"),
+        ("flatten(teams[*].players[playerid])", number, "the id of a player is not written so"),
+        (
+            "teams[red].players.attributes[map]",
+            r#""type": "collection", "operation": "intersection""#,
+            "a collection rule needs lists of texts of an attribute",
+        ),
+        (
+            "teams[red].players.attributes[skill]",
+            r#""type": "distance", "referenceValue": 1, "minDistance": 2, "maxDistance": 1"#,
+            "minDistance 2 is greater than maxDistance 1",
+        ),
         (
             "teams[red].players.attributes[modes]",
             r#""type": "collection", "operation": "intersection", "referenceValue": "a""#,
@@ -294,10 +306,59 @@ fn a_document_with_a_mistake_is_refused() {
         let found = findings(&format!("{{{inner}}}"), Options::default());
         assert!(found.iter().any(|found| found.contains(&format!("error: {expected}"))), "{inner}: {found:#?}");
     }
+    let broken = findings("{\"name\": \"a\nb\"}", Options::default());
+    assert!(broken.iter().any(|found| found.contains("this text has a line break")), "{broken:#?}");
     for text in
         ["", "[", "{\"a\": }", "[1, 2]", &"[".repeat(60_000), &format!("\"{}\"", "a".repeat(70_000)), "{'a': 1}"]
     {
         assert!(check(text, Options::default()).rule_set.is_none());
+    }
+}
+
+#[test]
+fn a_check_of_a_hostile_file_is_short() {
+    let team = |name: usize| format!(r#"{{"name": "{name}", "minPlayers": 1, "maxPlayers": 1, "quantity": 200}}"#);
+    let teams = (0..900).map(team).collect::<Vec<_>>().join(", ");
+    let found = findings(&format!(r#"{{"ruleLanguageVersion": "1.0", "teams": [{teams}]}}"#), Options::default());
+    assert!(found[0].contains("teams has 900 elements; the maximum is 200"), "{found:#?}");
+    let teams = (0..100).map(team).collect::<Vec<_>>().join(", ");
+    let found = findings(&format!(r#"{{"ruleLanguageVersion": "1.0", "teams": [{teams}]}}"#), Options::default());
+    assert!(found[0].contains("a match has up to 20000 players"), "{found:#?}");
+}
+
+#[test]
+fn a_wrong_declaration_does_not_make_the_rules_wrong_that_use_it() {
+    let text = with_rules(
+        r#"{"name": "A", "type": "distance", "measurements": ["teams[red].players.attributes[skill]"], "referenceValue": 1, "maxDistance": 1}"#,
+    );
+    for (right, wrong, expected) in [
+        (r#""type": "number""#, r#""type": "int""#, "the type of an attribute is \"int\""),
+        (r#""name": "red", "minPlayers": 1"#, r#""name": "red""#, "a team has no minPlayers"),
+    ] {
+        let found = findings(&text.replacen(right, wrong, 1), Options::default());
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].contains(expected), "{found:#?}");
+    }
+}
+
+#[test]
+fn an_expansion_can_make_a_match_large() {
+    let text = r#"{"ruleLanguageVersion": "1.0", "teams": [{"name": "red", "minPlayers": 10, "maxPlayers": 20}],
+        "expansions": [{"target": "teams[red].maxPlayers", "steps": [{"waitTimeSeconds": 5, "value": 41}]}]}"#;
+    let found = findings(text, Options::default());
+    assert!(found[0].contains("a match of more than 40 players needs an algorithm"), "{found:#?}");
+}
+
+#[test]
+fn players_is_an_ordinary_text_where_a_text_is_wanted() {
+    for rule in [
+        r#"{"name": "A", "type": "comparison", "measurements": ["teams[red].players.attributes[map]"], "operation": "=", "referenceValue": "players"}"#,
+        r#"{"name": "A", "type": "collection", "measurements": ["flatten(teams[*].players.attributes[modes])"], "operation": "contains", "referenceValue": "players"}"#,
+    ] {
+        for extensions in [false, true] {
+            let found = findings(&with_rules(rule), Options { extensions, ..Options::default() });
+            assert!(found.is_empty(), "{found:#?}");
+        }
     }
 }
 
@@ -355,7 +416,12 @@ fn what_is_probably_not_meant_is_a_warning() {
         (team(2, 3), average("*"), "the rule \"A\" always holds"),
         (team(2, 3), format!("{ping}{}", expand(5, 40)), "this step makes maxLatency stricter"),
         (team(2, 3), format!("{ping}{}", expand(60, 90)), "no ticket waits 60 s"),
-        (team(1, 3), ping.clone(), "one player is a complete match"),
+        (
+            team(2, 3),
+            format!("{ping}{}", expand(5, 60).replacen("}]", r#"}, {"waitTimeSeconds": 61, "value": 90}]"#, 1)),
+            "no ticket waits 61 s",
+        ),
+        (team(1, 3), ping.clone(), "one player can be a complete match"),
         (
             team(2, 3),
             r#", "algorithm": {"strategy": "balanced", "balancedAttribute": "skill"}"#.into(),

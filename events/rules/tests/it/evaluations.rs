@@ -369,10 +369,14 @@ fn a_ticket_that_can_never_be_matched_is_refused_with_the_reason() {
     let cases = [
         (vec![], "the ticket has no players"),
         (vec![member(&skill, 1.0); 4], "the ticket has 4 players, but they play in one team, which has at most 3"),
+        (vec![member(&skill, 1.0); 11], "the ticket has 11 players; the maximum is 10"),
         (vec![member(&[], 1.0)], "player \"ann\" has no value for the attribute \"skill\", which has no default"),
         (vec![member(&[("skill", text("7"))], 1.0)], "the attribute \"skill\" of player \"ann\" is not a number"),
         (vec![member(&skill, 121.0)], "no location has a latency of at most 120 ms, which the rule \"Ping\" needs"),
-        (vec![player("ann", &skill, &[])], "the ticket has no latencies, which the rule \"Ping\" needs"),
+        (
+            vec![member(&skill, 1.0), player("bob", &skill, &[("us", 1.0)])],
+            "there is no location to which all players of the ticket have a latency; the rule \"Ping\" needs one",
+        ),
     ];
     for (players, expected) in cases {
         assert_eq!(refusal(players), Err(expected.to_owned()));

@@ -139,6 +139,20 @@ fn the_first_sort_rule_decides_and_the_next_breaks_ties() {
     assert_eq!(partner(&[dusty, far, near]), 3, "as much ice, and nearer in skill");
 }
 
+/// The oldest one fits into both teams. In red, only the youngest one fits into blue; in blue, the second one fits into red.
+#[test]
+fn of_two_matches_the_one_with_the_older_tickets_is_made() {
+    let rules = two_teams(
+        1,
+        1,
+        r#", "playerAttributes": [{"name": "skill", "type": "number"}], "rules": [{"name": "Weaker", "type": "comparison",
+            "measurements": ["avg(teams[red].players.attributes[skill])"], "operation": "<=",
+            "referenceValue": "avg(teams[blue].players.attributes[skill])"}]"#,
+    );
+    let ticket = |skill: f64, since: i64| solo(&rules, &since.to_string(), &[("skill", number(skill))], since);
+    assert_eq!(matches(&rules, &[ticket(5.0, 0), ticket(3.0, 1), ticket(7.0, 2)], 9), [vec![vec![1], vec![0]]]);
+}
+
 #[test]
 fn a_sorted_batch_prefers_tickets_that_are_near_the_oldest_one() {
     let rules = two_teams(
@@ -167,6 +181,40 @@ fn a_bounded_search_finds_matches_in_a_large_pool_of_different_players() {
         .map(|id| solo(&rules, &id.to_string(), &[("mode", crate::support::text(modes[id % modes.len()]))], 0))
         .collect();
     assert_eq!(made(&rules, &pool, 0).len(), 20);
+}
+
+fn large(teams: &str, rules: &str) -> RuleSet {
+    rule_set(&format!(
+        r#""playerAttributes": [{{"name": "skill", "type": "number"}}], "teams": [{teams}],
+        "algorithm": {{"strategy": "balanced", "balancedAttribute": "skill"}}, "rules": [{rules}]"#
+    ))
+}
+
+#[test]
+fn the_oldest_ticket_is_in_a_large_match_although_larger_ones_are_placed_before_others() {
+    let team = |name: &str| format!(r#"{{"name": "{name}", "minPlayers": 10, "maxPlayers": 21}}"#);
+    let rules = large(&format!("{}, {}", team("red"), team("blue")), "");
+    let sized = |id: &str, size: usize| group(&rules, id, "skill", &vec![number(1.0); size]);
+    let pool: Vec<_> =
+        [2, 10, 10, 10, 10].into_iter().enumerate().map(|(id, size)| sized(&id.to_string(), size)).collect();
+    let found = made(&rules, &pool, 0);
+    assert_eq!((found.len(), found[0].len(), found[0][0]), (1, 4, 0), "{found:?}");
+}
+
+#[test]
+fn a_near_player_on_one_side_does_not_keep_those_on_the_other_side_out_of_a_large_match() {
+    let rules = large(
+        r#"{"name": "all", "minPlayers": 4, "maxPlayers": 41}"#,
+        r#"{"name": "Near", "type": "batchDistance", "batchAttribute": "skill", "maxDistance": 10}"#,
+    );
+    let pool: Vec<_> = [50.0, 45.0, 56.0, 57.0, 58.0]
+        .iter()
+        .enumerate()
+        .map(|(since, skill)| {
+            solo(&rules, &since.to_string(), &[("skill", number(*skill))], i64::try_from(since).unwrap())
+        })
+        .collect();
+    assert_eq!(made(&rules, &pool, 9), [vec![0, 2, 3, 4]]);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Random rule sets and tickets: the two evaluators agree, nothing panics, and the matcher finds what there is.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use garage_rules::{
     Options, check,
     evaluate::Candidate,
-    rule_set::{RuleSet, Value},
+    rule_set::{RuleKind, RuleSet, Value},
     ticket::{PlayerRequest, Ticket},
 };
 use proptest::{prelude::*, sample::select, test_runner::TestCaseError};
@@ -313,15 +313,17 @@ proptest! {
         let count = rule_set.teams.len();
         let mut order: Vec<usize> = (0..pool.len()).collect();
         order.sort_by_key(|index| pool[*index].since_ms);
-        // For each ticket, as the oldest one of a match: the most players.
-        let mut largest: BTreeMap<usize, usize> = BTreeMap::new();
+        // For each ticket, as the oldest one of a match: the most players, and the places of the first such tickets.
+        let mut largest: BTreeMap<usize, (usize, Reverse<Vec<usize>>)> = BTreeMap::new();
         for way in ways(pool.len(), count) {
             let Some(oldest) = order.iter().position(|index| way[*index] < count) else { continue };
             let teams = split(&pool, &way, count);
             if second::satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?.holds {
                 let players: usize = teams.iter().flatten().map(|ticket| ticket.players.len()).sum();
-                let most = largest.entry(oldest).or_default();
-                *most = players.max(*most);
+                let places = (0..order.len()).filter(|place| way[order[*place]] < count).collect();
+                let found = (players, Reverse(places));
+                let best = largest.entry(oldest).or_insert_with(|| found.clone());
+                *best = found.max(best.clone());
             }
         }
         let matches = rule_set.matches(&pool, NOW_MS);
@@ -335,11 +337,21 @@ proptest! {
                 seen.push(*index);
             }
         }
+        // A sort rule decides otherwise which tickets come first.
+        let sorted = rule_set.rules.iter().any(|rule| matches!(rule.kind.at(0), RuleKind::Sort(_)));
         let first = matches.first().map(|found| {
             let tickets = found.teams.iter().flatten();
-            let oldest = tickets.clone().filter_map(|index| order.iter().position(|other| other == index)).min().unwrap();
-            (oldest, tickets.map(|index| pool[*index].players.len()).sum::<usize>())
+            let place = |index: &usize| order.iter().position(|other| other == index).unwrap();
+            let mut places: Vec<usize> = tickets.clone().map(place).collect();
+            places.sort_unstable();
+            (places[0], (tickets.map(|index| pool[*index].players.len()).sum::<usize>(), Reverse(places)))
         });
-        prop_assert_eq!(first, largest.into_iter().next(), "{}", document);
+        let expected = largest.into_iter().next();
+        if sorted {
+            let players = first.map(|(oldest, (players, _))| (oldest, players));
+            prop_assert_eq!(players, expected.map(|(oldest, (players, _))| (oldest, players)), "{}", document);
+        } else {
+            prop_assert_eq!(first, expected, "{}", document);
+        }
     }
 }

@@ -74,6 +74,8 @@ pub(crate) fn satisfies(rule_set: &Json, teams: &[Vec<Ticket>], now_ms: i64) -> 
             good.push(if by_location { place } else { locations.first().copied() });
         }
     }
+    // With a latency rule, a match needs a location, even if a compound rule holds without it.
+    good.retain(|place| !needs_location || place.is_some());
     let location = good.first().copied().flatten().map(String::from);
     let failed = failed.into_iter().map(String::from).collect();
     Ok(Verdict { age, sizes, failed, location, holds: sizes && !good.is_empty() })

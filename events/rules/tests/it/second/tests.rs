@@ -270,7 +270,7 @@ fn latency_rules_need_one_location() {
     let mut unknown = teams([10.0, 10.0], [10.0, 10.0]);
     unknown[0][0].players[0].latencies.clear();
     assert_eq!(verdict(None, &unknown), (false, "near equal".into(), String::new()));
-    assert_eq!(verdict(Some("not(and(near, equal))"), &unknown), (true, String::new(), String::new()));
+    assert_eq!(verdict(Some("not(and(near, equal))"), &unknown), (false, String::new(), String::new()));
 }
 
 #[test]
