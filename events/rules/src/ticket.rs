@@ -69,7 +69,7 @@ pub(crate) fn aggregate(numbers: &[f64], party: NumberAggregation) -> Option<f64
     }
 }
 
-/// Why no match is possible for a ticket, whoever else waits and however long.
+/// Why a ticket cannot be matched, with any other tickets and at any age.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Hopeless {
     NoPlayers,
