@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::rule_set::{Attribute, AttributeType, Team, TeamDefinition};
+use crate::{
+    cursor::Cursor,
+    rule_set::{Attribute, AttributeType, Team, TeamDefinition},
+};
 
 /// The maximum number of functions around a path. More than six cannot have a meaning.
 const MAX_DEPTH: usize = 16;
@@ -176,7 +179,7 @@ impl Syntax {
 
 /// Reads the syntax of an expression.
 pub(crate) fn parse(text: &str) -> Result<Syntax, Problem> {
-    let mut parser = Parser { text, at: 0 };
+    let mut parser = Cursor::new(text);
     let syntax = parser.expression()?;
     parser.space();
     if parser.at < text.len() {
@@ -198,28 +201,7 @@ pub(crate) fn looks_like_one(text: &str) -> bool {
             .any(|(name, _)| text.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('(')))
 }
 
-struct Parser<'t> {
-    text: &'t str,
-    at: usize,
-}
-
-impl<'t> Parser<'t> {
-    fn rest(&self) -> &'t str {
-        self.text.get(self.at..).unwrap_or_default()
-    }
-
-    fn space(&mut self) {
-        self.at = self.text.len() - self.rest().trim_start().len();
-    }
-
-    fn take(&mut self, token: &str) -> bool {
-        let found = self.rest().starts_with(token);
-        if found {
-            self.at += token.len();
-        }
-        found
-    }
-
+impl<'t> Cursor<'t> {
     fn word(&self) -> &'t str {
         let rest = self.rest();
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());

@@ -1,6 +1,6 @@
 //! Rule sets in the language of Amazon GameLift FlexMatch, version 1.0. Pure: no IO, no clock.
 //!
-//! - [`check`]: reads the text of a rule set, and explains what is wrong with it.
+//! - [`mod@check`]: reads the text of a rule set, and explains what is wrong with it.
 //! - [`rule_set`]: a rule set that has passed the check.
 //! - [`expression`], [`statement`]: the two small languages inside of it.
 //! - [`diagnostic`]: what a check finds.
@@ -8,6 +8,7 @@
 //! `deploy/docs/rule-sets.md` describes the language, and what Garage decided where AWS does not say.
 
 pub mod check;
+mod cursor;
 pub mod diagnostic;
 pub mod evaluate;
 pub mod expression;

@@ -1,7 +1,7 @@
 //! Makes matches: the simple matcher, against which a faster one can be tested.
 //!
 //! It tries all matches of each oldest ticket, within a number of steps, so it may miss a match in a large pool. For up to
-//! [`EXHAUSTIVE`] tickets and usual rule sets, the steps suffice for all matches. Large matches are put together ticket by
+//! 12 tickets and usual rule sets, the steps suffice for all matches. Large matches are put together ticket by
 //! ticket instead. A match that is made always satisfies the rule set.
 
 mod balanced;
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Up to this number of tickets, the search may take [`MAX_STEPS`], otherwise [`FEW_STEPS`].
-pub const EXHAUSTIVE: usize = 12;
+const EXHAUSTIVE: usize = 12;
 
 /// How many times the search may put a ticket into a team, for each oldest ticket of a match.
 const MAX_STEPS: usize = 200_000;

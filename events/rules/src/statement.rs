@@ -1,6 +1,6 @@
 //! Statements of compound rules, such as `or(and(A, B), not(C))`.
 
-use crate::expression::Problem;
+use crate::{cursor::Cursor, expression::Problem};
 
 /// The maximum depth of a statement.
 const MAX_DEPTH: usize = 32;
@@ -43,7 +43,7 @@ pub(crate) fn parse(
     text: &str,
     rule: &mut impl FnMut(usize, &str) -> Result<usize, Problem>,
 ) -> Result<Statement, Problem> {
-    let mut parser = Parser { text, at: 0 };
+    let mut parser = Cursor::new(text);
     let statement = parser.part(rule, 0)?;
     if let Statement::Rule(_) = statement {
         return Err(problem(0, "a statement begins with and, or, xor or not", "write for example and(A, B)"));
@@ -59,29 +59,7 @@ fn problem(at: usize, message: impl Into<String>, cure: impl Into<String>) -> Pr
     Problem { at, message: message.into(), cure: cure.into() }
 }
 
-struct Parser<'t> {
-    text: &'t str,
-    at: usize,
-}
-
-impl<'t> Parser<'t> {
-    fn rest(&self) -> &'t str {
-        self.text.get(self.at..).unwrap_or_default()
-    }
-
-    fn space(&mut self) {
-        self.at = self.text.len() - self.rest().trim_start().len();
-    }
-
-    fn take(&mut self, token: char) -> bool {
-        self.space();
-        let found = self.rest().starts_with(token);
-        if found {
-            self.at += token.len_utf8();
-        }
-        found
-    }
-
+impl<'t> Cursor<'t> {
     fn part(
         &mut self,
         rule: &mut impl FnMut(usize, &str) -> Result<usize, Problem>,
@@ -106,11 +84,12 @@ impl<'t> Parser<'t> {
         let mut parts = Vec::new();
         loop {
             parts.push(self.part(rule, depth + 1)?);
-            if !self.take(',') {
+            self.space();
+            if !self.take(",") {
                 break;
             }
         }
-        if !self.take(')') {
+        if !self.take(")") {
             return Err(problem(self.at, "a closing parenthesis is missing", "add )"));
         }
         let count = parts.len();
