@@ -35,7 +35,7 @@ fn a_good_rule_set_is_summarised_and_warnings_are_allowed() {
     assert!(output.status.success(), "{output:?}");
     let expected = [
         "good.json: ok, 2 teams, up to 6 players, 0 rules",
-        "warned.json:1:33: warning: comments are not JSON; Garage ignores them, but other tools may refuse the file",
+        "warned.json:1:32: warning: comments are not JSON; Garage ignores them, but other tools may refuse the file",
         "warned.json: ok, 1 team, up to 2 players, 0 rules",
     ];
     assert_eq!(lines(&output), expected);
@@ -51,7 +51,7 @@ fn each_error_has_its_place_and_its_cure_and_the_command_fails() {
     assert!(lines[0].starts_with("wrong.json:2:15: error: a team has no maxPlayers; add maxPlayers"), "{lines:#?}");
     assert!(
         lines[1]
-            .starts_with("wrong.json:2:45: error: a team has no property \"maxplayers\"; did you mean \"maxPlayers\"?")
+            .starts_with("wrong.json:2:46: error: a team has no property \"maxplayers\"; did you mean \"maxPlayers\"?")
     );
     assert!(String::from_utf8_lossy(&output.stderr).contains("1 of 2 rule sets cannot be used"), "{output:?}");
 }
@@ -64,7 +64,7 @@ fn json_lines_hold_the_same_findings() {
     let [finding] = found.as_slice() else { panic!("{found:#?}") };
     let text = |field: &str| finding[field].as_str().unwrap();
     assert_eq!((text("file"), text("severity"), text("message")), ("warned.json", "warning", "comments are not JSON"));
-    assert_eq!((&finding["line"], &finding["column"]), (&Value::from(1), &Value::from(33)));
+    assert_eq!((&finding["line"], &finding["column"]), (&Value::from(1), &Value::from(32)));
 }
 
 #[test]
