@@ -92,7 +92,7 @@ async fn a_server_at_its_own_limit_refuses_appends_as_full() {
 enum Symptom {
     /// It says that it stores nothing.
     NotStoring,
-    /// The server does not answer any request about the stream. nats-server 2.15.1 does so in some runs.
+    /// The server does not answer any request about the stream: in some runs it has disabled JetStream.
     NoAnswer,
 }
 
