@@ -107,7 +107,8 @@ async fn append_until_not_storing(log: &JetStreamLog) -> Symptom {
         if matches!(log.storage().trouble(), Some(Trouble::NotStoring { .. })) {
             return Some(Symptom::NotStoring);
         }
-        unanswered = if timeout(Duration::from_millis(800), log.measure()).await.is_ok() { 0 } else { unanswered + 1 };
+        let measured = timeout(Duration::from_millis(800), log.measure()).await;
+        unanswered = if matches!(measured, Ok(Ok(_))) { 0 } else { unanswered + 1 };
         (unanswered == 10).then_some(Symptom::NoAnswer)
     })
     .await
