@@ -80,8 +80,16 @@ async fn join(bot: &Bot, event_stream: &mut EventStream) -> Connection {
     connection
 }
 
-async fn wait_for_start(connection: &mut Connection) {
-    while !matches!(client::receive(connection).await.unwrap(), FromServer::Start) {}
+/// Lets all players join, and waits until the race has started.
+async fn race(players: &mut [(Bot, EventStream)]) -> Vec<Connection> {
+    let mut connections = Vec::new();
+    for (bot, event_stream) in players {
+        connections.push(join(bot, event_stream).await);
+    }
+    for connection in &mut connections {
+        while !matches!(client::receive(connection).await.unwrap(), FromServer::Start) {}
+    }
+    connections
 }
 
 #[tokio::test]
@@ -217,13 +225,7 @@ async fn a_player_who_has_left_is_not_requeued_when_the_match_fails() {
 async fn a_game_server_killed_during_the_race_ends_the_match_without_rewards() {
     let garage = Setup::long().start().await;
     let mut players = queued(&garage).await;
-    let mut connections = Vec::new();
-    for (bot, event_stream) in &mut players {
-        connections.push(join(bot, event_stream).await);
-    }
-    for connection in &mut connections {
-        wait_for_start(connection).await;
-    }
+    let _connections = race(&mut players).await;
 
     let running = garage.stack.game_servers();
     assert_eq!(running.len(), 1);
@@ -240,13 +242,7 @@ async fn a_game_server_killed_during_the_race_ends_the_match_without_rewards() {
 async fn a_game_server_that_misbehaves_during_the_race_is_ended_at_once() {
     let garage = Setup::long().start().await;
     let mut players = queued(&garage).await;
-    let mut connections = Vec::new();
-    for (bot, event_stream) in &mut players {
-        connections.push(join(bot, event_stream).await);
-    }
-    for connection in &mut connections {
-        wait_for_start(connection).await;
-    }
+    let _connections = race(&mut players).await;
 
     let session = history::sessions(&garage.events().await)[0];
     let server = garage.hostile_server(session, 1);
@@ -281,10 +277,7 @@ async fn a_session_whose_server_never_reports_is_abandoned_at_its_hard_end() {
 async fn a_session_still_racing_is_abandoned_at_its_hard_end() {
     let garage = Setup::long().env("GARAGE_SESSION_S", "10").start().await;
     let mut players = queued(&garage).await;
-    let mut connections = Vec::new();
-    for (bot, event_stream) in &mut players {
-        connections.push(join(bot, event_stream).await);
-    }
+    let _connections = race(&mut players).await;
     let events = assert_released(&garage, players, "abandoned", "time_limit").await;
     let ending = steps(&the_session(&events))[5..].to_vec();
     assert_eq!(ending, ["Failed", "Closed"]);
