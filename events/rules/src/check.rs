@@ -18,7 +18,7 @@ use crate::{
     expression::Names,
     rule_set::{
         Algorithm, Attribute, AttributeType, BackfillPriority, BatchingPreference, ExpansionAge, MAX_MATCH,
-        MAX_SMALL_MATCH, Rule, RuleKind, RuleSet, Sizes, Stages, Strategy, Team, TeamDefinition, Value,
+        MAX_SMALL_MATCH, Rule, RuleKind, RuleSet, Sizes, Stages, Strategy, Team, TeamDefinition, Value, match_size,
     },
     source::{self, Json, Node, Property},
 };
@@ -103,15 +103,15 @@ impl Checker<'_> {
         let rules = self.rule_sources(properties);
         let expansions = Expansions::read(&mut self.reader, properties, &sources, &rules);
         let definitions = self.definitions(&sources, &expansions);
-        let teams = self.teams(&sources, &definitions);
-        let algorithm_node = get(properties, "algorithm");
-        let ages = definitions.iter().flat_map(|of| of.sizes.all()).map(|(age, _)| age).collect::<BTreeSet<_>>();
-        let size =
-            |age: u64| definitions.iter().map(|of| u64::from(of.sizes.at(age).max) * u64::from(of.quantity)).sum();
-        let size = ages.into_iter().map(size).max().unwrap_or_default();
-        if size > u64::from(MAX_MATCH) {
+        let size = match_size(&definitions);
+        if size > MAX_MATCH {
+            let at = sources.first().map_or(node.at, |source| source.at);
+            let message = format!("a match has up to {size} players");
+            self.reader.findings.error(at, message, format!("the maximum is {MAX_MATCH}"));
             return None;
         }
+        let teams = self.teams(&sources, &definitions);
+        let algorithm_node = get(properties, "algorithm");
         let at = algorithm_node.or(get(properties, "teams")).map_or(node.at, |node| node.at);
         let algorithm = self.algorithm(algorithm_node, size, at, &attributes);
         let names = Names {
@@ -194,7 +194,7 @@ impl Checker<'_> {
     /// A value of an attribute, within the limits of the GameLift API (`AttributeValue`).
     fn value(&mut self, node: &Node, kind: AttributeType) -> Option<Value> {
         const MAX_TEXT: usize = 100;
-        const MAX_LIST: usize = 100;
+        const MAX_TEXTS: usize = 100;
         const MAX_MAP: usize = 10;
         let what = "the default";
         let bounded = |reader: &mut Reader<'_>, node: &Node| {
@@ -209,8 +209,8 @@ impl Checker<'_> {
             AttributeType::Number => self.reader.number(node, what).map(Value::Number),
             AttributeType::TextList => {
                 let elements = self.reader.list(node, what)?;
-                if elements.len() > MAX_LIST {
-                    let cure = format!("write at most {MAX_LIST} texts");
+                if elements.len() > MAX_TEXTS {
+                    let cure = format!("write at most {MAX_TEXTS} texts");
                     self.reader.findings.error(node.at, "the list is too long", cure);
                 }
                 let mut texts = Vec::new();
@@ -285,31 +285,20 @@ impl Checker<'_> {
             let sizes = Stages::new(first, later.collect());
             definitions.push(TeamDefinition { name: source.name.to_owned(), quantity: source.quantity, sizes });
         }
-        let ages: BTreeSet<_> = definitions.iter().flat_map(|of| of.sizes.all().map(|(age, _)| age)).collect();
-        for age in ages {
-            let largest = definitions.iter().map(|of| u64::from(of.sizes.at(age).max) * u64::from(of.quantity));
-            let largest = largest.sum::<u64>();
-            if largest > u64::from(MAX_MATCH) {
-                let at = sources.first().map_or(0, |source| source.at);
-                let message = format!("a match has up to {largest} players");
-                self.reader.findings.error(at, message, format!("the maximum is {MAX_MATCH}"));
-            }
-        }
         definitions
     }
 
     fn sizes(&mut self, min: &Node, max: &Node) -> Sizes {
-        let sizes = Sizes {
-            min: self.reader.count(min, "minPlayers", MAX_MATCH).unwrap_or_default(),
-            max: self.reader.count(max, "maxPlayers", MAX_MATCH).unwrap_or(MAX_MATCH),
-        };
-        if sizes.max == 0 {
+        let counts = (self.reader.count(min, "minPlayers", MAX_MATCH), self.reader.count(max, "maxPlayers", MAX_MATCH));
+        // After an error, sizes that cause no further ones.
+        let (Some(least), Some(most)) = counts else { return Sizes { min: 0, max: 1 } };
+        if most == 0 {
             self.reader.findings.error(max.at, "maxPlayers is 0", "write 1 or more");
-        } else if sizes.min > sizes.max {
-            let message = format!("minPlayers {} is greater than maxPlayers {}", sizes.min, sizes.max);
+        } else if least > most {
+            let message = format!("minPlayers {least} is greater than maxPlayers {most}");
             self.reader.findings.error(min.at, message, "raise maxPlayers or lower minPlayers");
         }
-        sizes
+        Sizes { min: least, max: most }
     }
 
     fn teams(&mut self, sources: &[TeamSource<'_>], definitions: &[TeamDefinition]) -> Vec<Team> {
@@ -317,10 +306,6 @@ impl Checker<'_> {
         let mut names = BTreeSet::new();
         for (definition, (of, source)) in definitions.iter().zip(sources).enumerate() {
             for number in 1..=of.quantity {
-                // More teams than players: this is an error already.
-                if teams.len() >= MAX_LIST {
-                    return teams;
-                }
                 let name = if of.quantity == 1 { of.name.clone() } else { format!("{}_{number}", of.name) };
                 if !names.insert(name.clone()) {
                     let message = format!("two teams have the name {name:?}, because of a quantity");
@@ -333,8 +318,8 @@ impl Checker<'_> {
         teams
     }
 
-    fn algorithm(&mut self, node: Option<&Node>, size: u64, at: usize, attributes: &[Attribute]) -> Option<Algorithm> {
-        let large = size > u64::from(MAX_SMALL_MATCH);
+    fn algorithm(&mut self, node: Option<&Node>, size: u32, at: usize, attributes: &[Attribute]) -> Option<Algorithm> {
+        let large = size > MAX_SMALL_MATCH;
         if large && node.is_none() {
             let message = format!("a match of more than {MAX_SMALL_MATCH} players needs an algorithm");
             self.reader.findings.error(at, message, "add an algorithm with the strategy balanced");
@@ -456,9 +441,9 @@ impl Checker<'_> {
         found
     }
 
-    /// Reports what a large match does not allow, and a strategy that a small match does not need.
-    fn suits_the_size(&mut self, size: u64, rules: &[RuleSource<'_>], kinds: &[Option<Stages<RuleKind>>]) {
-        if size <= u64::from(MAX_SMALL_MATCH) {
+    /// Reports the rules that a large match does not allow.
+    fn suits_the_size(&mut self, size: u32, rules: &[RuleSource<'_>], kinds: &[Option<Stages<RuleKind>>]) {
+        if size <= MAX_SMALL_MATCH {
             return;
         }
         for (source, kind) in rules.iter().zip(kinds) {

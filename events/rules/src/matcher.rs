@@ -12,9 +12,10 @@ use crate::{
     evaluate::{Candidate, Evaluation, near, ticket_number},
     expression::{Expression, Function, Teams},
     rule_set::{
-        CollectionOperation, Comparator, ExpansionAge, MapKey, RuleKind, RuleSet, Sort, SortBy, Strategy, Value,
+        CollectionOperation, Comparator, ExpansionAge, Latency, MAX_SMALL_MATCH, MapKey, NumberAggregation, RuleKind,
+        RuleSet, Sort, SortBy, Strategy, Value,
     },
-    ticket::Ticket,
+    ticket::{Ticket, aggregate},
 };
 
 /// Up to this number of tickets, the search may take [`MAX_STEPS`], otherwise [`FEW_STEPS`].
@@ -56,7 +57,7 @@ impl RuleSet {
 
     /// The best match of a ticket, the anchor, with tickets that are not older. `younger` begins with the oldest.
     fn match_of(&self, pool: &[Ticket], anchor: usize, younger: &[usize], now_ms: i64) -> Option<Match> {
-        if self.match_size() > crate::rule_set::MAX_SMALL_MATCH
+        if self.match_size() > MAX_SMALL_MATCH
             && let Strategy::Balanced { attribute, preference } = self.algorithm.strategy
         {
             return self.balanced(pool, (anchor, younger), (attribute, preference), now_ms);
@@ -117,7 +118,7 @@ impl RuleSet {
         by_rules.unwrap_or_else(by_batch)
     }
 
-    /// Whether more tickets can make a candidate satisfy the rules. Only for rules that more tickets cannot help.
+    /// Whether a candidate breaks a rule that cannot hold with more tickets either.
     fn is_hopeless(&self, candidate: &Candidate<'_>, now_ms: i64) -> bool {
         let age = self.age(candidate.tickets(), now_ms);
         let mut locations: Option<Vec<&str>> = None;
@@ -138,7 +139,7 @@ impl RuleSet {
                     stages.iter().any(|kind| match kind {
                         RuleKind::Latency(latency) => {
                             // The distance can become smaller: the least and the average change.
-                            let without = crate::rule_set::Latency { distance: None, ..latency.clone() };
+                            let without = Latency { distance: None, ..latency.clone() };
                             near(&without, candidate, location)
                         }
                         _ => true,
@@ -153,9 +154,7 @@ impl RuleSet {
         }
         false
     }
-}
 
-impl RuleSet {
     /// Whether a rule that does not hold cannot hold with more tickets either.
     fn only_worsens(&self, kind: &RuleKind) -> bool {
         match kind {
@@ -235,11 +234,11 @@ fn ticket_map_number(ticket: &Ticket, sort: &Sort, key: &str) -> Option<f64> {
         Some(Value::NumberMap(map)) => map.get(key).copied(),
         _ => None,
     });
-    crate::ticket::aggregate(&numbers.collect::<Option<Vec<_>>>()?, sort.party)
+    aggregate(&numbers.collect::<Option<Vec<_>>>()?, sort.party)
 }
 
 fn by_distance(attribute: usize, anchor: &Ticket, one: &Ticket, other: &Ticket) -> Ordering {
-    let number = |ticket: &Ticket| ticket_number(ticket, attribute, crate::rule_set::NumberAggregation::Avg);
+    let number = |ticket: &Ticket| ticket_number(ticket, attribute, NumberAggregation::Avg);
     match (number(anchor), number(one), number(other)) {
         (Some(anchor), Some(one), Some(other)) => (one - anchor).abs().total_cmp(&(other - anchor).abs()),
         // Texts have no distance: the same text comes first.

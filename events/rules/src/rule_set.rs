@@ -3,7 +3,7 @@
 //! What an expansion can change is stored as stages: the value at each age at which it changes. So each stage is a
 //! whole, checked rule, and nothing has to be combined when a match is evaluated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{expression::Expression, statement::Statement};
 
@@ -336,8 +336,13 @@ impl RuleSet {
 
     /// The maximum number of players in a match, at the age at which it is greatest.
     pub fn match_size(&self) -> u32 {
-        let ages = self.definitions.iter().flat_map(|of| of.sizes.all()).map(|(age, _)| age);
-        let size = |age| self.definitions.iter().map(|of| of.sizes.at(age).max.saturating_mul(of.quantity)).sum();
-        ages.map(size).max().unwrap_or_default()
+        match_size(&self.definitions)
     }
+}
+
+/// See [`RuleSet::match_size`].
+pub(crate) fn match_size(definitions: &[TeamDefinition]) -> u32 {
+    let ages: BTreeSet<u64> = definitions.iter().flat_map(|of| of.sizes.all()).map(|(age, _)| age).collect();
+    let size = |age| definitions.iter().map(|of| of.sizes.at(age).max.saturating_mul(of.quantity)).sum();
+    ages.into_iter().map(size).max().unwrap_or_default()
 }
