@@ -318,6 +318,8 @@ mod tests {
             rules: "test".into(),
             pool_seq: 0,
             clock: env.now(),
+            seed: 0,
+            skipped: Vec::new(),
         };
         let events = [Event::from(matched)].into_iter().chain(events);
         let decision = Decision::new(&env, session.uuid(), None);

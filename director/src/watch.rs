@@ -376,6 +376,8 @@ mod tests {
             rules: "test".into(),
             pool_seq: 0,
             clock: env.now(),
+            seed: 0,
+            skipped: Vec::new(),
             latencies: Default::default(),
         };
         let requested = PodRequested {

@@ -422,6 +422,8 @@ impl Fixture {
             rules: "v1".into(),
             pool_seq: 1,
             clock: System.now(),
+            seed: 0,
+            skipped: Vec::new(),
         };
         let events = [Event::from(matched), requested(region).into()];
         let decision = Decision::new(&System, id.uuid(), None);

@@ -172,6 +172,8 @@ impl Fixture {
             rules: "v1".into(),
             pool_seq: 1,
             clock: System.now(),
+            seed: 0,
+            skipped: Vec::new(),
         };
         let events = [Event::from(matched), requested(1).into()];
         let decision = Decision::new(&System, id.uuid(), None);

@@ -45,6 +45,8 @@ points! {
     TimedOut = "matchmaker.timed-out",
     /// The lease of a queue is acquired, renewed or released. The director also does this with its own lease.
     LeaseKept = "matchmaker.lease-kept",
+    /// A rule set is stored.
+    RulesStored = "matchmaker.rules-stored",
     /// A snapshot of the waiting players is written.
     SnapshotWritten = "matchmaker.snapshot-written",
     /// A session's timer is set or cancelled.

@@ -8,6 +8,7 @@ mod commit;
 pub mod follow;
 mod link;
 pub mod reader;
+pub mod rule_store;
 pub mod setup;
 pub mod storage;
 pub mod timer;

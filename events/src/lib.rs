@@ -9,7 +9,8 @@
 //! - [`dead_letter`]: a message that a worker could not handle.
 //! - [`failure`]: why a match failed: codes for players, lines for operators.
 //! - [`game`]: the contract with game servers. [`svc`]: requests between workers.
-//! - [`queue`]: the configuration of the queues. [`queue_status`]: whether a queue is open or closed.
+//! - [`queue`]: the configuration of the queues. [`queue_status`]: whether a queue is open or closed. [`rules`]: their
+//!   rule sets.
 //! - [`lease`]: which instance of a worker does a task that only one of them should do.
 //! - [`presence`]: which players have an open WebSocket.
 //! - [`deadline`]: waiting for channels and child processes, with a limit.
@@ -33,6 +34,7 @@ pub mod projection;
 pub mod queue;
 pub mod queue_status;
 pub mod reaction;
+pub mod rules;
 pub mod session;
 pub mod sim;
 pub mod subject;

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive};
 
+use garage_rules::rule_set::Value;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
@@ -12,7 +13,7 @@ use crate::{
     event::events,
     failure,
     game::Ports,
-    id::{QueueName, Region, SessionId, TicketId},
+    id::{PlayerId, QueueName, Region, SessionId, TicketId},
 };
 
 events! {
@@ -48,9 +49,13 @@ pub struct Queued {
     pub rank: i32,
     /// Round-trip time to each region, in milliseconds, as measured by the client.
     pub latencies: BTreeMap<Region, u32>,
-    /// Further properties for the studio's own matchmaking rules. Empty so far.
+    /// The player's values for the attributes of the queue's rule set.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub attributes: BTreeMap<String, String>,
+    pub attributes: BTreeMap<String, Value>,
+    /// The players of the ticket if it is a group, this player included. Each has an event of their own. Empty if the
+    /// player is alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<PlayerId>,
     /// When the wait began. A requeued ticket keeps this time.
     #[serde(with = "time::serde::rfc3339")]
     pub waiting_since: OffsetDateTime,
@@ -115,26 +120,23 @@ pub struct TimedOut {
     pub absences: u32,
 }
 
-/// The other players in the queue when a ticket timed out. Each is counted once, as eligible or as excluded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The other tickets in the queue when a ticket timed out. Each is counted once, as eligible or as excluded.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Candidates {
-    /// All other players.
+    /// The tickets that were considered: at most [`MAX_CONSIDERED`] of the oldest.
     pub count: u32,
-    /// The players who could be in a match with this player, but were too few for one.
+    /// The tickets that could be in a match with this one, but were too few for one.
     pub eligible: u32,
-    pub excluded: Excluded,
+    /// The tickets that could not be in a match with this one, by the first rule that excludes them.
+    /// [`NO_COMMON_REGION`] stands for tickets that have no region in common with this one.
+    pub excluded: BTreeMap<String, u32>,
 }
 
-/// Other players who could not be in a match with a player, by the first cause that applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Excluded {
-    /// Their rank is in another band.
-    pub rank: u32,
-    /// They measured no region of the queue that this player measured.
-    pub region: u32,
-    /// In each region that both measured, one of the two has a higher latency than the queue allows.
-    pub latency: u32,
-}
+/// See [`Candidates::count`].
+pub const MAX_CONSIDERED: usize = 200;
+
+/// See [`Candidates::excluded`].
+pub const NO_COMMON_REGION: &str = "no-common-region";
 
 /// See [`Event::Matched`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -162,7 +164,9 @@ pub struct Requeue {
     pub rank: i32,
     pub latencies: BTreeMap<Region, u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub attributes: BTreeMap<String, String>,
+    pub attributes: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<PlayerId>,
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -178,13 +182,14 @@ impl Matched {
     /// The ticket as it waits again after the match has failed; `None` if it is not requeued: its queue does not
     /// requeue, it was requeued often enough, or it is about to expire.
     fn requeued(&self, now: OffsetDateTime) -> Option<Queued> {
-        let Requeue { rank, latencies, attributes, expires_at, requeues } = self.requeue.clone()?;
+        let Requeue { rank, latencies, attributes, group, expires_at, requeues } = self.requeue.clone()?;
         let queued = Queued {
             ticket: self.ticket,
             queue: self.queue.clone(),
             rank,
             latencies,
             attributes,
+            group,
             waiting_since: self.waiting_since,
             expires_at,
             requeues: requeues + 1,
@@ -412,9 +417,9 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
             Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, candidates, absences }.into())
         }
         Command::Match { ticket, session, team, requeue } => {
-            let Queued { queue, rank, latencies, attributes, waiting_since, expires_at, requeues, .. } =
+            let Queued { queue, rank, latencies, attributes, group, waiting_since, expires_at, requeues, .. } =
                 waiting(state, ticket)?.clone();
-            let requeue = requeue.then_some(Requeue { rank, latencies, attributes, expires_at, requeues });
+            let requeue = requeue.then_some(Requeue { rank, latencies, attributes, group, expires_at, requeues });
             Ok(Matched { ticket, queue, session, team, waiting_since, requeue, absences }.into())
         }
         Command::Open { session, address } => match state {

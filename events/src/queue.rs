@@ -11,6 +11,12 @@
 //! eu = 120
 //! us = 120
 //!
+//! [queues.teams]
+//! rule_set = "teams.json"
+//! attributes = { skill = "rating", mode = "client" }
+//! timeout_s = 120
+//! regions = { eu = 120 }
+//!
 //! [regions.eu]
 //! measure_url = "https://eu.example.com/ping"
 //! ```
@@ -19,12 +25,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use garage_rules::rule_set::AttributeType;
 use serde::{Deserialize, Serialize};
 use time::Duration;
 
-use crate::id::{QueueName, Region};
+use crate::{
+    id::{QueueName, Region},
+    rules::{self, Rules},
+};
 
 /// The minimum number of players in a match.
 pub const MIN_PLAYERS: usize = 2;
@@ -40,13 +51,11 @@ pub const MAX_REGIONS: usize = 32;
 const MAX_URL: usize = 2_048;
 
 /// All queues of a deployment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Queues {
     /// At least one.
     pub queues: BTreeMap<QueueName, Queue>,
     /// Where clients measure the latency of a region. A region without an entry is measured against the gateway.
-    #[serde(rename = "regions", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub measured_at: BTreeMap<Region, MeasuredAt>,
 }
 
@@ -59,26 +68,88 @@ pub struct MeasuredAt {
 }
 
 /// A queue, and the rules for its matches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// The number of players in a match, 2 to 64. Each player is a team, named `1`, `2` and so on.
-    pub players: usize,
-    /// The width of the rank bands. Only players in the same band are matched.
-    pub rank_band: u32,
+    /// Who can be matched with whom.
+    pub rules: Arc<Rules>,
+    /// Where the value of each attribute of the rule set comes from. An attribute without an entry has its default value,
+    /// and [`rules::RANK`] is the player's rank.
+    pub attributes: BTreeMap<String, Source>,
     /// When a ticket times out, in seconds; 1 to 3,600.
     pub timeout_s: u64,
     /// Whether a client may send the player's rank. If so, players can choose their opponents by sending another rank.
     /// Matches still change their ratings.
-    #[serde(default)]
     pub client_rank: bool,
     /// Whether players wait again, with the same ticket, if their match fails before they receive a game server's
-    /// address. On by default.
-    #[serde(default = "on")]
+    /// address.
     pub requeue: bool,
     /// The regions for matches of this queue, 1 to 32. A region is used for a player if the player's round-trip time to
     /// it, in milliseconds, is at most this value.
     pub regions: BTreeMap<Region, u32>,
+}
+
+/// Where the value of an attribute comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Source {
+    /// The player's rank: the `rank` of the request if the queue allows it, or else of the token, or else the rating.
+    Rating,
+    /// This claim of the player's token.
+    Claim(String),
+    /// The client's request. Players can send what they like.
+    Client,
+}
+
+impl TryFrom<String> for Source {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match (text.as_str(), text.strip_prefix("claim:")) {
+            ("rating", _) => Ok(Self::Rating),
+            ("client", _) => Ok(Self::Client),
+            (_, Some(claim)) if !claim.is_empty() => Ok(Self::Claim(claim.into())),
+            _ => Err(format!("{text:?} is not a source; use \"rating\", \"claim:<name>\" or \"client\"")),
+        }
+    }
+}
+
+impl From<Source> for String {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Rating => "rating".into(),
+            Source::Claim(name) => format!("claim:{name}"),
+            Source::Client => "client".into(),
+        }
+    }
+}
+
+/// The file, as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    queues: BTreeMap<QueueName, Entry>,
+    #[serde(rename = "regions", default)]
+    measured_at: BTreeMap<Region, MeasuredAt>,
+}
+
+/// A queue, as it is written. It has either a rule set, or `players` and `rank_band`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// The file of the rule set, relative to the folder of the queues file.
+    rule_set: Option<PathBuf>,
+    /// The number of players in a match. Each player is a team.
+    players: Option<usize>,
+    /// By how much the ranks of the players of a match may differ at first.
+    rank_band: Option<u32>,
+    #[serde(default)]
+    attributes: BTreeMap<String, Source>,
+    timeout_s: u64,
+    #[serde(default)]
+    client_rank: bool,
+    #[serde(default = "on")]
+    requeue: bool,
+    regions: BTreeMap<Region, u32>,
 }
 
 fn on() -> bool {
@@ -112,10 +183,30 @@ impl Queues {
     /// # Errors
     /// [`QueueError::Parse`], [`QueueError::Unusable`]
     pub fn parse(text: &str, path: &Path) -> Result<Self, QueueError> {
-        let queues: Self =
+        let file: File =
             toml::from_str(text).map_err(|source| QueueError::Parse { path: path.into(), source: Box::new(source) })?;
-        queues.check().map_err(|reason| QueueError::Unusable { path: path.into(), reason })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Self::of(file, folder).map_err(|reason| QueueError::Unusable { path: path.into(), reason })
+    }
+
+    fn of(File { queues, measured_at }: File, folder: &Path) -> Result<Self, String> {
+        if queues.is_empty() {
+            return Err("there is no queue; configure at least one".into());
+        }
+        let queues = queues.into_iter().map(|(name, entry)| {
+            let queue = Queue::of(entry, folder).map_err(|reason| format!("queue {name}: {reason}"))?;
+            Ok((name, queue))
+        });
+        let queues = Self { queues: queues.collect::<Result<_, String>>()?, measured_at };
+        queues.check()?;
         Ok(queues)
+    }
+
+    /// The relative paths of the rule sets that the text of a queues file names. A text that cannot be parsed has none.
+    pub fn rule_set_files(text: &str) -> Vec<PathBuf> {
+        let file: Option<File> = toml::from_str(text).ok();
+        let files = file.into_iter().flat_map(|file| file.queues.into_values()).filter_map(|entry| entry.rule_set);
+        files.filter(|path| path.is_relative()).collect()
     }
 
     /// The names of all queues.
@@ -134,12 +225,6 @@ impl Queues {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.queues.is_empty() {
-            return Err("there is no queue; configure at least one".into());
-        }
-        self.queues
-            .iter()
-            .try_for_each(|(name, queue)| queue.check().map_err(|reason| format!("queue {name}: {reason}")))?;
         let regions = self.regions();
         for (region, MeasuredAt { measure_url }) in &self.measured_at {
             if !regions.contains(region) {
@@ -179,33 +264,82 @@ impl Queue {
         measured.filter(|(_, latency, max)| latency <= max).map(|(region, latency, _)| (region, latency))
     }
 
-    fn check(&self) -> Result<(), String> {
-        if !(MIN_PLAYERS..=MAX_PLAYERS).contains(&self.players) {
-            return Err(format!("players = {}; it must be {MIN_PLAYERS} to {MAX_PLAYERS}", self.players));
+    /// The maximum number of players in a match.
+    pub fn players(&self) -> usize {
+        usize::try_from(self.rules.rule_set.match_size()).unwrap_or(usize::MAX)
+    }
+
+    fn of(entry: Entry, folder: &Path) -> Result<Self, String> {
+        let Entry { rule_set, players, rank_band, attributes, timeout_s, client_rank, requeue, regions } = entry;
+        if !(1..=MAX_TIMEOUT_S).contains(&timeout_s) {
+            return Err(format!("timeout_s = {timeout_s}; it must be 1 to {MAX_TIMEOUT_S}"));
         }
-        if self.rank_band == 0 {
-            return Err("rank_band = 0; it must be at least 1".into());
-        }
-        if !(1..=MAX_TIMEOUT_S).contains(&self.timeout_s) {
-            return Err(format!("timeout_s = {}; it must be 1 to {MAX_TIMEOUT_S}", self.timeout_s));
-        }
-        if self.regions.is_empty() {
+        if regions.is_empty() {
             return Err("there is no region; configure at least one".into());
         }
-        if self.regions.len() > MAX_REGIONS {
-            return Err(format!("there are {} regions; at most {MAX_REGIONS} are allowed", self.regions.len()));
+        if regions.len() > MAX_REGIONS {
+            return Err(format!("there are {} regions; at most {MAX_REGIONS} are allowed", regions.len()));
         }
-        match self.regions.iter().find(|(_, ceiling)| **ceiling == 0) {
-            Some((region, _)) => Err(format!("region {region} = 0 ms; it must be at least 1")),
-            None => Ok(()),
+        if let Some((region, _)) = regions.iter().find(|(_, max)| **max == 0) {
+            return Err(format!("region {region} = 0 ms; it must be at least 1"));
         }
+        let in_range = |players| {
+            if (MIN_PLAYERS..=MAX_PLAYERS).contains(&players) {
+                return Ok(players);
+            }
+            Err(format!("players = {players}; it must be {MIN_PLAYERS} to {MAX_PLAYERS}"))
+        };
+        let rules = match (rule_set, players, rank_band) {
+            (Some(file), None, None) => {
+                let path = folder.join(file);
+                let text = fs::read_to_string(&path);
+                let text = text.map_err(|error| format!("cannot read the rule set {}: {error}", path.display()))?;
+                let named = |reason: String| format!("the rule set {}:{reason}", path.display());
+                Rules::read(&text, timeout_s).map_err(named)?
+            }
+            (None, Some(_), Some(0)) => return Err("rank_band = 0; it must be at least 1".into()),
+            (None, Some(players), Some(band)) => Rules::built_in(in_range(players)?, band, timeout_s)?,
+            (None, _, _) => return Err("it needs a rule_set, or both players and rank_band".into()),
+            (Some(_), _, _) => return Err("with a rule_set, it cannot have players or rank_band".into()),
+        };
+        let queue = Self { rules: Arc::new(rules), attributes, timeout_s, client_rank, requeue, regions };
+        in_range(queue.players())?;
+        queue.check_sources(&queue.rules)?;
+        Ok(queue)
+    }
+
+    /// Checks that each attribute of a rule set can have a value, and that the queue names no others.
+    ///
+    /// # Errors
+    /// What is wrong, and how to correct it.
+    pub fn check_sources(&self, rules: &Rules) -> Result<(), String> {
+        let attributes = &rules.rule_set.attributes;
+        if let Some(name) = self.attributes.keys().find(|name| attributes.iter().all(|of| of.name != **name)) {
+            return Err(format!("attributes.{name}: the rule set has no attribute {name}"));
+        }
+        for attribute in attributes {
+            let name = &attribute.name;
+            let is_number = attribute.kind == AttributeType::Number;
+            match self.attributes.get(name) {
+                Some(Source::Rating) if !is_number => {
+                    return Err(format!("attributes.{name}: the rating is a number, but the rule set says otherwise"));
+                }
+                Some(_) => {}
+                None if attribute.default.is_some() || (name == rules::RANK && is_number) => {}
+                None => {
+                    return Err(format!(
+                        "the attribute {name} of the rule set has no default; say where its value comes from: \
+                         attributes.{name} = \"rating\", \"claim:<name>\" or \"client\""
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     const GOOD: &str =
@@ -228,7 +362,8 @@ mod tests {
     fn a_valid_file_is_read() {
         let queues = load(GOOD).unwrap();
         let queue = queues.get(&"ranked".parse().unwrap()).unwrap();
-        assert_eq!((queue.players, queue.rank_band, queue.timeout()), (2, 200, Duration::minutes(2)));
+        assert_eq!((queue.players(), queue.timeout()), (2, Duration::minutes(2)));
+        assert_eq!(*queue.rules, Rules::built_in(2, 200, 120).unwrap());
         assert!(!queue.client_rank, "a client may only send a rank if the file allows it");
         assert!(queue.requeue, "players are requeued unless the file says otherwise");
         assert_eq!(queues.regions(), BTreeSet::from([&"eu".parse().unwrap()]));
@@ -319,35 +454,53 @@ mod tests {
         }
     }
 
-    fn any_name<T: std::str::FromStr<Err: std::fmt::Debug> + std::fmt::Debug>() -> impl Strategy<Value = T> {
-        "[a-z][a-z0-9-]{0,31}".prop_map(|name| name.parse().unwrap())
+    const TEAMS: &str = r#"{
+        // Rule sets may have comments.
+        "ruleLanguageVersion": "1.0",
+        "playerAttributes": [{"name": "skill", "type": "number"}, {"name": "mode", "type": "string", "default": "any"}],
+        "teams": [{"name": "red", "minPlayers": 2, "maxPlayers": 2}, {"name": "blue", "minPlayers": 2, "maxPlayers": 2}]
+    }"#;
+
+    /// Loads a queue with this rule set and these lines.
+    fn load_teams(rule_set: &str, lines: &str) -> Result<Queues, String> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("teams.json"), rule_set).unwrap();
+        let path = folder.path().join("queues.toml");
+        let text = format!("[queues.teams]\nrule_set = \"teams.json\"\ntimeout_s = 120\nregions.eu = 120\n{lines}");
+        fs::write(&path, text).unwrap();
+        Queues::load(&path).map_err(|error| printed(&error))
     }
 
-    prop_compose! {
-        fn any_queue()(
-            players in MIN_PLAYERS..=MAX_PLAYERS,
-            rank_band in 1..=u32::MAX,
-            timeout_s in 1..=MAX_TIMEOUT_S,
-            client_rank in any::<bool>(),
-            requeue in any::<bool>(),
-            regions in prop::collection::btree_map(any_name::<Region>().boxed(), 1..=u32::MAX, 1..4),
-        ) -> Queue {
-            Queue { players, rank_band, timeout_s, client_rank, requeue, regions }
-        }
+    #[test]
+    fn a_queue_can_name_a_rule_set_beside_the_file() {
+        let sources = "attributes = { skill = \"rating\", mode = \"client\" }";
+        let queues = load_teams(TEAMS, sources).unwrap();
+        let queue = queues.get(&"teams".parse().unwrap()).unwrap();
+        assert_eq!((queue.players(), &queue.rules.text[..]), (4, TEAMS));
+        assert_eq!(queue.attributes["skill"], Source::Rating);
+        let queues = load_teams(TEAMS, "attributes.skill = \"claim:elo\"").unwrap();
+        assert_eq!(queues.queues[&"teams".parse().unwrap()].attributes["skill"], Source::Claim("elo".into()));
     }
 
-    proptest! {
-        #[test]
-        fn any_valid_queues_survive_a_round_trip_through_toml(
-            queues in prop::collection::btree_map(any_name::<QueueName>().boxed(), any_queue(), 1..4),
-        ) {
-            let regions = queues.values().flat_map(|queue: &Queue| queue.regions.keys());
-            let measured_at = regions.map(|region| {
-                (region.clone(), MeasuredAt { measure_url: format!("https://{region}.example.com/ping") })
-            });
-            let measured_at = measured_at.collect();
-            let queues = Queues { queues, measured_at };
-            prop_assert_eq!(load(&toml::to_string(&queues).unwrap()), Ok(queues));
+    #[test]
+    fn a_rule_set_that_the_queue_cannot_use_is_refused_and_the_error_names_it() {
+        let skill = "attributes.skill = \"rating\"";
+        for (rule_set, lines, why) in [
+            (TEAMS, "", "attribute skill of the rule set has no default"),
+            (TEAMS, "attributes.skill = \"magic\"", "\"magic\" is not a source"),
+            (TEAMS, "attributes.skill = \"claim:\"", "\"claim:\" is not a source"),
+            (TEAMS, "attributes = { skill = \"rating\", luck = \"client\" }", "the rule set has no attribute luck"),
+            (TEAMS, "attributes = { skill = \"rating\", mode = \"rating\" }", "the rating is a number"),
+            (TEAMS, &format!("{skill}\nplayers = 2"), "it cannot have players or rank_band"),
+            ("{\n  \"teams\": []\n}", skill, "teams.json:1:1: error: "),
+            (&TEAMS.replace("\"maxPlayers\": 2", "\"maxPlayers\": 120"), skill, "a match has up to 240 players"),
+        ] {
+            let error = load_teams(rule_set, lines).unwrap_err();
+            assert!(error.contains(why), "{lines}: {error}");
         }
+        let missing = GOOD.replace("players = 2\nrank_band = 200", "rule_set = \"none.json\"");
+        assert!(load(&missing).unwrap_err().contains("none.json: No such file"), "{missing}");
+        let error = load(&GOOD.replace("players = 2\n", "")).unwrap_err();
+        assert!(error.contains("it needs a rule_set, or both players and rank_band"), "{error}");
     }
 }

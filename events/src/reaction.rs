@@ -55,7 +55,7 @@ pub async fn decide_session<L: Log, W: Env>(
 
 /// Like [`decide_session`]. If the session opens or fails, `absent` gets the players who do not have the address yet,
 /// each with the time since when they wait, and returns those who have left since then. A session whose players have left
-/// fails instead of being opened. The players who have left are released and not requeued.
+/// fails instead of being opened. The players who have left are released and not requeued, and so are their groups.
 ///
 /// # Errors
 /// The same as [`decide_session`].
@@ -107,9 +107,16 @@ pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<Pla
                 withdrawn = true;
                 continue;
             }
+            // A group waits again only with all of its players.
+            let incomplete = |(player, found): &&(PlayerId, Player)| {
+                left.contains(player) || !matches!(&found.state, player::State::Matched(own) if own.session == id)
+            };
+            let incomplete: BTreeSet<_> =
+                players.iter().filter(incomplete).filter_map(|(_, found)| found.state.ticket()).collect();
+            let now = env.now();
             for (player, Player { state, head, .. }) in players {
-                let may_wait = !left.contains(&player);
-                match notice.decide(&player, &state, id, may_wait.then(|| env.now())) {
+                let may_wait = state.ticket().is_some_and(|ticket| !incomplete.contains(&ticket));
+                match notice.decide(&player, &state, id, may_wait.then_some(now)) {
                     Ok(event) => decision = decision.change(env, Aggregate::Player(player), head, [event]),
                     // The player joined in the commit that began the session. So while the log still has that commit,
                     // it also has an event of the player that is at least as new. This read is stale.
@@ -274,6 +281,7 @@ mod tests {
                 rank: 0,
                 latencies: Default::default(),
                 attributes: Default::default(),
+                group: Vec::new(),
                 waiting_since: BEGAN,
                 expires_at: BEGAN + time::Duration::MINUTE,
                 requeues: 0,
@@ -298,6 +306,8 @@ mod tests {
             rules: "test".into(),
             pool_seq: 2,
             clock: BEGAN,
+            seed: 0,
+            skipped: Vec::new(),
         };
         decision = decision.change(env, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
         for (aggregate, head, event) in events {

@@ -86,15 +86,15 @@ impl Member {
 
 /// The workspace crates on which each crate may depend. The crates in `deploy/` may depend on all crates.
 const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
-    ("events", &[]),
+    ("events", &["garage-rules"]),
     ("events/rules", &[]),
     ("events/worker", &["garage-events"]),
-    ("matchmaker", &["garage-events", "garage-worker"]),
+    ("matchmaker", &["garage-events", "garage-rules", "garage-worker"]),
     ("session/keys", &["garage-events"]),
     ("session", &["garage-events", "garage-keys", "garage-worker"]),
     ("director", &["garage-events", "garage-worker"]),
     ("inventory", &["garage-events", "garage-worker"]),
-    ("gateway", &["garage-events", "garage-worker"]),
+    ("gateway", &["garage-events", "garage-rules", "garage-worker"]),
     ("gameserver", &["garage-events"]),
 ];
 

@@ -1,12 +1,12 @@
 //! A player's commands: load, decide, append. After a conflict, start again with a new load.
 
-use futures::FutureExt;
+use futures::{FutureExt, future::try_join_all};
 use garage_events::{
     env::Env,
     id::{PlayerId, QueueName, TicketId},
     jetstream::storage::Storage,
-    log::{AppendError, Decision, Log, Player},
-    player::{self, CancelReason, Command, Event, Queued, Rejection},
+    log::{AppendError, Decision, Log, Player, ReadError},
+    player::{self, CancelReason, Command, Event, Queued, Rejection, State},
     subject::Aggregate,
 };
 use uuid::Uuid;
@@ -68,7 +68,8 @@ pub async fn queue(
     }
 }
 
-/// Cancels a player's ticket. If the ticket has already ended without a match, this does nothing.
+/// Cancels a player's ticket, for all players of its group in one commit. If the ticket has already ended without a
+/// match, this does nothing.
 ///
 /// # Errors
 /// [`Problem`]: a 409 if the ticket is matched, a 404 if it is not the player's latest ticket.
@@ -88,11 +89,78 @@ pub async fn cancel(
             Cancelling::Matched(session) => return Err(Problem::in_session(session)),
             Cancelling::Unknown => return Err(unknown()),
         };
-        if let Some(seq) = tries.append(log, env, id, &player, event).await? {
-            tracing::debug!(player.id = %id, ticket.id = %ticket, event.seq = seq, "cancelled");
+        let mut changes = vec![(id.clone(), player.clone(), event)];
+        if let State::Waiting(waiting) = &player.state {
+            for (member, found) in load(log, waiting.group.iter().filter(|member| *member != id)).await? {
+                // A member who no longer waits with this ticket needs no event.
+                if let Cancelling::Append(event) = ticket::cancel(&found, ticket, CancelReason::Party) {
+                    changes.push((member, found, event));
+                }
+            }
+        }
+        if let Some(sequences) = tries.append_all(log, env, changes).await? {
+            tracing::debug!(player.id = %id, ticket.id = %ticket, event.seq = sequences.first(), "cancelled");
             return Ok(());
         }
     }
+}
+
+/// Queues a group of players with one ticket, in one commit. `queued` makes the event of each player. It is awaited only
+/// if the players get a new ticket.
+///
+/// # Errors
+/// [`Problem`]: the same as for [`queue`], of the first player for whom the request is not possible.
+pub async fn queue_group(
+    log: &impl Log,
+    env: &impl Env,
+    (queue_statuses, storage, absence_wait): (&QueueStatuses, &Storage, &AbsenceWait),
+    (queue, ticket): (&QueueName, TicketId),
+    players: &[PlayerId],
+    queued: impl Future<Output = Result<Vec<Queued>, Problem>>,
+) -> Result<Ticket, Problem> {
+    let mut tries = Tries::default();
+    let queued = queued.shared();
+    'again: loop {
+        let now = env.now();
+        let found = load(log, players.iter()).await?;
+        for (id, player) in &found {
+            match ticket::queue(player, ticket, now, absence_wait) {
+                // The players were queued together, so the others have the ticket too, or had it.
+                Ok(Queueing::Have(ticket)) => return Ok(ticket),
+                Ok(Queueing::First(event)) => {
+                    tries.append_all(log, env, vec![(id.clone(), player.clone(), event)]).await?;
+                    continue 'again;
+                }
+                Ok(Queueing::Append) => {}
+                Ok(Queueing::Wait(until, absences)) => return Err(Problem::absent(until, absences, now).about(id)),
+                Err(rejection) => return Err(rejected(&rejection).about(id)),
+            }
+        }
+        queue_statuses.check_open(queue)?;
+        if !storage.has_room_for_tickets() {
+            return Err(Problem::log_full());
+        }
+        let events = found.into_iter().zip(queued.clone().await?).map(|((id, player), queued)| {
+            let event = player::decide(&player.state, Command::Queue(queued));
+            let event = event.map_err(|rejection| rejected(&rejection).about(&id))?;
+            Ok::<_, Problem>((id, player, event))
+        });
+        let changes = events.collect::<Result<Vec<_>, _>>()?;
+        let first = changes.first().map(|(_, _, event)| event.clone());
+        if let (Some(sequences), Some(first)) = (tries.append_all(log, env, changes).await?, first) {
+            let seq = sequences.first().copied().unwrap_or_default();
+            tracing::debug!(ticket.id = %ticket, event.seq = seq, players = players.len(), "queued a group");
+            return Ok(Ticket::of(&first, seq));
+        }
+    }
+}
+
+/// Loads several players.
+async fn load(
+    log: &impl Log,
+    players: impl Iterator<Item = &PlayerId>,
+) -> Result<Vec<(PlayerId, Player)>, ReadError> {
+    try_join_all(players.map(async |player| Ok((player.clone(), log.player(player).await?)))).await
 }
 
 /// The answer for a ticket that is not the player's latest. It does not reveal whether another player has this ticket.
@@ -127,15 +195,28 @@ impl Tries {
         player: &Player,
         event: Event,
     ) -> Result<Option<u64>, AppendError> {
+        let sequences = self.append_all(log, env, vec![(id.clone(), player.clone(), event)]).await?;
+        Ok(sequences.and_then(|sequences| sequences.first().copied()))
+    }
+
+    /// Appends one event of each player, in one commit.
+    async fn append_all(
+        &mut self,
+        log: &impl Log,
+        env: &impl Env,
+        changes: Vec<(PlayerId, Player, Event)>,
+    ) -> Result<Option<Vec<u64>>, AppendError> {
         self.0 += 1;
-        let about =
-            garage_events::player::State::evolve(&event).ticket().map_or_else(Uuid::nil, |ticket| ticket.uuid());
-        // A new ticket has no cause. Every other event is caused by the player's last event.
+        let Some((_, player, event)) = changes.first() else { return Ok(Some(Vec::new())) };
+        let about = State::evolve(event).ticket().map_or_else(Uuid::nil, |ticket| ticket.uuid());
+        // A new ticket has no cause. Every other event is caused by the last event of the player who acts.
         let cause = player.last.as_ref().map(|last| last.id).filter(|_| !matches!(event, Event::Queued(_)));
-        let decision = Decision::new(env, about, cause);
-        let decision = decision.change(env, Aggregate::Player(id.clone()), player.head, [event]);
+        let mut decision = Decision::new(env, about, cause);
+        for (id, player, event) in changes {
+            decision = decision.change(env, Aggregate::Player(id), player.head, [event]);
+        }
         match log.append(decision).await {
-            Ok(sequences) => Ok(sequences.first().copied()),
+            Ok(sequences) => Ok(Some(sequences)),
             Err(AppendError::Conflict(_)) if self.0 < MAX_TRIES => Ok(None),
             Err(error) => Err(error),
         }
@@ -199,6 +280,7 @@ mod tests {
             rank: 1,
             latencies: Default::default(),
             attributes: Default::default(),
+            group: Vec::new(),
             waiting_since: OffsetDateTime::UNIX_EPOCH,
             expires_at: OffsetDateTime::UNIX_EPOCH,
             requeues: 0,

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use garage_events::{
     event::DecodeError,
-    id::{QueueName, Region, SessionId, TicketId},
+    id::{PlayerId, QueueName, Region, SessionId, TicketId},
     log::{AppendError, ReadError},
     svc::CallError,
 };
+use garage_rules::ticket::Hopeless;
 use hyper::{
     StatusCode,
     header::{self, HeaderName, HeaderValue},
@@ -93,6 +94,20 @@ impl Problem {
             .kind("/problems/latency-too-high", "Latency too high")
             .member("queue", queue.as_str())
             .member("max_latency_ms", limits)
+    }
+
+    /// No match can ever contain the ticket under the queue's rules.
+    pub(crate) fn hopeless(queue: &QueueName, why: &Hopeless) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("queue {queue} can never match the ticket: {why}"))
+            .kind("/problems/hopeless-ticket", "Hopeless ticket")
+            .member("queue", queue.as_str())
+    }
+
+    /// Says which player of a group it is about.
+    pub(crate) fn about(mut self, player: &PlayerId) -> Self {
+        let player = player.to_foreign();
+        self.detail = format!("player {player}: {}", self.detail);
+        self.member("player", &*player)
     }
 
     pub(crate) fn waiting(ticket: TicketId) -> Self {

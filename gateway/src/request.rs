@@ -19,7 +19,7 @@ use crate::{
     token::{Identity, Keys, Refused},
 };
 use body::Fields;
-pub(crate) use ticket::TicketRequest;
+pub(crate) use ticket::{GroupRequest, TicketRequest};
 
 /// The number of ledger entries if the request has no `limit`.
 const DEFAULT_LIMIT: u32 = 50;

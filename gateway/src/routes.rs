@@ -6,12 +6,13 @@ mod inventory;
 use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use garage_events::{
     env::Env,
     game,
     id::{PlayerId, SessionId, TicketId},
     log::Load,
-    player::CancelReason,
+    player::{CancelReason, Queued},
     session::View,
     svc::{self, ConnectToken, GetProfile, GetSession},
 };
@@ -21,7 +22,7 @@ use hyper::{
 };
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Map, json};
 use warp::{Filter, filters::BoxedFilter, path, reply::Response};
 
 use crate::{
@@ -29,9 +30,9 @@ use crate::{
     commands,
     problem::Problem,
     regions::RegionList,
-    request::{self, TicketRequest},
-    ticket::{Me, Ticket},
-    token::Identity,
+    request::{self, GroupRequest, TicketRequest},
+    ticket::{GroupTicket, Me, Ticket},
+    token::{self, Identity},
 };
 
 /// The route of a response, as a metric label. The paths themselves would be an unbounded number of labels.
@@ -78,7 +79,10 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let none = warp::any()
         .then(|| answer("none", async { Err(Problem::not_found("there is no such path; see GET /openapi.json")) }));
 
-    let matchmaking = tickets.or(ticket).unify().or(regions).unify().or(ping).unify().or(me).unify().boxed();
+    let groups = path!("v1" / "matchmaking" / "groups")
+        .and(call.clone())
+        .then(|call| answer("/v1/matchmaking/groups", groups(call)));
+    let matchmaking = tickets.or(groups).unify().or(ticket).unify().or(regions).unify().or(ping).unify().or(me).unify().boxed();
     let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
     let all = matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(description).unify();
     all.or(none).unify().boxed()
@@ -128,28 +132,71 @@ async fn description(call: Call) -> Answer {
 
 async fn tickets(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
-    let Identity { player, rank: claimed } = request::identity(&call.app.keys, &call.headers)?;
+    let Identity { player, rank: claimed, claims } = request::identity(&call.app.keys, &call.headers)?;
     let Call { app, headers, body, .. } = call;
-    let ticket_request = TicketRequest::read(&headers, &body, &app.queues)?;
+    let TicketRequest { queue: name, player: asked } = TicketRequest::read(&headers, &body, &app.queues)?;
     let ticket = request::keyed_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
     let now = app.env.now();
     let queued = async {
-        let rank = match ticket_request.rank.or(claimed) {
-            Some(rank) => rank,
-            None => svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank,
-        };
-        Ok(ticket_request.queued(ticket, rank, now))
+        let queue = app.queues.get(&name).ok_or_else(no_queue)?;
+        let rank = rank(&app, &player, asked.rank.or(claimed)).await?;
+        let queued = asked.queued((&name, queue), ticket, rank, &claims, now)?;
+        let tried = queue.rules.ticket([(&player, &queued)]);
+        tried.map_err(|hopeless| Problem::hopeless(&name, &hopeless))?;
+        Ok(queued)
     };
-    let about = (&ticket_request.queue, ticket);
     let open = (&app.queue_statuses, app.log.storage(), &app.absence_wait);
-    let mut ticket = commands::queue(&app.log, &app.env, open, &player, about, queued).await?;
-    ticket.ignored_regions.clone_from(&ticket_request.ignored_regions);
+    let mut ticket = commands::queue(&app.log, &app.env, open, &player, (&name, ticket), queued).await?;
+    ticket.ignored_regions.clone_from(&asked.ignored_regions);
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // This never fails: a UUID is always a valid header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
+}
+
+fn no_queue() -> Problem {
+    Problem::unprocessable("the queue no longer exists")
+}
+
+/// The rank of a player: the one that came with the request, or else their rating.
+async fn rank(app: &App, player: &PlayerId, known: Option<i32>) -> Result<i32, Problem> {
+    match known {
+        Some(rank) => Ok(rank),
+        None => Ok(svc::call(&app.client, &GetProfile { player: player.clone() }).await?.rank),
+    }
+}
+
+/// Queues a group of players, for the studio's own backend.
+async fn groups(call: Call) -> Answer {
+    call.only(&Method::POST, "POST")?;
+    let identity = request::identity(&call.app.keys, &call.headers)?;
+    if !identity.has_scope(token::GROUPS) {
+        let detail = format!("only a token with the scope `{}` can queue a group", token::GROUPS);
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    }
+    let Call { app, headers, body, .. } = call;
+    let GroupRequest { queue: name, players: asked } = GroupRequest::read(&headers, &body, &app.queues)?;
+    let ticket = request::keyed_ticket(&identity.player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
+    let players: Vec<PlayerId> = asked.iter().map(|(player, _)| player.clone()).collect();
+    let now = app.env.now();
+    let queued = async {
+        let queue = app.queues.get(&name).ok_or_else(no_queue)?;
+        let group = if players.len() > 1 { players.clone() } else { Vec::new() };
+        let queued = asked.iter().map(async |(player, asked)| {
+            let rank = rank(&app, player, asked.rank).await?;
+            let queued = asked.queued((&name, queue), ticket, rank, &Map::new(), now);
+            Ok::<_, Problem>(Queued { group: group.clone(), ..queued.map_err(|problem| problem.about(player))? })
+        });
+        let queued = try_join_all(queued).await?;
+        let tried = queue.rules.ticket(players.iter().zip(&queued));
+        tried.map_err(|hopeless| Problem::hopeless(&name, &hopeless))?;
+        Ok(queued)
+    };
+    let open = (&app.queue_statuses, app.log.storage(), &app.absence_wait);
+    let ticket = commands::queue_group(&app.log, &app.env, open, (&name, ticket), &players, queued).await?;
+    ok(StatusCode::CREATED, &GroupTicket::of(&ticket, &players))
 }
 
 async fn ticket(id: TicketId, call: Call) -> Answer {

@@ -115,7 +115,7 @@ impl Ticket {
             Event::TimedOut(data) => Self {
                 queue: Some(data.queue.clone()),
                 ended: Some(End::TimedOut),
-                candidates: data.candidates,
+                candidates: data.candidates.clone(),
                 ..blank(data.ticket, Status::Ended)
             },
             Event::Matched(data) => Self {
@@ -154,6 +154,32 @@ impl Ticket {
     /// A player's latest ticket.
     pub(crate) fn latest(player: &Player) -> Option<Self> {
         player.last.as_ref().map(|last| Self::of(&last.event, last.seq))
+    }
+}
+
+/// The answer to `POST /v1/matchmaking/groups`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct GroupTicket {
+    pub(crate) ticket: TicketId,
+    /// The status of the first player's ticket.
+    pub(crate) status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) queue: Option<QueueName>,
+    #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub(crate) expires_at: Option<OffsetDateTime>,
+    /// The `sub` of each player's token.
+    pub(crate) players: Vec<String>,
+}
+
+impl GroupTicket {
+    pub(crate) fn of(ticket: &Ticket, players: &[PlayerId]) -> Self {
+        Self {
+            ticket: ticket.ticket,
+            status: ticket.status,
+            queue: ticket.queue.clone(),
+            expires_at: ticket.expires_at,
+            players: players.iter().map(PlayerId::to_foreign).collect(),
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! - `sub`, required: the player, as any text.
 //! - `exp`, required, and `nbf`: when the token is valid.
 //! - `rank`: the player's rank, a whole number. A token with a rank outside of [`RANKS`] is not valid for any request.
+//! - `scope`: [`GROUPS`] for the studio's own backend. Its `sub` is not a player.
+//! - any others: values for attributes of rule sets, if the queues file names them.
 //!
 //! During a rotation the gateway accepts two keys. The `kid` in a token's header can name one of them by its id: 16 hex
 //! digits, [`key_id`] of the kind `jwt`. A token without `kid`, or with an unknown one, is tried with both keys.
@@ -18,13 +20,16 @@ use garage_events::{
 };
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The minimum length of a key, in bytes: the length of an HS256 signature (RFC 7518, section 3.2).
 const MIN_KEY: usize = 32;
 
 /// The tolerated difference to the issuer's clock, in seconds.
 const LEEWAY: u64 = 5;
+
+/// The scope of tokens that queue groups of players.
+pub const GROUPS: &str = "groups";
 
 /// The maximum length of a token, in bytes.
 const MAX_TOKEN: usize = 4 << 10;
@@ -75,6 +80,16 @@ pub struct Identity {
     pub player: PlayerId,
     /// Absent if the token has no `rank`.
     pub rank: Option<i32>,
+    /// The claims that the gateway does not use itself.
+    pub claims: Map<String, Value>,
+}
+
+impl Identity {
+    /// Whether the token has a scope. A token can have several, with spaces between them (RFC 8693, section 4.2).
+    pub fn has_scope(&self, scope: &str) -> bool {
+        let scopes = self.claims.get("scope").and_then(Value::as_str).unwrap_or_default();
+        scopes.split(' ').any(|one| one == scope)
+    }
 }
 
 #[derive(Serialize)]
@@ -83,6 +98,8 @@ struct Claims<'a> {
     exp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<&'a str>,
 }
 
 /// The claims that are read. `rank` can be any JSON value here, because the claims are parsed before `exp` is checked:
@@ -91,6 +108,8 @@ struct Claims<'a> {
 struct UncheckedClaims {
     sub: String,
     rank: Option<Value>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl Key {
@@ -139,11 +158,11 @@ impl Key {
             ErrorKind::ExpiredSignature => Refused::Expired,
             _ => Refused::Invalid,
         })?;
-        let UncheckedClaims { sub, rank } = claims.claims;
+        let UncheckedClaims { sub, rank, others } = claims.claims;
         let player = PlayerId::from_foreign(&sub).ok().ok_or(Refused::Invalid)?;
         let rank = rank.map(i32::deserialize).transpose().ok().ok_or(Refused::Invalid)?;
         let in_range = rank.is_none_or(|rank| RANKS.contains(&rank));
-        if in_range { Ok(Identity { player, rank }) } else { Err(Refused::Invalid) }
+        if in_range { Ok(Identity { player, rank, claims: others }) } else { Err(Refused::Invalid) }
     }
 }
 
@@ -175,11 +194,29 @@ impl Keys {
 /// # Errors
 /// [`Error::Sign`], for example if `player` is empty or too long.
 pub fn sign_token(key: &Key, player: &str, rank: Option<i32>, ttl: Duration) -> Result<Secret, Error> {
+    sign(key, player, rank, None, ttl)
+}
+
+/// Signs a token of the studio's own backend, with a scope. `name` is the `sub`.
+///
+/// # Errors
+/// [`Error::Sign`], for example if `name` is empty or too long.
+pub fn sign_service_token(key: &Key, name: &str, scope: &str, ttl: Duration) -> Result<Secret, Error> {
+    sign(key, name, None, Some(scope), ttl)
+}
+
+fn sign(
+    key: &Key,
+    player: &str,
+    rank: Option<i32>,
+    scope: Option<&str>,
+    ttl: Duration,
+) -> Result<Secret, Error> {
     let failed = |error: &dyn fmt::Display| Error::Sign(error.to_string());
     PlayerId::from_foreign(player).map_err(|error| failed(&error))?;
     let exp = (System.now() + ttl).unix_timestamp();
     let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::HS256) };
-    let token = jsonwebtoken::encode(&header, &Claims { sub: player, exp, rank }, &key.signing);
+    let token = jsonwebtoken::encode(&header, &Claims { sub: player, exp, rank, scope }, &key.signing);
     token.map(Secret::new).map_err(|error| failed(&error))
 }
 

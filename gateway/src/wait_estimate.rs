@@ -75,18 +75,8 @@ mod tests {
     const NOW: OffsetDateTime = time::macros::datetime!(2026-01-01 12:00 UTC);
 
     fn estimates() -> WaitEstimates {
-        let queue = garage_events::queue::Queue {
-            players: 2,
-            rank_band: 1,
-            timeout_s: 1,
-            client_rank: false,
-            requeue: true,
-            regions: BTreeMap::new(),
-        };
-        WaitEstimates::new(&Queues {
-            queues: [("ranked".parse().unwrap(), queue)].into(),
-            measured_at: Default::default(),
-        })
+        let queues = "[queues.ranked]\nplayers = 2\nrank_band = 1\ntimeout_s = 1\nregions = { eu = 120 }";
+        WaitEstimates::new(&Queues::parse(queues, std::path::Path::new("queues.toml")).unwrap())
     }
 
     /// A player's event of this type, after a wait of `waited_ms`.

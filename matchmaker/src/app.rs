@@ -14,6 +14,7 @@ use garage_events::{
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
+        rule_store,
     },
     log::ReadError,
     player,
@@ -21,7 +22,7 @@ use garage_events::{
     subject::{Aggregate, PLAYERS, STREAM},
 };
 use garage_worker::{Health, Shutdown, keep_trying, lag};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     domain::snapshot,
@@ -57,6 +58,7 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
     /// When an event of the log cannot be decoded. Decisions without it could be wrong.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         self.health.down("pool", "reading the log");
+        let Some(()) = shutdown.run_until_cancelled(self.store_rules()).await else { return Ok(()) };
         let Some(caught_up) = shutdown.run_until_cancelled(self.catch_up()).await else { return Ok(()) };
         let (mut follow, mut writer) = caught_up?;
         self.health.up("pool");
@@ -74,6 +76,15 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
             writer.finish(&pool).await;
         }
         Ok(())
+    }
+
+    /// Stores the rule sets of the queues. A match must not name a rule set that nobody can read.
+    async fn store_rules(&self) {
+        for rules in self.matching.rules() {
+            let (context, rules) = (self.log.context().clone(), Arc::clone(rules));
+            let store = || async { rule_store::store(&context, &rules.text).await };
+            keep_trying("the store of rule sets", store).await;
+        }
     }
 
     /// Brings the pool up to date, starting from the last snapshot or from the beginning of the log.
@@ -113,7 +124,12 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
                 writer.offer(self.matching.pool());
             }
             let mut max_wait = if busy { Duration::ZERO } else { self.matching.max_wait() };
+            let behind_until = Instant::now() + IDLE;
             for _ in 0..MAX_FOLDED {
+                // Tickets whose players have newer state than the fold cannot be matched. Read their events first.
+                if self.matching.pool().is_behind() {
+                    max_wait = max_wait.max(behind_until.saturating_duration_since(Instant::now()));
+                }
                 let message = tokio::select! {
                     () = shutdown.cancelled() => break,
                     () = self.matching.lead_changed() => break,

@@ -1,10 +1,8 @@
-//! The pool of waiting players, and the rule that makes matches from it.
+//! The pool of waiting players, and the matches that are made from it.
 
-pub mod census;
+pub mod matches;
 pub mod pool;
-pub mod rule;
 pub mod snapshot;
 
-pub use census::Census;
+pub use matches::{Proposal, candidates, propose};
 pub use pool::{Pool, WaitingPlayer};
-pub use rule::{Proposal, propose};

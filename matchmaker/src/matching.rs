@@ -1,28 +1,33 @@
 //! The decisions on a pool: matches and ticket time-outs. Their outcome updates the players in the pool. This module
 //! reads the log only for players whose state is in doubt, and it never waits for events: the caller folds them.
 
-use std::{collections::BTreeMap, slice, time::Duration};
+use std::{slice, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use garage_events::{
     env::Env,
     event::Recorded,
-    id::{PlayerId, QueueName, SessionId},
+    id::{PlayerId, QueueName, SessionId, TicketId},
     log::{AppendError, Decision, Head, Log},
     player::{self, Candidates},
     queue::Queues,
+    rules::Rules,
     session::{self, Matched},
     subject::Aggregate,
 };
+use time::OffsetDateTime;
 
 use crate::{
-    domain::{Census, Pool, Proposal, WaitingPlayer, propose, rule},
+    domain::{Pool, Proposal, WaitingPlayer, candidates, pool::Tickets, propose},
     lead::Lead,
 };
 
 /// The maximum number of matches in one cycle, and also of time-outs. It is enough for several commits. The other
 /// tickets wait for the next cycle, which also sees newer tickets.
-const MAX_PER_CYCLE: usize = 500;
+pub const MAX_PER_CYCLE: usize = 500;
+
+/// How many tickets a cycle may leave out because newer state of their players is known. Each match records them.
+const MAX_SKIPPED: usize = 1_000;
 
 /// Longest wait for events between two cycles. Also the pause before retrying when the log does not answer.
 pub const IDLE: Duration = Duration::from_secs(1);
@@ -53,7 +58,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             let name = name.to_string();
             metrics::counter!("garage_matches_total", "queue" => name.clone()).increment(0);
             drop(metrics::histogram!("garage_queue_wait_seconds", "queue" => name.clone()));
-            let players = u32::try_from(queue.players).unwrap_or(u32::MAX);
+            let players = u32::try_from(queue.players()).unwrap_or(u32::MAX);
             metrics::gauge!("garage_queue_players", "queue" => name).set(f64::from(players));
         }
         Self { log, env, queues, lead, pool: Pool::default() }
@@ -62,6 +67,11 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Replaces the pool with one from a snapshot.
     pub fn restore(&mut self, pool: Pool) {
         self.pool = pool;
+    }
+
+    /// The rule set of each queue.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<Rules>> {
+        self.queues.queues.values().map(|queue| &queue.rules)
     }
 
     /// Declares that this instance is ready to lead.
@@ -110,32 +120,41 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Makes matches, and times out expired tickets.
     pub async fn cycle(&mut self) -> Cycle {
         let now = self.env.now();
-        let expired = self.queues_to_expire().flat_map(|queue| self.pool.expired(queue, now));
-        let expired: Vec<WaitingPlayer> = expired.take(MAX_PER_CYCLE).cloned().collect();
-        let queues = expired.iter().filter_map(|entry| self.queues.queues.get_key_value(&entry.queued.queue));
-        let queues: BTreeMap<_, _> = queues.collect();
-        let counted = queues.into_iter().map(|(name, queue)| (name, Census::of(queue, self.pool.waiting(name))));
-        let counted: BTreeMap<_, _> = counted.collect();
-        let timeouts = expired.iter().map(|entry| {
+        let mut timeouts = Vec::new();
+        for name in self.queues_to_expire() {
+            let expired = self.pool.expired(name, now);
+            if expired.is_empty() {
+                continue;
+            }
             // A removed queue has no rules that could exclude a player.
-            let census = counted.get(&entry.queued.queue);
-            self.time_out(entry, census.map(|census| census.candidates(&entry.queued)), now)
-        });
-        let mut proposals = Vec::new();
+            let rules = self.queues.get(name).map(|queue| (&queue.rules, self.pool.tickets(name)));
+            for ticket in expired.into_iter().take(MAX_PER_CYCLE) {
+                let found = rules.as_ref().map(|(rules, tickets)| candidates(rules, &tickets.all, &ticket, now));
+                timeouts.push(self.time_out(ticket.into_iter().cloned().collect(), found, now));
+            }
+        }
+        let (mut proposals, mut failed) = (Vec::new(), false);
         for (name, queue) in &self.queues.queues {
             metrics::gauge!("garage_queue_depth", "queue" => name.to_string())
                 .set(f64::from(u32::try_from(self.pool.depth(name)).unwrap_or(u32::MAX)));
             if !self.lead.leads(name) {
                 continue;
             }
-            let live = self.pool.waiting(name).filter(|entry| entry.queued.expires_at > now);
-            let found = propose(queue, live, MAX_PER_CYCLE);
-            proposals.extend(found.into_iter().map(|proposal| (name, proposal)));
+            let Tickets { all, skipped } = self.pool.tickets(name);
+            if skipped.len() > MAX_SKIPPED {
+                tracing::warn!(queue = %name, skipped = skipped.len(), "the fold is far behind; waiting for it");
+                failed = true;
+                continue;
+            }
+            // A random number of 32 bits: its exact value has no meaning.
+            let seed = self.env.id().as_fields().0 ^ self.env.id().as_u64_pair().1 as u32;
+            let found = propose(&queue.rules, &all, seed, now, MAX_PER_CYCLE);
+            let decided = Arc::new(Decided { rules: queue.rules.id.to_string(), seed, skipped, now });
+            proposals.extend(found.into_iter().map(|proposal| (name, proposal, Arc::clone(&decided))));
         }
-        let matches = proposals.iter().map(|(name, proposal)| self.make_match(name, proposal, now));
+        let matches = proposals.iter().map(|(name, proposal, decided)| self.make_match(name, proposal, decided));
         let (timed_out, matched) = futures::join!(join_all(timeouts), join_all(matches));
         let busy = !timed_out.is_empty() || !matched.is_empty();
-        let mut failed = false;
         for outcome in timed_out.into_iter().chain(matched) {
             failed |= outcome.failed;
             for (player, seq) in outcome.gone {
@@ -149,18 +168,21 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         Cycle { busy, failed }
     }
 
-    async fn make_match(&self, name: &QueueName, proposal: &Proposal, now: time::OffsetDateTime) -> Outcome {
+    async fn make_match(&self, name: &QueueName, proposal: &Proposal, decided: &Decided) -> Outcome {
         let session = SessionId::new(self.env.id());
-        let teams = proposal.teams();
+        let Decided { rules, seed, skipped, now } = decided;
         let matched = Matched {
             queue: name.clone(),
             region: proposal.region.clone(),
-            teams: teams.clone(),
+            teams: proposal.recorded_teams(),
             latencies: proposal.latencies.clone(),
-            rules: rule::VERSION.into(),
+            rules: rules.clone(),
             pool_seq: self.pool.seq(),
-            clock: now,
+            clock: *now,
+            seed: *seed,
+            skipped: skipped.clone(),
         };
+        let players: Vec<WaitingPlayer> = proposal.players().cloned().collect();
         let mut decision = Decision::new(&self.env, session.uuid(), None).change(
             &self.env,
             Aggregate::Session(session),
@@ -168,18 +190,20 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             [session::Event::from(matched)],
         );
         let requeue = self.queues.get(name).is_some_and(|queue| queue.requeue);
-        for (entry, team) in proposal.players.iter().zip(teams) {
-            let state = player::State::Waiting(entry.queued.clone());
-            let command = player::Command::Match { ticket: entry.queued.ticket, session, team: team.name, requeue };
-            match player::decide(&state, command) {
-                Ok(event) => {
-                    let aggregate = Aggregate::Player(entry.player.clone());
-                    decision = decision.change(&self.env, aggregate, entry.head, [event]);
-                }
-                Err(rejection) => {
-                    let player = &entry.player;
-                    tracing::error!(player.id = %player, %rejection, "a player in the pool is not waiting");
-                    return self.reread(&proposal.players).await;
+        for team in &proposal.teams {
+            for entry in &team.players {
+                let state = player::State::Waiting(entry.queued.clone());
+                let (ticket, team) = (entry.queued.ticket, team.name.clone());
+                match player::decide(&state, player::Command::Match { ticket, session, team, requeue }) {
+                    Ok(event) => {
+                        let aggregate = Aggregate::Player(entry.player.clone());
+                        decision = decision.change(&self.env, aggregate, entry.head, [event]);
+                    }
+                    Err(rejection) => {
+                        let player = &entry.player;
+                        tracing::error!(player.id = %player, %rejection, "a player in the pool is not waiting");
+                        return self.reread(&players).await;
+                    }
                 }
             }
         }
@@ -187,41 +211,41 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             Ok(sequences) => {
                 metrics::counter!("garage_matches_total", "queue" => name.to_string()).increment(1);
                 let waits = metrics::histogram!("garage_queue_wait_seconds", "queue" => name.to_string());
-                for entry in &proposal.players {
-                    waits.record((now - entry.queued.waiting_since).as_seconds_f64().max(0.0));
+                for entry in &players {
+                    waits.record((*now - entry.queued.waiting_since).as_seconds_f64().max(0.0));
                 }
                 // The first sequence belongs to the session's event.
-                let players = proposal.players.iter().map(|entry| entry.player.clone());
+                let players = players.iter().map(|entry| entry.player.clone());
                 Outcome { gone: players.zip(sequences.into_iter().skip(1)).collect(), ..Outcome::default() }
             }
-            Err(error) => self.recover(error, &proposal.players).await,
+            Err(error) => self.recover(error, &players).await,
         }
     }
 
+    /// Times out a ticket, for all of its players in one commit.
     async fn time_out(
         &self,
-        entry: &WaitingPlayer,
+        players: Vec<WaitingPlayer>,
         candidates: Option<Candidates>,
-        now: time::OffsetDateTime,
+        now: OffsetDateTime,
     ) -> Outcome {
-        let ticket = entry.queued.ticket;
-        let state = player::State::Waiting(entry.queued.clone());
-        let Ok(event) = player::decide(&state, player::Command::TimeOut { ticket, now, candidates }) else {
-            return Outcome::default();
-        };
-        let decision = Decision::new(&self.env, ticket.uuid(), None).change(
-            &self.env,
-            Aggregate::Player(entry.player.clone()),
-            entry.head,
-            [event],
-        );
+        let Some(first) = players.first() else { return Outcome::default() };
+        let ticket = first.queued.ticket;
+        let mut decision = Decision::new(&self.env, ticket.uuid(), None);
+        for entry in &players {
+            let state = player::State::Waiting(entry.queued.clone());
+            let command = player::Command::TimeOut { ticket, now, candidates: candidates.clone() };
+            let Ok(event) = player::decide(&state, command) else { return Outcome::default() };
+            let aggregate = Aggregate::Player(entry.player.clone());
+            decision = decision.change(&self.env, aggregate, entry.head, [event]);
+        }
         match self.log.append(decision).await {
             Ok(sequences) => {
                 metrics::counter!("garage_timeouts_total").increment(1);
-                let gone = sequences.into_iter().map(|seq| (entry.player.clone(), seq)).collect();
-                Outcome { gone, ..Outcome::default() }
+                let players = players.iter().map(|entry| entry.player.clone());
+                Outcome { gone: players.zip(sequences).collect(), ..Outcome::default() }
             }
-            Err(error) => self.recover(error, slice::from_ref(entry)).await,
+            Err(error) => self.recover(error, &players).await,
         }
     }
 
@@ -260,6 +284,15 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         }
         outcome
     }
+}
+
+/// What all matches of a queue in one cycle have in common. With the log, it is enough to make them again.
+#[derive(Debug)]
+struct Decided {
+    rules: String,
+    seed: u32,
+    skipped: Vec<TicketId>,
+    now: OffsetDateTime,
 }
 
 /// The state of a decision's players after the append, as far as it is known.

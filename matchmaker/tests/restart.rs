@@ -122,6 +122,7 @@ impl Fixture {
                 rank: number * 200,
                 latencies: [("eu".parse()?, 20)].into(),
                 attributes: [].into(),
+                group: Vec::new(),
                 waiting_since: now,
                 expires_at: now + time::Duration::minutes(2),
                 requeues: 0,

@@ -132,6 +132,7 @@ impl Rivals {
             rank: i32::try_from(number % 400)?,
             latencies: [("eu".parse()?, 20)].into(),
             attributes: [].into(),
+            group: Vec::new(),
             waiting_since: now,
             expires_at: now + time::Duration::minutes(2),
             requeues: 0,

@@ -116,6 +116,7 @@ impl Match {
                 rank: 0,
                 latencies: BTreeMap::new(),
                 attributes: BTreeMap::new(),
+                group: Vec::new(),
                 waiting_since: BEGAN,
                 expires_at: BEGAN + Duration::MINUTE,
                 requeues: 0,
@@ -142,6 +143,8 @@ impl Match {
             rules: "test".into(),
             pool_seq: 2,
             clock: BEGAN,
+            seed: 0,
+            skipped: Vec::new(),
         };
         let decision = decision.change(&env, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
         block_on(app.log.append(decision)).unwrap();

@@ -77,6 +77,7 @@ fn queued() -> anyhow::Result<player::Event> {
         rank: 1_000,
         latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
         attributes: [].into(),
+        group: Vec::new(),
         waiting_since: now,
         expires_at: now + time::Duration::HOUR,
         requeues: 0,

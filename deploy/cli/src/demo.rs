@@ -97,8 +97,9 @@ async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
     let mut playing = JoinSet::new();
     for number in 0..players {
         let name = format!("bot-{number}");
-        // Both players of a pair have the same rank, so each finds an opponent. The ranks of 500 pairs are 200 apart.
-        let rank = i32::try_from(number / 2 % 500 * 200)?;
+        // Both players of a pair have the same rank, so each finds an opponent. The ranks of 500 pairs are 300 apart, more
+        // than the ranks of a match may differ at first.
+        let rank = i32::try_from(number / 2 % 500 * 300)? - 100_000;
         let token = stack.token(&name, Some(rank))?;
         let bot = Bot::new(http.clone(), &stack.gateway(), &name, &token).with_max_wait(MAX_WAIT);
         playing.spawn(async move { bot.play("ranked").await });

@@ -7,7 +7,11 @@ use async_nats::{Client, jetstream};
 use garage_director::backend::Name;
 use garage_events::{
     env::{Env, System},
-    jetstream::reader::{Bounds, Reader},
+    jetstream::{
+        follow::Message,
+        reader::{Bounds, Reader},
+        rule_store,
+    },
     log::MAX_COMMIT,
     subject::{ALL, STREAM},
 };
@@ -19,7 +23,7 @@ use garage_inventory::{
     },
 };
 use garage_session::{projector::identity, redis::Redis};
-use garage_verify::{Checker, End, Projections, Rule, Secrets, Summary, Violation, instances};
+use garage_verify::{Checker, End, Projections, Rule, Secrets, Summary, Violation, instances, rules};
 use garage_worker::{
     Shutdown,
     config::{self, Nats},
@@ -33,7 +37,8 @@ use crate::{
 /// Reads the whole log up to its current end, and reports what must never happen. It changes nothing, and may run while
 /// Garage runs.
 ///
-/// It replays every aggregate through its decider. It also checks that each message expected the right sequence, that
+/// It replays every aggregate through its decider, and checks each match against the rule set that made it. It also checks
+/// that each message expected the right sequence, that
 /// sessions and their players agree, that each player is paid once, and that the log contains no secret. If something
 /// began before the first event of the log, only its later events are checked.
 #[derive(Debug, clap::Args)]
@@ -183,6 +188,7 @@ impl Verification {
             if let Some(projections) = &mut self.projections {
                 projections.take(&message);
             }
+            self.read_rules(reader, &message).await?;
             let found = self.checker.take(message);
             self.show(found)?;
             progress.at(done, done, last + 1 - first);
@@ -191,8 +197,19 @@ impl Verification {
         while self.checker.is_open()
             && let Some(message) = rest.next().await?
         {
+            self.read_rules(reader, &message).await?;
             let found = self.checker.take(message);
             self.show(found)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the rule set that made the match in a message, if the checker does not have it yet.
+    async fn read_rules(&mut self, reader: &Reader, message: &Message) -> anyhow::Result<()> {
+        if let Some(id) = rules::rule_set_of(message).filter(|id| !self.checker.has_rule_set(id))
+            && let Some(text) = rule_store::text(reader.context(), &id).await?
+        {
+            self.checker.add_rule_set(&text);
         }
         Ok(())
     }

@@ -61,6 +61,8 @@ impl Fixture {
             rules: "test".into(),
             pool_seq: 0,
             clock: System.now(),
+            seed: 0,
+            skipped: Vec::new(),
         });
         let closed = session::Event::from(session::Closed { why: player::Ending::Failed, results: Vec::new() });
         let ticket = garage_events::id::TicketId::new(System.id());

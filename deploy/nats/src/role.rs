@@ -80,6 +80,7 @@ impl Role {
                     "garage.player.*",
                     "garage.session.*.matched",
                     "$KV.LEASES.matchmaker.*",
+                    "$KV.RULES.text.*",
                     "$O.SNAPSHOTS.>",
                     "$JS.API.STREAM.PURGE.OBJ_SNAPSHOTS",
                     "dead.matchmaker",

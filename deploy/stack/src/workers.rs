@@ -193,7 +193,7 @@ impl Stack {
         let jwt_key = secret::load_or_create(&root.join("secrets/jwt.key"))?;
         let mut stack =
             Self { root: root.to_owned(), workers: Vec::new(), nats, redis, database, jwt_key, _lock: lock };
-        stack.write_files(&queues)?;
+        stack.write_files(&queues, &options)?;
         stack.init(&options).await?;
         for worker in Worker::ALL {
             for number in 0..options.instances {
@@ -205,7 +205,7 @@ impl Stack {
         Ok(stack)
     }
 
-    fn write_files(&self, queues: &str) -> Result<()> {
+    fn write_files(&self, queues: &str, options: &Options) -> Result<()> {
         let secrets = self.root.join("secrets");
         let mut random = [0; 32];
         rand::rng().fill_bytes(&mut random);
@@ -221,9 +221,18 @@ impl Stack {
             secret::write_private(&secrets.join("token.pub.pem"), &public)?;
             secret::write_private(&secrets.join("token.pem"), &private)?;
         }
-        // A copy, so that all workers of this stack have the same queues, also after a restart.
+        // Copies, so that all workers of this stack have the same queues, also after a restart.
         let path = self.root.join("queues.toml");
         fs::write(&path, queues).map_err(Error::io(format!("write {}", path.display())))?;
+        let folder = options.queues.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        for file in Queues::rule_set_files(queues) {
+            let copy = self.root.join(&file);
+            let failed = || Error::io(format!("copy the rule set {} to {}", file.display(), copy.display()));
+            if let Some(parent) = copy.parent() {
+                fs::create_dir_all(parent).map_err(failed())?;
+            }
+            fs::copy(folder.join(&file), &copy).map_err(failed())?;
+        }
         let pod = self.root.join("pod.yaml");
         fs::write(&pod, POD).map_err(Error::io(format!("write {}", pod.display())))
     }

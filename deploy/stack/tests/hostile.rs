@@ -112,6 +112,8 @@ impl Fixture {
             rules: "test".into(),
             pool_seq: 1,
             clock: System.now(),
+            seed: 0,
+            skipped: Vec::new(),
             latencies: Default::default(),
         };
         let requested = PodRequested {

@@ -2,7 +2,15 @@
 
 use std::collections::HashMap;
 
-use garage_events::{event::Recorded, inventory, jetstream::follow::Message, session, subject::Aggregate};
+use garage_events::{
+    event::Recorded,
+    id::PlayerId,
+    inventory,
+    jetstream::follow::Message,
+    rules::RuleSetId,
+    session,
+    subject::Aggregate,
+};
 
 use crate::{
     commits::{Assembler, Commit, Extent},
@@ -11,6 +19,7 @@ use crate::{
     heads::{Heads, PriorState},
     payments::Payments,
     players::Players,
+    rules::RuleSets,
     secrets::Secrets,
     sessions::{SessionStatus, Sessions},
     violation::{Rule, Violation},
@@ -25,6 +34,7 @@ pub struct Checker {
     players: Players,
     sessions: Sessions,
     payments: Payments,
+    rule_sets: RuleSets,
     /// Sequence of the log's first message; 0 before it.
     first: u64,
     /// Sequence of the message that was checked last; 0 before the first.
@@ -74,6 +84,16 @@ impl Checker {
     /// A checker for a new log, which must not contain these secrets.
     pub fn new(secrets: Secrets) -> Self {
         Self { secrets, ..Self::default() }
+    }
+
+    /// Adds the text of a rule set, before the first match that it made.
+    pub fn add_rule_set(&mut self, text: &str) {
+        self.rule_sets.add(text);
+    }
+
+    /// Whether the checker has the text of a rule set.
+    pub fn has_rule_set(&self, id: &RuleSetId) -> bool {
+        self.rule_sets.has(id)
     }
 
     /// Whether the last message was in the middle of a commit. Then some messages are not checked yet.
@@ -213,6 +233,11 @@ impl Checker {
                 }
                 let recorded: Vec<Recorded<session::Event>> = events.iter().filter_map(Event::of_session).collect();
                 for event in &recorded {
+                    if let session::Event::Matched(matched) = &event.event {
+                        // The session's event is the first of its commit, so the players still wait.
+                        let ticket = |player: &PlayerId| self.players.ticket(player);
+                        self.rule_sets.check(*session, event.seq, matched, ticket, found);
+                    }
                     counterparts.session(*session, event.seq, &event.event, self.sessions.players(*session));
                 }
                 self.sessions.check(*session, &recorded, found);

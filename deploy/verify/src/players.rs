@@ -63,6 +63,17 @@ impl Players {
         (player.status, player.seq) = (State::evolve(event).into(), seq);
     }
 
+    /// The ticket with which a player waits; `None` if the player does not wait, or if their state is unknown.
+    pub(crate) fn ticket(&self, id: &PlayerId) -> Option<&player::Queued> {
+        match &self.all.get(id)?.status {
+            Status::Other(state) => match &**state {
+                State::Waiting(queued) => Some(queued),
+                State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
+            },
+            Status::Unknown | Status::Idle(..) => None,
+        }
+    }
+
     /// Number of players.
     pub(crate) fn count(&self) -> u64 {
         self.all.len() as u64

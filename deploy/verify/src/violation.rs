@@ -28,6 +28,8 @@ pub enum Rule {
     OneSession,
     /// A session is created in the same commit as the `Matched` events of its players.
     Matched,
+    /// A match satisfies the rule set that made it.
+    Rules,
     /// All players of a session, and nobody else, are notified when it opens, and released or requeued when it closes.
     #[serde(rename = "told")]
     Notified,

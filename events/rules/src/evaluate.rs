@@ -43,8 +43,13 @@ impl<'t> Candidate<'t> {
         self.teams.get(team).map_or(0, |tickets| tickets.iter().map(|ticket| ticket.players.len()).sum())
     }
 
+    /// Whether a location is needed although no rule is about latency: the game server must start somewhere.
+    pub(crate) fn needs_location(&self) -> bool {
+        self.tickets().flat_map(|ticket| &ticket.players).any(|player| !player.latencies.is_empty())
+    }
+
     /// The locations for which each player has a latency, in alphabetical order.
-    fn locations(&self) -> Vec<&'t str> {
+    pub(crate) fn locations(&self) -> Vec<&'t str> {
         let mut tickets = self.tickets();
         let Some(first) = tickets.next() else { return Vec::new() };
         let others: Vec<_> = tickets.collect();
@@ -101,7 +106,7 @@ impl RuleSet {
             worst.total_cmp(other_worst).then(sum.total_cmp(other_sum)).then(name.cmp(other))
         });
         // A latency rule needs a location, even if a compound rule holds without it.
-        let possible = !good.is_empty() && (!uses_latency || best.is_some());
+        let possible = !good.is_empty() && (!(uses_latency || candidate.needs_location()) || best.is_some());
         let holds = sizes && possible;
         let location = best.map(|(_, location)| location.to_owned()).filter(|_| possible);
         Evaluation { age, sizes, failed, location, holds }

@@ -3,10 +3,13 @@
 //! It tries all matches of each oldest ticket, within a number of steps, so it may miss a match in a large pool. For up to
 //! 12 tickets and usual rule sets, the steps suffice for all matches. Large matches are put together ticket by
 //! ticket instead. A match that is made always satisfies the rule set.
+//!
+//! What is found depends on the pool, the time and a seed only, so that a decision can be repeated later.
 
 mod balanced;
+mod batches;
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::VecDeque};
 
 use crate::{
     evaluate::{Candidate, Evaluation, near, ticket_number},
@@ -25,6 +28,10 @@ const EXHAUSTIVE: usize = 12;
 const MAX_STEPS: usize = 200_000;
 const FEW_STEPS: usize = 2_000;
 
+/// How many steps one decision on a pool may take. It bounds the time during which the matchmaker does nothing else, to
+/// about half a second.
+const DECISION_STEPS: usize = 200_000;
+
 /// A match.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Match {
@@ -34,33 +41,62 @@ pub struct Match {
     pub evaluation: Evaluation,
 }
 
+/// Why tickets cannot be in one match, whoever else is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exclusion {
+    /// This rule can no longer hold; the index is one of [`RuleSet::rules`].
+    Rule(usize),
+    /// There is no location to which all of their players have a latency.
+    Location,
+}
+
 impl RuleSet {
     /// Makes matches until none is found. Each ticket is in at most one match.
     pub fn matches(&self, pool: &[Ticket], now_ms: i64) -> Vec<Match> {
+        self.matches_within(pool, now_ms, 0, &mut Budget { matches: usize::MAX, steps: usize::MAX })
+    }
+
+    /// Makes matches within a budget. Oldest tickets come first until half of the steps are used up; the others follow
+    /// in an order that depends on the seed. So tickets that cannot be matched do not keep the others from being tried.
+    fn matches_within(&self, pool: &[Ticket], now_ms: i64, seed: u64, budget: &mut Budget) -> Vec<Match> {
         let mut waiting: Vec<usize> = (0..pool.len()).collect();
         // The sort is stable: of two tickets of the same age, the first one in the pool counts as older.
         waiting.sort_by_key(|index| pool.get(*index).map(|ticket| ticket.since_ms));
+        let mut anchors = VecDeque::from(waiting.clone());
+        let (half, mut shuffled) = (budget.steps / 2, false);
         let mut matches = Vec::new();
-        let mut next = 0;
-        while let Some(anchor) = waiting.get(next).copied() {
-            let younger = waiting.get(next + 1..).unwrap_or_default();
-            match self.match_of(pool, anchor, younger, now_ms) {
-                Some(found) => {
-                    waiting.retain(|index| !found.teams.iter().flatten().any(|matched| matched == index));
-                    matches.push(found);
-                }
-                None => next += 1,
+        while budget.matches > 0
+            && budget.steps > 0
+            && let Some(anchor) = anchors.pop_front()
+        {
+            if budget.steps < half && !shuffled {
+                shuffled = true;
+                anchors.make_contiguous().sort_by_cached_key(|index| batches::mixed(seed, *index));
+            }
+            let Some(position) = waiting.iter().position(|index| *index == anchor) else { continue };
+            let younger = waiting.get(position + 1..).unwrap_or_default();
+            if let Some(found) = self.match_of(pool, anchor, younger, now_ms, &mut budget.steps) {
+                waiting.retain(|index| !found.teams.iter().flatten().any(|matched| matched == index));
+                matches.push(found);
+                budget.matches -= 1;
             }
         }
         matches
     }
 
     /// The best match of a ticket, the anchor, with tickets that are not older. `younger` begins with the oldest.
-    fn match_of(&self, pool: &[Ticket], anchor: usize, younger: &[usize], now_ms: i64) -> Option<Match> {
+    fn match_of(
+        &self,
+        pool: &[Ticket],
+        anchor: usize,
+        younger: &[usize],
+        now_ms: i64,
+        steps: &mut usize,
+    ) -> Option<Match> {
         if self.match_size() > MAX_SMALL_MATCH
             && let Strategy::Balanced { attribute, preference } = self.algorithm.strategy
         {
-            return self.balanced(pool, (anchor, younger), (attribute, preference), now_ms);
+            return self.balanced(pool, (anchor, younger), (attribute, preference), now_ms, steps);
         }
         let first = pool.get(anchor)?;
         let mut order: Vec<usize> = younger.to_vec();
@@ -69,7 +105,7 @@ impl RuleSet {
             _ => Ordering::Equal,
         });
         order.insert(0, anchor);
-        let steps = if order.len() <= EXHAUSTIVE { MAX_STEPS } else { FEW_STEPS };
+        let most = if order.len() <= EXHAUSTIVE { MAX_STEPS } else { FEW_STEPS };
         let candidate = Candidate { teams: vec![Vec::new(); self.teams.len()] };
         let teams = vec![Vec::new(); self.teams.len()];
         let mut search = Search {
@@ -80,12 +116,13 @@ impl RuleSet {
             candidate,
             teams,
             positions: Vec::new(),
-            steps,
+            steps: most,
             least: self.least(),
             most: usize::try_from(self.match_size()).unwrap_or(usize::MAX),
             best: None,
         };
         search.add(0, 0);
+        *steps = steps.saturating_sub(most - search.steps);
         search.best.map(|best| best.found)
     }
 
@@ -118,23 +155,35 @@ impl RuleSet {
         by_rules.unwrap_or_else(by_batch)
     }
 
-    /// Whether a candidate breaks a rule that cannot hold with more tickets either.
-    fn is_hopeless(&self, candidate: &Candidate<'_>, now_ms: i64) -> bool {
+    /// What keeps tickets from being in one match, if anything does. In `now_ms`, the rules may still be less strict than
+    /// at an earlier age, but not than at a later one.
+    pub fn exclusion(&self, tickets: &[&Ticket], now_ms: i64) -> Option<Exclusion> {
+        // The rules that only get worse do not depend on who is in which team.
+        self.excluded(&Candidate { teams: vec![tickets.to_vec()] }, now_ms)
+    }
+
+    /// What keeps a candidate from becoming a match with more tickets: a rule that cannot hold with more tickets either,
+    /// or that there is no common location.
+    fn excluded(&self, candidate: &Candidate<'_>, now_ms: i64) -> Option<Exclusion> {
         let age = self.age(candidate.tickets(), now_ms);
         let mut locations: Option<Vec<&str>> = None;
-        for rule in self.rules.iter().filter(|rule| !rule.in_compound) {
+        if candidate.needs_location() {
+            let common = candidate.locations();
+            if common.is_empty() {
+                return Some(Exclusion::Location);
+            }
+            locations = Some(common);
+        }
+        for (index, rule) in self.rules.iter().enumerate().filter(|(_, rule)| !rule.in_compound) {
             // A younger ticket makes the match younger, so every earlier stage is possible.
             let stages: Vec<&RuleKind> = match self.algorithm.expansion_age {
                 ExpansionAge::Newest => rule.kind.up_to(age).collect(),
                 ExpansionAge::Oldest => vec![rule.kind.at(age)],
             };
             if stages.iter().all(|kind| self.only_worsens(kind) && !self.holds(kind, candidate)) {
-                return true;
+                return Some(Exclusion::Rule(index));
             }
             if stages.iter().all(|kind| matches!(kind, RuleKind::Latency(_))) {
-                let known = locations.take().unwrap_or_else(|| {
-                    candidate.tickets().next().map(|ticket| ticket.locations().collect()).unwrap_or_default()
-                });
                 let possible = |location: &&str| {
                     stages.iter().any(|kind| match kind {
                         RuleKind::Latency(latency) => {
@@ -145,14 +194,14 @@ impl RuleSet {
                         _ => true,
                     })
                 };
-                let left: Vec<_> = known.into_iter().filter(possible).collect();
+                let left: Vec<_> = locations.take().unwrap_or_default().into_iter().filter(possible).collect();
                 if left.is_empty() {
-                    return true;
+                    return Some(Exclusion::Rule(index));
                 }
                 locations = Some(left);
             }
         }
-        false
+        None
     }
 
     /// Whether a rule that does not hold cannot hold with more tickets either.
@@ -256,6 +305,12 @@ fn text(ticket: &Ticket, attribute: usize) -> Option<&str> {
     }
 }
 
+/// What is left for a decision.
+struct Budget {
+    matches: usize,
+    steps: usize,
+}
+
 /// The best match so far.
 struct Best {
     players: usize,
@@ -309,7 +364,7 @@ impl<'r> Search<'r> {
                 self.steps -= 1;
                 self.put(team, index, ticket);
                 self.positions.push(position);
-                if !self.rule_set.is_hopeless(&self.candidate, self.now_ms) {
+                if self.rule_set.excluded(&self.candidate, self.now_ms).is_none() {
                     self.add(position + 1, players + ticket.players.len());
                 }
                 self.positions.pop();

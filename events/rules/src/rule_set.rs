@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{expression::Expression, statement::Statement};
 
 /// Larger matches are "large": only some rules may apply, and `balanced` makes them.
@@ -47,8 +49,9 @@ pub enum AttributeType {
     NumberMap,
 }
 
-/// The value of an attribute.
-#[derive(Debug, Clone, PartialEq)]
+/// The value of an attribute. In JSON it is a number, a text, a list of texts, or an object of numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Value {
     Text(String),
     Number(f64),

@@ -49,6 +49,11 @@ impl Reader {
         Ok(reader)
     }
 
+    /// The connection to JetStream.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
     pub(super) fn of(context: Context, stream: Stream<()>, name: &'static str) -> Self {
         Self { context, stream, name }
     }

@@ -22,7 +22,7 @@ use super::OpenError;
 use crate::{
     crash::Point,
     game::MAX_REPORT,
-    lease, presence, queue_status,
+    lease, presence, queue_status, rules,
     subject::{
         self, ALL, ALL_DEAD, ALL_DUE, ALL_REPORTS, ALL_SNAPSHOTS, DEAD, HISTORY, REPORTS, SESSIONS, SNAPSHOTS,
         STORED_REPORTS, STREAM, TIMERS,
@@ -102,8 +102,18 @@ pub const INVENTORY: Consumer =
 pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];
 
 /// All streams.
-pub const STREAMS: [&str; 9] =
-    [STREAM, HISTORY, TIMERS, REPORTS, presence::STREAM, lease::STREAM, queue_status::STREAM, SNAPSHOTS, DEAD];
+pub const STREAMS: [&str; 10] = [
+    STREAM,
+    HISTORY,
+    TIMERS,
+    REPORTS,
+    presence::STREAM,
+    lease::STREAM,
+    queue_status::STREAM,
+    rules::STREAM,
+    SNAPSHOTS,
+    DEAD,
+];
 
 impl Consumer {
     /// The subject filters of the consumer. They do not overlap.
@@ -287,7 +297,7 @@ pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
 }
 
 /// The streams. Their sizes are those for a log of the default size.
-fn streams(replicas: usize) -> [Config; 9] {
+fn streams(replicas: usize) -> [Config; 10] {
     let base = |name: &str, subjects: &[&str]| Config {
         name: name.into(),
         subjects: subjects.iter().map(ToString::to_string).collect(),
@@ -357,6 +367,8 @@ fn streams(replicas: usize) -> [Config; 9] {
         // A lease that nobody has renewed for this long belongs to a queue that no longer exists.
         Config { max_age: HOUR, max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
         Config { max_bytes: 16 << 20, ..bucket(queue_status::STREAM, queue_status::ALL) },
+        // Room for a thousand rule sets of the greatest size.
+        Config { max_bytes: 64 << 20, ..bucket(rules::STREAM, rules::ALL) },
         Config {
             // A snapshot that is older than the log is useless. The age limit also removes the chunks that a killed
             // writer left behind, which would otherwise fill the stream.
@@ -378,7 +390,7 @@ fn streams(replicas: usize) -> [Config; 9] {
 }
 
 /// Makes the sizes of the streams proportional to the size of the log.
-fn sized(mut streams: [Config; 9], log_size: u64) -> [Config; 9] {
+fn sized(mut streams: [Config; 10], log_size: u64) -> [Config; 10] {
     for config in &mut streams {
         let bytes = i128::from(config.max_bytes) * i128::from(log_size) / i128::from(LOG_BYTES);
         config.max_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);

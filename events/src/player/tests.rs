@@ -33,6 +33,7 @@ fn ticket_request(number: u128) -> Queued {
         rank: 1_200,
         latencies: BTreeMap::from([("eu".parse().unwrap(), 20)]),
         attributes: BTreeMap::new(),
+        group: Vec::new(),
         waiting_since: START,
         expires_at: after(120),
         requeues: 0,
@@ -67,8 +68,8 @@ fn matched(number: u128, into: u128) -> Event {
 /// A match of a ticket that was requeued this often.
 fn matched_after(requeues: u32, number: u128, into: u128) -> Event {
     let (ticket, session) = (ticket(number), session(into));
-    let Queued { queue, rank, latencies, attributes, waiting_since, expires_at, .. } = ticket_request(number);
-    let requeue = Some(Requeue { rank, latencies, attributes, expires_at, requeues });
+    let Queued { queue, rank, latencies, attributes, group, waiting_since, expires_at, .. } = ticket_request(number);
+    let requeue = Some(Requeue { rank, latencies, attributes, group, expires_at, requeues });
     Matched { ticket, queue, session, team: "red".into(), waiting_since, requeue, absences: 0 }.into()
 }
 
@@ -237,10 +238,10 @@ fn a_ticket_can_time_out_from_its_expiry_on() {
 
 #[test]
 fn a_time_out_records_the_candidates() {
-    let excluded = Excluded { rank: 3, region: 0, latency: 1 };
+    let excluded = [("Rank".into(), 3), (NO_COMMON_REGION.into(), 1)].into();
     let candidates = Some(Candidates { count: 5, eligible: 1, excluded });
     let Event::TimedOut(expected) = timed_out(1, 120_000) else { unreachable!() };
-    let command = Command::TimeOut { ticket: ticket(1), now: after(120), candidates };
+    let command = Command::TimeOut { ticket: ticket(1), now: after(120), candidates: candidates.clone() };
     given([queued(1)]).when(command).then(TimedOut { candidates, ..expected }.into());
 }
 

@@ -49,13 +49,26 @@ pub struct Matched {
     /// in milliseconds, in the order of `teams`. Empty in the events of older builds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub latencies: BTreeMap<Region, Vec<u32>>,
-    /// Version of the matchmaking rules that made the match.
+    /// The id of the rule set that made the match ([`crate::rules::RuleSetId`]). Builds without rule sets wrote the
+    /// version of their rule instead: `band-region-fifo/1` or `/2`.
     pub rules: String,
-    /// Sequence of the last event that the matchmaker had read when it made the match.
+    /// Sequence of the last event that the matchmaker had read when it made the match. The fold of the log up to this
+    /// sequence, without `skipped`, is the pool that the match was made from.
     pub pool_seq: u64,
     /// The matchmaker's current time when it made the match.
     #[serde(with = "time::serde::rfc3339")]
     pub clock: OffsetDateTime,
+    /// Decided how a large pool was divided into batches.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seed: u32,
+    /// Tickets that the matchmaker left out, because it knew that one of their players has a later event.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<TicketId>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(seed: &u32) -> bool {
+    *seed == 0
 }
 
 impl Matched {

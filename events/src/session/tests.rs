@@ -44,6 +44,8 @@ fn match_of_ann_and_bob() -> Matched {
         rules: "1".into(),
         pool_seq: 40,
         clock: START,
+        seed: 0,
+        skipped: Vec::new(),
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) fn queued() -> player::Event {
         rank: 1_500,
         latencies: [("eu".parse().unwrap(), 20)].into(),
         attributes: Default::default(),
+        group: Vec::new(),
         waiting_since: THEN,
         expires_at: THEN + time::Duration::minutes(2),
         requeues: 0,
@@ -64,6 +65,8 @@ pub(crate) fn matched(players: &[PlayerId]) -> session::Event {
         rules: "1".into(),
         pool_seq: 1,
         clock: THEN,
+        seed: 0,
+        skipped: Vec::new(),
     }
     .into()
 }

@@ -12,7 +12,7 @@ use garage_events::{
     jetstream::{JetStreamLog, OpenError, setup},
     lease,
     log::{Append, Head, Load},
-    presence, queue_status,
+    presence, queue_status, rules,
     subject::{ALL, DEAD, HISTORY, REPORTS, SNAPSHOTS, STREAM, TIMERS},
 };
 use serde_json::json;
@@ -25,8 +25,18 @@ use crate::{
 };
 
 /// All streams that `garage init` creates.
-const STREAMS: [&str; 9] =
-    [STREAM, HISTORY, TIMERS, REPORTS, DEAD, SNAPSHOTS, presence::STREAM, lease::STREAM, queue_status::STREAM];
+const STREAMS: [&str; 10] = [
+    STREAM,
+    HISTORY,
+    TIMERS,
+    REPORTS,
+    DEAD,
+    SNAPSHOTS,
+    presence::STREAM,
+    lease::STREAM,
+    queue_status::STREAM,
+    rules::STREAM,
+];
 
 async fn a_second_init_changes_nothing_and_keeps_the_data(nodes: usize) {
     let cluster = Cluster::start(nodes).await;

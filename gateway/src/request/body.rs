@@ -8,7 +8,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::problem::Problem;
 
@@ -37,6 +37,11 @@ impl Fields {
         let Value::Object(fields) = value else {
             return Err(Problem::unprocessable("the body must be a JSON object"));
         };
+        Self::of(fields, known)
+    }
+
+    /// The fields of an object that has no other fields than these.
+    pub(crate) fn of(fields: Map<String, Value>, known: &[&str]) -> Result<Self, Problem> {
         if let Some(name) = fields.keys().find(|name| !known.contains(&name.as_str())) {
             let detail = format!("unknown field `{}`; the fields are: {}", cut(name), known.join(", "));
             return Err(Problem::unprocessable(detail));

@@ -1,16 +1,17 @@
-//! The body of `POST /v1/matchmaking/tickets`.
+//! The bodies of `POST /v1/matchmaking/tickets` and `POST /v1/matchmaking/groups`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use garage_events::{
-    id::{QueueName, Region, TicketId},
+    id::{PlayerId, QueueName, Region, TicketId},
     player::{Queued, RANKS},
-    queue::{MAX_REGIONS, Queue, Queues},
+    queue::{MAX_REGIONS, Queue, Queues, Source},
 };
+use garage_rules::rule_set::{self, MAX_TICKET};
 use hyper::HeaderMap;
 use serde_json::{Map, Value};
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::Fields;
 use crate::problem::Problem;
@@ -18,31 +19,36 @@ use crate::problem::Problem;
 /// The maximum latency that is accepted, in milliseconds.
 const MAX_LATENCY_MS: f64 = 10_000.0;
 
-/// A valid request: the queue can match the ticket, once suitable players wait too.
+/// The maximum size of an attribute's value in JSON, in bytes.
+const MAX_ATTRIBUTE: usize = 2 << 10;
+
+/// What a request says about a player.
 #[derive(Debug)]
-pub(crate) struct TicketRequest {
-    pub(crate) queue: QueueName,
-    /// The player's rank, which a request can contain only if the queue has `client_rank`.
+pub(crate) struct PlayerRequest {
+    /// The player's rank, which a player's own request can contain only if the queue has `client_rank`.
     pub(crate) rank: Option<i32>,
-    /// The measured latencies, rounded up.
+    /// The latencies that count, rounded up.
     latencies: BTreeMap<Region, u32>,
-    /// The regions in the request that do not exist or were not measured, as the client wrote them.
+    /// The regions in the request that do not count, as the client wrote them: they do not exist, were not measured, or
+    /// the queue does not use them for the player.
     pub(crate) ignored_regions: Vec<String>,
-    /// How long the ticket waits.
-    timeout: Duration,
+    /// The attributes in the request.
+    attributes: BTreeMap<String, Value>,
 }
 
-impl TicketRequest {
-    /// Reads a request, and checks it against the queues' configuration.
-    pub(crate) fn read(headers: &HeaderMap, body: &Bytes, queues: &Queues) -> Result<Self, Problem> {
-        let mut fields = Fields::read(headers, body, &["queue", "rank", "latencies"])?;
-        let name: QueueName = fields.take_id("queue")?;
-        let queue = queues.get(&name).ok_or_else(|| {
-            let names = list(queues.queues.keys());
-            Problem::unprocessable(format!("there is no queue {name}; the queues are: {names}"))
-        })?;
+/// Who sends a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    /// A player. Only values that the queue takes from clients are accepted.
+    Player,
+    /// The studio's own backend. It may send every value.
+    Backend,
+}
+
+impl PlayerRequest {
+    fn read(fields: &mut Fields, sender: Sender, (name, queue): (&QueueName, &Queue), all: &Queues) -> Result<Self, Problem> {
         let rank = match fields.take_optional("rank") {
-            Some(_) if !queue.client_rank => {
+            Some(_) if sender == Sender::Player && !queue.client_rank => {
                 let detail = format!("queue {name} accepts no rank from a client; leave it out");
                 return Err(Problem::unprocessable(detail));
             }
@@ -51,17 +57,154 @@ impl TicketRequest {
         let Value::Object(latencies) = fields.take("latencies")? else {
             return Err(Problem::unprocessable("latencies must be an object of regions with their latencies"));
         };
-        let (latencies, ignored_regions) = measured(latencies, queues)?;
-        check_latencies(&latencies, &name, queue)?;
-        Ok(Self { queue: name, rank, latencies, ignored_regions, timeout: queue.timeout() })
+        let (measured, mut ignored_regions) = measured(latencies, all)?;
+        check_latencies(&measured, name, queue)?;
+        let latencies: BTreeMap<Region, u32> =
+            queue.usable(&measured).map(|(region, latency)| (region.clone(), latency)).collect();
+        ignored_regions.extend(measured.keys().filter(|region| !latencies.contains_key(region)).map(Region::to_string));
+        let attributes = match fields.take_optional("attributes") {
+            None => BTreeMap::new(),
+            Some(Value::Object(attributes)) => attributes.into_iter().collect(),
+            Some(_) => return Err(Problem::unprocessable("attributes must be an object of names with their values")),
+        };
+        for (attribute, value) in &attributes {
+            check_attribute(attribute, value, sender, (name, queue))?;
+        }
+        Ok(Self { rank, latencies, ignored_regions, attributes })
     }
 
-    /// The event that queues the player with this ticket and rank, from `now` until the time-out.
-    pub(crate) fn queued(&self, ticket: TicketId, rank: i32, now: OffsetDateTime) -> Queued {
-        let (queue, latencies) = (self.queue.clone(), self.latencies.clone());
-        let (attributes, waiting_since, expires_at) = (BTreeMap::new(), now, now + self.timeout);
-        Queued { ticket, queue, rank, latencies, attributes, waiting_since, expires_at, requeues: 0, absences: 0 }
+    /// The event that queues a player with this ticket and rank from `now` on. `claims` are those of the player's token.
+    ///
+    /// # Errors
+    /// A 422 if the value of an attribute has the wrong type.
+    pub(crate) fn queued(
+        &self,
+        (name, queue): (&QueueName, &Queue),
+        ticket: TicketId,
+        rank: i32,
+        claims: &Map<String, Value>,
+        now: OffsetDateTime,
+    ) -> Result<Queued, Problem> {
+        let mut attributes = BTreeMap::new();
+        for (attribute, source) in &queue.attributes {
+            let claimed = match source {
+                Source::Rating => Some(Value::from(rank)),
+                Source::Claim(claim) => claims.get(claim).cloned(),
+                Source::Client => None,
+            };
+            // Without a value, the attribute has its default. The rule set knows whether there is one.
+            let Some(value) = self.attributes.get(attribute).cloned().or(claimed).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            attributes.insert(attribute.clone(), parse_attribute(attribute, value)?);
+        }
+        Ok(Queued {
+            ticket,
+            queue: name.clone(),
+            rank,
+            latencies: self.latencies.clone(),
+            attributes,
+            group: Vec::new(),
+            waiting_since: now,
+            expires_at: now + queue.timeout(),
+            requeues: 0,
+            absences: 0,
+        })
     }
+}
+
+/// A player's request for a ticket.
+#[derive(Debug)]
+pub(crate) struct TicketRequest {
+    pub(crate) queue: QueueName,
+    pub(crate) player: PlayerRequest,
+}
+
+impl TicketRequest {
+    /// Reads a request, and checks it against the queues' configuration.
+    pub(crate) fn read(headers: &HeaderMap, body: &Bytes, queues: &Queues) -> Result<Self, Problem> {
+        let mut fields = Fields::read(headers, body, &["queue", "rank", "latencies", "attributes"])?;
+        let (queue, config) = find_queue(&mut fields, queues)?;
+        let player = PlayerRequest::read(&mut fields, Sender::Player, (&queue, config), queues)?;
+        Ok(Self { queue, player })
+    }
+}
+
+/// A request for the ticket of a group.
+#[derive(Debug)]
+pub(crate) struct GroupRequest {
+    pub(crate) queue: QueueName,
+    /// At least one, each once.
+    pub(crate) players: Vec<(PlayerId, PlayerRequest)>,
+}
+
+impl GroupRequest {
+    /// Reads a request, and checks it against the queues' configuration.
+    pub(crate) fn read(headers: &HeaderMap, body: &Bytes, queues: &Queues) -> Result<Self, Problem> {
+        let mut fields = Fields::read(headers, body, &["queue", "players"])?;
+        let (queue, config) = find_queue(&mut fields, queues)?;
+        let listed = match fields.take("players")? {
+            Value::Array(listed) if (1..=MAX_TICKET).contains(&listed.len()) => listed,
+            _ => return Err(Problem::unprocessable(format!("players must be a list of 1 to {MAX_TICKET} players"))),
+        };
+        let (mut players, mut seen) = (Vec::new(), BTreeSet::new());
+        for listed in listed {
+            let Value::Object(listed) = listed else {
+                return Err(Problem::unprocessable("each of the players must be an object"));
+            };
+            let mut fields = Fields::of(listed, &["player", "rank", "latencies", "attributes"])?;
+            let text = fields.take("player")?;
+            let player = text.as_str().and_then(|text| PlayerId::from_foreign(text).ok());
+            let player = player.ok_or_else(|| Problem::unprocessable("player must be the sub of a player's token"))?;
+            if !seen.insert(player.clone()) {
+                return Err(Problem::unprocessable(format!("the player {} is listed twice", player.to_foreign())));
+            }
+            let request = PlayerRequest::read(&mut fields, Sender::Backend, (&queue, config), queues)
+                .map_err(|problem| problem.about(&player))?;
+            players.push((player, request));
+        }
+        Ok(Self { queue, players })
+    }
+}
+
+fn find_queue<'a>(fields: &mut Fields, queues: &'a Queues) -> Result<(QueueName, &'a Queue), Problem> {
+    let name: QueueName = fields.take_id("queue")?;
+    let queue = queues.get(&name).ok_or_else(|| {
+        let names = list(queues.queues.keys());
+        Problem::unprocessable(format!("there is no queue {name}; the queues are: {names}"))
+    })?;
+    Ok((name, queue))
+}
+
+/// Checks that an attribute may be in a request.
+fn check_attribute(
+    attribute: &str,
+    value: &Value,
+    sender: Sender,
+    (name, queue): (&QueueName, &Queue),
+) -> Result<(), Problem> {
+    let shown: String = attribute.chars().take(64).collect();
+    let accepted = |source: &&Source| sender == Sender::Backend || **source == Source::Client;
+    if queue.attributes.get(attribute).filter(accepted).is_none() {
+        let accepted = queue.attributes.iter().filter(|(_, source)| accepted(source)).map(|(name, _)| name);
+        let accepted = list(accepted);
+        let accepted = if accepted.is_empty() { "none".into() } else { accepted };
+        let detail = format!("queue {name} accepts no attribute {shown:?} in a request; it accepts: {accepted}");
+        return Err(Problem::unprocessable(detail));
+    }
+    if value.to_string().len() > MAX_ATTRIBUTE {
+        let detail = format!("the attribute {shown} is too long; the limit is {MAX_ATTRIBUTE} bytes of JSON");
+        return Err(Problem::unprocessable(detail));
+    }
+    Ok(())
+}
+
+fn parse_attribute(attribute: &str, value: Value) -> Result<rule_set::Value, Problem> {
+    serde_json::from_value(value).map_err(|_| {
+        Problem::unprocessable(format!(
+            "the attribute {attribute} must be a text, a number, a list of texts or an object of numbers"
+        ))
+    })
 }
 
 /// JSON does not distinguish 1 and 1.0, so both are whole numbers.

@@ -27,6 +27,7 @@ fn queued(ticket: TicketId) -> Queued {
         rank: 7,
         latencies: [("eu".parse().unwrap(), 20)].into(),
         attributes: Default::default(),
+        group: Vec::new(),
         waiting_since: NOW,
         expires_at: NOW + Duration::minutes(2),
         requeues: 0,

@@ -302,6 +302,7 @@ pub(crate) fn queued() -> Queued {
         rank: 1,
         latencies: [("eu".parse().unwrap(), 20)].into(),
         attributes: Default::default(),
+        group: Vec::new(),
         waiting_since: System.now(),
         expires_at: System.now() + Duration::from_secs(120),
         requeues: 0,

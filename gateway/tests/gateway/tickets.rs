@@ -4,7 +4,7 @@ use futures::future::join_all;
 use garage_events::{
     env::{Env, System},
     event::Event as _,
-    player::{Candidates, Ending, Event, Excluded, PlayerMatched, Queued, Released, State, TimedOut},
+    player::{Candidates, Ending, Event, PlayerMatched, Queued, Released, State, TimedOut},
 };
 use reqwest::Method;
 use serde_json::json;
@@ -149,7 +149,7 @@ async fn a_ticket_that_timed_out_says_who_else_waited() {
     let (_, ticket) = app.queue("ann", None).await;
     let State::Waiting(queued) = app.player("ann").await.state else { panic!("does not wait") };
     let mut socket = app.socket("ann", None).await;
-    let excluded = Excluded { rank: 4, region: 0, latency: 2 };
+    let excluded = [("Rank".to_owned(), 4), ("no-common-region".to_owned(), 2)].into();
     let candidates = Some(Candidates { count: 7, eligible: 1, excluded });
     app.append(
         "ann",

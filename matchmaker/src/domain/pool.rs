@@ -1,13 +1,13 @@
 //! The pool of waiting players, folded from the log.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     iter,
     sync::Arc,
 };
 
 use garage_events::{
-    id::{PlayerId, QueueName},
+    id::{PlayerId, QueueName, TicketId},
     log::{Head, Player},
     player::{Event, Queued, State},
 };
@@ -53,6 +53,15 @@ pub struct Pool {
     ahead: HashMap<PlayerId, PlayerRecord>,
     /// The sequence of the last folded event.
     seq: u64,
+}
+
+/// See [`Pool::tickets`].
+#[derive(Debug)]
+pub struct Tickets<'a> {
+    /// The players of each ticket.
+    pub all: Vec<Vec<&'a WaitingPlayer>>,
+    /// The tickets that were left out.
+    pub skipped: Vec<TicketId>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -168,6 +177,44 @@ impl Pool {
         .map(Arc::as_ref)
     }
 
+    /// The tickets that can be matched now: those of the fold, the oldest first, each with its players. Tickets with a
+    /// player of whom newer state is known are left out, and returned separately. So the tickets are the fold of the log
+    /// without the tickets that were left out, and anybody can compute them again from the log.
+    ///
+    /// A group is complete when each of its players waits. Between two events of one commit, it is not.
+    pub fn tickets(&self, queue: &QueueName) -> Tickets<'_> {
+        let folded = self.queues.get(queue).into_iter().flat_map(BTreeMap::values).map(Arc::as_ref);
+        let (mut all, mut groups) = (Vec::new(), HashMap::new());
+        let mut skipped = BTreeSet::new();
+        for entry in folded {
+            if self.ahead.contains_key(&entry.player) {
+                skipped.insert(entry.queued.ticket);
+            }
+            if entry.queued.group.is_empty() {
+                all.push(vec![entry]);
+                continue;
+            }
+            let index = *groups.entry(entry.queued.ticket).or_insert_with(|| {
+                all.push(Vec::new());
+                all.len() - 1
+            });
+            if let Some(players) = all.get_mut(index) {
+                players.push(entry);
+            }
+        }
+        let complete = |players: &Vec<&WaitingPlayer>| {
+            let first = players.first().map(|entry| &entry.queued);
+            first.is_some_and(|queued| players.len() == queued.group.len().max(1) && !skipped.contains(&queued.ticket))
+        };
+        all.retain(complete);
+        Tickets { all, skipped: skipped.into_iter().collect() }
+    }
+
+    /// Whether newer states of some players are known than the fold has.
+    pub fn is_behind(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
     /// The number of players who wait in a queue.
     pub fn depth(&self, queue: &QueueName) -> usize {
         let folded = self.queues.get(queue).map_or(0, BTreeMap::len);
@@ -176,9 +223,13 @@ impl Pool {
         folded - hidden.count() + ahead.filter(|entry| entry.queued.queue == *queue).count()
     }
 
-    /// The players in a queue whose tickets have expired.
-    pub fn expired(&self, queue: &QueueName, now: OffsetDateTime) -> impl Iterator<Item = &WaitingPlayer> {
-        self.waiting(queue).filter(move |entry| entry.queued.expires_at <= now)
+    /// The tickets in a queue that have expired, each with those of its players who still wait.
+    pub fn expired(&self, queue: &QueueName, now: OffsetDateTime) -> Vec<Vec<&WaitingPlayer>> {
+        let mut tickets: BTreeMap<(OffsetDateTime, TicketId), Vec<&WaitingPlayer>> = BTreeMap::new();
+        for entry in self.waiting(queue).filter(|entry| entry.queued.expires_at <= now) {
+            tickets.entry((entry.queued.waiting_since, entry.queued.ticket)).or_default().push(entry);
+        }
+        tickets.into_values().collect()
     }
 
     /// When the next ticket of a queue expires.
@@ -191,7 +242,7 @@ impl Pool {
 mod tests {
     use garage_events::{
         failure::Code,
-        id::{SessionId, TicketId},
+        id::SessionId,
         player::{CancelReason, Cancelled, Requeued},
     };
     use time::macros::datetime;
@@ -210,6 +261,7 @@ mod tests {
             rank: 0,
             latencies: BTreeMap::new(),
             attributes: BTreeMap::new(),
+            group: Vec::new(),
             waiting_since: datetime!(2026-01-01 00:00 UTC),
             expires_at: EXPIRED,
             requeues: 0,
@@ -287,8 +339,8 @@ mod tests {
         let ranked = "ranked".parse().unwrap();
         fold(&mut pool, "a", 1, &queued(1));
         assert_eq!(pool.next_expiry(&ranked), Some(EXPIRED));
-        assert_eq!(pool.expired(&ranked, WAITING).count(), 0);
-        assert_eq!(pool.expired(&ranked, EXPIRED).count(), 1);
+        assert_eq!(pool.expired(&ranked, WAITING).len(), 0);
+        assert_eq!(pool.expired(&ranked, EXPIRED).len(), 1);
     }
 
     /// A player as read from the log.

@@ -131,6 +131,7 @@ pub fn decode(bytes: &[u8], log: Log) -> Result<Pool, Unusable> {
 #[cfg(test)]
 mod tests {
     use garage_events::{id::TicketId, player::Event};
+    use garage_rules::rule_set::Value;
     use proptest::prelude::*;
     use time::macros::datetime;
     use uuid::Uuid;
@@ -146,7 +147,8 @@ mod tests {
             queue: if seq.is_multiple_of(3) { "casual" } else { "ranked" }.parse().unwrap(),
             rank: -5,
             latencies: [("eu".parse().unwrap(), 20)].into(),
-            attributes: [("note".into(), "two\nlines".into())].into(),
+            attributes: [("note".into(), Value::Text("two\nlines".into()))].into(),
+            group: Vec::new(),
             waiting_since: CREATED,
             expires_at: datetime!(2026-01-01 00:02 UTC),
             requeues: 0,

@@ -1,12 +1,14 @@
+use std::{collections::BTreeMap, path::Path};
+
 use garage_events::{
     env::Simulated,
     id::TicketId,
     log::{Append, Load},
-    player::{Event, Excluded, Queued},
-    queue::Queue,
+    player::{Event, Queued},
     sim::SimLog,
     subject::PLAYERS,
 };
+use garage_rules::rule_set::Value;
 use time::macros::datetime;
 
 use super::*;
@@ -28,9 +30,8 @@ impl Lead for Always {
 }
 
 fn queues() -> Queues {
-    let regions = [("eu", 120), ("us", 120)].map(|(region, max)| (region.parse().unwrap(), max)).into();
-    let queue = Queue { players: 2, rank_band: 200, timeout_s: 120, client_rank: false, requeue: true, regions };
-    Queues { queues: [("ranked".parse().unwrap(), queue)].into(), measured_at: BTreeMap::new() }
+    let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nregions = { eu = 120, us = 120 }";
+    Queues::parse(queues, Path::new("queues.toml")).unwrap()
 }
 
 /// A player's name, rank and latencies, and for how many seconds their ticket is valid.
@@ -52,6 +53,7 @@ async fn matching(
             rank: *rank,
             latencies: latencies.collect(),
             attributes: BTreeMap::new(),
+            group: Vec::new(),
             waiting_since: START,
             expires_at: START + time::Duration::seconds(*valid_s),
             requeues: 0,
@@ -73,21 +75,21 @@ async fn matching(
 
 #[tokio::test]
 async fn a_time_out_counts_the_other_players_by_what_excluded_them() {
-    let players: [Ticket<'_>; 5] = [
+    // After the whole time-out, ranks may differ by 1,600 points.
+    let players: [Ticket<'_>; 4] = [
         ("ann", 0, &[("eu", 20)], 120),
-        ("bob", 200, &[("eu", 20)], 300),
+        ("bob", 1_601, &[("eu", 20)], 300),
         ("carl", 0, &[("us", 20)], 300),
-        ("dora", 400, &[("eu", 20)], 300),
-        ("emil", 0, &[("eu", 500), ("mars", 1)], 300),
+        ("dora", -1_601, &[("eu", 20)], 300),
     ];
     let (mut matching, log, env) = matching("ranked", &players).await;
     env.advance(time::Duration::seconds(120));
     assert_eq!(matching.cycle().await, Cycle { busy: true, failed: false });
     let ann = log.player(&"ann".parse().unwrap()).await.unwrap();
     let Event::TimedOut(timed_out) = ann.last.unwrap().event else { panic!("did not time out") };
-    let excluded = Excluded { rank: 2, region: 1, latency: 1 };
-    assert_eq!(timed_out.candidates, Some(Candidates { count: 4, eligible: 0, excluded }));
-    assert_eq!(log.messages(PLAYERS).len(), 6, "the others still wait");
+    let excluded = [("RankDistance".to_owned(), 2), ("no-common-region".to_owned(), 1)].into();
+    assert_eq!(timed_out.candidates, Some(Candidates { count: 3, eligible: 0, excluded }));
+    assert_eq!(log.messages(PLAYERS).len(), 5, "the others still wait");
 }
 
 #[tokio::test]
@@ -113,7 +115,95 @@ async fn a_match_records_its_rules_and_the_latencies_that_decided_its_region() {
         let session = log.session(ann.state.session().unwrap()).await.unwrap();
         let [matched] = &session.history[..] else { panic!("{session:?}") };
         let session::Event::Matched(matched) = &matched.event else { panic!("{matched:?}") };
-        assert_eq!((matched.region.as_str(), &*matched.rules), ("eu", "band-region-fifo/2"));
+        let rules = Rules::built_in(2, 200, 120).unwrap().id.to_string();
+        assert_eq!((matched.region.as_str(), &matched.rules, matched.pool_seq), ("eu", &rules, 2));
+        assert_eq!((matched.clock, &matched.skipped[..]), (START, &[][..]));
         assert_eq!(serde_json::to_string(&matched.latencies).unwrap(), latencies);
     }
+}
+
+/// Two teams of two. Each pair of teams has about the same skill.
+const TEAMS: &str = r#"{
+    "ruleLanguageVersion": "1.0",
+    "playerAttributes": [{"name": "skill", "type": "number"}],
+    "teams": [{"name": "red", "minPlayers": 2, "maxPlayers": 2}, {"name": "blue", "minPlayers": 2, "maxPlayers": 2}],
+    "rules": [{
+        "name": "EqualTeams", "type": "distance", "maxDistance": 10,
+        "measurements": ["avg(teams[red].players.attributes[skill])"],
+        "referenceValue": "avg(teams[blue].players.attributes[skill])"
+    }]
+}"#;
+
+/// Waiting players of `teams`: the groups of players and the skill of each. Groups without a name are single players.
+fn waiting(groups: &[&[(&str, f64)]]) -> Pool {
+    let (env, mut pool, mut seq) = (Simulated::at(START), Pool::default(), 0);
+    for group in groups {
+        let ticket = TicketId::new(env.id());
+        let names: Vec<PlayerId> = group.iter().map(|(name, _)| name.parse().unwrap()).collect();
+        for (name, skill) in *group {
+            seq += 1;
+            let queued = Queued {
+                ticket,
+                queue: "teams".parse().unwrap(),
+                rank: 0,
+                latencies: [("eu".parse().unwrap(), 20)].into(),
+                attributes: [("skill".to_owned(), Value::Number(*skill))].into(),
+                group: if names.len() > 1 { names.clone() } else { Vec::new() },
+                waiting_since: START,
+                expires_at: START + time::Duration::MINUTE,
+                requeues: 0,
+                absences: 0,
+            };
+            pool.fold(&name.parse().unwrap(), Head { seq, n: 1 }, &Event::from(queued));
+        }
+    }
+    pool
+}
+
+/// The matches as texts: the players of each team.
+fn proposed(pool: &Pool) -> Vec<String> {
+    let rules = Rules::read(TEAMS, 120).unwrap();
+    let queue = "teams".parse().unwrap();
+    let proposals = propose(&rules, &pool.tickets(&queue).all, 0, START, 10);
+    let team = |team: &crate::domain::matches::Team| {
+        let players: Vec<_> = team.players.iter().map(|entry| entry.player.to_string()).collect();
+        format!("{} {}", team.name, players.join(" "))
+    };
+    proposals.iter().map(|one| one.teams.iter().map(team).collect::<Vec<_>>().join(", ")).collect()
+}
+
+#[test]
+fn a_group_is_in_one_team() {
+    let pool = waiting(&[&[("ann", 10.0), ("bob", 50.0)], &[("carl", 32.0)], &[("dora", 30.0)]]);
+    assert_eq!(proposed(&pool), ["red ann bob, blue carl dora"]);
+}
+
+#[test]
+fn teams_of_unequal_skill_are_not_matched() {
+    let pool = waiting(&[&[("ann", 10.0), ("bob", 50.0)], &[("carl", 42.0), ("dora", 39.0)]]);
+    assert_eq!(proposed(&pool), [""; 0]);
+    // Single players can be put together in other ways.
+    let pool = waiting(&[&[("ann", 10.0)], &[("bob", 50.0)], &[("carl", 25.0)], &[("dora", 30.0)]]);
+    assert_eq!(proposed(&pool), ["red ann bob, blue carl dora"]);
+}
+
+#[test]
+fn an_incomplete_group_is_not_matched_and_a_group_with_newer_state_is_left_out() {
+    let mut pool = waiting(&[&[("ann", 10.0), ("bob", 50.0)], &[("carl", 32.0)], &[("dora", 30.0)]]);
+    let queue = "teams".parse().unwrap();
+    let bob: PlayerId = "bob".parse().unwrap();
+    let ticket = pool.waiting(&queue).next().unwrap().queued.ticket;
+    pool.mark_gone(&bob, 9);
+    let Tickets { all, skipped } = pool.tickets(&queue);
+    assert_eq!((all.len(), skipped), (2, vec![ticket]));
+    // Between two events of one commit, the group is incomplete.
+    let cancelled = player::Cancelled {
+        ticket,
+        queue: queue.clone(),
+        reason: player::CancelReason::Player,
+        absences: 0,
+    };
+    pool.fold(&bob, Head { seq: 9, n: 2 }, &cancelled.into());
+    let Tickets { all, skipped } = pool.tickets(&queue);
+    assert_eq!((all.len(), skipped), (2, vec![]));
 }

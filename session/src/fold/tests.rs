@@ -40,6 +40,7 @@ fn queued(seconds: i64) -> player::Event {
         rank: 0,
         latencies: BTreeMap::new(),
         attributes: BTreeMap::new(),
+        group: Vec::new(),
         waiting_since: at(seconds),
         expires_at: at(seconds + 120),
         requeues: 0,
@@ -76,6 +77,8 @@ fn matched() -> session::Event {
         rules: "1".into(),
         pool_seq: 1,
         clock: at(0),
+        seed: 0,
+        skipped: Vec::new(),
     }
     .into()
 }
@@ -215,7 +218,14 @@ fn a_requeued_player_waits_again_with_the_original_time_and_is_not_counted_as_qu
     let again = Requeued { session: session(), reason: Code::NoCapacity, queued: Queued { requeues: 1, ..first } };
     let player::Event::Matched(found) = found(0) else { unreachable!() };
     let requeue =
-        Requeue { rank: 0, latencies: BTreeMap::new(), attributes: BTreeMap::new(), expires_at: at(120), requeues: 1 };
+        Requeue {
+        rank: 0,
+        latencies: BTreeMap::new(),
+        attributes: BTreeMap::new(),
+        group: Vec::new(),
+        expires_at: at(120),
+        requeues: 1,
+    };
     let rematch = player::Matched { requeue: Some(requeue), ..found.clone() };
     let events = [queued(0), found.into(), again.into()].into_iter().zip(0..);
     let events: Vec<_> = events.map(|(event, at)| of_player("ann", at, event)).collect();

@@ -175,6 +175,7 @@ pub(crate) async fn queue(log: &JetStreamLog, name: &str) -> anyhow::Result<u64>
         rank: 1_000,
         latencies: [("eu".parse()?, 20)].into(),
         attributes: [].into(),
+        group: Vec::new(),
         waiting_since: now,
         expires_at: now + time::Duration::MINUTE,
         requeues: 0,
@@ -212,6 +213,8 @@ pub(crate) async fn open(log: &JetStreamLog, players: &[&str]) -> anyhow::Result
         rules: "test".into(),
         pool_seq: 0,
         clock: System.now(),
+        seed: 0,
+        skipped: Vec::new(),
     };
     let id = SessionId::new(System.id());
     of_session(log, id, matched.into()).await?;

@@ -8,6 +8,8 @@ mod backup;
 mod chaos;
 mod crash_points;
 mod crashes;
+#[path = "../shared/decisions.rs"]
+mod decisions;
 mod demo;
 mod described;
 mod foreign;

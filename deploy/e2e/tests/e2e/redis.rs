@@ -113,7 +113,7 @@ async fn players_notice_nothing_when_redis_loses_its_data_during_matches() {
 
     garage.until_event("RewardGranted", bots.len()).await;
     let events = garage.events().await;
-    history::check(&events);
+    garage.check(&events).await;
     assert_eq!(history::count(&events, "Finished"), 4);
     for session in history::sessions(&events) {
         let requested = of_session(&events, session).iter().filter(|event| event.type_name == "PodRequested").count();

@@ -110,7 +110,7 @@ async fn sixty_four_concurrent_purchases_never_overdraw_a_wallet() {
     let expected: Vec<_> = (0..10).rev().map(|hundreds| 100 * hundreds).collect();
     assert_eq!(balances(&garage, "anna", 10).await, expected, "balances in the order of the purchases");
     assert_eq!(balances(&garage, "bert", 1).await, [900]);
-    history::check(&garage.events().await);
+    garage.check(&garage.events().await).await;
 }
 
 #[tokio::test]
@@ -128,5 +128,5 @@ async fn a_crash_during_purchases_neither_loses_nor_repeats_one() {
     assert_eq!(anna.balance().await.unwrap(), 250);
     let expected: Vec<_> = (0..15).map(|number| 950 - 50 * number).collect();
     assert_eq!(balances(&garage, "anna", 15).await, expected);
-    history::check(&garage.events().await);
+    garage.check(&garage.events().await).await;
 }

@@ -11,6 +11,7 @@ pub(crate) mod operations;
 mod setup;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs,
     path::Path,
@@ -25,9 +26,11 @@ use garage_events::{
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
+        rule_store,
         setup::CONSUMERS,
     },
     projection::Live,
+    rules::RuleSetId,
     subject::{ALL, STREAM},
 };
 use garage_stack::{
@@ -46,6 +49,7 @@ use tokio::{
 
 pub(crate) use self::setup::Setup;
 use self::{history::Event, hostile::Hostile};
+use crate::decisions;
 
 /// A queue whose players are released at once when their match fails.
 pub(crate) const NO_REQUEUE: &str = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nrequeue = false\n\
@@ -138,9 +142,10 @@ impl Garage {
         Bot::new(self.http.clone(), gateway, name, &token).with_max_wait(DEADLINE)
     }
 
-    /// Players `<prefix>-0`, `<prefix>-1` and so on. Each pair has a rank of its own.
+    /// Players `<prefix>-0`, `<prefix>-1` and so on. Each pair has a rank of its own, further from the others than the
+    /// ranks of a match may differ at first.
     pub(crate) fn bots(&self, prefix: &str, count: usize) -> Vec<Bot> {
-        let ranks = (0..).map(|number| number / 2 * 200);
+        let ranks = (0..).map(|number| number / 2 * 300);
         (0..count).zip(ranks).map(|(number, rank)| self.ranked(&format!("{prefix}-{number}"), rank)).collect()
     }
 
@@ -179,9 +184,26 @@ impl Garage {
         until("every game server is gone", async || self.no_games().then_some(())).await;
         self.drained().await;
         let events = self.events().await;
-        history::check(&events);
+        self.check(&events).await;
         self.hostile.assert_no_other_dead_letters(&self.jetstream()).await;
         events
+    }
+
+    /// Checks the log, and makes each match again from the log.
+    pub(crate) async fn check(&self, events: &[Event]) {
+        let mut rule_sets = BTreeMap::new();
+        for event in events {
+            if let Ok(id) = event.text("rules").parse::<RuleSetId>()
+                && !rule_sets.contains_key(&id)
+            {
+                let text = rule_store::text(self.log.context(), &id).await.unwrap();
+                rule_sets.insert(id, text.expect("the rule set of a match is stored"));
+            }
+        }
+        history::check(events, rule_sets.values());
+        let messages = events.iter().map(|event| (event.seq, &*event.subject, &event.message.body[..]));
+        let made_again = decisions::check(messages, rule_sets.values()).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(made_again, history::count(events, "Matched"));
     }
 
     /// A hostile process with the NATS user of this attempt's game server.

@@ -134,6 +134,7 @@ impl Clients {
                     rank: if number == 7 { 5_000 } else { 10 },
                     latencies: [("eu".parse().unwrap(), 20)].into(),
                     attributes: [].into(),
+                    group: Vec::new(),
                     waiting_since: now,
                     expires_at: now + time::Duration::seconds(30),
                     requeues: 0,

@@ -8,6 +8,8 @@
 
 mod clients;
 mod consumer;
+#[path = "../shared/decisions.rs"]
+mod decisions;
 mod games;
 mod history;
 mod net;
@@ -40,7 +42,7 @@ use crate::{
     history::Tally,
     plan::Plan,
     stage::{Process, Stage},
-    workers::{Leads, Shared, elect},
+    workers::{Leads, Shared, elect, queues},
 };
 
 /// The simulated clock at the start of a run.
@@ -140,7 +142,7 @@ fn unsettled(shared: &Shared, clients: &Clients) -> String {
 
 fn check(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, String> {
     let tally = history::check(log)?;
-    verify(log)?;
+    verify(log, shared.stage.plan.match_size)?;
     if let Some(failure) = shared.games.violations(&tally.ends).into_iter().next() {
         return Err(failure);
     }
@@ -162,12 +164,17 @@ fn check(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, S
     Ok(tally)
 }
 
-/// Checks the rules of `garage verify`. Nobody is paid here: inventory is not part of the simulation.
-fn verify(log: &[Message]) -> Result<(), String> {
+/// Checks the rules of `garage verify`, and makes each match again. Nobody is paid here: inventory is not part of the
+/// simulation.
+fn verify(log: &[Message], match_size: usize) -> Result<(), String> {
+    let rule_sets: Vec<_> = queues(match_size).queues.into_values().map(|queue| queue.rules.text.clone()).collect();
     let mut checker = Checker::default();
+    rule_sets.iter().for_each(|text| checker.add_rule_set(text));
     let mut violations: Vec<_> = sim::batches(log).flat_map(|message| checker.take(message)).collect();
     violations.extend(checker.finish(End::Open).0);
-    violations.first().map_or(Ok(()), |violation| Err(violation.to_string()))
+    violations.first().map_or(Ok(()), |violation| Err(violation.to_string()))?;
+    let messages = log.iter().map(|message| (message.seq, message.subject.as_str(), &message.body[..]));
+    decisions::check(messages, rule_sets.iter()).map(drop)
 }
 
 /// Runs a seed. A panic counts as a failure like any other.

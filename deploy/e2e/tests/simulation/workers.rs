@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    path::Path,
     pin::pin,
     sync::{
         Arc, Mutex,
@@ -22,7 +23,7 @@ use garage_events::{
     game::{Car, Loadout, Secret, Secrets, Stats},
     id::{PlayerId, QueueName, SessionId},
     player,
-    queue::{Queue, Queues},
+    queue::Queues,
     session::Limits,
     sim::Message,
     subject::{Aggregate, PLAYERS},
@@ -63,15 +64,10 @@ pub(crate) fn limits() -> Limits {
 
 /// The queues: only `ranked`.
 pub(crate) fn queues(match_size: usize) -> Queues {
-    let queue = Queue {
-        players: match_size,
-        rank_band: 100,
-        timeout_s: 30,
-        client_rank: false,
-        requeue: true,
-        regions: [("eu".parse().unwrap(), 100)].into(),
-    };
-    Queues { queues: [("ranked".parse().unwrap(), queue)].into(), measured_at: Default::default() }
+    let queues = format!(
+        "[queues.ranked]\nplayers = {match_size}\nrank_band = 100\ntimeout_s = 30\nregions = {{ eu = 100 }}"
+    );
+    Queues::parse(&queues, Path::new("queues.toml")).expect("the queues are valid")
 }
 
 /// The state that all instances share.

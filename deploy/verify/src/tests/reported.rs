@@ -1,5 +1,7 @@
 //! Secrets, and the output of violations.
 
+use garage_rules::rule_set::Value;
+
 use super::*;
 
 #[test]
@@ -8,7 +10,7 @@ fn no_secret_is_in_the_log() {
         ["-----BEGIN PRIVATE KEY-----", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm5hIn0.x", "swordfish-of-the-studio"]
     {
         let mut story = Story::default();
-        let attributes = [("note".to_owned(), secret.to_owned())].into();
+        let attributes = [("note".to_owned(), Value::Text(secret.to_owned()))].into();
         story.player("anna", player::Queued { attributes, ..queued(1) });
         let violation = only(&story);
         assert_is(&violation, Rule::Secret, Some("anna"), None, &[1]);

@@ -298,6 +298,7 @@ pub(super) fn queued(number: u128) -> Queued {
         rank: 0,
         latencies: [].into(),
         attributes: [].into(),
+        group: Vec::new(),
         waiting_since: BEGAN,
         expires_at: BEGAN + Duration::MINUTE,
         requeues: 0,
@@ -318,6 +319,8 @@ pub(super) fn matched(players: &[(&str, u128)]) -> Matched {
         rules: "1".into(),
         pool_seq: 0,
         clock: BEGAN,
+        seed: 0,
+        skipped: Vec::new(),
     }
 }
 

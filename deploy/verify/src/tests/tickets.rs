@@ -43,8 +43,8 @@ fn requeued() -> Story {
     story.queue("bert", 2);
     let queued = player::Queued { requeues: 1, ..story::queued(1) };
     let requeue = {
-        let player::Queued { rank, latencies, attributes, expires_at, .. } = story::queued(1);
-        Some(player::Requeue { rank, latencies, attributes, expires_at, requeues: 0 })
+        let player::Queued { rank, latencies, attributes, group, expires_at, .. } = story::queued(1);
+        Some(player::Requeue { rank, latencies, attributes, group, expires_at, requeues: 0 })
     };
     let matched = player::Matched { requeue, ..story::is_matched(1, 1, "anna") };
     story.commit(vec![

@@ -20,6 +20,7 @@ impl RuleSet {
         (anchor, younger): (usize, &[usize]),
         (attribute, preference): (usize, BatchingPreference),
         now_ms: i64,
+        steps: &mut usize,
     ) -> Option<Match> {
         let first = pool.get(anchor)?;
         let oldest = self.algorithm.expansion_age == ExpansionAge::Oldest;
@@ -33,6 +34,7 @@ impl RuleSet {
             let orders = orders(pool, anchor, &others, attribute);
             for location in self.preferred_locations(first, &others, pool, from, preference) {
                 for order in &orders {
+                    *steps = steps.saturating_sub(order.len());
                     let chosen = self.choose(pool, order, location, from);
                     let teams = self.fill(pool, chosen, attribute, from);
                     let team = |team: &Vec<usize>| team.iter().filter_map(|index| pool.get(*index)).collect();
@@ -64,7 +66,7 @@ impl RuleSet {
         ages
     }
 
-    /// The locations in which the anchor can play, the preferred one first. One `None` if no rule is about latency.
+    /// The locations in which the anchor can play, the preferred one first. One `None` if no location is needed.
     fn preferred_locations<'t>(
         &self,
         anchor: &'t Ticket,
@@ -73,7 +75,8 @@ impl RuleSet {
         age: u64,
         preference: BatchingPreference,
     ) -> Vec<Option<&'t str>> {
-        if !self.rules.iter().any(|rule| matches!(rule.kind.at(age), RuleKind::Latency(_))) {
+        let uses_latency = self.rules.iter().any(|rule| matches!(rule.kind.at(age), RuleKind::Latency(_)));
+        if !uses_latency && !(Candidate { teams: vec![vec![anchor]] }).needs_location() {
             return vec![None];
         }
         let mut locations: Vec<&str> =
@@ -92,10 +95,11 @@ impl RuleSet {
         locations.into_iter().map(Some).collect()
     }
 
-    /// Whether all latency rules accept a ticket in a location.
+    /// Whether a ticket has a latency to a location that all latency rules accept.
     fn accepts(&self, ticket: &Ticket, location: &str, age: u64) -> bool {
         let alone = Candidate { teams: vec![vec![ticket]] };
-        self.rules.iter().all(|rule| match rule.kind.at(age) {
+        let known = ticket.players.iter().all(|player| player.latencies.contains_key(location));
+        known && self.rules.iter().all(|rule| match rule.kind.at(age) {
             RuleKind::Latency(latency) => near(latency, &alone, location),
             _ => true,
         })

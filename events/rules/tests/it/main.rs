@@ -4,7 +4,5 @@
 mod checks;
 mod evaluations;
 mod matches;
-mod properties;
 mod schema;
-mod second;
 mod support;

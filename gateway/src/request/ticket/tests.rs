@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use hyper::header::CONTENT_TYPE;
 use serde_json::json;
@@ -8,17 +8,10 @@ use super::*;
 
 /// `ranked` has the regions `eu` up to 120 ms and `us` up to 80 ms, and accepts ranks. `quick` has only `us`.
 fn queues() -> Queues {
-    let queue = |client_rank, regions: &[(&str, u32)]| Queue {
-        players: 2,
-        rank_band: 200,
-        timeout_s: 120,
-        client_rank,
-        requeue: true,
-        regions: regions.iter().map(|(region, max)| (region.parse().unwrap(), *max)).collect(),
-    };
-    let queues = [("ranked", queue(true, &[("eu", 120), ("us", 80)])), ("quick", queue(false, &[("us", 120)]))];
-    let queues = queues.map(|(name, queue)| (name.parse().unwrap(), queue)).into();
-    Queues { queues, measured_at: BTreeMap::new() }
+    let queues = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nclient_rank = true\n\
+        regions = { eu = 120, us = 80 }\n\
+        [queues.quick]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nregions = { us = 120 }";
+    Queues::parse(queues, Path::new("queues.toml")).unwrap()
 }
 
 fn read(body: impl ToString) -> Result<TicketRequest, Problem> {
@@ -28,7 +21,7 @@ fn read(body: impl ToString) -> Result<TicketRequest, Problem> {
 
 /// The latencies and the ignored regions of a valid request.
 fn latencies(latencies: &str) -> (Vec<(String, u32)>, Vec<String>) {
-    let TicketRequest { latencies, ignored_regions, .. } =
+    let TicketRequest { player: PlayerRequest { latencies, ignored_regions, .. }, .. } =
         read(format!("{{\"queue\": \"ranked\", \"latencies\": {latencies}}}")).unwrap();
     (latencies.into_iter().map(|(region, latency)| (region.to_string(), latency)).collect(), ignored_regions)
 }
@@ -37,17 +30,20 @@ fn latencies(latencies: &str) -> (Vec<(String, u32)>, Vec<String>) {
 fn a_valid_ticket_request_expires_after_its_queues_timeout() {
     for rank in [-100_000, 0, 100_000] {
         let request = read(json!({"queue": "ranked", "rank": rank, "latencies": {"eu": 0, "us": 10_000}})).unwrap();
-        let queued = request.queued(TicketId::new(Uuid::nil()), 7, OffsetDateTime::UNIX_EPOCH);
-        assert_eq!((request.rank, queued.rank, queued.expires_at.unix_timestamp()), (Some(rank), 7, 120));
+        let queues = queues();
+        let queue = (&request.queue, queues.get(&request.queue).unwrap());
+        let (ticket, now) = (TicketId::new(Uuid::nil()), OffsetDateTime::UNIX_EPOCH);
+        let queued = request.player.queued(queue, ticket, 7, &Map::new(), now).unwrap();
+        assert_eq!((request.player.rank, queued.rank, queued.expires_at.unix_timestamp()), (Some(rank), 7, 120));
     }
     for body in [
         json!({"queue": "ranked", "latencies": {"eu": 1}}),
         json!({"queue": "ranked", "rank": null, "latencies": {"eu": 1}}),
         json!({"queue": "quick", "latencies": {"us": 1}}),
     ] {
-        assert_eq!(read(&body).unwrap().rank, None, "{body}");
+        assert_eq!(read(&body).unwrap().player.rank, None, "{body}");
     }
-    assert_eq!(read("{\"queue\": \"ranked\", \"rank\": 3.0, \"latencies\": {\"eu\": 1}}").unwrap().rank, Some(3));
+    assert_eq!(read("{\"queue\": \"ranked\", \"rank\": 3.0, \"latencies\": {\"eu\": 1}}").unwrap().player.rank, Some(3));
 }
 
 #[test]
@@ -59,11 +55,12 @@ fn a_fraction_of_a_millisecond_is_rounded_up() {
 }
 
 #[test]
-fn regions_that_do_not_exist_or_were_not_measured_are_ignored_and_named() {
+fn regions_that_do_not_count_are_ignored_and_named() {
     let eu = || vec![("eu".to_owned(), 20)];
     for (sent, ignored) in [
         (r#"{"eu": 20}"#, vec![]),
         (r#"{"eu": 20, "us": null}"#, vec!["us"]),
+        (r#"{"eu": 20, "us": 81}"#, vec!["us"]),
         (r#"{"eu": 20, "mars": 7, "moon": null}"#, vec!["mars", "moon"]),
         (r#"{"eu": 20, "EU": 20, "": 1, "a b": 1}"#, vec!["", "EU", "a b"]),
     ] {

@@ -105,6 +105,8 @@ impl Stage {
             rules: "bench".into(),
             pool_seq: 1,
             clock: System.now(),
+            seed: 0,
+            skipped: Vec::new(),
         };
         let requested = PodRequested {
             attempt: 1,

@@ -11,6 +11,7 @@ use garage_events::{
     jetstream::JetStreamLog,
     log::{Append, Decision, Head},
     player::{self, Address, Ending, PlayerMatched, Queued, Released},
+    rules::Rules,
     session::{Closed, Event, Finished, Matched, Member, Opened, PodReady, PodRequested, PodScheduled, Team},
     subject::Aggregate,
 };
@@ -29,7 +30,7 @@ pub(super) struct Pairs<'a> {
     pub(super) name: &'a str,
     /// Number of pairs.
     pub(super) count: u32,
-    /// The rank of the first player. Each further player has the next higher rank.
+    /// The rank of the first player. Each further player has a rank that is higher by two.
     pub(super) first_rank: i32,
     /// Number of matches of each pair.
     pub(super) matches: u32,
@@ -55,12 +56,12 @@ pub(super) async fn play(log: &JetStreamLog, pairs: Pairs<'_>, mut progress: imp
     let Pairs { name, count, first_rank, matches } = pairs;
     let mut playing = stream::iter(0..count)
         .map(async |number| {
-            let rank = first_rank + i32::try_from(number * 2)?;
+            let rank = first_rank + i32::try_from(number * 4)?;
             let mut pair = Pair::new(name, number)?;
             for _ in 0..matches {
                 pair.play(log, rank).await?;
             }
-            pair.queue(log, [rank, rank + 1]).await
+            pair.queue(log, [rank, rank + 2]).await
         })
         .buffer_unordered(CONCURRENCY);
     while let Some(played) = playing.next().await {
@@ -94,6 +95,7 @@ impl Pair {
                 rank,
                 latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
                 attributes: BTreeMap::new(),
+                group: Vec::new(),
                 waiting_since: now,
                 // No ticket may time out during the benchmark.
                 expires_at: now + time::Duration::DAY,
@@ -163,9 +165,11 @@ impl Pair {
             region: "eu".parse()?,
             teams: teams.collect(),
             latencies: Default::default(),
-            rules: garage_matchmaker::domain::rule::VERSION.into(),
+            rules: Rules::built_in(2, 1, 3_600).map_err(anyhow::Error::msg)?.id.to_string(),
             pool_seq: 0,
             clock: System.now(),
+            seed: 0,
+            skipped: Vec::new(),
         })
     }
 

@@ -28,7 +28,7 @@ pub(crate) struct Event {
     pub(crate) n: u64,
     pub(crate) type_name: String,
     pub(crate) data: Value,
-    message: Message,
+    pub(super) message: Message,
 }
 
 impl PartialEq for Event {
@@ -159,8 +159,9 @@ pub(crate) fn is_over(events: &[Event]) -> bool {
 
 /// Checks the rules that every log obeys, under any faults. These are the rules of `garage verify`, and two more: each
 /// balance follows from the previous balance, and each rating change starts from the previous rating.
-pub(crate) fn check(events: &[Event]) {
+pub(crate) fn check<'a>(events: &[Event], rule_sets: impl Iterator<Item = &'a String>) {
     let mut checker = Checker::default();
+    rule_sets.for_each(|text| checker.add_rule_set(text));
     let mut violations: Vec<_> = events.iter().flat_map(|event| checker.take(event.message.clone())).collect();
     violations.extend(checker.finish(End::Open).0);
     assert!(violations.is_empty(), "{violations:#?}");

@@ -30,6 +30,7 @@ pub(crate) struct Setup {
     options: Options,
     game_arg: &'static str,
     queues: Option<&'static str>,
+    rule_sets: Vec<(&'static str, String)>,
     game_server: Option<&'static str>,
     backup: Option<PathBuf>,
     disk_mib: Option<u64>,
@@ -49,6 +50,7 @@ impl Setup {
             options,
             game_arg: SHORT,
             queues: None,
+            rule_sets: Vec::new(),
             game_server: None,
             backup: None,
             disk_mib: None,
@@ -82,6 +84,12 @@ impl Setup {
     /// Uses other queues, in TOML.
     pub(crate) fn queues(mut self, queues: &'static str) -> Self {
         self.queues = Some(queues);
+        self
+    }
+
+    /// Adds the file of a rule set, which the queues can name.
+    pub(crate) fn rule_set(mut self, file: &'static str, text: impl Into<String>) -> Self {
+        self.rule_sets.push((file, text.into()));
         self
     }
 
@@ -124,6 +132,9 @@ impl Setup {
         if let Some(queues) = self.queues {
             let file = folder.path().join("queues.toml");
             fs::write(&file, queues).unwrap();
+            for (name, text) in self.rule_sets {
+                fs::write(folder.path().join(name), text).unwrap();
+            }
             self.options.queues = Some(file);
         }
         if let Some(script) = self.game_server {

@@ -11,9 +11,9 @@ use garage_rules::{
 use proptest::{prelude::*, sample::select, test_runner::TestCaseError};
 use serde_json::{Value as Json, json};
 
-use crate::second::{self, Verdict};
+use garage_verify::rules::evaluator::{Verdict, satisfies};
 
-const EVERY_FEATURE: &str = include_str!("../every-feature.json");
+const EVERY_FEATURE: &str = include_str!("../../../events/rules/tests/every-feature.json");
 
 /// Numbers that are equal often, and whose averages are not always whole.
 const NUMBERS: [f64; 6] = [-1.0, 0.0, 1.0, 2.0, 3.5, 10.0];
@@ -265,7 +265,7 @@ proptest! {
             let team = team % teams.len();
             teams[team].push(ticket(number, group));
         }
-        let second = second::satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?;
+        let second = satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?;
         prop_assert_eq!(verdict(&rule_set, &teams), second, "{}", document);
     }
 
@@ -296,7 +296,7 @@ proptest! {
             teams[team].push(ticket);
         }
         let Ok(strict) = serde_json::from_str(&text) else { return Ok(()) };
-        let second = second::satisfies(&strict, &teams, NOW_MS).map_err(TestCaseError::fail)?;
+        let second = satisfies(&strict, &teams, NOW_MS).map_err(TestCaseError::fail)?;
         prop_assert_eq!(verdict(&rule_set, &teams), second, "{}", text);
     }
 }
@@ -318,7 +318,7 @@ proptest! {
         for way in ways(pool.len(), count) {
             let Some(oldest) = order.iter().position(|index| way[*index] < count) else { continue };
             let teams = split(&pool, &way, count);
-            if second::satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?.holds {
+            if satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?.holds {
                 let players: usize = teams.iter().flatten().map(|ticket| ticket.players.len()).sum();
                 let places = (0..order.len()).filter(|place| way[order[*place]] < count).collect();
                 let found = (players, Reverse(places));
@@ -331,7 +331,7 @@ proptest! {
         for found in &matches {
             let teams: Vec<Vec<Ticket>> =
                 found.teams.iter().map(|team| team.iter().map(|index| pool[*index].clone()).collect()).collect();
-            prop_assert!(second::satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?.holds);
+            prop_assert!(satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?.holds);
             for index in found.teams.iter().flatten() {
                 prop_assert!(!seen.contains(index), "a ticket is in two matches");
                 seen.push(*index);

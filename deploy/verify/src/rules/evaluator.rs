@@ -6,11 +6,12 @@
 mod game;
 mod value;
 
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
 
-use garage_rules::ticket::Ticket;
+use garage_rules::{rule_set::Value, ticket::Ticket};
 use serde_json::Value as Json;
 
 use self::game::Match;
@@ -23,17 +24,17 @@ const MAX_QUANTITY: f64 = 200.0;
 
 /// What a rule set says about a match.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Verdict {
+pub struct Verdict {
     /// The age that decides about expansions, in whole seconds.
-    pub(crate) age: u64,
+    pub age: u64,
     /// Whether the size of each team is within its bounds.
-    pub(crate) sizes: bool,
+    pub sizes: bool,
     /// The rules that hold in no location, in the order of the rule set. Rules in a compound rule are not listed.
-    pub(crate) failed: Vec<String>,
+    pub failed: Vec<String>,
     /// The best location in which all rules hold. It does not depend on the sizes of the teams.
-    pub(crate) location: Option<String>,
+    pub location: Option<String>,
     /// Whether the sizes fit and all rules hold together, in one location if there are latency rules.
-    pub(crate) holds: bool,
+    pub holds: bool,
 }
 
 /// Whether a match satisfies a rule set, read directly from its JSON.
@@ -43,7 +44,7 @@ pub(crate) struct Verdict {
 ///
 /// # Errors
 /// If the rule set is not understood, or does not fit the number of teams or the types of the values.
-pub(crate) fn satisfies(rule_set: &Json, teams: &[Vec<Ticket>], now_ms: i64) -> Result<Verdict, String> {
+pub fn satisfies(rule_set: &Json, teams: &[Vec<Ticket>], now_ms: i64) -> Result<Verdict, String> {
     if text(rule_set, "ruleLanguageVersion")? != "1.0" {
         return Err("the version of the rule language is not 1.0".into());
     }
@@ -61,10 +62,12 @@ pub(crate) fn satisfies(rule_set: &Json, teams: &[Vec<Ticket>], now_ms: i64) -> 
     }
     let counted: Vec<&str> = names.into_iter().filter(|name| !named.contains(name)).collect();
 
-    let needs_location = rules.iter().any(|rule| is(rule, "latency"));
+    let latency_rules = rules.iter().any(|rule| is(rule, "latency"));
+    let mut players = teams.iter().flatten().flat_map(|ticket| &ticket.players);
+    let needs_location = latency_rules || players.any(|player| !player.latencies.is_empty());
     let locations = game.common_locations();
     // Without latency rules, one evaluation speaks for all locations. Without a common location, latency rules fail.
-    let by_location = needs_location && !locations.is_empty();
+    let by_location = latency_rules && !locations.is_empty();
     let places = if by_location { locations.iter().copied().map(Some).collect() } else { vec![None] };
     let (mut failed, mut good) = (counted.clone(), Vec::new());
     for place in places {
@@ -74,7 +77,7 @@ pub(crate) fn satisfies(rule_set: &Json, teams: &[Vec<Ticket>], now_ms: i64) -> 
             good.push(if by_location { place } else { locations.first().copied() });
         }
     }
-    // With a latency rule, a match needs a location, even if a compound rule holds without it.
+    // With a latency rule, or with players who have latencies, a match needs a location.
     good.retain(|place| !needs_location || place.is_some());
     let location = good.first().copied().flatten().map(String::from);
     let failed = failed.into_iter().map(String::from).collect();
@@ -82,6 +85,40 @@ pub(crate) fn satisfies(rule_set: &Json, teams: &[Vec<Ticket>], now_ms: i64) -> 
 }
 
 // ---- The document ----
+
+/// The names of the teams, with each definition as often as its `quantity` says.
+pub(crate) fn team_names(document: &Json) -> Result<Vec<String>, String> {
+    let mut names = Vec::new();
+    for definition in list(document, "teams")? {
+        let name = text(definition, "name")?;
+        let quantity = optional(definition, "quantity")?.unwrap_or(1.0);
+        if quantity == 1.0 {
+            names.push(name.to_owned());
+        } else {
+            names.extend((1..=quantity.min(MAX_QUANTITY) as u32).map(|n| format!("{name}_{n}")));
+        }
+    }
+    Ok(names)
+}
+
+/// The names of the attributes, each with its default.
+pub(crate) fn attributes(document: &Json) -> Result<Vec<(&str, Option<Value>)>, String> {
+    let texts = |items: &Vec<Json>| items.iter().map(|item| item.as_str().map(String::from)).collect::<Option<_>>();
+    let default = |attribute: &Json| {
+        let value = attribute.get("default")?;
+        Some(match (text(attribute, "type").ok()?, value) {
+            ("number", value) => Value::Number(number(value)?),
+            (_, Json::String(text)) => Value::Text(text.clone()),
+            (_, Json::Array(items)) => Value::TextList(texts(items)?),
+            (_, Json::Object(map)) => {
+                let numbers = map.iter().map(|(key, value)| Some((key.clone(), number(value)?)));
+                Value::NumberMap(numbers.collect::<Option<_>>()?)
+            }
+            _ => return None,
+        })
+    };
+    list(document, "playerAttributes")?.iter().map(|one| Ok((text(one, "name")?, default(one)))).collect()
+}
 
 fn text<'a>(object: &'a Json, key: &str) -> Result<&'a str, String> {
     object.get(key).and_then(Json::as_str).ok_or_else(|| format!("{key:?} is missing or not a text"))
@@ -142,7 +179,7 @@ fn expanded(rule_set: &Json, age: u64) -> Result<Json, String> {
         let (path, property) = target.rsplit_once("].").ok_or_else(unknown)?;
         let (section, names) = path.split_once('[').ok_or_else(unknown)?;
         let names: Vec<&str> = match section {
-            "rules" if !matches!(property, "name" | "type" | "statement") => vec![names],
+            "rules" if !matches!(property, "name" | "type" | "statement") => vec![names.trim()],
             "teams" if matches!(property, "minPlayers" | "maxPlayers") => names.split(',').map(str::trim).collect(),
             _ => return Err(unknown()),
         };

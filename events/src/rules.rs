@@ -1,0 +1,211 @@
+//! Rule sets: who can be matched with whom. [`garage_rules`] reads and evaluates them. This module gives each rule set an
+//! id, and makes its tickets from events.
+
+use std::{fmt, str::FromStr};
+
+use garage_rules::{
+    Checked, Options, check,
+    diagnostic::Severity,
+    rule_set::{RuleSet, Value},
+    ticket::{Hopeless, PlayerRequest, Ticket},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use crate::{game::hex, id::PlayerId, player::Queued};
+
+/// The name of the key-value bucket with the rule sets.
+pub const BUCKET: &str = "RULES";
+/// The stream that stores the bucket.
+pub const STREAM: &str = "KV_RULES";
+/// Selects every entry.
+pub const ALL: &str = "$KV.RULES.>";
+/// Selects the texts of the rule sets.
+pub const TEXTS: &str = "$KV.RULES.text.*";
+
+/// The maximum length of a rule set's text, in bytes. (GameLift API, `CreateMatchmakingRuleSet`.)
+pub const MAX_TEXT: usize = 65_535;
+
+/// The attribute that is a player's rank, unless their ticket has another value for it.
+pub const RANK: &str = "rank";
+
+/// The id of a rule set: the SHA-256 of its text, in hex. A change of its text makes another rule set.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RuleSetId(String);
+
+/// The text is not the id of a rule set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not the id of a rule set: 64 hex digits")]
+pub struct NotAnId;
+
+impl RuleSetId {
+    /// The id of the rule set with this text.
+    pub fn of(text: &str) -> Self {
+        Self(hex(&Sha256::digest(text)))
+    }
+
+    /// The subject of the entry with the text of the rule set.
+    pub fn subject(&self) -> String {
+        format!("$KV.RULES.text.{self}")
+    }
+}
+
+impl fmt::Display for RuleSetId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for RuleSetId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        let is_hex = text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        if text.len() == 64 && is_hex { Ok(Self(text.into())) } else { Err(NotAnId) }
+    }
+}
+
+impl TryFrom<String> for RuleSetId {
+    type Error = NotAnId;
+
+    fn try_from(text: String) -> Result<Self, NotAnId> {
+        text.parse()
+    }
+}
+
+impl From<RuleSetId> for String {
+    fn from(id: RuleSetId) -> Self {
+        id.0
+    }
+}
+
+/// A rule set with its text and id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rules {
+    pub id: RuleSetId,
+    pub text: String,
+    pub rule_set: RuleSet,
+}
+
+impl Rules {
+    /// Reads and checks the text of a rule set. `timeout_s` is the time-out of its tickets, in seconds.
+    ///
+    /// # Errors
+    /// What is wrong with the text, as `line:column: …`.
+    pub fn read(text: &str, timeout_s: u64) -> Result<Self, String> {
+        if text.len() > MAX_TEXT {
+            return Err(format!("the rule set has {} bytes; at most {MAX_TEXT} are allowed", text.len()));
+        }
+        let options = Options { timeout: Some(timeout_s), ..Options::default() };
+        let Checked { rule_set, diagnostics } = check(text, options);
+        let wrong = || {
+            let errors = diagnostics.iter().filter(|found| found.severity == Severity::Error);
+            errors.map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        let rule_set = rule_set.ok_or_else(wrong)?;
+        Ok(Self { id: RuleSetId::of(text), text: text.into(), rule_set })
+    }
+
+    /// The built-in rule set: `players` teams of one player each, whose ranks differ by at most `rank_distance`. With each
+    /// quarter of the time-out that the oldest ticket has waited, the distance doubles.
+    ///
+    /// # Errors
+    /// What is wrong, if a value is out of range.
+    pub fn built_in(players: usize, rank_distance: u32, timeout_s: u64) -> Result<Self, String> {
+        let quarter = timeout_s / 4;
+        let step = |number: u64| {
+            json!({"waitTimeSeconds": quarter * number, "value": u64::from(rank_distance) << number})
+        };
+        let expansions = match quarter {
+            // A ticket of a few seconds has no time to wait for a greater distance.
+            0 => json!([]),
+            _ => json!([{"target": "rules[RankDistance].maxDistance", "steps": [step(1), step(2), step(3)]}]),
+        };
+        let small = players <= usize::try_from(garage_rules::rule_set::MAX_SMALL_MATCH).unwrap_or(usize::MAX);
+        let algorithm = match small {
+            true => json!({"strategy": "exhaustiveSearch", "expansionAgeSelection": "oldest"}),
+            false => json!({
+                "strategy": "balanced", "balancedAttribute": RANK, "batchingPreference": "largestPopulation",
+                "expansionAgeSelection": "oldest",
+            }),
+        };
+        let text = json!({
+            "name": "built-in",
+            "ruleLanguageVersion": "1.0",
+            "playerAttributes": [{"name": RANK, "type": "number"}],
+            "algorithm": algorithm,
+            "teams": [{"name": "player", "minPlayers": 1, "maxPlayers": 1, "quantity": players}],
+            "rules": [{
+                "name": "RankDistance", "type": "batchDistance", "batchAttribute": RANK, "maxDistance": rank_distance,
+            }],
+            "expansions": expansions,
+        });
+        Self::read(&text.to_string(), timeout_s)
+    }
+
+    /// The ticket that the events of its players make.
+    ///
+    /// # Errors
+    /// [`Hopeless`], if the ticket cannot be matched by the rule set.
+    pub fn ticket<'a>(&self, members: impl IntoIterator<Item = (&'a PlayerId, &'a Queued)>) -> Result<Ticket, Hopeless> {
+        let mut since = OffsetDateTime::UNIX_EPOCH;
+        let players = members.into_iter().map(|(player, queued)| {
+            since = queued.waiting_since;
+            self.player(player, queued)
+        });
+        let players = players.collect();
+        self.rule_set.ticket(players, millis(since))
+    }
+
+    fn player(&self, id: &PlayerId, queued: &Queued) -> PlayerRequest {
+        let mut attributes = queued.attributes.clone();
+        attributes.entry(RANK.into()).or_insert(Value::Number(queued.rank.into()));
+        let latencies = queued.latencies.iter();
+        PlayerRequest {
+            id: id.to_string(),
+            attributes,
+            latencies: latencies.map(|(region, latency)| (region.to_string(), f64::from(*latency))).collect(),
+        }
+    }
+}
+
+/// The milliseconds since 1970, by which a rule set measures ages.
+pub fn millis(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_of_a_rule_set_is_the_hash_of_its_text() {
+        let id = RuleSetId::of("abc");
+        // The test vector of FIPS 180-2, appendix B.1.
+        assert_eq!(id.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for other in ["", "abc", &"g".repeat(64), &"A".repeat(64), &"a".repeat(63), "band-region-fifo/2"] {
+            assert_eq!(other.parse::<RuleSetId>(), Err(NotAnId), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_built_in_rule_set_is_valid_for_every_size_and_time_out() {
+        for players in [1, 2, 4, 40, 41, 64] {
+            for timeout_s in [1, 3, 4, 120, 3_600] {
+                let rules = Rules::built_in(players, u32::MAX, timeout_s).unwrap();
+                assert_eq!(rules.rule_set.match_size() as usize, players);
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_set_with_an_error_says_where_it_is() {
+        let error = Rules::read("{\n\"ruleLanguageVersion\": \"2.0\"}", 120).unwrap_err();
+        assert!(error.contains("2:24: error: this version of the language is not known"), "{error}");
+        assert!(Rules::read(&" ".repeat(MAX_TEXT + 1), 120).unwrap_err().contains("65536 bytes"));
+    }
+}
