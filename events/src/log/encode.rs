@@ -10,8 +10,9 @@ use uuid::Uuid;
 use super::{AppendError, Decision, Head, MAX_COMMIT};
 use crate::{crash::Point, event::Envelope, subject::Aggregate};
 
-/// The maximum size of an event, in bytes. It is a quarter of the server's default limit for a message.
-pub(crate) const MAX_EVENT: usize = 256 << 10;
+/// The maximum size of an event, in bytes. A request for a game server with 200 players needs it. The rest of the server's
+/// default limit for a message, 1 MiB, is for the subject and the headers.
+pub(crate) const MAX_EVENT: usize = 832 << 10;
 
 /// A decision with its encoded messages.
 #[derive(Debug)]
