@@ -89,7 +89,7 @@ async fn players_who_miss_two_matches_in_a_row_wait_before_they_can_queue_again(
     }
 }
 
-/// The largest match that the reference game server takes, and the smallest one.
+/// A large match, and the smallest one.
 #[tokio::test]
 async fn a_hundred_players_race_in_one_match_and_one_player_races_alone() {
     let garage = Setup::short()
