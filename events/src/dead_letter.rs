@@ -6,15 +6,20 @@ use time::OffsetDateTime;
 
 use crate::subject::{REPORTS, Report};
 
-/// How much of a report's body a dead letter contains, in bytes. The largest report has
+/// The size up to which a dead letter contains the whole body of an event, in bytes. In JSON, a quote takes two bytes
+/// and a byte that is not UTF-8 takes seven. So a dead letter stays below the server's limit for a message, 1 MiB. Only
+/// a request for a game server with many players is larger (see [`MAX_EVENT`](crate::log::MAX_EVENT)).
+const MAX_BODY: usize = 128 << 10;
+
+/// How much of a longer body, or of a report's body, a dead letter contains, in bytes. The largest report has
 /// [`MAX_REPORT`](crate::game::MAX_REPORT).
-const MAX_REPORT_BODY: usize = 1 << 10;
+const BEGINNING: usize = 1 << 10;
 
 /// The maximum length of the error, in characters. An error may quote the message.
 const MAX_ERROR: usize = 1_000;
 
-/// Everything that is needed to handle the message again, even after its own stream has dropped it. Of a long report,
-/// it contains only the beginning.
+/// Everything that is needed to handle the message again, even after its own stream has dropped it. Of a long report or
+/// event, it contains only the beginning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// Why the worker could not handle the message. At most 1,000 characters.
@@ -49,10 +54,11 @@ impl DeadLetter {
     }
 
     /// Sets the message's body. Of a report, only the beginning is kept: a game server decides what is in its report,
-    /// and it must not be able to fill the stream.
+    /// and it must not be able to fill the stream. The same applies to an event that is too large for a dead letter.
     #[must_use]
     pub fn with_body(mut self, body: &[u8]) -> Self {
-        let kept = if self.stream == REPORTS { beginning(body) } else { body };
+        let max = if self.stream == REPORTS { BEGINNING } else { MAX_BODY };
+        let kept = if body.len() > max { beginning(body) } else { body };
         self.body = String::from_utf8_lossy(kept).into_owned();
         self.raw = std::str::from_utf8(kept).is_err().then(|| kept.to_vec());
         self.length = (kept.len() < body.len()).then_some(body.len());
@@ -73,15 +79,16 @@ impl DeadLetter {
     }
 }
 
-/// The first [`MAX_REPORT_BODY`] bytes, or a little less if they would end within a character.
+/// The first [`BEGINNING`] bytes, or a little less if they would end within a character.
 fn beginning(body: &[u8]) -> &[u8] {
-    let end = std::str::from_utf8(body).map_or(MAX_REPORT_BODY, |text| text.floor_char_boundary(MAX_REPORT_BODY));
+    let end = std::str::from_utf8(body).map_or(BEGINNING, |text| text.floor_char_boundary(BEGINNING));
     body.get(..end).unwrap_or(body)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::MAX_EVENT;
 
     fn dead_letter(stream: &str, subject: &str) -> DeadLetter {
         DeadLetter {
@@ -125,6 +132,20 @@ mod tests {
         assert_eq!((short.bytes().unwrap().len(), short.length), (1_024, None));
         let event = dead_letter("GARAGE", "garage.session.x.closed").with_body(&[b'x'; 4_096]);
         assert_eq!(event.bytes().unwrap().len(), 4_096);
+    }
+
+    #[test]
+    fn a_dead_letter_of_the_largest_event_fits_a_message_of_nats() {
+        let event = dead_letter("GARAGE", "garage.session.x.pod-requested").with_error(&"\0".repeat(MAX_ERROR));
+        // JSON escapes each of these bytes.
+        for byte in [b'"', b'\\', 0xff] {
+            for (size, whole) in [(MAX_BODY, true), (MAX_BODY + 1, false), (MAX_EVENT, false)] {
+                let dead_letter = event.clone().with_body(&vec![byte; size]);
+                assert_eq!(dead_letter.bytes().is_some(), whole, "{size} times {byte}");
+                let length = serde_json::to_vec(&dead_letter).unwrap().len();
+                assert!(length < 1_000_000, "{size} times {byte}: {length} bytes");
+            }
+        }
     }
 
     #[test]

@@ -117,8 +117,8 @@ pub struct Ports {
 /// The maximum size of a report, in bytes.
 ///
 /// The largest report that is allowed lists [`MAX_PLAYERS`] players. With the longest player ids and the largest numbers,
-/// indented by four spaces, the result of one player takes about 250 bytes. Twice as much leaves room for new fields.
-pub const MAX_REPORT: usize = MAX_PLAYERS * 512;
+/// indented by four spaces, the result of one player takes about 250 bytes. The rest leaves room for new fields.
+pub const MAX_REPORT: usize = MAX_PLAYERS * 300;
 
 /// The first report: the server listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_report_fits_twice_into_the_limit() {
+    fn the_largest_report_leaves_a_tenth_of_the_limit_free() {
         let player = |number| format!("{number:x<128}").parse().unwrap();
         let result =
             |number| Placing { player: player(number), place: u32::MAX, time_ms: Some(u64::MAX), joined: true };
@@ -241,6 +241,6 @@ mod tests {
         let mut text = Vec::new();
         let indented = PrettyFormatter::with_indent(b"    ");
         report.serialize(&mut Serializer::with_formatter(&mut text, indented)).unwrap();
-        assert!(text.len() * 2 < MAX_REPORT, "{} bytes", text.len());
+        assert!(text.len() * 10 < MAX_REPORT * 9, "{} bytes", text.len());
     }
 }

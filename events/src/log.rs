@@ -5,7 +5,7 @@
 
 pub(crate) mod encode;
 
-pub(crate) use encode::MAX_EVENT;
+pub use encode::MAX_EVENT;
 
 use std::future::Future;
 

@@ -38,9 +38,9 @@ use crate::{
 };
 
 /// The minimum number of players in a match.
-pub const MIN_PLAYERS: usize = 2;
+pub const MIN_PLAYERS: usize = 1;
 /// The maximum number of players in a match, and also in one request for loadouts.
-pub const MAX_PLAYERS: usize = 64;
+pub const MAX_PLAYERS: usize = 200;
 /// The maximum time-out of a ticket, in seconds. It is far below the 12 h for which the log keeps events, so that the
 /// log never drops the ticket of a waiting player.
 const MAX_TIMEOUT_S: u64 = 3_600;
@@ -376,8 +376,8 @@ mod tests {
             ("", "missing field `queues`"),
             (&GOOD.replace("eu = 120", ""), "no region"),
             (&GOOD.replace("eu = 120", "eu = 0"), "eu = 0 ms"),
-            (&GOOD.replace("players = 2", "players = 1"), "players = 1"),
-            (&GOOD.replace("players = 2", "players = 65"), "players = 65"),
+            (&GOOD.replace("players = 2", "players = 0"), "players = 0"),
+            (&GOOD.replace("players = 2", "players = 201"), "players = 201"),
             (&GOOD.replace("rank_band = 200", "rank_band = 0"), "rank_band = 0"),
             (&GOOD.replace("timeout_s = 120", "timeout_s = 0"), "timeout_s = 0"),
             (&GOOD.replace("timeout_s = 120", "timeout_s = 99999"), "timeout_s = 99999"),

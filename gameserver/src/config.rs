@@ -12,16 +12,12 @@ use std::{
     time::Duration,
 };
 
-use garage_events::{game::Config, id::PlayerId};
+use garage_events::{game::Config, id::PlayerId, queue::MAX_PLAYERS};
 
 use crate::domain::race;
 
-/// Maximum size of the configuration file, in bytes. A hundred loadouts with long asset paths take about 100 KiB.
+/// Maximum size of the configuration file, in bytes. The loadouts of 200 players take 830 KiB at most.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
-
-/// Maximum number of players in a game. A snapshot of 100 cars is 921 bytes and fits one datagram on any network path:
-/// QUIC assumes at least 1,200 bytes (RFC 9000 section 14).
-pub const MAX_PLAYERS: usize = 100;
 
 /// Serves one game: reads its configuration, reports ready, admits the players, runs the race, reports the results.
 ///

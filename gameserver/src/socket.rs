@@ -168,7 +168,8 @@ async fn open(stream: TcpStream, tls: &TlsAcceptor) -> Result<Socket, String> {
         .max_frame_size(Some(MAX_MESSAGE))
         .read_buffer_size(4 * 1024)
         .write_buffer_size(0)
-        .max_write_buffer_size(256 * 1024);
+        // The welcome of the largest match takes 830 KiB at most.
+        .max_write_buffer_size(1024 * 1024);
     accept_async_with_config(stream, Some(limits)).await.map_err(|error| message(&error))
 }
 

@@ -81,7 +81,8 @@ pub(crate) fn config() -> WebSocketConfig {
         .read_buffer_size(1 << 10)
         // Send each frame at once.
         .write_buffer_size(0)
-        // An upper limit, allocated on demand: space for four events of the maximum size (256 KiB).
+        // An upper limit, allocated on demand: space for an event of the maximum size (832 KiB). A player's events are
+        // much smaller.
         .max_write_buffer_size(1 << 20)
         .max_message_size(Some(4 << 10))
         .max_frame_size(Some(4 << 10))

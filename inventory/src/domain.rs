@@ -15,21 +15,22 @@ pub const STARTER_COINS: u64 = 1_000;
 /// The items that every new player owns, mounted on the starter car: (item, slot).
 pub const STARTER_ITEMS: [(&str, &str); 2] = [("tyres-street", "tyres"), ("paint-red", "paint")];
 
-/// Coins for first place. Together with the starter coins, two wins buy the second cheapest car of the
-/// default catalogue.
+/// Coins for first place among two or more players. Together with the starter coins, two wins buy the second cheapest
+/// car of the default catalogue.
 pub const REWARD_FIRST: u64 = 100;
 /// Coins for second place.
 pub const REWARD_SECOND: u64 = 60;
-/// Coins for every other player who finishes.
+/// Coins for every other player who finishes, and for the player of a match of one, who has beaten nobody.
 pub const REWARD_FINISHED: u64 = 30;
 /// Coins for a player who joins and does not finish. Less than for the slowest finisher, so that it never pays to quit.
 pub const REWARD_STARTED: u64 = 10;
 
-/// Coins that a player earns for a result. `None` for a player who did not join: they are neither paid nor rated.
-pub fn reward(placing: &Placing) -> Option<u64> {
+/// Coins that a player earns for a result in a match of this many players, including those who did not join. `None` for
+/// a player who did not join: they are neither paid nor rated.
+pub fn reward(placing: &Placing, players: usize) -> Option<u64> {
     placing.joined.then_some(match (placing.time_ms, placing.place) {
         (None, _) => REWARD_STARTED,
-        (Some(_), 1) => REWARD_FIRST,
+        (Some(_), 1) if players > 1 => REWARD_FIRST,
         (Some(_), 2) => REWARD_SECOND,
         (Some(_), _) => REWARD_FINISHED,
     })
@@ -59,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_reward_depends_on_the_place() {
-        let place = |place, time_ms| reward(&placing(place, time_ms, true));
+        let place = |place, time_ms| reward(&placing(place, time_ms, true), 8);
         assert_eq!(place(1, Some(9_000)), Some(100));
         assert_eq!(place(2, Some(9_001)), Some(60));
         assert_eq!(place(3, Some(9_002)), Some(30));
@@ -68,12 +69,19 @@ mod tests {
 
     #[test]
     fn a_player_who_does_not_finish_gets_the_smallest_reward_even_in_first_place() {
-        assert_eq!(reward(&placing(1, None, true)), Some(10));
+        assert_eq!(reward(&placing(1, None, true), 2), Some(10));
     }
 
     #[test]
     fn a_player_who_does_not_join_is_not_paid() {
-        assert_eq!(reward(&placing(1, None, false)), None);
+        assert_eq!(reward(&placing(1, None, false), 2), None);
+    }
+
+    #[test]
+    fn a_player_who_races_alone_beats_nobody_and_gets_no_first_prize() {
+        assert_eq!(reward(&placing(1, Some(9_000), true), 1), Some(30));
+        assert_eq!(reward(&placing(1, None, true), 1), Some(10));
+        assert_eq!(reward(&placing(1, Some(9_000), true), 2), Some(100), "even if the opponent did not join");
     }
 
     #[test]

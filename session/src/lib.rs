@@ -2,7 +2,7 @@
 //!
 //! - [`reaction`]: reactions to a session's events, game servers' reports and timers.
 //! - [`keys`]: RSA keys, generated in advance; [`token`]: connection tokens.
-//! - [`query`]: answers requests of other workers.
+//! - [`query`]: answers requests of other workers; [`recent`]: the sessions that it has read last.
 //! - [`projector`]: the projections in Redis; [`fold`] (pure): how events change them; [`dead_letters`]: the summary of
 //!   the dead letters.
 //! - [`streams`]: how full the streams are, as metrics.
@@ -15,6 +15,7 @@ pub mod keys;
 pub mod projector;
 pub mod query;
 pub mod reaction;
+pub mod recent;
 pub mod redis;
 pub mod streams;
 pub mod token;

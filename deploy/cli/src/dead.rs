@@ -38,7 +38,7 @@ pub(crate) struct List {
     /// Only dead letters of this worker (`session`) or of one of its consumers (`session-reports`).
     #[arg(long, value_name = "WORKER")]
     worker: Option<String>,
-    /// Prints JSON lines: letter, buried, error, consumer, stream, seq, time, subject, body. A long report also has
+    /// Prints JSON lines: letter, buried, error, consumer, stream, seq, time, subject, body. A long message also has
     /// length: then body is its beginning.
     #[arg(long)]
     json: bool,
@@ -52,7 +52,7 @@ pub(crate) struct Show {
     /// The number of the dead letter, from `garage dead list`.
     #[arg(value_name = "NUMBER")]
     number: u64,
-    /// Prints a JSON line: letter, buried, error, consumer, stream, seq, time, subject, body. A long report also has
+    /// Prints a JSON line: letter, buried, error, consumer, stream, seq, time, subject, body. A long message also has
     /// length: then body is its beginning.
     #[arg(long)]
     json: bool,

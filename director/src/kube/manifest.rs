@@ -186,3 +186,42 @@ fn overlay(under: &mut Value, over: &Value) {
         (under, over) => under.clone_from(over),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use garage_events::{
+        game::{self, Car, Config, Loadout, Stats},
+        queue::MAX_PLAYERS,
+        session::size::{self, MAX_LOADOUT},
+    };
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn the_secret_of_the_largest_match_is_below_the_limit_of_kubernetes() {
+        let stats = Stats { power_kw: 80.0, mass_kg: 900.0, grip: 1.0, drag_m2: 0.6 };
+        let car = Car { id: "a".parse().unwrap(), model: String::new(), texture: String::new(), stats };
+        let mut loadout = Loadout { player: "p".repeat(128).parse().unwrap(), car, items: BTreeMap::new() };
+        loadout.car.model = "m".repeat(MAX_LOADOUT - size::of_loadout(&loadout));
+        // An RSA key and NATS credentials take less than 2 KiB each, a public key takes about 120 bytes.
+        let (secret_text, public_key) = (|| game::Secret::new("s".repeat(2 << 10)), "k\n".repeat(60));
+        let config = Config {
+            session: SessionId::new(System.id()),
+            attempt: u32::MAX,
+            players: vec![loadout; MAX_PLAYERS],
+            private_key: secret_text(),
+            token_key: public_key.clone(),
+            token_keys: ["a", "b"].map(|id| (id.repeat(64), public_key.clone())).into(),
+            nats: game::Nats { url: "u".repeat(1 << 10), credentials: secret_text(), inbox: "i".repeat(64) },
+            ready: "r".repeat(64),
+            finished: "f".repeat(64),
+            ends_at: datetime!(2026-01-01 00:00 UTC),
+        };
+        let order = Order { queue: "ranked".parse().unwrap(), region: "eu".parse().unwrap(), config };
+        let data = secret(&order).unwrap().string_data.unwrap();
+        let size: usize = data.iter().map(|(name, value)| name.len() + value.len()).sum();
+        // Kubernetes limits the data of a secret to 1 MiB.
+        assert!(size < 1 << 20, "{size} bytes");
+    }
+}

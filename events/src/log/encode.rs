@@ -10,8 +10,15 @@ use uuid::Uuid;
 use super::{AppendError, Decision, Head, MAX_COMMIT};
 use crate::{crash::Point, event::Envelope, subject::Aggregate};
 
-/// The maximum size of an event, in bytes. It is a quarter of the server's default limit for a message.
-pub(crate) const MAX_EVENT: usize = 256 << 10;
+/// The maximum size of an event, in bytes. A request for a game server with 200 players needs it. The rest of the
+/// server's default limit for a message, 1 MiB, is for the subject and the headers.
+pub const MAX_EVENT: usize = 832 << 10;
+
+/// The maximum size of the events in one commit, in bytes, unless the commit is a single decision. The largest decision
+/// has one event of [`MAX_EVENT`], or about 2 KiB for each of 200 players. NATS limits the number of messages in a
+/// batch, not their size. But a cluster keeps a batch in memory and copies it to the other nodes at once, and a stream
+/// drops messages while more than 128 MiB wait for it. Without this limit, a commit could take hundreds of MiB.
+const MAX_COMMIT_BYTES: usize = 4 << 20;
 
 /// A decision with its encoded messages.
 #[derive(Debug)]
@@ -19,6 +26,8 @@ pub(crate) struct Encoded {
     pub(crate) changes: Vec<Change>,
     /// The number of messages of all changes together.
     pub(crate) messages: usize,
+    /// The size of their bodies together, in bytes.
+    bytes: usize,
     /// The crash point of the append.
     pub(crate) point: Point,
 }
@@ -93,7 +102,8 @@ impl Encoded {
             let filter = change.aggregate.filter().into();
             changes.push(Change { aggregate: change.aggregate, filter, head: change.head, messages: encoded });
         }
-        Ok(Self { changes, messages, point })
+        let bytes = changes.iter().flat_map(|change| &change.messages).map(|message| message.body.len()).sum();
+        Ok(Self { changes, messages, bytes, point })
     }
 
     pub(crate) fn aggregates(&self) -> impl Iterator<Item = &Aggregate> {
@@ -119,19 +129,23 @@ fn refused(error: serde_json::Error) -> AppendError {
 }
 
 /// Removes the decisions for the next commit from `waiting`, oldest first. They fit into one commit, and share no
-/// aggregate with each other or with a commit in flight (`busy`).
+/// aggregate with each other or with a commit in flight (`busy`). A decision that exceeds [`MAX_COMMIT_BYTES`] gets a
+/// commit of its own.
 pub(crate) fn take<T: AsRef<Encoded>>(waiting: &mut Vec<T>, busy: &HashSet<Aggregate>) -> Vec<T> {
     let mut group: Vec<T> = Vec::new();
     let mut chosen: HashSet<Aggregate> = HashSet::new();
-    let mut messages = 0;
+    let (mut messages, mut bytes) = (0, 0);
     let mut left = Vec::new();
     for candidate in waiting.drain(..) {
         let decision = candidate.as_ref();
         let free = decision.aggregates().all(|aggregate| !busy.contains(aggregate) && !chosen.contains(aggregate));
         // Reserve the aggregates even if the decision has to wait, so that no later decision overtakes it.
         chosen.extend(decision.aggregates().cloned());
-        if free && messages + decision.messages <= MAX_COMMIT {
+        let fits = messages + decision.messages <= MAX_COMMIT
+            && (group.is_empty() || bytes + decision.bytes <= MAX_COMMIT_BYTES);
+        if free && fits {
             messages += decision.messages;
+            bytes += decision.bytes;
             group.push(candidate);
         } else {
             left.push(candidate);
@@ -139,4 +153,37 @@ pub(crate) fn take<T: AsRef<Encoded>>(waiting: &mut Vec<T>, busy: &HashSet<Aggre
     }
     *waiting = left;
     group
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::{
+        env::{Env, Simulated},
+        id::SessionId,
+        session::{Event, Failed},
+    };
+
+    /// A decision with an event of about this size, on a session of its own.
+    fn decision(env: &Simulated, size: usize) -> Box<Encoded> {
+        let session = SessionId::new(env.id());
+        let event = Event::from(Failed { reason: "x".repeat(size) });
+        let decision = Decision::new(env, session.uuid(), None);
+        let decision = decision.change(env, Aggregate::Session(session), Head::default(), [event]);
+        Box::new(Encoded::new(decision).unwrap())
+    }
+
+    #[test]
+    fn large_decisions_share_a_commit_up_to_its_limit_in_bytes() {
+        let env = Simulated::at(datetime!(2026-01-01 00:00 UTC));
+        let (large, small) = (MAX_EVENT - 1_000, 100);
+        let sizes = [large, large, large, large, large, small, large];
+        let mut waiting: Vec<_> = sizes.map(|size| decision(&env, size)).into();
+        let sizes = |group: Vec<Box<Encoded>>| group.iter().map(|one| one.bytes > 1_000).collect::<Vec<_>>();
+        assert_eq!(sizes(take(&mut waiting, &HashSet::new())), [true, true, true, true, false]);
+        assert_eq!(sizes(take(&mut waiting, &HashSet::new())), [true, true]);
+        assert!(waiting.is_empty());
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
 /// Requests the loadout of each player. A new player gets their starter car first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Loadouts {
-    /// At most 64.
+    /// At most [`MAX_PLAYERS`](crate::queue::MAX_PLAYERS).
     pub players: Vec<PlayerId>,
 }
 request!(Loadouts => Vec<Loadout>, "svc.inventory.loadouts");

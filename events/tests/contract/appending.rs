@@ -6,7 +6,7 @@ use futures::future::join_all;
 use garage_events::{
     id::PlayerId,
     inventory,
-    log::{Append, AppendError, Head, Load, MAX_COMMIT, Player, Session},
+    log::{Append, AppendError, Head, Load, MAX_COMMIT, MAX_EVENT, Player, Session},
     player, session,
     subject::Aggregate,
 };
@@ -218,7 +218,7 @@ pub(crate) async fn a_decision_that_no_commit_can_hold_is_refused(fixture: impl 
     let begin = || vec![matched(std::slice::from_ref(&player))];
     let pod_failures = |events: usize| (0..events).map(|_| pod_failed(1)).collect::<Vec<_>>();
     let none: [player::Event; 0] = [];
-    let huge = session::Failed { reason: "x".repeat(300 << 10) };
+    let huge = session::Failed { reason: "x".repeat(MAX_EVENT) };
     let refused = [
         ("no change", Prepared::empty()),
         ("no event for an aggregate", prepare(&player, Head::default(), none.clone())),
@@ -243,4 +243,26 @@ pub(crate) async fn a_decision_that_no_commit_can_hold_is_refused(fixture: impl 
     assert_eq!(sequences.len(), MAX_COMMIT);
     let history = log.session(session).await.unwrap().history;
     assert_eq!(history.iter().map(|one| one.seq).collect::<Vec<_>>(), sequences);
+}
+
+pub(crate) async fn the_largest_event_is_stored_and_read_back(fixture: impl Fixture) {
+    let log = fixture.open().await;
+    let failed = |length| session::Event::from(session::Failed { reason: "x".repeat(length) });
+    let small = new_session();
+    log.append(prepare(small, Head::default(), [failed(0)]).decision).await.unwrap();
+    let rest = log.raw(&of_session(small), 1).await.unwrap().body.len();
+    let largest = failed(MAX_EVENT - rest);
+
+    let too_large = prepare(new_session(), Head::default(), [failed(MAX_EVENT - rest + 1)]);
+    let outcome = log.append(too_large.decision).await;
+    assert!(matches!(outcome, Err(AppendError::Refused(_))), "{outcome:?}");
+
+    // Alone in its commit, and as part of a batch, which adds headers to each message.
+    for events in [vec![largest.clone()], vec![largest.clone(), failed(0)]] {
+        let session = new_session();
+        log.append(prepare(session, Head::default(), events.clone()).decision).await.unwrap();
+        assert_eq!(log.raw(&of_session(session), 1).await.unwrap().body.len(), MAX_EVENT);
+        let history = log.session(session).await.unwrap().history;
+        assert!(history.into_iter().map(|one| one.event).eq(events), "the events are read back unchanged");
+    }
 }

@@ -54,6 +54,7 @@ contract! {
         the_returned_sequences_are_those_of_the_messages,
         more_events_than_fit_one_commit_are_stored_in_several,
         a_decision_that_no_commit_can_hold_is_refused,
+        the_largest_event_is_stored_and_read_back,
     }
     racing {
         a_stale_head_of_a_player_is_a_conflict_and_stores_nothing,

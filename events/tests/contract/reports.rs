@@ -116,8 +116,8 @@ async fn the_stream_of_an_older_version_is_updated_in_place() {
         };
         context.update_stream(older).await.unwrap();
         let session = new_session();
-        publish(&context, format!("report.{session}.1.up"), 60_000).await.unwrap();
-        publish(&context, subject(session, ReportKind::Ready), 60_000).await.unwrap();
+        publish(&context, format!("report.{session}.1.up"), 64_000).await.unwrap();
+        publish(&context, subject(session, ReportKind::Ready), 64_000).await.unwrap();
         setup::init(client, 1).await.unwrap();
         let mut stream = context.get_stream(REPORTS).await.unwrap();
         let info = stream.info().await.unwrap();

@@ -1,6 +1,14 @@
 //! Only authentic and new datagrams move a player's car.
 
+use std::{collections::BTreeSet, time::Duration};
+
+use garage_events::{
+    game::Config,
+    queue::MAX_PLAYERS,
+    session::size::{self, MAX_LOADOUT},
+};
 use garage_gameserver::{
+    Options,
     client::{self, Connection},
     wire::{
         CarState, FromServer, Key, Snapshot,
@@ -69,6 +77,30 @@ async fn forged_datagrams_are_ignored() {
     // The valid datagram moves her car, and snapshots arrive by datagram from then on.
     socket.send(&good).await.unwrap();
     while by_datagram(&socket, &welcome.udp_key).await.cars[0].speed == 0.0 {}
+}
+
+#[tokio::test]
+async fn in_the_largest_match_the_datagrams_of_a_snapshot_contain_all_cars() {
+    let names: Vec<_> = (0..MAX_PLAYERS).map(|number| format!("p{number}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    // All loadouts are as large as they can be. The welcome contains them.
+    let largest = |config: &mut Config| {
+        for loadout in &mut config.players {
+            loadout.car.model = "m".repeat(MAX_LOADOUT - size::of_loadout(loadout));
+        }
+    };
+    let short = Options { join_timeout: Duration::from_millis(100), ..long() };
+    let game = Game::start_with(&names, short, 0, largest).await;
+    let (mut connection, welcome) = game.join("p199").await;
+    assert_eq!(welcome.players.len(), 200);
+    assert_eq!(by_websocket(&mut connection).await.cars.len(), 200);
+
+    let socket = socket(&game).await;
+    socket.send(&Input { id: welcome.udp_id, counter: 1, throttle: 1.0 }.seal(&welcome.udp_key)).await.unwrap();
+    let mut seen = BTreeSet::new();
+    while seen.len() < 200 {
+        seen.extend(by_datagram(&socket, &welcome.udp_key).await.cars.iter().map(|car| car.index));
+    }
 }
 
 #[tokio::test]

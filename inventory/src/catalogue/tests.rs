@@ -88,7 +88,7 @@ fn a_car_whose_loadout_does_not_fit_a_request_for_a_game_server_is_rejected() {
     let text = text.replace("items/tyres-street/model.glb", &long).replace("items/tyres-street/texture.png", &long);
     let error = parse(&text).unwrap_err();
     assert!(error.contains("line 4: car pebble: with its largest items, it takes up to 4"), "{error}");
-    assert!(error.contains("a match of 64 players"), "{error}");
+    assert!(error.contains("a match of 200 players"), "{error}");
 }
 
 #[test]

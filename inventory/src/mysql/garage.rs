@@ -5,15 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use garage_events::{
     game::{Car, Item, Loadout, Stats},
     id::PlayerId,
+    queue::MAX_PLAYERS,
     svc::{Effect, Garage, OwnedCar},
 };
 use sqlx::{MySqlConnection, MySqlPool, QueryBuilder};
 
 use super::{players::introduce, push_list, row::row, unsigned};
 use crate::{domain::with_effect, error::Error};
-
-/// The most players in one request; see `garage_events::svc::Loadouts`.
-pub const MAX_PLAYERS: usize = 64;
 
 /// Returns each player's loadout, in the order of `players`. It needs one query for known players, whatever their
 /// number. Players that do not exist yet are created first.

@@ -30,10 +30,16 @@ pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing
         return Ok(());
     }
     introduce(pool, &placings.keys().copied().collect()).await?;
-    retrying(|| pay_once(pool, session, &placings)).await
+    retrying(|| pay_once(pool, session, &placings, closed_results.len())).await
 }
 
-async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&PlayerId, &Placing>) -> Result<(), Error> {
+/// `placings` contains the players who joined, out of this many `players` of the session.
+async fn pay_once(
+    pool: &MySqlPool,
+    session: SessionId,
+    placings: &BTreeMap<&PlayerId, &Placing>,
+    players: usize,
+) -> Result<(), Error> {
     let name = format!("reward:{session}");
     let mut transaction = pool.begin().await?;
     let balances = lock(&mut transaction, placings.keys().copied()).await?;
@@ -53,7 +59,7 @@ async fn pay_once(pool: &MySqlPool, session: SessionId, placings: &BTreeMap<&Pla
     let mut events = Vec::new();
     for (&player, placing) in placings.iter().filter(|(player, _)| !paid.contains(player.as_str())) {
         let owned = *balances.get(player).ok_or_else(|| Error::Corrupt(format!("{player} has no wallet")))?;
-        let Some(amount) = domain::reward(placing) else { continue };
+        let Some(amount) = domain::reward(placing, players) else { continue };
         let balance = owned.checked_add(amount).ok_or_else(|| out_of_range(owned))?;
         entries.push((player, signed(amount)?, signed(balance)?));
         if let (Some(before), Some(after)) = (before.get(player), rated.get(player)) {

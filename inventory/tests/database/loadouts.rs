@@ -60,13 +60,13 @@ async fn loadouts_of_new_and_known_players_are_in_the_requested_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_may_name_up_to_64_players() {
+async fn a_request_may_name_up_to_200_players() {
     let pool = pool().await;
-    let players: Vec<_> = (0..64).map(|number| player(&format!("p{number}"))).collect();
-    assert_eq!(garage::loadouts(&pool, &players).await.unwrap().len(), 64);
-    let more = vec![player("anna"); 65];
+    let players: Vec<_> = (0..200).map(|number| player(&format!("p{number}"))).collect();
+    assert_eq!(garage::loadouts(&pool, &players).await.unwrap().len(), 200);
+    let more = vec![player("anna"); 201];
     let error = garage::loadouts(&pool, &more).await.unwrap_err();
-    assert!(matches!(error, Error::TooMany { requested: 65, max: 64 }), "{error:?}");
+    assert!(matches!(error, Error::TooMany { requested: 201, max: 200 }), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -31,8 +31,10 @@ use crate::{
 const OUTBOX_ROWS: &str = "SELECT COUNT(*) FROM outbox";
 
 async fn win(pool: &MySqlPool, session: u128, winner: &PlayerId) {
-    let placing = Placing { player: winner.clone(), place: 1, time_ms: Some(9_000), joined: true };
-    pay(pool, SessionId::new(Uuid::from_u128(session)), &[placing]).await.unwrap();
+    let first = Placing { player: winner.clone(), place: 1, time_ms: Some(9_000), joined: true };
+    // The opponent did not join, so that only the winner gets an event.
+    let second = Placing { player: player("absent"), place: 2, time_ms: None, joined: false };
+    pay(pool, SessionId::new(Uuid::from_u128(session)), &[first, second]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

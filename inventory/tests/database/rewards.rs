@@ -52,6 +52,13 @@ async fn each_player_is_paid_by_place_and_gets_an_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_match_of_one_player_has_no_first_prize() {
+    let (pool, anna) = (pool().await, player("anna"));
+    pay(&pool, session(1), &[placing(&anna, 1, Some(9_000))]).await.unwrap();
+    assert_eq!(garage::garage(&pool, &anna).await.unwrap().balance, 1_030);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn repeated_payments_of_a_session_pay_once() {
     let pool = pool().await;
     for _ in 0..3 {

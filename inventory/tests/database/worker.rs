@@ -105,7 +105,7 @@ async fn the_worker_answers_requests_pays_rewards_and_publishes_events() {
     assert_eq!(svc::call(&client, &StoreCars {}).await.unwrap().len(), 8);
     let loadouts = svc::call(&client, &Loadouts { players: vec![bert.clone(), anna.clone()] }).await.unwrap();
     assert!(loadouts.iter().map(|loadout| &loadout.player).eq([&bert, &anna]));
-    assert_eq!(code(svc::call(&client, &Loadouts { players: vec![anna.clone(); 65] }).await), 400);
+    assert_eq!(code(svc::call(&client, &Loadouts { players: vec![anna.clone(); 201] }).await), 400);
     let car = garage(&client, &anna).await.unwrap().active_car;
     let execute = async |command, key: Option<&str>| {
         let key = key.map(|key| key.parse().unwrap());

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::{
     Setup,
     history::{self, assert_notified, of_player, of_session, paid, steps, types},
-    play, until,
+    play, play_in, until,
 };
 
 #[tokio::test]
@@ -87,4 +87,31 @@ async fn players_who_miss_two_matches_in_a_row_wait_before_they_can_queue_again(
         let waits: Vec<_> = rounds.windows(2).map(|pair| pair[1][0].time - pair[0][3].time).collect();
         assert!(waits[1] >= Duration::from_secs(8), "{waits:?}");
     }
+}
+
+/// A large match, and the smallest one.
+#[tokio::test]
+async fn a_hundred_players_race_in_one_match_and_one_player_races_alone() {
+    let garage = Setup::short()
+        .queues(
+            "[queues.crowd]\nplayers = 100\nrank_band = 100000\ntimeout_s = 120\n[queues.crowd.regions]\neu = 120\n\
+             [queues.solo]\nplayers = 1\nrank_band = 200\ntimeout_s = 120\n[queues.solo.regions]\neu = 120\n",
+        )
+        .start()
+        .await;
+    let bots: Vec<_> = (0..100).map(|number| garage.bot(&format!("player-{number}"))).collect();
+
+    let played = play_in("crowd", &bots).await;
+
+    let mut places: Vec<_> = played.iter().map(|played| played.place).collect();
+    places.sort_unstable();
+    assert_eq!((places[0], places.len()), (1, 100));
+    assert!(played.iter().all(|other| other.session == played[0].session));
+
+    let alone = play_in("solo", &bots[..1]).await;
+    assert_eq!(alone[0].place, 1);
+    let events = garage.settled().await;
+    assert_eq!(history::sessions(&events).len(), 2);
+    assert_eq!(paid(&events, "player-0").len(), 2);
+    assert_eq!(paid(&events, "player-99").len(), 1);
 }

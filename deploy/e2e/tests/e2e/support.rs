@@ -93,12 +93,17 @@ pub(crate) fn players_runtime() -> &'static runtime::Handle {
     PLAYERS.handle()
 }
 
-/// Lets every bot play one match.
+/// Lets every bot play one match in the queue `ranked`.
 pub(crate) async fn play(bots: &[Bot]) -> Vec<Played> {
+    play_in("ranked", bots).await
+}
+
+/// Lets every bot play one match in a queue.
+pub(crate) async fn play_in(queue: &'static str, bots: &[Bot]) -> Vec<Played> {
     // A set of tasks, so that the bots stop when the test fails.
     let mut playing = JoinSet::new();
     for (number, bot) in bots.iter().cloned().enumerate() {
-        playing.spawn_on(async move { (number, bot.play("ranked").await) }, players_runtime());
+        playing.spawn_on(async move { (number, bot.play(queue).await) }, players_runtime());
     }
     let mut played = playing.join_all().await;
     played.sort_by_key(|(number, _)| *number);
