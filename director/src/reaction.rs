@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, future::Future, sync::Arc};
 use garage_events::{
     env::Env,
     event::Event as _,
-    game::{Config, Nats, Secrets},
+    game::{self, Config, Nats, Secrets},
     id::SessionId,
     log::Log,
     reaction::decide_session,
-    session::{Command, Event, Limits, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
+    session::{self, Command, Event, Limits, Open, Phase, PodFailed, PodRequested, PodScheduled, Rejection, State},
     subject::{Aggregate, Report, ReportKind, game_inbox},
 };
 use garage_worker::reactor::{Delivery, Failure};
@@ -148,6 +148,7 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
             session: name.session,
             attempt: name.attempt,
             players: requested.loadouts,
+            teams: open.matched.teams.iter().map(team).collect(),
             private_key,
             token_key: self.settings.token_key.clone(),
             token_keys: self.settings.token_keys.clone(),
@@ -250,6 +251,12 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
         }
         Ok(())
     }
+}
+
+/// A team as its game server sees it.
+fn team(team: &session::Team) -> game::Team {
+    let players = team.players.iter().map(|member| member.player.clone());
+    game::Team { name: team.name.clone(), players: players.collect() }
 }
 
 #[cfg(test)]

@@ -121,6 +121,7 @@ fn game(attempt: u32) -> Config {
         session,
         attempt,
         players: Vec::new(),
+        teams: Vec::new(),
         private_key: Secret::new(KEY),
         token_key: "public".into(),
         token_keys: [].into(),

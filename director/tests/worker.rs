@@ -568,6 +568,7 @@ async fn an_orphan_is_removed_and_a_needed_instance_is_not() {
             session,
             attempt: 1,
             players: Vec::new(),
+            teams: Vec::new(),
             private_key: game::Secret::new("key"),
             token_key: String::new(),
             token_keys: [].into(),

@@ -65,6 +65,9 @@ pub struct Config {
     pub attempt: u32,
     /// The players to admit, with their cars.
     pub players: Vec<Loadout>,
+    /// The teams of the match. Each player is in one of them. Empty if an older director wrote the file.
+    #[serde(default)]
+    pub teams: Vec<Team>,
     /// The server's RSA key, as PKCS #8 PEM. The server's TLS certificate uses it.
     pub private_key: Secret,
     /// An Ed25519 public key to verify connection tokens, as SubjectPublicKeyInfo PEM. It is one of `token_keys`, for
@@ -83,6 +86,14 @@ pub struct Config {
     /// The hard end of the session. The server must have exited by then.
     #[serde(with = "time::serde::rfc3339")]
     pub ends_at: OffsetDateTime,
+}
+
+/// A team of the match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Team {
+    /// Unique within the match.
+    pub name: String,
+    pub players: Vec<PlayerId>,
 }
 
 /// How a game server connects to NATS. Each game server has its own user.
@@ -132,13 +143,30 @@ pub struct Ready {
 pub struct Finished {
     /// Each player of the session exactly once, see [`crate::session::results::check`].
     pub results: Vec<Placing>,
+    /// Each team of the session exactly once. If they are left out, each player counts alone; this is possible if each
+    /// player is a team, or if there is one team.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub teams: Vec<TeamPlacing>,
+}
+
+/// The result of a team.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeamPlacing {
+    /// The name of the team.
+    pub team: String,
+    /// 1 for the winner. Teams with equal places are tied, and the next place is skipped: 1, 2, 2, 4.
+    pub place: u32,
+    /// The players of the team. Garage adds them to the report of a game server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub players: Vec<PlayerId>,
 }
 
 /// The result of one player.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placing {
     pub player: PlayerId,
-    /// 1 for the winner. Players with equal places are tied, and the next place is skipped: 1, 2, 2, 4.
+    /// 1 for the winner. Players with equal places are tied, and the next place is skipped: 1, 2, 2, 4. In a match of
+    /// teams, it may be the place of the player's team instead.
     pub place: u32,
     /// Time from start to finish line, in milliseconds; absent if the player did not finish.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -237,7 +265,7 @@ mod tests {
         let player = |number| format!("{number:x<128}").parse().unwrap();
         let result =
             |number| Placing { player: player(number), place: u32::MAX, time_ms: Some(u64::MAX), joined: true };
-        let report = Finished { results: (10..10 + MAX_PLAYERS).map(result).collect() };
+        let report = Finished { results: (10..10 + MAX_PLAYERS).map(result).collect(), teams: Vec::new() };
         let mut text = Vec::new();
         let indented = PrettyFormatter::with_indent(b"    ");
         report.serialize(&mut Serializer::with_formatter(&mut text, indented)).unwrap();

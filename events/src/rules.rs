@@ -116,9 +116,8 @@ impl Rules {
     /// What is wrong, if a value is out of range.
     pub fn built_in(players: usize, rank_distance: u32, timeout_s: u64) -> Result<Self, String> {
         let quarter = timeout_s / 4;
-        let step = |number: u64| {
-            json!({"waitTimeSeconds": quarter * number, "value": u64::from(rank_distance) << number})
-        };
+        let step =
+            |number: u64| json!({"waitTimeSeconds": quarter * number, "value": u64::from(rank_distance) << number});
         let expansions = match quarter {
             // A ticket of a few seconds has no time to wait for a greater distance.
             0 => json!([]),
@@ -150,7 +149,10 @@ impl Rules {
     ///
     /// # Errors
     /// [`Hopeless`], if the ticket cannot be matched by the rule set.
-    pub fn ticket<'a>(&self, members: impl IntoIterator<Item = (&'a PlayerId, &'a Queued)>) -> Result<Ticket, Hopeless> {
+    pub fn ticket<'a>(
+        &self,
+        members: impl IntoIterator<Item = (&'a PlayerId, &'a Queued)>,
+    ) -> Result<Ticket, Hopeless> {
         let mut since = OffsetDateTime::UNIX_EPOCH;
         let players = members.into_iter().map(|(player, queued)| {
             since = queued.waiting_since;

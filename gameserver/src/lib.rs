@@ -155,7 +155,9 @@ async fn serve<R: report::Reporter>(config: Config, options: Options, reporter: 
         if !ready.is_terminated() {
             ready.as_mut().await;
         }
-        let report = serde_json::to_vec(&Finished { results: results.clone() }).map_err(Error::Report)?;
+        let teams = domain::teams::placings(&config.teams, &results);
+        let report = Finished { results: results.clone(), teams };
+        let report = serde_json::to_vec(&report).map_err(Error::Report)?;
         report::until_acknowledged(&reporter, Point::FinishedReported, &config.finished, report).await;
         Ok(results)
     };

@@ -156,10 +156,7 @@ pub async fn queue_group(
 }
 
 /// Loads several players.
-async fn load(
-    log: &impl Log,
-    players: impl Iterator<Item = &PlayerId>,
-) -> Result<Vec<(PlayerId, Player)>, ReadError> {
+async fn load(log: &impl Log, players: impl Iterator<Item = &PlayerId>) -> Result<Vec<(PlayerId, Player)>, ReadError> {
     try_join_all(players.map(async |player| Ok((player.clone(), log.player(player).await?)))).await
 }
 

@@ -82,7 +82,8 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let groups = path!("v1" / "matchmaking" / "groups")
         .and(call.clone())
         .then(|call| answer("/v1/matchmaking/groups", groups(call)));
-    let matchmaking = tickets.or(groups).unify().or(ticket).unify().or(regions).unify().or(ping).unify().or(me).unify().boxed();
+    let matchmaking =
+        tickets.or(groups).unify().or(ticket).unify().or(regions).unify().or(ping).unify().or(me).unify().boxed();
     let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
     let all = matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(description).unify();
     all.or(none).unify().boxed()

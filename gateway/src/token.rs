@@ -205,13 +205,7 @@ pub fn sign_service_token(key: &Key, name: &str, scope: &str, ttl: Duration) -> 
     sign(key, name, None, Some(scope), ttl)
 }
 
-fn sign(
-    key: &Key,
-    player: &str,
-    rank: Option<i32>,
-    scope: Option<&str>,
-    ttl: Duration,
-) -> Result<Secret, Error> {
+fn sign(key: &Key, player: &str, rank: Option<i32>, scope: Option<&str>, ttl: Duration) -> Result<Secret, Error> {
     let failed = |error: &dyn fmt::Display| Error::Sign(error.to_string());
     PlayerId::from_foreign(player).map_err(|error| failed(&error))?;
     let exp = (System.now() + ttl).unix_timestamp();

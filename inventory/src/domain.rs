@@ -15,22 +15,23 @@ pub const STARTER_COINS: u64 = 1_000;
 /// The items that every new player owns, mounted on the starter car: (item, slot).
 pub const STARTER_ITEMS: [(&str, &str); 2] = [("tyres-street", "tyres"), ("paint-red", "paint")];
 
-/// Coins for first place among two or more players. Together with the starter coins, two wins buy the second cheapest
+/// Coins for first place among two or more teams. Together with the starter coins, two wins buy the second cheapest
 /// car of the default catalogue.
 pub const REWARD_FIRST: u64 = 100;
 /// Coins for second place.
 pub const REWARD_SECOND: u64 = 60;
-/// Coins for every other player who finishes, and for the player of a match of one, who has beaten nobody.
+/// Coins for every other player who finishes, and for the players of a match of one team, who have beaten nobody.
 pub const REWARD_FINISHED: u64 = 30;
 /// Coins for a player who joins and does not finish. Less than for the slowest finisher, so that it never pays to quit.
 pub const REWARD_STARTED: u64 = 10;
 
-/// Coins that a player earns for a result in a match of this many players, including those who did not join. `None` for
-/// a player who did not join: they are neither paid nor rated.
-pub fn reward(placing: &Placing, players: usize) -> Option<u64> {
-    placing.joined.then_some(match (placing.time_ms, placing.place) {
+/// Coins that a player earns for a result. `place` is the place of their team, and `teams` the number of teams, of which
+/// some may not have joined. If each player is a team, these are the place of the player and the number of players. `None`
+/// for a player who did not join: they are neither paid nor rated.
+pub fn reward(placing: &Placing, place: u32, teams: usize) -> Option<u64> {
+    placing.joined.then_some(match (placing.time_ms, place) {
         (None, _) => REWARD_STARTED,
-        (Some(_), 1) if players > 1 => REWARD_FIRST,
+        (Some(_), 1) if teams > 1 => REWARD_FIRST,
         (Some(_), 2) => REWARD_SECOND,
         (Some(_), _) => REWARD_FINISHED,
     })
@@ -60,7 +61,7 @@ mod tests {
 
     #[test]
     fn the_reward_depends_on_the_place() {
-        let place = |place, time_ms| reward(&placing(place, time_ms, true), 8);
+        let place = |place, time_ms| reward(&placing(place, time_ms, true), place, 8);
         assert_eq!(place(1, Some(9_000)), Some(100));
         assert_eq!(place(2, Some(9_001)), Some(60));
         assert_eq!(place(3, Some(9_002)), Some(30));
@@ -69,19 +70,26 @@ mod tests {
 
     #[test]
     fn a_player_who_does_not_finish_gets_the_smallest_reward_even_in_first_place() {
-        assert_eq!(reward(&placing(1, None, true), 2), Some(10));
+        assert_eq!(reward(&placing(1, None, true), 1, 2), Some(10));
     }
 
     #[test]
     fn a_player_who_does_not_join_is_not_paid() {
-        assert_eq!(reward(&placing(1, None, false), 2), None);
+        assert_eq!(reward(&placing(1, None, false), 1, 2), None);
     }
 
     #[test]
     fn a_player_who_races_alone_beats_nobody_and_gets_no_first_prize() {
-        assert_eq!(reward(&placing(1, Some(9_000), true), 1), Some(30));
-        assert_eq!(reward(&placing(1, None, true), 1), Some(10));
-        assert_eq!(reward(&placing(1, Some(9_000), true), 2), Some(100), "even if the opponent did not join");
+        assert_eq!(reward(&placing(1, Some(9_000), true), 1, 1), Some(30));
+        assert_eq!(reward(&placing(1, None, true), 1, 1), Some(10));
+        assert_eq!(reward(&placing(1, Some(9_000), true), 1, 2), Some(100), "even if the opponent did not join");
+    }
+
+    #[test]
+    fn in_a_match_of_teams_the_place_of_the_team_counts() {
+        assert_eq!(reward(&placing(4, Some(9_000), true), 1, 2), Some(100));
+        assert_eq!(reward(&placing(1, Some(9_000), true), 2, 2), Some(60));
+        assert_eq!(reward(&placing(1, Some(9_000), true), 1, 1), Some(30), "one team has beaten nobody");
     }
 
     #[test]

@@ -37,7 +37,8 @@ async fn handle(pool: &MySqlPool, delivery: &Delivery) -> Result<(), Failure> {
     let Some(garage_events::subject::Aggregate::Session(session)) = aggregate else {
         return Err(Failure::Poison(anyhow::anyhow!("{} is not the subject of a session", delivery.subject)));
     };
-    let Ok(paid) = tokio::time::timeout(BACKGROUND_TIMEOUT, pay(pool, session, &closed.results)).await else {
+    let Ok(paid) = tokio::time::timeout(BACKGROUND_TIMEOUT, pay(pool, session, &closed.results, &closed.teams)).await
+    else {
         return Err(Failure::Unavailable(anyhow::anyhow!("mysql did not answer in time")));
     };
     paid.map_err(|error| match error {

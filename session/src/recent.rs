@@ -124,6 +124,8 @@ mod tests {
                 rules: "1".into(),
                 pool_seq: 1,
                 clock: THEN,
+                seed: 0,
+                skipped: Vec::new(),
             };
             (id, self.append(id, matched).await)
         }
@@ -166,7 +168,7 @@ mod tests {
         let read = sessions.read(&log, id, last).await.unwrap().unwrap();
         assert!(matches!(read.state, State::Open(_)));
 
-        let closed = Closed { why: Ending::Failed, results: Vec::new() };
+        let closed = Closed { why: Ending::Failed, results: Vec::new(), teams: Vec::new() };
         let newer = log.append(id, closed).await;
         let read = sessions.read(&log, id, newer).await.unwrap().unwrap();
         assert!(matches!(read.state, State::Closed(_)));

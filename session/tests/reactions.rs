@@ -210,7 +210,7 @@ impl Match {
         let placing =
             |player: &str, place| Placing { player: player.parse().unwrap(), place, time_ms: Some(9), joined: true };
         let results = vec![placing("bert", 1), placing("anna", 2)];
-        self.reports(attempt, ReportKind::Finished, Finished { results })
+        self.reports(attempt, ReportKind::Finished, Finished { results, teams: Vec::new() })
     }
 
     fn timer_fires(&self) {
@@ -548,7 +548,7 @@ fn a_server_with_a_bad_report_has_misbehaved_and_its_attempt_fails() {
     game.ready(2).unwrap();
     game.deliver_all();
     let stranger = Placing { player: "carl".parse().unwrap(), place: 1, time_ms: None, joined: true };
-    poison(game.reports(2, ReportKind::Finished, Finished { results: vec![stranger] }));
+    poison(game.reports(2, ReportKind::Finished, Finished { results: vec![stranger], teams: Vec::new() }));
     assert_eq!((game.failed().attempt, &*game.failed().reason), (2, "misbehaved"));
     game.deliver_all();
     assert!(game.types().ends_with(&["Opened", "PodFailed", "Failed", "Closed"]), "{:?}", game.types());

@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use garage_events::player::RANKS;
-use garage_gateway::{sign_token, token::Key};
+use garage_gateway::{
+    sign_token,
+    token::{GROUPS, Key, sign_service_token},
+};
 
 use crate::report::say;
 
@@ -16,6 +19,9 @@ pub(crate) struct Token {
     #[arg(long, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(i64::from(*RANKS.start())..=i64::from(*RANKS.end())))]
     rank: Option<i32>,
+    /// A scope of the token. `groups` lets the studio's own backend queue groups of players; its token has no rank.
+    #[arg(long, value_parser = [GROUPS], conflicts_with = "rank")]
+    scope: Option<String>,
     /// The file with the HS256 key of the gateway.
     #[arg(long, env = "GARAGE_GATEWAY_JWT_KEY_FILE")]
     jwt_key_file: PathBuf,
@@ -27,7 +33,11 @@ pub(crate) struct Token {
 impl Token {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let key = Key::load(&self.jwt_key_file)?;
-        let token = sign_token(&key, &self.player, self.rank, Duration::from_secs(self.valid_s.into()))?;
+        let valid = Duration::from_secs(self.valid_s.into());
+        let token = match &self.scope {
+            Some(scope) => sign_service_token(&key, &self.player, scope, valid),
+            None => sign_token(&key, &self.player, self.rank, valid),
+        }?;
         say(token.expose());
         Ok(())
     }

@@ -64,7 +64,11 @@ impl Fixture {
             seed: 0,
             skipped: Vec::new(),
         });
-        let closed = session::Event::from(session::Closed { why: player::Ending::Failed, results: Vec::new() });
+        let closed = session::Event::from(session::Closed {
+            why: player::Ending::Failed,
+            results: Vec::new(),
+            teams: Vec::new(),
+        });
         let ticket = garage_events::id::TicketId::new(System.id());
         let cancelled = player::Event::from(Cancelled {
             ticket,

@@ -4,7 +4,7 @@ mod event_stream;
 mod gateways;
 mod socket;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use garage_gameserver::client::{self, Driving, Server};
 use reqwest::{Client, Method, StatusCode};
@@ -236,8 +236,14 @@ impl Bot {
     /// # Errors
     /// The last [`Problem`].
     pub async fn queue(&self, queue: &str) -> Result<Ticket, Problem> {
-        let latencies = BTreeMap::from([("eu", 20)]);
-        let body = json!({ "queue": queue, "latencies": latencies });
+        self.queue_with(json!({ "queue": queue, "latencies": {"eu": 20} })).await
+    }
+
+    /// Requests a ticket with this request. Retries temporary problems with the same idempotency key.
+    ///
+    /// # Errors
+    /// The last [`Problem`].
+    pub async fn queue_with(&self, body: Value) -> Result<Ticket, Problem> {
         let key = format!("{:032x}", rand::random::<u128>());
         let path = "/v1/matchmaking/tickets";
         self.command(Method::POST, path, Some(body), &key).await
@@ -303,9 +309,17 @@ impl Bot {
     /// # Errors
     /// [`BotError`]
     pub async fn play(&self, queue: &str) -> Result<Played, BotError> {
+        self.play_after(async { self.queue(queue).await.map(drop) }).await
+    }
+
+    /// Plays one match like [`Bot::play`]. `queueing` queues the player when the bot listens to events.
+    ///
+    /// # Errors
+    /// [`BotError`]
+    pub async fn play_after(&self, queueing: impl Future<Output = Result<(), Problem>>) -> Result<Played, BotError> {
         let before = self.balance().await?;
         let mut event_stream = self.event_stream().await?;
-        self.queue(queue).await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
+        queueing.await.map_err(|problem| self.error("nothing", format!("queueing: {problem:?}")))?;
         let frame = event_stream.until("PlayerMatched").await?;
         let unreadable = |error| self.error("PlayerMatched", format!("its data cannot be read: {error}"));
         let Address { session, at } = serde_json::from_value(frame.data).map_err(unreadable)?;

@@ -387,8 +387,19 @@ impl Stack {
     /// # Errors
     /// When the token cannot be signed.
     pub fn token(&self, player: &str, rank: Option<i32>) -> Result<String> {
+        self.token_with(player, json!({ "rank": rank }))
+    }
+
+    /// Issues a token with these claims, which are an object, besides `sub` and `exp`.
+    ///
+    /// # Errors
+    /// When the token cannot be signed.
+    pub fn token_with(&self, player: &str, mut claims: serde_json::Value) -> Result<String> {
         let expires = System.now() + time::Duration::HOUR;
-        let claims = json!({ "sub": player, "exp": expires.unix_timestamp(), "rank": rank });
+        if let Some(claims) = claims.as_object_mut() {
+            claims.insert("sub".into(), player.into());
+            claims.insert("exp".into(), expires.unix_timestamp().into());
+        }
         let key = EncodingKey::from_secret(self.jwt_key.as_bytes());
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(Error::other("sign a token"))
     }

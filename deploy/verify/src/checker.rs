@@ -3,13 +3,7 @@
 use std::collections::HashMap;
 
 use garage_events::{
-    event::Recorded,
-    id::PlayerId,
-    inventory,
-    jetstream::follow::Message,
-    rules::RuleSetId,
-    session,
-    subject::Aggregate,
+    event::Recorded, id::PlayerId, inventory, jetstream::follow::Message, rules::RuleSetId, session, subject::Aggregate,
 };
 
 use crate::{
@@ -243,7 +237,7 @@ impl Checker {
                 self.sessions.check(*session, &recorded, found);
                 for event in recorded {
                     if let session::Event::Finished(finished) = &event.event {
-                        self.payments.add_results(*session, event.seq, &finished.results);
+                        self.payments.add_results(*session, event.seq, finished);
                     }
                 }
             }

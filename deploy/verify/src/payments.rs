@@ -6,6 +6,7 @@ use garage_events::{
     game::Placing,
     id::{PlayerId, SessionId},
     inventory::RewardGranted,
+    session::{Finished, results},
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Payments {
     /// For each finished session, the sequence and the results, until all its players are paid.
-    owed: HashMap<SessionId, (u64, Vec<Placing>)>,
+    owed: HashMap<SessionId, (u64, Finished)>,
     /// The sequence of each payment.
     paid: HashMap<(SessionId, PlayerId), u64>,
     /// Number of payments in the log.
@@ -26,8 +27,8 @@ pub(crate) struct Payments {
 
 impl Payments {
     /// Adds the results of a finished session.
-    pub(crate) fn add_results(&mut self, session: SessionId, seq: u64, results: &[Placing]) {
-        self.owed.insert(session, (seq, results.to_vec()));
+    pub(crate) fn add_results(&mut self, session: SessionId, seq: u64, finished: &Finished) {
+        self.owed.insert(session, (seq, finished.clone()));
     }
 
     /// Checks a payment. `status` is the status of its session, `None` if the log has no such session.
@@ -48,14 +49,15 @@ impl Payments {
             Entry::Vacant(first) => drop(first.insert(seq)),
         }
         match (self.owed.get(&reward.session), status) {
-            (Some((finished, results)), _) => {
+            (Some((finished, Finished { results, teams, .. })), _) => {
                 match results.iter().find(|placing| placing.player == *player) {
                     Some(placing) if !placing.joined => {
                         wrong([*finished, seq], "paid, but did not join the match".into());
                     }
-                    Some(placing) if placing.place == reward.place => {}
+                    Some(placing) if results::place(placing, teams) == reward.place => {}
                     Some(placing) => {
-                        let what = format!("paid for place {}, but was in place {}", reward.place, placing.place);
+                        let place = results::place(placing, teams);
+                        let what = format!("paid for place {}, but was in place {place}", reward.place);
                         wrong([*finished, seq], what);
                     }
                     None => wrong([*finished, seq], "paid, but not in the results of the match".into()),
@@ -76,7 +78,7 @@ impl Payments {
 
     /// The players that are not paid yet, with the session, and the sequence of its results.
     pub(crate) fn unpaid(&self) -> impl Iterator<Item = (&PlayerId, SessionId, u64)> {
-        self.owed.iter().flat_map(|(session, (seq, results))| {
+        self.owed.iter().flat_map(|(session, (seq, Finished { results, .. }))| {
             let unpaid = |player: &&PlayerId| !self.paid.contains_key(&(*session, (*player).clone()));
             let joined = results.iter().filter(|placing| placing.joined);
             joined.map(|placing| &placing.player).filter(unpaid).map(|player| (player, *session, *seq))

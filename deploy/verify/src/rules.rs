@@ -57,7 +57,9 @@ impl RuleSets {
         });
         let what = match verdict {
             Ok(None) => return,
-            Ok(Some(verdict)) if verdict.holds && verdict.location.as_deref() == Some(matched.region.as_str()) => return,
+            Ok(Some(verdict)) if verdict.holds && verdict.location.as_deref() == Some(matched.region.as_str()) => {
+                return;
+            }
             Ok(Some(verdict)) if verdict.holds => {
                 format!("the match is in {}, but its best region is {:?}", matched.region, verdict.location)
             }

@@ -165,8 +165,8 @@ fn command(events: &[Recorded<Event>]) -> Option<(Command, usize)> {
             Some((Command::Deadline { now: PrimitiveDateTime::MAX.assume_utc(), limits }, 2))
         }
         (Event::Failed(Failed { reason }), Some(Event::Closed(_))) => Some((Command::Fail { reason }, 2)),
-        (Event::Finished(Finished { attempt, results }), Some(Event::Closed(_))) => {
-            Some((Command::Finish { attempt, report: game::Finished { results } }, 2))
+        (Event::Finished(Finished { attempt, results, teams }), Some(Event::Closed(_))) => {
+            Some((Command::Finish { attempt, report: game::Finished { results, teams } }, 2))
         }
         (Event::Failed(_) | Event::Finished(_) | Event::Closed(_), _) => None,
     }

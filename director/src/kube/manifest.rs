@@ -210,6 +210,7 @@ mod tests {
             session: SessionId::new(System.id()),
             attempt: u32::MAX,
             players: vec![loadout; MAX_PLAYERS],
+            teams: Vec::new(),
             private_key: secret_text(),
             token_key: public_key.clone(),
             token_keys: ["a", "b"].map(|id| (id.repeat(64), public_key.clone())).into(),

@@ -7,11 +7,7 @@ use super::{
     Starting, State,
     results::{self, BadResults},
 };
-use crate::{
-    failure::HARD_END,
-    game::{self, Placing},
-    player::Ending,
-};
+use crate::{failure::HARD_END, game, player::Ending};
 
 /// What a worker can request for a session.
 #[derive(Debug, Clone, PartialEq)]
@@ -154,9 +150,11 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
             if attempt != *current {
                 return stale(attempt);
             }
-            results::check(&open.matched, &report.results)?;
-            let results = report.results;
-            Ok(vec![Finished { attempt, results: results.clone() }.into(), close(Ending::Finished, results)])
+            let game::Finished { results, teams } = report;
+            results::check(&open.matched, &results, &teams)?;
+            let teams = results::with_players(&open.matched, teams);
+            let closed = Closed { why: Ending::Finished, results: results.clone(), teams: teams.clone() };
+            Ok(vec![Finished { attempt, results, teams }.into(), closed.into()])
         }
         // The results came too early: the server's ready report, or the opening of the session, is not in the log yet.
         (Command::Finish { attempt, .. }, Phase::Starting(starting)) => {
@@ -166,14 +164,14 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
                 stale(attempt)
             }
         }
-        (Command::Fail { reason }, _) => Ok(vec![Failed { reason }.into(), close(Ending::Failed, Vec::new())]),
+        (Command::Fail { reason }, _) => Ok(vec![Failed { reason }.into(), close(Ending::Failed)]),
         (Command::Deadline { now, limits }, phase) => {
             if now < open.deadline(&limits) {
                 return Err(Rejection::NoChange);
             }
             if now >= open.hard_end(&limits) {
                 let reason = HARD_END.into();
-                return Ok(vec![Failed { reason }.into(), close(Ending::Abandoned, Vec::new())]);
+                return Ok(vec![Failed { reason }.into(), close(Ending::Abandoned)]);
             }
             match phase {
                 // The server was ready in time. It is not the server's fault that the session is not open yet.
@@ -195,6 +193,6 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
     }
 }
 
-fn close(why: Ending, results: Vec<Placing>) -> Event {
-    Closed { why, results }.into()
+fn close(why: Ending) -> Event {
+    Closed { why, results: Vec::new(), teams: Vec::new() }.into()
 }

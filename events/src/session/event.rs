@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::{
     event::events,
     failure,
-    game::{Loadout, Placing, Ports},
+    game::{Loadout, Placing, Ports, TeamPlacing},
     id::{PlayerId, QueueName, Region, TicketId},
     player::{Address, Ending},
 };
@@ -176,6 +176,9 @@ pub struct Finished {
     pub attempt: u32,
     /// One entry per player of the session.
     pub results: Vec<Placing>,
+    /// One entry per team of the session; empty if each player counts alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub teams: Vec<TeamPlacing>,
 }
 
 /// See [`Event::Closed`].
@@ -185,4 +188,7 @@ pub struct Closed {
     /// The same as in [`Finished`]; empty if the session ended in another way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub results: Vec<Placing>,
+    /// The same as in [`Finished`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub teams: Vec<TeamPlacing>,
 }

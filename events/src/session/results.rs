@@ -3,11 +3,21 @@
 use std::collections::BTreeMap;
 
 use super::Matched;
-use crate::{game::Placing, id::PlayerId};
+use crate::{
+    game::{Placing, TeamPlacing},
+    id::PlayerId,
+};
 
 /// Why results were rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadResults {
+    #[error("the match has teams of several players, but the results name no teams")]
+    NoTeams,
+    #[error("teams do not name each team of the session exactly once")]
+    Teams,
+    /// The places of the teams are not a competition ranking.
+    #[error("team {team} has place {place}, but {ahead} teams are ahead; equal places are ties, as in 1, 2, 2, 4")]
+    TeamRanking { team: String, place: u32, ahead: usize },
     #[error("results do not name each player of the session exactly once")]
     Players,
     /// The places are not a competition ranking: each place must be 1 plus the number of players ahead.
@@ -22,14 +32,18 @@ pub enum BadResults {
 
 /// Checks the results of a match:
 /// - each player of the session is named exactly once, in any order;
-/// - the places are a competition ranking, such as 1, 2, 2, 4;
+/// - each team of the session is named exactly once, or none if each player is a team. A match of one team is a
+///   free-for-all if none is named;
+/// - the places are a competition ranking, such as 1, 2, 2, 4. In a match of teams, that of the teams is one, and each
+///   player may have the place of their team;
 /// - finishers are ahead of players who did not finish, and a shorter time is a better place. Equal times allow any
 ///   places, because a game may not measure times, or measure them more exactly than in milliseconds;
 /// - nobody who joined is behind a player who did not, and only players who joined have a time.
 ///
 /// # Errors
 /// [`BadResults`]: the first rule that the results break.
-pub fn check(matched: &Matched, results: &[Placing]) -> Result<(), BadResults> {
+pub fn check(matched: &Matched, results: &[Placing], teams: &[TeamPlacing]) -> Result<(), BadResults> {
+    check_teams(matched, teams)?;
     let mut named: BTreeMap<&PlayerId, u32> = matched.players().map(|player| (player, 0)).collect();
     for placing in results {
         *named.get_mut(&placing.player).ok_or(BadResults::Players)? += 1;
@@ -39,6 +53,11 @@ pub fn check(matched: &Matched, results: &[Placing]) -> Result<(), BadResults> {
     }
     if let Some(Placing { player, .. }) = results.iter().find(|placing| !placing.joined && placing.time_ms.is_some()) {
         return Err(BadResults::Absent { player: player.clone() });
+    }
+    let with_players = with_players(matched, teams.to_vec());
+    let has_place_of_team = |placing: &Placing| place(placing, &with_players) == placing.place;
+    if !teams.is_empty() && results.iter().all(has_place_of_team) {
+        return Ok(());
     }
     let mut ranked: Vec<&Placing> = results.iter().collect();
     ranked.sort_by_key(|placing| (placing.place, merit(placing)));
@@ -64,6 +83,43 @@ pub fn check(matched: &Matched, results: &[Placing]) -> Result<(), BadResults> {
         }
     }
     Ok(())
+}
+
+fn check_teams(matched: &Matched, teams: &[TeamPlacing]) -> Result<(), BadResults> {
+    if teams.is_empty() {
+        let alone = matched.teams.len() == 1 || matched.teams.iter().all(|team| team.players.len() <= 1);
+        return if alone { Ok(()) } else { Err(BadResults::NoTeams) };
+    }
+    let mut named: Vec<&str> = teams.iter().map(|placing| placing.team.as_str()).collect();
+    let mut of_session: Vec<&str> = matched.teams.iter().map(|team| team.name.as_str()).collect();
+    named.sort_unstable();
+    of_session.sort_unstable();
+    if named != of_session {
+        return Err(BadResults::Teams);
+    }
+    for TeamPlacing { team, place, .. } in teams {
+        let ahead = teams.iter().filter(|other| other.place < *place).count();
+        if usize::try_from(*place) != Ok(ahead + 1) {
+            return Err(BadResults::TeamRanking { team: team.clone(), place: *place, ahead });
+        }
+    }
+    Ok(())
+}
+
+/// The places of teams with the players of each team.
+pub(super) fn with_players(matched: &Matched, mut teams: Vec<TeamPlacing>) -> Vec<TeamPlacing> {
+    for placing in &mut teams {
+        let team = matched.teams.iter().find(|team| team.name == placing.team);
+        let players = team.into_iter().flat_map(|team| &team.players);
+        placing.players = players.map(|member| member.player.clone()).collect();
+    }
+    teams
+}
+
+/// The place by which a player is paid: that of their team, if the teams have places.
+pub fn place(placing: &Placing, teams: &[TeamPlacing]) -> u32 {
+    let team = teams.iter().find(|team| team.players.contains(&placing.player));
+    team.map_or(placing.place, |team| team.place)
 }
 
 /// What a player achieved, from best to worst.

@@ -114,7 +114,7 @@ fn opened(attempt: u32) -> Event {
 }
 
 fn finished(attempt: u32) -> Event {
-    Finished { attempt, results: places(&["ann", "bob"]) }.into()
+    Finished { attempt, results: places(&["ann", "bob"]), teams: Vec::new() }.into()
 }
 
 fn failed(reason: &str) -> Event {
@@ -123,7 +123,7 @@ fn failed(reason: &str) -> Event {
 
 fn closed(why: Ending) -> Event {
     let results = if why == Ending::Finished { places(&["ann", "bob"]) } else { Vec::new() };
-    Closed { why, results }.into()
+    Closed { why, results, teams: Vec::new() }.into()
 }
 
 // Commands.
@@ -153,7 +153,7 @@ fn open(attempt: u32) -> Command {
 }
 
 fn finish(attempt: u32, players: &[&str]) -> Command {
-    Command::Finish { attempt, report: game::Finished { results: places(players) } }
+    Command::Finish { attempt, report: game::Finished { results: places(players), teams: Vec::new() } }
 }
 
 fn fail(reason: &str) -> Command {

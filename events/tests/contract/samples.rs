@@ -91,7 +91,7 @@ pub(crate) fn pod_failed(attempt: u32) -> session::Event {
 
 /// The session fails, which is two events.
 pub(crate) fn failed_and_closed() -> [session::Event; 2] {
-    let closed = session::Closed { why: player::Ending::Failed, results: Vec::new() };
+    let closed = session::Closed { why: player::Ending::Failed, results: Vec::new(), teams: Vec::new() };
     [session::Failed { reason: "no-server".into() }.into(), closed.into()]
 }
 

@@ -122,6 +122,7 @@ pub(crate) fn config(players: &[&str], signer: &Signer, nats: &str) -> Config {
         session,
         attempt: 1,
         players: players.iter().map(loadout).collect(),
+        teams: Vec::new(),
         private_key: Secret::new(&RSA.0),
         token_key: signer.public_pem(),
         token_keys: [(signer.kid(), signer.public_pem())].into(),

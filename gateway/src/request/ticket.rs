@@ -46,7 +46,12 @@ enum Sender {
 }
 
 impl PlayerRequest {
-    fn read(fields: &mut Fields, sender: Sender, (name, queue): (&QueueName, &Queue), all: &Queues) -> Result<Self, Problem> {
+    fn read(
+        fields: &mut Fields,
+        sender: Sender,
+        (name, queue): (&QueueName, &Queue),
+        all: &Queues,
+    ) -> Result<Self, Problem> {
         let rank = match fields.take_optional("rank") {
             Some(_) if sender == Sender::Player && !queue.client_rank => {
                 let detail = format!("queue {name} accepts no rank from a client; leave it out");
@@ -93,7 +98,8 @@ impl PlayerRequest {
                 Source::Client => None,
             };
             // Without a value, the attribute has its default. The rule set knows whether there is one.
-            let Some(value) = self.attributes.get(attribute).cloned().or(claimed).filter(|value| !value.is_null()) else {
+            let Some(value) = self.attributes.get(attribute).cloned().or(claimed).filter(|value| !value.is_null())
+            else {
                 continue;
             };
             attributes.insert(attribute.clone(), parse_attribute(attribute, value)?);

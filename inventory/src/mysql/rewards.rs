@@ -4,22 +4,28 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use garage_events::{
     crash::Point,
-    game::Placing,
+    game::{Placing, TeamPlacing},
     id::{PlayerId, SessionId},
     inventory::{Event, RatingChanged, RewardGranted},
+    session::results,
 };
 use sqlx::{MySql, MySqlPool, QueryBuilder};
 
 use super::{commit, lock, out_of_range, outbox, players::introduce, push_list, ratings, retrying, signed};
 use crate::{domain, error::Error};
 
-/// Pays the players of a session for their places and changes their ratings, in one transaction. Idempotent: a player
+/// Pays the players of a session for the places of their teams and changes their ratings, in one transaction. Idempotent: a player
 /// that has already been paid for the session is left out. So is a player who did not join. Players that do not exist
 /// yet are created first.
 ///
 /// # Errors
 /// See [`Error`]. After an error this call has paid nobody, unless the outcome of the commit is unknown.
-pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing]) -> Result<(), Error> {
+pub async fn pay(
+    pool: &MySqlPool,
+    session: SessionId,
+    closed_results: &[Placing],
+    teams: &[TeamPlacing],
+) -> Result<(), Error> {
     // A game server should list each player once. If it lists a player twice, the first placing counts, because it is
     // the better one.
     let mut placings: BTreeMap<&PlayerId, &Placing> = BTreeMap::new();
@@ -30,15 +36,17 @@ pub async fn pay(pool: &MySqlPool, session: SessionId, closed_results: &[Placing
         return Ok(());
     }
     introduce(pool, &placings.keys().copied().collect()).await?;
-    retrying(|| pay_once(pool, session, &placings, closed_results.len())).await
+    let sides = if teams.is_empty() { closed_results.len() } else { teams.len() };
+    retrying(|| pay_once(pool, session, &placings, teams, sides)).await
 }
 
-/// `placings` contains the players who joined, out of this many `players` of the session.
+/// `placings` contains the players who joined. `sides` is the number of teams; without `teams`, each player is one.
 async fn pay_once(
     pool: &MySqlPool,
     session: SessionId,
     placings: &BTreeMap<&PlayerId, &Placing>,
-    players: usize,
+    teams: &[TeamPlacing],
+    sides: usize,
 ) -> Result<(), Error> {
     let name = format!("reward:{session}");
     let mut transaction = pool.begin().await?;
@@ -52,21 +60,22 @@ async fn pay_once(
 
     let before = ratings::read(&mut transaction, placings.keys().copied()).await?;
     let placed = placings.iter().filter_map(|(&player, &placing)| Some((player, (placing, *before.get(player)?))));
-    let mut rated = domain::rating::rate(&placed.collect());
+    let mut rated = domain::rating::rate_players(&placed.collect(), teams);
     rated.retain(|player, _| !paid.contains(player.as_str()));
 
     let mut entries = Vec::new();
     let mut events = Vec::new();
     for (&player, placing) in placings.iter().filter(|(player, _)| !paid.contains(player.as_str())) {
         let owned = *balances.get(player).ok_or_else(|| Error::Corrupt(format!("{player} has no wallet")))?;
-        let Some(amount) = domain::reward(placing, players) else { continue };
+        let place = results::place(placing, teams);
+        let Some(amount) = domain::reward(placing, place, sides) else { continue };
         let balance = owned.checked_add(amount).ok_or_else(|| out_of_range(owned))?;
         entries.push((player, signed(amount)?, signed(balance)?));
         if let (Some(before), Some(after)) = (before.get(player), rated.get(player)) {
             let changed = RatingChanged { session, rating: after.rating, before: before.rating };
             events.push((player, Event::from(changed)));
         }
-        events.push((player, Event::from(RewardGranted { session, place: placing.place, amount, balance })));
+        events.push((player, Event::from(RewardGranted { session, place, amount, balance })));
     }
     if entries.is_empty() {
         return Ok(());

@@ -19,7 +19,7 @@ const SESSION: SessionId = SessionId::new(Uuid::from_u128(1));
 async fn paid() -> MySqlPool {
     let pool = pool().await;
     let placing = |name: &str, place| Placing { player: player(name), place, time_ms: Some(11_000), joined: true };
-    pay(&pool, SESSION, &[placing("anna", 1), placing("bert", 2)]).await.unwrap();
+    pay(&pool, SESSION, &[placing("anna", 1), placing("bert", 2)], &[]).await.unwrap();
     pool
 }
 

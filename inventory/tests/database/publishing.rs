@@ -34,7 +34,7 @@ async fn win(pool: &MySqlPool, session: u128, winner: &PlayerId) {
     let first = Placing { player: winner.clone(), place: 1, time_ms: Some(9_000), joined: true };
     // The opponent did not join, so that only the winner gets an event.
     let second = Placing { player: player("absent"), place: 2, time_ms: None, joined: false };
-    pay(pool, SessionId::new(Uuid::from_u128(session)), &[first, second]).await.unwrap();
+    pay(pool, SessionId::new(Uuid::from_u128(session)), &[first, second], &[]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,7 +291,7 @@ async fn unpublishable_rows_of_more_players_than_a_round_has_delay_others_by_one
     let placings: Vec<_> = (0..260)
         .map(|number| Placing { player: player(&format!("bad-{number}")), place: 1, time_ms: None, joined: true })
         .collect();
-    pay(&pool, SessionId::new(Uuid::from_u128(1)), &placings).await.unwrap();
+    pay(&pool, SessionId::new(Uuid::from_u128(1)), &placings, &[]).await.unwrap();
     sqlx::query("UPDATE outbox SET version = 99").execute(&pool).await.unwrap();
     let anna = player("anna");
     win(&pool, 1, &anna).await;

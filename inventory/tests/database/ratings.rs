@@ -57,7 +57,7 @@ async fn a_match_changes_each_rating_once_and_writes_an_event() {
     let players = ["anna", "bert", "carl"];
     let outcomes = at_once(16, |_| {
         let pool = pool.clone();
-        async move { pay(&pool, session(1), &race(&players)).await }
+        async move { pay(&pool, session(1), &race(&players), &[]).await }
     })
     .await;
     for outcome in outcomes {
@@ -69,7 +69,7 @@ async fn a_match_changes_each_rating_once_and_writes_an_event() {
         let expected = RatingChanged { session: session(1), rating: profile.rating, before: 1_500.0 };
         assert_eq!((rating_changes(&pool, profile.player.as_str()).await, profile.matches), (vec![expected], 1));
     }
-    pay(&pool, session(1), &race(&["carl", "bert", "anna"])).await.unwrap();
+    pay(&pool, session(1), &race(&["carl", "bert", "anna"]), &[]).await.unwrap();
     assert_eq!(profiles(&pool, &players).await, rated);
 }
 
@@ -79,7 +79,7 @@ async fn concurrent_matches_of_the_same_players_change_their_ratings_one_after_t
     let players = ["anna", "bert"];
     let outcomes = at_once(16, |number| {
         let pool = pool.clone();
-        async move { pay(&pool, session(number), &race(&players)).await }
+        async move { pay(&pool, session(number), &race(&players), &[]).await }
     })
     .await;
     for outcome in outcomes {
@@ -101,9 +101,9 @@ async fn concurrent_matches_of_the_same_players_change_their_ratings_one_after_t
 async fn a_match_that_nobody_finishes_is_a_draw() {
     let pool = pool().await;
     let players = ["anna", "bert"];
-    pay(&pool, session(1), &[]).await.unwrap();
+    pay(&pool, session(1), &[], &[]).await.unwrap();
     let unfinished = race(&players).into_iter().map(|placing| Placing { time_ms: None, ..placing });
-    pay(&pool, session(2), &unfinished.collect::<Vec<_>>()).await.unwrap();
+    pay(&pool, session(2), &unfinished.collect::<Vec<_>>(), &[]).await.unwrap();
     for profile in profiles(&pool, &players).await {
         assert_eq!((profile.rating, profile.matches), (1_500.0, 1));
         assert_eq!(rating_changes(&pool, profile.player.as_str()).await.len(), 1);
@@ -115,7 +115,7 @@ async fn a_match_of_64_players_rates_all_of_them() {
     let pool = pool().await;
     let names: Vec<_> = (0..64).map(|number| format!("p{number:02}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    pay(&pool, session(1), &race(&names)).await.unwrap();
+    pay(&pool, session(1), &race(&names), &[]).await.unwrap();
     let rated = profiles(&pool, &names).await;
     assert!(rated.is_sorted_by(|one, next| one.rating > next.rating));
     assert!(rated.iter().all(|profile| profile.matches == 1));

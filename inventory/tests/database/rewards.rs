@@ -34,7 +34,7 @@ async fn balances(pool: &sqlx::MySqlPool) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_player_is_paid_by_place_and_gets_an_event() {
     let pool = pool().await;
-    pay(&pool, session(1), &results()).await.unwrap();
+    pay(&pool, session(1), &results(), &[]).await.unwrap();
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
     assert_ledger_balances(&pool).await;
 
@@ -54,7 +54,7 @@ async fn each_player_is_paid_by_place_and_gets_an_event() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_match_of_one_player_has_no_first_prize() {
     let (pool, anna) = (pool().await, player("anna"));
-    pay(&pool, session(1), &[placing(&anna, 1, Some(9_000))]).await.unwrap();
+    pay(&pool, session(1), &[placing(&anna, 1, Some(9_000))], &[]).await.unwrap();
     assert_eq!(garage::garage(&pool, &anna).await.unwrap().balance, 1_030);
 }
 
@@ -62,11 +62,11 @@ async fn a_match_of_one_player_has_no_first_prize() {
 async fn repeated_payments_of_a_session_pay_once() {
     let pool = pool().await;
     for _ in 0..3 {
-        pay(&pool, session(1), &results()).await.unwrap();
+        pay(&pool, session(1), &results(), &[]).await.unwrap();
     }
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 8);
-    pay(&pool, session(2), &results()).await.unwrap();
+    pay(&pool, session(2), &results(), &[]).await.unwrap();
     assert_eq!(balances(&pool).await, [1_200, 1_120, 1_060, 1_020]);
     assert_ledger_balances(&pool).await;
 }
@@ -79,7 +79,7 @@ async fn sixteen_concurrent_payments_of_a_session_pay_once() {
         async move {
             let mut results = results();
             results.rotate_left(number % 4);
-            pay(&pool, session(1), &results).await
+            pay(&pool, session(1), &results, &[]).await
         }
     })
     .await;
@@ -97,7 +97,7 @@ async fn concurrent_payments_of_different_sessions_are_all_paid() {
     let pool = pool().await;
     let outcomes = at_once(32, |number| {
         let pool = pool.clone();
-        async move { pay(&pool, session(number as u128), &results()).await }
+        async move { pay(&pool, session(number as u128), &results(), &[]).await }
     })
     .await;
     for outcome in outcomes {
@@ -125,8 +125,8 @@ async fn concurrent_payments_of_different_sessions_are_all_paid() {
 async fn a_second_payment_pays_only_the_players_not_paid_before() {
     let pool = pool().await;
     let results = results();
-    pay(&pool, session(1), &results[..2]).await.unwrap();
-    pay(&pool, session(1), &results).await.unwrap();
+    pay(&pool, session(1), &results[..2], &[]).await.unwrap();
+    pay(&pool, session(1), &results, &[]).await.unwrap();
     assert_eq!(balances(&pool).await, [1_100, 1_060, 1_030, 1_010]);
     assert_ledger_balances(&pool).await;
 }
@@ -135,14 +135,14 @@ async fn a_second_payment_pays_only_the_players_not_paid_before() {
 async fn a_player_named_twice_is_paid_for_the_first_placing() {
     let pool = pool().await;
     let anna = player("anna");
-    pay(&pool, session(1), &[placing(&anna, 1, Some(9)), placing(&anna, 2, Some(10))]).await.unwrap();
+    pay(&pool, session(1), &[placing(&anna, 1, Some(9)), placing(&anna, 2, Some(10))], &[]).await.unwrap();
     assert_eq!(garage::garage(&pool, &anna).await.unwrap().balance, 1_100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_without_results_pays_nobody() {
     let pool = pool().await;
-    pay(&pool, session(1), &[]).await.unwrap();
+    pay(&pool, session(1), &[], &[]).await.unwrap();
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM ledger").await, 0);
 }
 
@@ -150,9 +150,9 @@ async fn a_session_without_results_pays_nobody() {
 async fn players_who_did_not_join_are_neither_paid_nor_rated() {
     let pool = pool().await;
     let absent = |name, place| Placing { joined: false, ..placing(&player(name), place, None) };
-    pay(&pool, session(1), &[absent("anna", 1), absent("bert", 1)]).await.unwrap();
+    pay(&pool, session(1), &[absent("anna", 1), absent("bert", 1)], &[]).await.unwrap();
     assert_eq!(count(&pool, "SELECT COUNT(*) FROM outbox").await, 0);
-    pay(&pool, session(2), &[placing(&player("carl"), 1, Some(9)), absent("anna", 2)]).await.unwrap();
+    pay(&pool, session(2), &[placing(&player("carl"), 1, Some(9)), absent("anna", 2)], &[]).await.unwrap();
     let rows = outbox(&pool).await;
     let paid: Vec<_> = rows.iter().map(|row| (row.player.as_str(), row.event.clone())).collect();
     let granted = RewardGranted { session: session(2), place: 1, amount: 100, balance: 1_100 };

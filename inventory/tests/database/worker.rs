@@ -127,7 +127,11 @@ async fn the_worker_answers_requests_pays_rewards_and_publishes_events() {
     let log = nats.log().await;
     let session = SessionId::new(Uuid::from_u128(7));
     let place = |player: &PlayerId, place, time_ms| Placing { player: player.clone(), place, time_ms, joined: true };
-    let closed = Closed { why: Ending::Finished, results: vec![place(&bert, 1, Some(9_000)), place(&anna, 2, None)] };
+    let closed = Closed {
+        why: Ending::Finished,
+        results: vec![place(&bert, 1, Some(9_000)), place(&anna, 2, None)],
+        teams: Vec::new(),
+    };
     let decision = Decision::new(&System, session.uuid(), None).change(
         &System,
         Aggregate::Session(session),

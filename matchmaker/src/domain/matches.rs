@@ -43,10 +43,8 @@ impl Proposal {
             ticket: entry.queued.ticket,
             rank: entry.queued.rank,
         };
-        let team = |team: &Team| session::Team {
-            name: team.name.clone(),
-            players: team.players.iter().map(member).collect(),
-        };
+        let team =
+            |team: &Team| session::Team { name: team.name.clone(), players: team.players.iter().map(member).collect() };
         self.teams.iter().map(team).collect()
     }
 }
@@ -68,13 +66,8 @@ pub fn propose(
     };
     let live: Vec<usize> = (0..tickets.len()).filter(waits).collect();
     let ticket = |index: usize| tickets.get(*live.get(index)?);
-    let found = rules.rule_set.decide(
-        live.len(),
-        |index| as_ticket(rules, ticket(index)?),
-        seed.into(),
-        millis(now),
-        limit,
-    );
+    let found =
+        rules.rule_set.decide(live.len(), |index| as_ticket(rules, ticket(index)?), seed.into(), millis(now), limit);
     let proposals = found.into_iter().filter_map(|found| {
         let region = found.evaluation.location?.parse().ok()?;
         let players = |indices: Vec<usize>| {

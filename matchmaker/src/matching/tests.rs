@@ -197,12 +197,8 @@ fn an_incomplete_group_is_not_matched_and_a_group_with_newer_state_is_left_out()
     let Tickets { all, skipped } = pool.tickets(&queue);
     assert_eq!((all.len(), skipped), (2, vec![ticket]));
     // Between two events of one commit, the group is incomplete.
-    let cancelled = player::Cancelled {
-        ticket,
-        queue: queue.clone(),
-        reason: player::CancelReason::Player,
-        absences: 0,
-    };
+    let cancelled =
+        player::Cancelled { ticket, queue: queue.clone(), reason: player::CancelReason::Player, absences: 0 };
     pool.fold(&bob, Head { seq: 9, n: 2 }, &cancelled.into());
     let Tickets { all, skipped } = pool.tickets(&queue);
     assert_eq!((all.len(), skipped), (2, vec![]));

@@ -118,7 +118,10 @@ fn opened(attempt: u32) -> session::Event {
 }
 
 fn failed_and_closed() -> [session::Event; 2] {
-    [Failed { reason: "exited".into() }.into(), Closed { why: Ending::Failed, results: Vec::new() }.into()]
+    [
+        Failed { reason: "exited".into() }.into(),
+        Closed { why: Ending::Failed, results: Vec::new(), teams: Vec::new() }.into(),
+    ]
 }
 
 fn of_player(player: &str, seconds: i64, event: player::Event) -> ProjectedEvent {
@@ -217,8 +220,7 @@ fn a_requeued_player_waits_again_with_the_original_time_and_is_not_counted_as_qu
     let player::Event::Queued(first) = queued(0) else { unreachable!() };
     let again = Requeued { session: session(), reason: Code::NoCapacity, queued: Queued { requeues: 1, ..first } };
     let player::Event::Matched(found) = found(0) else { unreachable!() };
-    let requeue =
-        Requeue {
+    let requeue = Requeue {
         rank: 0,
         latencies: BTreeMap::new(),
         attributes: BTreeMap::new(),

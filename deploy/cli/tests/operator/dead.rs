@@ -169,7 +169,11 @@ async fn all_dead_letters_or_those_of_one_worker_are_retried() -> anyhow::Result
     let (one, two) = (report(&fixture.client, 1, b"{}").await?, report(&fixture.client, 2, b"{}").await?);
     let log = fixture.log().await?;
     let session = open(&log, &["anna"]).await?;
-    let closed = garage_events::session::Closed { why: garage_events::player::Ending::Failed, results: Vec::new() };
+    let closed = garage_events::session::Closed {
+        why: garage_events::player::Ending::Failed,
+        results: Vec::new(),
+        teams: Vec::new(),
+    };
     let event = of_session(&log, session, closed.into()).await?;
     until_dead(&fixture, 3).await?;
     let of = async |worker| anyhow::Ok(fixture.json(&["dead", "list", "--json", "--worker", worker]).await?.len());

@@ -193,7 +193,12 @@ async fn round(log: &JetStreamLog, number: usize) -> anyhow::Result<()> {
     let session = open(log, &["anna", "bert"]).await?;
     try_join_all(names.iter().skip(20).map(|name| cancel(log, name))).await?;
     if number.is_multiple_of(2) {
-        of_session(log, session, session::Closed { why: Ending::Failed, results: Vec::new() }.into()).await?;
+        of_session(
+            log,
+            session,
+            session::Closed { why: Ending::Failed, results: Vec::new(), teams: Vec::new() }.into(),
+        )
+        .await?;
     }
     Ok(())
 }
@@ -363,7 +368,8 @@ async fn a_rebuild_restores_all_projections_with_a_limited_number_of_closed_sess
     for number in 0..3 {
         round(&projected.log, number).await?;
     }
-    let closed = || session::Event::from(session::Closed { why: Ending::Failed, results: Vec::new() });
+    let closed =
+        || session::Event::from(session::Closed { why: Ending::Failed, results: Vec::new(), teams: Vec::new() });
     let close = async |_| {
         let id = open(&projected.log, &["anna", "bert"]).await?;
         of_session(&projected.log, id, closed()).await

@@ -73,7 +73,8 @@ impl Fixture {
         assert_eq!(queue(&log, "anna").await?, 1);
         assert_eq!(queue(&log, "bert").await?, 2);
         let session = open(&log, &["anna"]).await?;
-        let closed = session::Event::from(session::Closed { why: Ending::Failed, results: Vec::new() });
+        let closed =
+            session::Event::from(session::Closed { why: Ending::Failed, results: Vec::new(), teams: Vec::new() });
         assert_eq!(of_session(&log, session, closed).await?, 4);
         assert_eq!(cancel(&log, "anna").await?, 5);
         Ok((fixture, session))

@@ -34,6 +34,7 @@ mod secrets;
 mod store;
 mod supervisor;
 mod support;
+mod teams;
 mod tickets;
 mod verify;
 mod versions;

@@ -86,7 +86,7 @@ async fn players_notice_nothing_when_redis_loses_its_data_during_matches() {
     let mut garage = Setup::short().game_server(script).start().await;
     // An open session and queued players, so that the projections have something to restore.
     let long = ["long-0", "long-1"].map(|name| garage.ranked(name, 10_000));
-    let waiting = (0..3).map(|number| garage.ranked(&format!("alone-{number}"), 20_000 + number * 200));
+    let waiting = (0..3).map(|number| garage.ranked(&format!("alone-{number}"), 20_000 + number * 2_000));
     for bot in long.iter().cloned().chain(waiting) {
         bot.queue("ranked").await.unwrap();
     }

@@ -40,6 +40,7 @@ use garage_stack::{
     small_disk::SmallDisk,
     workers::{Stack, Worker, binary},
 };
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     runtime::{self, Runtime},
@@ -145,6 +146,17 @@ impl Garage {
     fn player(&self, name: &str, rank: Option<i32>, gateway: &str) -> Bot {
         let token = self.stack.token(name, rank).unwrap();
         Bot::new(self.http.clone(), gateway, name, &token).with_max_wait(DEADLINE)
+    }
+
+    /// A player at the first gateway whose token has these further claims.
+    pub(crate) fn claiming(&self, name: &str, claims: Value) -> Bot {
+        let token = self.stack.token_with(name, claims).unwrap();
+        Bot::new(self.http.clone(), &self.stack.gateway(), name, &token).with_max_wait(DEADLINE)
+    }
+
+    /// The studio's own backend.
+    pub(crate) fn backend(&self) -> Bot {
+        self.claiming("backend", json!({"scope": "groups"}))
     }
 
     /// Players `<prefix>-0`, `<prefix>-1` and so on. Each pair has a rank of its own, further from the others than the

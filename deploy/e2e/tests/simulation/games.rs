@@ -313,7 +313,7 @@ impl Game {
             Behavior::OmitsPlayer => drop(results.pop()),
             _ => {}
         }
-        self.report(&self.config.finished, &Finished { results }).await;
+        self.report(&self.config.finished, &Finished { results, teams: Vec::new() }).await;
         let kind = if behavior == Behavior::DiesAfterItsResults { self.abnormal_exit() } else { ExitKind::Code(0) };
         // The director looks once for the results of a killed server, and a stale read may not show them yet.
         if behavior != Behavior::OmitsPlayer && !matches!(kind, ExitKind::Signal(_)) {

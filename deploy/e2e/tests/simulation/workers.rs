@@ -64,9 +64,8 @@ pub(crate) fn limits() -> Limits {
 
 /// The queues: only `ranked`.
 pub(crate) fn queues(match_size: usize) -> Queues {
-    let queues = format!(
-        "[queues.ranked]\nplayers = {match_size}\nrank_band = 100\ntimeout_s = 30\nregions = {{ eu = 100 }}"
-    );
+    let queues =
+        format!("[queues.ranked]\nplayers = {match_size}\nrank_band = 100\ntimeout_s = 30\nregions = {{ eu = 100 }}");
     Queues::parse(&queues, Path::new("queues.toml")).expect("the queues are valid")
 }
 

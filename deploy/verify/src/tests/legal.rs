@@ -93,7 +93,7 @@ impl Played {
     }
 
     fn finish(&self, id: SessionId, attempt: u32, results: Vec<Placing>) {
-        self.session(id, Command::Finish { attempt, report: game::Finished { results } });
+        self.session(id, Command::Finish { attempt, report: game::Finished { results, teams: Vec::new() } });
     }
 
     fn deadline(&self, id: SessionId) {

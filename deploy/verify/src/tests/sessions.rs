@@ -116,7 +116,7 @@ fn all_players_are_released_when_their_session_closes_with_the_same_reason() {
         let mut story = Story::default();
         story.matched(1, &[("anna", 1), ("bert", 2)]);
         let failed = Failed { reason: "no-attempts".into() };
-        let closed = Closed { why: Ending::Failed, results: vec![] };
+        let closed = Closed { why: Ending::Failed, results: vec![], teams: Vec::new() };
         let mut changes =
             vec![(story::of_session(1), vec![story::StoryEvent::session(failed), story::StoryEvent::session(closed)])];
         for (name, number, why) in released {
@@ -161,7 +161,7 @@ fn a_session_has_only_events_that_its_decider_allows() {
         PodFailed { attempt: 1, reason: "gone".into(), message: String::new() }.into(),
         story::matched(&[("anna", 1)]).into(),
         Failed { reason: "alone".into() }.into(),
-        Finished { attempt: 1, results: vec![] }.into(),
+        Finished { attempt: 1, results: vec![], teams: Vec::new() }.into(),
     ];
     for wrong in all_wrong {
         let story = step(wrong);
@@ -203,7 +203,7 @@ fn a_session_that_is_abandoned_at_its_hard_end_is_valid() {
     let mut story = Story::default();
     story.matched(1, &[("anna", 1)]);
     let failed = Failed { reason: "hard-end".into() };
-    let closed = Closed { why: Ending::Abandoned, results: vec![] };
+    let closed = Closed { why: Ending::Abandoned, results: vec![], teams: Vec::new() };
     let released =
         Released { ticket: ticket(1), session: session(1), why: Ending::Abandoned, reason: None, absences: 0 };
     story.commit(vec![

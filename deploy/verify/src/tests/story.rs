@@ -173,8 +173,8 @@ impl Story {
 
     /// Finishes and closes a session.
     pub(super) fn ends(&mut self, number: u128, results: Vec<Placing>, players: &[(&str, u128)]) {
-        let finished = Finished { attempt: 1, results: results.clone() };
-        let closed = Closed { why: Ending::Finished, results };
+        let finished = Finished { attempt: 1, results: results.clone(), teams: Vec::new() };
+        let closed = Closed { why: Ending::Finished, results, teams: Vec::new() };
         let mut changes = vec![(of_session(number), vec![StoryEvent::session(finished), StoryEvent::session(closed)])];
         for (name, number_of_ticket) in players {
             let released = Released {

@@ -56,7 +56,7 @@ fn requeued() -> Story {
     let released = Released { ticket: ticket(2), session, why: Ending::Failed, reason: Some(reason), absences: 0 };
     let ended = vec![
         StoryEvent::session(session::Failed { reason: "exited".into() }),
-        StoryEvent::session(session::Closed { why: Ending::Failed, results: Vec::new() }),
+        StoryEvent::session(session::Closed { why: Ending::Failed, results: Vec::new(), teams: Vec::new() }),
     ];
     story.commit(vec![
         (of_session(1), ended),

@@ -99,10 +99,11 @@ impl RuleSet {
     fn accepts(&self, ticket: &Ticket, location: &str, age: u64) -> bool {
         let alone = Candidate { teams: vec![vec![ticket]] };
         let known = ticket.players.iter().all(|player| player.latencies.contains_key(location));
-        known && self.rules.iter().all(|rule| match rule.kind.at(age) {
-            RuleKind::Latency(latency) => near(latency, &alone, location),
-            _ => true,
-        })
+        known
+            && self.rules.iter().all(|rule| match rule.kind.at(age) {
+                RuleKind::Latency(latency) => near(latency, &alone, location),
+                _ => true,
+            })
     }
 
     /// The tickets that fit together, in order. Each is added unless it breaks a batchDistance rule.

@@ -82,7 +82,8 @@ impl RuleSet {
         // The batches of another seed begin elsewhere, so that neighbours are not always apart.
         let first = usize::try_from(seed).unwrap_or_default() % size;
         let (start, rest) = places.split_at(first.min(places.len()));
-        let mut batches: Vec<Vec<usize>> = [start].into_iter().chain(rest.chunks(size)).map(<[usize]>::to_vec).collect();
+        let mut batches: Vec<Vec<usize>> =
+            [start].into_iter().chain(rest.chunks(size)).map(<[usize]>::to_vec).collect();
         let newest = |batch: &Vec<usize>| {
             let since = batch.iter().filter_map(|place| tickets.get(*place)).map(|(_, ticket)| ticket.since_ms);
             since.max().map(Reverse)

@@ -1,6 +1,7 @@
 //! Commands and the events that they result in.
 
 use super::*;
+use crate::game::TeamPlacing;
 
 #[test]
 fn a_match_begins_a_session() {
@@ -224,11 +225,13 @@ fn the_result_of_a_player_who_did_not_finish_has_no_time() {
     let running = given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)]);
     let mut results = places(&["ann", "bob"]);
     results[1].time_ms = None;
-    let command = Command::Finish { attempt: 1, report: game::Finished { results: results.clone() } };
+    let command =
+        Command::Finish { attempt: 1, report: game::Finished { results: results.clone(), teams: Vec::new() } };
     let why = Ending::Finished;
-    running
-        .when(command)
-        .then([Finished { attempt: 1, results: results.clone() }.into(), Closed { why, results }.into()]);
+    running.when(command).then([
+        Finished { attempt: 1, results: results.clone(), teams: Vec::new() }.into(),
+        Closed { why, results, teams: Vec::new() }.into(),
+    ]);
 }
 
 #[test]
@@ -279,7 +282,70 @@ fn the_places_are_a_competition_ranking_that_agrees_with_the_times() {
         let results: Vec<Placing> = (1..).zip(results).map(placing).collect();
         let members = results.iter().map(|placing| team(placing.player.as_str(), placing.player.as_str(), 1));
         let matched = Matched { teams: members.collect(), ..match_of_ann_and_bob() };
-        let found = results::check(&matched, &results).map_err(|error| error.to_string()).err().unwrap_or_default();
+        let found =
+            results::check(&matched, &results, &[]).map_err(|error| error.to_string()).err().unwrap_or_default();
         assert!(found.starts_with(expected) && found.is_empty() == expected.is_empty(), "{results:?}: {found}");
     }
+}
+
+/// The result of the check of a match of the teams `red` (p1, p2) and `blue` (p3), as a text. `places` are the places of
+/// the players.
+fn checked_teams(places: [u32; 3], teams: &[(&str, u32)]) -> String {
+    let members = |names: &[&str]| names.iter().flat_map(|name| team(name, name, 1).players).collect();
+    let red_and_blue = vec![
+        Team { name: "red".into(), players: members(&["p1", "p2"]) },
+        Team { name: "blue".into(), players: members(&["p3"]) },
+    ];
+    let matched = Matched { teams: red_and_blue, ..match_of_ann_and_bob() };
+    let placing = |(number, place)| Placing {
+        player: format!("p{number}").parse().unwrap(),
+        place,
+        time_ms: Some(9),
+        joined: true,
+    };
+    let results: Vec<Placing> = (1..).zip(places).map(placing).collect();
+    let team = |(name, place): &(&str, u32)| TeamPlacing { team: (*name).into(), place: *place, players: Vec::new() };
+    let teams: Vec<TeamPlacing> = teams.iter().map(team).collect();
+    results::check(&matched, &results, &teams).map_err(|error| error.to_string()).err().unwrap_or_default()
+}
+
+#[test]
+fn a_match_of_teams_needs_a_place_for_each_team() {
+    for (places, teams, expected) in [
+        ([1, 2, 3], &[("red", 1), ("blue", 2)][..], ""),
+        ([1, 2, 3], &[("blue", 1), ("red", 1)], ""),
+        // Each player has the place of their team.
+        ([1, 1, 2], &[("red", 1), ("blue", 2)], ""),
+        ([2, 2, 1], &[("red", 2), ("blue", 1)], ""),
+        ([1, 1, 2], &[("red", 2), ("blue", 1)], "p3 has place 2"),
+        ([1, 2, 3], &[], "the match has teams of several players"),
+        ([1, 2, 3], &[("red", 1)], "teams do not name each team"),
+        ([1, 2, 3], &[("red", 1), ("red", 2)], "teams do not name each team"),
+        ([1, 2, 3], &[("red", 1), ("blue", 2), ("green", 3)], "teams do not name each team"),
+        ([1, 2, 3], &[("red", 1), ("blue", 3)], "team blue has place 3, but 1 teams are ahead"),
+        ([1, 2, 3], &[("red", 2), ("blue", 3)], "team red has place 2, but 0 teams are ahead"),
+        ([1, 2, 2], &[("red", 1), ("blue", 0)], "team red has place 1, but 1 teams are ahead"),
+    ] {
+        let found = checked_teams(places, teams);
+        assert!(found.starts_with(expected) && found.is_empty() == expected.is_empty(), "{teams:?}: {found}");
+    }
+}
+
+#[test]
+fn the_recorded_results_name_the_players_of_each_team() {
+    let results = places(&["ann", "bob"]);
+    let name = |of: &Team| of.name.clone();
+    let names: Vec<String> = match_of_ann_and_bob().teams.iter().map(name).collect();
+    let placing = |(team, place): (&String, u32)| TeamPlacing { team: team.clone(), place, players: Vec::new() };
+    let teams: Vec<TeamPlacing> = names.iter().zip(1..).map(placing).collect();
+    let command =
+        Command::Finish { attempt: 1, report: game::Finished { results: results.clone(), teams: teams.clone() } };
+    let with =
+        |player: &str, team: &TeamPlacing| TeamPlacing { players: vec![player.parse().unwrap()], ..team.clone() };
+    let recorded = vec![with("ann", &teams[0]), with("bob", &teams[1])];
+    let finished = Finished { attempt: 1, results: results.clone(), teams: recorded.clone() };
+    let closed = Closed { why: Ending::Finished, results, teams: recorded };
+    given([matched(), requested(1), scheduled(1), was_ready(1), opened(1)])
+        .when(command)
+        .then([finished.into(), closed.into()]);
 }

@@ -102,7 +102,7 @@ fn the_view_shows_status_key_and_address() {
 fn the_view_of_a_closed_session_shows_how_it_ended() {
     let played =
         [matched(), requested(1), scheduled(1), was_ready(1), opened(1), finished(1), closed(Ending::Finished)];
-    let expected = Closed { why: Ending::Finished, results: places(&["ann", "bob"]) };
+    let expected = Closed { why: Ending::Finished, results: places(&["ann", "bob"]), teams: Vec::new() };
     assert_eq!(given(played).view().unwrap().closed, Some(expected));
     assert_eq!(given([matched()]).view().unwrap().closed, None);
 }

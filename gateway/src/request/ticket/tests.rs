@@ -43,7 +43,10 @@ fn a_valid_ticket_request_expires_after_its_queues_timeout() {
     ] {
         assert_eq!(read(&body).unwrap().player.rank, None, "{body}");
     }
-    assert_eq!(read("{\"queue\": \"ranked\", \"rank\": 3.0, \"latencies\": {\"eu\": 1}}").unwrap().player.rank, Some(3));
+    assert_eq!(
+        read("{\"queue\": \"ranked\", \"rank\": 3.0, \"latencies\": {\"eu\": 1}}").unwrap().player.rank,
+        Some(3)
+    );
 }
 
 #[test]

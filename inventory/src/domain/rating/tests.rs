@@ -2,32 +2,64 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// One player in a race: place, whether they finished, and their rating before the race.
+/// One player in a race of teams of one: place, whether they finished, and their rating before the race.
 type Entry = (u32, bool, Rating);
+
+/// A team and how it did. The greater number wins.
+type TeamResult = Team<u32>;
 
 fn rating(rating: f64, deviation: f64) -> Rating {
     Rating { rating, deviation, volatility: 0.06 }
 }
 
+const fn joined(rating: Rating) -> Member {
+    Member { rating, joined: true }
+}
+
+const fn absent(rating: Rating) -> Member {
+    Member { rating, joined: false }
+}
+
+fn team(merit: u32, members: impl IntoIterator<Item = Member>) -> TeamResult {
+    Team { merit, members: members.into_iter().collect() }
+}
+
+/// A team of `size` members with the same rating.
+fn same(merit: u32, size: usize, rating: Rating) -> TeamResult {
+    team(merit, vec![joined(rating); size])
+}
+
+/// The merit of a player in a race. Whoever finished beats whoever did not, whatever the places. If neither finished,
+/// it is a draw, so that what one player gains in a match, the others lose.
+fn merit(place: u32, finished: bool) -> Option<Reverse<u32>> {
+    finished.then_some(Reverse(place))
+}
+
 /// The ratings after a race. `None` for a player whose rating did not change.
 fn raced(entries: &[Entry]) -> Vec<Option<Rating>> {
-    let players: Vec<PlayerId> = (0..entries.len()).map(|number| format!("p{number:02}").parse().unwrap()).collect();
-    let placing = |(player, (place, finished, _)): (&PlayerId, &Entry)| Placing {
-        player: player.clone(),
-        place: *place,
-        time_ms: finished.then_some(9_000),
-        joined: true,
-    };
-    let placings: Vec<Placing> = players.iter().zip(entries).map(placing).collect();
-    let before = placings.iter().zip(entries).map(|(placing, (_, _, rating))| (&placing.player, (placing, *rating)));
-    let after = rate(&before.collect());
-    players.iter().map(|player| after.get(player).copied()).collect()
+    let team =
+        |(place, finished, rating): &Entry| Team { merit: merit(*place, *finished), members: vec![joined(*rating)] };
+    rate(&entries.iter().map(team).collect::<Vec<_>>()).concat()
 }
 
 /// By how many points a race changes each rating, if all players had the default rating before.
 fn moved(entries: &[(u32, bool)]) -> Vec<Option<i64>> {
     let entries: Vec<Entry> = entries.iter().map(|(place, finished)| (*place, *finished, Rating::new())).collect();
     raced(&entries).into_iter().map(|after| Some((after?.rating - 1_500.0).round() as i64)).collect()
+}
+
+/// By how many points a match changes each rating. `None` for a player whose rating did not change.
+fn moves(teams: &[TeamResult]) -> Vec<Vec<Option<f64>>> {
+    let moves = |(team, after): (&TeamResult, Vec<Option<Rating>>)| {
+        let players = team.members.iter().zip(after);
+        players.map(|(member, after)| Some(after?.rating - member.rating.rating)).collect()
+    };
+    teams.iter().zip(rate(teams)).map(moves).collect()
+}
+
+/// By how many points a match changes the rating of the first member of each team.
+fn first_moves(teams: &[TeamResult]) -> Vec<f64> {
+    moves(teams).iter().map(|team| (team[0].unwrap() * 10.0).round() / 10.0).collect()
 }
 
 #[test]
@@ -54,27 +86,6 @@ fn players_who_did_not_finish_draw_against_each_other() {
     // The points that the winner gains are those that the others lose.
     assert_eq!(moved(&[(1, true), (2, false), (3, false)]), [Some(162), Some(-81), Some(-81)]);
     assert_eq!(moved(&[(1, true)]), [None]);
-}
-
-#[test]
-fn a_player_who_did_not_join_is_not_compared() {
-    let names = ["anna", "bert", "carl"].map(|name| name.parse::<PlayerId>().unwrap());
-    let placing = |at: usize, time_ms: Option<u64>, joined| Placing {
-        player: names[at].clone(),
-        place: u32::try_from(at + 1).unwrap(),
-        time_ms,
-        joined,
-    };
-    let [winner, second, absent] = [placing(0, Some(9), true), placing(1, Some(10), true), placing(2, None, false)];
-    let rated = |placings: &[&Placing]| {
-        let before = placings.iter().map(|placing| (&placing.player, (*placing, Rating::new())));
-        rate(&before.collect()).into_iter().map(|(player, rating)| (player.clone(), rating.rating.round())).collect()
-    };
-    let expected = vec![(names[0].clone(), 1_662.0), (names[1].clone(), 1_338.0)];
-    let found: Vec<_> = rated(&[&winner, &second, &absent]);
-    assert_eq!(found, expected);
-    let alone: Vec<_> = rated(&[&winner, &absent]);
-    assert_eq!(alone, []);
 }
 
 #[test]
@@ -109,6 +120,278 @@ fn a_player_who_always_wins_rises_and_drops_with_the_first_loss() {
 }
 
 #[test]
+fn a_match_of_new_players_moves_them_by_at_most_175_points() {
+    let new = |merit, size| same(merit, size, Rating::new());
+    for (teams, expected) in [
+        (vec![new(2, 1), new(1, 1)], vec![162.3, -162.3]),
+        (vec![new(2, 5), new(1, 5)], vec![57.1, -57.1]),
+        (vec![new(1, 5), new(1, 5)], vec![0.0, 0.0]),
+        // The one gains less than the four lose together, 219, and loses less than the four would gain.
+        (vec![new(2, 1), new(1, 4)], vec![173.7, -54.8]),
+        (vec![new(1, 1), new(2, 4)], vec![-173.7, 54.8]),
+        (vec![new(3, 2), new(2, 3), new(1, 5)], vec![119.4, 4.0, -52.8]),
+        (vec![new(2, 2), new(2, 3), new(1, 5)], vec![60.8, 44.4, -52.8]),
+    ] {
+        assert_eq!(first_moves(&teams), expected);
+    }
+}
+
+#[test]
+fn the_greatest_upset_moves_no_rating_by_more_than_the_bound() {
+    // The others are so strong, and so certain of it, that Glicko-2 expects a score of 0 from the first team.
+    let stars = |size| same(1, size, rating(6_000.0, 1.0));
+    for (deviation, size, expected) in
+        [(60.0, 1, 21.3), (60.0, 2, 10.6), (60.0, 5, 4.3), (350.0, 1, 705.8), (350.0, 2, 308.5), (350.0, 5, 129.0)]
+    {
+        for others in [vec![stars(1)], vec![stars(4)], vec![stars(4); 199]] {
+            let before = rating(1_500.0, deviation);
+            let teams: Vec<_> = [same(2, size, before)].into_iter().chain(others).collect();
+            let moved = moves(&teams)[0][0].unwrap();
+            assert!(moved <= largest_change(&before, size as u32), "{moved}");
+            assert_eq!((moved * 10.0).round() / 10.0, expected, "{deviation} {size}");
+        }
+    }
+}
+
+#[test]
+fn the_bounds_in_the_documentation_are_right() {
+    let bound = |deviation, joined| (largest_change(&rating(1_500.0, deviation), joined) * 10.0).round() / 10.0;
+    assert_eq!([bound(60.0, 1), bound(60.0, 5), bound(350.0, 1), bound(350.0, 5)], [21.4, 4.3, 705.8, 141.2]);
+}
+
+#[test]
+fn the_mean_of_a_team_counts_not_the_sum() {
+    // 1 against 4 of the same rating is an even match: the four gain by a win what they lose by a defeat.
+    let before = rating(1_500.0, 60.0);
+    let won = moves(&[same(1, 1, before), same(2, 4, before)]);
+    let lost = moves(&[same(2, 1, before), same(1, 4, before)]);
+    assert!((won[1][0].unwrap() + lost[1][0].unwrap()).abs() < 1e-9);
+    // What the four gain together is about what the one loses.
+    let four: f64 = won[1].iter().flatten().sum();
+    assert!((four + won[0][0].unwrap()).abs() < 0.5, "{won:?}");
+}
+
+#[test]
+fn a_carried_player_is_rated_by_the_team() {
+    // The weak member of a strong team is a favourite like their teammates, and gains as little.
+    let favourites = || [2_100.0, 2_100.0, 900.0].map(|points| joined(rating(points, 100.0)));
+    let outsiders = || [1_300.0, 1_300.0, 1_300.0].map(|points| joined(rating(points, 100.0)));
+    let won = moves(&[team(2, favourites()), team(1, outsiders())]);
+    assert!((won[0][2].unwrap() - won[0][0].unwrap()).abs() < 1e-9, "{won:?}");
+    let lost = moves(&[team(1, favourites()), team(2, outsiders())]);
+    assert!(-lost[0][2].unwrap() > 5.0 * won[0][2].unwrap(), "{won:?} {lost:?}");
+}
+
+#[test]
+fn the_less_certain_teammate_moves_further() {
+    let pair = [joined(rating(1_500.0, 350.0)), joined(rating(1_500.0, 60.0))];
+    let moves = moves(&[team(2, pair), team(1, pair)]);
+    assert!(moves[0][0].unwrap() > 10.0 * moves[0][1].unwrap(), "{moves:?}");
+}
+
+#[test]
+fn a_match_says_less_about_a_member_of_a_larger_team() {
+    for (size, expected) in [(1, 290), (2, 329), (5, 345), (50, 350)] {
+        let after = rate(&[same(2, size, Rating::new()), same(1, size, Rating::new())])[0][0].unwrap();
+        assert_eq!(after.deviation.round() as i64, expected, "{size}");
+    }
+}
+
+#[test]
+fn a_player_who_did_not_join_is_not_compared() {
+    let new = Rating::new();
+    let [one, two, away] = [joined(new), joined(new), absent(rating(3_000.0, 20.0))];
+    let with_absent = rate(&[team(2, [away, one]), team(1, [two, away]), team(3, [away])]);
+    let without = rate(&[team(2, [one]), team(1, [two])]);
+    let expected = vec![vec![None, without[0][0]], vec![without[1][0], None], vec![None]];
+    assert_eq!(with_absent, expected);
+}
+
+#[test]
+fn without_an_opponent_who_joined_no_rating_changes() {
+    let here = joined(Rating::new());
+    let away = absent(Rating::new());
+    assert_eq!(rate::<u32>(&[]), Vec::<Vec<_>>::new());
+    assert_eq!(rate(&[team(1, [here, here])]), [[None, None]]);
+    assert_eq!(
+        rate(&[team(2, [here, here]), team(1, [away, away]), team(0, [])]),
+        [vec![None; 2], vec![None; 2], vec![]]
+    );
+}
+
+/// How players were rated before there were teams.
+fn rated_alone(race: &[Entry]) -> Vec<Option<Rating>> {
+    let after = |at: usize, (place, finished, rating): &Entry| {
+        let others = race.iter().enumerate().filter(|(other, _)| *other != at);
+        mean(others.map(|(_, (other_place, other_finished, against))| {
+            let outcome = outcome(merit(*place, *finished).cmp(&merit(*other_place, *other_finished)));
+            glicko2(rating, against, &outcome, &Glicko2Config::new()).0
+        }))
+    };
+    race.iter().enumerate().map(|(at, entry)| after(at, entry)).collect()
+}
+
+prop_compose! {
+    fn any_rating()(rating in -100_000.0..100_000.0, deviation in 20.0..=350.0, volatility in 0.01..0.2) -> Rating {
+        Rating { rating, deviation, volatility }
+    }
+}
+
+prop_compose! {
+    /// Near enough to others for any outcome to be possible.
+    fn usual_rating()(rating in 0.0..3_000.0, deviation in 20.0..=350.0, volatility in 0.01..0.2) -> Rating {
+        Rating { rating, deviation, volatility }
+    }
+}
+
+fn either_rating() -> impl Strategy<Value = Rating> {
+    prop_oneof![usual_rating(), any_rating()]
+}
+
+fn any_race() -> impl Strategy<Value = Vec<Entry>> {
+    prop::collection::vec((1..=64_u32, prop::bool::weighted(0.8), either_rating()), 2..=64)
+}
+
+fn any_team() -> impl Strategy<Value = TeamResult> {
+    let member = (either_rating(), prop::bool::weighted(0.9)).prop_map(|(rating, joined)| Member { rating, joined });
+    (0..6_u32, prop::collection::vec(member, 0..=6)).prop_map(|(merit, members)| Team { merit, members })
+}
+
+fn any_match() -> impl Strategy<Value = Vec<TeamResult>> {
+    prop::collection::vec(any_team(), 2..=12)
+}
+
+/// Two teams. The first wins.
+fn any_duel() -> impl Strategy<Value = [TeamResult; 2]> {
+    [any_team(), any_team()].prop_map(|[mut winners, mut losers]| {
+        (winners.merit, losers.merit) = (1, 0);
+        [winners, losers]
+    })
+}
+
+/// Whether two results of a match differ by rounding only.
+fn near(ones: &[Vec<Option<Rating>>], others: &[Vec<Option<Rating>>]) -> bool {
+    let near = |(one, other): (&Option<Rating>, &Option<Rating>)| match (one, other) {
+        (Some(one), Some(other)) => {
+            (one.rating - other.rating).abs() < 1e-6 && (one.deviation - other.deviation).abs() < 1e-6
+        }
+        (one, other) => one.is_none() && other.is_none(),
+    };
+    ones.len() == others.len()
+        && ones.iter().zip(others).all(|(one, other)| one.len() == other.len() && one.iter().zip(other).all(near))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { rng_seed: prop::test_runner::RngSeed::Fixed(1), ..ProptestConfig::default() })]
+
+    #[test]
+    fn teams_of_one_are_rated_as_before_there_were_teams(race in any_race()) {
+        // Equal to the last bit.
+        prop_assert_eq!(raced(&race), rated_alone(&race));
+    }
+
+    #[test]
+    fn ratings_stay_finite_and_in_range(teams in any_match()) {
+        for after in rate(&teams).into_iter().flatten().flatten() {
+            prop_assert!(after.rating.is_finite(), "{after:?}");
+            prop_assert!(after.deviation > 0.0 && after.deviation <= 350.0, "{after:?}");
+            prop_assert!(after.volatility > 0.0 && after.volatility < 0.3, "{after:?}");
+        }
+    }
+
+    #[test]
+    fn no_match_moves_a_rating_further_than_the_bound(teams in any_match()) {
+        for (team, moves) in teams.iter().zip(moves(&teams)) {
+            let joined = team.members.iter().filter(|member| member.joined).count() as u32;
+            for (member, moved) in team.members.iter().zip(moves) {
+                let bound = largest_change(&member.rating, joined);
+                prop_assert!(moved.is_none_or(|moved| moved.abs() <= bound + 1e-6), "{moved:?} {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_match_changes_a_volatility_by_more_than_the_bound(teams in any_match()) {
+        for (member, after) in teams.iter().flat_map(|team| &team.members).zip(rate(&teams).concat()) {
+            let times = after.map(|after| after.volatility / member.rating.volatility);
+            prop_assert!(times.is_none_or(|times| times > 0.99 && times <= 1.006), "{times:?}");
+        }
+    }
+
+    #[test]
+    fn only_players_with_an_opponent_are_rated(teams in any_match()) {
+        let joined: Vec<bool> = teams.iter().map(|team| team.members.iter().any(|member| member.joined)).collect();
+        let comparable = joined.iter().filter(|joined| **joined).count() > 1;
+        for (team, after) in teams.iter().zip(rate(&teams)) {
+            for (member, after) in team.members.iter().zip(after) {
+                prop_assert_eq!(after.is_some(), member.joined && comparable);
+            }
+        }
+    }
+
+    #[test]
+    fn winners_never_fall_and_losers_never_rise(duel in any_duel()) {
+        let moves = moves(&duel);
+        // In a one-sided game the change may be smaller than the rounding error.
+        prop_assert!(moves[0].iter().flatten().all(|moved| *moved >= -1e-6), "{moves:?}");
+        prop_assert!(moves[1].iter().flatten().all(|moved| *moved <= 1e-6), "{moves:?}");
+    }
+
+    #[test]
+    fn the_first_team_never_falls_and_the_last_never_rises(mut teams in any_match()) {
+        for (merit, team) in (0..).zip(&mut teams) {
+            team.merit = merit;
+        }
+        let moves = moves(&teams);
+        prop_assert!(moves[0].iter().flatten().all(|moved| *moved <= 1e-6), "{moves:?}");
+        prop_assert!(moves[teams.len() - 1].iter().flatten().all(|moved| *moved >= -1e-6), "{moves:?}");
+    }
+
+    #[test]
+    fn equally_certain_teams_of_one_size_exchange_points(
+        points in prop::collection::vec(0.0..3_000.0, 10),
+        deviation in 20.0..300.0,
+    ) {
+        let members: Vec<Member> = points.iter().map(|points| joined(rating(*points, deviation))).collect();
+        let (winners, losers) = members.split_at(5);
+        let moves = moves(&[team(2, winners.to_vec()), team(1, losers.to_vec())]);
+        let sum: f64 = moves.iter().flatten().flatten().sum();
+        prop_assert!(sum.abs() < 1e-6, "{sum}");
+    }
+
+    #[test]
+    fn the_order_of_teams_and_members_does_not_matter(teams in any_match(), shift in any::<prop::sample::Index>()) {
+        let mut rotated = teams.clone();
+        let mut after = rate(&teams);
+        for (team, after) in rotated.iter_mut().zip(&mut after) {
+            if !after.is_empty() {
+                let shift = shift.index(after.len());
+                team.members.rotate_left(shift);
+                after.rotate_left(shift);
+            }
+        }
+        let shift = shift.index(teams.len());
+        rotated.rotate_left(shift);
+        after.rotate_left(shift);
+        prop_assert!(near(&after, &rate(&rotated)), "{after:?}");
+    }
+
+    #[test]
+    fn players_who_did_not_join_change_nothing(teams in any_match()) {
+        let mut present = teams.clone();
+        for team in &mut present {
+            team.members.retain(|member| member.joined);
+        }
+        let mut after = rate(&teams);
+        for (team, after) in teams.iter().zip(&mut after) {
+            let mut joined = team.members.iter().map(|member| member.joined);
+            after.retain(|_| joined.next().unwrap());
+        }
+        prop_assert_eq!(after, rate(&present));
+    }
+}
+
+#[test]
 fn a_rank_is_the_rating_rounded_and_clamped() {
     for (rating, expected) in [
         (1_500.0, 1_500),
@@ -122,48 +405,41 @@ fn a_rank_is_the_rating_rounded_and_clamped() {
     }
 }
 
-prop_compose! {
-    fn any_rating()(rating in -100_000.0..100_000.0, deviation in 20.0..=350.0, volatility in 0.01..0.2) -> Rating {
-        Rating { rating, deviation, volatility }
-    }
+/// By how many points a match changes the ratings of new players: (name, place, finished).
+fn moved_players(results: &[(&str, u32, bool)], teams: &[(u32, &[&str])]) -> Vec<(String, i64)> {
+    let placing = |(name, place, finished): &(&str, u32, bool)| Placing {
+        player: name.parse().unwrap(),
+        place: *place,
+        time_ms: finished.then_some(9_000),
+        joined: true,
+    };
+    let placings: Vec<Placing> = results.iter().map(placing).collect();
+    let before = placings.iter().map(|placing| (&placing.player, (placing, Rating::new()))).collect();
+    let team = |(place, players): &(u32, &[&str])| TeamPlacing {
+        team: String::new(),
+        place: *place,
+        players: players.iter().map(|name| name.parse().unwrap()).collect(),
+    };
+    let teams: Vec<TeamPlacing> = teams.iter().map(team).collect();
+    let after = rate_players(&before, &teams);
+    after.into_iter().map(|(player, after)| (player.to_string(), (after.rating - 1_500.0).round() as i64)).collect()
 }
 
-fn any_race() -> impl Strategy<Value = Vec<Entry>> {
-    prop::collection::vec((1..=64_u32, prop::bool::weighted(0.8), any_rating()), 2..=64)
+#[test]
+fn without_teams_each_player_is_rated_against_each_other_player() {
+    let moved = moved_players(&[("ann", 1, true), ("bob", 2, true)], &[]);
+    assert_eq!(moved, [("ann".into(), 162), ("bob".into(), -162)]);
+    // Bob finished and ann did not, so the places do not count.
+    let moved = moved_players(&[("ann", 1, false), ("bob", 2, true)], &[]);
+    assert_eq!(moved, [("ann".into(), -162), ("bob".into(), 162)]);
 }
 
-proptest! {
-    #[test]
-    fn ratings_stay_finite_and_in_range(race in any_race()) {
-        for after in raced(&race).into_iter().flatten() {
-            prop_assert!(after.rating.is_finite(), "{after:?}");
-            prop_assert!(after.deviation > 0.0 && after.deviation <= 350.0, "{after:?}");
-            prop_assert!(after.volatility > 0.0 && after.volatility < 0.3, "{after:?}");
-        }
-    }
-
-    #[test]
-    fn the_first_never_falls_and_the_last_never_rises(mut race in any_race()) {
-        for (place, entry) in (1..).zip(&mut race) {
-            (entry.0, entry.1) = (place, true);
-        }
-        let after = raced(&race);
-        let last = race.len() - 1;
-        // In a one-sided game the change may be smaller than the rounding error.
-        prop_assert!(after[0].unwrap().rating >= race[0].2.rating - 1e-6);
-        prop_assert!(after[last].unwrap().rating <= race[last].2.rating + 1e-6);
-    }
-
-    #[test]
-    fn the_order_of_the_results_does_not_matter(race in any_race(), shift in any::<prop::sample::Index>()) {
-        let mut rotated = race.clone();
-        let shift = shift.index(race.len());
-        rotated.rotate_left(shift);
-        let mut after = raced(&race);
-        after.rotate_left(shift);
-        for (one, other) in after.into_iter().zip(raced(&rotated)) {
-            let near = one.zip(other).is_none_or(|(one, other)| (one.rating - other.rating).abs() < 1e-6);
-            prop_assert!(near && one.is_some() == other.is_some(), "{one:?} {other:?}");
-        }
-    }
+#[test]
+fn in_a_match_of_teams_the_places_of_the_teams_count() {
+    // Dora is the fastest, but her team is second. Emil did not join: he is in the team, but not in the results.
+    let results = [("ann", 2, true), ("bob", 4, true), ("carl", 3, true), ("dora", 1, true)];
+    let moved = moved_players(&results, &[(1, &["ann", "bob"]), (2, &["carl", "dora", "emil"])]);
+    let names: Vec<_> = moved.iter().map(|(name, points)| (name.as_str(), *points > 0)).collect();
+    assert_eq!(names, [("ann", true), ("bob", true), ("carl", false), ("dora", false)]);
+    assert_eq!(moved[0].1, -moved[3].1, "{moved:?}");
 }

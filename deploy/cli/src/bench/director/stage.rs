@@ -144,6 +144,7 @@ impl Stage {
             session,
             attempt: 1,
             players: vec![loadout(&PlayerId::from_foreign(&System.id().to_string())?)?],
+            teams: Vec::new(),
             private_key,
             token_key: TOKEN.into(),
             token_keys: [("bench".into(), TOKEN.into())].into(),

@@ -151,7 +151,10 @@ impl Pair {
             .iter()
             .map(|queued| Released { ticket: queued.ticket, session: id, why, reason: None, absences: 0 })
             .collect();
-        let ended = vec![Finished { attempt: 1, results: results.clone() }.into(), Closed { why, results }.into()];
+        let ended = vec![
+            Finished { attempt: 1, results: results.clone(), teams: Vec::new() }.into(),
+            Closed { why, results, teams: Vec::new() }.into(),
+        ];
         append(log, decide(Head { seq, n: 5 }, ended), &mut self.0, player_events).await.map(drop)
     }
 
