@@ -25,7 +25,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use garage_rules::rule_set::AttributeType;
@@ -34,7 +34,7 @@ use time::Duration;
 
 use crate::{
     id::{QueueName, Region},
-    rules::{self, Rules},
+    rules::{self, Configured, Rules},
 };
 
 /// The minimum number of players in a match.
@@ -51,7 +51,7 @@ pub const MAX_REGIONS: usize = 32;
 const MAX_URL: usize = 2_048;
 
 /// All queues of a deployment.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Queues {
     /// At least one.
     pub queues: BTreeMap<QueueName, Queue>,
@@ -68,10 +68,12 @@ pub struct MeasuredAt {
 }
 
 /// A queue, and the rules for its matches.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Queue {
-    /// Who can be matched with whom.
-    pub rules: Arc<Rules>,
+    /// The rule set in the file.
+    pub configured: Arc<Rules>,
+    /// The rule set in use. Clones of the queue share it.
+    current: Arc<Mutex<Arc<Rules>>>,
     /// Where the value of each attribute of the rule set comes from. An attribute without an entry has its default value,
     /// and [`rules::RANK`] is the player's rank.
     pub attributes: BTreeMap<String, Source>,
@@ -264,9 +266,24 @@ impl Queue {
         measured.filter(|(_, latency, max)| latency <= max).map(|(region, latency, _)| (region, latency))
     }
 
+    /// The rule set in use: the one in the file, until an operator applies another one.
+    pub fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes the rule set in use, for all clones of the queue.
+    pub fn use_rules(&self, rules: Arc<Rules>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    /// What the file says about the queue.
+    pub fn configuration(&self) -> Configured {
+        Configured { rules: self.configured.id.clone(), attributes: self.attributes.clone(), timeout_s: self.timeout_s }
+    }
+
     /// The maximum number of players in a match.
     pub fn players(&self) -> usize {
-        usize::try_from(self.rules.rule_set.match_size()).unwrap_or(usize::MAX)
+        usize::try_from(self.rules().rule_set.match_size()).unwrap_or(usize::MAX)
     }
 
     fn of(entry: Entry, folder: &Path) -> Result<Self, String> {
@@ -302,40 +319,42 @@ impl Queue {
             (None, _, _) => return Err("it needs a rule_set, or both players and rank_band".into()),
             (Some(_), _, _) => return Err("with a rule_set, it cannot have players or rank_band".into()),
         };
-        let queue = Self { rules: Arc::new(rules), attributes, timeout_s, client_rank, requeue, regions };
+        check_sources(&attributes, &rules)?;
+        let configured = Arc::new(rules);
+        let current = Arc::new(Mutex::new(Arc::clone(&configured)));
+        let queue = Self { configured, current, attributes, timeout_s, client_rank, requeue, regions };
         in_range(queue.players())?;
-        queue.check_sources(&queue.rules)?;
         Ok(queue)
     }
+}
 
-    /// Checks that each attribute of a rule set can have a value, and that the queue names no others.
-    ///
-    /// # Errors
-    /// What is wrong, and how to correct it.
-    pub fn check_sources(&self, rules: &Rules) -> Result<(), String> {
-        let attributes = &rules.rule_set.attributes;
-        if let Some(name) = self.attributes.keys().find(|name| attributes.iter().all(|of| of.name != **name)) {
-            return Err(format!("attributes.{name}: the rule set has no attribute {name}"));
-        }
-        for attribute in attributes {
-            let name = &attribute.name;
-            let is_number = attribute.kind == AttributeType::Number;
-            match self.attributes.get(name) {
-                Some(Source::Rating) if !is_number => {
-                    return Err(format!("attributes.{name}: the rating is a number, but the rule set says otherwise"));
-                }
-                Some(_) => {}
-                None if attribute.default.is_some() || (name == rules::RANK && is_number) => {}
-                None => {
-                    return Err(format!(
-                        "the attribute {name} of the rule set has no default; say where its value comes from: \
+/// Checks that each attribute of a rule set can have a value, and that `sources` names no others.
+///
+/// # Errors
+/// What is wrong, and how to correct it.
+pub fn check_sources(sources: &BTreeMap<String, Source>, rules: &Rules) -> Result<(), String> {
+    let attributes = &rules.rule_set.attributes;
+    if let Some(name) = sources.keys().find(|name| attributes.iter().all(|of| of.name != **name)) {
+        return Err(format!("attributes.{name}: the rule set has no attribute {name}"));
+    }
+    for attribute in attributes {
+        let name = &attribute.name;
+        let is_number = attribute.kind == AttributeType::Number;
+        match sources.get(name) {
+            Some(Source::Rating) if !is_number => {
+                return Err(format!("attributes.{name}: the rating is a number, but the rule set says otherwise"));
+            }
+            Some(_) => {}
+            None if attribute.default.is_some() || (name == rules::RANK && is_number) => {}
+            None => {
+                return Err(format!(
+                    "the attribute {name} of the rule set has no default; say where its value comes from: \
                          attributes.{name} = \"rating\", \"claim:<name>\" or \"client\""
-                    ));
-                }
+                ));
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -363,7 +382,7 @@ mod tests {
         let queues = load(GOOD).unwrap();
         let queue = queues.get(&"ranked".parse().unwrap()).unwrap();
         assert_eq!((queue.players(), queue.timeout()), (2, Duration::minutes(2)));
-        assert_eq!(*queue.rules, Rules::built_in(2, 200, 120).unwrap());
+        assert_eq!(*queue.rules(), Rules::built_in(2, 200, 120).unwrap());
         assert!(!queue.client_rank, "a client may only send a rank if the file allows it");
         assert!(queue.requeue, "players are requeued unless the file says otherwise");
         assert_eq!(queues.regions(), BTreeSet::from([&"eu".parse().unwrap()]));
@@ -476,7 +495,7 @@ mod tests {
         let sources = "attributes = { skill = \"rating\", mode = \"client\" }";
         let queues = load_teams(TEAMS, sources).unwrap();
         let queue = queues.get(&"teams".parse().unwrap()).unwrap();
-        assert_eq!((queue.players(), &queue.rules.text[..]), (4, TEAMS));
+        assert_eq!((queue.players(), &queue.rules().text[..]), (4, TEAMS));
         assert_eq!(queue.attributes["skill"], Source::Rating);
         let queues = load_teams(TEAMS, "attributes.skill = \"claim:elo\"").unwrap();
         assert_eq!(queues.queues[&"teams".parse().unwrap()].attributes["skill"], Source::Claim("elo".into()));

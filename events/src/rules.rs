@@ -1,7 +1,7 @@
 //! Rule sets: who can be matched with whom. [`garage_rules`] reads and evaluates them. This module gives each rule set an
 //! id, and makes its tickets from events.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use garage_rules::{
     Checked, Options, check,
@@ -14,7 +14,12 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-use crate::{game::hex, id::PlayerId, player::Queued};
+use crate::{
+    game::hex,
+    id::{PlayerId, QueueName},
+    player::Queued,
+    queue::{Source, check_sources},
+};
 
 /// The name of the key-value bucket with the rule sets.
 pub const BUCKET: &str = "RULES";
@@ -22,8 +27,10 @@ pub const BUCKET: &str = "RULES";
 pub const STREAM: &str = "KV_RULES";
 /// Selects every entry.
 pub const ALL: &str = "$KV.RULES.>";
-/// Selects the texts of the rule sets.
-pub const TEXTS: &str = "$KV.RULES.text.*";
+/// Selects what operators have applied to the queues.
+pub const APPLIED: &str = "$KV.RULES.applied.*";
+/// Selects what the queues are configured to.
+pub const CONFIGURED: &str = "$KV.RULES.configured.*";
 
 /// The maximum length of a rule set's text, in bytes. (GameLift API, `CreateMatchmakingRuleSet`.)
 pub const MAX_TEXT: usize = 65_535;
@@ -79,6 +86,57 @@ impl TryFrom<String> for RuleSetId {
 impl From<RuleSetId> for String {
     fn from(id: RuleSetId) -> Self {
         id.0
+    }
+}
+
+/// What an operator has applied to a queue: the value of an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// `None` for the rule set in the queues file.
+    pub rules: Option<RuleSetId>,
+}
+
+impl Applied {
+    /// The subject of a queue's entry.
+    pub fn subject(queue: &QueueName) -> String {
+        format!("$KV.RULES.applied.{queue}")
+    }
+
+    /// The queue of an entry with this subject; `None` for any other subject.
+    pub fn queue_of(subject: &str) -> Option<QueueName> {
+        subject.strip_prefix("$KV.RULES.applied.")?.parse().ok()
+    }
+}
+
+/// What the queues file says about a queue, as far as it matters for another rule set: the value of an entry that the
+/// matchmaker writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configured {
+    /// The rule set in the queues file.
+    pub rules: RuleSetId,
+    pub attributes: BTreeMap<String, Source>,
+    pub timeout_s: u64,
+}
+
+impl Configured {
+    /// The subject of a queue's entry.
+    pub fn subject(queue: &QueueName) -> String {
+        format!("$KV.RULES.configured.{queue}")
+    }
+
+    /// The queue of an entry with this subject; `None` for any other subject.
+    pub fn queue_of(subject: &str) -> Option<QueueName> {
+        subject.strip_prefix("$KV.RULES.configured.")?.parse().ok()
+    }
+
+    /// Reads and checks a rule set for the queue.
+    ///
+    /// # Errors
+    /// What is wrong with the text, or why the queue cannot use it.
+    pub fn read(&self, text: &str) -> Result<Rules, String> {
+        let rules = Rules::read(text, self.timeout_s)?;
+        check_sources(&self.attributes, &rules)?;
+        Ok(rules)
     }
 }
 

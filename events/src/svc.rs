@@ -18,10 +18,12 @@ pub use self::{
         Command, Effect, Execute, Garage, GetGarage, GetLedger, GetProfile, IdempotencyKey, InvalidKey, LedgerEntry,
         Loadouts, OwnedCar, Profile, StoreCar, StoreCars, StoreItem, StoreItems,
     },
+    matchmaker::CountCandidates,
     session::{ConnectToken, GetSession, SignedToken},
 };
 
 mod inventory;
+mod matchmaker;
 mod session;
 
 /// The header of a refusal with its status code.

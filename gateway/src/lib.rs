@@ -104,6 +104,9 @@ impl Gateway {
         )
         .await?;
         runtime.spawn("queue-status", follow);
+        let (context, health) = (log.context().clone(), runtime.health.clone());
+        let follow = garage_worker::rules::follow(queues.clone(), context, health, shutdown.clone()).await?;
+        runtime.spawn("rules", follow);
         let grace = Duration::from_secs(config.grace.into());
         let presence = presence::Presence::open(log.clone(), hub.clone(), grace, shutdown.clone()).await?;
         runtime.spawn("presence", presence.clone().run());

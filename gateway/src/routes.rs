@@ -14,7 +14,7 @@ use garage_events::{
     log::Load,
     player::{CancelReason, Queued},
     session::View,
-    svc::{self, ConnectToken, GetProfile, GetSession},
+    svc::{self, ConnectToken, CountCandidates, GetProfile, GetSession},
 };
 use hyper::{
     HeaderMap, Method, StatusCode,
@@ -31,7 +31,7 @@ use crate::{
     problem::Problem,
     regions::RegionList,
     request::{self, GroupRequest, TicketRequest},
-    ticket::{GroupTicket, Me, Ticket},
+    ticket::{GroupTicket, Me, Status, Ticket},
     token::{self, Identity},
 };
 
@@ -142,7 +142,7 @@ async fn tickets(call: Call) -> Answer {
         let queue = app.queues.get(&name).ok_or_else(no_queue)?;
         let rank = rank(&app, &player, asked.rank.or(claimed)).await?;
         let queued = asked.queued((&name, queue), ticket, rank, &claims, now)?;
-        let tried = queue.rules.ticket([(&player, &queued)]);
+        let tried = queue.rules().ticket([(&player, &queued)]);
         tried.map_err(|hopeless| Problem::hopeless(&name, &hopeless))?;
         Ok(queued)
     };
@@ -191,7 +191,7 @@ async fn groups(call: Call) -> Answer {
             Ok::<_, Problem>(Queued { group: group.clone(), ..queued.map_err(|problem| problem.about(player))? })
         });
         let queued = try_join_all(queued).await?;
-        let tried = queue.rules.ticket(players.iter().zip(&queued));
+        let tried = queue.rules().ticket(players.iter().zip(&queued));
         tried.map_err(|hopeless| Problem::hopeless(&name, &hopeless))?;
         Ok(queued)
     };
@@ -206,7 +206,16 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
             let player = call.app.log.player(&call.player()?).await?;
             let ticket = Ticket::latest(&player).filter(|ticket| ticket.ticket == id);
             let ticket = ticket.ok_or_else(commands::unknown)?;
-            ok(StatusCode::OK, &ticket.estimated(|queue| call.app.wait_estimates.estimate(queue)))
+            let mut ticket = ticket.estimated(|queue| call.app.wait_estimates.estimate(queue));
+            if ticket.status == Status::Waiting {
+                // The ticket is worth an answer without this, for example while no matchmaker runs.
+                let asked = svc::call(&call.app.client, &CountCandidates { player: call.player()? }).await;
+                ticket.candidates = asked.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "cannot count the candidates of a ticket");
+                    None
+                });
+            }
+            ok(StatusCode::OK, &ticket)
         }
         Method::DELETE => {
             let player = call.player()?;

@@ -70,7 +70,7 @@ pub struct Ticket {
     /// Why the match failed that ended the ticket, or after which it waits again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<failure::Code>,
-    /// Why the ticket timed out.
+    /// The other tickets in the queue, when the ticket timed out, or now if it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) candidates: Option<Candidates>,
     /// The sequence of the player's last event. A client that opens a socket with `since` set to it misses no later

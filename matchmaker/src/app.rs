@@ -1,28 +1,29 @@
 //! The loop of the matchmaker: fold events, decide, commit, fold the outcome, and decide again.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use garage_events::{
     env::Env,
     event::Recorded,
+    id::PlayerId,
     jetstream::{
         JetStreamLog,
         follow::{Follow, Message},
         rule_store,
     },
     log::ReadError,
-    player,
+    player::{self, Candidates},
     queue::Queues,
     subject::{Aggregate, PLAYERS, STREAM},
 };
 use garage_worker::{Health, Shutdown, keep_trying, lag};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
     domain::snapshot,
@@ -43,13 +44,28 @@ pub struct Matchmaker<W, L> {
     health: Health,
     /// The sequence of the last folded event, for the lag watch.
     folded: Arc<AtomicU64>,
+    questions: mpsc::Receiver<Question>,
+}
+
+/// A question about a waiting player, see [`Matching::candidates`].
+#[derive(Debug)]
+pub struct Question {
+    pub player: PlayerId,
+    pub reply: oneshot::Sender<Option<Candidates>>,
 }
 
 impl<W: Env, L: Lead> Matchmaker<W, L> {
     /// A matchmaker with an empty pool.
-    pub fn new(log: JetStreamLog, env: W, queues: Queues, lead: L, health: Health) -> Self {
+    pub fn new(
+        log: JetStreamLog,
+        env: W,
+        queues: Queues,
+        lead: L,
+        health: Health,
+        questions: mpsc::Receiver<Question>,
+    ) -> Self {
         let matching = Matching::new(log.clone(), env, queues, lead);
-        Self { log, matching, health, folded: Arc::default() }
+        Self { log, matching, health, folded: Arc::default(), questions }
     }
 
     /// Makes matches until `shutdown`.
@@ -80,9 +96,12 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
 
     /// Stores the rule sets of the queues. A match must not name a rule set that nobody can read.
     async fn store_rules(&self) {
-        for rules in self.matching.rules() {
-            let (context, rules) = (self.log.context().clone(), Arc::clone(rules));
-            let store = || async { rule_store::store(&context, &rules.text).await };
+        let context = self.log.context();
+        for (name, queue) in &self.matching.queues().queues {
+            let store = || async {
+                rule_store::store(context, &queue.configured.text).await?;
+                rule_store::configure(context, name, &queue.configuration()).await
+            };
             keep_trying("the store of rule sets", store).await;
         }
     }
@@ -123,21 +142,24 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
             if self.matching.writes_snapshots() {
                 writer.offer(self.matching.pool());
             }
-            let mut max_wait = if busy { Duration::ZERO } else { self.matching.max_wait() };
-            let behind_until = Instant::now() + IDLE;
+            let began = Instant::now();
+            let mut next_cycle = if busy { began } else { began + self.matching.max_wait() };
             for _ in 0..MAX_FOLDED {
                 // Tickets whose players have newer state than the fold cannot be matched. Read their events first.
-                if self.matching.pool().is_behind() {
-                    max_wait = max_wait.max(behind_until.saturating_duration_since(Instant::now()));
-                }
+                let until = if self.matching.pool().is_behind() { began + IDLE } else { next_cycle };
                 let message = tokio::select! {
                     () = shutdown.cancelled() => break,
                     () = self.matching.lead_changed() => break,
-                    message = timeout(max_wait, follow.next()) => message,
+                    Some(Question { player, reply }) = self.questions.recv() => {
+                        // The sender may have stopped waiting.
+                        let _ = reply.send(self.matching.candidates(&player));
+                        continue;
+                    }
+                    message = timeout_at(until, follow.next()) => message,
                 };
                 let Ok(message) = message else { break };
                 self.fold(&message)?;
-                max_wait = Duration::ZERO;
+                next_cycle = began;
             }
         }
         Ok(())

@@ -14,24 +14,36 @@ pub mod lead;
 pub mod matching;
 pub mod snapshots;
 
-use garage_events::{crash::Point, env::System, lease, queue::Queues};
-use garage_worker::{Runtime, Shutdown, metrics::Metric};
+use garage_events::{crash::Point, env::System, lease, queue::Queues, svc::CountCandidates};
+use garage_worker::{
+    Runtime, Shutdown,
+    metrics::Metric,
+    service::{Refusal, Service},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use app::Question;
 
 pub use config::Config;
 
 /// What the worker measures.
-const METRICS: [Metric; 7] = [
+const METRICS: [Metric; 8] = [
     Metric::gauge("garage_queue_depth", "waiting players; every instance reports all of them"),
     Metric::gauge("garage_queue_players", "players of one match"),
     Metric::histogram("garage_queue_wait_seconds", "time from a ticket to its match").with_later_labels(),
     Metric::counter("garage_matches_total", "matches made").with_later_labels(),
     Metric::counter("garage_timeouts_total", "tickets that timed out"),
+    Metric::counter("garage_excluded_total", "candidates that a rule excluded, counted when a ticket times out")
+        .with_later_labels(),
     Metric::counter(
         "garage_conflicts_total",
         "matches and time-outs that were not stored because a player had changed",
     ),
     Metric::counter("garage_snapshots_total", "snapshots written"),
 ];
+
+/// The maximum number of questions that wait for an answer of the main loop.
+const MAX_QUESTIONS: usize = 16;
 
 /// Runs the worker until `shutdown`.
 ///
@@ -46,7 +58,22 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let context = log.context().clone();
     let (leases, keeping) = garage_worker::lease::keep(context, names, Point::LeaseKept, runtime.health.clone());
     runtime.spawn("leases", keeping);
-    let matchmaker = app::Matchmaker::new(log, System, queues, leases, runtime.health.clone());
+    let (context, health) = (log.context().clone(), runtime.health.clone());
+    let follow = garage_worker::rules::follow(queues.clone(), context, health, shutdown.clone()).await?;
+    runtime.spawn("rules", follow);
+    let (asked, questions) = mpsc::channel(MAX_QUESTIONS);
+    let service = Service::start(&runtime.client, "matchmaker", "who can be matched with whom").await?;
+    let answering = service.serve::<CountCandidates, _, _>(1, shutdown.clone(), move |CountCandidates { player }| {
+        let asked = asked.clone();
+        async move {
+            let (reply, answer) = oneshot::channel();
+            let busy = || Refusal::new(503, "the matchmaker does not answer questions at the moment");
+            asked.try_send(Question { player, reply }).map_err(|_| busy())?;
+            answer.await.map_err(|_| busy())
+        }
+    });
+    runtime.spawn("svc.matchmaker.candidates", answering.await?);
+    let matchmaker = app::Matchmaker::new(log, System, queues, leases, runtime.health.clone(), questions);
     runtime.spawn("matching", matchmaker.run(shutdown));
     runtime.wait().await
 }

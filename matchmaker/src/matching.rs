@@ -11,7 +11,6 @@ use garage_events::{
     log::{AppendError, Decision, Head, Log},
     player::{self, Candidates},
     queue::Queues,
-    rules::Rules,
     session::{self, Matched},
     subject::Aggregate,
 };
@@ -54,12 +53,10 @@ pub struct Cycle {
 impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Starts with an empty pool.
     pub fn new(log: G, env: W, queues: Queues, lead: L) -> Self {
-        for (name, queue) in &queues.queues {
+        for name in queues.names() {
             let name = name.to_string();
             metrics::counter!("garage_matches_total", "queue" => name.clone()).increment(0);
-            drop(metrics::histogram!("garage_queue_wait_seconds", "queue" => name.clone()));
-            let players = u32::try_from(queue.players()).unwrap_or(u32::MAX);
-            metrics::gauge!("garage_queue_players", "queue" => name).set(f64::from(players));
+            drop(metrics::histogram!("garage_queue_wait_seconds", "queue" => name));
         }
         Self { log, env, queues, lead, pool: Pool::default() }
     }
@@ -69,9 +66,9 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         self.pool = pool;
     }
 
-    /// The rule set of each queue.
-    pub fn rules(&self) -> impl Iterator<Item = &Arc<Rules>> {
-        self.queues.queues.values().map(|queue| &queue.rules)
+    /// The queues.
+    pub fn queues(&self) -> &Queues {
+        &self.queues
     }
 
     /// Declares that this instance is ready to lead.
@@ -117,6 +114,16 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         until.map_or(IDLE, |until| Duration::try_from(until).unwrap_or_default().min(IDLE))
     }
 
+    /// The other tickets from the view of a waiting player. `None` if the player does not wait in a queue of this
+    /// configuration.
+    pub fn candidates(&self, player: &PlayerId) -> Option<Candidates> {
+        let queued = self.pool.ticket_of(player)?;
+        let rules = self.queues.get(&queued.queue)?.rules();
+        let tickets = self.pool.tickets(&queued.queue).all;
+        let own = tickets.iter().find(|ticket| ticket.iter().any(|entry| entry.player == *player))?;
+        Some(candidates(&rules, &tickets, own, self.env.now()))
+    }
+
     /// Makes matches, and times out expired tickets.
     pub async fn cycle(&mut self) -> Cycle {
         let now = self.env.now();
@@ -127,9 +134,14 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                 continue;
             }
             // A removed queue has no rules that could exclude a player.
-            let rules = self.queues.get(name).map(|queue| (&queue.rules, self.pool.tickets(name)));
+            let rules = self.queues.get(name).map(|queue| (queue.rules(), self.pool.tickets(name)));
             for ticket in expired.into_iter().take(MAX_PER_CYCLE) {
                 let found = rules.as_ref().map(|(rules, tickets)| candidates(rules, &tickets.all, &ticket, now));
+                for (rule, count) in found.iter().flat_map(|found| &found.excluded) {
+                    let (queue, rule) = (name.to_string(), rule.clone());
+                    metrics::counter!("garage_excluded_total", "queue" => queue, "rule" => rule)
+                        .increment((*count).into());
+                }
                 timeouts.push(self.time_out(ticket.into_iter().cloned().collect(), found, now));
             }
         }
@@ -137,6 +149,9 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         for (name, queue) in &self.queues.queues {
             metrics::gauge!("garage_queue_depth", "queue" => name.to_string())
                 .set(f64::from(u32::try_from(self.pool.depth(name)).unwrap_or(u32::MAX)));
+            // An operator may have applied another rule set.
+            let players = u32::try_from(queue.players()).unwrap_or(u32::MAX);
+            metrics::gauge!("garage_queue_players", "queue" => name.to_string()).set(f64::from(players));
             if !self.lead.leads(name) {
                 continue;
             }
@@ -148,8 +163,9 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             }
             // A random number of 32 bits: its exact value has no meaning.
             let seed = self.env.id().as_fields().0 ^ self.env.id().as_u64_pair().1 as u32;
-            let found = propose(&queue.rules, &all, seed, now, MAX_PER_CYCLE);
-            let decided = Arc::new(Decided { rules: queue.rules.id.to_string(), seed, skipped, now });
+            let rules = queue.rules();
+            let found = propose(&rules, &all, seed, now, MAX_PER_CYCLE);
+            let decided = Arc::new(Decided { rules: rules.id.to_string(), seed, skipped, now });
             proposals.extend(found.into_iter().map(|proposal| (name, proposal, Arc::clone(&decided))));
         }
         let matches = proposals.iter().map(|(name, proposal, decided)| self.make_match(name, proposal, decided));

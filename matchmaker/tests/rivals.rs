@@ -29,7 +29,7 @@ use garage_stack::servers::{Nats, Role};
 use garage_worker::{Runtime, Shutdown};
 use time::OffsetDateTime;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -77,7 +77,7 @@ async fn run(env: CountingEnv, config: Config, ready: Arc<Semaphore>, shutdown: 
     let queues = Queues::load(&config.queues)?;
     let mut runtime = Runtime::start("matchmaker", &config.worker, shutdown.clone()).await?;
     let log = runtime.open_log().await?;
-    let matchmaker = Matchmaker::new(log, env, queues, Always { ready }, runtime.health.clone());
+    let matchmaker = Matchmaker::new(log, env, queues, Always { ready }, runtime.health.clone(), mpsc::channel(1).1);
     runtime.spawn("matching", matchmaker.run(shutdown));
     runtime.wait().await
 }

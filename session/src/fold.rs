@@ -168,7 +168,13 @@ impl Fold {
         match event {
             player::Event::Queued(data) => flow(&data.queue, |flow| &mut flow.queued),
             player::Event::Cancelled(data) => flow(&data.queue, |flow| &mut flow.cancelled),
-            player::Event::TimedOut(data) => flow(&data.queue, |flow| &mut flow.timed_out),
+            player::Event::TimedOut(data) => {
+                flow(&data.queue, |flow| &mut flow.timed_out);
+                let excluded = &mut minute.queues.entry(data.queue.clone()).or_default().excluded;
+                for (rule, count) in data.candidates.iter().flat_map(|candidates| &candidates.excluded) {
+                    *excluded.entry(rule.clone()).or_default() += u64::from(*count);
+                }
+            }
             player::Event::Matched(data) => {
                 flow(&data.queue, |flow| &mut flow.matched);
                 // The wait of a requeued player includes the failed match.

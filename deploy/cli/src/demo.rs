@@ -1,7 +1,7 @@
 //! `garage demo`: a local Garage, and bots that play on it through the public interfaces only.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -18,8 +18,10 @@ use garage_stack::{
     workers::{Options, Stack},
 };
 use garage_worker::Shutdown;
+use reqwest::Method;
+use serde_json::json;
 use time::OffsetDateTime;
-use tokio::task::JoinSet;
+use tokio::{sync::oneshot, task::JoinSet};
 
 use crate::{
     games,
@@ -30,9 +32,12 @@ use crate::{
 /// Starts a local Garage, lets bots play, and prints how long each step took.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Demo {
-    /// Number of bots, an even number. Each match has two.
+    /// Number of bots: a multiple of 2 in the queue `ranked`, and of 10 in the queue `teams`.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     players: u32,
+    /// What the bots play: one against one, or two teams of five, which are groups of 1 to 5 players.
+    #[arg(long, value_enum, default_value_t = DemoQueue::Ranked)]
+    queue: DemoQueue,
     /// Number of NATS nodes.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
     nats_nodes: u8,
@@ -48,7 +53,9 @@ const MAX_SHOWN_FAILURES: usize = 5;
 
 impl Demo {
     pub(crate) async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        anyhow::ensure!(self.players.is_multiple_of(2), "--players must be even, because each match has two players");
+        let size = self.queue.match_size();
+        let fits = self.players.is_multiple_of(size);
+        anyhow::ensure!(fits, "--players must be a multiple of {size}, because each match has {size} players");
         let began = Instant::now();
         let games = tokio::select! {
             games = self.games.prepare() => games?,
@@ -71,7 +78,7 @@ impl Demo {
         say(format!("ready after {:.1} s; dashboard: {}", began.elapsed().as_secs_f64(), stack.ops()));
         let result = tokio::select! {
             result = async {
-                play(&stack, self.players).await?;
+                play(&stack, self.players, self.queue).await?;
                 games.wait_none_left().await
             } => result,
             () = shutdown.cancelled() => {
@@ -91,19 +98,97 @@ impl Demo {
     }
 }
 
-async fn play(stack: &Stack, players: u32) -> anyhow::Result<()> {
-    say(format!("{players} players queue …"));
+/// What the bots of the demo play.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DemoQueue {
+    Ranked,
+    Teams,
+}
+
+impl DemoQueue {
+    fn match_size(self) -> u32 {
+        match self {
+            Self::Ranked => 2,
+            Self::Teams => 2 * TEAM,
+        }
+    }
+}
+
+/// The number of players in a team of the queue `teams`.
+const TEAM: u32 = 5;
+
+/// The groups of each team, in turn: their sizes add up to a team.
+const GROUPS: [&[usize]; 6] = [&[5], &[4, 1], &[3, 2], &[3, 1, 1], &[2, 2, 1], &[1, 1, 1, 1, 1]];
+
+/// Starts bots, each of which plays one match.
+fn start(stack: &Stack, players: u32, queue: DemoQueue) -> anyhow::Result<(JoinSet<Result<Played, BotError>>, Groups)> {
     let http = reqwest::Client::new();
-    let mut playing = JoinSet::new();
+    let bot = |name: &str, token: &str| Bot::new(http.clone(), &stack.gateway(), name, token).with_max_wait(MAX_WAIT);
+    let (mut playing, mut listening) = (JoinSet::new(), VecDeque::new());
     for number in 0..players {
         let name = format!("bot-{number}");
-        // Both players of a pair have the same rank, so each finds an opponent. The ranks of 500 pairs are 300 apart, more
-        // than the ranks of a match may differ at first.
-        let rank = i32::try_from(number / 2 % 500 * 300)? - 100_000;
-        let token = stack.token(&name, Some(rank))?;
-        let bot = Bot::new(http.clone(), &stack.gateway(), &name, &token).with_max_wait(MAX_WAIT);
-        playing.spawn(async move { bot.play("ranked").await });
+        match queue {
+            DemoQueue::Ranked => {
+                // Both players of a pair have the same rank, so each finds an opponent. The ranks of 500 pairs are 300
+                // apart, more than the ranks of a match may differ at first.
+                let rank = i32::try_from(number / 2 % 500 * 300)? - 100_000;
+                let bot = bot(&name, &stack.token(&name, Some(rank))?);
+                playing.spawn(async move { bot.play("ranked").await });
+            }
+            DemoQueue::Teams => {
+                let bot = bot(&name, &stack.token(&name, None)?);
+                let (listens, when) = oneshot::channel();
+                listening.push_back((name, when));
+                let queueing = async move {
+                    // The studio's backend queues the player.
+                    let _ = listens.send(());
+                    Ok(())
+                };
+                playing.spawn(async move { bot.play_after(queueing).await });
+            }
+        }
     }
+    let backend = bot("backend", &stack.token_with("backend", json!({"scope": "groups"}))?);
+    Ok((playing, Groups { backend, listening }))
+}
+
+/// The studio's backend, which queues groups of players.
+struct Groups {
+    backend: Bot,
+    /// The players who are not queued yet, and when each of them listens to events.
+    listening: VecDeque<(String, oneshot::Receiver<()>)>,
+}
+
+impl Groups {
+    /// Queues all players, team by team.
+    async fn queue(mut self) -> anyhow::Result<()> {
+        for size in GROUPS.into_iter().cycle().flatten() {
+            let mut players = Vec::new();
+            for (player, listens) in self.listening.drain(..(*size).min(self.listening.len())) {
+                // If the bot has failed, its own error says why.
+                if listens.await.is_ok() {
+                    players.push(json!({"player": player, "latencies": {"eu": 20}}));
+                }
+            }
+            if players.is_empty() {
+                break;
+            }
+            let request = json!({"queue": "teams", "players": players});
+            let key = format!("{:032x}", rand::random::<u128>());
+            let queued = self.backend.command::<serde_json::Value>(Method::POST, GROUPS_PATH, Some(request), &key);
+            queued.await.map_err(|problem| anyhow::anyhow!("cannot queue a group: {problem:?}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The path at which the studio's backend queues a group.
+const GROUPS_PATH: &str = "/v1/matchmaking/groups";
+
+async fn play(stack: &Stack, players: u32, queue: DemoQueue) -> anyhow::Result<()> {
+    say(format!("{players} players queue …"));
+    let (mut playing, groups) = start(stack, players, queue)?;
+    groups.queue().await?;
     let mut played: Vec<Played> = Vec::new();
     let mut failed: Vec<BotError> = Vec::new();
     let mut shown = Instant::now();

@@ -18,7 +18,8 @@ pub(crate) struct Up {
     /// Folder of the data, secrets and logs. If it has data from an earlier run, that data is used again.
     #[arg(long, env = "GARAGE_ROOT", default_value = "target/garage")]
     root: PathBuf,
-    /// The queues file. The default has the queues `ranked` and `casual` with two players per match.
+    /// The queues file. The default has the queues `ranked` and `casual` with two players per match,
+    /// and `teams` with two teams of five.
     #[arg(long, env = "GARAGE_QUEUES")]
     queues: Option<PathBuf>,
     /// Number of NATS nodes.

@@ -98,7 +98,7 @@ fn main() -> ExitCode {
         Command::Tail(tail) => tail.run(shutdown).await,
         Command::Dead(dead) => dead.run(shutdown).await,
         Command::Queue(queue) => queue.run().await,
-        Command::Rules(rules) => rules.run(),
+        Command::Rules(rules) => rules.run().await,
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
         Command::Verify(verify) => verify.run(shutdown).await,
         Command::Backup(backup) => backup.run(shutdown).await,

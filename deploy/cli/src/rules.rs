@@ -1,4 +1,6 @@
-//! `garage rules`: checks rule sets.
+//! `garage rules`: checks rule sets, and sets those of the queues.
+
+mod queues;
 
 use std::{fs, path::PathBuf};
 
@@ -8,11 +10,15 @@ use serde::Serialize;
 
 use crate::report::{note, print};
 
-/// Checks rule sets, which say who can be matched with whom.
+/// Checks rule sets, which say who can be matched with whom, and sets those of the queues.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Rules {
     /// Checks rule sets in the language of GameLift FlexMatch, and says what to correct.
     Check(Check),
+    Apply(queues::Apply),
+    List(queues::List),
+    Show(queues::Show),
+    Rollback(queues::Rollback),
 }
 
 /// Checks rule sets in the language of GameLift FlexMatch, and says what to correct.
@@ -46,9 +52,13 @@ struct Line<'d> {
 }
 
 impl Rules {
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Check(check) => check.run(),
+            Self::Apply(apply) => apply.run().await,
+            Self::List(list) => list.run().await,
+            Self::Show(show) => show.run().await,
+            Self::Rollback(rollback) => rollback.run().await,
         }
     }
 }
@@ -89,7 +99,7 @@ impl Check {
 }
 
 /// What a rule set makes.
-fn summary(rule_set: &RuleSet) -> String {
+pub(super) fn summary(rule_set: &RuleSet) -> String {
     let (teams, size, rules) = (rule_set.teams.len(), rule_set.match_size(), rule_set.rules.len());
     let s = |count: usize| if count == 1 { "" } else { "s" };
     let players = if size == 1 { "1 player".to_owned() } else { format!("up to {size} players") };

@@ -72,20 +72,29 @@ impl Role {
         Some(match self {
             Self::Admin => return None,
             // It reads the bucket of closed queues. Only operators write there.
-            Self::Gateway => {
-                worker(&["garage.player.*", "$KV.PRESENCE.>", "svc.session.*", "svc.inventory.*", "dead.gateway"], &[])
-            }
+            Self::Gateway => worker(
+                &[
+                    "garage.player.*",
+                    "$KV.PRESENCE.>",
+                    "svc.session.*",
+                    "svc.inventory.*",
+                    "svc.matchmaker.*",
+                    "dead.gateway",
+                ],
+                &[],
+            ),
             Self::Matchmaker => worker(
                 &[
                     "garage.player.*",
                     "garage.session.*.matched",
                     "$KV.LEASES.matchmaker.*",
                     "$KV.RULES.text.*",
+                    "$KV.RULES.configured.*",
                     "$O.SNAPSHOTS.>",
                     "$JS.API.STREAM.PURGE.OBJ_SNAPSHOTS",
                     "dead.matchmaker",
                 ],
-                &[],
+                &["svc.matchmaker.*"],
             ),
             Self::Session => worker(
                 // Each consumer has its own subject for dead letters.

@@ -82,7 +82,7 @@ pub struct Options {
     pub cuttable: bool,
     /// Number of instances of each worker.
     pub instances: usize,
-    /// The queues file. `None` for the queues `ranked` and `casual` with two players each.
+    /// The queues file. `None` for the queues `ranked` and `casual` with two players each, and `teams` of five.
     pub queues: Option<PathBuf>,
     /// Where the game servers run.
     pub games: Games,
@@ -141,6 +141,9 @@ impl Options {
 /// The default queues file.
 pub const QUEUES: &str = include_str!("../../local/queues.toml");
 
+/// The rule set that the default queues file names.
+const TEAMS: (&str, &str) = ("teams.json", include_str!("../../local/teams.json"));
+
 /// The default pod template.
 pub const POD: &str = include_str!("../../local/pod.yaml");
 
@@ -194,6 +197,7 @@ impl Stack {
         let mut stack =
             Self { root: root.to_owned(), workers: Vec::new(), nats, redis, database, jwt_key, _lock: lock };
         stack.write_files(&queues, &options)?;
+        stack.write_pod()?;
         stack.init(&options).await?;
         for worker in Worker::ALL {
             for number in 0..options.instances {
@@ -224,15 +228,22 @@ impl Stack {
         // Copies, so that all workers of this stack have the same queues, also after a restart.
         let path = self.root.join("queues.toml");
         fs::write(&path, queues).map_err(Error::io(format!("write {}", path.display())))?;
-        let folder = options.queues.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        let Some(original) = &options.queues else {
+            let (name, text) = TEAMS;
+            return fs::write(self.root.join(name), text).map_err(Error::io(format!("write {name}")));
+        };
         for file in Queues::rule_set_files(queues) {
             let copy = self.root.join(&file);
             let failed = || Error::io(format!("copy the rule set {} to {}", file.display(), copy.display()));
             if let Some(parent) = copy.parent() {
                 fs::create_dir_all(parent).map_err(failed())?;
             }
-            fs::copy(folder.join(&file), &copy).map_err(failed())?;
+            fs::copy(original.parent().unwrap_or(Path::new("")).join(&file), &copy).map_err(failed())?;
         }
+        Ok(())
+    }
+
+    fn write_pod(&self) -> Result<()> {
         let pod = self.root.join("pod.yaml");
         fs::write(&pod, POD).map_err(Error::io(format!("write {}", pod.display())))
     }

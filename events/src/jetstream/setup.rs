@@ -367,8 +367,8 @@ fn streams(replicas: usize) -> [Config; 10] {
         // A lease that nobody has renewed for this long belongs to a queue that no longer exists.
         Config { max_age: HOUR, max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
         Config { max_bytes: 16 << 20, ..bucket(queue_status::STREAM, queue_status::ALL) },
-        // Room for a thousand rule sets of the greatest size.
-        Config { max_bytes: 64 << 20, ..bucket(rules::STREAM, rules::ALL) },
+        // Room for a thousand rule sets of the greatest size. The earlier values of an entry are needed to roll back.
+        Config { max_bytes: 64 << 20, max_messages_per_subject: 64, ..bucket(rules::STREAM, rules::ALL) },
         Config {
             // A snapshot that is older than the log is useless. The age limit also removes the chunks that a killed
             // writer left behind, which would otherwise fill the stream.

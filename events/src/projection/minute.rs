@@ -13,8 +13,8 @@ pub fn minute_of(time: OffsetDateTime) -> i64 {
     time.unix_timestamp().div_euclid(60)
 }
 
-/// What happened in one minute, by the stream's timestamps. Its size is bounded by the number of queues and of failure
-/// reasons.
+/// What happened in one minute, by the stream's timestamps. Its size is bounded by the number of queues, of their rules,
+/// and of failure reasons.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Minute {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -43,6 +43,9 @@ pub struct Flow {
     /// How long the matched players waited.
     #[serde(default, skip_serializing_if = "Histogram::is_empty")]
     pub waited: Histogram,
+    /// How many candidates each rule excluded from a match with a ticket that timed out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub excluded: BTreeMap<String, u64>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -92,6 +95,9 @@ impl Flow {
         self.timed_out += other.timed_out;
         self.requeued += other.requeued;
         self.waited.add(&other.waited);
+        for (rule, count) in &other.excluded {
+            *self.excluded.entry(rule.clone()).or_default() += count;
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod operator;
 mod process;
 pub mod reactor;
 pub mod redis;
+pub mod rules;
 mod runtime;
 pub mod seal;
 pub mod service;

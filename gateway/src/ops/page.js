@@ -125,6 +125,11 @@ function show(data) {
     [spark(queue.queued, queue.matched), "spark"],
   ]);
 
+  const excluded = data.queues.flatMap((queue) => Object.entries(queue.excluded).map(([rule, times]) => ({ queue: queue.name, rule, times })));
+  excluded.sort((a, b) => b.times - a.times);
+  const shown = excluded.slice(0, 5).map(({ queue, rule, times }) => `${rule} in ${queue}: ${count.format(times)}`);
+  text($("#excluded"), shown.length ? `Candidates that a rule excluded, for tickets that timed out in the last hour: ${shown.join(", ")}` : "");
+
   const most = Math.max(1, ...data.funnel.map((step) => step.players));
   table("funnel", data.funnel, (step) => step.step, (step) => {
     const bar = el("span", { className: step.players ? "" : "none" });

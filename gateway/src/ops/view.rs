@@ -67,6 +67,8 @@ struct QueueView {
     queued: Vec<u64>,
     /// Players matched in each minute of the last hour, oldest first.
     matched: Vec<u64>,
+    /// The candidates that each rule excluded from matches with tickets that timed out in the last hour.
+    excluded: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -228,6 +230,11 @@ impl QueueView {
             matched_per_minute: per_minute(|flow| flow.matched),
             queued: by_minute(|flow| flow.queued),
             matched: by_minute(|flow| flow.matched),
+            excluded: {
+                let mut sum = Flow::default();
+                window.keys().for_each(|at| sum.add(flow(*at)));
+                sum.excluded
+            },
             name,
         }
     }

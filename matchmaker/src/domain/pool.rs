@@ -210,6 +210,11 @@ impl Pool {
         Tickets { all, skipped: skipped.into_iter().collect() }
     }
 
+    /// The ticket with which a player waits, according to the fold alone.
+    pub fn ticket_of(&self, player: &PlayerId) -> Option<&Queued> {
+        self.folded_entry(player).map(|entry| &entry.queued)
+    }
+
     /// Whether newer states of some players are known than the fold has.
     pub fn is_behind(&self) -> bool {
         !self.ahead.is_empty()

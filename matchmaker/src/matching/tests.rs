@@ -1,5 +1,6 @@
 use std::{collections::BTreeMap, path::Path};
 
+use garage_events::rules::Rules;
 use garage_events::{
     env::Simulated,
     id::TicketId,

@@ -7,6 +7,7 @@ mod queue;
 mod rebuild;
 mod refused;
 mod replay;
+mod rules;
 mod shown;
 mod support;
 mod tail;

@@ -62,7 +62,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// worker must be back at work before the next action.
 const fn pause(point: Point) -> Duration {
     match point {
-        Point::SnapshotWritten | Point::KeysForgotten | Point::ConsumerMade => Duration::from_secs(4),
+        Point::RulesStored | Point::SnapshotWritten | Point::KeysForgotten | Point::ConsumerMade => {
+            Duration::from_secs(4)
+        }
         _ => Duration::from_millis(500),
     }
 }
@@ -221,7 +223,7 @@ impl CrashingGarage {
                 // The consumer may be gone already.
                 let _ = stream.delete_consumer(SESSION_TIMERS.name).await;
             }
-            Point::SnapshotWritten => terminate(garage, Worker::Matchmaker),
+            Point::RulesStored | Point::SnapshotWritten => terminate(garage, Worker::Matchmaker),
             Point::KeysForgotten => {
                 let insert = "INSERT INTO idempotency (player, name, command, answer, created_at)
                     SELECT player, UUID(), '{}', '{}', NOW() - INTERVAL 2 DAY FROM wallets LIMIT 1";

@@ -118,7 +118,7 @@ enabled = false
 cars = {{ values = {cars} }}
 items = {{ values = {items} }}
 ids = {{ values = ["{session}"] }}
-queues = {{ values = ["casual", "ranked"] }}
+queues = {{ values = ["casual", "ranked", "teams"] }}
 slots = {{ values = ["engine", "tyres", "paint"] }}
 
 # Half of the names in requests exist.

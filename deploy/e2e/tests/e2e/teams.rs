@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use garage_events::id::SessionId;
-use garage_stack::bot::{Bot, Played};
+use garage_stack::{
+    bot::{Bot, BotError, Played},
+    workers::Worker,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{sync::Barrier, task::JoinSet};
@@ -105,7 +108,7 @@ async fn play(bots: &[(Bot, Value)]) -> Vec<Played> {
     ended(playing).await
 }
 
-async fn ended(playing: JoinSet<(usize, Result<Played, garage_stack::bot::BotError>)>) -> Vec<Played> {
+async fn ended(playing: JoinSet<(usize, Result<Played, BotError>)>) -> Vec<Played> {
     let mut played = playing.join_all().await;
     played.sort_by_key(|(number, _)| *number);
     played.into_iter().map(|(_, played)| played.unwrap_or_else(|error| panic!("{error}"))).collect()
@@ -346,4 +349,51 @@ async fn a_ticket_that_can_never_be_matched_is_refused_at_once() {
     assert_eq!((refused.status.as_u16(), &refused.body["player"]), (409, &json!("ann")));
     let bob = garage.bot("bob");
     until("bob does not wait", async || (bob.me().await.ok()?["status"] == "idle").then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_applied_rule_set_is_used_at_once_by_waiting_tickets_and_after_a_restart() {
+    let mut garage = setup().start().await;
+    let [ann, bob] = [("ann", 1_000), ("bob", 1_500)].map(|(name, rank)| garage.ranked(name, rank));
+    ann.queue("duel").await.unwrap();
+    bob.queue("duel").await.unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let (_, text) = garage.cli(&["rules", "show", "duel"]).await;
+    let file = folder.path().join("wider.json");
+    std::fs::write(&file, text.replace("200", "500")).unwrap();
+    let (success, text) = garage.cli(&["rules", "apply", "duel", file.to_str().unwrap()]).await;
+    assert!(success, "{text}");
+    garage.until_event("Matched", 1).await;
+
+    // The gateway refuses what the new rule set can never match, also after a restart.
+    let (_, text) = garage.cli(&["rules", "show", "hunt"]).await;
+    let file = folder.path().join("strict.json");
+    std::fs::write(&file, text.replace(", \"default\": 0", "")).unwrap();
+    let (success, text) = garage.cli(&["rules", "apply", "hunt", file.to_str().unwrap()]).await;
+    assert!(success, "{text}");
+    let carl = garage.bot("carl");
+    let refused = async || {
+        let refused = carl.queue("hunt").await.err()?;
+        (refused.body["type"] == "/problems/hopeless-ticket").then_some(())
+    };
+    let cancel = async || {
+        let me = carl.me().await.unwrap();
+        if me["status"] == "waiting" {
+            let path = format!("/v1/matchmaking/tickets/{}", me["ticket"].as_str().unwrap());
+            carl.ask_with_retry::<Option<Value>>(Method::DELETE, &path, None).await.unwrap();
+        }
+    };
+    until("the gateway uses the new rule set", async || {
+        cancel().await;
+        refused().await
+    })
+    .await;
+    garage.kill_and_restart(Worker::Gateway);
+    garage.stack.wait_ready().await.unwrap();
+    until("the gateway still uses it", refused).await;
+    let (success, text) = garage.cli(&["rules", "rollback", "hunt"]).await;
+    assert!(success, "{text}");
+    until("the gateway uses the rule set before", async || carl.queue("hunt").await.ok()).await;
+    cancel().await;
 }
