@@ -99,7 +99,7 @@ pub struct Cancelled {
 pub enum CancelReason {
     /// The player cancelled it.
     Player,
-    /// A member of the player's party cancelled it. No worker writes this reason yet.
+    /// Another player of the group cancelled it, or disconnected.
     Party,
     /// The player's WebSocket closed, and the player did not reconnect within the grace period.
     Disconnected,
@@ -112,9 +112,10 @@ pub struct TimedOut {
     pub queue: QueueName,
     /// How long the player waited, in milliseconds.
     pub waited_ms: u64,
-    /// Absent if a gateway ended the ticket, because only the matchmaker knows the other players.
+    /// Absent if a gateway ended the ticket, because only the matchmaker knows the other players. Builds without rule
+    /// sets wrote a field `candidates` instead, with other counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub candidates: Option<Candidates>,
+    pub considered: Option<Candidates>,
     /// See [`State::absences`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absences: u32,
@@ -340,8 +341,8 @@ pub enum Command {
         ticket: TicketId,
         /// The current time of the caller.
         now: OffsetDateTime,
-        /// See [`TimedOut::candidates`].
-        candidates: Option<Candidates>,
+        /// See [`TimedOut::considered`].
+        considered: Option<Candidates>,
     },
     /// Put a waiting player into a session.
     Match {
@@ -408,13 +409,13 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
             let waiting = waiting(state, ticket)?;
             Ok(Cancelled { ticket, queue: waiting.queue.clone(), reason, absences }.into())
         }
-        Command::TimeOut { ticket, now, candidates } => {
+        Command::TimeOut { ticket, now, considered } => {
             let waiting = waiting(state, ticket)?;
             if now < waiting.expires_at {
                 return Err(Rejection::NotExpired { ticket });
             }
             let waited_ms = u64::try_from((now - waiting.waiting_since).whole_milliseconds()).unwrap_or(0);
-            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, candidates, absences }.into())
+            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, considered, absences }.into())
         }
         Command::Match { ticket, session, team, requeue } => {
             let Queued { queue, rank, latencies, attributes, group, waiting_since, expires_at, requeues, .. } =

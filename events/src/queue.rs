@@ -109,6 +109,7 @@ impl TryFrom<String> for Source {
         match (text.as_str(), text.strip_prefix("claim:")) {
             ("rating", _) => Ok(Self::Rating),
             ("client", _) => Ok(Self::Client),
+            (_, Some("rank" | "sub")) => Err(format!("{text:?} is not a source; for the rank, use \"rating\"")),
             (_, Some(claim)) if !claim.is_empty() => Ok(Self::Claim(claim.into())),
             _ => Err(format!("{text:?} is not a source; use \"rating\", \"claim:<name>\" or \"client\"")),
         }
@@ -508,6 +509,7 @@ mod tests {
             (TEAMS, "", "attribute skill of the rule set has no default"),
             (TEAMS, "attributes.skill = \"magic\"", "\"magic\" is not a source"),
             (TEAMS, "attributes.skill = \"claim:\"", "\"claim:\" is not a source"),
+            (TEAMS, "attributes.skill = \"claim:rank\"", "for the rank, use \"rating\""),
             (TEAMS, "attributes = { skill = \"rating\", luck = \"client\" }", "the rule set has no attribute luck"),
             (TEAMS, "attributes = { skill = \"rating\", mode = \"rating\" }", "the rating is a number"),
             (TEAMS, &format!("{skill}\nplayers = 2"), "it cannot have players or rank_band"),

@@ -108,11 +108,13 @@ pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<Pla
                 continue;
             }
             // A group waits again only with all of its players.
-            let incomplete = |(player, found): &&(PlayerId, Player)| {
-                left.contains(player) || !matches!(&found.state, player::State::Matched(own) if own.session == id)
+            let stays = |(player, found): &(PlayerId, Player)| {
+                !left.contains(player) && matches!(&found.state, player::State::Matched(own) if own.session == id)
             };
-            let incomplete: BTreeSet<_> =
-                players.iter().filter(incomplete).filter_map(|(_, found)| found.state.ticket()).collect();
+            let staying: BTreeSet<_> = players.iter().filter(|one| stays(one)).map(|(player, _)| player).collect();
+            let members = matched.teams.iter().flat_map(|team| &team.players);
+            let gone = members.filter(|member| !staying.contains(&member.player));
+            let incomplete: BTreeSet<_> = gone.map(|member| member.ticket).collect();
             let now = env.now();
             for (player, Player { state, head, .. }) in players {
                 let may_wait = state.ticket().is_some_and(|ticket| !incomplete.contains(&ticket));
@@ -268,20 +270,27 @@ mod tests {
 
     /// Matches anna and bert in a new session. Also returns anna's state before the match.
     fn matched(env: &Simulated, log: &SimLog<Simulated>) -> (SessionId, Player) {
+        match_of(env, log, None)
+    }
+
+    /// A match of anna and bert. With a ticket, they are a group; without, only anna may be requeued.
+    fn match_of(env: &Simulated, log: &SimLog<Simulated>, group: Option<TicketId>) -> (SessionId, Player) {
         let session = SessionId::new(env.id());
         let mut decision = Decision::new(env, session.uuid(), None);
         let mut teams = Vec::new();
         let mut before = Vec::new();
         let mut events = Vec::new();
         for name in ["anna", "bert"] {
-            let (player, ticket) = (name.parse::<PlayerId>().unwrap(), TicketId::new(env.id()));
+            let player = name.parse::<PlayerId>().unwrap();
+            let ticket = group.unwrap_or_else(|| TicketId::new(env.id()));
+            let members = group.iter().flat_map(|_| ["anna", "bert"]).map(|name| name.parse().unwrap());
             let queued = Queued {
                 ticket,
                 queue: "ranked".parse().unwrap(),
                 rank: 0,
                 latencies: Default::default(),
                 attributes: Default::default(),
-                group: Vec::new(),
+                group: members.collect(),
                 waiting_since: BEGAN,
                 expires_at: BEGAN + time::Duration::MINUTE,
                 requeues: 0,
@@ -292,7 +301,7 @@ mod tests {
             let queue = queue.change(env, aggregate.clone(), Head::default(), [player::Event::from(queued)]);
             block_on(log.append(queue)).unwrap();
             let was = block_on(log.player(&player)).unwrap();
-            let requeue = name == "anna";
+            let requeue = group.is_some() || name == "anna";
             let command = player::Command::Match { ticket, session, team: name.into(), requeue };
             events.push((aggregate, was.head, player::decide(&was.state, command).unwrap()));
             before.push(was);
@@ -367,6 +376,21 @@ mod tests {
         };
         block_on(decide_session_with(&log, &env, session, fail, None, absent)).unwrap().unwrap();
         assert!(matches!(state(&log, "anna"), State::Idle { .. }));
+    }
+
+    #[test]
+    fn a_group_waits_again_only_if_none_of_its_players_has_left() {
+        for (gone, waits) in [(None, true), (Some("anna"), false), (Some("bert"), false)] {
+            let env = Simulated::at(BEGAN);
+            let log = SimLog::new(env.clone());
+            let (session, _) = match_of(&env, &log, Some(TicketId::new(env.id())));
+            let fail = Command::Fail { reason: "exited".into() };
+            let absent = |_| ready(gone.into_iter().map(|name| name.parse().unwrap()).collect());
+            block_on(decide_session_with(&log, &env, session, fail, None, absent)).unwrap().unwrap();
+            for name in ["anna", "bert"] {
+                assert_eq!(matches!(state(&log, name), State::Waiting(_)), waits, "{name}, without {gone:?}");
+            }
+        }
     }
 
     #[test]

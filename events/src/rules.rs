@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use garage_rules::{
     Checked, Options, check,
     diagnostic::Severity,
-    rule_set::{RuleSet, Value},
+    rule_set::{Attribute, AttributeType, RuleSet, Value},
     ticket::{Hopeless, PlayerRequest, Ticket},
 };
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub const CONFIGURED: &str = "$KV.RULES.configured.*";
 /// The maximum length of a rule set's text, in bytes. (GameLift API, `CreateMatchmakingRuleSet`.)
 pub const MAX_TEXT: usize = 65_535;
 
-/// The attribute that is a player's rank, unless their ticket has another value for it.
+/// The number attribute that is a player's rank, unless their ticket has another value for it.
 pub const RANK: &str = "rank";
 
 /// The id of a rule set: the SHA-256 of its text, in hex. A change of its text makes another rule set.
@@ -222,7 +222,10 @@ impl Rules {
 
     fn player(&self, id: &PlayerId, queued: &Queued) -> PlayerRequest {
         let mut attributes = queued.attributes.clone();
-        attributes.entry(RANK.into()).or_insert(Value::Number(queued.rank.into()));
+        let is_rank = |of: &Attribute| of.name == RANK && of.kind == AttributeType::Number;
+        if self.rule_set.attributes.iter().any(is_rank) {
+            attributes.entry(RANK.into()).or_insert(Value::Number(queued.rank.into()));
+        }
         let latencies = queued.latencies.iter();
         PlayerRequest {
             id: id.to_string(),

@@ -128,7 +128,8 @@ pub async fn queue_group(
                 // The players were queued together, so the others have the ticket too, or had it.
                 Ok(Queueing::Have(ticket)) => return Ok(ticket),
                 Ok(Queueing::First(event)) => {
-                    tries.append_all(log, env, vec![(id.clone(), player.clone(), event)]).await?;
+                    // Each player of the group may have an expired ticket, so this does not count as a try.
+                    Tries::default().append_all(log, env, vec![(id.clone(), player.clone(), event)]).await?;
                     continue 'again;
                 }
                 Ok(Queueing::Append) => {}

@@ -63,6 +63,18 @@ pub(crate) fn keyed_ticket(player: &PlayerId, headers: &HeaderMap) -> Result<Opt
     Ok(idempotency_key(headers)?.map(named))
 }
 
+/// The same for a group of players. Another group gets another ticket, even with the same key.
+pub(crate) fn keyed_group(
+    backend: &PlayerId,
+    headers: &HeaderMap,
+    players: &[PlayerId],
+) -> Result<Option<TicketId>, Problem> {
+    // A comma is not part of a player id.
+    let names = players.iter().map(PlayerId::as_str).collect::<Vec<_>>().join(",");
+    let named = |ticket: TicketId| TicketId::new(Uuid::new_v5(&ticket.uuid(), names.as_bytes()));
+    Ok(keyed_ticket(backend, headers)?.map(named))
+}
+
 /// Reads the query of `GET /v1/wallet/ledger`: `before` and `limit`.
 pub(crate) fn page(query: &str) -> Result<(Option<u64>, u32), Problem> {
     let (mut before, mut limit) = (None, None);

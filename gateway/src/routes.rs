@@ -179,8 +179,9 @@ async fn groups(call: Call) -> Answer {
     }
     let Call { app, headers, body, .. } = call;
     let GroupRequest { queue: name, players: asked } = GroupRequest::read(&headers, &body, &app.queues)?;
-    let ticket = request::keyed_ticket(&identity.player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
     let players: Vec<PlayerId> = asked.iter().map(|(player, _)| player.clone()).collect();
+    let ticket = request::keyed_group(&identity.player, &headers, &players)?;
+    let ticket = ticket.unwrap_or_else(|| TicketId::new(app.env.id()));
     let now = app.env.now();
     let queued = async {
         let queue = app.queues.get(&name).ok_or_else(no_queue)?;

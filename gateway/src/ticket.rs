@@ -115,7 +115,7 @@ impl Ticket {
             Event::TimedOut(data) => Self {
                 queue: Some(data.queue.clone()),
                 ended: Some(End::TimedOut),
-                candidates: data.candidates.clone(),
+                candidates: data.considered.clone(),
                 ..blank(data.ticket, Status::Ended)
             },
             Event::Matched(data) => Self {
@@ -250,7 +250,7 @@ pub(crate) fn queue(
     }
     match &player.state {
         State::Waiting(Queued { ticket, expires_at, .. }) if *expires_at <= now => {
-            player::decide(&player.state, Command::TimeOut { ticket: *ticket, now, candidates: None })
+            player::decide(&player.state, Command::TimeOut { ticket: *ticket, now, considered: None })
                 .map(Queueing::First)
         }
         state => {

@@ -32,7 +32,8 @@ use crate::{
     snapshots::{self, Writer},
 };
 
-/// The maximum number of events that are folded between two matching cycles.
+/// The maximum number of events that are folded and questions that are answered between two matching cycles, unless
+/// the pool is behind.
 const MAX_FOLDED: usize = 2_000;
 
 /// Makes matches in the queues that it leads. It folds the other queues as well, so that it can take over their
@@ -102,8 +103,14 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
                 rule_store::store(context, &queue.configured.text).await?;
                 rule_store::configure(context, name, &queue.configuration()).await
             };
-            keep_trying("the store of rule sets", store).await;
+            let noted = || async {
+                store()
+                    .await
+                    .inspect_err(|error| self.health.down("rules", format!("cannot store a rule set: {error}")))
+            };
+            keep_trying("the store of rule sets", noted).await;
         }
+        self.health.up("rules");
     }
 
     /// Brings the pool up to date, starting from the last snapshot or from the beginning of the log.
@@ -144,22 +151,28 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
             }
             let began = Instant::now();
             let mut next_cycle = if busy { began } else { began + self.matching.max_wait() };
-            for _ in 0..MAX_FOLDED {
+            let mut folded = 0;
+            loop {
                 // Tickets whose players have newer state than the fold cannot be matched. Read their events first.
-                let until = if self.matching.pool().is_behind() { began + IDLE } else { next_cycle };
+                let is_behind = self.matching.pool().is_behind();
+                if folded >= MAX_FOLDED && (!is_behind || began.elapsed() >= IDLE) {
+                    break;
+                }
+                let until = if is_behind { began + IDLE } else { next_cycle };
                 let message = tokio::select! {
                     () = shutdown.cancelled() => break,
                     () = self.matching.lead_changed() => break,
                     Some(Question { player, reply }) = self.questions.recv() => {
                         // The sender may have stopped waiting.
                         let _ = reply.send(self.matching.candidates(&player));
+                        folded += 1;
                         continue;
                     }
                     message = timeout_at(until, follow.next()) => message,
                 };
                 let Ok(message) = message else { break };
                 self.fold(&message)?;
-                next_cycle = began;
+                (folded, next_cycle) = (folded + 1, began);
             }
         }
         Ok(())

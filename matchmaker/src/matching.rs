@@ -25,8 +25,9 @@ use crate::{
 /// tickets wait for the next cycle, which also sees newer tickets.
 pub const MAX_PER_CYCLE: usize = 500;
 
-/// How many tickets a cycle may leave out because newer state of their players is known. Each match records them.
-const MAX_SKIPPED: usize = 1_000;
+/// How many tickets of a queue a cycle may leave out because newer state of their players is known. Each match records
+/// them. If there are more, the queue waits for the fold.
+const MAX_SKIPPED: usize = 100;
 
 /// Longest wait for events between two cycles. Also the pause before retrying when the log does not answer.
 pub const IDLE: Duration = Duration::from_secs(1);
@@ -157,8 +158,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             }
             let Tickets { all, skipped } = self.pool.tickets(name);
             if skipped.len() > MAX_SKIPPED {
-                tracing::warn!(queue = %name, skipped = skipped.len(), "the fold is far behind; waiting for it");
-                failed = true;
+                tracing::debug!(queue = %name, skipped = skipped.len(), "the fold is far behind; waiting for it");
                 continue;
             }
             // A random number of 32 bits: its exact value has no meaning.
@@ -250,7 +250,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         let mut decision = Decision::new(&self.env, ticket.uuid(), None);
         for entry in &players {
             let state = player::State::Waiting(entry.queued.clone());
-            let command = player::Command::TimeOut { ticket, now, candidates: candidates.clone() };
+            let command = player::Command::TimeOut { ticket, now, considered: candidates.clone() };
             let Ok(event) = player::decide(&state, command) else { return Outcome::default() };
             let aggregate = Aggregate::Player(entry.player.clone());
             decision = decision.change(&self.env, aggregate, entry.head, [event]);

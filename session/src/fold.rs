@@ -171,7 +171,7 @@ impl Fold {
             player::Event::TimedOut(data) => {
                 flow(&data.queue, |flow| &mut flow.timed_out);
                 let excluded = &mut minute.queues.entry(data.queue.clone()).or_default().excluded;
-                for (rule, count) in data.candidates.iter().flat_map(|candidates| &candidates.excluded) {
+                for (rule, count) in data.considered.iter().flat_map(|candidates| &candidates.excluded) {
                     *excluded.entry(rule.clone()).or_default() += u64::from(*count);
                 }
             }

@@ -148,7 +148,7 @@ fn start(stack: &Stack, players: u32, queue: DemoQueue) -> anyhow::Result<(JoinS
             }
         }
     }
-    let backend = bot("backend", &stack.token_with("backend", json!({"scope": "groups"}))?);
+    let backend = bot("backend", &stack.token_with("backend", json!({"scope": "garage:groups"}))?);
     Ok((playing, Groups { backend, listening }))
 }
 

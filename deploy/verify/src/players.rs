@@ -147,12 +147,12 @@ fn command(state: &State, event: &Event) -> Command {
             // `waited_ms` is rounded down. The end of the millisecond is the latest time that the decider can have had.
             let State::Waiting(waiting) = state else {
                 let now = time::OffsetDateTime::UNIX_EPOCH;
-                return Command::TimeOut { ticket: timed_out.ticket, now, candidates: None };
+                return Command::TimeOut { ticket: timed_out.ticket, now, considered: None };
             };
             let waited = i64::try_from(timed_out.waited_ms).ok().map(Duration::milliseconds);
             let end = waited.and_then(|waited| waited.checked_add(Duration::nanoseconds(999_999)));
             let now = end.and_then(|end| waiting.waiting_since.checked_add(end)).unwrap_or(waiting.waiting_since);
-            Command::TimeOut { ticket: timed_out.ticket, now, candidates: timed_out.candidates }
+            Command::TimeOut { ticket: timed_out.ticket, now, considered: timed_out.considered }
         }
         Event::Matched(player::Matched { ticket, session, team, requeue, .. }) => {
             Command::Match { ticket, session, team, requeue: requeue.is_some() }

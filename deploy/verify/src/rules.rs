@@ -22,6 +22,9 @@ use serde_json::Value as Json;
 
 use crate::violation::{Rule, Violation};
 
+/// The versions of the rule that builds without rule sets used.
+const BEFORE_RULE_SETS: [&str; 2] = ["band-region-fifo/1", "band-region-fifo/2"];
+
 /// The texts of rule sets that matches name.
 #[derive(Debug, Default)]
 pub(crate) struct RuleSets(HashMap<RuleSetId, Result<Json, String>>);
@@ -46,11 +49,15 @@ impl RuleSets {
         found: &mut Vec<Violation>,
     ) {
         // Builds without rule sets recorded the version of their rule, which cannot be evaluated here.
-        let Ok(id) = matched.rules.parse::<RuleSetId>() else { return };
-        let document = match self.0.get(&id) {
+        if BEFORE_RULE_SETS.contains(&matched.rules.as_str()) {
+            return;
+        }
+        let id = matched.rules.parse::<RuleSetId>();
+        let id = id.map_err(|error| format!("its rules are {:?}: {error}", matched.rules));
+        let document = id.and_then(|id| match self.0.get(&id) {
             None => Err("its rule set is not stored".to_owned()),
             Some(document) => document.as_ref().map_err(|error| format!("its rule set cannot be read: {error}")),
-        };
+        });
         let verdict = document.and_then(|document| {
             let Some(teams) = teams(document, matched, waiting)? else { return Ok(None) };
             evaluator::satisfies(document, &teams, millis(matched.clock)).map(Some)
@@ -78,7 +85,12 @@ fn teams<'a>(
     matched: &Matched,
     waiting: impl Fn(&PlayerId) -> Option<&'a Queued>,
 ) -> Result<Option<Vec<Vec<Ticket>>>, String> {
-    let mut recorded: BTreeMap<&str, _> = matched.teams.iter().map(|team| (team.name.as_str(), team)).collect();
+    let mut recorded: BTreeMap<&str, _> = BTreeMap::new();
+    for team in &matched.teams {
+        if recorded.insert(team.name.as_str(), team).is_some() {
+            return Err(format!("two teams have the name {}", team.name));
+        }
+    }
     let mut teams = Vec::new();
     for name in evaluator::team_names(document)? {
         let mut tickets: Vec<(TicketId, usize, Ticket)> = Vec::new();
@@ -109,8 +121,8 @@ fn teams<'a>(
 
 /// A player with a value for each attribute of the rule set.
 fn player(document: &Json, id: &PlayerId, queued: &Queued) -> Result<Player, String> {
-    let values = evaluator::attributes(document)?.into_iter().map(|(name, default)| {
-        let rank = || (name == RANK).then(|| Value::Number(queued.rank.into()));
+    let values = evaluator::attributes(document)?.into_iter().map(|(name, kind, default)| {
+        let rank = || (name == RANK && kind == "number").then(|| Value::Number(queued.rank.into()));
         let value = queued.attributes.get(name).cloned().or_else(rank).or(default);
         value.ok_or_else(|| format!("player {id} has no value for the attribute {name}"))
     });

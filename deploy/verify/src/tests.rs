@@ -5,6 +5,7 @@ mod legal;
 mod payments;
 mod projections;
 mod reported;
+mod rules;
 mod sessions;
 mod story;
 mod tickets;

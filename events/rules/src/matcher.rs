@@ -28,9 +28,9 @@ const EXHAUSTIVE: usize = 12;
 const MAX_STEPS: usize = 200_000;
 const FEW_STEPS: usize = 2_000;
 
-/// How many steps one decision on a pool may take. It bounds the time during which the matchmaker does nothing else, to
-/// about half a second.
-const DECISION_STEPS: usize = 200_000;
+/// How much work one decision on a pool may take: the number of players whose values are looked at. It bounds the time
+/// during which the matchmaker does nothing else, to about a second with a release build.
+const DECISION_WORK: usize = 500_000;
 
 /// A match.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,29 +53,29 @@ pub enum Exclusion {
 impl RuleSet {
     /// Makes matches until none is found. Each ticket is in at most one match.
     pub fn matches(&self, pool: &[Ticket], now_ms: i64) -> Vec<Match> {
-        self.matches_within(pool, now_ms, 0, &mut Budget { matches: usize::MAX, steps: usize::MAX })
+        self.matches_within(pool, now_ms, 0, &mut Budget { matches: usize::MAX, work: usize::MAX })
     }
 
-    /// Makes matches within a budget. Oldest tickets come first until half of the steps are used up; the others follow
+    /// Makes matches within a budget. Oldest tickets come first until half of the work is done; the others follow
     /// in an order that depends on the seed. So tickets that cannot be matched do not keep the others from being tried.
     fn matches_within(&self, pool: &[Ticket], now_ms: i64, seed: u64, budget: &mut Budget) -> Vec<Match> {
         let mut waiting: Vec<usize> = (0..pool.len()).collect();
         // The sort is stable: of two tickets of the same age, the first one in the pool counts as older.
         waiting.sort_by_key(|index| pool.get(*index).map(|ticket| ticket.since_ms));
         let mut anchors = VecDeque::from(waiting.clone());
-        let (half, mut shuffled) = (budget.steps / 2, false);
+        let (half, mut shuffled) = (budget.work / 2, false);
         let mut matches = Vec::new();
         while budget.matches > 0
-            && budget.steps > 0
+            && budget.work > 0
             && let Some(anchor) = anchors.pop_front()
         {
-            if budget.steps < half && !shuffled {
+            if budget.work < half && !shuffled {
                 shuffled = true;
                 anchors.make_contiguous().sort_by_cached_key(|index| batches::mixed(seed, *index));
             }
             let Some(position) = waiting.iter().position(|index| *index == anchor) else { continue };
             let younger = waiting.get(position + 1..).unwrap_or_default();
-            if let Some(found) = self.match_of(pool, anchor, younger, now_ms, &mut budget.steps) {
+            if let Some(found) = self.match_of(pool, anchor, younger, now_ms, &mut budget.work) {
                 waiting.retain(|index| !found.teams.iter().flatten().any(|matched| matched == index));
                 matches.push(found);
                 budget.matches -= 1;
@@ -91,21 +91,34 @@ impl RuleSet {
         anchor: usize,
         younger: &[usize],
         now_ms: i64,
-        steps: &mut usize,
+        work: &mut usize,
     ) -> Option<Match> {
+        let first = pool.get(anchor)?;
+        *work = work.saturating_sub(younger.len());
+        let possible =
+            |index: &&usize| pool.get(**index).is_some_and(|other| self.exclusion(&[first, other], now_ms).is_none());
+        let younger: Vec<usize> = younger.iter().filter(possible).copied().collect();
         if self.match_size() > MAX_SMALL_MATCH
             && let Strategy::Balanced { attribute, preference } = self.algorithm.strategy
         {
-            return self.balanced(pool, (anchor, younger), (attribute, preference), now_ms, steps);
+            return self.balanced(pool, (anchor, &younger), (attribute, preference), now_ms, work);
         }
-        let first = pool.get(anchor)?;
-        let mut order: Vec<usize> = younger.to_vec();
+        let mut order = younger;
         order.sort_by(|one, other| match (pool.get(*one), pool.get(*other)) {
             (Some(one), Some(other)) => self.order(first, one, other, now_ms),
             _ => Ordering::Equal,
         });
         order.insert(0, anchor);
-        let most = if order.len() <= EXHAUSTIVE { MAX_STEPS } else { FEW_STEPS };
+        let sizes = order.iter().map(|index| pool.get(*index).map_or(0, |ticket| ticket.players.len()));
+        let mut rest: Vec<usize> = sizes
+            .rev()
+            .scan(0, |sum, size| {
+                *sum += size;
+                Some(*sum)
+            })
+            .collect();
+        rest.reverse();
+        let steps = if order.len() <= EXHAUSTIVE { MAX_STEPS } else { FEW_STEPS };
         let candidate = Candidate { teams: vec![Vec::new(); self.teams.len()] };
         let teams = vec![Vec::new(); self.teams.len()];
         let mut search = Search {
@@ -116,13 +129,15 @@ impl RuleSet {
             candidate,
             teams,
             positions: Vec::new(),
-            steps: most,
+            rest,
+            steps,
+            work: 0,
             least: self.least(),
             most: usize::try_from(self.match_size()).unwrap_or(usize::MAX),
             best: None,
         };
         search.add(0, 0);
-        *steps = steps.saturating_sub(most - search.steps);
+        *work = work.saturating_sub(search.work);
         search.best.map(|best| best.found)
     }
 
@@ -308,7 +323,7 @@ fn text(ticket: &Ticket, attribute: usize) -> Option<&str> {
 /// What is left for a decision.
 struct Budget {
     matches: usize,
-    steps: usize,
+    work: usize,
 }
 
 /// The best match so far.
@@ -333,8 +348,12 @@ struct Search<'r> {
     candidate: Candidate<'r>,
     teams: Vec<Vec<usize>>,
     positions: Vec<usize>,
+    /// For each position, the number of players from it on.
+    rest: Vec<usize>,
     /// How many more times a ticket may be added.
     steps: usize,
+    /// The number of players of all candidates so far.
+    work: usize,
     /// The least and the greatest number of players of a match, at any age.
     least: usize,
     most: usize,
@@ -345,13 +364,15 @@ impl<'r> Search<'r> {
     /// Adds tickets from the position `next` on, in all ways. `players` is the number of players so far.
     fn add(&mut self, next: usize, players: usize) {
         self.consider(players);
+        if players >= self.most {
+            return;
+        }
         for position in next..self.order.len() {
             // The anchor is in every match.
             if next == 0 && position > 0 {
                 return;
             }
-            let rest = self.order.iter().skip(position).filter_map(|index| self.pool.get(*index));
-            let rest: usize = rest.map(|ticket| ticket.players.len()).sum();
+            let rest = self.rest.get(position).copied().unwrap_or_default();
             let Some((index, ticket)) =
                 self.order.get(position).and_then(|index| Some((*index, self.pool.get(*index)?)))
             else {
@@ -362,6 +383,7 @@ impl<'r> Search<'r> {
                     return;
                 }
                 self.steps -= 1;
+                self.work += players + ticket.players.len();
                 self.put(team, index, ticket);
                 self.positions.push(position);
                 if self.rule_set.excluded(&self.candidate, self.now_ms).is_none() {

@@ -99,12 +99,15 @@ pub enum Hopeless {
         rule: String,
         max: f64,
     },
+    /// The players of a ticket have latencies, but none to the same location.
+    NoCommonLocation,
 }
 
 impl fmt::Display for Hopeless {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPlayers => f.write_str("the ticket has no players"),
+            Self::NoCommonLocation => f.write_str("there is no region that all players of the ticket can use"),
             Self::TooManyPlayers { players } => {
                 write!(f, "the ticket has {players} players; the maximum is {MAX_TICKET}")
             }
@@ -155,6 +158,9 @@ impl RuleSet {
         }
         let players = players.into_iter().map(|player| self.player(player)).collect::<Result<_, _>>()?;
         let ticket = Ticket { players, since_ms };
+        if ticket.players.iter().any(|player| !player.latencies.is_empty()) && ticket.locations().next().is_none() {
+            return Err(Hopeless::NoCommonLocation);
+        }
         for rule in self.rules.iter().filter(|rule| matches!(rule.kind.at(0), RuleKind::Latency(_))) {
             if ticket.locations().next().is_none() {
                 return Err(Hopeless::NoLatencies { rule: rule.name.clone() });

@@ -58,7 +58,7 @@ fn cancelled(number: u128) -> Event {
 }
 
 fn timed_out(number: u128, waited_ms: u64) -> Event {
-    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms, candidates: None, absences: 0 }.into()
+    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms, considered: None, absences: 0 }.into()
 }
 
 fn matched(number: u128, into: u128) -> Event {
@@ -100,7 +100,7 @@ fn cancel(number: u128) -> Command {
 }
 
 fn time_out(number: u128, seconds: i64) -> Command {
-    Command::TimeOut { ticket: ticket(number), now: after(seconds), candidates: None }
+    Command::TimeOut { ticket: ticket(number), now: after(seconds), considered: None }
 }
 
 fn join(number: u128, into: u128) -> Command {
@@ -241,8 +241,8 @@ fn a_time_out_records_the_candidates() {
     let excluded = [("Rank".into(), 3), (NO_COMMON_REGION.into(), 1)].into();
     let candidates = Some(Candidates { count: 5, eligible: 1, excluded });
     let Event::TimedOut(expected) = timed_out(1, 120_000) else { unreachable!() };
-    let command = Command::TimeOut { ticket: ticket(1), now: after(120), candidates: candidates.clone() };
-    given([queued(1)]).when(command).then(TimedOut { candidates, ..expected }.into());
+    let command = Command::TimeOut { ticket: ticket(1), now: after(120), considered: candidates.clone() };
+    given([queued(1)]).when(command).then(TimedOut { considered: candidates, ..expected }.into());
 }
 
 #[test]

@@ -178,7 +178,15 @@ mod tests {
     #[test]
     fn minutes_add_up() {
         let queue: QueueName = "ranked".parse().unwrap();
-        let flow = Flow { queued: 3, matched: 2, cancelled: 1, timed_out: 0, requeued: 0, waited: histogram([5, 5]) };
+        let flow = Flow {
+            queued: 3,
+            matched: 2,
+            cancelled: 1,
+            timed_out: 0,
+            requeued: 0,
+            waited: histogram([5, 5]),
+            excluded: [("Near".into(), 2)].into(),
+        };
         let reached = Reached { sessions: 1, players: 2, took: histogram([7]) };
         let minute = Minute {
             queues: [(queue.clone(), flow)].into(),

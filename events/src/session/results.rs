@@ -23,6 +23,8 @@ pub enum BadResults {
     /// The places are not a competition ranking: each place must be 1 plus the number of players ahead.
     #[error("{player} has place {place}, but {ahead} players are ahead; equal places are ties, as in 1, 2, 2, 4")]
     Ranking { player: PlayerId, place: u32, ahead: u32 },
+    #[error("team {behind} is behind team {absent}, of which nobody joined")]
+    AbsentTeam { absent: String, behind: String },
     /// A player has a better place than one with a shorter time, or than one who finished or joined.
     #[error("{ahead} is placed ahead of {behind}, which contradicts their times")]
     Times { ahead: PlayerId, behind: PlayerId },
@@ -56,6 +58,12 @@ pub fn check(matched: &Matched, results: &[Placing], teams: &[TeamPlacing]) -> R
     }
     let with_players = with_players(matched, teams.to_vec());
     let has_place_of_team = |placing: &Placing| place(placing, &with_players) == placing.place;
+    let has_joined = |team: &TeamPlacing| results.iter().any(|one| one.joined && team.players.contains(&one.player));
+    for absent in with_players.iter().filter(|team| !has_joined(team)) {
+        if let Some(behind) = with_players.iter().find(|team| team.place > absent.place && has_joined(team)) {
+            return Err(BadResults::AbsentTeam { absent: absent.team.clone(), behind: behind.team.clone() });
+        }
+    }
     if !teams.is_empty() && results.iter().all(has_place_of_team) {
         return Ok(());
     }

@@ -22,6 +22,9 @@ const MAX_LATENCY_MS: f64 = 10_000.0;
 /// The maximum size of an attribute's value in JSON, in bytes.
 const MAX_ATTRIBUTE: usize = 2 << 10;
 
+/// The maximum number of entries of an attribute that is a list or an object. Matching compares them with each other.
+const MAX_ENTRIES: usize = 50;
+
 /// What a request says about a player.
 #[derive(Debug)]
 pub(crate) struct PlayerRequest {
@@ -198,8 +201,11 @@ fn check_attribute(
         let detail = format!("queue {name} accepts no attribute {shown:?} in a request; it accepts: {accepted}");
         return Err(Problem::unprocessable(detail));
     }
-    if value.to_string().len() > MAX_ATTRIBUTE {
-        let detail = format!("the attribute {shown} is too long; the limit is {MAX_ATTRIBUTE} bytes of JSON");
+    let entries = value.as_array().map(Vec::len).or_else(|| value.as_object().map(Map::len)).unwrap_or_default();
+    if value.to_string().len() > MAX_ATTRIBUTE || entries > MAX_ENTRIES {
+        let detail = format!(
+            "the attribute {shown} is too long; the limits are {MAX_ATTRIBUTE} bytes of JSON and {MAX_ENTRIES} entries"
+        );
         return Err(Problem::unprocessable(detail));
     }
     Ok(())

@@ -54,7 +54,7 @@ fn histories() -> [(Player, Status); 7] {
     let address =
         Address { ip: [1, 2, 3, 4].into(), ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: "f".into() };
     let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player, absences: 0 };
-    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1, candidates: None, absences: 0 };
+    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1, considered: None, absences: 0 };
     let matched = Matched {
         ticket,
         queue: queue.clone(),
@@ -108,7 +108,7 @@ fn an_expired_ticket_is_timed_out_first() {
     let queue = "ranked".parse().unwrap();
     assert_eq!(
         event,
-        Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000, candidates: None, absences: 0 })
+        Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000, considered: None, absences: 0 })
     );
 }
 

@@ -111,7 +111,7 @@ pub fn candidates(
     let Some(ticket) = as_ticket(rules, own) else { return found };
     let own: HashSet<_> = own.iter().map(|entry| entry.queued.ticket).collect();
     let others = tickets.iter().filter(|other| other.first().is_some_and(|one| !own.contains(&one.queued.ticket)));
-    for other in others.filter_map(|other| as_ticket(rules, other)).take(MAX_CONSIDERED) {
+    for other in others.take(MAX_CONSIDERED).filter_map(|other| as_ticket(rules, other)) {
         found.count += 1;
         let cause = match rules.rule_set.exclusion(&[&ticket, &other], millis(now)) {
             None => {

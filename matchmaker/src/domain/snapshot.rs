@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::{Pool, WaitingPlayer};
 
 /// The format version that this build writes, and the only one that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Approximate size of a ticket's line.
 const TICKET_BYTES: usize = 320;
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn another_format_is_rejected_whatever_else_the_snapshot_contains() {
-        assert_eq!(decode(br#"{"format":2,"shape":"unknown"}"#, LOG), Err(Unusable::Format(2)));
+        assert_eq!(decode(br#"{"format":3,"shape":"unknown"}"#, LOG), Err(Unusable::Format(3)));
     }
 
     #[test]

@@ -89,7 +89,7 @@ async fn a_time_out_counts_the_other_players_by_what_excluded_them() {
     let ann = log.player(&"ann".parse().unwrap()).await.unwrap();
     let Event::TimedOut(timed_out) = ann.last.unwrap().event else { panic!("did not time out") };
     let excluded = [("RankDistance".to_owned(), 2), ("no-common-region".to_owned(), 1)].into();
-    assert_eq!(timed_out.candidates, Some(Candidates { count: 3, eligible: 0, excluded }));
+    assert_eq!(timed_out.considered, Some(Candidates { count: 3, eligible: 0, excluded }));
     assert_eq!(log.messages(PLAYERS).len(), 5, "the others still wait");
 }
 
@@ -100,7 +100,7 @@ async fn a_time_out_in_a_removed_queue_has_no_candidates() {
     matching.cycle().await;
     let ann = log.player(&"ann".parse().unwrap()).await.unwrap();
     let Event::TimedOut(timed_out) = ann.last.unwrap().event else { panic!("did not time out") };
-    assert_eq!(timed_out.candidates, None);
+    assert_eq!(timed_out.considered, None);
 }
 
 #[tokio::test]

@@ -9,13 +9,22 @@ use tokio::time::{Instant, timeout};
 
 use self::faults::Faults;
 use crate::{
-    support::{Garage, Setup, consumers::CreatedConsumers, crowd::Crowd},
+    support::{
+        Garage, Setup,
+        consumers::CreatedConsumers,
+        crowd::{Crowd, Groups},
+    },
     verify,
 };
 
-/// Matches of four: a match costs a process and a key, a player almost nothing. Players without opponents time out.
-const QUEUES: &str =
-    "[queues.ranked]\nplayers = 4\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
+/// Two teams of two: a match costs a process and a key, a player almost nothing. Players without opponents time out.
+const QUEUES: &str = "[queues.ranked]\nrule_set = \"pairs.json\"\ntimeout_s = 20\nregions = { eu = 120 }\n";
+const PAIRS: &str = r#"{
+    "ruleLanguageVersion": "1.0",
+    "playerAttributes": [{"name": "rank", "type": "number"}],
+    "teams": [{"name": "red", "minPlayers": 2, "maxPlayers": 2}, {"name": "blue", "minPlayers": 2, "maxPlayers": 2}],
+    "rules": [{"name": "Near", "type": "batchDistance", "batchAttribute": "rank", "maxDistance": 200}]
+}"#;
 
 /// Every launcher passes on a relative path only. When [`faults`] ask for it, one runs no game server at all: it ignores
 /// its arguments, and writes the path of its folder to a file.
@@ -83,12 +92,17 @@ async fn insert_proxies(garage: &mut Garage) -> Vec<Vec<Proxy>> {
 async fn no_work_is_lost_under_random_faults() {
     let Run { time, seed, nodes } = Run::from_env();
     eprintln!("seed {seed}, {nodes} NATS node(s), {} s of faults", time.as_secs());
-    let setup = Setup::short().instances(2).queues(QUEUES).game_server(LAUNCHER).small_disks(DISK_MIB);
+    let setup = Setup::short()
+        .instances(2)
+        .queues(QUEUES)
+        .rule_set("pairs.json", PAIRS)
+        .game_server(LAUNCHER)
+        .small_disks(DISK_MIB);
     let setup = setup.env("GARAGE_GATEWAY_GRACE_S", "3").env("GARAGE_READY_S", "10");
     let mut garage = if nodes == 1 { setup.start().await } else { setup.three_nodes().start().await };
     let proxies = insert_proxies(&mut garage).await;
 
-    let crowd = Crowd::start(&garage, seed, time, AT_ONCE);
+    let crowd = Crowd::start(&garage, seed, time, AT_ONCE, Groups::Some);
     let mut faults = Faults::new(proxies, seed);
     let created = CreatedConsumers::count(&garage.admin).await;
     let faults_began = Instant::now();

@@ -31,7 +31,11 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    support::{Garage, Setup, crowd::Crowd, history},
+    support::{
+        Garage, Setup,
+        crowd::{Crowd, Groups},
+        history,
+    },
     verify,
 };
 
@@ -279,7 +283,7 @@ fn terminate(garage: &mut Garage, worker: Worker) {
 #[tokio::test(flavor = "multi_thread")]
 async fn work_is_completed_exactly_once_wherever_a_process_crashes() {
     let mut crashing = CrashingGarage::start().await;
-    let crowd = Crowd::start(&crashing.garage, 1, MAX_TIME, AT_ONCE);
+    let crowd = Crowd::start(&crashing.garage, 1, MAX_TIME, AT_ONCE, Groups::None);
     let began = Instant::now();
     crashing.walk().await;
     let (points, took) = (Point::ALL.len() - ON_CLUSTER.len(), began.elapsed());

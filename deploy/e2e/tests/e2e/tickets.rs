@@ -46,7 +46,7 @@ async fn a_player_whose_ticket_times_out_is_notified_and_may_queue_again() {
         assert_eq!(timed_out.data["ticket"], ticket.ticket);
         assert!(timed_out.data["waited_ms"].as_u64().unwrap() >= 1_000);
         let nobody = serde_json::json!({"count": 0, "eligible": 0, "excluded": {}});
-        assert_eq!(timed_out.data["candidates"], nobody);
+        assert_eq!(timed_out.data["considered"], nobody);
         assert_eq!(bot.me().await.unwrap()["status"], "idle");
     }
 

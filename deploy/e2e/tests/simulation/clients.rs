@@ -1,6 +1,7 @@
 //! Players. They queue at a gateway, sometimes cancel, and otherwise wait for the events of their ticket.
 
 use std::{
+    ops::Range,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -70,8 +71,12 @@ impl Clients {
         let players = stage.plan.players;
         let busy = Arc::new(Mutex::new(players));
         let clients = Self { shared: shared.clone(), gateways, queue_statuses, notices: Arc::default(), busy };
-        for number in 0..players {
-            stage.spawn(Process::Outside, clients.clone().play(number));
+        let mut number = 0;
+        while number < players {
+            let fits = stage.plan.match_size > 2 && number + 1 < players;
+            let size = if fits && stage.draw(|rng| rng.random_range(0..100)) < stage.plan.groups { 2 } else { 1 };
+            stage.spawn(Process::Outside, clients.clone().play(number..number + size));
+            number += size;
         }
         clients
     }
@@ -88,27 +93,28 @@ impl Clients {
         &self.shared.stage
     }
 
-    async fn play(self, number: u32) {
-        let player: PlayerId = format!("p{number}").parse().unwrap();
+    /// Lets players play all rounds. Several players are a group.
+    async fn play(self, numbers: Range<u32>) {
+        let players: Vec<PlayerId> = numbers.clone().map(|number| format!("p{number}").parse().unwrap()).collect();
         for round in 1..=self.stage().plan.rounds {
             self.pause(8_000).await;
             // Derived from player and round, like a ticket from an idempotency key: a retry asks for the same ticket.
-            let ticket = TicketId::new(Uuid::from_u64_pair(number.into(), round.into()));
-            if self.queue(&player, number, ticket).await {
+            let ticket = TicketId::new(Uuid::from_u64_pair(numbers.start.into(), round.into()));
+            if self.queue(&players, numbers.start, ticket).await {
                 if self.stage().draw(|rng| rng.random_range(0..100)) < self.stage().plan.cancels {
                     self.pause(12_000).await;
-                    self.cancel(&player, ticket).await;
+                    let player = self.stage().draw(|rng| rng.random_range(0..players.len()));
+                    self.cancel(&players[player], ticket).await;
                 }
-                self.until_ended(&player, ticket).await;
             } else {
                 // A request without an answer may still be stored.
                 self.stage().sleep(LATEST).await;
-                if self.has_ticket(&player, ticket) {
-                    self.until_ended(&player, ticket).await;
-                }
+            }
+            for player in players.iter().filter(|player| self.has_ticket(player, ticket)) {
+                self.until_ended(player, ticket).await;
             }
         }
-        *self.busy.lock().unwrap() -= 1;
+        *self.busy.lock().unwrap() -= numbers.end - numbers.start;
     }
 
     async fn pause(&self, most_ms: u64) {
@@ -120,13 +126,15 @@ impl Clients {
         self.gateways[self.stage().draw(|rng| rng.random_range(0..self.gateways.len()))].clone()
     }
 
-    /// Queues the player. Returns whether there is a ticket.
-    async fn queue(&self, player: &PlayerId, number: u32, ticket: TicketId) -> bool {
+    /// Queues players. Returns whether there is a ticket.
+    async fn queue(&self, players: &[PlayerId], number: u32, ticket: TicketId) -> bool {
         for _ in 0..TRIES {
             let (gateway, clock) = self.gateway();
-            let (net, queue_statuses, player) = (self.shared.net.clone(), self.queue_statuses.clone(), player.clone());
+            let (net, queue_statuses, players) =
+                (self.shared.net.clone(), self.queue_statuses.clone(), players.to_vec());
             let command = async move {
                 let now = clock.now();
+                let group = if players.len() > 1 { players.clone() } else { Vec::new() };
                 let queued = Queued {
                     ticket,
                     queue: "ranked".parse().unwrap(),
@@ -134,24 +142,24 @@ impl Clients {
                     rank: if number == 7 { 5_000 } else { 10 },
                     latencies: [("eu".parse().unwrap(), 20)].into(),
                     attributes: [].into(),
-                    group: Vec::new(),
+                    group,
                     waiting_since: now,
                     expires_at: now + time::Duration::seconds(30),
                     requeues: 0,
                     absences: 0,
                 };
                 let (name, ticket) = (queued.queue.clone(), queued.ticket);
-                let queued = async { Ok(queued) };
-                commands::queue(
-                    &net,
-                    &clock,
-                    (&queue_statuses, &Storage::default(), &AbsenceWait::default()),
-                    &player,
-                    (&name, ticket),
-                    queued,
-                )
-                .await
-                .map(drop)
+                let (storage, absence_wait) = (Storage::default(), AbsenceWait::default());
+                let open = (&queue_statuses, &storage, &absence_wait);
+                match &players[..] {
+                    [player] => commands::queue(&net, &clock, open, player, (&name, ticket), async { Ok(queued) })
+                        .await
+                        .map(drop),
+                    players => {
+                        let queued = async { Ok(vec![queued; players.len()]) };
+                        commands::queue_group(&net, &clock, open, (&name, ticket), players, queued).await.map(drop)
+                    }
+                }
             };
             match call_gateway(self.stage(), gateway, command).await {
                 Some(Ok(())) => {

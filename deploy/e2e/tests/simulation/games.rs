@@ -13,7 +13,7 @@ use garage_events::{
     env::Env,
     event::Recorded,
     failure::NO_CAPACITY,
-    game::{Config, Finished, Placing, Ports, Ready},
+    game::{Config, Finished, Placing, Ports, Ready, Team, TeamPlacing},
     id::SessionId,
     log::Session,
     player::Ending,
@@ -313,7 +313,9 @@ impl Game {
             Behavior::OmitsPlayer => drop(results.pop()),
             _ => {}
         }
-        self.report(&self.config.finished, &Finished { results, teams: Vec::new() }).await;
+        let team = |(team, place): (&Team, u32)| TeamPlacing { team: team.name.clone(), place, players: Vec::new() };
+        let teams = self.config.teams.iter().zip(1..).map(team).collect();
+        self.report(&self.config.finished, &Finished { results, teams }).await;
         let kind = if behavior == Behavior::DiesAfterItsResults { self.abnormal_exit() } else { ExitKind::Code(0) };
         // The director looks once for the results of a killed server, and a stale read may not show them yet.
         if behavior != Behavior::OmitsPlayer && !matches!(kind, ExitKind::Signal(_)) {

@@ -167,8 +167,7 @@ fn check(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, S
 /// Checks the rules of `garage verify`, and makes each match again. Nobody is paid here: inventory is not part of the
 /// simulation.
 fn verify(log: &[Message], match_size: usize) -> Result<(), String> {
-    let rule_sets: Vec<_> =
-        queues(match_size).queues.into_values().map(|queue| queue.configured.text.clone()).collect();
+    let rule_sets: Vec<_> = queues(match_size).queues.into_values().map(|queue| queue.rules().text.clone()).collect();
     let mut checker = Checker::default();
     rule_sets.iter().for_each(|text| checker.add_rule_set(text));
     let mut violations: Vec<_> = sim::batches(log).flat_map(|message| checker.take(message)).collect();

@@ -12,8 +12,10 @@ pub(crate) struct Plan {
     pub(crate) rounds: u32,
     /// Tickets that the player cancels.
     pub(crate) cancels: u32,
-    /// The number of players in a match.
+    /// The number of players in a match, which has two teams.
     pub(crate) match_size: usize,
+    /// Pairs of players who queue as a group, if a team has two places.
+    pub(crate) groups: u32,
     /// How long faults are injected, in seconds.
     pub(crate) faults_s: u64,
     /// How many of ten thousand waits of a worker end in a crash.
@@ -82,7 +84,8 @@ impl Plan {
             cancels: some(60),
             players: rng.random_range(2..=8),
             rounds: rng.random_range(1..=3),
-            match_size: rng.random_range(2..=3),
+            groups: if rng.random_range(0..2) == 0 { 0 } else { rng.random_range(1..=100) },
+            match_size: rng.random_range(2..=4),
             faults_s: rng.random_range(20..=90),
             same_behavior: (rng.random_range(0..2) == 0).then(|| rng.random_range(0..MISBEHAVIORS.len())),
             sweeps: rng.random_range(0..2) == 0,

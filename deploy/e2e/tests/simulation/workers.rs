@@ -24,6 +24,7 @@ use garage_events::{
     id::{PlayerId, QueueName, SessionId},
     player,
     queue::Queues,
+    rules::Rules,
     session::Limits,
     sim::Message,
     subject::{Aggregate, PLAYERS},
@@ -62,11 +63,29 @@ pub(crate) fn limits() -> Limits {
     Limits { session: time::Duration::MINUTE, ..Limits::default() }
 }
 
-/// The queues: only `ranked`.
+/// The queues: only `ranked`. A match has two teams, which differ in size if the number of players is odd.
 pub(crate) fn queues(match_size: usize) -> Queues {
-    let queues =
-        format!("[queues.ranked]\nplayers = {match_size}\nrank_band = 100\ntimeout_s = 30\nregions = {{ eu = 100 }}");
-    Queues::parse(&queues, Path::new("queues.toml")).expect("the queues are valid")
+    let queues = "[queues.ranked]\nplayers = 2\nrank_band = 100\ntimeout_s = 30\nregions = { eu = 100 }";
+    let queues = Queues::parse(queues, Path::new("queues.toml")).expect("the queues are valid");
+    let (red, blue) = (match_size.div_ceil(2), match_size / 2);
+    let rules = format!(
+        r#"{{
+            "ruleLanguageVersion": "1.0",
+            "playerAttributes": [{{"name": "rank", "type": "number"}}],
+            "teams": [
+                {{"name": "red", "minPlayers": {red}, "maxPlayers": {red}}},
+                {{"name": "blue", "minPlayers": {blue}, "maxPlayers": {blue}}}
+            ],
+            "rules": [{{"name": "Near", "type": "batchDistance", "batchAttribute": "rank", "maxDistance": 100}}],
+            "expansions": [
+                {{"target": "rules[Near].maxDistance", "steps": [{{"waitTimeSeconds": 10, "value": 400}}]}}
+            ]
+        }}"#
+    );
+    for queue in queues.queues.values() {
+        queue.use_rules(Arc::new(Rules::read(&rules, queue.timeout_s).expect("the rule set is valid")));
+    }
+    queues
 }
 
 /// The state that all instances share.

@@ -101,8 +101,8 @@ pub(crate) fn team_names(document: &Json) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// The names of the attributes, each with its default.
-pub(crate) fn attributes(document: &Json) -> Result<Vec<(&str, Option<Value>)>, String> {
+/// The names and types of the attributes, each with its default.
+pub(crate) fn attributes(document: &Json) -> Result<Vec<(&str, &str, Option<Value>)>, String> {
     let texts = |items: &Vec<Json>| items.iter().map(|item| item.as_str().map(String::from)).collect::<Option<_>>();
     let default = |attribute: &Json| {
         let value = attribute.get("default")?;
@@ -117,7 +117,10 @@ pub(crate) fn attributes(document: &Json) -> Result<Vec<(&str, Option<Value>)>, 
             _ => return None,
         })
     };
-    list(document, "playerAttributes")?.iter().map(|one| Ok((text(one, "name")?, default(one)))).collect()
+    list(document, "playerAttributes")?
+        .iter()
+        .map(|one| Ok((text(one, "name")?, text(one, "type")?, default(one))))
+        .collect()
 }
 
 fn text<'a>(object: &'a Json, key: &str) -> Result<&'a str, String> {

@@ -118,7 +118,7 @@ fn a_log_that_the_deciders_write_is_valid() {
     played.env.advance(Duration::MINUTE + Duration::microseconds(1_234));
     played.player(
         "cleo",
-        player::Command::TimeOut { ticket: story::ticket(11), now: played.env.now(), candidates: None },
+        player::Command::TimeOut { ticket: story::ticket(11), now: played.env.now(), considered: None },
     );
 
     // A match whose first server fails and whose second server plays it.
@@ -142,7 +142,7 @@ fn a_log_that_the_deciders_write_is_valid() {
     played.player("anna", player::Command::Cancel { ticket: story::ticket(3), reason: CancelReason::Player });
     played.env.advance(Duration::MINUTE);
     played
-        .player("bert", player::Command::TimeOut { ticket: story::ticket(4), now: played.env.now(), candidates: None });
+        .player("bert", player::Command::TimeOut { ticket: story::ticket(4), now: played.env.now(), considered: None });
 
     // A match that reaches its hard end, and one whose server dies after its report.
     let third = played.matched([("anna", 5), ("bert", 6)]);

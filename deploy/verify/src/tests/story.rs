@@ -57,6 +57,8 @@ impl StoryEvent {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Story {
     pub(super) messages: Vec<Message>,
+    /// The rule sets that are stored.
+    pub(super) rule_sets: Vec<String>,
     heads: HashMap<Aggregate, Head>,
     commits: u128,
 }
@@ -261,6 +263,7 @@ impl Story {
         let mut secrets = Secrets::default();
         secrets.add(file.path()).unwrap();
         let mut checker = Checker::new(secrets);
+        self.rule_sets.iter().for_each(|text| checker.add_rule_set(text));
         let found = self.messages.iter().flat_map(|message| checker.take(message.clone())).collect();
         (checker, found)
     }
@@ -316,7 +319,7 @@ pub(super) fn matched(players: &[(&str, u128)]) -> Matched {
         region,
         teams: players.iter().map(team).collect(),
         latencies: Default::default(),
-        rules: "1".into(),
+        rules: "band-region-fifo/2".into(),
         pool_seq: 0,
         clock: BEGAN,
         seed: 0,

@@ -17,7 +17,7 @@ fn a_ticket_ends_once() {
     );
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, candidates: None, absences: 0 },
+        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, considered: None, absences: 0 },
     );
     assert_is(&only(&story), Rule::Ticket, Some("anna"), None, &[2, 3]);
 }
@@ -94,7 +94,7 @@ fn a_ticket_does_not_time_out_early() {
     story.queue("anna", 1);
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 59_999, candidates: None, absences: 0 },
+        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 59_999, considered: None, absences: 0 },
     );
     let violation = only(&story);
     assert_is(&violation, Rule::Decided, Some("anna"), None, &[1, 2]);
@@ -104,7 +104,7 @@ fn a_ticket_does_not_time_out_early() {
     story.queue("anna", 1);
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, candidates: None, absences: 0 },
+        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, considered: None, absences: 0 },
     );
     assert_eq!(story.check(End::Settled).0, []);
 
@@ -112,7 +112,7 @@ fn a_ticket_does_not_time_out_early() {
     story.queue("anna", 1);
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: u64::MAX, candidates: None, absences: 0 },
+        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: u64::MAX, considered: None, absences: 0 },
     );
     assert_is(&only(&story), Rule::Decided, Some("anna"), None, &[1, 2]);
 }

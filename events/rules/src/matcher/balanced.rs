@@ -20,7 +20,7 @@ impl RuleSet {
         (anchor, younger): (usize, &[usize]),
         (attribute, preference): (usize, BatchingPreference),
         now_ms: i64,
-        steps: &mut usize,
+        work: &mut usize,
     ) -> Option<Match> {
         let first = pool.get(anchor)?;
         let oldest = self.algorithm.expansion_age == ExpansionAge::Oldest;
@@ -34,7 +34,7 @@ impl RuleSet {
             let orders = orders(pool, anchor, &others, attribute);
             for location in self.preferred_locations(first, &others, pool, from, preference) {
                 for order in &orders {
-                    *steps = steps.saturating_sub(order.len());
+                    *work = work.saturating_sub(order.len());
                     let chosen = self.choose(pool, order, location, from);
                     let teams = self.fill(pool, chosen, attribute, from);
                     let team = |team: &Vec<usize>| team.iter().filter_map(|index| pool.get(*index)).collect();

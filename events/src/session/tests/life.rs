@@ -332,6 +332,19 @@ fn a_match_of_teams_needs_a_place_for_each_team() {
 }
 
 #[test]
+fn a_team_of_which_nobody_joined_is_behind_the_others() {
+    let placing = |name: &str, place, joined| Placing { player: name.parse().unwrap(), place, time_ms: None, joined };
+    let names: Vec<String> = match_of_ann_and_bob().teams.into_iter().map(|team| team.name).collect();
+    for (joined, expected) in [([true, true], true), ([true, false], true), ([false, true], false), ([false; 2], true)]
+    {
+        let results = [placing("ann", 1, joined[0]), placing("bob", 2, joined[1])];
+        let team = |(name, place): (&String, u32)| TeamPlacing { team: name.clone(), place, players: Vec::new() };
+        let teams: Vec<_> = names.iter().zip(1..).map(team).collect();
+        assert_eq!(results::check(&match_of_ann_and_bob(), &results, &teams).is_ok(), expected, "{joined:?}");
+    }
+}
+
+#[test]
 fn the_recorded_results_name_the_players_of_each_team() {
     let results = places(&["ann", "bob"]);
     let name = |of: &Team| of.name.clone();

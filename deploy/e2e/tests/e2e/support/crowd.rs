@@ -11,9 +11,11 @@ use std::{
 };
 
 use garage_gameserver::client::{self, Driving};
-use garage_stack::bot::{Bot, EventStream, Frame};
+use garage_stack::bot::{Bot, EventStream, Frame, Ticket};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use reqwest::Method;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -42,6 +44,8 @@ enum Behavior {
     Cancels,
     /// Queues and disconnects for good.
     Vanishes,
+    /// Is queued with a mate by the studio's backend, and plays. Sometimes one of them cancels.
+    Grouped,
 }
 
 /// What a player experienced.
@@ -54,6 +58,13 @@ struct Player {
     ends: Vec<String>,
     /// Why the player's ticket did not end.
     failure: Option<String>,
+}
+
+/// Whether some players come in groups of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Groups {
+    None,
+    Some,
 }
 
 /// All players of a run.
@@ -90,15 +101,18 @@ pub(crate) struct Crowd {
 }
 
 impl Crowd {
-    /// Starts players for about this time, `at_once` of them at a time.
-    pub(crate) fn start(garage: &Garage, seed: u64, time: Duration, at_once: usize) -> Self {
+    /// Starts players for about this time, `at_once` of them at a time. With `groups`, some of them come in pairs.
+    pub(crate) fn start(garage: &Garage, seed: u64, time: Duration, at_once: usize, groups: Groups) -> Self {
         let gateways = garage.stack.gateways();
         let most = MAX_PER_SECOND * usize::try_from(time.as_secs() + 10).unwrap();
-        let bot = |number: usize| {
+        let connected = |bot: Bot, number: usize| {
             let own = [number, number + 1].map(|number| &gateways[number % gateways.len()]);
-            garage.bot(&format!("player-{number}")).with_gateways(&own).with_max_wait(MAX_WAIT)
+            bot.with_gateways(&own).with_max_wait(MAX_WAIT)
         };
-        let bots: Arc<[Bot]> = (0..most).map(bot).collect();
+        let bot = |name: &str, number: usize| connected(garage.bot(&format!("{name}-{number}")), number);
+        let mated =
+            |number| (groups == Groups::Some).then(|| (bot("mate", number), connected(garage.backend(), number)));
+        let bots: Arc<[_]> = (0..most).map(|number| (bot("player", number), mated(number))).collect();
         let (closed, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut tasks = JoinSet::new();
         for _ in 0..at_once {
@@ -107,9 +121,15 @@ impl Crowd {
                 let mut players = Vec::new();
                 while !closed.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(bot) = bots.get(number) else { break };
-                    let rng = StdRng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(number as u64));
-                    players.push(visit(bot, rng, &closed).await);
+                    let Some((bot, mate)) = bots.get(number) else { break };
+                    let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(number as u64));
+                    let behavior = Behavior::draw(&mut rng);
+                    match mate {
+                        Some((mate, backend)) if behavior == Behavior::Grouped => {
+                            players.extend(visit_together(bot, mate, backend, rng).await);
+                        }
+                        _ => players.push(visit(bot, behavior, rng, &closed).await),
+                    }
                 }
                 players
             };
@@ -125,20 +145,66 @@ impl Crowd {
     }
 }
 
-async fn visit(bot: &Bot, mut rng: StdRng, closed: &AtomicBool) -> Player {
-    let behavior = match rng.random_range(0..10) {
-        0..6 => Behavior::Plays,
-        6 => Behavior::Cancels,
-        7 => Behavior::Vanishes,
-        _ => Behavior::Reconnects,
+impl Behavior {
+    fn draw(rng: &mut StdRng) -> Self {
+        match rng.random_range(0..10) {
+            0..4 => Self::Plays,
+            4..6 => Self::Grouped,
+            6 => Self::Cancels,
+            7 => Self::Vanishes,
+            _ => Self::Reconnects,
+        }
+    }
+}
+
+impl Player {
+    fn new(bot: &Bot, listened_throughout: bool) -> Self {
+        let name = bot.player.clone();
+        Self { name, frames: Vec::new(), listened_throughout, ends: Vec::new(), failure: None }
+    }
+}
+
+/// Lets two players play one match as a group.
+async fn visit_together(bot: &Bot, mate: &Bot, backend: &Bot, mut rng: StdRng) -> [Player; 2] {
+    let mut players = [bot, mate].map(|bot| Player::new(bot, true));
+    let streams = futures::try_join!(bot.event_stream(), mate.event_stream());
+    let (mut own, mut mates) = match streams {
+        Ok(streams) => streams,
+        Err(error) => {
+            players[0].failure = Some(error.to_string());
+            return players;
+        }
     };
-    let mut player = Player {
-        name: bot.player.clone(),
-        frames: Vec::new(),
-        listened_throughout: behavior != Behavior::Vanishes,
-        ends: Vec::new(),
-        failure: None,
+    let member = |bot: &Bot| json!({"player": bot.player, "rank": 0, "latencies": {"eu": 20}});
+    let request = json!({"queue": "ranked", "players": [member(bot), member(mate)]});
+    let key = format!("{:032x}", rand::random::<u128>());
+    let queued = backend.command::<Ticket>(Method::POST, "/v1/matchmaking/groups", Some(request), &key).await;
+    let ends = async {
+        let ticket = queued.map_err(|problem| format!("queueing a group: {problem:?}"))?;
+        if rng.random_range(0..4) == 0 {
+            sleep(Duration::from_millis(rng.random_range(0..1_000))).await;
+            // This fails if the players are already matched.
+            let _ = mate.cancel(&ticket).await;
+        }
+        let mut mates_rng = StdRng::seed_from_u64(rng.random());
+        let own = until_ended(bot, &mut own, Behavior::Grouped, &mut rng);
+        let mates = until_ended(mate, &mut mates, Behavior::Grouped, &mut mates_rng);
+        futures::try_join!(own, mates)
     };
+    match timeout(MAX_WAIT, ends).await {
+        Ok(Ok((own, mates))) => {
+            players[0].ends.push(own);
+            players[1].ends.push(mates);
+        }
+        Ok(Err(what)) => players[0].failure = Some(what),
+        Err(_) => players[0].failure = Some("the ticket of a group did not end".into()),
+    }
+    (players[0].frames, players[1].frames) = tokio::join!(own.close(), mates.close());
+    players
+}
+
+async fn visit(bot: &Bot, behavior: Behavior, mut rng: StdRng, closed: &AtomicBool) -> Player {
+    let mut player = Player::new(bot, behavior != Behavior::Vanishes);
     let mut event_stream = match bot.event_stream().await {
         Ok(event_stream) => event_stream,
         Err(error) => {
@@ -146,7 +212,8 @@ async fn visit(bot: &Bot, mut rng: StdRng, closed: &AtomicBool) -> Player {
             return player;
         }
     };
-    let rounds = if behavior == Behavior::Plays || behavior == Behavior::Reconnects { 2 } else { 1 };
+    let plays = matches!(behavior, Behavior::Plays | Behavior::Reconnects | Behavior::Grouped);
+    let rounds = if plays { 2 } else { 1 };
     for number in 0..rounds {
         if number > 0 && closed.load(Ordering::Relaxed) {
             break;
@@ -189,8 +256,18 @@ async fn round(
             // This fails if the player is already matched.
             let _ = bot.cancel(&ticket).await;
         }
-        Behavior::Plays | Behavior::Reconnects => {}
+        Behavior::Plays | Behavior::Reconnects | Behavior::Grouped => {}
     }
+    until_ended(bot, event_stream, behavior, rng).await
+}
+
+/// Waits until the player's ticket has ended. Returns how.
+async fn until_ended(
+    bot: &Bot,
+    event_stream: &mut EventStream,
+    behavior: Behavior,
+    rng: &mut StdRng,
+) -> Result<String, String> {
     loop {
         let frame = if behavior == Behavior::Reconnects {
             let Ok(frame) = timeout(Duration::from_millis(rng.random_range(0..1_500)), event_stream.next()).await
