@@ -156,7 +156,7 @@ async fn a_ticket_that_timed_out_says_who_else_waited() {
         TimedOut { ticket: queued.ticket, queue: queued.queue, waited_ms: 120_000, candidates, absences: 0 },
     )
     .await;
-    let expected = json!({"count": 7, "eligible": 1, "excluded": {"rank": 4, "region": 0, "latency": 2}});
+    let expected = json!({"count": 7, "eligible": 1, "excluded": {"Rank": 4, "no-common-region": 2}});
     assert_eq!(socket.event().await["data"]["candidates"], expected);
     let (_, ended) = app.get("ann", &format!("{TICKETS}/{}", id(&ticket))).await;
     assert_eq!((&ended["ended"], &ended["candidates"]), (&json!("timed-out"), &expected));
