@@ -99,7 +99,7 @@ pub struct Cancelled {
 pub enum CancelReason {
     /// The player cancelled it.
     Player,
-    /// A member of the player's party cancelled it. No worker writes this reason yet.
+    /// The ticket of another player of the group was cancelled.
     Party,
     /// The player's WebSocket closed, and the player did not reconnect within the grace period.
     Disconnected,
