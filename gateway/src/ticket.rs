@@ -59,8 +59,8 @@ pub struct Ticket {
     /// The measured latencies that count, rounded up.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) latencies: BTreeMap<Region, u32>,
-    /// The regions in the request of this answer that do not exist or were not measured. The log does not have them, so
-    /// only the answer to a `POST` names them.
+    /// The regions in the request of this answer that do not count. The log does not have them, so only the answer to a
+    /// `POST` names them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ignored_regions: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,5 @@
 //! Plays 20 seasons of each mode. `cargo bench --package garage-inventory --bench seasons` plays 10,000, with the same limits.
+#![cfg(test)]
 
 #[path = "../benches/seasons/limits.rs"]
 mod limits;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use garage_events::queue::Queues;
 use garage_worker::config;
 
-/// Matchmaker: matches waiting players by rank and latency.
+/// Matchmaker: matches waiting players by the rule sets of their queues.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "garage-matchmaker", version)]
 pub struct Config {

@@ -1,7 +1,6 @@
-//! Matchmaker: matches waiting players by rank and latency.
+//! Matchmaker: matches waiting players by the rule sets of their queues.
 //!
-//! - [`domain`]: the pool of waiting players (a fold of the log), its snapshot format, and the rule that makes matches;
-//!   pure.
+//! - [`domain`]: the pool of waiting players (a fold of the log), its snapshot format, and matches by rule sets; pure.
 //! - [`app`]: the main loop: fold, decide, commit, and fold the outcome.
 //! - [`matching`]: the decisions of that loop, on any implementation of the log.
 //! - [`lead`]: which of several instances decides.

@@ -1,4 +1,5 @@
 //! Random rule sets and tickets: the two evaluators agree, nothing panics, and the matcher finds what there is.
+#![cfg(test)]
 
 use std::{cmp::Reverse, collections::BTreeMap};
 

@@ -41,7 +41,7 @@ pub struct Match {
     pub evaluation: Evaluation,
 }
 
-/// Why tickets cannot be in one match, whoever else is in it.
+/// Why tickets cannot be in one match, with any other tickets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exclusion {
     /// This rule can no longer hold; the index is one of [`RuleSet::rules`].

@@ -26,6 +26,7 @@ fn endpoints() -> Vec<(Method, String)> {
         (Method::POST, TICKETS.to_owned()),
         (Method::GET, format!("{TICKETS}/{ID}")),
         (Method::DELETE, format!("{TICKETS}/{ID}")),
+        (Method::POST, "/v1/matchmaking/groups".into()),
         (Method::GET, "/v1/regions".into()),
         (Method::GET, "/v1/players/me".into()),
         (Method::GET, format!("/v1/sessions/{ID}")),

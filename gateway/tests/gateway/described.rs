@@ -40,9 +40,10 @@ async fn each_path_supports_exactly_the_documented_methods() {
             // `send` also checks the response, including the `Allow` header of a 405.
             let status = app.anonymous(method.clone(), &filled(template)).send().await.unwrap().status().as_u16();
             let operation = &item[method.as_str().to_lowercase()];
-            let expected = match (operation, &operation["security"]) {
+            let needs_token = operation["security"] != json!([]);
+            let expected = match (operation, needs_token) {
                 (Value::Null, _) => 405,
-                (_, Value::Null) => 401,
+                (_, true) => 401,
                 _ if template == "/v1/ping" => 204,
                 _ => 200,
             };

@@ -8,6 +8,7 @@ mod described;
 #[path = "../../../events/tests/asyncapi/document.rs"]
 mod document;
 mod faults;
+mod groups;
 mod limits;
 mod log_full;
 mod presence;

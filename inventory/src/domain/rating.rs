@@ -111,8 +111,8 @@ pub fn rate_players<'a>(
         Some((*player, *placing, Member { rating: *rating, joined: true }))
     };
     let sides: Vec<(Option<Reverse<u32>>, Vec<_>)> = if teams.is_empty() {
-        // Whoever finished beats whoever did not, whatever the places. If neither finished, it is a draw, so that what one
-        // player gains in a match, the others lose.
+        // A player who finished beats one who did not, whatever the places. If neither finished, it is a draw, so that
+        // what one player gains in a match, the others lose.
         let merit = |placing: &Placing| placing.time_ms.map(|_| Reverse(placing.place));
         before.keys().filter_map(|player| member(player)).map(|one| (merit(one.1), vec![one])).collect()
     } else {

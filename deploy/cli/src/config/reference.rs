@@ -17,6 +17,7 @@ overrides the variable, and the variable overrides the default.
 - A secret is never a value on the command line or in a variable. Its setting is the path of a file.
 - A worker reads its settings and files when it starts. Restart it after a change.
 - `RUST_LOG` sets the log level of every worker, for example `RUST_LOG=debug`. The default is `info`.
+- The queues are in a file of their own. [The queues file](rule-sets.md#the-queues-file) lists its settings.
 
 Check the settings before you start a worker. This command shows each value and where it comes from, and exits with 1 if
 the worker would refuse to start:

@@ -11,7 +11,7 @@ use std::{
 };
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::{Setup, play};
@@ -85,6 +85,7 @@ async fn generated_requests_find_no_deviation_from_the_description() {
     let (examples, seed) = (setting("SCHEMATHESIS_EXAMPLES", EXAMPLES), setting("SCHEMATHESIS_SEED", 1));
     let each = examples.div_ceil(operation_count(&description));
     let token = garage.stack.token("player-0", None).unwrap();
+    let backend = garage.stack.token_with("backend", json!({"scope": "groups"})).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = format!(
         r#"
@@ -102,6 +103,9 @@ database = "none"
 
 [auth.openapi.player]
 bearer = "{token}"
+
+[auth.openapi.backend]
+bearer = "{backend}"
 
 [phases.stateful]
 enabled = false

@@ -29,7 +29,7 @@ fn same(merit: u32, size: usize, rating: Rating) -> TeamResult {
     team(merit, vec![joined(rating); size])
 }
 
-/// The merit of a player in a race. Whoever finished beats whoever did not, whatever the places. If neither finished,
+/// The merit of a player in a race. One who finished beats one who did not, whatever the places. If neither finished,
 /// it is a draw, so that what one player gains in a match, the others lose.
 fn merit(place: u32, finished: bool) -> Option<Reverse<u32>> {
     finished.then_some(Reverse(place))
@@ -436,7 +436,7 @@ fn without_teams_each_player_is_rated_against_each_other_player() {
 
 #[test]
 fn in_a_match_of_teams_the_places_of_the_teams_count() {
-    // Dora is the fastest, but her team is second. Emil did not join: he is in the team, but not in the results.
+    // Dora is the fastest, but her team is second. Emil did not join, and is not in the results.
     let results = [("ann", 2, true), ("bob", 4, true), ("carl", 3, true), ("dora", 1, true)];
     let moved = moved_players(&results, &[(1, &["ann", "bob"]), (2, &["carl", "dora", "emil"])]);
     let names: Vec<_> = moved.iter().map(|(name, points)| (name.as_str(), *points > 0)).collect();
