@@ -121,12 +121,13 @@ pub struct TimedOut {
     pub absences: u32,
 }
 
-/// The other tickets in the queue when a ticket timed out. Each is counted once, as eligible or as excluded.
+/// The other tickets in the queue, when a ticket timed out or when a client asks. Each is counted once, as eligible or as
+/// excluded.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Candidates {
     /// The tickets that were considered: at most [`MAX_CONSIDERED`] of the oldest.
     pub count: u32,
-    /// The tickets that could be in a match with this one, but were too few for one.
+    /// The tickets that could be in a match with this one, but were too few, or no combination satisfied all rules.
     pub eligible: u32,
     /// The tickets that could not be in a match with this one, by the first rule that excludes them.
     /// [`NO_COMMON_REGION`] stands for tickets that have no region in common with this one.

@@ -1,4 +1,4 @@
-//! The configuration of the queues. The gateway and the matchmaker read the same file, so that the matchmaker can match
+//! The configuration of the queues. The gateway, the matchmaker and, on Kubernetes, the director read the same file, so that the matchmaker can match
 //! every ticket that the gateway accepts.
 //!
 //! ```toml

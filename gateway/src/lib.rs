@@ -35,7 +35,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use garage_events::env::System;
-use garage_worker::{Pages, Runtime, Shutdown, metrics::Metric};
+use garage_worker::{Pages, Runtime, Shutdown, bucket, metrics::Metric, rules::AppliedRules};
 use tokio::net::TcpListener;
 
 pub use absence::AbsenceWait;
@@ -96,16 +96,12 @@ impl Gateway {
                 .await?;
         runtime.spawn("hub", follow);
         let queue_statuses = queue_status::QueueStatuses::new(&queues);
-        let follow = queue_status::follow(
-            queue_statuses.clone(),
-            log.context().clone(),
-            runtime.health.clone(),
-            shutdown.clone(),
-        )
-        .await?;
-        runtime.spawn("queue-status", follow);
         let (context, health) = (log.context().clone(), runtime.health.clone());
-        let follow = garage_worker::rules::follow(queues.clone(), context, health, shutdown.clone()).await?;
+        let statuses = queue_statuses.clone();
+        let follow = bucket::follow(statuses, "queues", context.clone(), health.clone(), shutdown.clone()).await?;
+        runtime.spawn("queue-status", follow);
+        let applied = AppliedRules { queues: queues.clone(), context: context.clone() };
+        let follow = bucket::follow(applied, "rules", context, health, shutdown.clone()).await?;
         runtime.spawn("rules", follow);
         let grace = Duration::from_secs(config.grace.into());
         let presence = presence::Presence::open(log.clone(), hub.clone(), grace, shutdown.clone()).await?;

@@ -2,26 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use anyhow::Context as _;
-use async_nats::jetstream::{Context, stream::LastRawMessageErrorKind};
 use garage_events::{
     id::QueueName,
-    jetstream::follow::{Follow, Message},
+    jetstream::follow::Message,
     queue::Queues,
     queue_status::{self, QueueStatus},
 };
-use garage_worker::{Health, Shutdown, Stopped, keep_trying};
-use tokio::time::timeout;
+use garage_worker::bucket::Entries;
 
 use crate::problem::Problem;
-
-/// The time-out for reading the whole bucket.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The status of each queue. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -75,55 +67,16 @@ impl QueueStatuses {
     }
 }
 
-/// Reads the status of all queues. Waits until this succeeds, so that a gateway that has just started does not accept a
-/// ticket for a closed queue. The returned task follows changes until `shutdown`.
-///
-/// # Errors
-/// [`Stopped`], if `shutdown` comes before the read succeeds.
-pub(crate) async fn follow(
-    queue_statuses: QueueStatuses,
-    context: Context,
-    health: Health,
-    shutdown: Shutdown,
-) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + 'static> {
-    health.down("queues", "the list of closed queues is not read yet");
-    let reading = keep_trying("the queue status", || async {
-        let read =
-            timeout(READ_TIMEOUT, read(&queue_statuses, &context)).await.context("no answer").and_then(|read| read);
-        read.inspect_err(|error| health.down("queues", format!("{error:#}")))
-    });
-    let mut follow = shutdown.run_until_cancelled(reading).await.ok_or(Stopped)?;
-    health.up("queues");
-    Ok(async move {
-        let following = async {
-            loop {
-                queue_statuses.update(&follow.next().await);
-            }
-        };
-        shutdown.run_until_cancelled(following).await;
-        Ok(())
-    })
-}
+impl Entries for QueueStatuses {
+    const BUCKET: &'static str = queue_status::BUCKET;
+    const STREAM: &'static str = queue_status::STREAM;
+    const FILTER: &'static str = queue_status::ALL;
+    const WHAT: &'static str = "the closed queues";
 
-/// Reads the bucket up to its last entry, as reported by its leader. The returned read continues from there.
-async fn read(queue_statuses: &QueueStatuses, context: &Context) -> anyhow::Result<Follow> {
-    let bucket = context
-        .get_stream(queue_status::STREAM)
-        .await
-        .context("the bucket QUEUES does not exist; run `garage init`")?;
-    let last = match bucket.get_last_raw_message_by_subject(queue_status::ALL).await {
-        Ok(last) => last.sequence,
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
-        Err(error) => return Err(error.into()),
-    };
-    let mut follow = Follow::new(context.clone(), queue_status::STREAM, vec![queue_status::ALL.into()], 1);
-    let mut seen = 0;
-    while seen < last {
-        let message = follow.next().await;
-        seen = message.seq;
-        queue_statuses.update(&message);
+    async fn take(&self, entry: &Message) -> anyhow::Result<()> {
+        self.update(entry);
+        Ok(())
     }
-    Ok(follow)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const MIN_KEY: usize = 32;
 const LEEWAY: u64 = 5;
 
 /// The scope of tokens that queue groups of players.
-pub const GROUPS: &str = "garage:groups";
+pub const GROUPS: &str = "matchmaking:groups";
 
 /// The maximum length of a token, in bytes.
 const MAX_TOKEN: usize = 4 << 10;

@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use garage_events::{
+    deadline::receive,
     env::Env,
     event::Recorded,
     id::PlayerId,
@@ -162,7 +163,7 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
                 let message = tokio::select! {
                     () = shutdown.cancelled() => break,
                     () = self.matching.lead_changed() => break,
-                    Some(Question { player, reply }) = self.questions.recv() => {
+                    Ok(Question { player, reply }) = receive(&mut self.questions, shutdown) => {
                         // The sender may have stopped waiting.
                         let _ = reply.send(self.matching.candidates(&player));
                         folded += 1;

@@ -15,8 +15,9 @@ pub mod snapshots;
 
 use garage_events::{crash::Point, env::System, lease, queue::Queues, svc::CountCandidates};
 use garage_worker::{
-    Runtime, Shutdown,
+    Runtime, Shutdown, bucket,
     metrics::Metric,
+    rules::AppliedRules,
     service::{Refusal, Service},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -58,7 +59,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let (leases, keeping) = garage_worker::lease::keep(context, names, Point::LeaseKept, runtime.health.clone());
     runtime.spawn("leases", keeping);
     let (context, health) = (log.context().clone(), runtime.health.clone());
-    let follow = garage_worker::rules::follow(queues.clone(), context, health, shutdown.clone()).await?;
+    let applied = AppliedRules { queues: queues.clone(), context: context.clone() };
+    let follow = bucket::follow(applied, "rules", context, health, shutdown.clone()).await?;
     runtime.spawn("rules", follow);
     let (asked, questions) = mpsc::channel(MAX_QUESTIONS);
     let service = Service::start(&runtime.client, "matchmaker", "who can be matched with whom").await?;
@@ -66,9 +68,9 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         let asked = asked.clone();
         async move {
             let (reply, answer) = oneshot::channel();
-            let busy = || Refusal::new(503, "the matchmaker does not answer questions at the moment");
-            asked.try_send(Question { player, reply }).map_err(|_| busy())?;
-            answer.await.map_err(|_| busy())
+            let refuse = |cause: &dyn std::fmt::Display| Refusal::new(503, format!("the matchmaker is busy: {cause}"));
+            asked.try_send(Question { player, reply }).map_err(|error| refuse(&error))?;
+            answer.await.map_err(|error| refuse(&error))
         }
     });
     runtime.spawn("svc.matchmaker.candidates", answering.await?);

@@ -9,7 +9,7 @@ use garage_events::{
     event::Recorded,
     id::{PlayerId, QueueName, SessionId, TicketId},
     log::{AppendError, Decision, Head, Log},
-    player::{self, Candidates},
+    player::{self, Candidates, NO_COMMON_REGION},
     queue::Queues,
     session::{self, Matched},
     subject::Aggregate,
@@ -54,9 +54,15 @@ pub struct Cycle {
 impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Starts with an empty pool.
     pub fn new(log: G, env: W, queues: Queues, lead: L) -> Self {
-        for name in queues.names() {
+        for (name, queue) in &queues.queues {
             let name = name.to_string();
             metrics::counter!("garage_matches_total", "queue" => name.clone()).increment(0);
+            let rules = queue.rules();
+            let names = rules.rule_set.rules.iter().map(|rule| rule.name.as_str());
+            for rule in names.chain([NO_COMMON_REGION]) {
+                metrics::counter!("garage_excluded_total", "queue" => name.clone(), "rule" => rule.to_owned())
+                    .increment(0);
+            }
             drop(metrics::histogram!("garage_queue_wait_seconds", "queue" => name));
         }
         Self { log, env, queues, lead, pool: Pool::default() }

@@ -57,8 +57,7 @@ impl Fixture {
         setup::init(nats.connect(Role::Admin).await?, 1).await?;
         let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
         let context = jetstream::new(nats.connect(Role::Matchmaker).await?);
-        let queues = folder.path().join("queues.toml");
-        std::fs::write(&queues, garage_stack::workers::QUEUES)?;
+        let queues = garage_stack::workers::write_default_queues(folder.path())?;
         let args = vec![
             "matchmaker".into(),
             format!("--nats-url={}", nats.url()),
@@ -110,8 +109,8 @@ impl Fixture {
         Ok(())
     }
 
-    /// Queues one player per number. The number selects the rank band, so only players with the same number are
-    /// matched.
+    /// Queues one player per number. The ranks of two numbers are too far apart for a match, so only players with the
+    /// same number are matched.
     async fn queue(&self, prefix: &str, numbers: std::ops::Range<i32>) -> anyhow::Result<()> {
         try_join_all(numbers.map(async |number| {
             let player: PlayerId = format!("{prefix}{number}").parse()?;
@@ -119,7 +118,7 @@ impl Fixture {
             let queued = Queued {
                 ticket: TicketId::new(System.id()),
                 queue: "ranked".parse()?,
-                rank: number * 200,
+                rank: number * 10_000,
                 latencies: [("eu".parse()?, 20)].into(),
                 attributes: [].into(),
                 group: Vec::new(),

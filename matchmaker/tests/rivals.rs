@@ -98,8 +98,7 @@ impl Rivals {
         let nats = Nats::start(folder.path(), nodes).await?;
         setup::init(nats.connect(Role::Admin).await?, nodes).await?;
         let log = JetStreamLog::open(nats.connect(Role::Admin).await?).await?;
-        let queues = folder.path().join("queues.toml");
-        std::fs::write(&queues, garage_stack::workers::QUEUES)?;
+        let queues = garage_stack::workers::write_default_queues(folder.path())?;
         let credentials = nats.credentials(Role::Matchmaker);
         let shutdown = Shutdown::new();
         let ready = Arc::new(Semaphore::new(0));

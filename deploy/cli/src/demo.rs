@@ -35,7 +35,7 @@ pub(crate) struct Demo {
     /// Number of bots: a multiple of 2 in the queue `ranked`, and of 10 in the queue `teams`.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     players: u32,
-    /// What the bots play: one against one, or two teams of five, which are groups of 1 to 5 players.
+    /// What the bots play: one against one, or two teams of five, made of groups of 1 to 5 players.
     #[arg(long, value_enum, default_value_t = DemoQueue::Ranked)]
     queue: DemoQueue,
     /// Number of NATS nodes.
@@ -148,7 +148,7 @@ fn start(stack: &Stack, players: u32, queue: DemoQueue) -> anyhow::Result<(JoinS
             }
         }
     }
-    let backend = bot("backend", &stack.token_with("backend", json!({"scope": "garage:groups"}))?);
+    let backend = bot("backend", &stack.token_with("backend", json!({"scope": "matchmaking:groups"}))?);
     Ok((playing, Groups { backend, listening }))
 }
 

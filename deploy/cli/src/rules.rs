@@ -35,10 +35,10 @@ pub(crate) struct Check {
     /// Ignores unknown properties, with a warning.
     #[arg(long)]
     lenient: bool,
-    /// Accepts `players…` without a team, which is not FlexMatch: the players of all teams.
+    /// Accepts `players…` without `teams[…]`, as the players of all teams. FlexMatch does not accept this.
     #[arg(long)]
     extensions: bool,
-    /// After how many seconds a ticket times out. Also reports expansion steps that no ticket reaches.
+    /// The time-out of the queue's tickets, in seconds. With it, the check also warns about expansion steps that come later.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=43_200))]
     timeout: Option<u64>,
 }

@@ -19,7 +19,7 @@ pub(crate) struct Token {
     #[arg(long, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(i64::from(*RANKS.start())..=i64::from(*RANKS.end())))]
     rank: Option<i32>,
-    /// A scope of the token. `garage:groups` lets the studio's own backend queue groups of players; its token has no rank.
+    /// A scope of the token. `matchmaking:groups` lets the studio's own backend queue groups of players; its token has no rank.
     #[arg(long, value_parser = [GROUPS], conflicts_with = "rank")]
     scope: Option<String>,
     /// The file with the HS256 key of the gateway.

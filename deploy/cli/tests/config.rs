@@ -36,8 +36,7 @@ fn setting(output: &Output, name: &str) -> Value {
 
 /// Writes valid files for a gateway: the queues file and the key.
 fn files(folder: &Path) -> (String, String) {
-    let (queues, key) = (folder.join("queues.toml"), folder.join("jwt.key"));
-    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("../local/queues.toml"), &queues).unwrap();
+    let (queues, key) = (garage_stack::workers::write_default_queues(folder).unwrap(), folder.join("jwt.key"));
     fs::write(&key, "hunter2-hunter2-hunter2-hunter2-hunter2").unwrap();
     (queues.to_str().unwrap().into(), key.to_str().unwrap().into())
 }

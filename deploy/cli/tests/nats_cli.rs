@@ -13,17 +13,18 @@ use std::{
 
 use anyhow::Context;
 use async_nats::Client;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use garage_events::{
     env::{Env, System},
     id::SessionId,
     jetstream::{
-        JetStreamLog,
+        JetStreamLog, rule_store,
         setup::{self, SESSION_REPORTS},
     },
     log::{Append, Decision, Head},
     player::{self, CancelReason, Cancelled},
     queue_status::{self, QueueStatus},
+    rules::{Applied, RuleSetId},
     session,
     subject::Aggregate,
     svc::GetSession,
@@ -284,6 +285,26 @@ async fn kv_get_of_a_queue() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn kv_ls_get_and_put_of_rule_sets() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let context = async_nats::jetstream::new(fixture.client.clone());
+    let text = r#"{"ruleLanguageVersion": "1.0", "teams": [{"name": "all", "minPlayers": 2, "maxPlayers": 2}]}"#;
+    rule_store::store(&context, text).await?;
+    let id = RuleSetId::of(text);
+
+    let bucket = context.get_key_value("RULES").await?;
+    let keys: Vec<_> = bucket.keys().await?.try_collect().await?;
+    assert_eq!(keys, [format!("text.{id}")]);
+    assert_eq!(bucket.get(format!("text.{id}")).await?.context("a text")?, text);
+
+    bucket.put("applied.ranked", format!(r#"{{"rules":"{id}"}}"#).into()).await?;
+    let subject = Applied::subject(&"ranked".parse()?);
+    let entry = fixture.client.request(format!("$JS.API.DIRECT.GET.KV_RULES.{subject}"), "".into()).await?;
+    assert_eq!(serde_json::from_slice::<Applied>(&entry.payload)?.rules, Some(id));
+    Ok(())
+}
+
 /// Every command of the page has its test above.
 #[test]
 fn the_page_shows_no_other_command() -> anyhow::Result<()> {
@@ -300,6 +321,9 @@ fn the_page_shows_no_other_command() -> anyhow::Result<()> {
         "nats service ls",
         "nats request svc.session.get",
         "nats kv get QUEUES",
+        "nats kv ls RULES",
+        "nats kv get RULES text.",
+        "nats kv put RULES applied.",
         "nats stream view DEAD",
         "nats stream get DEAD",
         "nats request retry.session-reports",

@@ -144,6 +144,18 @@ pub const QUEUES: &str = include_str!("../../local/queues.toml");
 /// The rule set that the default queues file names.
 const TEAMS: (&str, &str) = ("teams.json", include_str!("../../local/teams.json"));
 
+/// Writes the default queues file into `folder`, with the rule set that it names. Returns its path.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write_default_queues(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("queues.toml");
+    for (path, text) in [(&path, QUEUES), (&folder.join(TEAMS.0), TEAMS.1)] {
+        fs::write(path, text).map_err(Error::io(format!("write {}", path.display())))?;
+    }
+    Ok(path)
+}
+
 /// The default pod template.
 pub const POD: &str = include_str!("../../local/pod.yaml");
 
@@ -226,12 +238,9 @@ impl Stack {
             secret::write_private(&secrets.join("token.pem"), &private)?;
         }
         // Copies, so that all workers of this stack have the same queues, also after a restart.
+        let Some(original) = &options.queues else { return write_default_queues(&self.root).map(drop) };
         let path = self.root.join("queues.toml");
         fs::write(&path, queues).map_err(Error::io(format!("write {}", path.display())))?;
-        let Some(original) = &options.queues else {
-            let (name, text) = TEAMS;
-            return fs::write(self.root.join(name), text).map_err(Error::io(format!("write {name}")));
-        };
         for file in Queues::rule_set_files(queues) {
             let copy = self.root.join(&file);
             let failed = || Error::io(format!("copy the rule set {} to {}", file.display(), copy.display()));

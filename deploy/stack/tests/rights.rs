@@ -60,6 +60,7 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Gateway, "garage.player.p1"),
         (Role::Gateway, "svc.inventory.cars"),
         (Role::Gateway, "svc.session.get"),
+        (Role::Gateway, "svc.matchmaker.candidates"),
         (Role::Gateway, "svc.log.trouble"),
         (Role::Matchmaker, "svc.log.trouble"),
         (Role::Session, "svc.log.trouble"),
@@ -69,6 +70,7 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Gateway, "$KV.PRESENCE.player.p1"),
         (Role::Matchmaker, "garage.session.s1.matched"),
         (Role::Matchmaker, "$KV.LEASES.matchmaker.ranked"),
+        (Role::Matchmaker, "$KV.RULES.text.x"),
         (Role::Matchmaker, "$O.SNAPSHOTS.C.x"),
         (Role::Session, "garage.session.s1.closed"),
         (Role::Session, "timer.set.s1"),
@@ -105,7 +107,10 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Matchmaker, "svc.inventory.execute"),
         (Role::Director, "svc.session.get"),
         (Role::Session, "svc.session.get"),
-        (Role::Gateway, "svc.matchmaker.x"),
+        (Role::Session, "svc.matchmaker.candidates"),
+        // Only an operator changes the rule set of a queue.
+        (Role::Gateway, "$KV.RULES.text.x"),
+        (Role::Matchmaker, "$KV.RULES.applied.ranked"),
         (Role::Gateway, "$JS.API.CONSUMER.PAUSE.GARAGE.session"),
         (Role::Gateway, "$JS.API.CONSUMER.DURABLE.CREATE.GARAGE.session"),
     ];

@@ -50,11 +50,10 @@ impl<'t> Candidate<'t> {
 
     /// The locations for which each player has a latency, in alphabetical order.
     pub(crate) fn locations(&self) -> Vec<&'t str> {
-        let mut tickets = self.tickets();
-        let Some(first) = tickets.next() else { return Vec::new() };
-        let others: Vec<_> = tickets.collect();
-        let known = |location: &&str| others.iter().all(|ticket| ticket.locations().any(|other| other == *location));
-        first.locations().filter(known).collect()
+        let players = || self.tickets().flat_map(|ticket| &ticket.players);
+        let Some(first) = players().next() else { return Vec::new() };
+        let known = |location: &&str| players().all(|player| player.latencies.contains_key(*location));
+        first.latencies.keys().map(String::as_str).filter(known).collect()
     }
 
     /// The greatest latency of a player to a location, and the sum of all players' latencies.

@@ -1,8 +1,6 @@
-//! Makes matches: the simple matcher, against which a faster one can be tested.
-//!
-//! It tries all matches of each oldest ticket, within a number of steps, so it may miss a match in a large pool. For up to
-//! 12 tickets and usual rule sets, the steps suffice for all matches. Large matches are put together ticket by
-//! ticket instead. A match that is made always satisfies the rule set.
+//! Makes matches. For each ticket, the oldest first, it tries possible matches within a number of steps, so it may miss one
+//! in a large pool. For up to 12 tickets and usual rule sets, the steps are enough to try all. Matches of more than 40 players
+//! with the strategy `balanced` are built ticket by ticket. Every match satisfies the rule set.
 //!
 //! What is found depends on the pool, the time and a seed only, so that a decision can be repeated later.
 
@@ -170,15 +168,15 @@ impl RuleSet {
         by_rules.unwrap_or_else(by_batch)
     }
 
-    /// What keeps tickets from being in one match, if anything does. In `now_ms`, the rules may still be less strict than
-    /// at an earlier age, but not than at a later one.
+    /// What keeps these tickets from being in one match at `now_ms`, with any other tickets. If the newest ticket decides
+    /// the age, earlier stages of a rule are considered too, because a younger ticket would make the match younger.
     pub fn exclusion(&self, tickets: &[&Ticket], now_ms: i64) -> Option<Exclusion> {
         // The rules that only get worse do not depend on who is in which team.
         self.excluded(&Candidate { teams: vec![tickets.to_vec()] }, now_ms)
     }
 
-    /// What keeps a candidate from becoming a match with more tickets: a rule that cannot hold with more tickets either,
-    /// or that there is no common location.
+    /// Why a candidate can never become a match, even with more tickets: a rule that further tickets cannot satisfy, or no
+    /// common location.
     fn excluded(&self, candidate: &Candidate<'_>, now_ms: i64) -> Option<Exclusion> {
         let age = self.age(candidate.tickets(), now_ms);
         let mut locations: Option<Vec<&str>> = None;

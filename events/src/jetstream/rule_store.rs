@@ -1,4 +1,4 @@
-//! Stores rule sets under their ids, for ever: a match names the rule set that made it. Also stores which rule set each
+//! Stores rule sets under their ids, forever: a match names the rule set that made it. Also stores which rule set each
 //! queue uses.
 
 use async_nats::jetstream::{

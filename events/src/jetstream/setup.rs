@@ -7,7 +7,7 @@ use async_nats::{
     jetstream::{
         self, Context, ErrorCode,
         consumer::{AckPolicy, DeliverPolicy, pull},
-        context::{CreateStreamError, CreateStreamErrorKind},
+        context::{CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind},
         stream::{
             Config, ConsumerCreateStrictErrorKind, ConsumerError, ConsumerErrorKind, DiscardPolicy, Info,
             PersistenceMode, Source, StorageType,
@@ -55,8 +55,11 @@ pub const LOG_SIZES: RangeInclusive<u64> = (64 << 20)..=(1 << 50);
 /// The maximum number of times that a request is sent if the server does not answer. Each try takes 5 s.
 const MAX_TRIES: u32 = 6;
 
-/// How long to retry if a cluster has too few nodes. After a start, the nodes learn of each other every few seconds.
+/// How long to retry if a cluster is not ready. After a start, the nodes learn of each other every few seconds.
 pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The errors of a cluster that has just started.
+const STARTING: [ErrorCode; 2] = [ErrorCode::CLUSTER_NO_PEERS, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT];
+
 /// The delay between these retries.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 
@@ -166,9 +169,9 @@ pub async fn init_sized(client: Client, replicas: usize, log_size: u64) -> Resul
     Ok(())
 }
 
-/// Retries a creation that times out, or that fails because of too few nodes. Both happen in a cluster that has just
-/// started: no node answers for a stream until its leader is elected, and each node considers the others absent until
-/// it has heard from them.
+/// Retries a creation that times out, or that fails with an error of [`STARTING`]. Both happen in a cluster that has just
+/// started: no node answers for a stream until its leader is elected, each node considers the others absent until it has
+/// heard from them, and a node that has heard of an account before it has enabled JetStream for it refuses.
 ///
 /// It also retries if the server could not create the stream's folder. After the removal of the only stream, which the
 /// check of the size causes, the server removes the folder of all streams, perhaps just when it creates the next one.
@@ -185,7 +188,7 @@ async fn keep_trying(mut create: impl AsyncFnMut() -> Result<(), SetupError>) ->
                 sleep(RETRY_DELAY).await;
             }
             Err(SetupError::Create { source, .. })
-                if began.elapsed() < CLUSTER_TIMEOUT && is_refused(&*source, ErrorCode::CLUSTER_NO_PEERS) =>
+                if began.elapsed() < CLUSTER_TIMEOUT && STARTING.iter().any(|code| is_refused(&*source, *code)) =>
             {
                 sleep(RETRY_DELAY).await;
             }
@@ -206,11 +209,13 @@ fn is_timeout(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(timed_out)
 }
 
-/// Whether the server refused to create the stream with this error.
+/// Whether the server refused to create or to find the stream with this error.
 fn is_refused(error: &(dyn Error + 'static), code: ErrorCode) -> bool {
-    let refused = |error: &(dyn Error + 'static)| match error.downcast_ref().map(CreateStreamError::kind) {
-        Some(CreateStreamErrorKind::JetStream(error)) => error.error_code() == code,
-        _ => false,
+    let refused = |error: &(dyn Error + 'static)| {
+        let of_create = error.downcast_ref().map(CreateStreamError::kind);
+        let of_get = error.downcast_ref().map(GetStreamError::kind);
+        matches!(of_create, Some(CreateStreamErrorKind::JetStream(api)) if api.error_code() == code)
+            || matches!(of_get, Some(GetStreamErrorKind::JetStream(api)) if api.error_code() == code)
     };
     std::iter::successors(Some(error), |&error| error.source()).any(refused)
 }
@@ -291,8 +296,8 @@ pub fn names() -> impl Iterator<Item = String> {
 }
 
 /// Whether the error means that the stream does not exist.
-pub fn is_missing(error: &jetstream::context::GetStreamError) -> bool {
-    matches!(error.kind(), jetstream::context::GetStreamErrorKind::JetStream(api)
+pub fn is_missing(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(api)
         if api.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 

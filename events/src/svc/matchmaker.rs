@@ -16,6 +16,6 @@ pub struct CountCandidates {
 impl Call for CountCandidates {
     const SUBJECT: &'static str = "svc.matchmaker.candidates";
     type Reply = Option<Candidates>;
-    // Whoever asks can do without the answer.
+    // The caller can do without the answer.
     const TIMEOUT: Duration = Duration::from_secs(1);
 }

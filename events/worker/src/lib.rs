@@ -3,6 +3,7 @@
 //! - [`main`]: tracing, configuration and exit code. Each worker's `main.rs` calls it.
 //! - [`Runtime`]: the connection to NATS, the admin port, long-running tasks and clean shutdown.
 //! - [`redis`]: the connection to Redis.
+//! - [`bucket`]: follows the entries of a key-value bucket. [`rules`]: the applied rule sets.
 //! - [`instance`]: finds and ends the processes of game servers on this machine.
 //! - [`lag`]: reports whether a reader of the log keeps up.
 //! - `log_watch`: reports whether the log stores events.
@@ -14,6 +15,7 @@
 //! - [`reactor`]: reacts to messages of the log, each at least once.
 
 mod admin;
+pub mod bucket;
 pub mod config;
 pub mod instance;
 pub mod lag;

@@ -94,7 +94,10 @@ async def play(config):
             result = {"player": player, "place": 1 + sum(card > cards[player] for card in cards.values())}
             result.update({"time_ms": duration} if player in connections else {"joined": False})
             results.append(result)
-        await report(config, config["finished"], {"results": results})
+        # The team with the highest card on average wins. In a match of one team, each player counts alone.
+        means = {team["name"]: sum(map(cards.get, team["players"])) / len(team["players"]) for team in config["teams"]}
+        teams = [{"team": team, "place": 1 + sum(other > mean for other in means.values())} for team, mean in means.items()]
+        await report(config, config["finished"], {"results": results, "teams": teams if len(teams) > 1 else []})
         websockets.broadcast(connections.values(), json.dumps({"type": "result", "results": results}))
 
 

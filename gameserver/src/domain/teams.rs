@@ -55,6 +55,6 @@ mod tests {
     #[test]
     fn players_who_count_alone_have_no_places_of_teams() {
         assert_eq!(places(&[&[1], &[2]]), [0; 0]);
-        assert_eq!(places(&[&[1, 2, 3]]), [0; 0], "a free-for-all")
+        assert_eq!(places(&[&[1, 2, 3]]), [0; 0], "a free-for-all");
     }
 }

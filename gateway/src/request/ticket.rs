@@ -23,7 +23,7 @@ const MAX_LATENCY_MS: f64 = 10_000.0;
 const MAX_ATTRIBUTE: usize = 2 << 10;
 
 /// The maximum number of entries of an attribute that is a list or an object. Matching compares them with each other.
-const MAX_ENTRIES: usize = 50;
+const MAX_ENTRIES: usize = 20;
 
 /// What a request says about a player.
 #[derive(Debug)]
@@ -212,7 +212,8 @@ fn check_attribute(
 }
 
 fn parse_attribute(attribute: &str, value: Value) -> Result<rule_set::Value, Problem> {
-    serde_json::from_value(value).map_err(|_| {
+    let parsed = serde_json::from_value(value).ok();
+    parsed.ok_or_else(|| {
         Problem::unprocessable(format!(
             "the attribute {attribute} must be a text, a number, a list of texts or an object of numbers"
         ))

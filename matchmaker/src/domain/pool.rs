@@ -177,11 +177,9 @@ impl Pool {
         .map(Arc::as_ref)
     }
 
-    /// The tickets that can be matched now: those of the fold, the oldest first, each with its players. Tickets with a
-    /// player of whom newer state is known are left out, and returned separately. So the tickets are the fold of the log
-    /// without the tickets that were left out, and anybody can compute them again from the log.
-    ///
-    /// A group is complete when each of its players waits. Between two events of one commit, it is not.
+    /// The tickets that can be matched now: those of the fold, the oldest first, each with its players. A ticket
+    /// is left out, and listed in `skipped`, if a newer state of one of its players is known. So everybody can compute the same
+    /// tickets again from the log. While the events of one commit are folded, a group is incomplete, and left out too.
     pub fn tickets(&self, queue: &QueueName) -> Tickets<'_> {
         let folded = self.queues.get(queue).into_iter().flat_map(BTreeMap::values).map(Arc::as_ref);
         let (mut all, mut groups) = (Vec::new(), HashMap::new());

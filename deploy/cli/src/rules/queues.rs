@@ -25,7 +25,7 @@ use crate::{
 /// How many digits of a rule set's id are shown to people.
 const SHORT: usize = 12;
 
-/// Applies a rule set to a queue: all gateways and matchmakers use it at once, without a restart.
+/// Applies a rule set to a queue: all gateways and matchmakers use it within a second, without a restart.
 ///
 /// The rule set is checked first, and refused as a whole if the queue cannot use it. Waiting tickets stay in the queue. Those
 /// that the new rule set cannot match, for example because they have no value for an attribute, wait until they time out.
@@ -51,10 +51,10 @@ pub(crate) struct List {
     nats: Nats,
 }
 
-/// Prints the text of a rule set: the one that a queue uses, or any that has made matches.
+/// Prints the text of a rule set: the one that a queue uses, or any that a queue has used.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Show {
-    /// A queue, or the id of a rule set, as in the field `rules` of a match.
+    /// A queue, or the full id of a rule set (64 hex digits), as in the field `rules` of a match.
     #[arg(value_name = "QUEUE|ID")]
     what: String,
     #[command(flatten)]

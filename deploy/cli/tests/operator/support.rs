@@ -211,7 +211,7 @@ pub(crate) async fn open(log: &JetStreamLog, players: &[&str]) -> anyhow::Result
         region: "eu".parse()?,
         teams: vec![team],
         latencies: Default::default(),
-        rules: "test".into(),
+        rules: "band-region-fifo/1".into(),
         pool_seq: 0,
         clock: System.now(),
         seed: 0,

@@ -76,9 +76,9 @@ async fn an_operators_secret_is_found_and_not_repeated() -> anyhow::Result<()> {
     open(&log, &[]).await?;
     let [(_, body)] = crate::support::bodies(&fixture).await?.try_into().unwrap();
     // A part of the session's event serves as the secret.
-    assert!(String::from_utf8(body)?.contains(r#""rules":"test""#));
+    assert!(String::from_utf8(body)?.contains(r#""rules":"band-region-fifo/1""#));
     let file = fixture.folder.path().join("secret");
-    std::fs::write(&file, "\"rules\":\"test\"\n")?;
+    std::fs::write(&file, "\"rules\":\"band-region-fifo/1\"\n")?;
     let file = file.to_str().unwrap();
     let ran = fixture.run(&["verify", "--secret-file", file]).await?;
     assert_eq!(ran.code, Some(1), "{ran:?}");

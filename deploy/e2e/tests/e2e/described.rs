@@ -85,7 +85,7 @@ async fn generated_requests_find_no_deviation_from_the_description() {
     let (examples, seed) = (setting("SCHEMATHESIS_EXAMPLES", EXAMPLES), setting("SCHEMATHESIS_SEED", 1));
     let each = examples.div_ceil(operation_count(&description));
     let token = garage.stack.token("player-0", None).unwrap();
-    let backend = garage.stack.token_with("backend", json!({"scope": "groups"})).unwrap();
+    let backend = garage.stack.token_with("backend", json!({"scope": "matchmaking:groups"})).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = format!(
         r#"

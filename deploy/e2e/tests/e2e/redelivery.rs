@@ -117,7 +117,7 @@ async fn a_failed_attempt_fails_once_despite_redeliveries() {
         if grep -q '\"dies-0\"' \"$config\" && first; then exit 7; fi
         if grep -q '\"hangs-0\"' \"$config\" && first; then hang; fi";
     let mut garage = Setup::short().queues(NO_REQUEUE).env("GARAGE_READY_S", "10").game_server(script).start().await;
-    let bots: Vec<_> = [("dies-0", 0), ("dies-1", 0), ("hangs-0", 200), ("hangs-1", 200)]
+    let bots: Vec<_> = [("dies-0", 0), ("dies-1", 0), ("hangs-0", 5_000), ("hangs-1", 5_000)]
         .map(|(name, rank)| garage.ranked(name, rank))
         .into();
     let fails = async |bot| {

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 async fn a_route_cut_for_a_second_loses_no_frame() {
     let mut garage = Setup::short().three_nodes().start().await;
     // Each player has a rank that matches no other player.
-    let bots: Vec<_> = (0..4).map(|number| garage.ranked(&format!("player-{number}"), number * 200)).collect();
+    let bots: Vec<_> = (0..4).map(|number| garage.ranked(&format!("player-{number}"), number * 10_000)).collect();
     let mut event_streams = join_all(bots.iter().map(async |bot| bot.event_stream().await.unwrap())).await;
 
     let stop = AtomicBool::new(false);

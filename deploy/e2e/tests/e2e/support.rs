@@ -156,7 +156,7 @@ impl Garage {
 
     /// The studio's own backend.
     pub(crate) fn backend(&self) -> Bot {
-        self.claiming("backend", json!({"scope": "garage:groups"}))
+        self.claiming("backend", json!({"scope": "matchmaking:groups"}))
     }
 
     /// Players `<prefix>-0`, `<prefix>-1` and so on. Each pair has a rank of its own, further from the others than the

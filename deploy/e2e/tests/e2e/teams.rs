@@ -198,6 +198,8 @@ async fn each_kind_of_match_is_made_by_its_rule_set_and_played() {
     for waiting in [mid, &other] {
         let me = waiting.me().await.unwrap();
         let path = format!("/v1/matchmaking/tickets/{}", me["ticket"].as_str().unwrap());
+        let ticket: Value = waiting.ask_with_retry(Method::GET, &path, None).await.unwrap();
+        assert_eq!(ticket["candidates"], json!({"count": 0, "eligible": 0, "excluded": {}}), "nobody else waits");
         waiting.ask_with_retry::<Option<Value>>(Method::DELETE, &path, None).await.unwrap();
     }
     let events = garage.settled().await;

@@ -101,8 +101,11 @@ pub(crate) fn team_names(document: &Json) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// The names and types of the attributes, each with its default.
-pub(crate) fn attributes(document: &Json) -> Result<Vec<(&str, &str, Option<Value>)>, String> {
+/// An attribute: its name, its type and its default.
+type Attribute<'a> = (&'a str, &'a str, Option<Value>);
+
+/// The attributes of players.
+pub(crate) fn attributes(document: &Json) -> Result<Vec<Attribute<'_>>, String> {
     let texts = |items: &Vec<Json>| items.iter().map(|item| item.as_str().map(String::from)).collect::<Option<_>>();
     let default = |attribute: &Json| {
         let value = attribute.get("default")?;

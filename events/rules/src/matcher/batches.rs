@@ -12,10 +12,10 @@ use crate::{
     ticket::Ticket,
 };
 
-/// The maximum number of tickets in a batch: two matches of the greatest size.
+/// The maximum number of tickets in a batch: two matches of the maximum size.
 const BATCH: usize = 400;
 
-/// The least size of the batches of a pool that is sorted.
+/// The minimum size of the batches of a pool that is sorted.
 const LEAST_BATCH: usize = 50;
 
 impl RuleSet {
@@ -23,8 +23,9 @@ impl RuleSet {
     /// cannot be matched by this rule set. The matches contain these indices. Each ticket is in at most one match.
     ///
     /// A pool of more than 400 tickets is divided into batches: by location, and then by the attributes of `sorted`
-    /// batching, otherwise by the first number that a rule limits the distance of, otherwise at random. The seed decides
-    /// which of its locations counts for a ticket, where the batches begin and which of them come first. The result depends on nothing but the arguments.
+    /// batching, otherwise by the first number whose distance a rule limits, otherwise at random. The seed decides which
+    /// of its locations counts for a ticket, where the batches begin and which of them come first. The result depends on
+    /// nothing but the arguments.
     pub fn decide(
         &self,
         count: usize,
@@ -116,7 +117,8 @@ impl RuleSet {
 }
 
 /// The location by which a ticket is put into a batch. For one half of the seeds it is the nearest one, so that players
-/// of a location meet; for the other half any, so that players between two locations meet those of both.
+/// of a location meet; for the other half a random one, so
+/// that a player who can use two locations meets players of both.
 fn location(ticket: &Ticket, seed: u64, place: usize) -> Option<&str> {
     let locations: Vec<&str> = ticket.locations().collect();
     if seed % 2 == 1 {
