@@ -200,6 +200,8 @@ fn the_data_of_a_sample_survives_a_round_trip() {
         }
         let mut expected = sample.message["data"].clone();
         let (kind, data) = (sample.kind(), expected.as_object_mut().unwrap());
+        // Older builds wrote this field of a time-out. Nothing reads it any more.
+        data.remove("candidates");
         let id = data.remove(kind.id_field).unwrap_or_else(|| panic!("{}: no {}", sample.file, kind.id_field));
         assert!((kind.is_id)(id.as_str().unwrap()), "{}: {id} is not the id of a {}", sample.file, kind.name);
         assert_eq!(event.data, expected, "{}", sample.file);

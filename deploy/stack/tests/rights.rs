@@ -1,7 +1,7 @@
 //! Tests the rights of NATS users: of each role, and of game servers.
 #![cfg(test)]
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event,
@@ -164,7 +164,14 @@ async fn started(root: &Path, nodes: usize) -> Nats {
     for (name, subject) in [("REPORTS", "report.>"), ("GARAGE", "garage.>")] {
         let subjects = vec![subject.to_owned()];
         let config = stream::Config { name: name.into(), subjects, num_replicas: nodes, ..Default::default() };
-        context.create_stream(config).await.unwrap();
+        // A node of a cluster that has just started may not have enabled JetStream for the account yet.
+        let created = async {
+            while let Err(error) = context.create_stream(config.clone()).await {
+                assert!(nodes > 1, "{error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), created).await.unwrap();
     }
     nats
 }

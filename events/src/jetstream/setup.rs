@@ -57,8 +57,10 @@ const MAX_TRIES: u32 = 6;
 
 /// How long to retry if a cluster is not ready. After a start, the nodes learn of each other every few seconds.
 pub const CLUSTER_TIMEOUT: Duration = Duration::from_secs(15);
-/// The errors of a cluster that has just started.
-const STARTING: [ErrorCode; 2] = [ErrorCode::CLUSTER_NO_PEERS, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT];
+/// The errors of a cluster that has just started, and of one that has not yet released the room that the check of the size
+/// reserved for a moment.
+const TEMPORARY: [ErrorCode; 3] =
+    [ErrorCode::CLUSTER_NO_PEERS, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT, ErrorCode::STORAGE_RESOURCES_EXCEEDED];
 
 /// The delay between these retries.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -169,7 +171,7 @@ pub async fn init_sized(client: Client, replicas: usize, log_size: u64) -> Resul
     Ok(())
 }
 
-/// Retries a creation that times out, or that fails with an error of [`STARTING`]. Both happen in a cluster that has just
+/// Retries a creation that times out, or that fails with an error of [`TEMPORARY`]. Both happen in a cluster that has just
 /// started: no node answers for a stream until its leader is elected, each node considers the others absent until it has
 /// heard from them, and a node that has heard of an account before it has enabled JetStream for it refuses.
 ///
@@ -188,7 +190,7 @@ async fn keep_trying(mut create: impl AsyncFnMut() -> Result<(), SetupError>) ->
                 sleep(RETRY_DELAY).await;
             }
             Err(SetupError::Create { source, .. })
-                if began.elapsed() < CLUSTER_TIMEOUT && STARTING.iter().any(|code| is_refused(&*source, *code)) =>
+                if began.elapsed() < CLUSTER_TIMEOUT && TEMPORARY.iter().any(|code| is_refused(&*source, *code)) =>
             {
                 sleep(RETRY_DELAY).await;
             }

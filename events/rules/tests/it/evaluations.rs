@@ -375,7 +375,7 @@ fn a_ticket_that_can_never_be_matched_is_refused_with_the_reason() {
         (vec![member(&skill, 121.0)], "no location has a latency of at most 120 ms, which the rule \"Ping\" needs"),
         (
             vec![member(&skill, 1.0), player("bob", &skill, &[("us", 1.0)])],
-            "there is no location to which all players of the ticket have a latency; the rule \"Ping\" needs one",
+            "there is no region that all players of the ticket can use",
         ),
     ];
     for (players, expected) in cases {
