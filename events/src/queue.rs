@@ -1,5 +1,5 @@
-//! The configuration of the queues. The gateway, the matchmaker and, on Kubernetes, the director read the same file, so that the matchmaker can match
-//! every ticket that the gateway accepts.
+//! The configuration of the queues. The gateway, the matchmaker and, on Kubernetes, the director read the same file, so
+//! that the matchmaker can match every ticket that the gateway accepts.
 //!
 //! ```toml
 //! [queues.ranked]

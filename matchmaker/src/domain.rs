@@ -4,5 +4,5 @@ pub mod matches;
 pub mod pool;
 pub mod snapshot;
 
-pub use matches::{Proposal, candidates, propose};
+pub use matches::{Proposal, candidates, oldest, propose};
 pub use pool::{Pool, WaitingPlayer};

@@ -17,7 +17,7 @@ use garage_events::{
 use time::OffsetDateTime;
 
 use crate::{
-    domain::{Pool, Proposal, WaitingPlayer, candidates, pool::Tickets, propose},
+    domain::{Pool, Proposal, WaitingPlayer, candidates, oldest, pool::Tickets, propose},
     lead::Lead,
 };
 
@@ -128,7 +128,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         let rules = self.queues.get(&queued.queue)?.rules();
         let tickets = self.pool.tickets(&queued.queue).all;
         let own = tickets.iter().find(|ticket| ticket.iter().any(|entry| entry.player == *player))?;
-        Some(candidates(&rules, &tickets, own, self.env.now()))
+        Some(candidates(&rules, &oldest(&rules, &tickets), own, self.env.now()))
     }
 
     /// Makes matches, and times out expired tickets.
@@ -141,9 +141,13 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                 continue;
             }
             // A removed queue has no rules that could exclude a player.
-            let rules = self.queues.get(name).map(|queue| (queue.rules(), self.pool.tickets(name)));
+            let considered = self.queues.get(name).map(|queue| {
+                let rules = queue.rules();
+                let oldest = oldest(&rules, &self.pool.tickets(name).all);
+                (rules, oldest)
+            });
             for ticket in expired.into_iter().take(MAX_PER_CYCLE) {
-                let found = rules.as_ref().map(|(rules, tickets)| candidates(rules, &tickets.all, &ticket, now));
+                let found = considered.as_ref().map(|(rules, oldest)| candidates(rules, oldest, &ticket, now));
                 for (rule, count) in found.iter().flat_map(|found| &found.excluded) {
                     let (queue, rule) = (name.to_string(), rule.clone());
                     metrics::counter!("garage_excluded_total", "queue" => queue, "rule" => rule)
@@ -167,8 +171,8 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
                 tracing::debug!(queue = %name, skipped = skipped.len(), "the fold is far behind; waiting for it");
                 continue;
             }
-            // A random number of 32 bits: its exact value has no meaning.
-            let seed = self.env.id().as_fields().0 ^ self.env.id().as_u64_pair().1 as u32;
+            // The last 32 bits of an id are random.
+            let seed = self.env.id().as_u64_pair().1 as u32;
             let rules = queue.rules();
             let found = propose(&rules, &all, seed, now, MAX_PER_CYCLE);
             let decided = Arc::new(Decided { rules: rules.id.to_string(), seed, skipped, now });

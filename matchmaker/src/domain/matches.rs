@@ -1,9 +1,9 @@
 //! Makes matches of a queue's tickets by its rule set.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use garage_events::{
-    id::Region,
+    id::{Region, TicketId},
     player::{Candidates, MAX_CONSIDERED, NO_COMMON_REGION},
     rules::{Rules, millis},
     session,
@@ -100,20 +100,26 @@ fn common_latencies(teams: &[Team]) -> BTreeMap<Region, Vec<u32>> {
     first.queued.latencies.iter().filter_map(of_all).collect()
 }
 
-/// The other tickets of the queue from the view of one of them, the oldest first.
+/// The oldest tickets of a queue, as many as [`candidates`] needs.
+pub fn oldest(rules: &Rules, tickets: &[Vec<&WaitingPlayer>]) -> Vec<(TicketId, Ticket)> {
+    let read = |players: &Vec<&WaitingPlayer>| Some((players.first()?.queued.ticket, as_ticket(rules, players)?));
+    // One of them may be the ticket that asks.
+    tickets.iter().take(MAX_CONSIDERED + 1).filter_map(read).collect()
+}
+
+/// The other tickets of the queue from the view of one of them. `oldest` is from [`oldest`].
 pub fn candidates(
     rules: &Rules,
-    tickets: &[Vec<&WaitingPlayer>],
+    oldest: &[(TicketId, Ticket)],
     own: &[&WaitingPlayer],
     now: OffsetDateTime,
 ) -> Candidates {
     let mut found = Candidates::default();
-    let Some(ticket) = as_ticket(rules, own) else { return found };
-    let own: HashSet<_> = own.iter().map(|entry| entry.queued.ticket).collect();
-    let others = tickets.iter().filter(|other| other.first().is_some_and(|one| !own.contains(&one.queued.ticket)));
-    for other in others.take(MAX_CONSIDERED).filter_map(|other| as_ticket(rules, other)) {
+    let (Some(first), Some(ticket)) = (own.first(), as_ticket(rules, own)) else { return found };
+    let others = oldest.iter().filter(|(id, _)| *id != first.queued.ticket);
+    for (_, other) in others.take(MAX_CONSIDERED) {
         found.count += 1;
-        let cause = match rules.rule_set.exclusion(&[&ticket, &other], millis(now)) {
+        let cause = match rules.rule_set.exclusion(&[&ticket, other], millis(now)) {
             None => {
                 found.eligible += 1;
                 continue;

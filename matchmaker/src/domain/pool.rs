@@ -177,8 +177,8 @@ impl Pool {
         .map(Arc::as_ref)
     }
 
-    /// The tickets that can be matched now: those of the fold, the oldest first, each with its players. A ticket
-    /// is left out, and listed in `skipped`, if a newer state of one of its players is known. So everybody can compute the same
+    /// The tickets that can be matched now: those of the fold, the oldest first, each with its players. A ticket is left
+    /// out, and listed in `skipped`, if a newer state of one of its players is known. So everybody can compute the same
     /// tickets again from the log. While the events of one commit are folded, a group is incomplete, and left out too.
     pub fn tickets(&self, queue: &QueueName) -> Tickets<'_> {
         let folded = self.queues.get(queue).into_iter().flat_map(BTreeMap::values).map(Arc::as_ref);

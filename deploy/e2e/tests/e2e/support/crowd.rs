@@ -182,6 +182,7 @@ async fn visit_together(bot: &Bot, mate: &Bot, backend: &Bot, mut rng: StdRng) -
     let ends = async {
         let ticket = queued.map_err(|problem| format!("queueing a group: {problem:?}"))?;
         if rng.random_range(0..4) == 0 {
+            // At a random time, so that it sometimes races with the match.
             sleep(Duration::from_millis(rng.random_range(0..1_000))).await;
             // This fails if the players are already matched.
             let _ = mate.cancel(&ticket).await;
