@@ -327,6 +327,8 @@ mod tests {
             clock: env.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         };
         let events = [Event::from(matched)].into_iter().chain(events);
         let decision = Decision::new(&env, session.uuid(), None);

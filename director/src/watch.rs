@@ -378,6 +378,8 @@ mod tests {
             clock: env.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
             latencies: Default::default(),
         };
         let requested = PodRequested {

@@ -424,6 +424,8 @@ impl Fixture {
             clock: System.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         };
         let events = [Event::from(matched), requested(region).into()];
         let decision = Decision::new(&System, id.uuid(), None);

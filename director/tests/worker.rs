@@ -174,6 +174,8 @@ impl Fixture {
             clock: System.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         };
         let events = [Event::from(matched), requested(1).into()];
         let decision = Decision::new(&System, id.uuid(), None);

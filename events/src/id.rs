@@ -103,6 +103,11 @@ macro_rules! name_id {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// The name as text that can be shared.
+            pub fn shared(&self) -> Arc<str> {
+                Arc::clone(&self.0)
+            }
         }
 
         impl fmt::Display for $name {
@@ -168,6 +173,11 @@ name_id!(
 pub struct PlayerId(Arc<str>);
 
 impl PlayerId {
+    /// The id as text that can be shared.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
     /// Creates the id from the identity provider's name (the `sub` of a token). `A-Z`, `a-z`, `0-9`, `_` and `-` stay;
     /// every other byte of the UTF-8 text becomes `=XX`. [`PlayerId::to_foreign`] reverses this.
     ///

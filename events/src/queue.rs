@@ -47,6 +47,13 @@ const MAX_TIMEOUT_S: u64 = 3_600;
 
 /// The maximum number of regions of a queue, and also in one ticket request.
 pub const MAX_REGIONS: usize = 32;
+
+/// The default of [`Queue::search_steps`].
+pub const SEARCH_STEPS: u32 = 2_000;
+
+/// The least and the most of [`Queue::search_steps`]. The most takes seconds for one ticket.
+const MIN_STEPS: u32 = 100;
+const MAX_STEPS: u32 = 1_000_000;
 /// The maximum length of a URL in the file, in bytes.
 const MAX_URL: usize = 2_048;
 
@@ -85,6 +92,8 @@ pub struct Queue {
     /// Whether players wait again, with the same ticket, if their match fails before they receive a game server's
     /// address.
     pub requeue: bool,
+    /// The maximum number of steps of one search, 100 to 1,000,000. In each step, it puts one ticket into one team.
+    pub search_steps: u32,
     /// The regions for matches of this queue, 1 to 32. A region is used for a player if the player's round-trip time to
     /// it, in milliseconds, is at most this value.
     pub regions: BTreeMap<Region, u32>,
@@ -152,11 +161,17 @@ struct Entry {
     client_rank: bool,
     #[serde(default = "on")]
     requeue: bool,
+    #[serde(default = "search_steps")]
+    search_steps: u32,
     regions: BTreeMap<Region, u32>,
 }
 
 fn on() -> bool {
     true
+}
+
+const fn search_steps() -> u32 {
+    SEARCH_STEPS
 }
 
 /// Why the queues file cannot be used.
@@ -288,9 +303,13 @@ impl Queue {
     }
 
     fn of(entry: Entry, folder: &Path) -> Result<Self, String> {
-        let Entry { rule_set, players, rank_band, attributes, timeout_s, client_rank, requeue, regions } = entry;
+        let Entry { rule_set, players, rank_band, attributes, timeout_s, client_rank, requeue, search_steps, regions } =
+            entry;
         if !(1..=MAX_TIMEOUT_S).contains(&timeout_s) {
             return Err(format!("timeout_s = {timeout_s}; it must be 1 to {MAX_TIMEOUT_S}"));
+        }
+        if !(MIN_STEPS..=MAX_STEPS).contains(&search_steps) {
+            return Err(format!("search_steps = {search_steps}; it must be {MIN_STEPS} to {MAX_STEPS}"));
         }
         if regions.is_empty() {
             return Err("there is no region; configure at least one".into());
@@ -323,7 +342,7 @@ impl Queue {
         check_sources(&attributes, &rules)?;
         let configured = Arc::new(rules);
         let current = Arc::new(Mutex::new(Arc::clone(&configured)));
-        let queue = Self { configured, current, attributes, timeout_s, client_rank, requeue, regions };
+        let queue = Self { configured, current, attributes, timeout_s, client_rank, requeue, search_steps, regions };
         in_range(queue.players())?;
         Ok(queue)
     }

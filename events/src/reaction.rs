@@ -317,6 +317,8 @@ mod tests {
             clock: BEGAN,
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         };
         decision = decision.change(env, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
         for (aggregate, head, event) in events {

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::{
     game::hex,
-    id::{PlayerId, QueueName},
+    id::{PlayerId, QueueName, Region},
     player::Queued,
     queue::{Source, check_sources},
 };
@@ -214,24 +214,29 @@ impl Rules {
         let mut since = OffsetDateTime::UNIX_EPOCH;
         let players = members.into_iter().map(|(player, queued)| {
             since = queued.waiting_since;
-            self.player(player, queued)
+            let attributes = queued.attributes.iter().map(|(name, value)| (name.clone(), value.clone()));
+            let latencies = queued.latencies.iter().map(|(region, latency)| (region, *latency));
+            self.player(player, queued.rank, attributes, latencies)
         });
         let players = players.collect();
         self.rule_set.ticket(players, millis(since))
     }
 
-    fn player(&self, id: &PlayerId, queued: &Queued) -> PlayerRequest {
-        let mut attributes = queued.attributes.clone();
+    /// A player of a ticket, with what their event says.
+    pub fn player<'a>(
+        &self,
+        id: &PlayerId,
+        rank: i32,
+        attributes: impl IntoIterator<Item = (String, Value)>,
+        latencies: impl IntoIterator<Item = (&'a Region, u32)>,
+    ) -> PlayerRequest {
+        let mut attributes: BTreeMap<String, Value> = attributes.into_iter().collect();
         let is_rank = |of: &Attribute| of.name == RANK && of.kind == AttributeType::Number;
         if self.rule_set.attributes.iter().any(is_rank) {
-            attributes.entry(RANK.into()).or_insert(Value::Number(queued.rank.into()));
+            attributes.entry(RANK.into()).or_insert(Value::Number(rank.into()));
         }
-        let latencies = queued.latencies.iter();
-        PlayerRequest {
-            id: id.to_string(),
-            attributes,
-            latencies: latencies.map(|(region, latency)| (region.to_string(), f64::from(*latency))).collect(),
-        }
+        let latencies = latencies.into_iter().map(|(region, latency)| (region.shared(), f64::from(latency)));
+        PlayerRequest { id: id.shared(), attributes, latencies: latencies.collect() }
     }
 }
 

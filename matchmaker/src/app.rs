@@ -1,10 +1,11 @@
-//! The loop of the matchmaker: fold events, decide, commit, fold the outcome, and decide again.
+//! The main loop: fold events, decide, and decide again while the decisions are being stored.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
+use async_nats::jetstream::Context;
 use garage_events::{
     deadline::receive,
     env::Env,
@@ -23,19 +24,18 @@ use garage_events::{
 use garage_worker::{Health, Shutdown, keep_trying, lag};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
     domain::snapshot,
     lead::Lead,
-    matching::{Cycle, IDLE, Matching},
+    matching::{Change, IDLE, Matching, Next},
     snapshots::{self, Writer},
 };
 
-/// The maximum number of events that are folded and questions that are answered between two matching cycles, unless
-/// the pool is behind.
-const MAX_FOLDED: usize = 2_000;
+/// The maximum number of events, outcomes and questions between two calls of [`Matching::decide`].
+const MAX_TAKEN: usize = 2_000;
 
 /// Makes matches in the queues that it leads. It folds the other queues as well, so that it can take over their
 /// leadership at once.
@@ -76,7 +76,10 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
     /// When an event of the log cannot be decoded. Decisions without it could be wrong.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         self.health.down("pool", "reading the log");
-        let Some(()) = shutdown.run_until_cancelled(self.store_rules()).await else { return Ok(()) };
+        let (context, queues) = (self.log.context().clone(), self.matching.queues().clone());
+        let health = self.health.clone();
+        let storing = store_rules(&context, &queues, &health);
+        let Some(()) = shutdown.run_until_cancelled(storing).await else { return Ok(()) };
         let Some(caught_up) = shutdown.run_until_cancelled(self.catch_up()).await else { return Ok(()) };
         let (mut follow, mut writer) = caught_up?;
         self.health.up("pool");
@@ -94,24 +97,6 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
             writer.finish(&pool).await;
         }
         Ok(())
-    }
-
-    /// Stores the rule sets of the queues. A match must not name a rule set that nobody can read.
-    async fn store_rules(&self) {
-        let context = self.log.context();
-        for (name, queue) in &self.matching.queues().queues {
-            let store = || async {
-                rule_store::store(context, &queue.configured.text).await?;
-                rule_store::configure(context, name, &queue.configuration()).await
-            };
-            let noted = || async {
-                store()
-                    .await
-                    .inspect_err(|error| self.health.down("rules", format!("cannot store a rule set: {error}")))
-            };
-            keep_trying("the store of rule sets", noted).await;
-        }
-        self.health.up("rules");
     }
 
     /// Brings the pool up to date, starting from the last snapshot or from the beginning of the log.
@@ -142,40 +127,42 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
         follow: &mut Follow,
         writer: &mut Writer,
     ) -> anyhow::Result<()> {
+        let mut pause = Instant::now();
         while !shutdown.is_cancelled() {
-            let Cycle { busy, failed } = self.matching.cycle().await;
-            if failed {
-                sleep(IDLE).await;
-            }
+            let now = Instant::now();
+            let mut until = match now < pause {
+                true => pause,
+                false => match self.matching.decide() {
+                    Next::Decide => now,
+                    Next::Wait(time) => now + time,
+                },
+            };
             if self.matching.writes_snapshots() {
                 writer.offer(self.matching.pool());
             }
-            let began = Instant::now();
-            let mut next_cycle = if busy { began } else { began + self.matching.max_wait() };
-            let mut folded = 0;
-            loop {
-                // Tickets whose players have newer state than the fold cannot be matched. Read their events first.
-                let is_behind = self.matching.pool().is_behind();
-                if folded >= MAX_FOLDED && (!is_behind || began.elapsed() >= IDLE) {
-                    break;
-                }
-                let until = if is_behind { began + IDLE } else { next_cycle };
-                let message = tokio::select! {
+            for _ in 0..MAX_TAKEN {
+                tokio::select! {
+                    biased;
                     () = shutdown.cancelled() => break,
-                    () = self.matching.lead_changed() => break,
+                    change = self.matching.changed() => {
+                        if let Change::Settled { failed: true } = change {
+                            pause = Instant::now() + IDLE;
+                        }
+                    }
                     Ok(Question { player, reply }) = receive(&mut self.questions, shutdown) => {
                         // The sender may have stopped waiting.
                         let _ = reply.send(self.matching.candidates(&player));
-                        folded += 1;
-                        continue;
                     }
-                    message = timeout_at(until, follow.next()) => message,
-                };
-                let Ok(message) = message else { break };
-                self.fold(&message)?;
-                (folded, next_cycle) = (folded + 1, began);
+                    message = timeout_at(until, follow.next()) => match message {
+                        Ok(message) => self.fold(&message)?,
+                        Err(_) => break,
+                    },
+                }
+                // Take the others that are there already, and then decide.
+                until = now;
             }
         }
+        self.matching.settle().await;
         Ok(())
     }
 
@@ -188,4 +175,19 @@ impl<W: Env, L: Lead> Matchmaker<W, L> {
         self.matching.fold(&player, &recorded);
         Ok(())
     }
+}
+
+/// Stores the rule sets of the queues. A match must not name a rule set that nobody can read.
+async fn store_rules(context: &Context, queues: &Queues, health: &Health) {
+    for (name, queue) in &queues.queues {
+        let store = || async {
+            rule_store::store(context, &queue.configured.text).await?;
+            rule_store::configure(context, name, &queue.configuration()).await
+        };
+        let noted = || async {
+            store().await.inspect_err(|error| health.down("rules", format!("cannot store a rule set: {error}")))
+        };
+        keep_trying("the store of rule sets", noted).await;
+    }
+    health.up("rules");
 }

@@ -1,8 +1,8 @@
 //! Matchmaker: matches waiting players by the rule sets of their queues.
 //!
 //! - [`domain`]: the pool of waiting players (a fold of the log), its snapshot format, and matches by rule sets; pure.
-//! - [`app`]: the main loop: fold, decide, commit, and fold the outcome.
-//! - [`matching`]: the decisions of that loop, on any implementation of the log.
+//! - [`app`]: the main loop: fold, decide, and decide again while the decisions are being stored.
+//! - [`matching`]: makes matches and times out tickets, on any implementation of the log.
 //! - [`lead`]: which of several instances decides.
 //! - [`snapshots`]: stores the pool in NATS, so that a restart does not read the whole log.
 
@@ -20,18 +20,24 @@ use garage_worker::{
     rules::AppliedRules,
     service::{Refusal, Service},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+};
 
 use app::Question;
 
 pub use config::Config;
 
 /// What the worker measures.
-const METRICS: [Metric; 8] = [
+const METRICS: [Metric; 9] = [
     Metric::gauge("garage_queue_depth", "waiting players; every instance reports all of them"),
     Metric::gauge("garage_queue_players", "players of one match"),
     Metric::histogram("garage_queue_wait_seconds", "time from a ticket to its match").with_later_labels(),
     Metric::counter("garage_matches_total", "matches made").with_later_labels(),
+    Metric::counter("garage_incomplete_searches_total", "searches that ended before they had tried every match")
+        .with_later_labels(),
     Metric::counter("garage_timeouts_total", "tickets that timed out"),
     Metric::counter("garage_excluded_total", "candidates that a rule excluded, counted when a ticket times out")
         .with_later_labels(),
@@ -75,6 +81,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     });
     runtime.spawn("svc.matchmaker.candidates", answering.await?);
     let matchmaker = app::Matchmaker::new(log, System, queues, leases, runtime.health.clone(), questions);
-    runtime.spawn("matching", matchmaker.run(shutdown));
+    // Matching takes much of a processor's time. On a thread of its own, it does not delay the renewal of leases.
+    let matching = spawn_blocking(move || Handle::current().block_on(matchmaker.run(shutdown)));
+    runtime.spawn("matching", async { matching.await? });
     runtime.wait().await
 }

@@ -271,9 +271,10 @@ async fn if_the_writer_is_killed_the_previous_snapshot_remains() -> anyhow::Resu
 #[tokio::test(flavor = "multi_thread")]
 async fn replaced_snapshots_are_deleted() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
-    fixture.queue("a", 0..900).await?;
+    // Longer than a chunk. What is in it does not matter.
+    let bytes = vec![0; 500_000];
     for _ in 0..5 {
-        fixture.write().await?;
+        snapshots::write(&fixture.context, bytes.clone()).await?;
     }
     let info = fixture.context.get_object_store(SNAPSHOT_BUCKET).await?.info(NAME).await?;
     let messages = fixture.context.get_stream(SNAPSHOTS).await?.cached_info().state.messages;
@@ -291,10 +292,10 @@ async fn an_unusable_snapshot_is_ignored() -> anyhow::Result<()> {
     let good = snapshot::encode(log.created, pool.seq(), &pool.folded())?;
     let foreign = snapshot::encode(log.created - Duration::from_secs(1), pool.seq(), &pool.folded())?;
     let ahead = snapshot::encode(log.created, pool.seq() + 1, &pool.folded())?;
-    let newer = br#"{"format":2}"#.to_vec();
+    let older = br#"{"format":2}"#.to_vec();
     let half = good[..good.len() - 20].to_vec();
     for (what, bytes) in
-        [("foreign", foreign), ("ahead", ahead), ("newer", newer), ("half", half), ("empty", Vec::new())]
+        [("foreign", foreign), ("ahead", ahead), ("older", older), ("half", half), ("empty", Vec::new())]
     {
         snapshots::write(&fixture.context, bytes).await?;
         assert_eq!(fixture.restored().await?, Pool::default(), "{what}");

@@ -126,6 +126,8 @@ mod tests {
                 clock: THEN,
                 seed: 0,
                 skipped: Vec::new(),
+                left_out: Vec::new(),
+                search_steps: None,
             };
             (id, self.append(id, matched).await)
         }

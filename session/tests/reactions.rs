@@ -145,6 +145,8 @@ impl Match {
             clock: BEGAN,
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         };
         let decision = decision.change(&env, Aggregate::Session(session), Head::default(), [Event::from(matched)]);
         block_on(app.log.append(decision)).unwrap();

@@ -5,6 +5,7 @@ mod capacity;
 mod director;
 mod gateway;
 mod log;
+mod matching;
 mod recovery;
 mod sample;
 
@@ -28,6 +29,8 @@ pub(crate) enum Bench {
     Capacity(capacity::Capacity),
     /// Measures how soon a matchmaker works again after a restart, and how fast projections are rebuilt.
     Recovery(recovery::Recovery),
+    /// Measures how fast matches are made, and compares it with a writer that only stores the same events.
+    Matching(matching::Matching),
     /// Measures the pods that a director creates per second, and a client that only sends the requests.
     Director(director::Director),
     /// Measures how long a report takes while a game server floods NATS, and without the flood.
@@ -50,6 +53,7 @@ impl Bench {
             Self::Gateway(bench) => interruptible(&shutdown, bench.run()).await,
             Self::Capacity(bench) => interruptible(&shutdown, bench.run()).await,
             Self::Recovery(bench) => interruptible(&shutdown, bench.run()).await,
+            Self::Matching(bench) => interruptible(&shutdown, bench.run()).await,
             // It stops its reaction before its NATS.
             Self::Abuse(bench) => bench.run(shutdown).await,
             // It removes its pods before it ends.

@@ -64,6 +64,8 @@ impl Fixture {
             clock: System.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         });
         let closed = session::Event::from(session::Closed {
             why: player::Ending::Failed,

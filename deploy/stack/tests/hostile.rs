@@ -114,6 +114,8 @@ impl Fixture {
             clock: System.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
             latencies: Default::default(),
         };
         let requested = PodRequested {

@@ -126,8 +126,8 @@ fn player(document: &Json, id: &PlayerId, queued: &Queued) -> Result<Player, Str
         let value = queued.attributes.get(name).cloned().or_else(rank).or(default);
         value.ok_or_else(|| format!("player {id} has no value for the attribute {name}"))
     });
-    let latencies = queued.latencies.iter().map(|(region, latency)| (region.to_string(), f64::from(*latency)));
-    Ok(Player { id: id.to_string(), values: values.collect::<Result<_, _>>()?, latencies: latencies.collect() })
+    let latencies = queued.latencies.iter().map(|(region, latency)| (region.as_str(), f64::from(*latency)));
+    Ok(Player { id: id.as_str().into(), values: values.collect::<Result<_, _>>()?, latencies: latencies.collect() })
 }
 
 /// The rule set that made the match in a message, if it is a match.

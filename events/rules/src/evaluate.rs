@@ -52,14 +52,14 @@ impl<'t> Candidate<'t> {
     pub(crate) fn locations(&self) -> Vec<&'t str> {
         let players = || self.tickets().flat_map(|ticket| &ticket.players);
         let Some(first) = players().next() else { return Vec::new() };
-        let known = |location: &&str| players().all(|player| player.latencies.contains_key(*location));
-        first.latencies.keys().map(String::as_str).filter(known).collect()
+        let known = |location: &&str| players().all(|player| player.latencies.get(location).is_some());
+        first.latencies.locations().filter(known).collect()
     }
 
     /// The greatest latency of a player to a location, and the sum of all players' latencies.
     fn latencies(&self, location: &str) -> (f64, f64) {
         let players = self.tickets().flat_map(|ticket| ticket.players.iter());
-        let latencies = players.filter_map(|player| player.latencies.get(location).copied());
+        let latencies = players.filter_map(|player| player.latencies.get(location));
         latencies.fold((0.0, 0.0), |(worst, sum), latency| (f64::max(worst, latency), sum + latency))
     }
 }
@@ -109,6 +109,12 @@ impl RuleSet {
         let holds = sizes && possible;
         let location = best.map(|(_, location)| location.to_owned()).filter(|_| possible);
         Evaluation { age, sizes, failed, location, holds }
+    }
+
+    /// Whether the rules hold that do not depend on the location or on other rules. Faster than [`Self::evaluate`] if one
+    /// of them does not.
+    pub(crate) fn could_hold(&self, candidate: &Candidate<'_>, age: u64) -> bool {
+        self.rules.iter().filter(|rule| !rule.in_compound).all(|rule| self.holds(rule.kind.at(age), candidate))
     }
 
     /// Whether each rule holds in a location.
@@ -192,29 +198,29 @@ pub(crate) fn ticket_number(ticket: &Ticket, attribute: usize, party: NumberAggr
 
 /// The value of an expression. Players and teams are only counted.
 #[derive(Debug, Clone, PartialEq)]
-enum Data {
+enum Data<'v> {
     Number(f64),
-    Text(String),
+    Text(&'v str),
     Thing,
-    List(Vec<Data>),
+    List(Vec<Data<'v>>),
 }
 
 /// Evaluates expressions. A ticket's players all have the ticket's aggregate, and each counts by itself.
-struct Values<'c, 't> {
-    candidate: &'c Candidate<'t>,
+struct Values<'v> {
+    candidate: &'v Candidate<'v>,
     /// `None`: each player has their own number.
     numbers: Option<NumberAggregation>,
     lists: ListAggregation,
 }
 
-impl Values<'_, '_> {
-    fn compare(&self, rule: &Comparison) -> bool {
+impl<'v> Values<'v> {
+    fn compare(&self, rule: &'v Comparison) -> bool {
         let reference = match &rule.reference {
             None => return rule.measurements.iter().all(|measurement| self.across(measurement, rule.operation)),
             Some(reference) => self.reference(reference),
         };
         let Some(reference) = reference else { return false };
-        let fits = |value: &Data| match (value, &reference) {
+        let fits = |value: &Data<'_>| match (value, &reference) {
             (Data::Number(value), Data::Number(reference)) => match rule.operation {
                 Comparator::Less => value < reference,
                 Comparator::LessOrEqual => value <= reference,
@@ -235,7 +241,7 @@ impl Values<'_, '_> {
     }
 
     /// Whether all values are equal, or all different.
-    fn across(&self, measurement: &Expression, operation: Comparator) -> bool {
+    fn across(&self, measurement: &'v Expression, operation: Comparator) -> bool {
         let Some(data) = self.data(measurement) else { return false };
         let leaves = leaves(&data);
         let mut pairs = leaves.iter().enumerate();
@@ -248,9 +254,9 @@ impl Values<'_, '_> {
         }
     }
 
-    fn distance(&self, rule: &Distance) -> bool {
+    fn distance(&self, rule: &'v Distance) -> bool {
         let Some(Data::Number(reference)) = self.reference(&rule.reference) else { return false };
-        let fits = |value: &Data| match value {
+        let fits = |value: &Data<'_>| match value {
             Data::Number(value) => {
                 let distance = (value - reference).abs();
                 rule.min.is_none_or(|min| distance >= min) && rule.max.is_none_or(|max| distance <= max)
@@ -261,7 +267,7 @@ impl Values<'_, '_> {
         measurements.all(|measurement| self.data(measurement).is_some_and(|data| leaves(&data).into_iter().all(fits)))
     }
 
-    fn collect(&self, rule: &Collection) -> bool {
+    fn collect(&self, rule: &'v Collection) -> bool {
         let fits = |count: usize| match (rule.min, rule.max) {
             (None, None) => count > 0,
             (min, max) => {
@@ -269,8 +275,10 @@ impl Values<'_, '_> {
                 min.is_none_or(|min| count >= min) && max.is_none_or(|max| count <= max)
             }
         };
-        let reference: Option<Vec<String>> = match &rule.operation {
-            CollectionOperation::ReferenceIntersectionCount(ListReference::Texts(texts)) => Some(texts.clone()),
+        let reference: Option<Vec<&str>> = match &rule.operation {
+            CollectionOperation::ReferenceIntersectionCount(ListReference::Texts(texts)) => {
+                Some(texts.iter().map(String::as_str).collect())
+            }
             CollectionOperation::ReferenceIntersectionCount(ListReference::Expression(expression)) => {
                 self.data(expression).map(|data| texts(&data))
             }
@@ -285,33 +293,34 @@ impl Values<'_, '_> {
                     fits(lists.iter().flatten().filter(|text| *text == wanted).count())
                 }
                 CollectionOperation::Contains(wanted) => {
-                    fits(lists.iter().filter(|list| list.contains(wanted)).count())
+                    fits(lists.iter().filter(|list| list.contains(&wanted.as_str())).count())
                 }
                 CollectionOperation::ReferenceIntersectionCount(_) => {
                     // A flat list of several players may have a text twice. It counts once.
-                    lists.iter().all(|list| fits(distinct(list).filter(|text| reference.contains(text)).count()))
+                    let known = |list: &Vec<_>| distinct(list).iter().filter(|text| reference.contains(text)).count();
+                    lists.iter().all(|list| fits(known(list)))
                 }
             })
         })
     }
 
-    fn reference(&self, reference: &Reference) -> Option<Data> {
+    fn reference(&self, reference: &'v Reference) -> Option<Data<'v>> {
         match reference {
             Reference::Number(number) => Some(Data::Number(*number)),
-            Reference::Text(text) => Some(Data::Text(text.clone())),
+            Reference::Text(text) => Some(Data::Text(text)),
             Reference::Expression(expression) => self.data(expression),
         }
     }
 
     /// The value of an expression. `None` if a function in it has no value: the average of nothing.
-    fn data(&self, expression: &Expression) -> Option<Data> {
+    fn data(&self, expression: &Expression) -> Option<Data<'v>> {
         match expression {
             Expression::Path(path) => Some(self.path(path)),
             Expression::Call(function, of) => call(*function, self.data(of)?, of.depth()),
         }
     }
 
-    fn path(&self, path: &Path) -> Data {
+    fn path(&self, path: &Path) -> Data<'v> {
         match &path.teams {
             Teams::One(team) => self.team(*team, path.property),
             Teams::Several(teams) => Data::List(teams.iter().map(|team| self.team(*team, path.property)).collect()),
@@ -322,7 +331,7 @@ impl Values<'_, '_> {
         }
     }
 
-    fn team(&self, team: usize, property: Property) -> Data {
+    fn team(&self, team: usize, property: Property) -> Data<'v> {
         if property == Property::Team {
             return Data::Thing;
         }
@@ -330,13 +339,13 @@ impl Values<'_, '_> {
         let players = tickets.flat_map(|ticket| ticket.players.iter().map(move |player| (*ticket, player)));
         let values = players.map(|(ticket, player)| match property {
             Property::Team | Property::Players => Data::Thing,
-            Property::PlayerIds => Data::Text(player.id.clone()),
+            Property::PlayerIds => Data::Text(&player.id),
             Property::Attribute(attribute) => match player.values.get(attribute) {
                 Some(Value::Number(own)) => {
                     let ticket = self.numbers.and_then(|party| ticket_number(ticket, attribute, party));
                     Data::Number(ticket.unwrap_or(*own))
                 }
-                Some(Value::Text(text)) => Data::Text(text.clone()),
+                Some(Value::Text(text)) => Data::Text(text),
                 Some(Value::TextList(_)) => {
                     Data::List(self.ticket_list(ticket, attribute).into_iter().map(Data::Text).collect())
                 }
@@ -347,20 +356,24 @@ impl Values<'_, '_> {
         Data::List(values.collect())
     }
 
-    fn ticket_list(&self, ticket: &Ticket, attribute: usize) -> Vec<String> {
-        let lists = ticket.players.iter().filter_map(|player| match player.values.get(attribute) {
-            Some(Value::TextList(list)) => Some(list.clone()),
+    fn ticket_list(&self, ticket: &'v Ticket, attribute: usize) -> Vec<&'v str> {
+        let mut lists = ticket.players.iter().filter_map(|player| match player.values.get(attribute) {
+            Some(Value::TextList(list)) => Some(list),
             _ => None,
         });
-        let lists: Vec<_> = lists.collect();
+        let texts = |list: &'v Vec<String>| list.iter().map(String::as_str).collect::<Vec<_>>();
         match self.lists {
-            ListAggregation::Intersection => common(&lists),
-            ListAggregation::Union => distinct(&lists.concat()).cloned().collect(),
+            ListAggregation::Intersection => common(&lists.map(texts).collect::<Vec<_>>()),
+            ListAggregation::Union => {
+                let mut union = lists.next().map(texts).unwrap_or_default();
+                union.extend(lists.flatten().map(String::as_str));
+                distinct(&union)
+            }
         }
     }
 }
 
-fn elements(data: Data) -> Vec<Data> {
+fn elements(data: Data<'_>) -> Vec<Data<'_>> {
     match data {
         Data::List(elements) => elements,
         other => vec![other],
@@ -368,17 +381,23 @@ fn elements(data: Data) -> Vec<Data> {
 }
 
 /// The values inside of all lists.
-fn leaves(data: &Data) -> Vec<&Data> {
+fn leaves<'d, 'v>(data: &'d Data<'v>) -> Vec<&'d Data<'v>> {
+    let mut found = Vec::new();
+    add_leaves(data, &mut found);
+    found
+}
+
+fn add_leaves<'d, 'v>(data: &'d Data<'v>, found: &mut Vec<&'d Data<'v>>) {
     match data {
-        Data::List(elements) => elements.iter().flat_map(leaves).collect(),
-        leaf => vec![leaf],
+        Data::List(elements) => elements.iter().for_each(|element| add_leaves(element, found)),
+        leaf => found.push(leaf),
     }
 }
 
 /// The texts of a list.
-fn texts(data: &Data) -> Vec<String> {
-    let text = |leaf: &Data| match leaf {
-        Data::Text(text) => Some(text.clone()),
+fn texts<'v>(data: &Data<'v>) -> Vec<&'v str> {
+    let text = |leaf: &Data<'v>| match leaf {
+        Data::Text(text) => Some(*text),
         Data::Number(_) | Data::Thing | Data::List(_) => None,
     };
     leaves(data).into_iter().filter_map(text).collect()
@@ -386,7 +405,7 @@ fn texts(data: &Data) -> Vec<String> {
 
 /// Lists of texts, from lists that are nested `depth` times. If there are more than two levels, those of each team are a
 /// group of their own.
-fn groups(data: &Data, depth: usize) -> Vec<Vec<Vec<String>>> {
+fn groups<'v>(data: &Data<'v>, depth: usize) -> Vec<Vec<Vec<&'v str>>> {
     let Data::List(elements) = data else { return Vec::new() };
     match depth {
         0 | 1 => vec![vec![texts(data)]],
@@ -396,19 +415,28 @@ fn groups(data: &Data, depth: usize) -> Vec<Vec<Vec<String>>> {
 }
 
 /// The texts that are in every list, in the order of the first one.
-fn common(lists: &[Vec<String>]) -> Vec<String> {
+fn common<'v>(lists: &[Vec<&'v str>]) -> Vec<&'v str> {
     let Some((first, others)) = lists.split_first() else { return Vec::new() };
-    distinct(first).filter(|text| others.iter().all(|list| list.contains(*text))).cloned().collect()
+    let mut texts = distinct(first);
+    texts.retain(|text| others.iter().all(|list| list.contains(text)));
+    texts
 }
 
 /// The texts of a list, each once.
-fn distinct(list: &[String]) -> impl Iterator<Item = &String> {
-    let mut seen = HashSet::new();
-    list.iter().filter(move |text| seen.insert(text.as_str()))
+fn distinct<'v>(list: &[&'v str]) -> Vec<&'v str> {
+    match list {
+        // Most lists are short, and have no text twice.
+        [] | [_] => list.to_vec(),
+        [one, other] if one != other => list.to_vec(),
+        _ => {
+            let mut seen = HashSet::new();
+            list.iter().filter(|text| seen.insert(**text)).copied().collect()
+        }
+    }
 }
 
 /// Applies a function to a list that is nested `depth` times. If that is deeper than its input, it works on each sublist.
-fn call(function: Function, data: Data, depth: usize) -> Option<Data> {
+fn call(function: Function, data: Data<'_>, depth: usize) -> Option<Data<'_>> {
     let Data::List(list) = data else { return None };
     let input = match function {
         Function::Flatten => return Some(Data::List(list.into_iter().flat_map(elements).collect())),
@@ -436,7 +464,7 @@ fn call(function: Function, data: Data, depth: usize) -> Option<Data> {
     statistic(function, &numbers.collect::<Option<Vec<_>>>()?).map(Data::Number)
 }
 
-fn number(count: usize) -> Data {
+fn number(count: usize) -> Data<'static> {
     #[expect(clippy::cast_precision_loss, reason = "a match has at most 200 players")]
     let number = count as f64;
     Data::Number(number)

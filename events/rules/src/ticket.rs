@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
+    sync::Arc,
 };
 
 use crate::rule_set::{AttributeType, Latency, MAX_TICKET, NumberAggregation, RuleKind, RuleSet, Stages, Value};
@@ -10,20 +11,52 @@ use crate::rule_set::{AttributeType, Latency, MAX_TICKET, NumberAggregation, Rul
 /// What a request says about a player.
 #[derive(Debug, Clone, Default)]
 pub struct PlayerRequest {
-    pub id: String,
+    pub id: Arc<str>,
     pub attributes: BTreeMap<String, Value>,
-    /// Milliseconds by location.
-    pub latencies: BTreeMap<String, f64>,
+    pub latencies: Latencies,
 }
 
 /// A player with a value for each attribute of the rule set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Player {
-    pub id: String,
+    pub id: Arc<str>,
     /// In the order of [`RuleSet::attributes`].
-    pub values: Vec<Value>,
-    /// Milliseconds by location.
-    pub latencies: BTreeMap<String, f64>,
+    pub values: Box<[Value]>,
+    pub latencies: Latencies,
+}
+
+/// Milliseconds by location. It takes less memory than a map, because very many tickets may wait, and tickets can share
+/// the names.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Latencies(Box<[(Arc<str>, f64)]>);
+
+impl Latencies {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The locations, sorted.
+    pub fn locations(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(location, _)| &**location)
+    }
+
+    /// The latency to a location.
+    pub fn get(&self, location: &str) -> Option<f64> {
+        // There are few, so this is faster than a binary search.
+        self.0.iter().find(|(name, _)| &**name == location).map(|(_, latency)| *latency)
+    }
+}
+
+/// If a location occurs twice, the last latency counts.
+impl<N: Into<Arc<str>>> FromIterator<(N, f64)> for Latencies {
+    fn from_iter<I: IntoIterator<Item = (N, f64)>>(latencies: I) -> Self {
+        let latencies = latencies.into_iter().map(|(name, latency)| (name.into(), latency));
+        let mut latencies: Vec<(Arc<str>, f64)> = latencies.collect();
+        latencies.reverse();
+        latencies.sort_by(|(one, _), (other, _)| one.cmp(other));
+        latencies.dedup_by(|(one, _), (other, _)| one == other);
+        Self(latencies.into())
+    }
 }
 
 /// Players who play in one team. A ticket is matched as a whole.
@@ -42,15 +75,14 @@ impl Ticket {
 
     /// The ticket's latency to a location. `None` if a player has none.
     pub fn latency(&self, location: &str, party: NumberAggregation) -> Option<f64> {
-        let latencies = self.players.iter().map(|player| player.latencies.get(location).copied());
+        let latencies = self.players.iter().map(|player| player.latencies.get(location));
         aggregate(&latencies.collect::<Option<Vec<_>>>()?, party)
     }
 
     /// The locations for which each player has a latency.
     pub fn locations(&self) -> impl Iterator<Item = &str> {
-        let first = self.players.first().into_iter().flat_map(|player| player.latencies.keys());
-        let known = |location: &&String| self.players.iter().all(|player| player.latencies.contains_key(*location));
-        first.filter(known).map(String::as_str)
+        let first = self.players.first().into_iter().flat_map(|player| player.latencies.locations());
+        first.filter(|location| self.players.iter().all(|player| player.latencies.get(location).is_some()))
     }
 }
 
@@ -83,11 +115,11 @@ pub enum Hopeless {
         max: usize,
     },
     NoValue {
-        player: String,
+        player: Arc<str>,
         attribute: String,
     },
     WrongType {
-        player: String,
+        player: Arc<str>,
         attribute: String,
         wants: AttributeType,
     },
@@ -156,7 +188,8 @@ impl RuleSet {
         if players.len() > max {
             return Err(Hopeless::NoTeam { players: players.len(), max });
         }
-        let players = players.into_iter().map(|player| self.player(player)).collect::<Result<_, _>>()?;
+        let mut players = players.into_iter().map(|player| self.player(player)).collect::<Result<Vec<_>, _>>()?;
+        players.shrink_to_fit();
         let ticket = Ticket { players, since_ms };
         if ticket.players.iter().any(|player| !player.latencies.is_empty()) && ticket.locations().next().is_none() {
             return Err(Hopeless::NoCommonLocation);
@@ -182,14 +215,16 @@ impl RuleSet {
     fn player(&self, player: PlayerRequest) -> Result<Player, Hopeless> {
         let PlayerRequest { id, mut attributes, latencies } = player;
         let values = self.attributes.iter().map(|attribute| {
-            let name = attribute.name.clone();
-            match attributes.remove(&name).or_else(|| attribute.default.clone()) {
+            match attributes.remove(&attribute.name).or_else(|| attribute.default.clone()) {
                 Some(Value::TextList(list)) if attribute.kind == AttributeType::TextList => {
                     Ok(Value::TextList(without_repeats(list)))
                 }
                 Some(value) if value.kind() == attribute.kind => Ok(value),
-                Some(_) => Err(Hopeless::WrongType { player: id.clone(), attribute: name, wants: attribute.kind }),
-                None => Err(Hopeless::NoValue { player: id.clone(), attribute: name }),
+                Some(_) => {
+                    let (attribute, wants) = (attribute.name.clone(), attribute.kind);
+                    Err(Hopeless::WrongType { player: id.clone(), attribute, wants })
+                }
+                None => Err(Hopeless::NoValue { player: id.clone(), attribute: attribute.name.clone() }),
             }
         });
         Ok(Player { values: values.collect::<Result<_, _>>()?, latencies, id })

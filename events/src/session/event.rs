@@ -53,17 +53,26 @@ pub struct Matched {
     /// version of their rule instead: `band-region-fifo/1` or `/2`.
     pub rules: String,
     /// Sequence of the last event that the matchmaker had read when it made the match. The fold of the log up to this
-    /// sequence, without `skipped`, is the pool that the match was made from.
+    /// sequence, without `left_out`, is the pool that the match was made from.
     pub pool_seq: u64,
     /// The matchmaker's current time when it made the match.
     #[serde(with = "time::serde::rfc3339")]
     pub clock: OffsetDateTime,
-    /// Decided how a large pool was divided into batches.
+    /// If it is odd, it decided in which order tickets were tried. Otherwise, the oldest were tried first. In events of
+    /// older builds, it decided how tickets were divided into batches.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub seed: u32,
-    /// Tickets that the matchmaker left out, because it knew that one of their players has a later event.
+    /// Tickets that the matchmaker left out, in the events of older builds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<TicketId>,
+    /// Tickets that the matchmaker left out, because a decision on one of their players was being committed, or the
+    /// player had a later event. For each such ticket: `pool_seq` minus the sequence of the last event of one of its
+    /// players.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<u64>,
+    /// [`crate::queue::Queue::search_steps`], unless it is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search_steps: Option<u32>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

@@ -46,6 +46,8 @@ fn match_of_ann_and_bob() -> Matched {
         clock: START,
         seed: 0,
         skipped: Vec::new(),
+        left_out: Vec::new(),
+        search_steps: None,
     }
 }
 

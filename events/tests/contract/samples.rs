@@ -67,6 +67,8 @@ pub(crate) fn matched(players: &[PlayerId]) -> session::Event {
         clock: THEN,
         seed: 0,
         skipped: Vec::new(),
+        left_out: Vec::new(),
+        search_steps: None,
     }
     .into()
 }

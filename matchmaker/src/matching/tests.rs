@@ -13,6 +13,7 @@ use garage_rules::rule_set::Value;
 use time::macros::datetime;
 
 use super::*;
+use crate::domain::{Bounds, propose};
 
 const START: time::OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
@@ -46,32 +47,49 @@ async fn matching(
     let env = Simulated::at(START);
     let log = SimLog::new(env.clone());
     let mut matching = Matching::new(log.clone(), env.clone(), queues(), Always);
-    for (name, rank, latencies, valid_s) in players {
-        let latencies = latencies.iter().map(|(region, latency)| (region.parse().unwrap(), *latency));
-        let queued = Queued {
-            ticket: TicketId::new(env.id()),
-            queue: queue.parse().unwrap(),
-            rank: *rank,
-            latencies: latencies.collect(),
-            attributes: BTreeMap::new(),
-            group: Vec::new(),
-            waiting_since: START,
-            expires_at: START + time::Duration::seconds(*valid_s),
-            requeues: 0,
-            absences: 0,
-        };
-        let player: PlayerId = name.parse().unwrap();
-        let event = Event::from(queued);
-        let decision = Decision::new(&env, env.id(), None).change(
-            &env,
-            Aggregate::Player(player.clone()),
-            Head::default(),
-            [event.clone()],
-        );
-        let seq = log.append(decision).await.unwrap()[0];
-        matching.pool.fold(&player, Head { seq, n: 1 }, &event);
+    for player in players {
+        self::queue(&mut matching, &log, &env, queue, player).await;
     }
     (matching, log, env)
+}
+
+/// Queues a player. The matchmaker reads it.
+async fn queue(
+    matching: &mut Matching<SimLog<Simulated>, Simulated, Always>,
+    log: &SimLog<Simulated>,
+    env: &Simulated,
+    queue: &str,
+    (name, rank, latencies, valid_s): &Ticket<'_>,
+) {
+    let latencies = latencies.iter().map(|(region, latency)| (region.parse().unwrap(), *latency));
+    let queued = Queued {
+        ticket: TicketId::new(env.id()),
+        queue: queue.parse().unwrap(),
+        rank: *rank,
+        latencies: latencies.collect(),
+        attributes: BTreeMap::new(),
+        group: Vec::new(),
+        waiting_since: START,
+        expires_at: START + time::Duration::seconds(*valid_s),
+        requeues: 0,
+        absences: 0,
+    };
+    let player: PlayerId = name.parse().unwrap();
+    let event = Event::from(queued);
+    let decision = Decision::new(env, env.id(), None).change(
+        env,
+        Aggregate::Player(player.clone()),
+        Head::default(),
+        [event.clone()],
+    );
+    let seq = log.append(decision).await.unwrap()[0];
+    matching.pool.fold(&player, Head { seq, n: 1 }, &event);
+}
+
+/// Decides until there is nothing left to decide, and waits for the outcomes.
+async fn cycle(matching: &mut Matching<SimLog<Simulated>, Simulated, Always>) {
+    while matching.decide() == Next::Decide {}
+    assert!(!matching.settle().await);
 }
 
 #[tokio::test]
@@ -85,7 +103,7 @@ async fn a_time_out_counts_the_other_players_by_what_excluded_them() {
     ];
     let (mut matching, log, env) = matching("ranked", &players).await;
     env.advance(time::Duration::seconds(120));
-    assert_eq!(matching.cycle().await, Cycle { busy: true, failed: false });
+    cycle(&mut matching).await;
     let ann = log.player(&"ann".parse().unwrap()).await.unwrap();
     let Event::TimedOut(timed_out) = ann.last.unwrap().event else { panic!("did not time out") };
     let excluded = [("RankDistance".to_owned(), 2), ("no-common-region".to_owned(), 1)].into();
@@ -97,7 +115,7 @@ async fn a_time_out_counts_the_other_players_by_what_excluded_them() {
 async fn a_time_out_in_a_removed_queue_has_no_candidates() {
     let (mut matching, log, env) = matching("removed", &[("ann", 0, &[("eu", 20)], 120)]).await;
     env.advance(time::Duration::seconds(120));
-    matching.cycle().await;
+    cycle(&mut matching).await;
     let ann = log.player(&"ann".parse().unwrap()).await.unwrap();
     let Event::TimedOut(timed_out) = ann.last.unwrap().event else { panic!("did not time out") };
     assert_eq!(timed_out.considered, None);
@@ -111,7 +129,7 @@ async fn a_match_records_its_rules_and_the_latencies_that_decided_its_region() {
         [([ann, bob], r#"{"eu":[40,60],"us":[115,59]}"#), ([bob, ann], r#"{"eu":[60,40],"us":[59,115]}"#)]
     {
         let (mut matching, log, _) = matching("ranked", &players).await;
-        matching.cycle().await;
+        cycle(&mut matching).await;
         let ann = log.player(&"ann".parse().unwrap()).await.unwrap();
         let session = log.session(ann.state.session().unwrap()).await.unwrap();
         let [matched] = &session.history[..] else { panic!("{session:?}") };
@@ -121,6 +139,106 @@ async fn a_match_records_its_rules_and_the_latencies_that_decided_its_region() {
         assert_eq!((matched.clock, &matched.skipped[..]), (START, &[][..]));
         assert_eq!(serde_json::to_string(&matched.latencies).unwrap(), latencies);
     }
+}
+
+/// The session of a player, with what its match recorded.
+async fn matched(log: &SimLog<Simulated>, player: &str) -> session::Matched {
+    let player = log.player(&player.parse().unwrap()).await.unwrap();
+    let session = log.session(player.state.session().expect("the player is matched")).await.unwrap();
+    let session::Event::Matched(matched) = session.history[0].event.clone() else { panic!("{session:?}") };
+    matched
+}
+
+#[tokio::test]
+async fn a_match_is_decided_while_another_is_being_stored_and_records_its_tickets() {
+    let eu: &[(&str, u32)] = &[("eu", 20)];
+    let (mut matching, log, env) = matching("ranked", &[("ann", 0, eu, 120), ("bob", 0, eu, 120)]).await;
+    assert!(matches!(matching.decide(), Next::Wait(_)));
+    // Its decision is not stored yet, and these players come.
+    queue(&mut matching, &log, &env, "ranked", &("carl", 0, eu, 120)).await;
+    queue(&mut matching, &log, &env, "ranked", &("dora", 0, eu, 120)).await;
+    assert!(matches!(matching.decide(), Next::Wait(_)));
+    assert!(!matching.settle().await);
+    assert_eq!(matched(&log, "ann").await.left_out, [0; 0]);
+    let second = matched(&log, "carl").await;
+    let names: Vec<_> = second.players().map(ToString::to_string).collect();
+    assert_eq!(names, ["carl", "dora"]);
+    assert_eq!((second.pool_seq, second.left_out), (4, vec![2, 3]), "ann and bob, three and two events before");
+}
+
+#[tokio::test]
+async fn a_player_whose_match_could_not_be_stored_is_matched_with_somebody_else() {
+    let eu: &[(&str, u32)] = &[("eu", 20)];
+    let players = [("ann", 0, eu, 120), ("bob", 0, eu, 120), ("carl", 0, eu, 120)];
+    let (mut matching, log, env) = matching("ranked", &players).await;
+    // The matchmaker has not read yet that ann has cancelled.
+    let ann: PlayerId = "ann".parse().unwrap();
+    let found = log.player(&ann).await.unwrap();
+    let player::State::Waiting(Queued { ticket, queue, .. }) = found.state.clone() else { panic!("{found:?}") };
+    let cancelled = player::Cancelled { ticket, queue, reason: player::CancelReason::Player, absences: 0 };
+    let decision = Decision::new(&env, env.id(), None);
+    let decision = decision.change(&env, Aggregate::Player(ann.clone()), found.head, [Event::from(cancelled)]);
+    log.append(decision).await.unwrap();
+    cycle(&mut matching).await;
+    assert!(log.player(&ann).await.unwrap().state.session().is_none());
+    cycle(&mut matching).await;
+    let names: Vec<_> = matched(&log, "bob").await.players().map(ToString::to_string).collect();
+    assert_eq!(names, ["bob", "carl"]);
+}
+
+#[tokio::test]
+async fn a_cycle_waits_if_too_many_tickets_would_be_left_out() {
+    let eu: &[(&str, u32)] = &[("eu", 20)];
+    let names: Vec<String> = (0..=MAX_LEFT_OUT + 1).map(|number| format!("p{number}")).collect();
+    let players: Vec<Ticket<'_>> = names.iter().map(|name| (name.as_str(), 0, eu, 120)).collect();
+    let (mut matching, log, env) = matching("ranked", &players).await;
+    while matching.decide() == Next::Decide {}
+    for name in ["late", "later"] {
+        queue(&mut matching, &log, &env, "ranked", &(name, 0, eu, 120)).await;
+    }
+    assert_eq!(matching.decide(), Next::Wait(IDLE));
+    assert!(!matching.settle().await);
+    // The outcomes are known, but not read yet.
+    assert_eq!(matching.decide(), Next::Wait(IDLE));
+    assert!(log.player(&"late".parse().unwrap()).await.unwrap().state.session().is_none());
+}
+
+#[tokio::test]
+async fn time_outs_do_not_keep_others_from_being_matched() {
+    let eu: &[(&str, u32)] = &[("eu", 20)];
+    let names: Vec<String> = (0..3 * MAX_LEFT_OUT).map(|number| format!("p{number}")).collect();
+    let far = |(name, rank): (&'static str, i32)| (name, rank, eu, 300);
+    let late = names.iter().zip(1..).map(|(name, number)| (name.as_str(), number * 5_000, eu, 120));
+    let players: Vec<Ticket<'_>> = late.chain([far(("ann", 0)), far(("bob", 0))]).collect();
+    let (mut matching, log, env) = matching("ranked", &players).await;
+    env.advance(time::Duration::seconds(120));
+    matching.decide();
+    assert!(!matching.settle().await);
+    assert_eq!(matched(&log, "ann").await.left_out, [0; 0], "nobody can be matched with a ticket that has expired");
+    assert_eq!(matching.pool.expired(&"ranked".parse().unwrap(), env.now(), 1).len(), 0);
+}
+
+/// Two players whose ranks differ by 300 points. They can be matched when the older one has waited for 30 s.
+#[tokio::test]
+async fn a_clock_that_is_set_back_makes_no_ticket_younger_or_older() {
+    let eu: &[(&str, u32)] = &[("eu", 20)];
+    let (mut matching, log, env) = matching("ranked", &[("ann", 0, eu, 120)]).await;
+    env.advance(time::Duration::seconds(30));
+    matching.decide();
+    // By a moment: the later time counts, and the match records it.
+    env.advance(time::Duration::milliseconds(-500));
+    queue(&mut matching, &log, &env, "ranked", &("bob", 300, eu, 120)).await;
+    cycle(&mut matching).await;
+    assert_eq!(matched(&log, "ann").await.clock, START + time::Duration::seconds(30));
+    // By an hour: tickets that are valid at the new time are matched.
+    env.advance(time::Duration::hours(1));
+    matching.decide();
+    env.advance(time::Duration::hours(-1));
+    for name in ["carl", "dora"] {
+        queue(&mut matching, &log, &env, "ranked", &(name, 0, eu, 120)).await;
+    }
+    cycle(&mut matching).await;
+    assert_eq!(matched(&log, "carl").await.clock, env.now());
 }
 
 /// Two teams of two. Each pair of teams has about the same skill.
@@ -165,7 +283,7 @@ fn waiting(groups: &[&[(&str, f64)]]) -> Pool {
 fn proposed(pool: &Pool) -> Vec<String> {
     let rules = Rules::read(TEAMS, 120).unwrap();
     let queue = "teams".parse().unwrap();
-    let proposals = propose(&rules, &pool.tickets(&queue).all, 0, START, 10);
+    let proposals = propose(&rules, Bounds::default(), pool.tickets(&queue), 0, START);
     let team = |team: &crate::domain::matches::Team| {
         let players: Vec<_> = team.players.iter().map(|entry| entry.player.to_string()).collect();
         format!("{} {}", team.name, players.join(" "))
@@ -193,14 +311,12 @@ fn an_incomplete_group_is_not_matched_and_a_group_with_newer_state_is_left_out()
     let mut pool = waiting(&[&[("ann", 10.0), ("bob", 50.0)], &[("carl", 32.0)], &[("dora", 30.0)]]);
     let queue = "teams".parse().unwrap();
     let bob: PlayerId = "bob".parse().unwrap();
-    let ticket = pool.waiting(&queue).next().unwrap().queued.ticket;
+    let ticket = pool.ticket_of(&bob).unwrap().ticket();
     pool.mark_gone(&bob, 9);
-    let Tickets { all, skipped } = pool.tickets(&queue);
-    assert_eq!((all.len(), skipped), (2, vec![ticket]));
+    assert_eq!((pool.tickets(&queue).count(), pool.left_out(&queue, START, 9)), (2, Some(vec![2])));
     // Between two events of one commit, the group is incomplete.
     let cancelled =
         player::Cancelled { ticket, queue: queue.clone(), reason: player::CancelReason::Player, absences: 0 };
     pool.fold(&bob, Head { seq: 9, n: 2 }, &cancelled.into());
-    let Tickets { all, skipped } = pool.tickets(&queue);
-    assert_eq!((all.len(), skipped), (2, vec![]));
+    assert_eq!((pool.tickets(&queue).count(), pool.left_out(&queue, START, 9)), (2, Some(vec![])));
 }

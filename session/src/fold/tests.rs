@@ -79,6 +79,8 @@ fn matched() -> session::Event {
         clock: at(0),
         seed: 0,
         skipped: Vec::new(),
+        left_out: Vec::new(),
+        search_steps: None,
     }
     .into()
 }

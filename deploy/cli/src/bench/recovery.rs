@@ -13,7 +13,6 @@ use async_nats::jetstream;
 use garage_events::{
     game::Secret,
     jetstream::{JetStreamLog, reader::Reader, setup},
-    player::RANKS,
     subject::{self, ALL, HISTORY, STREAM},
 };
 use garage_session::{projector::rebuild, redis::Redis};
@@ -31,9 +30,23 @@ use crate::{
     report::{note, say, table},
 };
 
-/// A queue that matches only players of the same rank, so that many players can wait.
-const QUEUES: &str =
-    "[queues.ranked]\nplayers = 2\nrank_band = 1\ntimeout_s = 3600\n[queues.ranked.regions]\neu = 120\n";
+/// A queue that matches only players of the same skill, so that many players can wait.
+const QUEUES: &str = r#"
+[queues.ranked]
+rule_set = "rules.json"
+timeout_s = 3600
+attributes = { skill = "client" }
+regions = { eu = 120 }
+"#;
+
+/// Its rule set. The skills of waiting players differ by two. Ranks have too few values for a million players.
+const RULES: &str = r#"{
+    "ruleLanguageVersion": "1.0",
+    "playerAttributes": [{ "name": "skill", "type": "number" }],
+    "algorithm": { "strategy": "exhaustiveSearch", "expansionAgeSelection": "oldest" },
+    "teams": [{ "name": "player", "minPlayers": 1, "maxPlayers": 1, "quantity": 2 }],
+    "rules": [{ "name": "SameSkill", "type": "batchDistance", "batchAttribute": "skill", "maxDistance": 1 }]
+}"#;
 
 /// Measured restarts of each kind.
 const RESTARTS: i32 = 3;
@@ -47,14 +60,16 @@ const DEADLINE: Duration = Duration::from_secs(600);
 /// Measures how soon a matchmaker works again after a restart, and how fast projections are rebuilt.
 ///
 /// Writing the log takes most of the time: some minutes on two cores with the defaults. The log needs 4 GiB in the
-/// folder for temporary files. `--events 200000 --tickets 10000` is a short run.
+/// folder for temporary files. `--events 200000 --tickets 10000` is a short run. At most a million players can wait:
+/// `--events 1000000 --tickets 1000000` measures restarts with them. Then the log has no matches.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Recovery {
     /// Events in the log, of matches of two players.
     #[arg(long, default_value_t = 5_000_000, value_parser = clap::value_parser!(u32).range(1_000..=50_000_000))]
     events: u32,
-    /// Players that wait during all measurements. They are the players of the matches.
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    /// Players that wait during all measurements. Before, they play the matches. If this number is not less than
+    /// `events`, there are no matches.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     tickets: u32,
 }
 
@@ -87,8 +102,8 @@ impl Recovery {
     /// Writes the log. Returns its number of events.
     async fn write(&self, log: &JetStreamLog) -> anyhow::Result<u64> {
         let count = self.tickets / 2;
-        let matches = self.events.saturating_sub(self.tickets).div_ceil(history::MATCH * count).max(1);
-        let pairs = Pairs { name: "player", count, first_rank: *RANKS.start(), matches };
+        let matches = self.events.saturating_sub(self.tickets).div_ceil(history::MATCH * count);
+        let pairs = Pairs { name: "player", count, first_skill: 0, matches };
         note(format!("writing a log of {} events …", pairs.events()));
         let (mut progress, mut done) = (Progress::new(true), 0);
         history::play(log, pairs, |events| {
@@ -145,6 +160,7 @@ impl Matchmaker {
     fn new(root: &Path, nats: &Nats, log: JetStreamLog) -> anyhow::Result<Self> {
         let queues = root.join("queues.toml");
         fs::write(&queues, QUEUES)?;
+        fs::write(root.join("rules.json"), RULES)?;
         let mut process = Launch::new("matchmaker", binary("garage-matchmaker")?, root.join("logs/matchmaker.log"))
             .env("GARAGE_NATS_URL", nats.url())
             .env("GARAGE_NATS_CREDENTIALS", nats.credentials(Role::Matchmaker))
@@ -176,7 +192,7 @@ impl Matchmaker {
         ])
     }
 
-    /// Queues two players of the same rank and starts the matchmaker. Returns how long it takes until they are matched.
+    /// Queues two players of the same skill and starts the matchmaker. Returns how long it takes until they are matched.
     async fn first_match(&mut self) -> anyhow::Result<Duration> {
         self.pairs += 1;
         history::queue_pair(&self.log, &format!("pair-{}", self.pairs)).await?;
@@ -195,10 +211,9 @@ impl Matchmaker {
     }
 }
 
-/// The pairs that play between a matchmaker's snapshot and its kill. Their ranks must differ from the ranks of all
-/// waiting players.
+/// The pairs that play between a matchmaker's snapshot and its kill. Their skills are above those of all waiting players.
 fn since(restart: i32, name: &str) -> Pairs<'_> {
-    Pairs { name, count: MATCHES_SINCE_SNAPSHOT, first_rank: restart * 10_000, matches: 1 }
+    Pairs { name, count: MATCHES_SINCE_SNAPSHOT, first_skill: 3_000_000 + restart * 10_000, matches: 1 }
 }
 
 fn row(name: &str, took: &[Duration]) -> Vec<String> {

@@ -216,6 +216,8 @@ pub(crate) async fn open(log: &JetStreamLog, players: &[&str]) -> anyhow::Result
         clock: System.now(),
         seed: 0,
         skipped: Vec::new(),
+        left_out: Vec::new(),
+        search_steps: None,
     };
     let id = SessionId::new(System.id());
     of_session(log, id, matched.into()).await?;

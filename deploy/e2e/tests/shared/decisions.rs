@@ -1,26 +1,24 @@
 //! Makes the matches of a log again, from what the log records of each decision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use garage_events::{
     event::{Envelope, Recorded},
     log::Head,
     player,
+    queue::SEARCH_STEPS,
     rules::{RuleSetId, Rules},
     session::Matched,
     subject::Aggregate,
 };
-use garage_matchmaker::{
-    domain::{Pool, Proposal, WaitingPlayer, propose},
-    matching::MAX_PER_CYCLE,
-};
+use garage_matchmaker::domain::{Pool, Proposal, bounds, propose};
 use time::OffsetDateTime;
 
 /// The time-out of a rule set's tickets has no effect on its matches.
 const TIMEOUT_S: u64 = 3_600;
 
 /// Checks that each match is one of those that its rule set makes of its pool: the fold of the log up to `pool_seq`,
-/// without the skipped tickets. A message is its sequence, subject and body. Returns the number of matches.
+/// without the tickets that were left out. A message is its sequence, subject and body. Returns the number of matches.
 pub(crate) fn check<'a>(
     messages: impl Iterator<Item = (u64, &'a str, &'a [u8])> + Clone,
     rule_sets: impl Iterator<Item = &'a String>,
@@ -47,10 +45,11 @@ pub(crate) fn check<'a>(
         }
         let rules = matched.rules.parse().ok().and_then(|id: RuleSetId| rule_sets.get(&id));
         let rules = rules.ok_or_else(|| format!("event {seq}: its rule set {} is not known", matched.rules))?;
-        let mut tickets = pool.tickets(&matched.queue).all;
-        let is_skipped = |entry: &&WaitingPlayer| matched.skipped.contains(&entry.queued.ticket);
-        tickets.retain(|ticket| !ticket.iter().any(is_skipped));
-        let made = propose(rules, &tickets, matched.seed, matched.clock, MAX_PER_CYCLE);
+        let left_out: HashSet<u64> = matched.left_out.iter().map(|before| matched.pool_seq - before).collect();
+        let tickets = pool.tickets(&matched.queue);
+        let tickets = tickets.filter(|ticket| !ticket.iter().any(|player| left_out.contains(&player.head().seq)));
+        let bounds = bounds(matched.search_steps.unwrap_or(SEARCH_STEPS));
+        let made = propose(rules, bounds, tickets, matched.seed, matched.clock);
         let same = |proposal: &Proposal| {
             proposal.recorded_teams() == matched.teams
                 && proposal.region == matched.region

@@ -32,7 +32,7 @@ use garage_events::{
 use garage_matchmaker::{
     domain::snapshot,
     lead::Lead,
-    matching::{Cycle, IDLE, Matching},
+    matching::{Change, IDLE, Matching, Next},
 };
 use garage_session::{
     keys::GameKey,
@@ -208,19 +208,30 @@ impl Shared {
         }
         loop {
             stage.hop().await;
-            let Cycle { busy, failed } = matching.cycle().await;
-            if failed {
-                stage.sleep(IDLE).await;
-            }
+            let mut max_wait = match matching.decide() {
+                Next::Decide => Duration::ZERO,
+                Next::Wait(time) => time,
+            };
             if stage.fault(10) {
                 let (pool, seq) = (matching.pool().folded(), matching.pool().seq());
                 let bytes = snapshot::encode(created, seq, &pool).expect("a snapshot encodes");
                 *self.snapshot.lock().unwrap() = Some(bytes);
             }
-            let mut max_wait = if busy { Duration::ZERO } else { matching.max_wait() };
             loop {
-                let Some(message) = within_time(stage, max_wait, follow.next()).await else { break };
-                fold(&mut matching, &message);
+                let message = within_time(stage, max_wait, follow.next());
+                let first = match select(pin!(matching.changed()), pin!(message)).await {
+                    Either::Left((change, _)) => Ok(change),
+                    Either::Right((message, _)) => Err(message),
+                };
+                match first {
+                    Ok(Change::Settled { failed: true }) => {
+                        stage.sleep(IDLE).await;
+                        break;
+                    }
+                    Ok(Change::Settled { failed: false } | Change::Lead) => {}
+                    Err(Some(message)) => fold(&mut matching, &message),
+                    Err(None) => break,
+                }
                 max_wait = Duration::ZERO;
             }
         }

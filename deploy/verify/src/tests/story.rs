@@ -324,6 +324,8 @@ pub(super) fn matched(players: &[(&str, u128)]) -> Matched {
         clock: BEGAN,
         seed: 0,
         skipped: Vec::new(),
+        left_out: Vec::new(),
+        search_steps: None,
     }
 }
 

@@ -2,68 +2,66 @@
 
 use std::cmp::Reverse;
 
-use super::Match;
+use super::{Attempt, Match};
 use crate::{
     evaluate::{Candidate, near, ticket_number},
+    plan::Plan,
     rule_set::{BatchingPreference, ExpansionAge, NumberAggregation, RuleKind, RuleSet},
     ticket::Ticket,
 };
 
 impl RuleSet {
-    /// A match of an anchor. It is put together in several ways, and the one with the most players is made.
+    /// A match of the first ticket, the anchor. It is put together in several ways, and the one with the most players is
+    /// made.
     ///
     /// It is tried at each age at which a rule changes, up to that of the anchor: at a greater age, fewer tickets are old
     /// enough, but the rules are usually less strict. For each age and location, tickets are added in three orders.
     pub(super) fn balanced(
         &self,
-        pool: &[Ticket],
-        (anchor, younger): (usize, &[usize]),
+        plan: &Plan,
+        tickets: &[&Ticket],
         (attribute, preference): (usize, BatchingPreference),
         now_ms: i64,
-        work: &mut usize,
-    ) -> Option<Match> {
-        let first = pool.get(anchor)?;
-        let oldest = self.algorithm.expansion_age == ExpansionAge::Oldest;
-        let age = first.age(now_ms);
-        let ages = if oldest { vec![age] } else { self.ages().into_iter().filter(|from| *from <= age).collect() };
-        let mut best: Option<(usize, Match)> = None;
+    ) -> Attempt {
+        let mut attempt = Attempt { found: None, bounded: false, work: tickets.len() };
+        let Some(anchor) = tickets.first() else { return attempt };
+        if tickets.iter().map(|ticket| ticket.players.len()).sum::<usize>() < plan.least {
+            return attempt;
+        }
+        attempt.bounded = true;
+        let mut most = 0;
+        let age = anchor.age(now_ms);
+        let is_oldest = self.algorithm.expansion_age == ExpansionAge::Oldest;
+        let earlier = plan.ages.iter().copied().filter(|from| *from <= age);
+        let ages: Vec<u64> = if is_oldest { vec![age] } else { std::iter::once(0).chain(earlier).collect() };
         for from in ages {
-            let old_enough =
-                |index: &&usize| oldest || pool.get(**index).is_some_and(|ticket| ticket.age(now_ms) >= from);
-            let others: Vec<usize> = younger.iter().filter(old_enough).copied().collect();
-            let orders = orders(pool, anchor, &others, attribute);
-            for location in self.preferred_locations(first, &others, pool, from, preference) {
+            let old_enough = |index: &usize| tickets.get(*index).is_some_and(|of| is_oldest || of.age(now_ms) >= from);
+            let others: Vec<usize> = (1..tickets.len()).filter(old_enough).collect();
+            let orders = orders(tickets, &others, attribute);
+            for location in self.preferred_locations(anchor, &others, tickets, from, preference) {
                 for order in &orders {
-                    *work = work.saturating_sub(order.len());
-                    let chosen = self.choose(pool, order, location, from);
-                    let teams = self.fill(pool, chosen, attribute, from);
-                    let team = |team: &Vec<usize>| team.iter().filter_map(|index| pool.get(*index)).collect();
+                    attempt.work += order.len();
+                    let chosen = self.choose(tickets, order, location, from);
+                    let teams = self.fill(tickets, chosen, attribute, from);
+                    let team =
+                        |team: &Vec<usize>| team.iter().filter_map(|index| tickets.get(*index).copied()).collect();
                     let candidate = Candidate { teams: teams.iter().map(team).collect() };
                     let players = candidate.tickets().map(|ticket| ticket.players.len()).sum();
-                    if best.as_ref().is_some_and(|(most, _)| players <= *most) {
+                    if players <= most {
                         continue;
                     }
                     let evaluation = self.evaluate(&candidate, now_ms);
                     if evaluation.holds {
-                        best = Some((players, Match { teams, evaluation }));
+                        most = players;
+                        attempt.found = Some(Match { teams, evaluation });
                     }
                 }
-                if best.is_some() && preference == BatchingPreference::FastestRegion {
+                if attempt.found.is_some() && preference == BatchingPreference::FastestRegion {
                     break;
                 }
             }
         }
-        best.map(|(_, found)| found)
-    }
-
-    /// The ages at which something changes, ascending, beginning with 0.
-    fn ages(&self) -> Vec<u64> {
-        let rules = self.rules.iter().flat_map(|rule| rule.kind.all().map(|(from, _)| from));
-        let sizes = self.definitions.iter().flat_map(|of| of.sizes.all().map(|(from, _)| from));
-        let mut ages: Vec<u64> = rules.chain(sizes).chain([0]).collect();
-        ages.sort_unstable();
-        ages.dedup();
-        ages
+        attempt
     }
 
     /// The locations in which the anchor can play, the preferred one first. One `None` if no location is needed.
@@ -71,7 +69,7 @@ impl RuleSet {
         &self,
         anchor: &'t Ticket,
         others: &[usize],
-        pool: &[Ticket],
+        tickets: &[&Ticket],
         age: u64,
         preference: BatchingPreference,
     ) -> Vec<Option<&'t str>> {
@@ -82,7 +80,7 @@ impl RuleSet {
         let mut locations: Vec<&str> =
             anchor.locations().filter(|location| self.accepts(anchor, location, age)).collect();
         let population = |location: &str| {
-            let tickets = others.iter().filter_map(|index| pool.get(*index));
+            let tickets = others.iter().filter_map(|index| tickets.get(*index));
             tickets.filter(|ticket| self.accepts(ticket, location, age)).count()
         };
         match preference {
@@ -98,7 +96,7 @@ impl RuleSet {
     /// Whether a ticket has a latency to a location that all latency rules accept.
     fn accepts(&self, ticket: &Ticket, location: &str, age: u64) -> bool {
         let alone = Candidate { teams: vec![vec![ticket]] };
-        let known = ticket.players.iter().all(|player| player.latencies.contains_key(location));
+        let known = ticket.players.iter().all(|player| player.latencies.get(location).is_some());
         known
             && self.rules.iter().all(|rule| match rule.kind.at(age) {
                 RuleKind::Latency(latency) => near(latency, &alone, location),
@@ -107,18 +105,18 @@ impl RuleSet {
     }
 
     /// The tickets that fit together, in order. Each is added unless it breaks a batchDistance rule.
-    fn choose(&self, pool: &[Ticket], order: &[usize], location: Option<&str>, age: u64) -> Vec<usize> {
+    fn choose(&self, tickets: &[&Ticket], order: &[usize], location: Option<&str>, age: u64) -> Vec<usize> {
         let max = usize::try_from(self.definitions.iter().map(|of| of.sizes.at(age).max * of.quantity).sum::<u32>());
         let (max, mut players) = (max.unwrap_or(usize::MAX), 0);
         let mut chosen: Vec<usize> = Vec::new();
         let mut together = Candidate { teams: vec![Vec::new()] };
         for index in order {
-            let Some(ticket) = pool.get(*index) else { continue };
+            let Some(ticket) = tickets.get(*index).copied() else { continue };
             if players + ticket.players.len() > max || location.is_some_and(|at| !self.accepts(ticket, at, age)) {
                 continue;
             }
-            let Some(tickets) = together.teams.first_mut() else { continue };
-            tickets.push(ticket);
+            let Some(chosen_tickets) = together.teams.first_mut() else { continue };
+            chosen_tickets.push(ticket);
             let fits = self.rules.iter().all(|rule| match rule.kind.at(age) {
                 kind @ RuleKind::BatchDistance(_) => self.holds(kind, &together),
                 _ => true,
@@ -126,8 +124,8 @@ impl RuleSet {
             if fits {
                 players += ticket.players.len();
                 chosen.push(*index);
-            } else if let Some(tickets) = together.teams.first_mut() {
-                tickets.pop();
+            } else if let Some(chosen_tickets) = together.teams.first_mut() {
+                chosen_tickets.pop();
             }
         }
         chosen
@@ -136,9 +134,15 @@ impl RuleSet {
     /// Puts tickets into teams: first teams below their minimum, then all; of these the one with the most free places,
     /// then the one with the least sum of the attribute. (FlexMatch guide, "Design a large-match rule set".) The first
     /// ticket, the anchor, is placed first. A ticket for which no team has room is left out.
-    pub(super) fn fill(&self, pool: &[Ticket], mut chosen: Vec<usize>, attribute: usize, age: u64) -> Vec<Vec<usize>> {
-        let size = |index: &usize| pool.get(*index).map_or(0, |ticket| ticket.players.len());
-        let number = |index: &usize| number(pool, *index, attribute).unwrap_or_default();
+    pub(super) fn fill(
+        &self,
+        tickets: &[&Ticket],
+        mut chosen: Vec<usize>,
+        attribute: usize,
+        age: u64,
+    ) -> Vec<Vec<usize>> {
+        let size = |index: &usize| tickets.get(*index).map_or(0, |ticket| ticket.players.len());
+        let number = |index: &usize| number(tickets, *index, attribute).unwrap_or_default();
         // The largest tickets first, because they fit in fewer teams; then the greatest values, to balance the teams.
         if let Some(others) = chosen.get_mut(1..) {
             others.sort_by(|one, other| size(other).cmp(&size(one)).then(number(other).total_cmp(&number(one))));
@@ -167,22 +171,22 @@ impl RuleSet {
 }
 
 /// The number of a ticket.
-fn number(pool: &[Ticket], index: usize, attribute: usize) -> Option<f64> {
-    ticket_number(pool.get(index)?, attribute, NumberAggregation::Avg)
+fn number(tickets: &[&Ticket], index: usize, attribute: usize) -> Option<f64> {
+    ticket_number(tickets.get(index)?, attribute, NumberAggregation::Avg)
 }
 
 /// The anchor, and the others by their distance from its number: all of them, or first the greater ones, or first the
 /// smaller ones. So a number that is at the edge of a batchDistance does not decide who else fits.
-fn orders(pool: &[Ticket], anchor: usize, others: &[usize], attribute: usize) -> [Vec<usize>; 3] {
-    let own = number(pool, anchor, attribute).unwrap_or_default();
+fn orders(tickets: &[&Ticket], others: &[usize], attribute: usize) -> [Vec<usize>; 3] {
+    let own = number(tickets, 0, attribute).unwrap_or_default();
     let mut distances: Vec<(f64, usize)> =
-        others.iter().filter_map(|index| Some((number(pool, *index, attribute)? - own, *index))).collect();
+        others.iter().filter_map(|index| Some((number(tickets, *index, attribute)? - own, *index))).collect();
     // The sort is stable: of two tickets at the same distance, the older one comes first.
     distances.sort_by(|(one, _), (other, _)| one.abs().total_cmp(&other.abs()));
     let order = |last: &dyn Fn(f64) -> bool| {
         let (behind, before): (Vec<_>, Vec<_>) = distances.iter().partition(|(distance, _)| last(*distance));
         let others = before.into_iter().chain(behind).map(|(_, index)| index);
-        std::iter::once(anchor).chain(others).collect()
+        std::iter::once(0).chain(others).collect()
     };
     [order(&|_| false), order(&|distance| distance < 0.0), order(&|distance| distance > 0.0)]
 }
@@ -194,7 +198,7 @@ mod tests {
     use crate::{
         Options, check,
         rule_set::{RuleSet, Value},
-        ticket::{PlayerRequest, Ticket},
+        ticket::{Latencies, PlayerRequest, Ticket},
     };
 
     fn read(teams: &str) -> RuleSet {
@@ -209,7 +213,7 @@ mod tests {
         let player = |index: usize| {
             let skill = Value::Number(index as f64);
             let attributes = BTreeMap::from([("skill".to_owned(), skill)]);
-            let player = PlayerRequest { id: index.to_string(), attributes, latencies: BTreeMap::new() };
+            let player = PlayerRequest { id: index.to_string().into(), attributes, latencies: Latencies::default() };
             rule_set.ticket(vec![player], 0).unwrap()
         };
         (0..count).map(player).collect()
@@ -217,6 +221,7 @@ mod tests {
 
     fn sizes(rule_set: &RuleSet, count: usize) -> Vec<usize> {
         let pool = players(rule_set, count);
+        let pool: Vec<&Ticket> = pool.iter().collect();
         rule_set.fill(&pool, (0..count).collect(), 0, 0).iter().map(Vec::len).collect()
     }
 
@@ -250,6 +255,7 @@ mod tests {
     fn the_averages_of_balanced_teams_are_about_the_same() {
         let rule_set = read(r#"[{"name": "a", "minPlayers": 25, "maxPlayers": 25, "quantity": 2}]"#);
         let pool = players(&rule_set, 50);
+        let pool: Vec<&Ticket> = pool.iter().collect();
         let teams = rule_set.fill(&pool, (0..50).collect(), 0, 0);
         let sums: Vec<usize> = teams.iter().map(|team| team.iter().sum()).collect();
         assert!(sums[0].abs_diff(sums[1]) <= 25, "{sums:?}");

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod checks;
+mod engine;
 mod evaluations;
 mod matches;
 mod schema;

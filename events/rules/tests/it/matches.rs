@@ -96,6 +96,42 @@ fn a_ticket_is_tried_in_every_team() {
     assert!(matches(&rules, &pool[1..6], 0).is_empty(), "there is no monster");
 }
 
+/// Two medics cannot be in one team, and two players of different maps neither. In different teams, they can play.
+#[test]
+fn a_rule_about_each_team_does_not_keep_tickets_of_different_teams_apart() {
+    let rule = |name: &str, rest: &str| {
+        let rules = two_teams(
+            1,
+            1,
+            &format!(
+                r#", "playerAttributes": [{{"name": "roles", "type": "string_list"}}, {{"name": "map", "type": "string"}}],
+                "rules": [{{"name": "{name}", {rest}}}]"#
+            ),
+        );
+        let ticket = |id: &str, map: &str| {
+            solo(&rules, id, &[("roles", list(&["medic"])), ("map", crate::support::text(map))], 0)
+        };
+        let pool = [ticket("a", "ice"), ticket("b", "dust")];
+        assert_eq!(rules.exclusion(&[&pool[0], &pool[1]], 0), None, "{name}");
+        assert_eq!(made(&rules, &pool, 0), [vec![0, 1]], "{name}");
+    };
+    rule(
+        "OneMedic",
+        r#""type": "collection", "operation": "contains", "referenceValue": "medic", "maxCount": 1,
+        "measurements": ["flatten(teams[red].players.attributes[roles])", "flatten(teams[blue].players.attributes[roles])"]"#,
+    );
+    rule(
+        "OneMedicOfTeams",
+        r#""type": "collection", "operation": "contains", "referenceValue": "medic", "maxCount": 1,
+        "measurements": ["teams[*].players.attributes[roles]"]"#,
+    );
+    rule(
+        "OneMap",
+        r#""type": "comparison", "operation": "=",
+        "measurements": ["teams[red].players.attributes[map]", "teams[blue].players.attributes[map]"]"#,
+    );
+}
+
 /// Eight players of the first mode pass by one arm of the compound rule. Seven do not.
 #[test]
 fn a_compound_rule_chooses_by_mode() {

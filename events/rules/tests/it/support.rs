@@ -34,7 +34,7 @@ pub(crate) fn player(id: &str, attributes: &[(&str, Value)], latencies: &[(&str,
     PlayerRequest {
         id: id.into(),
         attributes: attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
-        latencies: latencies.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+        latencies: latencies.iter().map(|(name, value)| (*name, *value)).collect(),
     }
 }
 

@@ -107,6 +107,8 @@ impl Stage {
             clock: System.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         };
         let requested = PodRequested {
             attempt: 1,

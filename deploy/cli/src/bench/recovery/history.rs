@@ -15,6 +15,7 @@ use garage_events::{
     session::{Closed, Event, Finished, Matched, Member, Opened, PodReady, PodRequested, PodScheduled, Team},
     subject::Aggregate,
 };
+use garage_rules::rule_set::Value;
 
 /// Events of one match of two players, including their queueing.
 pub(super) const MATCH: u32 = 15;
@@ -23,15 +24,15 @@ pub(super) const MATCH: u32 = 15;
 const CONCURRENCY: usize = 2_000;
 
 /// Pairs of new players. Each pair plays its matches one after the other. Then both players queue and wait. No two
-/// waiting players have the same rank.
+/// waiting players have the same skill.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pairs<'a> {
     /// The prefix of the players' names.
     pub(super) name: &'a str,
     /// Number of pairs.
     pub(super) count: u32,
-    /// The rank of the first player. Each further player has a rank that is higher by two.
-    pub(super) first_rank: i32,
+    /// The skill of the first player. Each further player has a skill that is higher by two.
+    pub(super) first_skill: i32,
     /// Number of matches of each pair.
     pub(super) matches: u32,
 }
@@ -53,15 +54,15 @@ struct Player {
 
 /// Plays the matches of all pairs. Calls `progress` with the number of events stored since the last call.
 pub(super) async fn play(log: &JetStreamLog, pairs: Pairs<'_>, mut progress: impl FnMut(u32)) -> anyhow::Result<()> {
-    let Pairs { name, count, first_rank, matches } = pairs;
+    let Pairs { name, count, first_skill, matches } = pairs;
     let mut playing = stream::iter(0..count)
         .map(async |number| {
-            let rank = first_rank + i32::try_from(number * 4)?;
+            let skill = first_skill + i32::try_from(number * 4)?;
             let mut pair = Pair::new(name, number)?;
             for _ in 0..matches {
-                pair.play(log, rank).await?;
+                pair.play(log, skill).await?;
             }
-            pair.queue(log, [rank, rank + 2]).await
+            pair.queue(log, [skill, skill + 2]).await
         })
         .buffer_unordered(CONCURRENCY);
     while let Some(played) = playing.next().await {
@@ -71,10 +72,9 @@ pub(super) async fn play(log: &JetStreamLog, pairs: Pairs<'_>, mut progress: imp
     Ok(())
 }
 
-/// Queues two new players of the same rank, which no other waiting player has.
+/// Queues two new players of the same skill, which no other waiting player has.
 pub(super) async fn queue_pair(log: &JetStreamLog, name: &str) -> anyhow::Result<()> {
-    let rank = *player::RANKS.end();
-    Pair::new(name, 0)?.queue(log, [rank; 2]).await.map(drop)
+    Pair::new(name, 0)?.queue(log, [-10; 2]).await.map(drop)
 }
 
 impl Pair {
@@ -85,16 +85,16 @@ impl Pair {
     }
 
     /// Queues both players. Returns their `Queued` events.
-    async fn queue(&mut self, log: &JetStreamLog, ranks: [i32; 2]) -> anyhow::Result<Vec<Queued>> {
+    async fn queue(&mut self, log: &JetStreamLog, skills: [i32; 2]) -> anyhow::Result<Vec<Queued>> {
         let mut tickets = Vec::new();
-        for (player, rank) in self.0.iter_mut().zip(ranks) {
+        for (player, skill) in self.0.iter_mut().zip(skills) {
             let now = System.now();
             let queued = Queued {
                 ticket: TicketId::new(System.id()),
                 queue: "ranked".parse()?,
-                rank,
+                rank: 0,
                 latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
-                attributes: BTreeMap::new(),
+                attributes: [("skill".to_owned(), Value::Number(skill.into()))].into(),
                 group: Vec::new(),
                 waiting_since: now,
                 // No ticket may time out during the benchmark.
@@ -109,9 +109,9 @@ impl Pair {
         Ok(tickets)
     }
 
-    async fn play(&mut self, log: &JetStreamLog, rank: i32) -> anyhow::Result<()> {
+    async fn play(&mut self, log: &JetStreamLog, skill: i32) -> anyhow::Result<()> {
         let id = SessionId::new(System.id());
-        let tickets = self.queue(log, [rank; 2]).await?;
+        let tickets = self.queue(log, [skill; 2]).await?;
         let decide = |head, events: Vec<Event>| {
             Decision::new(&System, id.uuid(), None).change(&System, Aggregate::Session(id), head, events)
         };
@@ -173,6 +173,8 @@ impl Pair {
             clock: System.now(),
             seed: 0,
             skipped: Vec::new(),
+            left_out: Vec::new(),
+            search_steps: None,
         })
     }
 

@@ -69,13 +69,12 @@ impl<'a> Match<'a> {
     /// latencies, then the first name.
     pub(super) fn common_locations(&self) -> Vec<&'a str> {
         let players: Vec<&Player> = self.teams.iter().flatten().flat_map(|ticket| &ticket.players).collect();
-        let rank = |location: &'a String| {
-            let latencies: Option<Vec<f64>> =
-                players.iter().map(|player| player.latencies.get(location).copied()).collect();
+        let rank = |location: &'a str| {
+            let latencies: Option<Vec<f64>> = players.iter().map(|player| player.latencies.get(location)).collect();
             let latencies = latencies?;
-            Some((aggregate("max", &latencies)?, aggregate("sum", &latencies)?, location.as_str()))
+            Some((aggregate("max", &latencies)?, aggregate("sum", &latencies)?, location))
         };
-        let of_first = players.first().into_iter().flat_map(|player| player.latencies.keys());
+        let of_first = players.first().into_iter().flat_map(|player| player.latencies.locations());
         let mut ranks: Vec<_> = of_first.filter_map(rank).collect();
         ranks.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(b.2)));
         ranks.into_iter().map(|(_, _, location)| location).collect()
@@ -146,7 +145,9 @@ impl<'a> Match<'a> {
         };
         let values = |ticket: &Ticket| match expression.item {
             Item::Attribute(name) => self.values(ticket, name, party),
-            Item::Player | Item::Id => Ok(ticket.players.iter().map(|player| Data::Text(player.id.clone())).collect()),
+            Item::Player | Item::Id => {
+                Ok(ticket.players.iter().map(|player| Data::Text(player.id.to_string())).collect())
+            }
         };
         let list = |team: &[Ticket]| {
             let tickets = team.iter().map(values).collect::<Result<Vec<_>, String>>()?;
@@ -333,7 +334,7 @@ impl<'a> Match<'a> {
         };
         // `None` if a player of the ticket does not know the location.
         let of = |ticket: &Ticket| {
-            let latencies = ticket.players.iter().map(|player| player.latencies.get(location?).copied());
+            let latencies = ticket.players.iter().map(|player| player.latencies.get(location?));
             aggregate(party, &latencies.collect::<Option<Vec<_>>>()?)
         };
         let latencies: Option<Vec<f64>> = self.teams.iter().flatten().map(of).collect();

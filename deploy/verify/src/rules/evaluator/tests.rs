@@ -11,9 +11,9 @@ use super::{compound, satisfies};
 /// A ticket with a player for each value. The players know the locations `a` and `b`.
 fn party_of(age: i64, players: &[(Value, [f64; 2])]) -> Ticket {
     let players = players.iter().map(|(value, [a, b])| Player {
-        id: String::from("id"),
-        values: vec![value.clone()],
-        latencies: [(String::from("a"), *a), (String::from("b"), *b)].into(),
+        id: "id".into(),
+        values: [value.clone()].into(),
+        latencies: [("a", *a), ("b", *b)].into_iter().collect(),
     });
     Ticket { players: players.collect(), since_ms: -1_000 * age }
 }
@@ -268,7 +268,7 @@ fn latency_rules_need_one_location() {
     // A latency may be equal to the limit. The least worst latency decides, then the sum.
     assert_eq!(verdict(None, &teams([50.0, 50.0], [49.0, 48.0])), (true, String::new(), "b".into()));
     let mut unknown = teams([10.0, 10.0], [10.0, 10.0]);
-    unknown[0][0].players[0].latencies.clear();
+    unknown[0][0].players[0].latencies = Default::default();
     assert_eq!(verdict(None, &unknown), (false, "near equal".into(), String::new()));
     assert_eq!(verdict(Some("not(and(near, equal))"), &unknown), (false, String::new(), String::new()));
 }

@@ -1,20 +1,12 @@
-//! Random rule sets and tickets: the two evaluators agree, nothing panics, and the matcher finds what there is.
-#![cfg(test)]
-
-use std::{cmp::Reverse, collections::BTreeMap};
+//! Random rule sets and tickets.
 
 use garage_rules::{
     Options, check,
-    evaluate::Candidate,
-    rule_set::{RuleKind, RuleSet, Value},
-    ticket::{PlayerRequest, Ticket},
+    rule_set::{RuleSet, Value},
+    ticket::Ticket,
 };
-use proptest::{prelude::*, sample::select, test_runner::TestCaseError};
+use proptest::{prelude::*, sample::select};
 use serde_json::{Value as Json, json};
-
-use garage_verify::rules::evaluator::{Verdict, satisfies};
-
-const EVERY_FEATURE: &str = include_str!("../../../events/rules/tests/every-feature.json");
 
 /// Numbers that are equal often, and whose averages are not always whole.
 const NUMBERS: [f64; 6] = [-1.0, 0.0, 1.0, 2.0, 3.5, 10.0];
@@ -160,7 +152,7 @@ fn expansion() -> impl Strategy<Value = Json> {
 }
 
 /// A rule set that the check accepts: of random rules and expansions, those are left out that it refuses.
-fn document() -> impl Strategy<Value = Json> {
+pub(super) fn document() -> impl Strategy<Value = Json> {
     let age = select(&["newest", "oldest"][..]);
     let parts = (prop::collection::vec(rule(), 0..12), prop::collection::vec(expansion(), 0..6));
     (team("red"), team("blue"), parts, age).prop_map(|(red, blue, (rules, expansions), age)| {
@@ -193,7 +185,7 @@ fn add(document: &mut Json, list: &str, element: Json) {
     }
 }
 
-type Member = (f64, &'static str, Vec<&'static str>, Vec<Option<f64>>);
+pub(super) type Member = (f64, &'static str, Vec<&'static str>, Vec<Option<f64>>);
 
 fn member() -> impl Strategy<Value = Member> {
     let latency = || prop::option::weighted(0.8, select(&[10.0, 20.0, 45.0, 46.0][..]));
@@ -202,157 +194,26 @@ fn member() -> impl Strategy<Value = Member> {
 }
 
 /// Players of a ticket, and for how many seconds it has waited at the time 10 s.
-fn group() -> impl Strategy<Value = (Vec<Member>, i64)> {
+pub(super) fn group() -> impl Strategy<Value = (Vec<Member>, i64)> {
     let members = prop_oneof![3 => prop::collection::vec(member(), 1), 1 => prop::collection::vec(member(), 2..4)];
     (members, 0_i64..10)
 }
 
-const NOW_MS: i64 = 10_000;
+pub(super) const NOW_MS: i64 = 10_000;
 
-fn ticket(number: usize, (members, age): &(Vec<Member>, i64)) -> Ticket {
+pub(super) fn ticket(number: usize, (members, age): &(Vec<Member>, i64)) -> Ticket {
     let player = |(index, (skill, map, modes, latencies)): (usize, &Member)| {
         let modes = modes.iter().map(|mode| (*mode).to_owned()).collect();
-        let latencies =
-            ["eu", "us"].into_iter().zip(latencies).filter_map(|(name, latency)| Some((name.to_owned(), (*latency)?)));
+        let latencies = ["eu", "us"].into_iter().zip(latencies).filter_map(|(name, latency)| Some((name, (*latency)?)));
         garage_rules::ticket::Player {
-            id: format!("{number}-{index}"),
-            values: vec![Value::Number(*skill), Value::Text((*map).to_owned()), Value::TextList(modes)],
+            id: format!("{number}-{index}").into(),
+            values: vec![Value::Number(*skill), Value::Text((*map).to_owned()), Value::TextList(modes)].into(),
             latencies: latencies.collect(),
         }
     };
     Ticket { players: members.iter().enumerate().map(player).collect(), since_ms: NOW_MS - age * 1_000 }
 }
 
-fn verdict(rule_set: &RuleSet, teams: &[Vec<Ticket>]) -> Verdict {
-    let candidate = Candidate { teams: teams.iter().map(|team| team.iter().collect()).collect() };
-    let evaluation = rule_set.evaluate(&candidate, NOW_MS);
-    let failed = evaluation.failed.iter().map(|rule| rule_set.rules[*rule].name.clone()).collect();
-    let (age, sizes) = (evaluation.age, evaluation.sizes);
-    Verdict { age, sizes, failed, location: evaluation.location, holds: evaluation.holds }
-}
-
-fn accepted(document: &Json) -> Option<RuleSet> {
+pub(super) fn accepted(document: &Json) -> Option<RuleSet> {
     check(&document.to_string(), Options { extensions: true, ..Options::default() }).rule_set
-}
-
-/// All ways to put tickets into teams, each ticket in one team or in none.
-fn ways(tickets: usize, teams: usize) -> impl Iterator<Item = Vec<usize>> {
-    let count = (teams + 1).pow(u32::try_from(tickets).unwrap());
-    (0..count).map(move |mut way| {
-        let places = (0..tickets).map(|_| {
-            let place = way % (teams + 1);
-            way /= teams + 1;
-            place
-        });
-        places.collect()
-    })
-}
-
-/// The teams of a way: tickets with the place of the number of teams are left out.
-fn split(pool: &[Ticket], way: &[usize], teams: usize) -> Vec<Vec<Ticket>> {
-    let of =
-        |team: usize| pool.iter().zip(way).filter(move |(_, place)| **place == team).map(|(ticket, _)| ticket.clone());
-    (0..teams).map(|team| of(team).collect()).collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
-
-    #[test]
-    fn both_evaluators_agree(document in document(), groups in prop::collection::vec((group(), 0_usize..4), 0..6)) {
-        let rule_set = accepted(&document).unwrap();
-        let mut teams = vec![Vec::new(); rule_set.teams.len()];
-        for (number, (group, team)) in groups.iter().enumerate() {
-            let team = team % teams.len();
-            teams[team].push(ticket(number, group));
-        }
-        let second = satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?;
-        prop_assert_eq!(verdict(&rule_set, &teams), second, "{}", document);
-    }
-
-    /// Changes some texts of a rule set with every feature, or cuts it. The check must not panic. If it accepts the
-    /// result, both evaluators agree on it.
-    #[test]
-    fn a_damaged_rule_set_is_refused_or_understood(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), "[\\[\\]{}(),.:\"*a-z0-9 ]{0,3}", 0_usize..4), 1..4),
-        groups in prop::collection::vec((0_usize..3, 0.0..2_000.0_f64), 0..4),
-    ) {
-        let mut text = EVERY_FEATURE.to_owned();
-        for (place, insertion, cut) in &changes {
-            let at = place.index(text.len());
-            let Some(rest) = text.get(at..) else { continue };
-            let rest: String = rest.chars().skip(*cut).collect();
-            text.truncate(at);
-            text += insertion;
-            text += &rest;
-        }
-        let Some(rule_set) = check(&text, Options::default()).rule_set else { return Ok(()) };
-        let mut teams = vec![Vec::new(); rule_set.teams.len()];
-        for (number, (team, skill)) in groups.iter().enumerate() {
-            let attributes = BTreeMap::from([("skill".to_owned(), Value::Number(skill.round()))]);
-            let latencies = BTreeMap::from([("eu".to_owned(), 50.0)]);
-            let player = PlayerRequest { id: number.to_string(), attributes, latencies };
-            let Ok(ticket) = rule_set.ticket(vec![player], 0) else { continue };
-            let team = team % teams.len();
-            teams[team].push(ticket);
-        }
-        let Ok(strict) = serde_json::from_str(&text) else { return Ok(()) };
-        let second = satisfies(&strict, &teams, NOW_MS).map_err(TestCaseError::fail)?;
-        prop_assert_eq!(verdict(&rule_set, &teams), second, "{}", text);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
-    /// In a small pool, the matcher makes a match if there is one, and the oldest ticket that is in a possible match is
-    /// in the largest one.
-    #[test]
-    fn the_matcher_finds_the_largest_match_of_the_oldest_ticket(document in document(), groups in prop::collection::vec(group(), 0..5)) {
-        let rule_set = accepted(&document).unwrap();
-        let pool: Vec<_> = groups.iter().enumerate().map(|(number, group)| ticket(number, group)).collect();
-        let count = rule_set.teams.len();
-        let mut order: Vec<usize> = (0..pool.len()).collect();
-        order.sort_by_key(|index| pool[*index].since_ms);
-        // For each ticket, as the oldest one of a match: the most players, and the places of the first such tickets.
-        let mut largest: BTreeMap<usize, (usize, Reverse<Vec<usize>>)> = BTreeMap::new();
-        for way in ways(pool.len(), count) {
-            let Some(oldest) = order.iter().position(|index| way[*index] < count) else { continue };
-            let teams = split(&pool, &way, count);
-            if satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?.holds {
-                let players: usize = teams.iter().flatten().map(|ticket| ticket.players.len()).sum();
-                let places = (0..order.len()).filter(|place| way[order[*place]] < count).collect();
-                let found = (players, Reverse(places));
-                let best = largest.entry(oldest).or_insert_with(|| found.clone());
-                *best = found.max(best.clone());
-            }
-        }
-        let matches = rule_set.matches(&pool, NOW_MS);
-        let mut seen = Vec::new();
-        for found in &matches {
-            let teams: Vec<Vec<Ticket>> =
-                found.teams.iter().map(|team| team.iter().map(|index| pool[*index].clone()).collect()).collect();
-            prop_assert!(satisfies(&document, &teams, NOW_MS).map_err(TestCaseError::fail)?.holds);
-            for index in found.teams.iter().flatten() {
-                prop_assert!(!seen.contains(index), "a ticket is in two matches");
-                seen.push(*index);
-            }
-        }
-        // A sort rule decides otherwise which tickets come first.
-        let sorted = rule_set.rules.iter().any(|rule| matches!(rule.kind.at(0), RuleKind::Sort(_)));
-        let first = matches.first().map(|found| {
-            let tickets = found.teams.iter().flatten();
-            let place = |index: &usize| order.iter().position(|other| other == index).unwrap();
-            let mut places: Vec<usize> = tickets.clone().map(place).collect();
-            places.sort_unstable();
-            (places[0], (tickets.map(|index| pool[*index].players.len()).sum::<usize>(), Reverse(places)))
-        });
-        let expected = largest.into_iter().next();
-        if sorted {
-            let players = first.map(|(oldest, (players, _))| (oldest, players));
-            prop_assert_eq!(players, expected.map(|(oldest, (players, _))| (oldest, players)), "{}", document);
-        } else {
-            prop_assert_eq!(first, expected, "{}", document);
-        }
-    }
 }
