@@ -9,11 +9,14 @@ mod matching;
 mod recovery;
 mod sample;
 
+use std::collections::BTreeMap;
+
 use garage_events::{
     env::{Env, System},
     id::TicketId,
-    player::{self, Queued},
+    player::Queued,
 };
+use garage_rules::rule_set::Value;
 use garage_worker::Shutdown;
 
 use crate::report::say;
@@ -72,20 +75,19 @@ async fn interruptible(shutdown: &Shutdown, measuring: impl Future<Output = anyh
     }
 }
 
-/// An event of typical size.
-fn queued() -> anyhow::Result<player::Event> {
+/// A ticket of typical size in the queue `ranked`, which does not time out during a benchmark.
+fn queued(attributes: BTreeMap<String, Value>) -> anyhow::Result<Queued> {
     let now = System.now();
-    let queued = Queued {
+    Ok(Queued {
         ticket: TicketId::new(System.id()),
         queue: "ranked".parse()?,
         rank: 1_000,
         latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
-        attributes: [].into(),
+        attributes,
         group: Vec::new(),
         waiting_since: now,
         expires_at: now + time::Duration::HOUR,
         requeues: 0,
         absences: 0,
-    };
-    Ok(queued.into())
+    })
 }

@@ -93,7 +93,12 @@ fn decision() -> anyhow::Result<Decision> {
     let mut decision = Decision::new(&env, env.id(), None);
     for _ in 0..2 {
         let player: PlayerId = PlayerId::from_foreign(&env.id().to_string())?;
-        decision = decision.change(&env, Aggregate::Player(player), Head::default(), [queued()?]);
+        decision = decision.change(
+            &env,
+            Aggregate::Player(player),
+            Head::default(),
+            [garage_events::player::Event::from(queued([].into())?)],
+        );
     }
     Ok(decision)
 }

@@ -140,5 +140,10 @@ impl<'a> Pushing<'a> {
 
 fn decision(player: &PlayerId, head: Head) -> anyhow::Result<Decision> {
     let change = Decision::new(&System, System.id(), None);
-    Ok(change.change(&System, Aggregate::Player(player.clone()), head, [queued()?]))
+    Ok(change.change(
+        &System,
+        Aggregate::Player(player.clone()),
+        head,
+        [garage_events::player::Event::from(queued([].into())?)],
+    ))
 }

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use garage_events::{
     env::{Env, System},
     game::{Car, Loadout, Placing, Ports, Stats},
-    id::{PlayerId, SessionId, TicketId},
+    id::{PlayerId, SessionId},
     jetstream::JetStreamLog,
     log::{Append, Decision, Head},
     player::{self, Address, Ending, PlayerMatched, Queued, Released},
@@ -16,6 +16,8 @@ use garage_events::{
     subject::Aggregate,
 };
 use garage_rules::rule_set::Value;
+
+use crate::bench::queued;
 
 /// Events of one match of two players, including their queueing.
 pub(super) const MATCH: u32 = 15;
@@ -88,20 +90,7 @@ impl Pair {
     async fn queue(&mut self, log: &JetStreamLog, skills: [i32; 2]) -> anyhow::Result<Vec<Queued>> {
         let mut tickets = Vec::new();
         for (player, skill) in self.0.iter_mut().zip(skills) {
-            let now = System.now();
-            let queued = Queued {
-                ticket: TicketId::new(System.id()),
-                queue: "ranked".parse()?,
-                rank: 0,
-                latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
-                attributes: [("skill".to_owned(), Value::Number(skill.into()))].into(),
-                group: Vec::new(),
-                waiting_since: now,
-                // No ticket may time out during the benchmark.
-                expires_at: now + time::Duration::DAY,
-                requeues: 0,
-                absences: 0,
-            };
+            let queued = queued([("skill".to_owned(), Value::Number(skill.into()))].into())?;
             let decision = Decision::new(&System, queued.ticket.uuid(), None);
             append(log, decision, std::slice::from_mut(player), [queued.clone()]).await?;
             tickets.push(queued);

@@ -5,16 +5,18 @@ use std::{sync::Arc, time::Instant};
 use futures::future::try_join;
 use garage_events::{
     env::{Env, System},
-    id::{SessionId, TicketId},
+    id::SessionId,
     jetstream::JetStreamLog,
     log::{Append, Decision, Head},
-    player::{self, Queued},
+    player,
     rules::Rules,
     session::{self, Matched},
     subject::Aggregate,
 };
 use garage_matchmaker::domain::{Proposal, WaitingPlayer, matches::Team};
 use garage_rules::rule_set::Value;
+
+use crate::bench;
 
 /// The queues file. It names [`RULE_SET_FILE`].
 pub(super) const QUEUES: &str = r#"
@@ -97,20 +99,7 @@ impl Writer {
 /// Stores the ticket of a new player.
 pub(super) async fn queue(log: &JetStreamLog, player: String, skill: f64) -> anyhow::Result<WaitingPlayer> {
     let player: garage_events::id::PlayerId = player.parse()?;
-    let now = System.now();
-    let queued = Queued {
-        ticket: TicketId::new(System.id()),
-        queue: "ranked".parse()?,
-        rank: 1_000,
-        latencies: [("eu".parse()?, 20), ("us".parse()?, 90)].into(),
-        attributes: [("skill".into(), Value::Number(skill))].into(),
-        group: Vec::new(),
-        waiting_since: now,
-        // As long as the queue allows. No ticket may time out during the benchmark.
-        expires_at: now + time::Duration::HOUR,
-        requeues: 0,
-        absences: 0,
-    };
+    let queued = bench::queued([("skill".into(), Value::Number(skill))].into())?;
     let aggregate = Aggregate::Player(player.clone());
     let event = player::Event::from(queued.clone());
     let decision = Decision::new(&System, queued.ticket.uuid(), None);
