@@ -35,3 +35,8 @@ pub use admin::{Health, Pages};
 pub use process::{command, init_tracing, main, shutdown_signal};
 pub use runtime::{Runtime, Stopped, keep_trying};
 pub use tokio_util::sync::CancellationToken as Shutdown;
+
+/// The allocator of all workers. With the system's allocator, a quarter of a busy matchmaker's time is allocation, and
+/// it makes a fifth fewer matches per second (`garage bench matching`).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
