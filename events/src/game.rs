@@ -189,8 +189,12 @@ const fn is_true(joined: &bool) -> bool {
 /// The claims of a connection token: an EdDSA JWT that admits one player to one session's game server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectClaims {
-    /// The player to admit.
+    /// The player to admit, by the id that they have in the game server's configuration.
     pub sub: PlayerId,
+    /// The `sub` of the player's own token, from the studio's identity provider. `None` if the session worker does not
+    /// know it: the id is a hash, and a gateway of an older version asked for the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_sub: Option<String>,
     pub session: SessionId,
     /// Always [`CONNECT_AUDIENCE`].
     pub aud: String,

@@ -4,7 +4,10 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use crate::game::hex;
 
 /// The text is not a valid identifier of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,11 +26,20 @@ impl Invalid {
 }
 
 const NAME_RULE: &str = "1 to 32 of a-z, 0-9 and -, starting with a-z";
-const PLAYER_RULE: &str = "1 to 128 of A-Z, a-z, 0-9, _ and -, any other byte as =XX";
+const PLAYER_RULE: &str = "1 to 128 of A-Z, a-z, 0-9, _ and -, any other byte as =XX; or == and a SHA-256 in hex";
+const FOREIGN_RULE: &str = "1 to 255 characters";
 const UUID_RULE: &str = "a UUID";
 
-/// The maximum length of an escaped player id, in characters.
+/// The maximum length of an escaped player id, in characters. A longer one is replaced by a hash.
 const PLAYER_MAX: usize = 128;
+
+/// The maximum length of an identity provider's name of a player, in characters: the limit that OpenID Connect sets for
+/// the claim `sub`. UTF-8 needs up to 1,020 bytes for it.
+pub const FOREIGN_MAX: usize = 255;
+
+/// How the id of a player with a long name begins. The hash follows. An escaped name never contains it, because two hex
+/// digits follow each `=`.
+const HASHED: &str = "==";
 
 macro_rules! text_form {
     ($name:ident) => {
@@ -168,7 +180,8 @@ name_id!(
     "slot"
 );
 
-/// A player. It is the name that the studio's identity provider uses, escaped so that it is one token.
+/// A player. The id is the name that the studio's identity provider uses, escaped so that it is one part of a NATS
+/// subject. If the escaped name is too long, the id is a hash of the name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PlayerId(Arc<str>);
 
@@ -179,12 +192,16 @@ impl PlayerId {
     }
 
     /// Creates the id from the identity provider's name (the `sub` of a token). `A-Z`, `a-z`, `0-9`, `_` and `-` stay;
-    /// every other byte of the UTF-8 text becomes `=XX`. [`PlayerId::to_foreign`] reverses this.
+    /// every other byte of the UTF-8 text becomes `=XX`. If this has more than 128 characters, the id is instead `==`
+    /// followed by the SHA-256 of the name in lower-case hex. Different names always have different ids.
     ///
     /// # Errors
-    /// [`Invalid`] if the name is empty, or longer than 128 characters after escaping.
+    /// [`Invalid`] if the name is empty, or longer than [`FOREIGN_MAX`] characters.
     pub fn from_foreign(name: &str) -> Result<Self, Invalid> {
         use fmt::Write;
+        if name.is_empty() || name.chars().nth(FOREIGN_MAX).is_some() {
+            return Err(Invalid::new("player", name, FOREIGN_RULE));
+        }
         let mut escaped = String::with_capacity(name.len());
         for byte in name.bytes() {
             if plain(byte) {
@@ -194,16 +211,15 @@ impl PlayerId {
                 let _ = write!(escaped, "={byte:02X}");
             }
         }
-        if escaped.is_empty() || escaped.len() > PLAYER_MAX {
-            return Err(Invalid::new("player", name, PLAYER_RULE));
+        if escaped.len() > PLAYER_MAX {
+            escaped = format!("{HASHED}{}", hex(&Sha256::digest(name)));
         }
         Ok(Self(escaped.into()))
     }
 
-    /// The identity provider's name of the player.
-    pub fn to_foreign(&self) -> String {
-        // The default is never used: the constructors accept only texts that `unescape` can read.
-        unescape(&self.0).unwrap_or_default()
+    /// The identity provider's name of the player; `None` if the id is a hash of it.
+    pub fn to_foreign(&self) -> Option<String> {
+        unescape(&self.0)
     }
 
     /// The escaped form, which is one token.
@@ -214,6 +230,10 @@ impl PlayerId {
 
 fn plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn unescape(text: &str) -> Option<String> {
@@ -248,7 +268,8 @@ impl FromStr for PlayerId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let fits = !text.is_empty() && text.len() <= PLAYER_MAX && unescape(text).is_some();
+        let escaped = !text.is_empty() && text.len() <= PLAYER_MAX && unescape(text).is_some();
+        let fits = escaped || text.strip_prefix(HASHED).is_some_and(is_hash);
         if fits { Ok(Self(text.into())) } else { Err(Invalid::new("player", text, PLAYER_RULE)) }
     }
 }
@@ -282,18 +303,58 @@ mod tests {
 
     #[test]
     fn a_player_id_refuses_a_text_that_is_not_one_token() {
-        for bad in ["", "a.b", "a*", "a>", "a b", "=", "=4", "=zz", "=41", "=c3=a9"] {
+        let hash = "0123456789abcdef".repeat(4);
+        for bad in [
+            "",
+            "a.b",
+            "a*",
+            "a>",
+            "a b",
+            "=",
+            "=4",
+            "=zz",
+            "=41",
+            "=c3=a9",
+            "==",
+            "==41",
+            &format!("=={}", &hash[1..]),
+            &format!("=={hash}0"),
+            &format!("=={}", hash.to_uppercase()),
+            &format!("a=={hash}"),
+        ] {
             assert!(bad.parse::<PlayerId>().is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_foreign_name_that_is_too_long_after_escaping_is_refused() {
-        for (longest, longer) in [("a".repeat(128), "a".repeat(129)), ("@".repeat(42), "@".repeat(43))] {
-            assert!(PlayerId::from_foreign(&longest).is_ok(), "{longest}");
-            assert!(PlayerId::from_foreign(&longer).is_err(), "{longer}");
+    fn a_name_of_up_to_255_characters_has_an_id_and_a_longer_one_has_none() {
+        for character in ["a", "@", "é", "😀"] {
+            assert!(PlayerId::from_foreign(&character.repeat(255)).is_ok(), "{character}");
+            assert!(PlayerId::from_foreign(&character.repeat(256)).is_err(), "{character}");
         }
         assert!(PlayerId::from_foreign("").is_err());
+    }
+
+    #[test]
+    fn a_name_that_fits_is_escaped_and_a_longer_one_is_hashed() {
+        for (fits, longer) in [("a".repeat(128), "a".repeat(129)), ("@".repeat(42), "@".repeat(43))] {
+            let id = PlayerId::from_foreign(&fits).unwrap();
+            assert_eq!((id.as_str(), id.to_foreign()), (&*fits.replace('@', "=40"), Some(fits)));
+            let id = PlayerId::from_foreign(&longer).unwrap();
+            assert_eq!((id.as_str().len(), id.to_foreign()), (66, None));
+            assert_eq!(id.as_str().parse::<PlayerId>().unwrap(), id);
+        }
+        let id = PlayerId::from_foreign(&"a".repeat(129)).unwrap();
+        // printf 'a%.0s' $(seq 129) | sha256sum
+        assert_eq!(id.as_str(), "==c12cb024a2e5551cca0e08fce8f1c5e314555cc3fef6329ee994a3db752166ae");
+    }
+
+    #[test]
+    fn a_name_that_looks_like_the_id_of_a_long_name_is_another_player() {
+        let long = PlayerId::from_foreign(&"a".repeat(129)).unwrap();
+        let lookalike = PlayerId::from_foreign(long.as_str()).unwrap();
+        assert_ne!(lookalike, long);
+        assert_eq!(lookalike.to_foreign().as_deref(), Some(long.as_str()));
     }
 
     proptest! {
@@ -301,9 +362,45 @@ mod tests {
         #[test]
         fn a_foreign_name_survives_escaping_and_unescaping(name in "\\PC{1,10}") {
             let id = PlayerId::from_foreign(&name).unwrap();
-            prop_assert_eq!(id.to_foreign(), name);
+            prop_assert_eq!(id.to_foreign(), Some(name));
             prop_assert!(!id.as_str().contains(['.', '*', '>', ' ']));
             prop_assert_eq!(id.as_str().parse::<PlayerId>().unwrap(), id);
         }
+
+        #[test]
+        fn different_names_have_different_ids(one in "[ab@=é]{1,255}", other in "[ab@=é]{1,255}") {
+            let id = |name: &str| PlayerId::from_foreign(name).unwrap();
+            prop_assert_eq!(id(&one) == id(&other), one == other);
+            prop_assert_eq!(id(&one).as_str().parse::<PlayerId>().unwrap(), id(&one));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_an_id_with_the_same_spelling_or_a_short_error() {
+        fn is<T: FromStr<Err = Invalid> + fmt::Display>(text: &str, max: usize) -> bool {
+            match text.parse::<T>() {
+                Ok(id) => {
+                    assert_eq!(id.to_string(), text);
+                    assert!((1..=max).contains(&text.len()) && !text.contains(['.', '*', '>', ' ']));
+                    true
+                }
+                Err(error) => {
+                    assert!(error.to_string().len() <= 1_000);
+                    false
+                }
+            }
+        }
+        let valid = ["ranked", "0198c5a0-7b1e-7c3d-8000-0123456789ab", "ann=40example=2Eorg"];
+        let hashed = PlayerId::from_foreign(&"é".repeat(FOREIGN_MAX)).unwrap().to_string();
+        garage_fuzz::feed(&[valid[0], valid[1], valid[2], &hashed], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            match PlayerId::from_foreign(&text) {
+                Ok(id) => assert!(is::<PlayerId>(id.as_str(), PLAYER_MAX), "{id}"),
+                Err(error) => assert!(error.to_string().len() <= 1_000),
+            }
+            let names = [is::<QueueName>, is::<Region>, is::<CarId>, is::<ItemId>, is::<Slot>].map(|is| is(&text, 32));
+            let ids = [is::<TicketId>(&text, 36), is::<SessionId>(&text, 36), is::<PlayerId>(&text, PLAYER_MAX)];
+            names.contains(&true) || ids.contains(&true)
+        });
     }
 }

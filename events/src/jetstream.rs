@@ -3,6 +3,7 @@
 //! All reads that a decision is based on use `STREAM.MSG.GET`, which the stream's leader answers. A replica may answer
 //! a direct get, and may not have an acknowledged write yet.
 
+mod backlog;
 pub mod backoff;
 mod commit;
 pub mod follow;
@@ -35,7 +36,7 @@ use tokio::{
     time::Instant,
 };
 
-use self::{link::Link, reader::Reader, storage::Storage};
+use self::{backlog::Backlog, link::Link, reader::Reader, storage::Storage};
 use crate::{
     crash::{self, Point},
     event::{Event, Recorded},
@@ -61,6 +62,7 @@ pub struct JetStreamLog {
     context: Context,
     stream: Stream<()>,
     storage: Storage,
+    backlog: Backlog,
     submit: mpsc::Sender<commit::Submission>,
 }
 
@@ -93,7 +95,7 @@ impl JetStreamLog {
         let stream = context.get_stream_no_info(subject::STREAM).await.map_err(|error| unavailable(&error))?;
         let storage = Storage::default();
         let submit = commit::start(context.clone(), stream.clone(), storage.clone(), QUEUE_CAPACITY);
-        Ok(Self { context, stream, storage, submit })
+        Ok(Self { context, stream, storage, backlog: Backlog::default(), submit })
     }
 
     /// The connection's JetStream context.
@@ -308,16 +310,20 @@ impl Append for JetStreamLog {
     async fn append(&self, decision: Decision) -> Result<Vec<u64>, AppendError> {
         let measured = Measured::start();
         let (reply, outcome) = oneshot::channel();
-        let submission = commit::Submission::encode(decision, reply)?;
-        let point = submission.point();
         let stopped = || AppendError::Unavailable("the committer has stopped".into());
-        let appended = async {
-            if self.submit.send(submission).await.is_err() {
-                return Err(stopped());
+        let outcome = match commit::Submission::encode(decision, &self.backlog, reply) {
+            Ok(submission) => {
+                let point = submission.point();
+                let appended = async {
+                    if self.submit.send(submission).await.is_err() {
+                        return Err(stopped());
+                    }
+                    outcome.await.unwrap_or_else(|_| Err(stopped()))
+                };
+                crash::effect(point, appended).await
             }
-            outcome.await.unwrap_or_else(|_| Err(stopped()))
+            Err(error) => Err(error),
         };
-        let outcome = crash::effect(point, appended).await;
         measured.end(&outcome);
         outcome
     }
@@ -338,6 +344,7 @@ impl Measured {
             Err(AppendError::Conflict(_)) => "conflict",
             Err(AppendError::Unavailable(_)) => "unavailable",
             Err(AppendError::Full(_)) => "full",
+            Err(AppendError::Busy(_)) => "busy",
             Err(AppendError::Refused(_)) => "refused",
         };
         metrics::histogram!("garage_append_seconds", "outcome" => outcome).record(self.0.elapsed());

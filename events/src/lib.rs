@@ -10,12 +10,13 @@
 //! - [`failure`]: why a match failed: codes for players, lines for operators.
 //! - [`game`]: the contract with game servers. [`svc`]: requests between workers.
 //! - [`queue`]: the configuration of the queues. [`queue_status`]: whether a queue is open or closed. [`rules`]: their
-//!   rule sets.
+//!   rule sets. [`rate`]: rate limits.
 //! - [`lease`]: which instance of a worker does a task that only one of them should do.
-//! - [`presence`]: which players have an open WebSocket.
+//! - [`presence`]: which players have an open WebSocket. [`block`]: which players an operator has blocked or kicked.
 //! - [`deadline`]: waiting for channels and child processes, with a limit.
 //! - [`mod@env`]: clock and id source. [`crash`]: crash points for fault tests.
 
+pub mod block;
 pub mod crash;
 pub mod dead_letter;
 pub mod deadline;
@@ -33,6 +34,7 @@ pub mod presence;
 pub mod projection;
 pub mod queue;
 pub mod queue_status;
+pub mod rate;
 pub mod reaction;
 pub mod rules;
 pub mod session;

@@ -118,6 +118,10 @@ pub enum AppendError {
     /// The log is full, and has not stored the decision. It stores decisions again when its oldest events have expired.
     #[error("the log is full: {0}")]
     Full(String),
+    /// Too many decisions on this aggregate wait in this process. Nothing is stored. Wait, load the aggregates and
+    /// decide again: most likely, one of the others has changed the aggregate by then.
+    #[error("too many decisions on {0} wait to be stored")]
+    Busy(Aggregate),
     /// The log does not accept this decision. A retry does not help.
     #[error("the log refused the decision: {0}")]
     Refused(String),

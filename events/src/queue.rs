@@ -7,6 +7,7 @@
 //! rank_band = 200
 //! timeout_s = 120
 //! client_rank = false
+//! ticket_limit = "10/0.2"
 //! [queues.ranked.regions]
 //! eu = 120
 //! us = 120
@@ -34,6 +35,7 @@ use time::Duration;
 
 use crate::{
     id::{QueueName, Region},
+    rate::RateLimit,
     rules::{self, Configured, Rules},
 };
 
@@ -94,6 +96,9 @@ pub struct Queue {
     pub requeue: bool,
     /// The maximum number of steps of one search, 100 to 1,000,000. In each step, it puts one ticket into one team.
     pub search_steps: u32,
+    /// How often a player may request a ticket of this queue, in addition to the gateway's limit for all queues. Each
+    /// gateway process counts for itself.
+    pub ticket_limit: RateLimit,
     /// The regions for matches of this queue, 1 to 32. A region is used for a player if the player's round-trip time to
     /// it, in milliseconds, is at most this value.
     pub regions: BTreeMap<Region, u32>,
@@ -163,6 +168,8 @@ struct Entry {
     requeue: bool,
     #[serde(default = "search_steps")]
     search_steps: u32,
+    #[serde(default)]
+    ticket_limit: RateLimit,
     regions: BTreeMap<Region, u32>,
 }
 
@@ -303,8 +310,18 @@ impl Queue {
     }
 
     fn of(entry: Entry, folder: &Path) -> Result<Self, String> {
-        let Entry { rule_set, players, rank_band, attributes, timeout_s, client_rank, requeue, search_steps, regions } =
-            entry;
+        let Entry {
+            rule_set,
+            players,
+            rank_band,
+            attributes,
+            timeout_s,
+            client_rank,
+            requeue,
+            search_steps,
+            ticket_limit,
+            regions,
+        } = entry;
         if !(1..=MAX_TIMEOUT_S).contains(&timeout_s) {
             return Err(format!("timeout_s = {timeout_s}; it must be 1 to {MAX_TIMEOUT_S}"));
         }
@@ -342,7 +359,17 @@ impl Queue {
         check_sources(&attributes, &rules)?;
         let configured = Arc::new(rules);
         let current = Arc::new(Mutex::new(Arc::clone(&configured)));
-        let queue = Self { configured, current, attributes, timeout_s, client_rank, requeue, search_steps, regions };
+        let queue = Self {
+            configured,
+            current,
+            attributes,
+            timeout_s,
+            client_rank,
+            requeue,
+            search_steps,
+            ticket_limit,
+            regions,
+        };
         in_range(queue.players())?;
         Ok(queue)
     }
@@ -380,6 +407,8 @@ pub fn check_sources(sources: &BTreeMap<String, Source>, rules: &Rules) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    mod any_bytes;
 
     const GOOD: &str =
         "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\n[queues.ranked.regions]\neu = 120";
@@ -420,6 +449,7 @@ mod tests {
             (&GOOD.replace("rank_band = 200", "rank_band = 0"), "rank_band = 0"),
             (&GOOD.replace("timeout_s = 120", "timeout_s = 0"), "timeout_s = 0"),
             (&GOOD.replace("timeout_s = 120", "timeout_s = 99999"), "timeout_s = 99999"),
+            (&limited("ten"), "\"ten\" is not a rate limit"),
             (&GOOD.replace("eu =", "EU ="), "region \"EU\" is not valid"),
             (&GOOD.replace("players", "player"), "unknown field"),
             (&format!("x = 1\n{GOOD}"), "unknown field `x`"),
@@ -434,6 +464,17 @@ mod tests {
             let error = load(bad).unwrap_err();
             assert!(error.contains(why) && error.contains("queues.toml"), "{bad}: {error}");
         }
+    }
+
+    fn limited(limit: &str) -> String {
+        GOOD.replace("timeout_s = 120", &format!("timeout_s = 120\nticket_limit = {limit:?}"))
+    }
+
+    #[test]
+    fn a_queue_can_limit_how_often_a_player_requests_a_ticket() {
+        let limit = |text: &str| load(text).unwrap().queues[&"ranked".parse().unwrap()].ticket_limit;
+        assert_eq!(limit(&limited("10/0.2")), "10/0.2".parse().unwrap());
+        assert_eq!((limit(&limited("off")), limit(GOOD)), (RateLimit::Off, RateLimit::Off));
     }
 
     fn measured(region: &str, url: &str) -> String {

@@ -3,7 +3,7 @@
 //! It is not in the log, because the log drops events after hours, and a queue must stay closed until an operator opens
 //! it.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::id::QueueName;
 
@@ -14,7 +14,7 @@ pub const STREAM: &str = "KV_QUEUES";
 /// Selects every entry.
 pub const ALL: &str = "$KV.QUEUES.>";
 
-/// The maximum length of a reason, in characters.
+/// The maximum length of a reason that an operator gives to players, in characters.
 pub const MAX_REASON: usize = 200;
 
 /// Whether players can enter a queue. A queue without an entry is open.
@@ -24,9 +24,29 @@ pub enum QueueStatus {
     Open,
     /// No player can enter. Players who already wait are still matched.
     Closed {
-        /// The text for players who try to enter.
+        /// The text for players who try to enter. At most [`MAX_REASON`] characters: of a longer one, the beginning is
+        /// read.
+        #[serde(deserialize_with = "read_reason")]
         reason: String,
     },
+}
+
+/// Reads a reason, or its beginning if it is too long. `garage` refuses a long reason, but an operator can write an entry
+/// with another program, and a block must not lose its effect because of its reason.
+pub(crate) fn read_reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let mut reason = String::deserialize(deserializer)?;
+    if let Some((end, _)) = reason.char_indices().nth(MAX_REASON) {
+        reason.truncate(end);
+    }
+    Ok(reason)
+}
+
+/// The same for a reason that can be absent.
+pub(crate) fn read_optional_reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    struct Reason(#[serde(deserialize_with = "read_reason")] String);
+
+    Ok(Option::<Reason>::deserialize(deserializer)?.map(|Reason(reason)| reason))
 }
 
 /// The subject of a queue's entry.
@@ -56,5 +76,37 @@ mod tests {
                 queue_status
             );
         }
+    }
+
+    #[test]
+    fn any_bytes_are_a_queue_status_that_survives_a_round_trip_or_an_error() {
+        garage_fuzz::feed(&[r#"{"state":"closed","reason":"season's end"}"#, r#"{"state":"open"}"#], |bytes| {
+            let read = serde_json::from_slice::<QueueStatus>(bytes);
+            if let Ok(status) = &read {
+                if let QueueStatus::Closed { reason } = status {
+                    assert!(reason.chars().count() <= MAX_REASON, "{reason}");
+                }
+                let text = serde_json::to_string(status).unwrap();
+                assert_eq!(serde_json::from_str::<QueueStatus>(&text).unwrap(), *status);
+            }
+            read.is_ok()
+        });
+    }
+
+    #[test]
+    fn any_bytes_are_the_subject_of_the_queue_or_of_none() {
+        garage_fuzz::feed(&["$KV.QUEUES.ranked"], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let queue = queue_of(&text);
+            assert!(queue.iter().all(|queue| subject(queue) == text), "{queue:?}");
+            queue.is_some()
+        });
+    }
+
+    #[test]
+    fn of_a_reason_that_is_too_long_the_beginning_is_read() {
+        let entry = format!(r#"{{"state":"closed","reason":"{}"}}"#, "é".repeat(MAX_REASON + 1));
+        let reason = "é".repeat(MAX_REASON);
+        assert_eq!(serde_json::from_str::<QueueStatus>(&entry).unwrap(), QueueStatus::Closed { reason });
     }
 }

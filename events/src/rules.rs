@@ -276,4 +276,25 @@ mod tests {
         assert!(error.contains("2:24: error: this version of the language is not known"), "{error}");
         assert!(Rules::read(&" ".repeat(MAX_TEXT + 1), 120).unwrap_err().contains("65536 bytes"));
     }
+
+    #[test]
+    fn any_bytes_are_an_entry_of_a_queue_that_survives_a_round_trip_or_an_error() {
+        let id = RuleSetId::of("x");
+        let applied = format!(r#"{{"rules":"{id}"}}"#);
+        let configured =
+            format!(r#"{{"rules":"{id}","attributes":{{"skill":"rating","clan":"claim:clan"}},"timeout_s":120}}"#);
+        garage_fuzz::feed(&[&*applied, r#"{"rules":null}"#, &configured], |bytes| {
+            let applied = serde_json::from_slice::<Applied>(bytes);
+            if let Ok(applied) = &applied {
+                assert_eq!(serde_json::from_slice::<Applied>(&serde_json::to_vec(applied).unwrap()).unwrap(), *applied);
+                assert!(applied.rules.iter().all(|id| id.to_string().len() == 64));
+            }
+            if let Ok(configured) = serde_json::from_slice::<Configured>(bytes) {
+                let written = serde_json::to_vec(&configured).unwrap();
+                assert_eq!(serde_json::from_slice::<Configured>(&written).unwrap(), configured);
+                assert!(configured.read("{}").is_err());
+            }
+            applied.is_ok()
+        });
+    }
 }

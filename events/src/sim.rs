@@ -2,7 +2,8 @@
 //! (`tests/contract`).
 //!
 //! Like the real log, it commits decisions that are appended at the same time together, and checks the expected
-//! sequence of each aggregate. Its timestamps come from its [`Env`].
+//! sequence of each aggregate. Its timestamps come from its [`Env`]. It does not limit how many decisions on one
+//! aggregate wait ([`AppendError::Busy`]), because it does not know which decisions come from the same process.
 
 use std::{
     collections::{HashMap, HashSet},

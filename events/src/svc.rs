@@ -11,7 +11,7 @@ use futures::future::select;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
-use crate::subject;
+use crate::{id::PlayerId, subject};
 
 pub use self::{
     inventory::{
@@ -44,6 +44,12 @@ pub trait Call: Serialize + DeserializeOwned + Send {
     /// seconds. A request is lost if the worker that received it is killed, and can be lost if the worker is stopping.
     fn may_repeat(&self) -> bool {
         true
+    }
+
+    /// The player, if an instance of the service handles only one request of this type at a time for each player.
+    /// `None` if it can handle them at the same time.
+    fn in_turn(&self) -> Option<&PlayerId> {
+        None
     }
 }
 

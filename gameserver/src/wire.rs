@@ -138,6 +138,7 @@ impl<'de> Deserialize<'de> for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::race::Throttle;
 
     #[test]
     fn messages_have_the_documented_json() {
@@ -173,5 +174,28 @@ mod tests {
         assert_eq!(format!("{key:?}"), "Key(…)");
         let text = serde_json::to_string(&key).unwrap();
         assert_eq!(serde_json::from_str::<Key>(&text).unwrap(), key);
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_that_survives_a_round_trip_or_an_error() {
+        let valid = [r#"{"type":"join","token":"a.b.c"}"#, r#"{"type":"join"}"#, r#"{"type":"input","throttle":0.5}"#];
+        garage_fuzz::feed(&valid, |bytes| {
+            let Ok(message) = serde_json::from_slice::<FromClient>(bytes) else { return false };
+            match &message {
+                FromClient::Join { token } => assert!(token.expose().len() <= bytes.len()),
+                // A number beyond the range of f32 becomes infinite, and is then refused.
+                FromClient::Input { throttle } => {
+                    assert!(!throttle.is_nan());
+                    assert_eq!(Throttle::parse(*throttle).is_some(), throttle.is_finite());
+                    if throttle.is_infinite() {
+                        return true;
+                    }
+                }
+            }
+            let written = serde_json::to_string(&message).unwrap();
+            let again = serde_json::to_string(&serde_json::from_str::<FromClient>(&written).unwrap()).unwrap();
+            assert_eq!(again, written);
+            true
+        });
     }
 }

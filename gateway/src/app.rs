@@ -1,10 +1,12 @@
 //! The state that all routes and sockets of a gateway share.
 
+use std::sync::Arc;
+
 use garage_events::{env::System, jetstream::JetStreamLog, queue::Queues};
 
 use crate::{
-    absence::AbsenceWait, hub::Hub, presence::Presence, queue_status::QueueStatuses, token::Keys,
-    wait_estimate::WaitEstimates,
+    absence::AbsenceWait, admission::Admission, blocks::Blocks, hub::Hub, presence::Presence,
+    queue_status::QueueStatuses, token::Keys, wait_estimate::WaitEstimates,
 };
 
 pub(crate) struct App {
@@ -14,9 +16,11 @@ pub(crate) struct App {
     /// The NATS connection, for requests to other workers.
     pub(crate) client: async_nats::Client,
     pub(crate) hub: Hub,
+    pub(crate) blocks: Blocks,
     pub(crate) queue_statuses: QueueStatuses,
     pub(crate) wait_estimates: WaitEstimates,
     pub(crate) presence: Presence,
     pub(crate) absence_wait: AbsenceWait,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) env: System,
 }

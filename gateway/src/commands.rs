@@ -306,10 +306,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_retries_after_a_conflict_but_not_after_another_error() {
-        let cases: [(MakeError, u32); 4] = [
+        let cases: [(MakeError, u32); 5] = [
             (AppendError::Conflict, MAX_TRIES),
             (|_| AppendError::Unavailable("down".into()), 1),
             (|_| AppendError::Full("full".into()), 1),
+            (AppendError::Busy, 1),
             (|_| AppendError::Refused("invalid".into()), 1),
         ];
         for (error, tries) in cases {

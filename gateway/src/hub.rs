@@ -19,10 +19,15 @@ use garage_events::{
     subject::{self, Aggregate},
 };
 use garage_worker::{Health, Shutdown, Stopped, keep_trying, lag};
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::{frame::Frame, wait_estimate::WaitEstimates};
+use crate::{
+    blocks::Blocks,
+    frame::{Frame, Notice},
+    wait_estimate::WaitEstimates,
+};
 
 /// How many frames can wait for one socket. The channel allocates memory only for frames that wait. The limit is higher
 /// than the number of messages that one request to the log returns. Such a batch arrives at once after an interruption,
@@ -46,6 +51,8 @@ struct ConnectedPlayer {
     /// The highest revision seen of an entry of another socket of the player, while the revision of this socket's own
     /// entry is unknown; 0 if none was seen.
     other: u64,
+    /// When the socket was registered, by this machine's clock.
+    opened: OffsetDateTime,
     frames: mpsc::Sender<Frame>,
     /// Receives the reason if the hub closes the socket.
     end: oneshot::Sender<Closing>,
@@ -67,12 +74,14 @@ impl SocketEntry {
 }
 
 /// Why the hub closes a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Closing {
     /// The client does not read its frames fast enough.
     TooSlow,
     /// The player has opened a newer socket.
     Replaced,
+    /// An operator has blocked or kicked the player.
+    Operator(Notice),
 }
 
 /// A socket's registration in the hub. Dropping it removes the socket.
@@ -94,13 +103,27 @@ impl Hub {
         let entry = SocketEntry { socket: System.id(), revision: Arc::default() };
         let mut state = self.state();
         let position = state.position;
-        let connected = ConnectedPlayer { entry: entry.clone(), other: 0, frames, end };
+        let connected = ConnectedPlayer { entry: entry.clone(), other: 0, opened: System.now(), frames, end };
         if let Some(older) = state.players.insert(player.clone(), connected) {
             close(older, Closing::Replaced);
         }
         drop(state);
         metrics::gauge!("garage_gateway_sockets").increment(1);
         Registration { frames: receive, end: ended, position, entry, player: player.clone(), hub: self.clone() }
+    }
+
+    /// Closes the player's socket on this gateway. With `before`, only a socket that was opened before this time.
+    /// Returns whether it closed one.
+    pub(crate) fn close(&self, player: &PlayerId, before: Option<OffsetDateTime>, why: Closing) -> bool {
+        let mut state = self.state();
+        let Some(connected) = state.players.get(player) else { return false };
+        if before.is_some_and(|before| connected.opened >= before) {
+            return false;
+        }
+        state.players.remove(player).is_some_and(|connected| {
+            close(connected, why);
+            true
+        })
     }
 
     /// Whether the player has a socket on this gateway.
@@ -208,6 +231,7 @@ impl Drop for Registration {
 pub(crate) async fn follow(
     hub: Hub,
     wait_estimates: WaitEstimates,
+    blocks: Blocks,
     log: JetStreamLog,
     health: Health,
     shutdown: Shutdown,
@@ -224,7 +248,7 @@ pub(crate) async fn follow(
     Ok(async move {
         let dispatching = async {
             tokio::select! {
-                () = dispatch_all(&hub, &wait_estimates, &mut follow) => {}
+                () = dispatch_all(&hub, &wait_estimates, &blocks, &mut follow) => {}
                 never = lag::watch("log", &log, subject::PLAYERS, || hub.position(), &health) => never,
             }
         };
@@ -233,17 +257,18 @@ pub(crate) async fn follow(
     })
 }
 
-async fn dispatch_all(hub: &Hub, wait_estimates: &WaitEstimates, follow: &mut Follow) {
+async fn dispatch_all(hub: &Hub, wait_estimates: &WaitEstimates, blocks: &Blocks, follow: &mut Follow) {
     loop {
         let message = follow.next().await;
         wait_estimates.record(&message);
         hub.dispatch(&message);
+        blocks.see_event(&message);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use time::OffsetDateTime;
+    use std::time::Duration;
 
     use super::*;
 
@@ -296,6 +321,20 @@ mod tests {
         }
         assert_eq!(slow.end.try_recv(), Ok(Closing::TooSlow));
         assert!(other.end.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_kick_closes_only_a_socket_that_was_opened_before_it() {
+        let hub = Hub::default();
+        let ann = player("ann");
+        let kicked = || Closing::Operator(Notice::Kicked(garage_events::block::Kick { reason: None }));
+        let before = System.now();
+        let mut connection = hub.register(&ann);
+        assert!(!hub.close(&ann, Some(before), kicked()), "the player has come back after the kick");
+        assert!(connection.end.try_recv().is_err());
+        assert!(hub.close(&ann, Some(System.now() + Duration::from_secs(1)), kicked()));
+        assert_eq!(connection.end.try_recv(), Ok(kicked()));
+        assert!(!hub.close(&ann, None, kicked()), "there is no socket any more");
     }
 
     #[test]

@@ -2,22 +2,31 @@
 //! queue and to cancel.
 //!
 //! - [`Config`]: the configuration; [`token`]: the players' tokens.
-//! - `server`, `tls`, `write_timeout`: the accept loop; `routes`: REST; `problem`: errors in the format of RFC 9457.
+//! - `admission`: limits for the requests of one account.
+//! - `server`, `tls`, `write_timeout`: the accept loop; `connections`: limits for open connections; `proxy`: the
+//!   client's address behind a proxy; `cors`: which web pages may call the gateway; `routes`: REST; `problem`: errors
+//!   in the format of RFC 9457.
 //! - [`commands`], `ticket` (pure): queueing and cancelling; `request`: parses and checks requests; `queue_status`: the
-//!   closed queues; `regions`: where clients measure their latency; `wait_estimate`: the wait estimates; `ops`: the dashboard on the admin port.
+//!   closed queues; `blocks`: the blocked players; `regions`: where clients measure their latency; `wait_estimate`: the
+//!   wait estimates; `ops`: the dashboard on the admin port.
 //! - `upgrade`, `socket`, `hub`, `frame`: push the log's events to players; `presence`: which players have a socket, on
 //!   any gateway.
 
 mod absence;
+mod admission;
 mod app;
+mod blocks;
 pub mod commands;
 mod config;
+mod connections;
+mod cors;
 mod frame;
 mod hub;
 mod limits;
 mod ops;
 mod presence;
 mod problem;
+mod proxy;
 mod queue_status;
 mod regions;
 mod request;
@@ -40,8 +49,12 @@ use tokio::net::TcpListener;
 
 pub use absence::AbsenceWait;
 use app::App;
-pub use config::Config;
+pub use config::{Config, ProxyHeader, RateLimits};
+use connections::Connections;
+use cors::Cors;
+pub use cors::Origin;
 pub use problem::Problem;
+use proxy::Proxies;
 pub use queue_status::QueueStatuses;
 pub use ticket::Ticket;
 pub use token::sign_token;
@@ -62,7 +75,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 /// What the worker measures.
-const METRICS: [Metric; 6] = [
+const METRICS: [Metric; 14] = [
     Metric::counter("garage_gateway_requests_total", "requests answered").with_later_labels(),
     // A route appears with its first request; failures of any route are an increase.
     Metric::histogram("garage_gateway_request_seconds", "time from the head of a request to the head of its answer")
@@ -70,7 +83,27 @@ const METRICS: [Metric; 6] = [
     Metric::gauge("garage_gateway_sockets", "open sockets"),
     Metric::counter("garage_gateway_frames_total", "frames written to sockets"),
     Metric::counter("garage_gateway_skipped_total", "messages of the log that could not be read, and were not sent"),
+    Metric::counter("garage_gateway_limited_total", "requests refused because a limit was reached")
+        .with(&[("limit", admission::LABELS)]),
     Metric::counter("garage_gateway_vanished_total", "tickets cancelled because the player did not reconnect in time"),
+    Metric::counter(
+        "garage_gateway_connections_refused_total",
+        "connections closed or requests refused because of a limit for connections",
+    )
+    .with(&[("reason", &["address", "full", "player", "proxy"])]),
+    Metric::counter("garage_gateway_socket_tokens_total", "tokens that clients sent on their sockets")
+        .with(&[("outcome", &["accepted", "refused"])]),
+    Metric::counter("garage_gateway_blocked_total", "requests refused because an operator has blocked the player"),
+    Metric::counter(
+        "garage_gateway_closed_by_operator_total",
+        "sockets closed because an operator blocked or kicked the player",
+    )
+    .with(&[("command", &["block", "kick"])]),
+    Metric::counter("garage_gateway_tokens_refused_total", "requests refused because of their token")
+        .with(&[("reason", &token::Refused::REASONS)]),
+    Metric::counter("garage_gateway_jwks_reads_total", "reads of the identity provider's keys")
+        .with(&[("outcome", &["ok", "failed"])]),
+    Metric::gauge("garage_gateway_jwks_keys", "usable keys of the identity provider"),
 ];
 
 impl Gateway {
@@ -88,13 +121,18 @@ impl Gateway {
         garage_worker::metrics::register(&METRICS);
         let log = runtime.open_log().await?;
         storage.get_or_init(|| log.storage().clone());
+        keys.watch(&mut runtime);
         let client = runtime.client.clone();
         let hub = hub::Hub::default();
         let wait_estimates = wait_estimate::WaitEstimates::new(&queues);
-        let follow =
-            hub::follow(hub.clone(), wait_estimates.clone(), log.clone(), runtime.health.clone(), shutdown.clone())
-                .await?;
+        let blocks = blocks::Blocks::new(hub.clone(), log.clone(), shutdown.clone());
+        // Starts before the blocks are read, so that no event after the block of a player is missed.
+        let (estimates, health) = (wait_estimates.clone(), runtime.health.clone());
+        let follow = hub::follow(hub.clone(), estimates, blocks.clone(), log.clone(), health, shutdown.clone()).await?;
         runtime.spawn("hub", follow);
+        let (context, health) = (log.context().clone(), runtime.health.clone());
+        let follow = bucket::follow(blocks.clone(), "blocks", context, health, shutdown.clone()).await?;
+        runtime.spawn("blocks", follow);
         let queue_statuses = queue_status::QueueStatuses::new(&queues);
         let (context, health) = (log.context().clone(), runtime.health.clone());
         let statuses = queue_statuses.clone();
@@ -113,11 +151,26 @@ impl Gateway {
         tracing::info!(%address, tls = tls.is_some(), "gateway is listening");
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
         let absence_wait = AbsenceWait { first: seconds(config.absence_wait), max: seconds(config.absence_wait_max) };
-        let app =
-            App { keys, queues, log, client, hub, queue_statuses, wait_estimates, presence, absence_wait, env: System };
-        let app = Arc::new(app);
-        let limit = config.max_connections;
-        runtime.spawn("accept", server::serve(listener, tls, app, limit, shutdown));
+        let admission = Arc::new(admission::Admission::new(&config.rate_limits, &queues));
+        runtime.spawn("rate limits", Arc::clone(&admission).forget_idle(shutdown.clone()));
+        let app = Arc::new(App {
+            keys,
+            queues,
+            log,
+            client,
+            hub,
+            blocks,
+            queue_statuses,
+            wait_estimates,
+            presence,
+            absence_wait,
+            admission,
+            env: System,
+        });
+        let proxies = Proxies { header: config.proxy_header, trusted: config.trusted_proxies.clone() };
+        let connections = Connections::new(config.limits()?, proxies.header.is_some());
+        let access = server::Access { tls, connections, proxies, cors: Cors(config.cors_origins.clone()) };
+        runtime.spawn("accept", server::serve(listener, app, access, shutdown));
         Ok(Self { runtime, address })
     }
 

@@ -25,7 +25,7 @@ use garage_events::{
         publish,
     },
     log::{Load, ReadError},
-    player::{CancelReason, Event, State},
+    player::{CancelReason, State},
     presence::{self, Connection, Key},
 };
 use garage_worker::Shutdown;
@@ -40,6 +40,7 @@ use crate::{
     commands,
     hub::{Hub, SocketEntry},
     socket::End,
+    ticket,
 };
 
 /// The interval of a gateway's heartbeats.
@@ -280,11 +281,7 @@ impl Presence {
         }
         let found = self.0.log.player(player).await?;
         // A ticket requested after the socket had ended does not need a socket.
-        let requested = match found.last.map(|last| (last.event, last.time)) {
-            Some((Event::Queued(_), time)) => time,
-            Some((Event::Requeued(requeued), _)) => requeued.queued.waiting_since,
-            _ => return Ok(()),
-        };
+        let Some(requested) = ticket::requested_at(&found) else { return Ok(()) };
         if let State::Waiting(waiting) = &found.state
             && requested <= ended
         {

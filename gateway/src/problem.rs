@@ -1,9 +1,10 @@
 //! The errors that clients see, as `application/problem+json` (RFC 9457). Internal causes are logged here and not sent
 //! to clients.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display, time::Duration};
 
 use garage_events::{
+    block::Block,
     event::DecodeError,
     id::{PlayerId, QueueName, Region, SessionId, TicketId},
     log::{AppendError, ReadError},
@@ -18,7 +19,7 @@ use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use warp::reply::Response;
 
-use crate::token::Refused;
+use crate::{admission::Limit, token::Refused};
 
 /// How long clients should wait before they retry, in seconds. NATS elects a new leader within a few seconds.
 pub(crate) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
@@ -37,12 +38,15 @@ pub struct Problem {
     detail: String,
     members: Vec<(&'static str, Value)>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// The player of a group whom the problem is about, and the player's name.
+    about: Option<Box<(PlayerId, String)>>,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("Error");
-        Self { status, kind: "about:blank", title, detail: detail.into(), members: Vec::new(), headers: Vec::new() }
+        let (detail, members, headers) = (detail.into(), Vec::new(), Vec::new());
+        Self { status, kind: "about:blank", title, detail, members, headers, about: None }
     }
 
     pub(crate) fn not_found(detail: impl Into<String>) -> Self {
@@ -79,11 +83,48 @@ impl Problem {
             .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
     }
 
+    pub(crate) fn blocked(block: &Block) -> Self {
+        let until = block.until.and_then(|until| until.format(&Rfc3339).ok());
+        let mut detail = "an operator has blocked the player".to_owned();
+        if let Some(until) = &until {
+            detail += &format!(" until {until}");
+        }
+        if let Some(reason) = &block.reason {
+            detail += &format!(": {reason}");
+        }
+        let problem = Self::new(StatusCode::FORBIDDEN, detail).kind("/problems/blocked", "Player blocked");
+        let members = [("until", until), ("reason", block.reason.clone())];
+        let members = members.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        members.fold(problem, |problem, (name, value)| problem.member(name, value))
+    }
+
     pub(crate) fn log_full() -> Self {
         let detail = "the log of tickets and matches is full, and has no room for this command now; try again later";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
             .kind("/problems/log-full", "Log full")
             .header(header::RETRY_AFTER, CLOSED_RETRY_AFTER)
+    }
+
+    /// A limit of this gateway is reached. `why` says what the limit counts. Also counts the answer in the metrics.
+    pub(crate) fn limited(limit: &Limit, why: impl Display, wait: Duration) -> Self {
+        metrics::counter!("garage_gateway_limited_total", "limit" => limit.label).increment(1);
+        // Rounded up, so that a request after this time is admitted.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let detail = format!("the limit `{limit}` is reached: {why}; try again in {seconds} s");
+        Self::too_many_requests(limit.to_string(), detail, seconds.into())
+    }
+
+    /// A limit for connections is reached. The answer closes the connection.
+    pub(crate) fn too_many_connections(detail: &str) -> Self {
+        Self::too_many_requests("connections".into(), detail.into(), RETRY_AFTER)
+            .header(header::CONNECTION, HeaderValue::from_static("close"))
+    }
+
+    fn too_many_requests(limit: String, detail: String, retry_after: HeaderValue) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, detail)
+            .kind("/problems/too-many-requests", "Too many requests")
+            .member("limit", limit)
+            .header(header::RETRY_AFTER, retry_after)
     }
 
     /// The queue can never match the ticket. `bounds` says in words by how much the latencies are too high.
@@ -105,9 +146,19 @@ impl Problem {
 
     /// Says which player of a group it is about.
     pub(crate) fn about(mut self, player: &PlayerId) -> Self {
-        let player = player.to_foreign();
-        self.detail = format!("player {player}: {}", self.detail);
-        self.member("player", &*player)
+        let name = player.to_foreign().unwrap_or_else(|| player.to_string());
+        self.about = Some(Box::new((player.clone(), name)));
+        self
+    }
+
+    /// Names the player as the client has named them. The id of a player may be a hash of their name.
+    pub(crate) fn naming<'a>(mut self, names: impl IntoIterator<Item = (&'a PlayerId, &'a str)>) -> Self {
+        if let Some(about) = &mut self.about
+            && let Some((_, name)) = names.into_iter().find(|(player, _)| **player == about.0)
+        {
+            name.clone_into(&mut about.1);
+        }
+        self
     }
 
     pub(crate) fn waiting(ticket: TicketId) -> Self {
@@ -174,7 +225,14 @@ impl Problem {
         body.insert("type".into(), self.kind.into());
         body.insert("title".into(), self.title.into());
         body.insert("status".into(), self.status.as_u16().into());
-        body.insert("detail".into(), self.detail.into());
+        let detail = match &self.about {
+            Some(about) => format!("player {}: {}", about.1, self.detail),
+            None => self.detail,
+        };
+        body.insert("detail".into(), detail.into());
+        if let Some(about) = self.about {
+            body.insert("player".into(), about.1.into());
+        }
         for (name, value) in self.members {
             body.insert(name.into(), value);
         }
@@ -190,14 +248,18 @@ impl Problem {
 
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
-        // RFC 6750, section 3: no error code if the request has no token.
-        let challenge = match refused {
-            Refused::Missing => "Bearer",
-            Refused::Expired => "Bearer error=\"invalid_token\", error_description=\"the token has expired\"",
-            Refused::Invalid => "Bearer error=\"invalid_token\"",
+        metrics::counter!("garage_gateway_tokens_refused_total", "reason" => refused.reason()).increment(1);
+        let challenge = match &refused {
+            Refused::NoKeys => return Self::unavailable(refused.to_string()),
+            // RFC 6750, section 3: no error code if the request has no token.
+            Refused::Missing => Ok(HeaderValue::from_static("Bearer")),
+            refused => {
+                HeaderValue::try_from(format!("Bearer error=\"invalid_token\", error_description=\"{refused}\""))
+            }
         };
-        Self::new(StatusCode::UNAUTHORIZED, refused.to_string())
-            .header(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+        // The texts and the names of claims contain only characters that a header may contain.
+        let challenge = challenge.unwrap_or(HeaderValue::from_static("Bearer error=\"invalid_token\""));
+        Self::new(StatusCode::UNAUTHORIZED, refused.to_string()).header(header::WWW_AUTHENTICATE, challenge)
     }
 }
 
@@ -228,6 +290,9 @@ impl From<AppendError> for Problem {
             AppendError::Full(_) => return Self::log_full(),
             AppendError::Conflict(_) => "the player's state changed several times during the request; try again",
             AppendError::Unavailable(_) => "the matchmaking log does not answer; try again",
+            // Not a 429: the other commands may be those of a group, or of the gateway itself, so the player may not be
+            // the cause.
+            AppendError::Busy(_) => "too many commands change the player at the same time; try again",
             AppendError::Refused(_) => {
                 "the matchmaking log does not accept this event; the cause is in the gateway's log"
             }
@@ -260,6 +325,7 @@ impl From<CallError> for Problem {
 
 #[cfg(test)]
 mod tests {
+    use garage_events::subject::Aggregate;
     use http_body_util::BodyExt;
     use serde_json::json;
 
@@ -291,6 +357,7 @@ mod tests {
             Problem::from(ReadError::Unavailable(internal.into())),
             Problem::from(AppendError::Unavailable(internal.into())),
             Problem::from(AppendError::Refused(internal.into())),
+            Problem::from(AppendError::Busy(Aggregate::Player("ann".parse().unwrap()))),
             Problem::from(CallError::Unavailable { subject, reason: internal.into() }),
             Problem::from(CallError::Refused { subject, code: 503, message: internal.into() }),
         ] {
@@ -307,6 +374,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reached_limit_is_a_429_that_names_the_limit_and_rounds_the_wait_up() {
+        let limit = Limit { label: "queue", queue: Some("ranked".parse().unwrap()) };
+        for (millis, seconds) in [(1, "1"), (1_000, "1"), (1_001, "2"), (5_000, "5")] {
+            let (parts, body) = shown(Problem::limited(&limit, "3 at once", Duration::from_millis(millis))).await;
+            assert_eq!((parts.status.as_u16(), parts.headers[header::RETRY_AFTER].to_str().unwrap()), (429, seconds));
+            let detail = format!("the limit `queue:ranked` is reached: 3 at once; try again in {seconds} s");
+            let expected = json!({"type": "/problems/too-many-requests", "title": "Too many requests", "status": 429,
+                "detail": detail, "limit": "queue:ranked"});
+            assert_eq!(body, expected);
+        }
+    }
+
+    #[tokio::test]
     async fn a_full_log_is_not_a_log_that_does_not_answer() {
         let (parts, body) = shown(AppendError::Full("maximum bytes exceeded".into())).await;
         assert_eq!((parts.status.as_u16(), parts.headers[header::RETRY_AFTER].to_str().unwrap()), (503, "60"));
@@ -316,13 +396,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_401_contains_a_challenge() {
-        for (refused, challenge) in [(Refused::Missing, "Bearer"), (Refused::Invalid, "Bearer error=\"invalid_token\"")]
-        {
+        let invalid = |why: &str| format!("Bearer error=\"invalid_token\", error_description=\"{why}\"");
+        for (refused, challenge) in [
+            (Refused::Missing, "Bearer".to_owned()),
+            (Refused::Signature, invalid("the token is not valid; check its signature")),
+            (Refused::Expired, invalid("the token has expired; get a new one from the identity provider")),
+            (Refused::Rank("the claim https://a/rank is wrong".into()), invalid("the claim https://a/rank is wrong")),
+        ] {
             let (parts, _) = shown(refused).await;
             assert_eq!(
                 (parts.status.as_u16(), parts.headers[header::WWW_AUTHENTICATE].to_str().unwrap()),
-                (401, challenge)
+                (401, &*challenge)
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_cannot_be_checked_yet_is_not_refused_as_invalid() {
+        let (parts, _) = shown(Refused::NoKeys).await;
+        assert_eq!((parts.status.as_u16(), parts.headers.contains_key(header::WWW_AUTHENTICATE)), (503, false));
+        assert_eq!(parts.headers[header::RETRY_AFTER], "2");
+    }
+
+    #[tokio::test]
+    async fn a_problem_about_a_player_names_them_as_the_request_did() {
+        let (sub, ann) = ("ä".repeat(255), "ann".parse().unwrap());
+        let long = PlayerId::from_foreign(&sub).unwrap();
+        let names = [(&ann, "ann"), (&long, &*sub)];
+        let (_, body) = shown(Problem::bad_request("no").about(&long).naming(names)).await;
+        assert_eq!((&body["player"], &body["detail"]), (&json!(sub), &json!(format!("player {sub}: no"))));
+        let (_, body) = shown(Problem::bad_request("no").about(&long)).await;
+        assert_eq!(body["player"], long.as_str());
     }
 }

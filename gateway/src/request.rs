@@ -31,13 +31,13 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TICKETS: Uuid = Uuid::from_u128(0x5d0c_1a7e_8c1f_4b0e_9a53_2f6d_1c4b_77e1);
 
 /// The identity in the request's bearer token.
-pub(crate) fn identity(keys: &Keys, headers: &HeaderMap) -> Result<Identity, Refused> {
+pub(crate) async fn identity(keys: &Keys, headers: &HeaderMap) -> Result<Identity, Refused> {
     let header = headers.get(AUTHORIZATION).ok_or(Refused::Missing)?;
-    let (scheme, token) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Refused::Invalid)?;
+    let (scheme, token) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Refused::Signature)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(Refused::Missing);
     }
-    keys.verify(token.trim())
+    keys.verify(token.trim()).await
 }
 
 /// The request's `Idempotency-Key`; `None` if it has none.
@@ -109,6 +109,8 @@ pub(crate) fn item(headers: &HeaderMap, body: &Bytes) -> Result<ItemId, Problem>
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::{CONTENT_TYPE, HeaderValue};
+
     use super::*;
 
     fn refusal(result: Result<impl std::fmt::Debug, Problem>) -> (u16, String) {
@@ -166,5 +168,68 @@ mod tests {
         twice.append(IDEMPOTENCY_KEY, "b".parse().unwrap());
         assert_eq!(refusal(keyed_ticket(&"ann".parse().unwrap(), &twice)).0, 400);
         assert_eq!(keyed_ticket(&"ann".parse().unwrap(), &HeaderMap::new()).unwrap(), None);
+    }
+
+    fn short(problem: &Problem) {
+        assert!(problem.status().is_client_error() && problem.detail().chars().count() <= 1_000, "{problem:?}");
+    }
+
+    #[test]
+    fn any_bytes_are_a_page_within_its_bounds_or_a_short_problem() {
+        garage_fuzz::feed(&["before=7&limit=100", "limit=1", "before=18446744073709551615&", ""], |bytes| {
+            match page(&String::from_utf8_lossy(bytes)) {
+                Ok((before, limit)) => {
+                    assert!((1..=GetLedger::MAX_LIMIT).contains(&limit));
+                    let before_pair = before.map(|before| format!("before={before}&")).unwrap_or_default();
+                    assert_eq!(page(&format!("{before_pair}limit={limit}")).unwrap(), (before, limit));
+                    true
+                }
+                Err(problem) => {
+                    short(&problem);
+                    false
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn any_bytes_are_a_command_of_the_inventory_or_a_short_problem() {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
+        garage_fuzz::feed(&[r#"{"car": "gt-40"}"#, r#"{"item": "tyres-street"}"#], |bytes| {
+            let body = Bytes::copy_from_slice(bytes);
+            let (car, item) = (car(&headers, &body), item(&headers, &body));
+            for problem in [car.as_ref().err(), item.as_ref().err()].into_iter().flatten() {
+                short(problem);
+            }
+            let named = |field: &str, id: &str| serde_json::json!({ field: id }).to_string().into();
+            assert!(
+                car.iter().all(|car| super::car(&headers, &named("car", car.as_str())).is_ok_and(|read| read == *car))
+            );
+            assert!(
+                item.iter()
+                    .all(|item| super::item(&headers, &named("item", item.as_str())).is_ok_and(|read| read == *item))
+            );
+            assert!(car.is_err() || item.is_err(), "a body has one meaning");
+            car.is_ok() || item.is_ok()
+        });
+    }
+
+    #[test]
+    fn any_bytes_in_a_header_are_a_content_type_and_a_key_or_a_short_problem() {
+        let key = "k".repeat(IdempotencyKey::MAX_LENGTH);
+        garage_fuzz::feed(&["application/json; charset=utf-8", "k1", &key], |bytes| {
+            let Ok(value) = HeaderValue::from_bytes(bytes) else { return false };
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, value.clone()), (IDEMPOTENCY_KEY, value)]);
+            let (read, key) = (car(&headers, &Bytes::from_static(b"{\"car\": \"gt\"}")), idempotency_key(&headers));
+            for problem in [read.as_ref().err(), key.as_ref().err()].into_iter().flatten() {
+                short(problem);
+            }
+            if let Ok(key) = &key {
+                let text = key.as_ref().unwrap().as_str();
+                assert!(text.as_bytes() == bytes && (1..=IdempotencyKey::MAX_LENGTH).contains(&text.len()));
+                assert!(text.bytes().all(|byte| byte.is_ascii_graphic()), "{text}");
+            }
+            read.is_ok() || key.is_ok()
+        });
     }
 }

@@ -23,38 +23,49 @@ use hyper::{
 use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 use serde::Serialize;
 use serde_json::{Map, json};
-use warp::{Filter, filters::BoxedFilter, path, reply::Response};
+use warp::{
+    Filter,
+    filters::{BoxedFilter, path::FullPath},
+    path,
+    reply::Response,
+};
 
 use crate::{
+    admission::{Bucket, Keyed},
     app::App,
     commands,
     problem::Problem,
     regions::RegionList,
     request::{self, GroupRequest, TicketRequest},
     ticket::{GroupTicket, Me, Status, Ticket},
-    token::{self, Identity},
+    token::{self, Identity, Refused},
 };
 
 /// The route of a response, as a metric label. The paths themselves would be an unbounded number of labels.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Route(pub(crate) &'static str);
 
-/// A request, as a route's handler receives it, without the path.
+/// A request, as a route's handler receives it.
 struct Call {
     app: Arc<App>,
     method: Method,
+    path: String,
     headers: HeaderMap,
+    /// The identity in the token, or why there is none. Not every route needs one.
+    identity: Result<Identity, Refused>,
     body: Bytes,
 }
 
-type Answer = Result<Response, Problem>;
+/// A response with a body that can be cloned, for the commands that share an answer.
+pub(crate) type Answer = Result<hyper::Response<Bytes>, Problem>;
 
 /// All routes. Every request gets a response; no filter rejects one.
 pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
-    let call = warp::method()
-        .and(warp::header::headers_cloned())
-        .and(warp::body::bytes())
-        .map(move |method, headers, body| Call { app: Arc::clone(&app), method, headers, body });
+    let call = warp::method().and(path::full()).and(warp::header::headers_cloned()).and(warp::ext::get());
+    let call = call.and(warp::body::bytes()).map(move |method, path: FullPath, headers, identity, body| {
+        let (app, path) = (Arc::clone(&app), path.as_str().to_owned());
+        Call { app, method, path, headers, identity, body }
+    });
     let call = call.boxed();
 
     let description = path!("openapi.json").and(call.clone()).then(|call| answer("/openapi.json", description(call)));
@@ -90,15 +101,31 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
 }
 
 async fn answer(route: &'static str, handler: impl Future<Output = Answer>) -> Response {
-    let mut response = handler.await.unwrap_or_else(Problem::into_response);
+    let mut response = handler.await.map_or_else(Problem::into_response, |response| response.map(Into::into));
     response.extensions_mut().insert(Route(route));
     response
 }
 
 impl Call {
-    /// The player in the token. Handlers check the method first, so that a 405 needs no token.
-    fn player(&self) -> Result<PlayerId, Problem> {
-        Ok(request::identity(&self.app.keys, &self.headers)?.player)
+    /// The identity in the token. Counts the request in `bucket`, and refuses a blocked player. Handlers check the
+    /// method before this, so that a 405 needs no token, and everything else after it.
+    fn identity(&self, bucket: &Bucket) -> Result<Identity, Problem> {
+        let identity = self.identity.clone()?;
+        bucket.take(&identity.player)?;
+        self.app.blocks.check(&identity.player)?;
+        Ok(identity)
+    }
+
+    /// The player who reads something.
+    fn reader(&self) -> Result<PlayerId, Problem> {
+        Ok(self.identity(&self.app.admission.reads)?.player)
+    }
+
+    /// Identifies the repetitions of a command; `None` without an `Idempotency-Key`.
+    fn keyed(&self, sender: &PlayerId) -> Result<Option<Keyed>, Problem> {
+        let key = request::idempotency_key(&self.headers)?;
+        let (sender, method, path, body) = (sender.clone(), self.method.clone(), self.path.clone(), self.body.clone());
+        Ok(key.map(|key| Keyed { key, sender, method, path, body }))
     }
 
     fn only(&self, method: &Method, allow: &'static str) -> Result<(), Problem> {
@@ -111,7 +138,7 @@ fn ok(status: StatusCode, body: &impl Serialize) -> Answer {
         tracing::error!(%error, "cannot write a response as JSON");
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error; the cause is in the gateway's log")
     })?;
-    let mut response = Response::new(body.into());
+    let mut response = hyper::Response::new(Bytes::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -120,10 +147,16 @@ fn ok(status: StatusCode, body: &impl Serialize) -> Answer {
     Ok(response)
 }
 
+fn no_content() -> hyper::Response<Bytes> {
+    let mut response = hyper::Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
 /// The OpenAPI document. It needs no token. The tests check the gateway's responses against it.
 async fn description(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    let mut response = Response::new(include_str!("../openapi.json").into());
+    let mut response = hyper::Response::new(Bytes::from_static(include_bytes!("../openapi.json")));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // The document changes only with a new version of the gateway.
@@ -133,10 +166,20 @@ async fn description(call: Call) -> Answer {
 
 async fn tickets(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
-    let Identity { player, rank: claimed, claims } = request::identity(&call.app.keys, &call.headers)?;
-    let Call { app, headers, body, .. } = call;
-    let TicketRequest { queue: name, player: asked } = TicketRequest::read(&headers, &body, &app.queues)?;
-    let ticket = request::keyed_ticket(&player, &headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
+    let identity = call.identity(&call.app.admission.tickets)?;
+    let request = TicketRequest::read(&call.headers, &call.body, &call.app.queues)?;
+    call.app.admission.queue(&request.queue, &identity.player)?;
+    let (app, player) = (Arc::clone(&call.app), identity.player.clone());
+    let ticket = request::keyed_ticket(&player, &call.headers)?.unwrap_or_else(|| TicketId::new(app.env.id()));
+    let keyed = call.keyed(&player)?;
+    let queued = queue(Arc::clone(&app), identity, request, ticket);
+    app.admission.ticket_turns.run(&player, keyed, queued).await?
+}
+
+/// Queues a player.
+async fn queue(app: Arc<App>, identity: Identity, request: TicketRequest, ticket: TicketId) -> Answer {
+    let Identity { player, rank: claimed, claims, .. } = identity;
+    let TicketRequest { queue: name, player: asked } = request;
     let now = app.env.now();
     let queued = async {
         let queue = app.queues.get(&name).ok_or_else(no_queue)?;
@@ -172,16 +215,31 @@ async fn rank(app: &App, player: &PlayerId, known: Option<i32>) -> Result<i32, P
 /// Queues a group of players, for the studio's own backend.
 async fn groups(call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
-    let identity = request::identity(&call.app.keys, &call.headers)?;
+    let identity = call.identity(&call.app.admission.groups)?;
     if !identity.has_scope(token::GROUPS) {
         let detail = format!("only a token with the scope `{}` can queue a group", token::GROUPS);
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
-    let Call { app, headers, body, .. } = call;
-    let GroupRequest { queue: name, players: asked } = GroupRequest::read(&headers, &body, &app.queues)?;
-    let players: Vec<PlayerId> = asked.iter().map(|(player, _)| player.clone()).collect();
-    let ticket = request::keyed_group(&identity.player, &headers, &players)?;
+    let app = Arc::clone(&call.app);
+    let request = GroupRequest::read(&call.headers, &call.body, &app.queues)?;
+    let players: Vec<PlayerId> = request.players.iter().map(|(player, _)| player.clone()).collect();
+    let ticket = request::keyed_group(&identity.player, &call.headers, &players)?;
+    for (player, sub) in players.iter().zip(&request.subs) {
+        app.blocks.check(player).map_err(|problem| problem.about(player).naming([(player, sub.as_str())]))?;
+    }
     let ticket = ticket.unwrap_or_else(|| TicketId::new(app.env.id()));
+    let keyed = call.keyed(&identity.player)?;
+    // The command waits for the turn of one player of the group. This is enough for a repeated request to share the run
+    // of the first one. If it waited for the turn of the backend, all groups would wait for each other.
+    let first = players.first().cloned().unwrap_or(identity.player);
+    let name = request.subs.first().cloned().unwrap_or_default();
+    let queued = queue_group(Arc::clone(&app), request, players, ticket);
+    let queued = app.admission.ticket_turns.run(&first, keyed, queued).await;
+    queued.map_err(|problem| problem.about(&first).naming([(&first, name.as_str())]))?
+}
+
+async fn queue_group(app: Arc<App>, request: GroupRequest, players: Vec<PlayerId>, ticket: TicketId) -> Answer {
+    let GroupRequest { queue: name, players: asked, subs } = request;
     let now = app.env.now();
     let queued = async {
         let queue = app.queues.get(&name).ok_or_else(no_queue)?;
@@ -197,20 +255,22 @@ async fn groups(call: Call) -> Answer {
         Ok(queued)
     };
     let open = (&app.queue_statuses, app.log.storage(), &app.absence_wait);
-    let ticket = commands::queue_group(&app.log, &app.env, open, (&name, ticket), &players, queued).await?;
-    ok(StatusCode::CREATED, &GroupTicket::of(&ticket, &players))
+    let ticket = commands::queue_group(&app.log, &app.env, open, (&name, ticket), &players, queued).await;
+    let ticket = ticket.map_err(|problem| problem.naming(players.iter().zip(subs.iter().map(String::as_str))))?;
+    ok(StatusCode::CREATED, &GroupTicket::of(&ticket, subs))
 }
 
 async fn ticket(id: TicketId, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            let player = call.app.log.player(&call.player()?).await?;
+            let id_of_player = call.reader()?;
+            let player = call.app.log.player(&id_of_player).await?;
             let ticket = Ticket::latest(&player).filter(|ticket| ticket.ticket == id);
             let ticket = ticket.ok_or_else(commands::unknown)?;
             let mut ticket = ticket.estimated(|queue| call.app.wait_estimates.estimate(queue));
             if ticket.status == Status::Waiting {
                 // The ticket is worth an answer without this, for example while no matchmaker runs.
-                let asked = svc::call(&call.app.client, &CountCandidates { player: call.player()? }).await;
+                let asked = svc::call(&call.app.client, &CountCandidates { player: id_of_player }).await;
                 ticket.candidates = asked.unwrap_or_else(|error| {
                     tracing::debug!(%error, "cannot count the candidates of a ticket");
                     None
@@ -219,12 +279,14 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
             ok(StatusCode::OK, &ticket)
         }
         Method::DELETE => {
-            let player = call.player()?;
-            let reason = CancelReason::Player;
-            commands::cancel(&call.app.log, &call.app.env, &player, id, reason).await?;
-            let mut response = Response::default();
-            *response.status_mut() = StatusCode::NO_CONTENT;
-            Ok(response)
+            let player = call.identity(&call.app.admission.tickets)?.player;
+            let (app, canceller) = (Arc::clone(&call.app), player.clone());
+            let cancelled = async move {
+                commands::cancel(&app.log, &app.env, &canceller, id, CancelReason::Player).await?;
+                Ok(no_content())
+            };
+            // Without a key: a second request changes nothing.
+            call.app.admission.ticket_turns.run(&player, None, cancelled).await?
         }
         _ => Err(Problem::method_not_allowed("GET, DELETE")),
     }
@@ -232,7 +294,7 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
 
 async fn regions(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    call.player()?;
+    call.reader()?;
     ok(StatusCode::OK, &RegionList::of(&call.app.queues))
 }
 
@@ -240,22 +302,21 @@ async fn regions(call: Call) -> Answer {
 /// else than the network.
 async fn ping(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    let mut response = Response::default();
-    *response.status_mut() = StatusCode::NO_CONTENT;
+    let mut response = no_content();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
 async fn me(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    let id = call.player()?;
+    let id = call.reader()?;
     let player = call.app.log.player(&id).await?;
     ok(StatusCode::OK, &Me::of(id, &player))
 }
 
 /// Reads a session for one of its players. Other players get the same 404 as if the session did not exist.
 async fn visible(call: &Call, session: SessionId) -> Result<View, Problem> {
-    let player = call.player()?;
+    let player = call.reader()?;
     let view = svc::call(&call.app.client, &GetSession { session }).await;
     let view = match view {
         Err(svc::CallError::Refused { code: 404, .. }) => None,
@@ -289,8 +350,8 @@ async fn public_key(id: SessionId, call: Call) -> Answer {
 
 async fn connect_token(session: SessionId, call: Call) -> Answer {
     call.only(&Method::POST, "POST")?;
-    let player = call.player()?;
-    match svc::call(&call.app.client, &ConnectToken { session, player }).await {
+    let Identity { player, sub, .. } = call.identity(&call.app.admission.connect_tokens)?;
+    match svc::call(&call.app.client, &ConnectToken { session, player, sub: Some(sub) }).await {
         Err(svc::CallError::Refused { code: 404, .. }) => Err(no_session()),
         other => ok(StatusCode::OK, &other?),
     }

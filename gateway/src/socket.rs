@@ -22,12 +22,15 @@
 //! If the log has deleted events after S, the socket writes one `resync` frame with the player's current state, as read
 //! from the leader, and continues after the player's last event.
 
+mod renewal;
+
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use garage_events::{
     deadline::receive,
+    env::{Env, System},
     id::PlayerId,
     jetstream::JetStreamLog,
     log::{Load, Player, ReadError},
@@ -47,10 +50,13 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    frame::Frame,
+    admission::Pace,
+    frame::{self, Frame, Notice},
     hub::{Closing, Registration},
     ticket::Me,
+    token::MAX_TOKEN,
 };
+pub(crate) use renewal::SocketToken;
 
 /// The intervals and time-outs of a socket.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +81,10 @@ impl Default for Timing {
     }
 }
 
-/// Small buffers, because clients only listen. Tungstenite's defaults are 128 KiB per direction.
+/// The maximum size of a client's message, in bytes: a token of the maximum size, and 256 bytes around it.
+const MAX_MESSAGE: usize = MAX_TOKEN + 256;
+
+/// Small buffers, because clients rarely send something. Tungstenite's defaults are 128 KiB per direction.
 pub(crate) fn config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(1 << 10)
@@ -84,8 +93,8 @@ pub(crate) fn config() -> WebSocketConfig {
         // An upper limit, allocated on demand: space for an event of the maximum size (832 KiB). A player's events are
         // much smaller.
         .max_write_buffer_size(1 << 20)
-        .max_message_size(Some(4 << 10))
-        .max_frame_size(Some(4 << 10))
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
 }
 
 /// The log, as a socket reads it for its backlog.
@@ -120,21 +129,35 @@ impl Backlog for JetStreamLog {
 }
 
 /// Why a socket ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
     /// The client closed the socket, or the connection broke.
     Gone,
     /// The gateway closes the socket with this code and reason.
     Close(u16, &'static str),
+    /// The gateway closes the socket after an operator's command, with a frame that says why.
+    Operator(Notice),
 }
 
 const TOO_SLOW: End = End::Close(4008, "too slow");
 const SILENT: End = End::Close(4009, "silent");
 const REPLACED: End = End::Close(4010, "replaced by a newer socket");
+const EXPIRED: End = End::Close(4011, "token expired");
+const TOO_MANY: End = End::Close(1008, "too many messages");
 const GOING_AWAY: End = End::Close(1001, "going away");
 const TRY_AGAIN: End = End::Close(1013, "try again later");
 
 impl End {
+    /// The code and the reason of the close frame; `None` if the gateway does not send one.
+    fn close_code(&self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Gone => None,
+            Self::Close(code, reason) => Some((*code, *reason)),
+            Self::Operator(Notice::Blocked(_)) => Some((4012, "blocked")),
+            Self::Operator(Notice::Kicked(_)) => Some((4013, "kicked")),
+        }
+    }
+
     /// Whether the player may have left. False if a newer socket replaced this one, or if the gateway shuts down.
     pub(crate) fn vanished(self) -> bool {
         self != REPLACED && self != GOING_AWAY
@@ -146,6 +169,7 @@ impl From<Closing> for End {
         match why {
             Closing::TooSlow => TOO_SLOW,
             Closing::Replaced => REPLACED,
+            Closing::Operator(notice) => Self::Operator(notice),
         }
     }
 }
@@ -154,6 +178,9 @@ pub(crate) struct Socket<S> {
     pub(crate) stream: WebSocketStream<S>,
     pub(crate) registration: Registration,
     pub(crate) player: PlayerId,
+    pub(crate) token: SocketToken,
+    /// For the messages of the client.
+    pub(crate) pace: Pace,
     pub(crate) timing: Timing,
     pub(crate) shutdown: Shutdown,
 }
@@ -166,7 +193,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             Err(end) => end,
         };
         let closing = async {
-            if let End::Close(code, reason) = end {
+            if let End::Operator(notice) = &end
+                && let Ok(text) = notice.text()
+            {
+                if self.stream.send(Message::Text(text)).await.is_err() {
+                    return;
+                }
+                metrics::counter!("garage_gateway_frames_total").increment(1);
+            }
+            if let Some((code, reason)) = end.close_code() {
                 tracing::debug!(player.id = %self.player, code, reason, "closing a socket");
                 let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
                 if self.stream.close(Some(frame)).await.is_err() {
@@ -211,6 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 tracing::warn!(%error, player.id = %self.player, "cannot read the events that a socket missed; closing it");
                 TRY_AGAIN
             }),
+            () = sleep_until(self.token.end) => Err(EXPIRED),
             () = self.shutdown.cancelled() => Err(GOING_AWAY),
             why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
         }
@@ -227,6 +263,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 biased;
                 () = self.shutdown.cancelled() => Err(self.flush(written).await),
                 why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
+                () = sleep_until(self.token.end) => Err(EXPIRED),
                 Ok(frame) = receive(&mut self.registration.frames, &self.shutdown) => {
                     if frame.seq <= written {
                         continue;
@@ -236,10 +273,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 }
                 message = self.stream.next() => match message {
                     Some(Ok(Message::Close(_)) | Err(_)) | None => Err(End::Gone),
-                    // Tungstenite answers pings. Other messages from clients have no meaning.
-                    Some(Ok(_)) => {
+                    // Each message takes time, whatever it contains.
+                    Some(Ok(_)) if !self.pace.take() => Err(TOO_MANY),
+                    // Tungstenite answers pings.
+                    Some(Ok(message)) => {
                         last_heard = Instant::now();
-                        Ok(())
+                        self.read_message(message).await
                     }
                 },
                 () = sleep_until(last_heard + self.timing.silence) => Err(SILENT),
@@ -249,6 +288,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 return end;
             }
         }
+    }
+
+    /// Answers a message with a token. Ignores all other messages from clients.
+    async fn read_message(&mut self, message: Message) -> Result<(), End> {
+        let Message::Text(text) = message else { return Ok(()) };
+        let Some(token) = frame::sent_token(&text) else { return Ok(()) };
+        let answer = tokio::select! {
+            answer = self.token.renew(token, System.now(), Instant::now()) => answer,
+            () = self.shutdown.cancelled() => return Err(GOING_AWAY),
+            why = &mut self.registration.end => return Err(why.map_or(GOING_AWAY, End::from)),
+        };
+        let outcome = match answer {
+            Ok(_) => "accepted",
+            Err(_) => "refused",
+        };
+        metrics::counter!("garage_gateway_socket_tokens_total", "outcome" => outcome).increment(1);
+        tracing::debug!(player.id = %self.player, outcome, reason = answer.err(), "a client sent a token on its socket");
+        self.send(Message::Text(frame::token_answer(answer))).await?;
+        metrics::counter!("garage_gateway_frames_total").increment(1);
+        Ok(())
     }
 
     /// Writes the frames dispatched before the shutdown, as long as the client reads. So after the client reconnects,

@@ -172,13 +172,13 @@ pub(crate) struct GroupTicket {
 }
 
 impl GroupTicket {
-    pub(crate) fn of(ticket: &Ticket, players: &[PlayerId]) -> Self {
+    pub(crate) fn of(ticket: &Ticket, players: Vec<String>) -> Self {
         Self {
             ticket: ticket.ticket,
             status: ticket.status,
             queue: ticket.queue.clone(),
             expires_at: ticket.expires_at,
-            players: players.iter().map(PlayerId::to_foreign).collect(),
+            players,
         }
     }
 }
@@ -258,6 +258,16 @@ pub(crate) fn queue(
             let waits = absence_wait.until(player).filter(|(until, _)| now < *until);
             Ok(waits.map_or(Queueing::Append, |(until, absences)| Queueing::Wait(until, absences)))
         }
+    }
+}
+
+/// When the ticket of a player who waits was requested, by the stream's clock if it was not requeued; `None` if the
+/// player does not wait.
+pub(crate) fn requested_at(player: &Player) -> Option<OffsetDateTime> {
+    match player.last.as_ref().map(|last| (&last.event, last.time))? {
+        (Event::Queued(_), time) => Some(time),
+        (Event::Requeued(requeued), _) => Some(requeued.queued.waiting_since),
+        _ => None,
     }
 }
 

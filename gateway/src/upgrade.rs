@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use garage_events::id::PlayerId;
+use futures::FutureExt;
+use garage_events::env::Env;
 use garage_worker::Shutdown;
 use hyper::{
     HeaderMap, Method, Request, StatusCode,
@@ -13,7 +14,7 @@ use hyper::{
     },
 };
 use hyper_util::rt::TokioIo;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{handshake::derive_accept_key, protocol::Role},
@@ -22,12 +23,13 @@ use tokio_util::task::TaskTracker;
 use warp::reply::Response;
 
 use crate::{
+    admission::Pace,
     app::App,
-    limits::DEADLINE,
+    limits::{DEADLINE, MESSAGES_BURST, MESSAGES_PER_SECOND},
     problem::Problem,
     request,
-    socket::{self, Socket, Timing},
-    token::Refused,
+    socket::{self, Socket, SocketToken, Timing},
+    token::{Identity, Keys, Refused},
 };
 
 pub(crate) const PATH: &str = "/v1/ws";
@@ -37,10 +39,12 @@ pub(crate) const PATH: &str = "/v1/ws";
 const PROTOCOL: &str = "garage.v1";
 const BEARER: &str = "bearer.";
 
-/// Answers the handshake, and spawns the socket in `tasks`. The socket keeps the connection's `permit` until it ends.
+/// Answers the handshake of a client with this identity, and spawns the socket in `tasks`. The socket keeps the
+/// `permit` until it ends.
 pub(crate) async fn handle(
     app: &Arc<App>,
     mut request: Request<Incoming>,
+    identity: Result<Identity, Refused>,
     permit: impl Send + 'static,
     tasks: &TaskTracker,
     shutdown: &Shutdown,
@@ -49,7 +53,8 @@ pub(crate) async fn handle(
         return Err(Problem::method_not_allowed("GET"));
     }
     let headers = request.headers();
-    let player = player(app, headers)?;
+    let identity = identity?;
+    app.admission.sockets.take(&identity.player)?;
     let accept = accept(headers)?;
     let since = since(request.uri().query())?;
     let offered = protocols(headers).any(|name| name == PROTOCOL);
@@ -62,16 +67,26 @@ pub(crate) async fn handle(
         return Err(Problem::bad_request("since is beyond the end of the log; connect again with since=0"));
     }
     // Register before the client learns that it is connected, so that it receives every event from then on.
+    let player = identity.player.clone();
     let registration = app.hub.register(&player);
+    // After the registration: a block that is read later closes the registered socket.
+    app.blocks.check(&player)?;
     let presence = app.presence.enter(player.clone(), registration.entry.clone()).await;
     let upgrade = hyper::upgrade::on(&mut request);
     let (app, shutdown) = (Arc::clone(app), shutdown.clone());
+    let verifier = Arc::clone(&app);
+    let verify = Box::new(move |token: String| {
+        let app = Arc::clone(&verifier);
+        async move { app.keys.verify(&token).await }.boxed()
+    });
+    let token = SocketToken::new(&identity, app.keys.leeway(), verify, app.env.now(), Instant::now());
     tasks.spawn(async move {
         match timeout(DEADLINE, upgrade).await {
             Ok(Ok(upgraded)) => {
                 let io = TokioIo::new(upgraded);
                 let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(socket::config())).await;
-                let socket = Socket { stream, registration, player, timing: Timing::default(), shutdown };
+                let (pace, timing) = (Pace::new(MESSAGES_BURST, MESSAGES_PER_SECOND), Timing::default());
+                let socket = Socket { stream, registration, player, token, pace, timing, shutdown };
                 presence.ended(socket.run(&app.log, since).await);
             }
             Ok(Err(error)) => tracing::debug!(%error, "a connection broke during the WebSocket upgrade"),
@@ -92,12 +107,13 @@ pub(crate) async fn handle(
     Ok(response)
 }
 
-fn player(app: &App, headers: &HeaderMap) -> Result<PlayerId, Refused> {
+/// The identity in a handshake's token.
+pub(crate) async fn identity(keys: &Keys, headers: &HeaderMap) -> Result<Identity, Refused> {
     if headers.contains_key(AUTHORIZATION) {
-        return Ok(request::identity(&app.keys, headers)?.player);
+        return request::identity(keys, headers).await;
     }
     let token = protocols(headers).find_map(|name| name.strip_prefix(BEARER)).ok_or(Refused::Missing)?;
-    Ok(app.keys.verify(token)?.player)
+    keys.verify(token).await
 }
 
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -179,5 +195,52 @@ mod tests {
         for (without, status) in [(0, 426), (1, 426), (2, 426), (3, 400)] {
             assert_eq!(accept(&headers(without)).unwrap_err().status(), status);
         }
+    }
+
+    #[test]
+    fn any_bytes_are_a_sequence_or_a_short_problem() {
+        garage_fuzz::feed(&["since=7", "since=18446744073709551615", ""], |bytes| {
+            let query = String::from_utf8_lossy(bytes);
+            match since(Some(&query)) {
+                Ok(Some(since)) => {
+                    let digits = query.strip_prefix("since=").unwrap();
+                    assert_eq!(digits.trim_start_matches('0'), since.to_string().trim_start_matches('0'));
+                    true
+                }
+                Ok(None) => query.is_empty(),
+                Err(problem) => {
+                    assert!(problem.status() == 400 && problem.detail().len() <= 200, "{problem:?}");
+                    false
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn any_bytes_in_a_header_of_a_handshake_are_accepted_or_a_short_problem() {
+        let valid = ["keep-alive, Upgrade", "websocket", "13", "dGhlIHNhbXBsZSBub25jZQ==", "garage.v1, bearer.a.b.c"];
+        let names = [CONNECTION, UPGRADE, SEC_WEBSOCKET_VERSION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL];
+        garage_fuzz::feed(&valid, |bytes| {
+            let Ok(value) = HeaderValue::from_bytes(bytes) else { return false };
+            let good = names.iter().cloned().zip(valid.map(HeaderValue::from_static)).collect::<HeaderMap>();
+            let accepts = names.iter().map(|name| {
+                let mut headers = good.clone();
+                headers.insert(name, value.clone());
+                assert!(protocols(&headers).all(|protocol| protocol.len() <= bytes.len().max(30)));
+                match accept(&headers) {
+                    Ok(accept) => {
+                        assert_eq!(accept.len(), 28, "20 bytes in base64");
+                        true
+                    }
+                    Err(problem) => {
+                        assert!(problem.status().is_client_error() && problem.detail().len() <= 200, "{problem:?}");
+                        false
+                    }
+                }
+            });
+            let accepts: Vec<_> = accepts.collect();
+            assert!(accepts.ends_with(&[true]), "the protocols do not matter");
+            accepts.iter().filter(|accept| **accept).count() > 1 || value == valid[4]
+        });
     }
 }

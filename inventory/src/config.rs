@@ -21,6 +21,12 @@ pub struct Config {
     #[expect(missing_docs, reason = "a flattened group is documented by its fields")]
     pub mysql: MySql,
 
+    /// Maximum number of additional database connections for what matches need: loadouts, rewards and the outbox.
+    /// Players' requests cannot use them. The outbox uses two; each concurrent request for loadouts and each reward
+    /// uses one.
+    #[arg(long, env = "GARAGE_MYSQL_MATCH_POOL_SIZE", default_value_t = 16, value_parser = clap::value_parser!(u32).range(4..))]
+    pub mysql_match_pool_size: u32,
+
     /// Maximum number of concurrent requests per endpoint.
     #[arg(long, env = "GARAGE_INVENTORY_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub concurrency: u16,
@@ -59,7 +65,8 @@ pub struct MySql {
     #[arg(long, env = "GARAGE_MYSQL_PASSWORD_FILE")]
     pub mysql_password_file: Option<PathBuf>,
 
-    /// Maximum number of database connections. The outbox uses two; each concurrent request or reward uses one.
+    /// Maximum number of database connections. In inventory, each concurrent request of a player uses one. Matches have
+    /// additional connections (`--mysql-match-pool-size`).
     #[arg(long, env = "GARAGE_MYSQL_POOL_SIZE", default_value_t = 16, value_parser = clap::value_parser!(u32).range(4..))]
     pub mysql_pool_size: u32,
 
@@ -74,6 +81,14 @@ impl MySql {
     /// # Errors
     /// When the URL is not valid or contains a password, or the password file cannot be read.
     pub fn pool(&self) -> anyhow::Result<MySqlPool> {
+        self.pool_of(self.mysql_pool_size)
+    }
+
+    /// Like [`pool`](Self::pool), with at most `size` connections.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn pool_of(&self, size: u32) -> anyhow::Result<MySqlPool> {
         let options = self.options()?;
         tracing::info!(
             mysql.host = options.get_host(),
@@ -82,7 +97,7 @@ impl MySql {
             "using mysql database"
         );
         let timeout = Duration::from_millis(self.mysql_acquire_timeout_ms);
-        Ok(mysql::pool(options, self.mysql_pool_size, timeout))
+        Ok(mysql::pool(options, size, timeout))
     }
 
     fn options(&self) -> anyhow::Result<MySqlConnectOptions> {
@@ -133,6 +148,8 @@ mod tests {
 
     #[test]
     fn a_pool_has_at_least_four_connections() {
-        assert!(Config::try_parse_from(["garage-inventory", "--mysql-pool-size", "3"]).is_err());
+        for flag in ["--mysql-pool-size", "--mysql-match-pool-size"] {
+            assert!(Config::try_parse_from(["garage-inventory", flag, "3"]).is_err(), "{flag}");
+        }
     }
 }

@@ -58,33 +58,35 @@ const METRICS: [Metric; 6] = [
 /// When the configuration is not valid, `garage init` has not prepared the database or the log for this version, or a
 /// long-running task ended by itself.
 pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    let pool = config.mysql.pool()?;
+    let requests = config.mysql.pool()?;
+    // A pool of its own for what matches need: requests of players can use up the other one.
+    let matches = config.mysql.pool_of(config.mysql_match_pool_size)?;
     let mut runtime = Runtime::start("inventory", &config.worker, shutdown).await?;
     garage_worker::metrics::register(&METRICS);
     let stop = runtime.shutdown.clone();
 
     runtime.health.down("mysql", "not checked yet");
-    if !wait_for_database(&pool, &runtime.health, &stop).await? {
+    if !wait_for_database(&matches, &runtime.health, &stop).await? {
         return runtime.wait().await;
     }
-    runtime.spawn("mysql watch", watch(pool.clone(), runtime.health.clone(), stop.clone()));
-    runtime.spawn("idempotency", delete_old_keys(pool.clone(), stop.clone()));
+    runtime.spawn("mysql watch", watch(matches.clone(), runtime.health.clone(), stop.clone()));
+    runtime.spawn("idempotency", delete_old_keys(matches.clone(), stop.clone()));
     let log = runtime.open_log().await?;
 
-    service::start(&mut runtime, &pool, config.concurrency.into()).await?;
+    service::start(&mut runtime, (&requests, &matches), config.concurrency.into()).await?;
     let rewards = {
         let (health, concurrency) = (runtime.health.clone(), config.rewards_concurrency.into());
-        rewards::react(pool.clone(), log.clone(), concurrency, health, stop.clone())
+        rewards::react(matches.clone(), log.clone(), concurrency, health, stop.clone())
     };
     runtime.spawn("rewards", rewards);
-    let publisher = outbox::publish(pool.clone(), log, stop);
+    let publisher = outbox::publish(matches.clone(), log, stop);
     runtime.spawn("outbox", async move {
         publisher.await;
         Ok(())
     });
     tracing::info!("inventory started");
     let result = runtime.wait().await;
-    pool.close().await;
+    tokio::join!(requests.close(), matches.close());
     result
 }
 

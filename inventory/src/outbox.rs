@@ -15,7 +15,7 @@
 //!
 //! A row cannot be published if it cannot be decoded, its player's last event cannot be read, or the log refuses it.
 //! Such a row is held: it and later rows of the same player are skipped for a minute, then retried. Other players are
-//! not affected.
+//! not affected: a round reads a limited number of rows, however many wait behind the row that is held.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -34,17 +34,17 @@ use uuid::Uuid;
 
 use crate::{
     error::Error,
-    mysql::outbox::{self, Row},
+    mysql::outbox::{self, Cursor, Row},
 };
 
 /// Maximum number of rows per round. Each belongs to a different player.
-const ROUND_SIZE: u32 = 256;
+const ROUND_SIZE: usize = 256;
 
 /// Concurrent reads, and concurrent appends, per round. The log commits concurrent appends in groups.
 const CONCURRENCY: usize = 64;
 
-/// Pause after a round that published nothing: the outbox is empty, or another instance publishes. It delays a player's
-/// reward by at most this time.
+/// Pause after the last players of the outbox if there was nothing to publish: the outbox is empty, all its rows are
+/// held, or another instance publishes. It delays a player's reward by at most this time.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Pause after a failed round.
@@ -85,9 +85,10 @@ impl PublishError {
 /// Publishes rounds until `stop` is cancelled. A round in progress is finished first.
 pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
     let mut failing = false;
+    let mut cursor = Cursor::default();
     while !stop.is_cancelled() {
         let round = async {
-            let published = round(&pool, &log).await?;
+            let published = round(&pool, &log, &mut cursor).await?;
             metrics::gauge!("garage_inventory_outbox_held").set(outbox::held(&pool).await?);
             Ok(published)
         };
@@ -95,7 +96,7 @@ pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
         let pause = match outcome {
             Ok(published) => {
                 failing = false;
-                if published > 0 {
+                if published > 0 || !cursor.is_at_start() {
                     continue;
                 }
                 POLL_INTERVAL
@@ -117,17 +118,20 @@ pub async fn publish<L: Log>(pool: MySqlPool, log: L, stop: CancellationToken) {
     }
 }
 
-/// Publishes the oldest row of each player. Returns the number of published rows, 0 if another instance holds the
-/// lease.
+/// Publishes the oldest row of each player after the cursor, up to a limit, and moves the cursor. Returns the number of
+/// published rows, 0 if another instance holds the lease.
 ///
 /// # Errors
 /// See [`PublishError`]. The failed rows are retried in the next round; the other rows are published.
-pub async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishError> {
-    let due = outbox::due(pool, ROUND_SIZE).await?;
+pub async fn round<L: Log>(pool: &MySqlPool, log: &L, cursor: &mut Cursor) -> Result<usize, PublishError> {
+    let due = outbox::due(pool, cursor, ROUND_SIZE).await?;
     if due.is_empty() {
         return Ok(0);
     }
-    let Some(lease) = outbox::lease(pool).await? else { return Ok(0) };
+    let Some(lease) = outbox::lease(pool).await? else {
+        *cursor = Cursor::default();
+        return Ok(0);
+    };
 
     let mut failure = None;
     let mut held = Vec::new();

@@ -13,56 +13,61 @@ use crate::{
     mysql::{catalogue, commands, garage, ledger, ratings},
 };
 
-/// Starts all endpoints. Each handles at most `concurrency` requests at a time.
+/// Starts all endpoints. Each handles at most `concurrency` requests at a time. The session worker asks for loadouts
+/// when a match starts, so they have connections that players' requests cannot use up.
 ///
 /// # Errors
 /// When the service cannot be registered with NATS.
-pub async fn start(runtime: &mut Runtime, pool: &MySqlPool, concurrency: usize) -> anyhow::Result<()> {
+pub async fn start(
+    runtime: &mut Runtime,
+    (requests, matches): (&MySqlPool, &MySqlPool),
+    concurrency: usize,
+) -> anyhow::Result<()> {
     let service = Service::start(&runtime.client, "inventory", "cars, items, wallets, ratings").await?;
 
-    let database = pool.clone();
+    let database = matches.clone();
     serve(runtime, &service, "loadouts", concurrency, move |call: Loadouts| {
         let pool = database.clone();
         async move { garage::loadouts(&pool, &call.players).await }
     })
     .await?;
 
-    let database = pool.clone();
+    let database = requests.clone();
     serve(runtime, &service, "cars", concurrency, move |StoreCars {}| {
         let pool = database.clone();
         async move { catalogue::cars(&pool).await }
     })
     .await?;
 
-    let database = pool.clone();
+    let database = requests.clone();
     serve(runtime, &service, "garage", concurrency, move |call: GetGarage| {
         let pool = database.clone();
         async move { garage::garage(&pool, &call.player).await }
     })
     .await?;
 
-    let database = pool.clone();
+    let database = requests.clone();
     serve(runtime, &service, "items", concurrency, move |StoreItems {}| {
         let pool = database.clone();
         async move { catalogue::items(&pool).await }
     })
     .await?;
 
-    let database = pool.clone();
+    let database = requests.clone();
     serve(runtime, &service, "execute", concurrency, move |call: Execute| {
         let pool = database.clone();
         async move { commands::execute(&pool, &call.player, call.key.as_ref(), &call.command).await }
     })
     .await?;
 
-    let database = pool.clone();
+    let database = requests.clone();
     serve(runtime, &service, "profile", concurrency, move |call: GetProfile| {
         let pool = database.clone();
         async move { ratings::profile(&pool, &call.player).await }
     })
     .await?;
 
-    let database = pool.clone();
+    let database = requests.clone();
     serve(runtime, &service, "ledger", concurrency, move |call: GetLedger| {
         let pool = database.clone();
         async move { ledger::page(&pool, &call.player, call.before, call.limit).await }

@@ -448,7 +448,10 @@ async fn recover(log: &impl Log, error: AppendError, entries: &[WaitingPlayer]) 
                 None => reread(log, entries).await,
             }
         }
-        error @ (AppendError::Unavailable(_) | AppendError::Full(_) | AppendError::Refused(_)) => {
+        error @ (AppendError::Unavailable(_)
+        | AppendError::Full(_)
+        | AppendError::Busy(_)
+        | AppendError::Refused(_)) => {
             tracing::warn!(%error, "match or time-out not stored; will read its players again");
             Outcome { failed: true, ..reread(log, entries).await }
         }

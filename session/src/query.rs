@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use garage_events::{
     env::{Env, System},
-    id::SessionId,
+    id::{PlayerId, SessionId},
     jetstream::JetStreamLog,
     log::ReadError,
     session::{Limits, Open, Phase, State},
@@ -74,7 +74,11 @@ fn connect_token(
     signer: &Signer,
     limits: &Limits,
 ) -> Result<SignedToken, Refusal> {
-    let ConnectToken { session: id, player } = request;
+    let ConnectToken { session: id, player, sub } = request;
+    let is_player = |sub: &String| PlayerId::from_foreign(sub).is_ok_and(|of| of == *player);
+    if !sub.as_ref().is_none_or(is_player) {
+        return Err(Refusal::new(400, format!("the sub of the request is not that of player {player}")));
+    }
     let is_in_session = session.matched().is_some_and(|matched| matched.players().any(|one| one == player));
     if !is_in_session {
         // The same answer as for a session that does not exist, so that other players do not learn that this session
@@ -87,6 +91,41 @@ fn connect_token(
             format!("session {id} has no running game server; a token is available while the session is open"),
         ));
     };
-    let signed = signer.sign(player, *id, System.now(), open.hard_end(limits));
+    let sub = sub.clone().or_else(|| player.to_foreign());
+    let signed = signer.sign(player, sub, *id, System.now(), open.hard_end(limits));
     signed.map_err(|error| Refusal::new(500, format!("{error:#}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::{
+        SigningKey,
+        pkcs8::{EncodePrivateKey, spki::der::pem::LineEnding},
+    };
+    use garage_events::game::Secret;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_token_is_only_for_the_player_of_the_request() {
+        let pem = SigningKey::from_bytes(&[7; 32]).to_pkcs8_pem(LineEnding::LF).unwrap();
+        let signer = Signer::from_pem(&Secret::new(pem.as_str())).unwrap();
+        let long = "ä".repeat(255);
+        let answer = |name: &str, sub: Option<&str>| {
+            let (session, player) = (SessionId::new(System.id()), PlayerId::from_foreign(name).unwrap());
+            let request = ConnectToken { session, player, sub: sub.map(str::to_owned) };
+            connect_token(&request, &State::New, &signer, &Limits::default()).err().unwrap().code
+        };
+        for (name, sub, code) in [
+            ("ann", Some("bob"), 400),
+            (&*long, Some("ann"), 400),
+            ("ann", Some(""), 400),
+            // There is no such session. These get so far.
+            ("ann", Some("ann"), 404),
+            (&*long, Some(&*long), 404),
+            ("ann", None, 404),
+        ] {
+            assert_eq!(answer(name, sub), code, "{name} {sub:?}");
+        }
+    }
 }

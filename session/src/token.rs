@@ -44,13 +44,15 @@ impl Signer {
         Ok(Self { key, header: Header { kid, ..Header::new(Algorithm::EdDSA) } })
     }
 
-    /// Signs a token for a player of a session. The token expires at `ends_at`, the end of the session, or before.
+    /// Signs a token for a player of a session. The identity provider names this player `provider_sub`. The token
+    /// expires at `ends_at`, the end of the session, or before.
     ///
     /// # Errors
     /// If signing fails.
     pub fn sign(
         &self,
         player: &PlayerId,
+        provider_sub: Option<String>,
         session: SessionId,
         now: OffsetDateTime,
         ends_at: OffsetDateTime,
@@ -58,6 +60,7 @@ impl Signer {
         let expires_at = ends_at.min(now + VALID);
         let claims = ConnectClaims {
             sub: player.clone(),
+            provider_sub,
             session,
             aud: CONNECT_AUDIENCE.into(),
             exp: u64::try_from(expires_at.unix_timestamp()).unwrap_or(0),

@@ -106,7 +106,7 @@ fn a_connection_token_contains_player_session_and_audience_and_expires_with_the_
     let signer = Signer::from_pem(&Secret::new(PRIVATE)).unwrap();
     let (player, session, now) = ("anna".parse().unwrap(), SessionId::new(System.id()), System.now());
     let ends_at = now + time::Duration::MINUTE;
-    let signed = signer.sign(&player, session, now, ends_at).unwrap();
+    let signed = signer.sign(&player, Some("anna".into()), session, now, ends_at).unwrap();
     assert_eq!(signed.expires_at, ends_at);
     let header = jsonwebtoken::decode_header(signed.token.expose()).unwrap();
     assert_eq!(header.kid.as_deref(), Some(KID), "the kid is the fingerprint of the public key");
@@ -115,6 +115,7 @@ fn a_connection_token_contains_player_session_and_audience_and_expires_with_the_
     validation.set_audience(&[CONNECT_AUDIENCE]);
     let claims = decode::<ConnectClaims>(signed.token.expose(), &public, &validation).unwrap().claims;
     assert_eq!((claims.sub, claims.session), (player, session));
+    assert_eq!(claims.provider_sub.as_deref(), Some("anna"));
     assert!(!format!("{signer:?}{:?}", signed.token).contains(signed.token.expose()));
 }
 

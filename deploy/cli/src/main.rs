@@ -2,6 +2,7 @@
 
 mod backup;
 mod bench;
+mod block;
 mod catalogue;
 mod completions;
 mod config;
@@ -66,6 +67,14 @@ enum Command {
     /// Closes, opens and lists queues.
     #[command(subcommand)]
     Queue(queue::Queue),
+    /// Blocks a player: the gateways refuse the player's requests, close their socket, and cancel their waiting ticket.
+    Block(block::Block),
+    /// Ends the block of a player.
+    Unblock(block::Unblock),
+    /// Closes a player's socket and cancels their waiting ticket. The player can come back at once.
+    Kick(block::Kick),
+    /// Lists the blocked players.
+    Blocks(block::Blocks),
     /// Checks rule sets, which say who can be matched with whom.
     #[command(subcommand)]
     Rules(rules::Rules),
@@ -98,6 +107,10 @@ fn main() -> ExitCode {
         Command::Tail(tail) => tail.run(shutdown).await,
         Command::Dead(dead) => dead.run(shutdown).await,
         Command::Queue(queue) => queue.run().await,
+        Command::Block(block) => block.run().await,
+        Command::Unblock(unblock) => unblock.run().await,
+        Command::Kick(kick) => kick.run().await,
+        Command::Blocks(blocks) => blocks.run().await,
         Command::Rules(rules) => rules.run().await,
         Command::Rebuild(rebuild) => rebuild.run(shutdown).await,
         Command::Verify(verify) => verify.run(shutdown).await,

@@ -137,14 +137,10 @@ impl QueueLine {
 impl QueueReader {
     async fn read(nats: &Nats) -> anyhow::Result<Self> {
         let context = jetstream::new(nats.connect("cli").await?);
-        let bucket = async |name: &str| {
-            let opened = context.get_stream(name).await;
-            opened.with_context(|| format!("cannot open stream {name}; run `garage init`"))
-        };
-        let leases = entries(&bucket(lease::STREAM).await?, lease::MATCHMAKERS).await?;
+        let leases = entries(&bucket(&context, lease::STREAM).await?, lease::MATCHMAKERS).await?;
         let matched = leases.iter().filter_map(|entry| lease::queue_of(&entry.subject)).collect();
         let mut queue_statuses = BTreeMap::new();
-        for entry in entries(&bucket(queue_status::STREAM).await?, queue_status::ALL).await? {
+        for entry in entries(&bucket(&context, queue_status::STREAM).await?, queue_status::ALL).await? {
             // An entry that a KV client has deleted has no body.
             if let (Some(queue), false) = (queue_status::queue_of(&entry.subject), entry.payload.is_empty()) {
                 let queue_status = serde_json::from_slice(&entry.payload);
@@ -192,8 +188,14 @@ impl QueueReader {
     }
 }
 
+/// Opens the stream of a bucket.
+pub(crate) async fn bucket(context: &Context, name: &str) -> anyhow::Result<Stream> {
+    let opened = context.get_stream(name).await;
+    opened.with_context(|| format!("cannot open stream {name}; run `garage init`"))
+}
+
 /// The current entries of a bucket.
-async fn entries(bucket: &Stream, filter: &str) -> anyhow::Result<Vec<StreamMessage>> {
+pub(crate) async fn entries(bucket: &Stream, filter: &str) -> anyhow::Result<Vec<StreamMessage>> {
     let subjects: Vec<_> = bucket.info_with_subjects(filter).await?.try_collect().await?;
     let mut entries = Vec::new();
     for (subject, _) in subjects {
@@ -208,7 +210,7 @@ async fn entries(bucket: &Stream, filter: &str) -> anyhow::Result<Vec<StreamMess
 }
 
 /// Parses a reason: one line, without control characters.
-fn reason(text: &str) -> Result<String, String> {
+pub(crate) fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.is_empty() || text.chars().count() > queue_status::MAX_REASON || text.chars().any(char::is_control) {
         return Err(format!("use one line of 1 to {} characters", queue_status::MAX_REASON));

@@ -39,16 +39,21 @@ impl FromStr for Since {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = "neither a sequence, such as 17, nor a duration, such as 90s, 15m, 2h or 1d";
-        let unit = match text.chars().last() {
-            Some('s') => 1,
-            Some('m') => 60,
-            Some('h') => 3_600,
-            Some('d') => 86_400,
-            _ => return text.parse().map(Self::Seq).or(Err(invalid)),
-        };
-        let number: u32 = text.strip_suffix(char::is_alphabetic).unwrap_or(text).parse().or(Err(invalid))?;
-        Ok(Self::Ago(Duration::from_secs(u64::from(number) * unit)))
+        text.parse().map(Self::Seq).ok().or_else(|| duration(text).map(Self::Ago)).ok_or(invalid)
     }
+}
+
+/// Parses a duration such as 90s, 15m, 2h or 1d.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let unit = match text.chars().last()? {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return None,
+    };
+    let number: u32 = text.strip_suffix(char::is_alphabetic)?.parse().ok()?;
+    Some(Duration::from_secs(u64::from(number) * unit))
 }
 
 impl Tail {

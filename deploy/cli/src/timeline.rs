@@ -16,6 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::{
     entry::LogEntry,
     report::{say, table},
+    select::player_id,
 };
 
 /// Shows what happened in a session, from the log.
@@ -33,7 +34,7 @@ pub(crate) struct OfSession {
 /// Shows what happened to a player, from the log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct OfPlayer {
-    /// The name of the player: the `sub` of their token.
+    /// The name of the player: the `sub` of their token, or an id that begins with ==.
     player: String,
     /// Prints JSON lines: seq, time, subject, event.
     #[arg(long)]
@@ -73,7 +74,7 @@ fn own_log(session: SessionId, attempt: u32, lines: &[TimelineLine]) -> String {
 impl OfPlayer {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let log = JetStreamLog::open(self.nats.connect("cli").await?).await?;
-        let player = PlayerId::from_foreign(&self.player)?;
+        let player = player_id(&self.player)?;
         let mut lines = of(&log, &Aggregate::Player(player.clone())).await?;
         lines.extend(of(&log, &Aggregate::Inventory(player)).await?);
         lines.sort_by_key(|line| line.entry.seq);

@@ -15,6 +15,7 @@ use anyhow::Context;
 use async_nats::Client;
 use futures::{StreamExt, TryStreamExt};
 use garage_events::{
+    block,
     env::{Env, System},
     id::SessionId,
     jetstream::{
@@ -288,6 +289,18 @@ async fn kv_get_of_a_queue() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn kv_get_of_a_block() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let context = async_nats::jetstream::new(fixture.client.clone());
+    let entry = block::Block { until: None, reason: Some("cheating".into()) };
+    let key = block::Key::Block("ann".parse()?).to_string();
+    context.publish(key, serde_json::to_vec(&entry)?.into()).await?.await?;
+    let found = context.get_key_value(block::BUCKET).await?.get("block.ann").await?.context("a block")?;
+    assert_eq!(serde_json::from_slice::<block::Block>(&found)?, entry);
+    Ok(())
+}
+
+#[tokio::test]
 async fn kv_ls_get_and_put_of_rule_sets() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let context = async_nats::jetstream::new(fixture.client.clone());
@@ -323,6 +336,7 @@ fn the_page_shows_no_other_command() -> anyhow::Result<()> {
         "nats service ls",
         "nats request svc.session.get",
         "nats kv get QUEUES",
+        "nats kv get BLOCKS block.",
         "nats kv ls RULES",
         "nats kv get RULES text.",
         "nats kv put RULES applied.",

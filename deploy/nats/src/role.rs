@@ -71,7 +71,7 @@ impl Role {
     pub(crate) fn rights(self) -> Option<Rights> {
         Some(match self {
             Self::Admin => return None,
-            // It reads the bucket of closed queues. Only operators write there.
+            // It reads the buckets of closed queues and of blocked players. Only operators write to them.
             Self::Gateway => worker(
                 &[
                     "garage.player.*",

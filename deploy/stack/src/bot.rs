@@ -11,7 +11,11 @@ use reqwest::{Client, Method, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_tungstenite::tungstenite::{client::IntoClientRequest, http::HeaderValue};
+use tokio_tungstenite::tungstenite::{
+    self,
+    client::IntoClientRequest,
+    http::{HeaderMap, HeaderValue, header::RETRY_AFTER},
+};
 
 use self::gateways::Gateways;
 pub use self::{
@@ -77,13 +81,22 @@ pub struct Problem {
     pub status: StatusCode,
     /// The body if it is JSON, otherwise null. If there was no answer, the reason as a text.
     pub body: Value,
+    /// How long to wait before another try; `None` if the answer does not say it.
+    pub retry_after: Option<Duration>,
 }
 
 impl Problem {
-    /// Whether the same request may succeed later: there was no answer, or a dependency of the gateway is unavailable.
+    /// Whether the same request may succeed later: there was no answer, a dependency of the gateway is unavailable, or
+    /// the player has sent too many requests.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        matches!(self.status.as_u16(), 502..=504 | 599)
+        matches!(self.status.as_u16(), 429 | 502..=504 | 599)
+    }
+
+    /// How long to wait before another try. After a 429, an earlier try would be refused too. After other problems, the
+    /// cause may end at any time.
+    fn pause(&self) -> Duration {
+        self.retry_after.filter(|_| self.status == StatusCode::TOO_MANY_REQUESTS).unwrap_or(PAUSE)
     }
 }
 
@@ -191,7 +204,9 @@ impl Bot {
         let start = Instant::now();
         loop {
             match ask().await {
-                Err(problem) if problem.is_temporary() && start.elapsed() < self.max_wait => sleep(PAUSE).await,
+                Err(problem) if problem.is_temporary() && start.elapsed() < self.max_wait => {
+                    sleep(problem.pause()).await;
+                }
                 result => return result,
             }
         }
@@ -207,6 +222,7 @@ impl Bot {
         let no_answer = |error: reqwest::Error| Problem {
             status: StatusCode::from_u16(599).unwrap_or(StatusCode::GATEWAY_TIMEOUT),
             body: Value::String(format!("{:#}", anyhow::Error::from(error))),
+            retry_after: None,
         };
         let gateway = self.gateways.current();
         let mut request =
@@ -219,15 +235,20 @@ impl Bot {
         }
         let answer = async {
             let response = request.send().await?;
-            Ok((response.status(), response.bytes().await?))
+            let retry_after = retry_after(response.headers());
+            Ok((response.status(), retry_after, response.bytes().await?))
         };
-        let (status, bytes) = answer.await.map_err(no_answer).inspect_err(|_| self.gateways.switch_from(&gateway))?;
+        let (status, retry_after, bytes) =
+            answer.await.map_err(no_answer).inspect_err(|_| self.gateways.switch_from(&gateway))?;
         let value: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if !status.is_success() {
-            return Err(Problem { status, body: value });
+            return Err(Problem { status, body: value, retry_after });
         }
-        serde_json::from_value(value)
-            .map_err(|error| Problem { status, body: Value::String(format!("unexpected body: {error}")) })
+        serde_json::from_value(value).map_err(|error| Problem {
+            status,
+            body: Value::String(format!("unexpected body: {error}")),
+            retry_after,
+        })
     }
 
     /// Requests a ticket in a queue, with the rank from the token or else the player's rating. Retries temporary
@@ -297,11 +318,21 @@ impl Bot {
         let bearer =
             HeaderValue::from_str(&format!("Bearer {}", self.token)).map_err(|error| fail(error.to_string()))?;
         request.headers_mut().insert("authorization", bearer);
-        let connected = timeout(self.max_wait, tokio_tungstenite::connect_async(request)).await;
+        let opening = async {
+            loop {
+                match tokio_tungstenite::connect_async(request.clone()).await {
+                    Err(tungstenite::Error::Http(refused)) if refused.status() == StatusCode::TOO_MANY_REQUESTS => {
+                        sleep(retry_after(refused.headers()).unwrap_or(PAUSE)).await;
+                    }
+                    opened => return opened,
+                }
+            }
+        };
+        let connected = timeout(self.max_wait, opening).await;
         let (stream, _) =
             connected.map_err(|_elapsed| fail("no answer".into()))?.map_err(|error| fail(error.to_string()))?;
         let (player, max_wait) = (self.player.clone(), self.max_wait);
-        Ok(Socket { stream, gateway, last: "connecting".into(), player, max_wait })
+        Ok(Socket { stream, gateway, last: "connecting".into(), player, max_wait, replaced: false })
     }
 
     /// Plays one match: queues, waits for the match, races, and waits for the reward.
@@ -335,7 +366,9 @@ impl Bot {
             }
         };
         let (results, ()) = futures::try_join!(self.race(&session, &at), released)?;
-        let place = results.iter().find(|placing| placing.player.to_foreign() == self.player);
+        let own = garage_events::id::PlayerId::from_foreign(&self.player)
+            .map_err(|error| self.error("Released", error.to_string()))?;
+        let place = results.iter().find(|placing| placing.player == own);
         let place = place.map(|placing| placing.place);
         let place = place.ok_or_else(|| self.error("Released", "the results do not contain the player".into()))?;
         let earned = self.paid(before).await?;
@@ -415,4 +448,9 @@ impl Bot {
     fn error(&self, last: &str, what: String) -> BotError {
         BotError { player: self.player.clone(), last: last.into(), what }
     }
+}
+
+/// The time in the header `Retry-After`, in whole seconds.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }

@@ -4,6 +4,7 @@
 //! server lives as long as its value in this library: dropping the value stops the server. It also stops when this
 //! process ends, even if the process is killed.
 
+pub mod abuser;
 pub mod bot;
 mod error;
 pub mod hostile;

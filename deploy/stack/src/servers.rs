@@ -5,6 +5,7 @@ mod database;
 pub mod nats;
 mod redis;
 
+pub use binary::openid_provider;
 pub use database::Database;
 pub use garage_nats::Role;
 pub use nats::Nats;

@@ -286,6 +286,8 @@ impl Stack {
                     .env("GARAGE_REDIS_URL", self.redis.reader_url())
                     .env("GARAGE_REDIS_PASSWORD_FILE", self.redis.reader_password_file())
                     .env("GARAGE_GATEWAY_LISTEN", &listen)
+                    // All players of this machine have the same address.
+                    .env("GARAGE_GATEWAY_MAX_UNAUTHENTICATED_PER_ADDRESS", "10000")
                     .env("GARAGE_QUEUES", self.root.join("queues.toml"))
                     .env("GARAGE_GATEWAY_JWT_KEY_FILE", secrets.join("jwt.key"));
             }

@@ -66,6 +66,9 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Session, "svc.log.trouble"),
         (Role::Director, "svc.log.trouble"),
         (Role::Inventory, "svc.log.trouble"),
+        // A gateway reads the blocked players.
+        (Role::Gateway, "$JS.API.STREAM.INFO.KV_BLOCKS"),
+        (Role::Gateway, "$JS.API.STREAM.MSG.GET.KV_BLOCKS"),
         (Role::Session, "svc.inventory.loadouts"),
         (Role::Gateway, "$KV.PRESENCE.player.p1"),
         (Role::Matchmaker, "garage.session.s1.matched"),
@@ -91,6 +94,11 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Gateway, "dead.session"),
         (Role::Gateway, "$KV.QUEUES.ranked"),
         (Role::Matchmaker, "$KV.QUEUES.ranked"),
+        // Only an operator blocks and kicks players.
+        (Role::Gateway, "$KV.BLOCKS.block.p1"),
+        (Role::Gateway, "$KV.BLOCKS.kick.p1"),
+        (Role::Session, "$KV.BLOCKS.block.p1"),
+        (Role::Inventory, "$KV.BLOCKS.block.p1"),
         (Role::Matchmaker, "$KV.PRESENCE.player.p1"),
         (Role::Matchmaker, "$JS.API.STREAM.PURGE.GARAGE"),
         (Role::Session, "$KV.LEASES.matchmaker.ranked"),

@@ -1,5 +1,7 @@
 //! Checks the text of a rule set.
 
+#[cfg(test)]
+mod any_bytes;
 mod expansions;
 mod reader;
 mod rules;

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    backlog::{Backlog, Place},
     link::Link,
     storage::{Storage, Trouble},
     written,
@@ -58,6 +59,7 @@ type Reply = oneshot::Sender<Result<Vec<u64>, AppendError>>;
 pub(super) struct Submission {
     decision: Encoded,
     deadline: Instant,
+    place: Place,
     reply: Reply,
 }
 
@@ -68,9 +70,11 @@ impl AsRef<Encoded> for Submission {
 }
 
 impl Submission {
-    /// Encodes a decision. Its deadline starts now.
-    pub(super) fn encode(decision: Decision, reply: Reply) -> Result<Self, AppendError> {
-        Ok(Self { decision: Encoded::new(decision)?, deadline: Instant::now() + DEADLINE, reply })
+    /// Encodes a decision, and takes a place in the backlog. Its deadline starts now.
+    pub(super) fn encode(decision: Decision, backlog: &Backlog, reply: Reply) -> Result<Self, AppendError> {
+        let decision = Encoded::new(decision)?;
+        let place = backlog.enter(decision.aggregates())?;
+        Ok(Self { decision, deadline: Instant::now() + DEADLINE, place, reply })
     }
 
     fn aggregates(&self) -> impl Iterator<Item = &Aggregate> {
@@ -85,13 +89,19 @@ impl Submission {
     /// Answers with the sequences of the messages, which start at `first`. Returns the sequence after the last one.
     fn stored(self, first: u64) -> u64 {
         let after = first + u64::try_from(self.decision.messages).unwrap_or(u64::MAX);
-        // If the caller no longer waits, nobody needs the answer. The events stay stored.
-        let _ = self.reply.send(Ok((first..after).collect()));
+        self.answer(Ok((first..after).collect()));
         after
     }
 
     fn fail(self, error: AppendError) {
-        let _ = self.reply.send(Err(error));
+        self.answer(Err(error));
+    }
+
+    fn answer(self, outcome: Result<Vec<u64>, AppendError>) {
+        // Before the answer, so that the caller can append again at once.
+        drop(self.place);
+        // If the caller no longer waits, nobody needs the answer. The events stay stored.
+        let _ = self.reply.send(outcome);
     }
 }
 

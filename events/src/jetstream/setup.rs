@@ -20,6 +20,7 @@ mod size;
 
 use super::OpenError;
 use crate::{
+    block,
     crash::Point,
     game::MAX_REPORT,
     lease, presence, queue_status, rules,
@@ -107,7 +108,7 @@ pub const INVENTORY: Consumer =
 pub const CONSUMERS: [Consumer; 5] = [SESSION, SESSION_REPORTS, SESSION_TIMERS, DIRECTOR, INVENTORY];
 
 /// All streams.
-pub const STREAMS: [&str; 10] = [
+pub const STREAMS: [&str; 11] = [
     STREAM,
     HISTORY,
     TIMERS,
@@ -115,6 +116,7 @@ pub const STREAMS: [&str; 10] = [
     presence::STREAM,
     lease::STREAM,
     queue_status::STREAM,
+    block::STREAM,
     rules::STREAM,
     SNAPSHOTS,
     DEAD,
@@ -304,7 +306,7 @@ pub fn is_missing(error: &GetStreamError) -> bool {
 }
 
 /// The streams. Their sizes are those for a log of the default size.
-fn streams(replicas: usize) -> [Config; 10] {
+fn streams(replicas: usize) -> [Config; 11] {
     let base = |name: &str, subjects: &[&str]| Config {
         name: name.into(),
         subjects: subjects.iter().map(ToString::to_string).collect(),
@@ -374,6 +376,8 @@ fn streams(replicas: usize) -> [Config; 10] {
         // A lease that nobody has renewed for this long belongs to a queue that no longer exists.
         Config { max_age: HOUR, max_bytes: 16 << 20, ..bucket(lease::STREAM, lease::ALL) },
         Config { max_bytes: 16 << 20, ..bucket(queue_status::STREAM, queue_status::ALL) },
+        // Room for fifteen thousand blocks with the longest reason. An entry is removed when its block ends.
+        Config { max_bytes: 16 << 20, allow_message_ttl: true, ..bucket(block::STREAM, block::ALL) },
         // Room for a thousand rule sets of the greatest size. The earlier values of an entry are needed to roll back.
         Config { max_bytes: 64 << 20, max_messages_per_subject: 64, ..bucket(rules::STREAM, rules::ALL) },
         Config {
@@ -397,7 +401,7 @@ fn streams(replicas: usize) -> [Config; 10] {
 }
 
 /// Makes the sizes of the streams proportional to the size of the log.
-fn sized(mut streams: [Config; 10], log_size: u64) -> [Config; 10] {
+fn sized(mut streams: [Config; 11], log_size: u64) -> [Config; 11] {
     for config in &mut streams {
         let bytes = i128::from(config.max_bytes) * i128::from(log_size) / i128::from(LOG_BYTES);
         config.max_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);

@@ -15,6 +15,7 @@ mod any;
 mod attempts;
 mod deadlines;
 mod life;
+mod reports;
 mod state;
 
 /// When every session begins. Each further event of a history is one second later.

@@ -101,6 +101,11 @@ impl Call for Execute {
     fn may_repeat(&self) -> bool {
         self.key.is_some()
     }
+
+    // Commands of one player wait for the same lock in the database. Each of them would occupy a connection meanwhile.
+    fn in_turn(&self) -> Option<&PlayerId> {
+        Some(&self.player)
+    }
 }
 
 /// What a player can do with their cars and items.
@@ -124,7 +129,7 @@ pub enum Command {
 }
 
 /// A key that the client chooses for a request. A second request with the same key is recognised as a repetition.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct IdempotencyKey(String);
 

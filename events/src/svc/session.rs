@@ -14,11 +14,15 @@ pub struct GetSession {
 request!(GetSession => crate::session::View, "svc.session.get");
 
 /// Requests a token with which a player connects to the game server of their session. Refused with 404 if the player is
-/// not in the session, and with 409 if the session is not open.
+/// not in the session, with 409 if the session is not open, and with 400 if `sub` is not the player's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ConnectToken {
     pub session: SessionId,
     pub player: PlayerId,
+    /// The `sub` of the player's own token, with 1 to 255 characters. The id of `player` is derived from it. `None` if
+    /// a gateway of an older version asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub: Option<String>,
 }
 request!(ConnectToken => SignedToken, "svc.session.connect-token");
 

@@ -95,9 +95,10 @@ fn every_event_of_the_code_is_described_with_its_message_and_subject() {
 }
 
 #[test]
-fn the_socket_channel_has_a_frame_for_each_player_event() {
+fn the_socket_channel_has_a_frame_for_each_player_event_and_for_tokens() {
     let frames = ASYNCAPI.at("/channels/socket/messages").as_object().unwrap();
-    let expected = player::Event::TYPES.iter().copied().chain(["resync"]);
+    let others = ["resync", "blocked", "kicked", "token", "token-accepted", "token-refused"];
+    let expected = player::Event::TYPES.iter().copied().chain(others);
     assert_eq!(frames.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected.collect());
     for (name, frame) in frames {
         assert_eq!(ASYNCAPI.follow(frame)["name"], **name);

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod appending;
+mod crowded;
 mod ending;
 mod faults;
 mod fixture;

@@ -57,6 +57,17 @@ pub struct Worker {
     /// Address that serves /livez, /readyz and /metrics. Port 0 selects a free port and logs it.
     #[arg(long, env = "GARAGE_ADMIN", default_value = "127.0.0.1:0")]
     pub admin: SocketAddr,
+
+    /// Host names that requests to the admin port may use, separated by commas. Requests with another host name get
+    /// 421. IP addresses and localhost are always allowed.
+    #[arg(long, env = "GARAGE_ADMIN_HOSTS", value_name = "NAME", value_delimiter = ',', value_parser = host_name)]
+    pub admin_hosts: Vec<String>,
+}
+
+/// Reads a host name without a port.
+fn host_name(text: &str) -> Result<String, String> {
+    let is_name = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if is_name { Ok(text.to_owned()) } else { Err("use a host name without a port, such as gateway.example".into()) }
 }
 
 impl Worker {

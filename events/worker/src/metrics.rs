@@ -85,7 +85,7 @@ pub fn register(metrics: &[Metric]) {
 }
 
 /// The metrics of every worker.
-pub(crate) const COMMON: [Metric; 10] = [
+pub(crate) const COMMON: [Metric; 11] = [
     Metric::gauge("garage_log_trouble", "1 if the log is full or stores nothing, otherwise 0"),
     Metric::gauge("garage_worker_ready", "1 if /readyz answers 200, otherwise 0"),
     Metric::counter("garage_reactions_total", "tries to handle a message").with_later_labels(),
@@ -97,8 +97,10 @@ pub(crate) const COMMON: [Metric; 10] = [
     Metric::counter("garage_readers_silent_total", "reads of a stream that NATS had stopped serving")
         .with_later_labels(),
     Metric::histogram("garage_append_seconds", "time from a decision to its outcome")
-        .with(&[("outcome", &["stored", "conflict", "unavailable", "full", "refused"])]),
+        .with(&[("outcome", &["stored", "conflict", "unavailable", "full", "busy", "refused"])]),
     Metric::gauge("garage_append_waiting", "decisions that wait for their outcome"),
+    Metric::counter("garage_requests_refused_total", "requests of other workers refused because too many wait")
+        .with(&[("reason", &["full", "late", "player"])]),
     Metric::gauge("garage_lease_held", "1 on the instance that leads, 0 on the others"),
 ];
 

@@ -158,7 +158,9 @@ impl From<AppendError> for Failure {
     fn from(error: AppendError) -> Self {
         match error {
             AppendError::Conflict(_) => Self::Retry(error.into()),
-            AppendError::Unavailable(_) | AppendError::Full(_) => Self::Unavailable(error.into()),
+            AppendError::Unavailable(_) | AppendError::Full(_) | AppendError::Busy(_) => {
+                Self::Unavailable(error.into())
+            }
             AppendError::Refused(_) => Self::Poison(error.into()),
         }
     }

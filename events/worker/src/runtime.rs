@@ -64,7 +64,7 @@ impl Runtime {
         health.down("worker", "starting");
         let mut tasks = JoinSet::new();
         tasks.spawn(upkeep(recorder.clone()));
-        let admin = admin::serve(listener, name, health.clone(), recorder, pages);
+        let admin = admin::serve(listener, name, health.clone(), recorder, pages, config.admin_hosts.clone());
         tasks.spawn(async { ("admin", admin.await) });
         // Check first: an invalid URL or a missing file must fail at once and not be retried.
         config.check()?;

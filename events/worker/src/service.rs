@@ -1,5 +1,7 @@
 //! Answers requests. It uses the NATS service API, so that `nats service ls` lists the workers.
 
+mod turns;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::{
@@ -10,6 +12,7 @@ use futures::StreamExt;
 use garage_events::svc::Call;
 use tokio::{sync::Semaphore, time::timeout};
 
+use self::turns::Turns;
 use crate::Shutdown;
 
 /// The maximum number of waiting requests per handler slot. Further requests are refused at once: their callers would
@@ -68,8 +71,8 @@ impl Service {
     }
 
     /// Answers one kind of request until `shutdown`, at most `concurrency` at a time. A request is refused with 503 if
-    /// too many are waiting, or if it cannot be answered before its caller times out. Spawn the returned future as a
-    /// long-running task.
+    /// too many are waiting, if too many of the same player are waiting ([`Call::in_turn`]), or if it cannot be
+    /// answered before its caller times out. Spawn the returned future as a long-running task.
     ///
     /// # Errors
     /// When the endpoint cannot be opened, or the server closes it.
@@ -112,6 +115,7 @@ impl Service {
             let _service = service;
             let capacity = concurrency * (1 + WAITING_PER_SLOT);
             let (admitted, slots) = (Arc::new(Semaphore::new(capacity)), Arc::new(Semaphore::new(concurrency)));
+            let turns = Turns::default();
             let mut stopping = false;
             loop {
                 let request = tokio::select! {
@@ -128,19 +132,33 @@ impl Service {
                     break;
                 };
                 let admission = Arc::clone(&admitted).try_acquire_owned();
-                let (handler, client, slots) = (handler.clone(), client.clone(), Arc::clone(&slots));
+                let (handler, client, slots, turns) =
+                    (handler.clone(), client.clone(), Arc::clone(&slots), turns.clone());
                 tokio::spawn(async move {
-                    let timed_out = || Refusal::new(503, "not completed in time");
+                    let timed_out = || refused("late", Refusal::new(503, "not completed in time"));
                     let answer = async {
                         if admission.is_err() {
-                            return Err(Refusal::new(503, "too many requests are waiting"));
+                            return Err(refused("full", Refusal::new(503, "too many requests are waiting")));
                         }
-                        let call = serde_json::from_slice(&request.message.payload);
+                        let call = serde_json::from_slice::<C>(&request.message.payload);
                         let call =
                             call.map_err(|error| Refusal::new(400, format!("the request cannot be read: {error}")))?;
+                        // A request takes a slot only when its turn has come. While it waits, the requests of other
+                        // players can use the slot.
+                        let player = call.in_turn().cloned();
+                        let starting = async {
+                            let turn = match &player {
+                                Some(player) => Some(turns.wait(player).await?),
+                                None => None,
+                            };
+                            Ok((turn, slots.acquire().await))
+                        };
                         // Do not start a request so late that too little time is left for it.
-                        let slot = timeout(C::TIMEOUT.saturating_sub(2 * MARGIN), slots.acquire()).await;
-                        let Ok(_slot) = slot else { return Err(timed_out()) };
+                        let started = timeout(C::TIMEOUT.saturating_sub(2 * MARGIN), starting).await;
+                        let Ok(started) = started else { return Err(timed_out()) };
+                        let _turn_and_slot = started.map_err(|turns::TooMany| {
+                            refused("player", Refusal::new(503, "too many requests of this player are waiting"))
+                        })?;
                         handler(call).await
                     };
                     let answer = timeout(C::TIMEOUT.saturating_sub(MARGIN), answer).await;
@@ -169,4 +187,10 @@ impl Service {
             Ok(())
         })
     }
+}
+
+/// Counts a request that is refused because of load.
+fn refused(reason: &'static str, refusal: Refusal) -> Refusal {
+    metrics::counter!("garage_requests_refused_total", "reason" => reason).increment(1);
+    refusal
 }

@@ -5,7 +5,7 @@
 It plays any game that accepts {"type": "join", "token": …} and sends {"results": …} in its last message.
 """
 
-import asyncio, hashlib, json, ssl, sys, urllib.request
+import asyncio, hashlib, json, ssl, sys, urllib.error, urllib.request
 
 import websockets
 from cryptography import x509
@@ -14,12 +14,30 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 gateway, token = sys.argv[1:]
 
 
-def call(method, path, body=None):
-    """Sends a request to the gateway and returns the JSON of its answer."""
+async def call(method, path, body=None):
+    """Sends a request to the gateway and returns the JSON of its answer. After a 429, waits and tries again."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(gateway + path, data, headers, method=method)) as response:
-        return json.load(response)
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(gateway + path, data, headers, method=method)) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            if error.code != 429:
+                raise
+            await asyncio.sleep(int(error.headers["Retry-After"]))
+
+
+async def connect(path):
+    """Opens a WebSocket to the gateway. After a 429, waits and tries again."""
+    while True:
+        try:
+            url = gateway.replace("http", "ws", 1) + path
+            return await websockets.connect(url, subprotocols=["garage.v1", f"bearer.{token}"])
+        except websockets.InvalidStatus as error:
+            if error.response.status_code != 429:
+                raise
+            await asyncio.sleep(int(error.response.headers["Retry-After"]))
 
 
 async def wait_for(socket, wanted):
@@ -50,12 +68,11 @@ async def play(address, connect_token):
 
 
 async def main():
-    me = call("GET", "/v1/players/me")["player"]
-    ticket = call("POST", "/v1/matchmaking/tickets", {"queue": "ranked", "latencies": {"eu": 20}})
-    events = f"{gateway.replace('http', 'ws', 1)}/v1/ws?since={ticket['seq']}"
-    async with websockets.connect(events, subprotocols=["garage.v1", f"bearer.{token}"]) as socket:
+    me = (await call("GET", "/v1/players/me"))["player"]
+    ticket = await call("POST", "/v1/matchmaking/tickets", {"queue": "ranked", "latencies": {"eu": 20}})
+    async with await connect(f"/v1/ws?since={ticket['seq']}") as socket:
         match = await wait_for(socket, "PlayerMatched")
-        connect_token = call("POST", f"/v1/sessions/{match['session']}/connect-token")["token"]
+        connect_token = (await call("POST", f"/v1/sessions/{match['session']}/connect-token"))["token"]
         results = await play(match, connect_token)
         print("place", next(result["place"] for result in results if result["player"] == me))
         print((await wait_for(socket, "Released"))["why"])

@@ -56,7 +56,11 @@ async def report(config, subject, body):
 
 
 def verify(config, token):
-    """Step 4: returns the player of a connection token, or raises an exception if the token is not valid."""
+    """Step 4: returns the player of a connection token, or raises an exception if the token is not valid.
+
+    To look the player up in your own systems, use claims["provider_sub"]: the name that your identity provider gives the
+    player.
+    """
     key = config["token_keys"][jwt.get_unverified_header(token)["kid"]]
     claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="garage-game", options={"require": ["exp"]})
     if claims["session"] != config["session"]:

@@ -97,6 +97,7 @@ impl Signer {
 pub(crate) fn claims(session: SessionId, name: &str) -> ConnectClaims {
     ConnectClaims {
         sub: player(name),
+        provider_sub: Some(name.to_owned()),
         session,
         aud: CONNECT_AUDIENCE.to_owned(),
         exp: in_seconds(60).unix_timestamp().try_into().unwrap(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use garage_events::{
-    id::{PlayerId, QueueName, SessionId},
+    id::{QueueName, SessionId},
     player::Ending,
     projection::{
         DeadLetterSummary, Entry, Flow, Histogram, LiveSession, MINUTES, Minute, Server, Step, Timeline, millis,
@@ -93,7 +93,7 @@ struct SessionView {
     id: SessionId,
     queue: QueueName,
     region: String,
-    /// The players' names in the tokens of the identity provider.
+    /// The name of each player in the identity provider's tokens, or the player's id if it is a hash of the name.
     players: Vec<String>,
     status: Status,
     server: Option<Server>,
@@ -276,7 +276,7 @@ impl SessionView {
             id,
             queue: session.queue.clone(),
             region: session.region.to_string(),
-            players: session.players.iter().map(PlayerId::to_foreign).collect(),
+            players: session.players.iter().map(|id| id.to_foreign().unwrap_or_else(|| id.to_string())).collect(),
             status: session.status,
             server: session.server,
             attempt: session.attempt,
@@ -328,6 +328,8 @@ fn age_ms(since: OffsetDateTime, now: OffsetDateTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json, to_value};
+
+    use garage_events::id::PlayerId;
 
     use super::*;
 

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use super::Fields;
-use crate::problem::Problem;
+use crate::{problem::Problem, token::find_claim};
 
 /// The maximum latency that is accepted, in milliseconds.
 const MAX_LATENCY_MS: f64 = 10_000.0;
@@ -97,7 +97,7 @@ impl PlayerRequest {
         for (attribute, source) in &queue.attributes {
             let claimed = match source {
                 Source::Rating => Some(Value::from(rank)),
-                Source::Claim(claim) => claims.get(claim).cloned(),
+                Source::Claim(claim) => find_claim(claims, claim).cloned(),
                 Source::Client => None,
             };
             // Without a value, the attribute has its default. The rule set knows whether there is one.
@@ -145,6 +145,8 @@ pub(crate) struct GroupRequest {
     pub(crate) queue: QueueName,
     /// At least one, each once.
     pub(crate) players: Vec<(PlayerId, PlayerRequest)>,
+    /// The players as the request names them, in the same order: the `sub` of the token of each.
+    pub(crate) subs: Vec<String>,
 }
 
 impl GroupRequest {
@@ -156,23 +158,25 @@ impl GroupRequest {
             Value::Array(listed) if (1..=MAX_TICKET).contains(&listed.len()) => listed,
             _ => return Err(Problem::unprocessable(format!("players must be a list of 1 to {MAX_TICKET} players"))),
         };
-        let (mut players, mut seen) = (Vec::new(), BTreeSet::new());
+        let (mut players, mut subs, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
         for listed in listed {
             let Value::Object(listed) = listed else {
                 return Err(Problem::unprocessable("each of the players must be an object"));
             };
             let mut fields = Fields::of(listed, &["player", "rank", "latencies", "attributes"])?;
             let text = fields.take("player")?;
-            let player = text.as_str().and_then(|text| PlayerId::from_foreign(text).ok());
-            let player = player.ok_or_else(|| Problem::unprocessable("player must be the sub of a player's token"))?;
+            let named = text.as_str().and_then(|sub| Some((sub, PlayerId::from_foreign(sub).ok()?)));
+            let (sub, player) =
+                named.ok_or_else(|| Problem::unprocessable("player must be the sub of a player's token"))?;
             if !seen.insert(player.clone()) {
-                return Err(Problem::unprocessable(format!("the player {} is listed twice", player.to_foreign())));
+                return Err(Problem::unprocessable(format!("the player {sub} is listed twice")));
             }
             let request = PlayerRequest::read(&mut fields, Sender::Backend, (&queue, config), queues)
-                .map_err(|problem| problem.about(&player))?;
+                .map_err(|problem| problem.about(&player).naming([(&player, sub)]))?;
             players.push((player, request));
+            subs.push(sub.to_owned());
         }
-        Ok(Self { queue, players })
+        Ok(Self { queue, players, subs })
     }
 }
 
@@ -274,5 +278,7 @@ fn list<T: ToString>(names: impl IntoIterator<Item = T>) -> String {
     names.into_iter().map(|name| name.to_string()).collect::<Vec<_>>().join(", ")
 }
 
+#[cfg(test)]
+mod any_bytes;
 #[cfg(test)]
 mod tests;

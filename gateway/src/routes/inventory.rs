@@ -49,34 +49,34 @@ pub(super) fn all(call: &BoxedFilter<(Call,)>) -> BoxedFilter<(Response,)> {
 
 async fn cars(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    call.player()?;
+    call.reader()?;
     let cars = svc::call(&call.app.client, &StoreCars {}).await?;
     ok(StatusCode::OK, &json!({ "cars": cars }))
 }
 
 async fn items(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    call.player()?;
+    call.reader()?;
     let items = svc::call(&call.app.client, &StoreItems {}).await?;
     ok(StatusCode::OK, &json!({ "items": items }))
 }
 
 async fn garage(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    let player = call.player()?;
+    let player = call.reader()?;
     ok(StatusCode::OK, &svc::call(&call.app.client, &GetGarage { player }).await?)
 }
 
 async fn wallet(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    let player = call.player()?;
+    let player = call.reader()?;
     let garage = svc::call(&call.app.client, &GetGarage { player }).await?;
     ok(StatusCode::OK, &json!({ "balance": garage.balance }))
 }
 
 async fn ledger(query: &str, call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    let player = call.player()?;
+    let player = call.reader()?;
     let (before, limit) = request::page(query)?;
     let entries = svc::call(&call.app.client, &GetLedger { player, before, limit }).await?;
     ok(StatusCode::OK, &json!({ "entries": entries }))
@@ -84,7 +84,7 @@ async fn ledger(query: &str, call: Call) -> Answer {
 
 async fn profile(call: Call) -> Answer {
     call.only(&Method::GET, "GET")?;
-    let player = call.player()?;
+    let player = call.reader()?;
     ok(StatusCode::OK, &svc::call(&call.app.client, &GetProfile { player }).await?)
 }
 
@@ -128,8 +128,11 @@ async fn mount(car: CarId, slot: Slot, call: Call) -> Answer {
 /// Executes a command, and answers with the player's garage after it. Checks the token first, so that a client without
 /// a valid token does not learn whether its body is valid.
 async fn execute(call: &Call, status: StatusCode, command: impl FnOnce() -> Result<Command, Problem>) -> Answer {
-    let player = call.player()?;
+    let player = call.identity(&call.app.admission.garage)?.player;
     let command = command()?;
-    let key = request::idempotency_key(&call.headers)?;
-    ok(status, &svc::call(&call.app.client, &Execute { player, key, command }).await?)
+    let keyed = call.keyed(&player)?;
+    let key = keyed.as_ref().map(|keyed| keyed.key.clone());
+    let (client, execute) = (call.app.client.clone(), Execute { player: player.clone(), key, command });
+    let executed = async move { ok(status, &svc::call(&client, &execute).await?) };
+    call.app.admission.garage_turns.run(&player, keyed, executed).await?
 }

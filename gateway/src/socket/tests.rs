@@ -1,7 +1,12 @@
-use std::sync::Mutex;
+use std::{future::ready, sync::Mutex};
 
 use clap::Parser;
-use garage_events::{jetstream::follow, log::Head};
+use futures::FutureExt;
+use garage_events::{
+    block::{Block, Kick},
+    jetstream::follow,
+    log::Head,
+};
 use time::OffsetDateTime;
 use tokio::io::DuplexStream;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -10,6 +15,8 @@ use super::*;
 use crate::{
     config::Config,
     hub::{Hub, MAX_QUEUED_FRAMES},
+    limits::{MESSAGES_BURST, MESSAGES_PER_SECOND},
+    token::{Identity, Refused},
 };
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -62,15 +69,43 @@ fn log(events: &[u64], hook: impl Fn(&Log, u64) + Send + Sync + 'static) -> Log 
 
 type Client = WebSocketStream<DuplexStream>;
 
+/// An identity of a player whose token expires `seconds` from now.
+fn identity(player: &str, seconds: i64) -> Identity {
+    let expires_at = System.now() + time::Duration::seconds(seconds);
+    Identity { player: player.parse().unwrap(), sub: player.into(), rank: None, expires_at, claims: Default::default() }
+}
+
 /// Opens a socket of the player "ann" over a pipe that buffers `capacity` bytes.
 async fn open(hub: &Hub, log: Log, since: Option<u64>, timing: Timing, capacity: usize) -> (Client, Shutdown) {
+    open_until(3_600, hub, log, since, timing, capacity).await
+}
+
+/// The same with a token that expires `seconds` from now. The token "fresh" is valid for an hour more.
+async fn open_until(
+    seconds: i64,
+    hub: &Hub,
+    log: Log,
+    since: Option<u64>,
+    timing: Timing,
+    capacity: usize,
+) -> (Client, Shutdown) {
+    let verify = move |token: String| {
+        let verified = match &*token {
+            "fresh" => Ok(identity("ann", seconds + 3_600)),
+            _ => Err(Refused::Signature),
+        };
+        ready(verified).boxed()
+    };
+    let leeway = Duration::from_secs(5);
+    let token = SocketToken::new(&identity("ann", seconds), leeway, Box::new(verify), System.now(), Instant::now());
     let (near, far) = tokio::io::duplex(capacity);
     let (player, shutdown) = ("ann".parse().unwrap(), Shutdown::new());
     let registration = hub.register(&player);
     let stop = shutdown.clone();
     tokio::spawn(async move {
         let stream = WebSocketStream::from_raw_socket(near, Role::Server, Some(config())).await;
-        Socket { stream, registration, player, timing, shutdown: stop }.run(&log, since).await;
+        let pace = Pace::new(MESSAGES_BURST, MESSAGES_PER_SECOND);
+        Socket { stream, registration, player, token, pace, timing, shutdown: stop }.run(&log, since).await;
     });
     (WebSocketStream::from_raw_socket(far, Role::Client, None).await, shutdown)
 }
@@ -185,14 +220,14 @@ async fn a_socket_whose_client_never_answers_pings_is_closed_as_silent() {
 #[test]
 fn a_player_whose_client_has_vanished_can_be_matched_for_less_than_30_s() {
     let Timing { silence, close, .. } = Timing::default();
-    let config = Config::try_parse_from(["garage-gateway", "--queues", "q", "--jwt-key-file", "k"]).unwrap();
+    let config = Config::try_parse_from(["garage-gateway", "--queues", "q"]).unwrap();
     let grace = Duration::from_secs(config.grace.into());
     assert!(silence + close + grace < Duration::from_secs(30));
 }
 
 #[tokio::test]
 async fn a_socket_whose_client_answers_pings_stays_open() {
-    let timing = Timing { ping: Duration::from_millis(2), silence: Duration::from_millis(500), ..Timing::default() };
+    let timing = Timing { ping: Duration::from_millis(50), silence: Duration::from_millis(500), ..Timing::default() };
     let hub = Hub::default();
     let (mut client, shutdown) = open(&hub, log(&[], |_, _| {}), None, timing, 4096).await;
     let began = Instant::now();
@@ -201,6 +236,33 @@ async fn a_socket_whose_client_answers_pings_stays_open() {
     }
     shutdown.cancel();
     assert_eq!(closed(&mut client).await, 1001);
+}
+
+#[tokio::test]
+async fn a_socket_ends_when_its_token_expires_even_if_frames_arrive_without_a_pause() {
+    let hub = Hub::default();
+    // The leeway has passed.
+    let (mut client, _shutdown) = open_until(-10, &hub, log(&[], |_, _| {}), None, Timing::default(), 4096).await;
+    hub.dispatch(&message(1, body(1)));
+    assert_eq!(closed(&mut client).await, 4011);
+    assert!(EXPIRED.vanished());
+}
+
+#[tokio::test]
+async fn a_newer_token_keeps_a_socket_open_and_other_messages_are_ignored() {
+    let hub = Hub::default();
+    let (mut client, _shutdown) = open(&hub, log(&[], |_, _| {}), None, Timing::default(), 4096).await;
+    for (sent, answer) in [
+        (r#"{"type":"token","data":{"token":"wrong"}}"#, r#""reason":"not-valid""#),
+        (r#"{"type":"token","data":{"token":"fresh"}}"#, r#""type":"token-accepted""#),
+    ] {
+        client.send(Message::text("hello")).await.unwrap();
+        client.send(Message::text(sent)).await.unwrap();
+        let Message::Text(text) = next(&mut client).await else { panic!("{sent}") };
+        assert!(text.contains(answer), "{sent}: {text}");
+    }
+    hub.dispatch(&message(1, body(1)));
+    assert_eq!(seqs(&mut client, 1).await, [1]);
 }
 
 #[tokio::test]
@@ -224,18 +286,32 @@ async fn frames_dispatched_before_the_shutdown_are_written_before_the_close() {
 async fn a_client_that_sends_a_too_long_message_is_disconnected() {
     let (mut client, _shutdown) = open(&Hub::default(), log(&[], |_, _| {}), None, Timing::default(), 1 << 20).await;
     client.send(Message::text("a".repeat(1 << 10))).await.unwrap();
-    client.send(Message::text("a".repeat(5 << 10))).await.unwrap();
+    client.send(Message::text("a".repeat(9 << 10))).await.unwrap();
     let ended = async { while let Some(Ok(_)) = client.next().await {} };
     timeout(DEADLINE, ended).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_sends_too_many_messages_is_closed() {
+    let hub = Hub::default();
+    let (mut client, _shutdown) = open(&hub, log(&[], |_, _| {}), None, Timing::default(), 1 << 20).await;
+    for _ in 0..=MESSAGES_BURST.get() {
+        client.feed(Message::Text("x".into())).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    let Message::Close(Some(frame)) = next(&mut client).await else { panic!() };
+    assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1008, "too many messages"));
 }
 
 #[test]
 fn asyncapi_describes_every_close_code() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../events/asyncapi.json");
     let described: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let codes = [TOO_SLOW, SILENT, REPLACED, GOING_AWAY, TRY_AGAIN].map(|end| match end {
-        End::Close(code, reason) => (code.to_string(), reason.into()),
-        End::Gone => unreachable!(),
+    let blocked = End::Operator(Notice::Blocked(Block { until: None, reason: None }));
+    let kicked = End::Operator(Notice::Kicked(Kick { reason: None }));
+    let codes = [TOO_SLOW, SILENT, REPLACED, EXPIRED, TOO_MANY, GOING_AWAY, TRY_AGAIN, blocked, kicked].map(|end| {
+        let (code, reason) = end.close_code().unwrap();
+        (code.to_string(), reason.into())
     });
     let codes = serde_json::Value::Object(codes.into_iter().collect());
     assert_eq!(described["channels"]["socket"]["x-close-codes"], codes);

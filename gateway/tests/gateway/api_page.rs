@@ -2,7 +2,7 @@
 //! examples are valid.
 //!
 //! Below a heading ``### `METHOD /path` ``, an `sh` block holds a request to this operation, and a `json` block its
-//! answer. Everywhere, a `json` block with a numeric `status` is a problem, and one with `seq` and `n` is a frame.
+//! answer. Everywhere, a `json` block with a numeric `status` is a problem, and one with `type` and `data` is a frame.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -93,7 +93,7 @@ fn success(operation: &Operation) -> Option<&'static Value> {
 }
 
 fn is_frame(value: &Value) -> bool {
-    value.get("seq").is_some() && value.get("n").is_some()
+    value["type"].is_string() && value.get("data").is_some()
 }
 
 fn is_problem(value: &Value) -> bool {

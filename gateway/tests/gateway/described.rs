@@ -18,7 +18,7 @@ const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
 
 /// An example path for a template.
-fn filled(template: &str) -> String {
+pub(crate) fn filled(template: &str) -> String {
     let id = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
     template.replace("{id}", id).replace("{car}", "gt").replace("{slot}", "spoiler").replace("{item}", "wing")
 }

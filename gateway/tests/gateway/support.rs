@@ -100,7 +100,11 @@ impl App {
 
     /// A request without a token.
     pub(crate) fn anonymous(&self, method: Method, path: &str) -> Request {
-        let inner = self.http.request(method.clone(), format!("http://{}{path}", self.address));
+        self.anonymous_at(self.address, method, path)
+    }
+
+    pub(crate) fn anonymous_at(&self, gateway: SocketAddr, method: Method, path: &str) -> Request {
+        let inner = self.http.request(method.clone(), format!("http://{gateway}{path}"));
         Request { method, path: path.to_owned(), inner }
     }
 

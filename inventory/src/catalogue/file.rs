@@ -113,6 +113,11 @@ fn is_zero(number: &f64) -> bool {
     *number == 0.0
 }
 
+/// The beginning of an id that may not be valid. Each fault of a car or an item repeats it.
+fn shown(id: &str) -> String {
+    id.chars().take(MAX_NAME).collect()
+}
+
 impl FromStr for Catalogue {
     type Err = FileError;
 
@@ -162,7 +167,7 @@ impl Validator<'_> {
         let mut cars = BTreeMap::new();
         let mut lines = BTreeMap::new();
         for (number, car) in (1_usize..).zip(file.cars) {
-            self.enter(&car, format!("car {}", car.get_ref().id));
+            self.enter(&car, format!("car {}", shown(&car.get_ref().id)));
             if number == MAX_ENTRIES + 1 {
                 self.fault(format!("there are more than {MAX_ENTRIES} cars"));
             }
@@ -174,7 +179,7 @@ impl Validator<'_> {
         }
         let mut items = BTreeMap::new();
         for (number, item) in (1_usize..).zip(file.items) {
-            self.enter(&item, format!("item {}", item.get_ref().id));
+            self.enter(&item, format!("item {}", shown(&item.get_ref().id)));
             if number == MAX_ENTRIES + 1 {
                 self.fault(format!("there are more than {MAX_ENTRIES} items"));
             }

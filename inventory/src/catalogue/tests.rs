@@ -92,6 +92,16 @@ fn a_car_whose_loadout_does_not_fit_a_request_for_a_game_server_is_rejected() {
 }
 
 #[test]
+fn a_fault_contains_only_the_beginning_of_a_long_id() {
+    for id in ["pebble", "tyres-street"] {
+        let Err(FileError::Invalid(faults)) = VALID.replace(id, &id.repeat(10_000)).parse::<Catalogue>() else {
+            panic!("the file was accepted")
+        };
+        assert!(faults.iter().all(|fault| fault.message.len() < 500), "{id}");
+    }
+}
+
+#[test]
 fn a_duplicate_id_is_reported_at_its_second_line() {
     let (head, rest) = VALID.split_at(VALID.find("[[cars]]").unwrap());
     let error = parse(&format!("{head}{rest}{rest}")).unwrap_err();
@@ -142,4 +152,55 @@ fn differences_are_listed_field_by_field() {
         ]
     );
     assert_eq!(next.differences(&next), []);
+}
+
+#[test]
+fn any_bytes_are_a_catalogue_within_its_bounds_or_an_error_with_its_place() {
+    let starter = VALID.replace("tyres-street", "paint-red").replace("slot = \"tyres\"", "slot = \"paint\"");
+    garage_fuzz::feed(&[VALID, &starter], |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        let lines = text.matches('\n').count() + 1;
+        match text.parse::<Catalogue>() {
+            Ok(catalogue) => {
+                check(&catalogue);
+                let written = catalogue.to_toml().unwrap();
+                assert_eq!(written.parse::<Catalogue>().unwrap(), catalogue, "{written}");
+                return true;
+            }
+            Err(FileError::Invalid(faults)) => {
+                assert!(!faults.is_empty() && faults.is_sorted_by_key(|fault| fault.line));
+                for fault in &faults {
+                    assert!((1..=lines).contains(&fault.line) && fault.message.len() <= 2_000, "{fault}");
+                }
+            }
+            Err(error @ FileError::Malformed(_)) => {
+                // It may quote a line of the file, and a key twice. `Debug` writes a byte as up to 6 characters.
+                assert!(error.to_string().len() <= 20 * text.len() + 2_000);
+            }
+            Err(error @ FileError::Unwritable(_)) => panic!("{error}"),
+        }
+        false
+    });
+}
+
+fn check(catalogue: &Catalogue) {
+    let Catalogue { resale_percent, slots, cars, items } = catalogue;
+    assert!(*resale_percent <= 100 && cars.len() <= 500 && items.len() <= 500);
+    let texts = |name: &str, paths: [&str; 2]| {
+        assert!((1..=64).contains(&name.chars().count()), "{name}");
+        assert!(paths.iter().all(|path| (1..=255).contains(&path.chars().count())), "{paths:?}");
+    };
+    for car in cars.values() {
+        texts(&car.name, [&car.model, &car.texture]);
+        assert!(car.price <= 1_000_000_000 && car.resale <= car.price && car.slots.len() <= 16, "{car:?}");
+        assert!(car.slots.iter().all(|slot| slots.contains(slot)), "{car:?}");
+        let stats = [car.stats.power_kw, car.stats.mass_kg, car.stats.grip, car.stats.drag_m2];
+        assert!(stats.iter().all(|value| value.is_finite() && *value > 0.0), "{car:?}");
+    }
+    for item in items.values() {
+        texts(&item.name, [&item.model, &item.texture]);
+        assert!(item.price <= 1_000_000_000 && item.resale <= item.price && slots.contains(&item.slot), "{item:?}");
+        let effect = [item.effect.power_kw, item.effect.mass_kg, item.effect.grip, item.effect.drag_m2];
+        assert!(effect.iter().all(|value| value.is_finite()), "{item:?}");
+    }
 }

@@ -14,6 +14,10 @@ use uuid::Uuid;
 use super::{out_of_range, row::row};
 use crate::error::Error;
 
+/// The maximum number of queries in one call of [`due`]. Each query reads a limited number of rows and finds at least
+/// one player. So a call reads a limited number of rows, however many of them wait behind one player's oldest row.
+const MAX_PARTS: u32 = 16;
+
 /// How long a row that cannot be published is skipped before the next attempt, in seconds. By then a newer build may be
 /// running. With a shorter time, rows that always fail would fill the rounds and delay the others.
 const HOLD_S: u32 = 60;
@@ -96,22 +100,60 @@ impl TryFrom<Stored> for Row {
     }
 }
 
-/// Returns each player's oldest row unless it is held, oldest rows first, at most `limit` rows. For a row that cannot
-/// be decoded it returns the row's id and the error.
+/// How far a publisher has read the outbox: up to and including the rows of this player. It goes through the players in
+/// the order of their ids, and starts again after the last one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cursor(String);
+
+impl Cursor {
+    /// Whether the next call of [`due`] starts with the first player.
+    pub fn is_at_start(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Returns the oldest row of each player after the cursor unless it is held, at most `limit` rows, and moves the
+/// cursor. For a row that cannot be decoded it returns the row's id and the error.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn due(pool: &MySqlPool, limit: u32) -> Result<Vec<Result<Row, (i64, Error)>>, Error> {
-    // The query scans the primary key and looks up each player's oldest row. It stops at the last row that it returns.
-    let rows: Vec<Stored> = sqlx::query_as(
-        "SELECT id, player, event_type, version, data, event, correlation, decided_ms FROM outbox o
-         WHERE id = (SELECT MIN(id) FROM outbox WHERE player = o.player)
-           AND (held_until IS NULL OR held_until <= CURRENT_TIMESTAMP(6))
-         ORDER BY id LIMIT ?",
-    )
-    .bind(limit)
-    .fetch_all(pool)
-    .await?;
+pub async fn due(pool: &MySqlPool, after: &mut Cursor, limit: usize) -> Result<Vec<Result<Row, (i64, Error)>>, Error> {
+    let mut oldest: Vec<i64> = Vec::new();
+    for _ in 0..MAX_PARTS {
+        let part = limit - oldest.len();
+        // The order of the index: the first row of each player is the player's oldest. The query after this one begins
+        // behind the last player of this one, and skips the rest of that player's rows.
+        let rows: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT player, id FROM outbox FORCE INDEX (outbox_player) WHERE player > ? ORDER BY player, id LIMIT ?",
+        )
+        .bind(&after.0)
+        .bind(u64::try_from(part).unwrap_or(u64::MAX))
+        .fetch_all(pool)
+        .await?;
+        let is_last = rows.len() < part;
+        for (player, id) in rows {
+            if player != after.0 {
+                oldest.push(id);
+                after.0 = player;
+            }
+        }
+        if is_last {
+            *after = Cursor::default();
+            break;
+        }
+        if oldest.len() == limit {
+            break;
+        }
+    }
+    if oldest.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut query = QueryBuilder::new(
+        "SELECT id, player, event_type, version, data, event, correlation, decided_ms FROM outbox
+         WHERE (held_until IS NULL OR held_until <= CURRENT_TIMESTAMP(6)) AND id IN ",
+    );
+    push_ids(&mut query, &oldest);
+    let rows: Vec<Stored> = query.build_query_as().fetch_all(pool).await?;
     let read = |stored: Stored| {
         let id = stored.id;
         Row::try_from(stored).map_err(|error| (id, error))

@@ -1,6 +1,9 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use garage_events::{
@@ -10,13 +13,17 @@ use garage_events::{
     id::{PlayerId, SessionId},
     inventory::{self, CarActivated, Event, RewardGranted},
     jetstream::JetStreamLog,
-    log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
+    log::{Append, AppendError, Decision, Head, Load, Log, Player, ReadError, Session},
     subject::Aggregate,
     svc::Command,
 };
 use garage_inventory::{
-    mysql::{commands::execute, outbox},
-    outbox::{publish, round},
+    mysql::{
+        self,
+        commands::execute,
+        outbox::{self, Cursor},
+    },
+    outbox::{PublishError, publish},
     pay,
 };
 use sqlx::MySqlPool;
@@ -25,8 +32,13 @@ use uuid::Uuid;
 
 use crate::{
     nats::{Nats, history},
-    support::{count, player, pool, until},
+    support::{count, empty_database, player, pool, until},
 };
+
+/// A round of a publisher that starts with the first player.
+async fn round<L: Log>(pool: &MySqlPool, log: &L) -> Result<usize, PublishError> {
+    garage_inventory::outbox::round(pool, log, &mut Cursor::default()).await
+}
 
 const OUTBOX_ROWS: &str = "SELECT COUNT(*) FROM outbox";
 
@@ -104,7 +116,7 @@ impl Faulty {
 
     /// Appends and deletes the oldest row, like another publisher.
     async fn overtake(&self) {
-        let row = outbox::due(&self.pool, 1).await.unwrap().remove(0).unwrap();
+        let row = outbox::due(&self.pool, &mut Cursor::default(), 1).await.unwrap().remove(0).unwrap();
         let last = self.log.inventory(&row.player).await.unwrap();
         let head = last.map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
         let aggregate = Aggregate::Inventory(row.player.clone());
@@ -293,11 +305,13 @@ async fn unpublishable_rows_of_more_players_than_a_round_has_delay_others_by_one
         .collect();
     pay(&pool, SessionId::new(Uuid::from_u128(1)), &placings, &[]).await.unwrap();
     sqlx::query("UPDATE outbox SET version = 99").execute(&pool).await.unwrap();
-    let anna = player("anna");
-    win(&pool, 1, &anna).await;
-    assert_eq!(round(&pool, &log).await.unwrap(), 0, "the unpublishable rows fill the first round");
-    assert_eq!(round(&pool, &log).await.unwrap(), 1);
-    assert_eq!(history(&log, &anna).await.len(), 1);
+    let zoe = player("zoe");
+    win(&pool, 1, &zoe).await;
+    let mut cursor = Cursor::default();
+    let mut next = async || garage_inventory::outbox::round(&pool, &log, &mut cursor).await.unwrap();
+    assert_eq!(next().await, 0, "the unpublishable rows fill the first round");
+    assert_eq!(next().await, 1);
+    assert_eq!(history(&log, &zoe).await.len(), 1);
     assert_eq!(held(&pool).await.len(), 260);
 }
 
@@ -318,4 +332,75 @@ async fn an_event_that_the_log_refuses_is_held_and_retried() {
     while round(&pool, &faulty).await.unwrap() > 0 {}
     let balances: Vec<_> = history(&log, &bert).await.iter().map(balance).collect();
     assert_eq!(balances, [1_100, 1_200]);
+}
+
+/// Doubles a player's rows in the outbox.
+async fn double(pool: &MySqlPool, player: &PlayerId) {
+    let columns = "player, event_type, version, data, correlation, decided_ms";
+    let copy = format!(
+        "INSERT INTO outbox ({columns}, event)
+         SELECT {columns}, UNHEX(REPLACE(UUID(), '-', '')) FROM outbox WHERE player = ?"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(copy)).bind(player.as_str()).execute(pool).await.unwrap();
+}
+
+/// The players whose rows are due, and how many rows and index entries the server has read to find them.
+async fn due(pool: &MySqlPool) -> (Vec<PlayerId>, u64) {
+    let read = async || {
+        let counters: Vec<(String, String)> =
+            sqlx::query_as("SHOW SESSION STATUS LIKE 'Handler_read%'").fetch_all(pool).await.unwrap();
+        counters.iter().map(|(_, read)| read.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let before = read().await;
+    let due = outbox::due(pool, &mut Cursor::default(), 256).await.unwrap();
+    let players = due.into_iter().map(|row| row.unwrap().player).collect();
+    (players, read().await - before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finding_due_rows_reads_no_more_rows_if_a_player_has_more_of_them() {
+    let (_, options) = empty_database().await;
+    // The counters belong to a connection, so the pool has one.
+    let pool = mysql::pool(options, 1, Duration::from_secs(10));
+    mysql::migrate(&pool).await.unwrap();
+    let [held, busy, last] = ["a-held", "b-busy", "z-last"].map(player);
+    for winner in [&held, &busy, &last] {
+        win(&pool, 1, winner).await;
+    }
+    for _ in 0..9 {
+        double(&pool, &held).await;
+        double(&pool, &busy).await;
+    }
+    let oldest: i64 = sqlx::query_scalar("SELECT CAST(MIN(id) AS SIGNED) FROM outbox WHERE player = 'a-held'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    outbox::hold(&pool, oldest, "for this test").await.unwrap();
+    let expected = vec![busy.clone(), last];
+    let (players, with_512) = due(&pool).await;
+    assert_eq!(players, expected, "the player whose oldest row is held is left out");
+    for _ in 0..3 {
+        double(&pool, &held).await;
+        double(&pool, &busy).await;
+    }
+    let (players, with_4096) = due(&pool).await;
+    assert_eq!(players, expected);
+    assert!(with_4096 <= with_512 + 16, "{with_512} rows read at first, {with_4096} with eight times as many");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_goes_through_all_players_and_starts_again() {
+    let pool = pool().await;
+    let players = ["anna", "bert", "carl", "dora", "emil"].map(player);
+    for winner in &players {
+        win(&pool, 1, winner).await;
+        win(&pool, 2, winner).await;
+    }
+    let mut cursor = Cursor::default();
+    for part in [&players[..2], &players[2..4], &players[4..], &players[..2]] {
+        let due = outbox::due(&pool, &mut cursor, 2).await.unwrap();
+        let found: Vec<_> = due.into_iter().map(|row| row.unwrap().player).collect();
+        assert_eq!(found, part);
+        assert_eq!(cursor.is_at_start(), part.len() == 1);
+    }
 }

@@ -135,6 +135,6 @@ impl Gateway {
 }
 
 /// When each of `rate` operations per second is due, counted from the start of a measurement.
-fn due_times(rate: u32, seconds: u32) -> impl Iterator<Item = Duration> {
+pub(super) fn due_times(rate: u32, seconds: u32) -> impl Iterator<Item = Duration> {
     (0..rate * seconds).map(move |number| Duration::from_secs(1) * number / rate)
 }

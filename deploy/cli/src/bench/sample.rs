@@ -29,7 +29,8 @@ impl Latencies {
         ]
     }
 
-    fn at(&self, share: f64) -> Option<f64> {
+    /// The percentile, where `share` is from 0 to 1. `None` if there are no latencies.
+    pub(super) fn at(&self, share: f64) -> Option<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         percentile(&sorted, share)
@@ -53,6 +54,22 @@ impl FromIterator<Duration> for Latencies {
 /// The headings of [`Latencies::row`].
 pub(super) const HEADINGS: [&str; 5] = ["", "count", "p50 ms", "p99 ms", "p99 / limit"];
 
+/// The median, which is the higher of the two in the middle if their number is even. Not a number if there are none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    percentile(&sorted, 0.5).unwrap_or(f64::NAN)
+}
+
+/// The median, and the lowest and highest value in parentheses.
+pub(super) fn spread(values: &[f64], decimals: usize) -> String {
+    let (low, high) = (values.iter().copied().reduce(f64::min), values.iter().copied().reduce(f64::max));
+    match (low, high) {
+        (Some(low), Some(high)) => format!("{:.decimals$} ({low:.decimals$}..{high:.decimals$})", median(values)),
+        _ => "-".into(),
+    }
+}
+
 /// The proportional set size of a process, in KiB: its own memory, and its share of memory that it shares with others.
 ///
 /// # Errors
@@ -75,6 +92,13 @@ mod tests {
         assert_eq!(limit.row("limit", None), ["limit", "11", "6.00", "11.00", ""]);
         assert_eq!(millis(22..=22).row("ours", Some(&limit)), ["ours", "1", "22.00", "22.00", "2.0"]);
         assert_eq!(Latencies::default().row("none", Some(&limit)), ["none", "0", "-", "-", ""]);
+    }
+
+    #[test]
+    fn a_spread_has_the_median_and_the_extremes() {
+        assert_eq!(spread(&[3.0, 1.0, 2.26], 1), "2.3 (1.0..3.0)");
+        assert_eq!(spread(&[4.0, 2.0], 0), "4 (2..4)");
+        assert_eq!(spread(&[], 1), "-");
     }
 
     #[test]

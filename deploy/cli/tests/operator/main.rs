@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod backup;
+mod block;
 mod dead;
 mod queue;
 mod rebuild;

@@ -8,6 +8,7 @@ use std::{
 use anyhow::Context;
 use async_nats::Client;
 use garage_events::{
+    block,
     deadline::exit,
     env::{Env, System},
     id::{PlayerId, SessionId, TicketId},
@@ -244,6 +245,8 @@ async fn without_streams_every_command_says_to_run_garage_init() -> anyhow::Resu
         (&["verify"], STREAM),
         (&["dead", "list"], DEAD),
         (&["queue", "list"], lease::STREAM),
+        (&["blocks"], block::STREAM),
+        (&["block", "ann"], block::BUCKET),
     ] {
         let ran = fixture.run(args).await?;
         assert_eq!(ran.code, Some(1));

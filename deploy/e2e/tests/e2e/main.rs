@@ -16,6 +16,7 @@ mod foreign;
 mod game_servers;
 mod instances;
 mod kube;
+mod long_names;
 mod matches;
 mod metrics;
 mod operator;

@@ -112,6 +112,7 @@ async fn a_scrape_has_every_metric_of_the_dashboard_and_the_alerts_before_anythi
         (r#"garage_session_step_seconds_count{step="opened"}"#, 1.0),
         ("garage_session_start_seconds_count", 1.0),
         (r#"garage_gateway_request_seconds_count{route="/v1/matchmaking/tickets",status="2xx"}"#, 2.0),
+        (r#"garage_gateway_limited_total{limit="tickets"}"#, 0.0),
         (r#"garage_reactions_total{consumer="session",outcome="dead"}"#, 0.0),
         (r#"garage_lease_held{lease="session.projector"}"#, 1.0),
         (r#"garage_stream_bytes_max{stream="GARAGE"}"#, (8_u64 << 30) as f64),

@@ -160,7 +160,7 @@ async fn answer(bot: &Bot, method: Method, path: &str, body: Option<Value>) -> S
     match bot.ask::<Value>(method, path, body).await {
         Ok(_) => "as usual".into(),
         Err(Problem { status, .. }) if status.as_u16() == 599 => "no answer".into(),
-        Err(Problem { status, body }) => {
+        Err(Problem { status, body, .. }) => {
             let detail = body.get("detail").and_then(Value::as_str).unwrap_or_default();
             format!("{} “{}”", status.as_u16(), stable(detail))
         }

@@ -7,8 +7,9 @@ use super::{Bot, BotError, Frame, PAUSE, Socket};
 /// The event types after which a ticket receives no more events.
 const FINAL_TYPES: [&str; 3] = ["Cancelled", "TimedOut", "Released"];
 
-/// A player's WebSocket that reopens itself when it breaks, and continues after the last received event. It checks the
-/// guarantee of the gateway: each event once, in the order of the log, without gaps.
+/// A player's WebSocket. When it breaks, it is opened again and continues after the last received event, unless another
+/// client of the player has replaced it. It checks the guarantee of the gateway: each event once, in the order of the log,
+/// without gaps.
 #[derive(Debug)]
 pub struct EventStream {
     bot: Bot,
@@ -16,11 +17,14 @@ pub struct EventStream {
     seen: u64,
     frames: Vec<Frame>,
     breaks: u32,
+    /// How many connections broke or could not be opened. A slow gateway can still accept one of them, which then
+    /// replaces a newer socket.
+    lost: u32,
 }
 
 impl EventStream {
     pub(super) fn new(bot: Bot, seen: u64) -> Self {
-        Self { bot, socket: None, seen, frames: Vec::new(), breaks: 0 }
+        Self { bot, socket: None, seen, frames: Vec::new(), breaks: 0, lost: 0 }
     }
 
     /// All frames received so far.
@@ -47,7 +51,10 @@ impl EventStream {
                 Ok(socket) => return Ok(self.socket.insert(socket)),
                 Err(error) if start.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
                 // The gateway may be restarting.
-                Err(_) => sleep(PAUSE).await,
+                Err(_) => {
+                    self.lost += 1;
+                    sleep(PAUSE).await;
+                }
             }
         }
     }
@@ -55,7 +62,8 @@ impl EventStream {
     /// The next event.
     ///
     /// # Errors
-    /// [`BotError`] when no event arrives in time, or the event is not the next one.
+    /// [`BotError`] when no event arrives in time, the event is not the next one, or the player has opened a newer
+    /// socket.
     pub async fn next(&mut self) -> Result<Frame, BotError> {
         let start = Instant::now();
         let frame = loop {
@@ -63,11 +71,22 @@ impl EventStream {
                 Some(socket) => socket,
                 None => self.reopen(start).await?,
             };
-            match socket.next().await {
+            let next = socket.next().await;
+            let replaced = socket.replaced;
+            match next {
                 Ok(frame) => break frame,
-                Err(error) if start.elapsed() >= self.bot.max_wait => return Err(self.error(error.what)),
+                // If a replaced socket were always reopened, two clients of the player would replace each other's sockets
+                // again and again.
+                Err(error) if (replaced && self.lost == 0) || start.elapsed() >= self.bot.max_wait => {
+                    return Err(self.error(error.what));
+                }
                 Err(_) => {
                     self.breaks += 1;
+                    if replaced {
+                        self.lost -= 1;
+                    } else {
+                        self.lost += 1;
+                    }
                     if let Some(broken) = self.socket.take() {
                         self.bot.gateways.switch_from(&broken.gateway);
                     }
@@ -120,5 +139,56 @@ impl EventStream {
     fn error(&self, what: String) -> BotError {
         let last = self.frames.last().map_or("connecting", |frame| frame.type_name.as_str());
         self.bot.error(last, what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use tokio::{net::TcpListener, time::timeout};
+    use tokio_tungstenite::{
+        accept_async,
+        tungstenite::protocol::{CloseFrame, frame::coding::CloseCode},
+    };
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// A gateway that closes one socket after the other with these codes. Returns whether the bot opens a further one.
+    async fn reconnects_after(codes: &[u16]) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = format!("http://{}", listener.local_addr().unwrap());
+        let bot = Bot::new(reqwest::Client::new(), &gateway, "ann", "token");
+        let client = tokio::spawn(async move { EventStream::new(bot, 0).next().await });
+        let accept = async || timeout(DEADLINE, listener.accept()).await.unwrap().unwrap().0;
+        for code in codes {
+            let mut socket = accept_async(accept().await).await.unwrap();
+            let why = CloseFrame { code: CloseCode::from(*code), reason: "".into() };
+            socket.close(Some(why)).await.unwrap();
+        }
+        tokio::select! {
+            _ = accept() => true,
+            ended = client => {
+                assert!(ended.unwrap().is_err());
+                listener.accept().now_or_never().is_some()
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bot_reconnects_after_any_close_code_except_of_a_replaced_socket() {
+        for code in [1001, 4008, 4011] {
+            assert!(reconnects_after(&[code]).await, "{code}");
+        }
+        assert!(!reconnects_after(&[4010]).await);
+    }
+
+    #[tokio::test]
+    async fn a_bot_reconnects_once_for_each_connection_of_its_own_that_may_have_replaced_its_socket() {
+        assert!(reconnects_after(&[4009, 4010]).await);
+        assert!(!reconnects_after(&[4009, 4010, 4010]).await);
     }
 }

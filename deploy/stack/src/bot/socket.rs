@@ -10,6 +10,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
 
 use super::BotError;
 
+/// The close code of a socket that a newer socket of the same player has replaced.
+const REPLACED: u16 = 4010;
+
 /// A frame of the WebSocket.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Frame {
@@ -32,6 +35,8 @@ pub struct Socket {
     pub(super) last: String,
     pub(super) player: String,
     pub(super) max_wait: Duration,
+    /// Whether the gateway has closed the socket because the player has opened a newer one.
+    pub(super) replaced: bool,
 }
 
 impl Socket {
@@ -46,7 +51,10 @@ impl Socket {
                     Some(Ok(Message::Text(text))) => {
                         return serde_json::from_str::<Frame>(&text).map_err(|error| format!("invalid frame: {error}"));
                     }
-                    Some(Ok(Message::Close(close))) => return Err(format!("the gateway closed the socket: {close:?}")),
+                    Some(Ok(Message::Close(close))) => {
+                        self.replaced = close.as_ref().is_some_and(|close| u16::from(close.code) == REPLACED);
+                        return Err(format!("the gateway closed the socket: {close:?}"));
+                    }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return Err(format!("the socket broke: {error}")),
                     None => return Err("the socket ended without a closing frame".into()),

@@ -10,6 +10,9 @@ use crate::{Error, Result};
 /// The version that deploy/local/install.sh installs. Change both together.
 const NATS_VERSION: &str = "2.15.1";
 
+/// The version in gateway/tests/oidc/package.json. Change both together.
+const OIDC_PROVIDER_VERSION: &str = "9.13.3";
+
 const INSTALL: &str = "deploy/local/install.sh";
 
 /// nats-server in the required version, from the folder of deploy/local/install.sh. A nats-server on the PATH may be
@@ -22,6 +25,18 @@ pub(crate) fn nats_server() -> Result<PathBuf> {
 /// MySQL's server, from the folder of deploy/local/install.sh. On the PATH, `mysqld` may be MariaDB under an old name.
 pub(crate) fn mysqld() -> Result<PathBuf> {
     installed(cache().join("mysql/mysqld"), "MySQL's server", "deploy/local/install.sh --mysql")
+}
+
+/// The folder with the packages of an OpenID provider, from deploy/local/install.sh. It needs node, which the tests of
+/// the gateway start it with.
+///
+/// # Errors
+/// When it is not installed.
+pub fn openid_provider() -> Result<PathBuf> {
+    let folder = cache().join(format!("oidc-provider-{OIDC_PROVIDER_VERSION}"));
+    let (program, install) = (format!("oidc-provider {OIDC_PROVIDER_VERSION}"), "deploy/local/install.sh --tests");
+    installed(folder.join("node_modules/oidc-provider/package.json"), &program, install)?;
+    Ok(folder)
 }
 
 /// A program from the system's packages.

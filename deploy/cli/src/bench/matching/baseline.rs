@@ -7,7 +7,8 @@ use std::{hint::black_box, time::Instant};
 
 use anyhow::ensure;
 
-use super::{figures::median, waiting};
+use super::waiting;
+use crate::bench::sample::median;
 
 /// Measurements, of which the median counts.
 const RUNS: usize = 5;

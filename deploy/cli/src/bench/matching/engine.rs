@@ -9,12 +9,12 @@ use garage_rules::engine::{Engine, Limits};
 
 use super::{
     baseline,
-    figures::{Figures, median},
+    figures::Figures,
     pools::{NOW_MS, Scenario, cycle},
     waiting,
 };
 use crate::{
-    bench::sample::memory_kib,
+    bench::sample::{median, memory_kib},
     report::{note, table},
 };
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_nats::jetstream::{self, stream};
+use futures::future::join_all;
 use garage_events::{
     event::Envelope,
     game::MAX_REPORT,
@@ -20,6 +21,7 @@ use garage_events::{
     subject::{Aggregate, STREAM},
 };
 use garage_stack::{
+    abuser::{Abuse, Abuser},
     proxy::Proxy,
     workers::{Instance, Worker},
 };
@@ -39,6 +41,12 @@ use crate::support::{Garage, until};
 
 /// How long recovery from a fault may take while other faults occur.
 const RECOVERY: Duration = Duration::from_secs(120);
+
+/// The rank of the account that floods a gateway. It must not be matched with the players.
+const FLOODERS_RANK: i32 = 100_000;
+
+/// The number of connections of this account for each type of request.
+const FLOOD_CONNECTIONS: usize = 8;
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +69,8 @@ enum Kind {
     LogFull,
     /// From an event of this type on, the NATS user of the session's game server floods NATS for a while.
     GameHostile(&'static str),
+    /// An account sends as many requests as it can for tickets, cars and sockets.
+    Flood,
     /// A game server's launcher drops its arguments, and runs something else forever.
     ArgumentsDropped,
     /// A NATS node without connections to the others.
@@ -102,6 +112,7 @@ impl fmt::Display for Kind {
             Self::DiskFull => f.write_str("disk full"),
             Self::LogFull => f.write_str("log full"),
             Self::GameHostile(event) => write!(f, "hostile game server at {event}"),
+            Self::Flood => f.write_str("flood of one account"),
             Self::ArgumentsDropped => f.write_str("launcher that drops its arguments"),
             Self::RoutesCut => f.write_str("NATS node cut off from the others"),
             Self::RoutesSlowed => f.write_str("slow connections to a NATS node"),
@@ -121,7 +132,13 @@ impl Kind {
         let mut all: Vec<_> = workers.chain(games).chain(hostile).collect();
         all.extend([Part::Nats, Part::Redis, Part::Database].map(|part| (Self::Killed(part), 2)));
         all.extend([Part::Nats, Part::Redis, Part::Database].map(|part| (Self::Paused(part), 1)));
-        all.extend([(Self::RolledBack, 2), (Self::ArgumentsDropped, 2), (Self::DiskFull, 1), (Self::LogFull, 1)]);
+        all.extend([
+            (Self::RolledBack, 2),
+            (Self::ArgumentsDropped, 2),
+            (Self::Flood, 3),
+            (Self::DiskFull, 1),
+            (Self::LogFull, 1),
+        ]);
         if nodes > 1 {
             all.extend([(Self::RoutesCut, 2), (Self::RoutesSlowed, 1)]);
         }
@@ -135,7 +152,7 @@ impl Kind {
             Self::CutOff(worker) | Self::Slowed(worker) => Some(Part::Worker(worker)),
             Self::RolledBack => Some(Part::Redis),
             Self::DiskFull | Self::LogFull | Self::RoutesCut | Self::RoutesSlowed => Some(Part::Nats),
-            Self::GameKilled(_) | Self::GameHostile(_) | Self::ArgumentsDropped => None,
+            Self::GameKilled(_) | Self::GameHostile(_) | Self::Flood | Self::ArgumentsDropped => None,
         }
     }
 }
@@ -196,7 +213,8 @@ impl Faults {
             let pause = Duration::from_millis(self.rng.random_range(200..2_000));
             match kind {
                 Kind::GameKilled(event) => self.kill_game(garage, event).await,
-                Kind::GameHostile(event) => self.flood(garage, event).await,
+                Kind::GameHostile(event) => self.flood_nats(garage, event).await,
+                Kind::Flood => self.flood_gateway(garage),
                 Kind::ArgumentsDropped => self.drop_arguments(garage.stack.root()).await,
                 _ if !self.is_affected(kind) => self.begin(garage, kind).await,
                 _ => {}
@@ -264,8 +282,8 @@ impl Faults {
             Kind::LogFull => resize_log(garage, LogSize::Full).await,
             Kind::RoutesCut => stack.nats.cut_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, delay).unwrap(),
-            Kind::GameKilled(_) | Kind::GameHostile(_) | Kind::ArgumentsDropped => {
-                unreachable!("game servers have functions of their own")
+            Kind::GameKilled(_) | Kind::GameHostile(_) | Kind::Flood | Kind::ArgumentsDropped => {
+                unreachable!("these have functions of their own")
             }
         }
         self.active.push(Active { kind, number, until: Instant::now() + duration });
@@ -294,8 +312,8 @@ impl Faults {
             Kind::LogFull => resize_log(garage, LogSize::Default).await,
             Kind::RoutesCut => stack.nats.mend_routes(number).unwrap(),
             Kind::RoutesSlowed => stack.nats.delay_routes(number, Duration::ZERO).unwrap(),
-            Kind::GameKilled(_) | Kind::GameHostile(_) | Kind::ArgumentsDropped => {
-                unreachable!("game servers have functions of their own")
+            Kind::GameKilled(_) | Kind::GameHostile(_) | Kind::Flood | Kind::ArgumentsDropped => {
+                unreachable!("these have functions of their own")
             }
         }
         // A worker has recovered when it is ready. A server has recovered when all workers are ready.
@@ -334,8 +352,21 @@ impl Faults {
         });
     }
 
+    /// Floods a gateway as one account, always the same.
+    fn flood_gateway(&mut self, garage: &Garage) {
+        let token = garage.stack.token("flooder", Some(FLOODERS_RANK)).unwrap();
+        let abuser = Abuser::new(garage.stack.gateways().choose(&mut self.rng).unwrap(), &token);
+        let duration = Duration::from_millis(self.rng.random_range(500..4_000));
+        self.recovering.spawn(async move {
+            let all = [Abuse::Tickets, Abuse::Garage, Abuse::Sockets];
+            let flood = join_all(all.iter().map(|abuse| abuser.flood(abuse, FLOOD_CONNECTIONS)));
+            let _ = timeout(duration, flood).await;
+            measured(Kind::Flood, abuser.until_served()).await
+        });
+    }
+
     /// Waits for an event of this type, and floods NATS as the game server of its session.
-    async fn flood(&mut self, garage: &Garage, at: &'static str) {
+    async fn flood_nats(&mut self, garage: &Garage, at: &'static str) {
         let Some((session, message)) = session_at(garage, at).await else { return };
         let data: Value = serde_json::from_str(Envelope::from_slice(&message.body).unwrap().data.get()).unwrap();
         let attempt = data["attempt"].as_u64().and_then(|attempt| attempt.try_into().ok()).unwrap();
@@ -381,13 +412,15 @@ impl Faults {
 
     /// Measures how long recovery takes.
     fn measure(&mut self, kind: Kind, recovery: impl Future<Output = ()> + Send + 'static) {
-        self.recovering.spawn(async move {
-            let began = Instant::now();
-            let recovered = timeout(RECOVERY, recovery).await;
-            assert!(recovered.is_ok(), "{kind}: no recovery within {RECOVERY:?}");
-            (kind, began.elapsed())
-        });
+        self.recovering.spawn(measured(kind, recovery));
     }
+}
+
+async fn measured(kind: Kind, recovery: impl Future<Output = ()>) -> (Kind, Duration) {
+    let began = Instant::now();
+    let recovered = timeout(RECOVERY, recovery).await;
+    assert!(recovered.is_ok(), "{kind}: no recovery within {RECOVERY:?}");
+    (kind, began.elapsed())
 }
 
 fn instance(garage: &mut Garage, worker: Worker, number: usize) -> &mut Instance {

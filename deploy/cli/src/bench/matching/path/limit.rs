@@ -7,7 +7,7 @@ use super::{
     stage::{By, Connections, Stage},
     steady::{Load, Steady},
 };
-use crate::bench::matching::figures::median;
+use crate::bench::sample::median;
 
 /// Numbers of pairs that are written at the same time in a burst.
 const PAIRS_IN_PROGRESS: [usize; 4] = [250, 500, 1_000, 2_000];

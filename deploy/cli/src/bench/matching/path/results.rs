@@ -2,7 +2,10 @@
 
 use super::{Options, limit::Limit, steady::Steady};
 use crate::{
-    bench::matching::figures::{Figures, median, spread},
+    bench::{
+        matching::figures::Figures,
+        sample::{median, spread},
+    },
     report::{say, table},
 };
 
