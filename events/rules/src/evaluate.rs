@@ -8,7 +8,7 @@ use crate::{
         BatchDistance, Collection, CollectionOperation, Comparator, Comparison, Distance, DistanceReference,
         ExpansionAge, Latency, ListAggregation, ListReference, NumberAggregation, Reference, RuleKind, RuleSet, Value,
     },
-    ticket::{Ticket, accepts, aggregate},
+    ticket::{Ticket, accepts, aggregate, sum},
 };
 
 /// A possible match: the tickets of each team, in the order of [`RuleSet::teams`].
@@ -59,8 +59,8 @@ impl<'t> Candidate<'t> {
     /// The greatest latency of a player to a location, and the sum of all players' latencies.
     fn latencies(&self, location: &str) -> (f64, f64) {
         let players = self.tickets().flat_map(|ticket| ticket.players.iter());
-        let latencies = players.filter_map(|player| player.latencies.get(location));
-        latencies.fold((0.0, 0.0), |(worst, sum), latency| (f64::max(worst, latency), sum + latency))
+        let latencies: Vec<f64> = players.filter_map(|player| player.latencies.get(location)).collect();
+        (latencies.iter().copied().fold(0.0, f64::max), sum(&latencies))
     }
 }
 
@@ -476,7 +476,7 @@ fn statistic(function: Function, numbers: &[f64]) -> Option<f64> {
         Function::Min => aggregate(numbers, NumberAggregation::Min),
         Function::Max => aggregate(numbers, NumberAggregation::Max),
         Function::Avg => average(),
-        Function::Sum => Some(numbers.iter().sum()),
+        Function::Sum => Some(sum(numbers)),
         Function::Median => {
             let mut sorted = numbers.to_vec();
             sorted.sort_by(f64::total_cmp);

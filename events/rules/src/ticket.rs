@@ -86,19 +86,29 @@ impl Ticket {
     }
 }
 
-/// The aggregate of a ticket's numbers. `None` if there are none.
+/// The aggregate of numbers. `None` if there are none.
 pub(crate) fn aggregate(numbers: &[f64], party: NumberAggregation) -> Option<f64> {
-    let numbers = numbers.iter().copied();
     match party {
-        NumberAggregation::Min => numbers.reduce(f64::min),
-        NumberAggregation::Max => numbers.reduce(f64::max),
+        NumberAggregation::Min => numbers.iter().copied().reduce(f64::min),
+        NumberAggregation::Max => numbers.iter().copied().reduce(f64::max),
         NumberAggregation::Avg => {
-            let count = numbers.len();
-            #[expect(clippy::cast_precision_loss, reason = "a ticket has at most 10 players")]
-            let count = count as f64;
-            Some(numbers.sum::<f64>() / count).filter(|_| count > 0.0)
+            #[expect(clippy::cast_precision_loss, reason = "a match has at most 200 players")]
+            let count = numbers.len() as f64;
+            Some(sum(numbers) / count).filter(|_| count > 0.0)
         }
     }
+}
+
+/// The sum of numbers, added from the least to the greatest: rounding must not depend on the order of players or teams,
+/// because the search does not try every order.
+pub(crate) fn sum(numbers: &[f64]) -> f64 {
+    // Two numbers have the same sum in both orders.
+    if numbers.len() <= 2 {
+        return numbers.iter().fold(0.0, |sum, number| sum + number);
+    }
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted.iter().fold(0.0, |sum, number| sum + number)
 }
 
 /// Why a ticket cannot be matched, with any other tickets and at any age.

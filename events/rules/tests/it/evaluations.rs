@@ -382,3 +382,17 @@ fn a_ticket_that_can_never_be_matched_is_refused_with_the_reason() {
         assert_eq!(refusal(players), Err(expected.to_owned()));
     }
 }
+
+/// 0.1 + 0.2 + 0.3 is 0.6000000000000001 with rounding, and 0.3 + 0.2 + 0.1 is 0.6.
+#[test]
+fn rounding_does_not_depend_on_the_order_of_teams() {
+    let rules = rule_set(
+        r#""teams": [{"name": "solo", "minPlayers": 1, "maxPlayers": 1, "quantity": 3}],
+        "playerAttributes": [{"name": "skill", "type": "number"}],
+        "rules": [{"name": "Sum", "type": "comparison", "measurements": ["sum(flatten(teams[solo].players.attributes[skill]))"],
+            "operation": "=", "referenceValue": 0.6000000000000001}]"#,
+    );
+    let [one, two, three] = [0.1, 0.2, 0.3].map(|skill| vec![solo(&rules, "a", &[("skill", number(skill))], 0)]);
+    assert!(evaluate(&rules, &[&one, &two, &three], 0).holds);
+    assert!(evaluate(&rules, &[&three, &two, &one], 0).holds);
+}

@@ -66,7 +66,14 @@ pub(super) fn intersection(lists: impl IntoIterator<Item = BTreeSet<String>>) ->
 }
 
 pub(super) fn average(numbers: &[f64]) -> Option<f64> {
-    (!numbers.is_empty()).then(|| numbers.iter().fold(0.0, |sum, number| sum + number) / numbers.len() as f64)
+    (!numbers.is_empty()).then(|| sum(numbers) / numbers.len() as f64)
+}
+
+/// Adds the least number first: with rounding, the order matters.
+fn sum(numbers: &[f64]) -> f64 {
+    let mut ascending = numbers.to_vec();
+    ascending.sort_by(f64::total_cmp);
+    ascending.iter().fold(0.0, |sum, number| sum + number)
 }
 
 /// `None` if the numbers have no such aggregate.
@@ -74,7 +81,7 @@ pub(super) fn aggregate(function: &str, numbers: &[f64]) -> Option<f64> {
     match function {
         "min" => numbers.iter().copied().reduce(f64::min),
         "max" => numbers.iter().copied().reduce(f64::max),
-        "sum" => Some(numbers.iter().fold(0.0, |sum, number| sum + number)),
+        "sum" => Some(sum(numbers)),
         "avg" => average(numbers),
         "stddev" => {
             let mean = average(numbers)?;
