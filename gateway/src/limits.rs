@@ -17,10 +17,6 @@ pub(crate) const MAX_HEAD: usize = 16 << 10;
 /// The maximum size of a request's body, in bytes.
 pub(crate) const MAX_BODY: usize = 16 << 10;
 
-/// How many commands of one player may wait while another one runs. A command takes about 10 ms, so a player with
-/// this many waits for less than a second. A normal client does not send so many at once.
-pub(crate) const MAX_WAITING: usize = 32;
-
 /// How long a client with too many waiting commands should wait. Usually, the commands have ended by then.
 pub(crate) const RETRY_WAITING: Duration = Duration::from_secs(1);
 

@@ -11,7 +11,7 @@
 //! - [`metrics`]: declares what a worker measures.
 //! - [`operator`]: signs the JWTs of NATS operator mode, and creates a NATS user for each game server.
 //! - [`seal`]: encrypts a game server's secrets on their way from the session worker to the director.
-//! - [`service`]: answers requests.
+//! - [`service`]: answers requests. [`turns`]: one request of a player at a time.
 //! - [`reactor`]: reacts to messages of the log, each at least once.
 
 mod admin;
@@ -30,6 +30,7 @@ pub mod rules;
 mod runtime;
 pub mod seal;
 pub mod service;
+pub mod turns;
 
 pub use admin::{Health, Pages};
 pub use process::{command, init_tracing, main, shutdown_signal};

@@ -1,7 +1,5 @@
 //! Answers requests. It uses the NATS service API, so that `nats service ls` lists the workers.
 
-mod turns;
-
 use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::{
@@ -12,8 +10,10 @@ use futures::StreamExt;
 use garage_events::svc::Call;
 use tokio::{sync::Semaphore, time::timeout};
 
-use self::turns::Turns;
-use crate::Shutdown;
+use crate::{
+    Shutdown,
+    turns::{TooMany, Turns},
+};
 
 /// The maximum number of waiting requests per handler slot. Further requests are refused at once: their callers would
 /// time out before their turn.
@@ -148,7 +148,7 @@ impl Service {
                         let player = call.in_turn().cloned();
                         let starting = async {
                             let turn = match &player {
-                                Some(player) => Some(turns.wait(player).await?),
+                                Some(player) => Some(turns.enter(player)?.turn().await),
                                 None => None,
                             };
                             Ok((turn, slots.acquire().await))
@@ -156,7 +156,7 @@ impl Service {
                         // Do not start a request so late that too little time is left for it.
                         let started = timeout(C::TIMEOUT.saturating_sub(2 * MARGIN), starting).await;
                         let Ok(started) = started else { return Err(timed_out()) };
-                        let _turn_and_slot = started.map_err(|turns::TooMany| {
+                        let _turn_and_slot = started.map_err(|TooMany| {
                             refused("player", Refusal::new(503, "too many requests of this player are waiting"))
                         })?;
                         handler(call).await

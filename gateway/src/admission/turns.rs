@@ -10,7 +10,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -19,12 +22,13 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared},
 };
 use garage_events::{id::PlayerId, svc::IdempotencyKey};
+use garage_worker::turns::TooMany;
 use hyper::Method;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 
 use super::Limit;
 use crate::{
-    limits::{DEADLINE, MAX_WAITING, RETRY_WAITING},
+    limits::{DEADLINE, RETRY_WAITING},
     problem::Problem,
 };
 
@@ -42,37 +46,31 @@ pub(crate) struct Keyed {
 /// One run of a command, which returns its answer. The tasks of the clients that wait for it poll it.
 type Run<T> = BoxFuture<'static, Result<T, Problem>>;
 
-/// The commands of all players: those on tickets, or those on cars and items. Players without a command take no memory.
+/// The commands of all players: those on tickets, or those on cars and items.
 pub(crate) struct Turns<T> {
     limit: Limit,
-    players: Players<T>,
-}
-
-type Players<T> = Arc<Mutex<HashMap<PlayerId, Commands<T>>>>;
-
-/// The commands of one player.
-struct Commands<T> {
-    /// It has one permit, and the command that holds it runs. Commands get it in the order of their arrival.
-    turn: Arc<Semaphore>,
-    /// How many commands wait or run.
-    count: usize,
+    turns: garage_worker::turns::Turns,
+    runs: Runs<T>,
     /// The number of the next run.
-    next: u64,
-    /// The runs of commands with an idempotency key, each with its number.
-    keyed: HashMap<Keyed, (u64, WeakShared<Run<T>>)>,
+    next: AtomicU64,
 }
 
-/// A command that waits or runs. Dropping it makes room for another one.
-struct Place<T: Clone> {
-    players: Players<T>,
-    player: PlayerId,
-    keyed: Option<Keyed>,
+/// The runs of commands with an idempotency key that wait or run, by the player in whose turn they run.
+type Runs<T> = Arc<Mutex<HashMap<(PlayerId, Keyed), Numbered<T>>>>;
+
+/// A run with its number.
+type Numbered<T> = (u64, WeakShared<Run<T>>);
+
+/// The entry of a command in [`Turns::runs`]. Dropping it removes the entry.
+struct Entry<T: Clone> {
+    runs: Runs<T>,
+    key: (PlayerId, Keyed),
     number: u64,
 }
 
 impl<T: Clone + Send + Sync + 'static> Turns<T> {
     pub(super) fn new(limit: Limit) -> Self {
-        Self { limit, players: Players::default() }
+        Self { limit, turns: garage_worker::turns::Turns::default(), runs: Runs::default(), next: AtomicU64::new(0) }
     }
 
     /// Runs a command of a player after the player's earlier ones. If an equal command already waits or runs, waits for
@@ -95,29 +93,23 @@ impl<T: Clone + Send + Sync + 'static> Turns<T> {
         keyed: Option<Keyed>,
         command: impl Future<Output = T> + Send + 'static,
     ) -> Result<Shared<Run<T>>, Problem> {
-        let mut players = lock(&self.players);
-        let commands = players.entry(player.clone()).or_default();
-        if let Some(run) = keyed.as_ref().and_then(|keyed| commands.keyed.get(keyed)?.1.upgrade()) {
+        let mut runs = lock(&self.runs);
+        let key = keyed.map(|keyed| (player.clone(), keyed));
+        if let Some(run) = key.as_ref().and_then(|key| runs.get(key)?.1.upgrade()) {
             return Ok(run);
         }
-        if commands.count > MAX_WAITING {
-            drop(players);
-            let why = format_args!("{MAX_WAITING} commands of the player wait already");
-            return Err(Problem::limited(&self.limit, why, RETRY_WAITING));
-        }
-        let number = commands.next;
-        (commands.count, commands.next) = (commands.count + 1, number + 1);
-        let turn = Arc::clone(&commands.turn);
-        let place = Place { players: Arc::clone(&self.players), player: player.clone(), keyed: keyed.clone(), number };
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let waiting =
+            self.turns.enter(player).map_err(|why: TooMany| Problem::limited(&self.limit, why, RETRY_WAITING))?;
+        let entry = key.clone().map(|key| Entry { runs: Arc::clone(&self.runs), key, number });
         let run = async move {
-            let turn = turn.acquire_owned().await;
+            let turn = waiting.turn().await;
             // While the command runs, a repetition finds its run even if all clients have disconnected.
-            let run = place.run();
+            let run = entry.as_ref().and_then(Entry::run);
             let running = tokio::spawn(async move {
                 let answer = timeout(DEADLINE, command).await;
                 // Dropped before the client gets its answer, so that it can then send another command at once.
-                drop(place);
-                drop((turn, run));
+                drop((entry, turn, run));
                 answer
             });
             match running.await {
@@ -127,48 +119,34 @@ impl<T: Clone + Send + Sync + 'static> Turns<T> {
             }
         };
         let run = run.boxed().shared();
-        if let (Some(keyed), Some(weak)) = (keyed, run.downgrade()) {
-            commands.keyed.insert(keyed, (number, weak));
+        if let (Some(key), Some(weak)) = (key, run.downgrade()) {
+            runs.insert(key, (number, weak));
         }
         Ok(run)
     }
 }
 
-impl<T: Clone> Place<T> {
-    /// The run of this command, if equal commands can share it.
+impl<T: Clone> Entry<T> {
+    /// The run of this command, which equal commands share.
     fn run(&self) -> Option<Shared<Run<T>>> {
-        let players = lock(&self.players);
-        let (_, run) = players.get(&self.player)?.keyed.get(self.keyed.as_ref()?)?;
+        let runs = lock(&self.runs);
+        let (_, run) = runs.get(&self.key)?;
         run.upgrade()
     }
 }
 
-impl<T: Clone> Drop for Place<T> {
+impl<T: Clone> Drop for Entry<T> {
     fn drop(&mut self) {
-        let mut players = lock(&self.players);
-        let Some(commands) = players.get_mut(&self.player) else { return };
-        commands.count -= 1;
-        if let Some(keyed) = &self.keyed
-            && commands.keyed.get(keyed).is_some_and(|(number, _)| *number == self.number)
-        {
-            commands.keyed.remove(keyed);
-        }
-        if commands.count == 0 {
-            players.remove(&self.player);
+        let mut runs = lock(&self.runs);
+        if runs.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
+            runs.remove(&self.key);
         }
     }
 }
 
-// Not derived, because that would require `T: Default`.
-impl<T> Default for Commands<T> {
-    fn default() -> Self {
-        Self { turn: Arc::new(Semaphore::new(1)), count: 0, next: 0, keyed: HashMap::new() }
-    }
-}
-
-fn lock<T>(players: &Players<T>) -> MutexGuard<'_, HashMap<PlayerId, Commands<T>>> {
+fn lock<T>(runs: &Runs<T>) -> MutexGuard<'_, HashMap<(PlayerId, Keyed), Numbered<T>>> {
     // A poisoned lock is still consistent: nothing panics between two changes.
-    players.lock().unwrap_or_else(PoisonError::into_inner)
+    runs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

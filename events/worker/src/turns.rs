@@ -10,53 +10,49 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The maximum number of requests of one player that wait for their turn. A client has few requests in progress at the
 /// same time, so more of them are a flood.
-pub(super) const MAX_WAITING: usize = 32;
+pub const MAX_WAITING: usize = 32;
 
-/// The players with a request, each with those who wait. Clones share it.
+/// The players with a request, each with those that wait. Clones share it. Players without a request take no memory.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Turns(Arc<Mutex<HashMap<PlayerId, Line>>>);
+pub struct Turns(Arc<Mutex<HashMap<PlayerId, Line>>>);
 
 /// The requests of one player.
 #[derive(Debug)]
 struct Line {
-    /// Has one permit: the turn. Those who wait get it in the order of their arrival.
+    /// Has one permit: the turn. Those that wait get it in the order in which they began to wait.
     turn: Arc<Semaphore>,
     /// The request whose turn it is, and those that wait.
     requests: usize,
 }
 
 /// [`MAX_WAITING`] requests of the player already wait.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooMany;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{MAX_WAITING} requests of the player wait already")]
+pub struct TooMany;
 
 /// A request in the line of its player. Dropping it takes the request out of the line.
 #[derive(Debug)]
-struct Place {
+pub struct Waiting {
     turns: Turns,
     player: PlayerId,
+    /// See [`Line::turn`].
+    turn: Arc<Semaphore>,
 }
 
 /// The player's turn. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub struct Turn {
     // The permit comes first, so that it is returned before the line can be removed.
-    _permit: OwnedSemaphorePermit,
-    _place: Place,
+    _permit: Option<OwnedSemaphorePermit>,
+    _waiting: Waiting,
 }
 
 impl Turns {
-    /// Waits for the turn of a request of `player`. The caller limits the time.
+    /// Puts a request in the line of `player`.
     ///
     /// # Errors
     /// [`TooMany`]
-    pub(super) async fn wait(&self, player: &PlayerId) -> Result<Turn, TooMany> {
-        let (place, turn) = self.line_up(player)?;
-        // The semaphore is never closed, so there is no other error.
-        let Ok(permit) = turn.acquire_owned().await else { return Err(TooMany) };
-        Ok(Turn { _permit: permit, _place: place })
-    }
-
-    fn line_up(&self, player: &PlayerId) -> Result<(Place, Arc<Semaphore>), TooMany> {
+    pub fn enter(&self, player: &PlayerId) -> Result<Waiting, TooMany> {
         let mut lines = self.lines();
         let new = || Line { turn: Arc::new(Semaphore::new(1)), requests: 0 };
         let line = lines.entry(player.clone()).or_insert_with(new);
@@ -64,7 +60,12 @@ impl Turns {
             return Err(TooMany);
         }
         line.requests += 1;
-        Ok((Place { turns: self.clone(), player: player.clone() }, Arc::clone(&line.turn)))
+        Ok(Waiting { turns: self.clone(), player: player.clone(), turn: Arc::clone(&line.turn) })
+    }
+
+    /// Whether no player has a request.
+    pub fn is_empty(&self) -> bool {
+        self.lines().is_empty()
     }
 
     fn lines(&self) -> MutexGuard<'_, HashMap<PlayerId, Line>> {
@@ -73,7 +74,16 @@ impl Turns {
     }
 }
 
-impl Drop for Place {
+impl Waiting {
+    /// Waits for the request's turn. The caller limits the time.
+    pub async fn turn(self) -> Turn {
+        // There is always a permit: the semaphore is never closed.
+        let permit = Arc::clone(&self.turn).acquire_owned().await.ok();
+        Turn { _permit: permit, _waiting: self }
+    }
+}
+
+impl Drop for Waiting {
     fn drop(&mut self) {
         let mut lines = self.turns.lines();
         if let Some(line) = lines.get_mut(&self.player) {
@@ -99,30 +109,30 @@ mod tests {
     async fn one_request_of_a_player_has_the_turn_and_other_players_do_not_wait() {
         let turns = Turns::default();
         let (ann, bob) = (player("ann"), player("bob"));
-        let first = turns.wait(&ann).await.unwrap();
-        let mut second = Box::pin(turns.wait(&ann));
+        let first = turns.enter(&ann).unwrap().turn().await;
+        let mut second = Box::pin(turns.enter(&ann).unwrap().turn());
         assert!(second.as_mut().now_or_never().is_none());
-        let other = turns.wait(&bob).now_or_never().unwrap().unwrap();
+        let other = turns.enter(&bob).unwrap().turn().now_or_never().unwrap();
         drop((first, other));
-        drop(second.await.unwrap());
-        assert!(turns.lines().is_empty(), "nothing is kept for players without a request");
+        drop(second.await);
+        assert!(turns.is_empty(), "nothing is kept for players without a request");
     }
 
     #[tokio::test]
     async fn a_request_beyond_the_limit_is_refused_and_those_that_wait_get_their_turn() {
         let turns = Turns::default();
         let ann = player("ann");
-        let first = turns.wait(&ann).await.unwrap();
-        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| Box::pin(turns.wait(&ann))).collect();
+        let first = turns.enter(&ann).unwrap().turn().await;
+        let wait = || Box::pin(turns.enter(&ann).unwrap().turn());
+        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| wait()).collect();
         assert!(waiting.iter_mut().all(|one| one.as_mut().now_or_never().is_none()));
-        assert_eq!(turns.wait(&ann).await.unwrap_err(), TooMany);
+        assert_eq!(turns.enter(&ann).unwrap_err(), TooMany);
         // A request that no longer waits makes room for another one.
         waiting.pop();
-        waiting.push(Box::pin(turns.wait(&ann)));
+        waiting.push(wait());
         assert!(waiting.last_mut().unwrap().as_mut().now_or_never().is_none());
         drop(first);
-        let got = join_all(waiting.into_iter().map(|one| async { one.await.map(drop) })).await;
-        assert!(got.iter().all(Result::is_ok));
-        assert!(turns.lines().is_empty());
+        join_all(waiting.into_iter().map(|one| async { drop(one.await) })).await;
+        assert!(turns.is_empty());
     }
 }
