@@ -10,7 +10,7 @@ use garage_events::{
     event::Recorded,
     id::{PlayerId, SessionId},
     jetstream::{JetStreamLog, follow::Follow},
-    player,
+    player, presence,
     rate::RateLimit,
     subject::{Aggregate, HISTORY, PLAYERS, STREAM},
 };
@@ -76,8 +76,15 @@ struct Defaults {
     limits: RateLimits,
 }
 
-/// What the abuser does, and the limit that it exceeds, in requests per second.
-fn kinds() -> anyhow::Result<Vec<(&'static str, Abuse, f64)>> {
+/// A limit that the abuser exceeds: so many requests at once, and so many per second.
+#[derive(Debug, Clone, Copy)]
+struct Allowed {
+    burst: f64,
+    rate: f64,
+}
+
+/// What the abuser does, and the limit that it exceeds.
+fn kinds() -> anyhow::Result<Vec<(&'static str, Abuse, Allowed)>> {
     let Defaults { limits } = Defaults::try_parse_from(["garage"])?;
     let kinds = [
         ("tickets", Abuse::Tickets, limits.limit_tickets),
@@ -86,7 +93,9 @@ fn kinds() -> anyhow::Result<Vec<(&'static str, Abuse, f64)>> {
         ("sockets", Abuse::Sockets, limits.limit_sockets),
     ];
     let per_second = |(name, abuse, limit)| match limit {
-        RateLimit::Bucket { refill, .. } => Ok((name, abuse, 1.0 / refill.as_secs_f64())),
+        RateLimit::Bucket { burst, refill } => {
+            Ok((name, abuse, Allowed { burst: f64::from(burst.get()), rate: 1.0 / refill.as_secs_f64() }))
+        }
         RateLimit::Off => bail!("{name} have no limit"),
     };
     kinds.into_iter().map(per_second).collect()
@@ -115,7 +124,7 @@ async fn measure(load: &Load, stack: &mut Stack) -> anyhow::Result<()> {
 
     let (mut rows, mut lines) = (Vec::new(), Vec::new());
     for (name, abuse, limit) in kinds()? {
-        let rate = (limit * TIMES).ceil();
+        let rate = (limit.rate * TIMES).ceil();
         let (mut beside_harmless, mut beside_abuse) = (Repeated::default(), Repeated::default());
         for run in 1..=load.runs {
             note(format!("{name}, run {run} of {}: {rate} requests per second to /livez …", load.runs));
@@ -192,20 +201,22 @@ impl Repeated {
 struct Flooded {
     answers: Answers,
     time: Duration,
-    /// The number of messages about the abuser, by stream.
-    added: Vec<(&'static str, usize)>,
+    /// The number of messages that the abuser added, by stream.
+    added: Vec<(&'static str, u64)>,
 }
 
 impl Flooded {
-    fn line(&self, name: &str, limit: f64) -> String {
+    fn line(&self, name: &str, limit: Allowed) -> String {
         let seconds = self.time.as_secs_f64();
         let answers: Vec<_> = self.answers.0.iter().map(|(status, count)| format!("{count} × {status}")).collect();
-        let added = |(stream, count): &(&str, usize)| {
-            let count = u32::try_from(*count).map_or(f64::INFINITY, f64::from);
-            format!("{:.2} messages/s in {stream}", count / seconds)
-        };
-        let added: Vec<_> = self.added.iter().map(added).collect();
-        format!("  {name}, limit {limit}/s: in {seconds:.0} s {}; stored {}", answers.join(", "), added.join(", "))
+        let added: Vec<_> = self.added.iter().map(|(stream, count)| format!("{count} in {stream}")).collect();
+        let Allowed { burst, rate } = limit;
+        let allowed = burst + rate * seconds;
+        format!(
+            "  {name}: in {seconds:.0} s {}; messages stored: {}; requests that the limit allows: {burst} + {rate}/s = {allowed:.0}",
+            answers.join(", "),
+            added.join(", ")
+        )
     }
 }
 
@@ -221,6 +232,7 @@ impl Stage<'_> {
     async fn beside(&self, load: &Load, name: &str, abuse: &Abuse, rate: f64) -> anyhow::Result<(Seen, Flooded)> {
         let player = format!("abuser-{name}");
         let abuser = Abuser::new(&self.stack.gateway(), &self.stack.token(&player, Some(ABUSERS_RANK))?);
+        let entries = self.last_entry().await?;
         let (stop, began) = (Shutdown::new(), Instant::now());
         let flooding = tokio::spawn({
             let (abuse, stop) = (abuse.clone(), stop.clone());
@@ -230,12 +242,14 @@ impl Stage<'_> {
         stop.cancel();
         let answers = flooding.await?;
         let time = began.elapsed();
-        let added = self.messages(&player.parse()?).await?;
+        let mut added = self.messages(&player.parse()?).await?;
+        // The players open no sockets, so these are the abuser's entries and the gateway's heartbeats.
+        added.push((presence::STREAM, self.last_entry().await? - entries));
         Ok((seen?, Flooded { answers, time, added }))
     }
 
-    /// The number of messages about a player, by stream.
-    async fn messages(&self, player: &PlayerId) -> anyhow::Result<Vec<(&'static str, usize)>> {
+    /// The number of messages about a player in the log and its copy, by stream.
+    async fn messages(&self, player: &PlayerId) -> anyhow::Result<Vec<(&'static str, u64)>> {
         let mut all = Vec::new();
         for name in [STREAM, HISTORY] {
             let stream = self.log.context().get_stream_no_info(name).await?;
@@ -243,11 +257,17 @@ impl Stage<'_> {
             for aggregate in [Aggregate::Player(player.clone()), Aggregate::Inventory(player.clone())] {
                 let subjects = stream.info_with_subjects(aggregate.filter()).await?;
                 let counts: Vec<_> = subjects.try_collect().await?;
-                count += counts.into_iter().map(|(_, count)| count).sum::<usize>();
+                count += counts.into_iter().map(|(_, count)| count as u64).sum::<u64>();
             }
             all.push((name, count));
         }
         Ok(all)
+    }
+
+    /// The sequence of the last entry of a socket or a gateway. A bucket keeps only the last entry of each player, so
+    /// its messages cannot be counted afterwards.
+    async fn last_entry(&self) -> anyhow::Result<u64> {
+        Ok(self.log.context().get_stream(presence::STREAM).await?.cached_info().state.last_sequence)
     }
 
     /// Queues one player after another, and waits until all are matched.
