@@ -190,9 +190,12 @@ async fn put(context: &Context, key: &Key, value: Vec<u8>, ttl: Option<Duration>
     }
     let message = message.payload(value.into());
     let stored = async { context.send_publish(key.to_string(), message).await?.await };
-    stored
-        .await
-        .with_context(|| format!("cannot write to the bucket {}; run `garage init` if it is missing", block::BUCKET))?;
+    stored.await.with_context(|| {
+        format!(
+            "cannot write to the bucket {}; run `garage init` if it is missing, and unblock players if it is full",
+            block::BUCKET
+        )
+    })?;
     Ok(())
 }
 
