@@ -13,7 +13,7 @@
 //!   rule sets. [`rate`]: rate limits.
 //! - [`lease`]: which instance of a worker does a task that only one of them should do.
 //! - [`presence`]: which players have an open WebSocket. [`block`]: which players an operator has blocked or kicked.
-//! - [`deadline`]: waiting for channels and child processes, with a limit.
+//! - [`toml_file`]: reads the files of operators. [`deadline`]: waiting for channels and child processes, with a limit.
 //! - [`mod@env`]: clock and id source. [`crash`]: crash points for fault tests.
 
 pub mod block;
@@ -41,3 +41,4 @@ pub mod session;
 pub mod sim;
 pub mod subject;
 pub mod svc;
+pub mod toml_file;

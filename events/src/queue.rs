@@ -208,8 +208,8 @@ impl Queues {
     /// # Errors
     /// [`QueueError::Parse`], [`QueueError::Unusable`]
     pub fn parse(text: &str, path: &Path) -> Result<Self, QueueError> {
-        let file: File =
-            toml::from_str(text).map_err(|source| QueueError::Parse { path: path.into(), source: Box::new(source) })?;
+        let file: File = crate::toml_file::parse(text)
+            .map_err(|source| QueueError::Parse { path: path.into(), source: Box::new(source) })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         Self::of(file, folder).map_err(|reason| QueueError::Unusable { path: path.into(), reason })
     }
@@ -229,7 +229,7 @@ impl Queues {
 
     /// The relative paths of the rule sets that the text of a queues file names. A text that cannot be parsed has none.
     pub fn rule_set_files(text: &str) -> Vec<PathBuf> {
-        let file: Option<File> = toml::from_str(text).ok();
+        let file: Option<File> = crate::toml_file::parse(text).ok();
         let files = file.into_iter().flat_map(|file| file.queues.into_values()).filter_map(|entry| entry.rule_set);
         files.filter(|path| path.is_relative()).collect()
     }

@@ -122,7 +122,8 @@ impl FromStr for Catalogue {
     type Err = FileError;
 
     fn from_str(text: &str) -> Result<Self, FileError> {
-        let file: File = toml::from_str(text).map_err(|error| FileError::Malformed(Box::new(error)))?;
+        let file: File =
+            garage_events::toml_file::parse(text).map_err(|error| FileError::Malformed(Box::new(error)))?;
         let mut validator = Validator { text, faults: Vec::new(), line: 1, context: String::new() };
         let catalogue = validator.catalogue(file);
         validator.faults.sort_by_key(|fault| fault.line);
