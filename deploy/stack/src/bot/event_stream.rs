@@ -17,8 +17,8 @@ pub struct EventStream {
     seen: u64,
     frames: Vec<Frame>,
     breaks: u32,
-    /// How many connections broke or could not be opened. A slow gateway can still accept one of them, which then
-    /// replaces a newer socket.
+    /// How many connections broke, were dropped or could not be opened. A slow gateway can still accept one of them, which
+    /// then replaces a newer socket.
     lost: u32,
 }
 
@@ -123,9 +123,11 @@ impl EventStream {
         }
     }
 
-    /// Drops the connection without a closing handshake. The next call of [`next`](Self::next) reopens it.
+    /// Drops the connection without a closing handshake, also if it is still being opened. The next call of
+    /// [`next`](Self::next) reopens it.
     pub fn hang_up(&mut self) {
         self.socket = None;
+        self.lost += 1;
     }
 
     /// Closes the socket, and returns all received frames.
@@ -157,12 +159,18 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(60);
 
-    /// A gateway that closes one socket after the other with these codes. Returns whether the bot opens a further one.
     async fn reconnects_after(codes: &[u16]) -> bool {
+        reconnects(|_| {}, codes).await
+    }
+
+    /// A gateway that closes one socket after the other with these codes. Returns whether the bot opens a further one.
+    async fn reconnects(before: impl FnOnce(&mut EventStream), codes: &[u16]) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let gateway = format!("http://{}", listener.local_addr().unwrap());
         let bot = Bot::new(reqwest::Client::new(), &gateway, "ann", "token");
-        let client = tokio::spawn(async move { EventStream::new(bot, 0).next().await });
+        let mut stream = EventStream::new(bot, 0);
+        before(&mut stream);
+        let client = tokio::spawn(async move { stream.next().await });
         let accept = async || timeout(DEADLINE, listener.accept()).await.unwrap().unwrap().0;
         for code in codes {
             let mut socket = accept_async(accept().await).await.unwrap();
@@ -190,5 +198,7 @@ mod tests {
     async fn a_bot_reconnects_once_for_each_connection_of_its_own_that_may_have_replaced_its_socket() {
         assert!(reconnects_after(&[4009, 4010]).await);
         assert!(!reconnects_after(&[4009, 4010, 4010]).await);
+        assert!(reconnects(EventStream::hang_up, &[4010]).await);
+        assert!(!reconnects(EventStream::hang_up, &[4010, 4010]).await);
     }
 }
