@@ -282,9 +282,9 @@ mod tests {
         env::Simulated,
         event::Recorded,
         game::{Secret, Secrets},
-        id::{PlayerId, SessionId},
+        id::{PartyId, PlayerId, SessionId},
         inventory,
-        log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Session},
+        log::{Append, AppendError, Decision, Head, Load, Party, Player, ReadError, Session},
         session::{Event, Matched, PodFailed, PodRequested},
         sim::SimLog,
         subject::Aggregate,
@@ -334,6 +334,10 @@ mod tests {
     impl Load for NoReports {
         async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
             self.0.player(id).await
+        }
+
+        async fn party(&self, id: PartyId) -> Result<Party, ReadError> {
+            self.0.party(id).await
         }
 
         async fn session(&self, id: SessionId) -> Result<Session, ReadError> {

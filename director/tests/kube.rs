@@ -413,6 +413,7 @@ impl Fixture {
             waiting_since: System.now(),
             requeue: None,
             absences: 0,
+            party: None,
         };
         let matched = Matched {
             queue,

@@ -37,6 +37,8 @@ points! {
     Queued = "gateway.queued",
     /// The cancellation of a ticket is appended.
     Cancelled = "gateway.cancelled",
+    /// A change of a party is appended, with the events of the players whose state changes.
+    PartyChanged = "gateway.party-changed",
     /// A presence entry is written.
     PresenceNoted = "gateway.presence-noted",
     /// A match is appended: the events of the session and of its players.

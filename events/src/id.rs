@@ -154,6 +154,11 @@ uuid_id!(
     SessionId,
     "session"
 );
+uuid_id!(
+    /// A party: players who queue together and stay together after the match.
+    PartyId,
+    "party"
+);
 name_id!(
     /// A queue of the matchmaker, named in the queues file.
     QueueName,

@@ -40,10 +40,10 @@ use self::{backlog::Backlog, link::Link, reader::Reader, storage::Storage};
 use crate::{
     crash::{self, Point},
     event::{Event, Recorded},
-    id::{PlayerId, SessionId},
+    id::{PartyId, PlayerId, SessionId},
     inventory,
-    log::{Append, AppendError, Decision, Head, Load, Player, ReadError, Reports, Session},
-    player, session,
+    log::{Append, AppendError, Decision, Load, Party, Player, ReadError, Reports, Session},
+    session,
     subject::{self, Aggregate, Report},
 };
 
@@ -172,6 +172,10 @@ impl JetStreamLog {
         found(self.stream.get_last_raw_message_by_subject(filter).await)
     }
 
+    async fn last_event<E: Event>(&self, aggregate: &Aggregate) -> Result<Option<Recorded<E>>, ReadError> {
+        self.last(&aggregate.filter()).await?.map(|message| decode(&message)).transpose()
+    }
+
     /// All events of an aggregate that has one subject per event type, oldest first.
     async fn history<E: Event>(&self, aggregate: &Aggregate) -> Result<Vec<Recorded<E>>, ReadError> {
         let filter = aggregate.filter();
@@ -278,15 +282,11 @@ pub(crate) fn decode<E: Event>(message: &StreamMessage) -> Result<Recorded<E>, R
 
 impl Load for JetStreamLog {
     async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
-        let Some(last) = self.last(&Aggregate::Player(id.clone()).filter()).await? else {
-            return Ok(Player::default());
-        };
-        let last = decode::<player::Event>(&last)?;
-        Ok(Player {
-            state: player::State::evolve(&last.event),
-            head: Head { seq: last.seq, n: last.n },
-            last: Some(last),
-        })
+        Ok(Player::of(self.last_event(&Aggregate::Player(id.clone())).await?))
+    }
+
+    async fn party(&self, id: PartyId) -> Result<Party, ReadError> {
+        Ok(Party::of(self.last_event(&Aggregate::Party(id)).await?))
     }
 
     async fn session(&self, id: SessionId) -> Result<Session, ReadError> {
@@ -294,8 +294,7 @@ impl Load for JetStreamLog {
     }
 
     async fn inventory(&self, id: &PlayerId) -> Result<Option<Recorded<inventory::Event>>, ReadError> {
-        let last = self.last(&Aggregate::Inventory(id.clone()).filter()).await?;
-        last.map(|message| decode(&message)).transpose()
+        self.last_event(&Aggregate::Inventory(id.clone())).await
     }
 }
 

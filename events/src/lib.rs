@@ -1,8 +1,9 @@
 //! The contract that all parts of Garage share, and the event log.
 //!
 //! - [`id`], [`subject`], [`projection`]: identifiers, NATS subjects, Redis keys.
-//! - [`event`]: the format of a message. [`player`], [`session`], [`inventory`]: the events of each aggregate.
-//!   [`player`] and [`session`] also hold the deciders; the inventory worker decides in its own database.
+//! - [`event`]: the format of a message. [`player`], [`party`], [`session`], [`inventory`]: the events of each
+//!   aggregate.
+//!   [`player`], [`party`] and [`session`] also hold the deciders; the inventory worker decides in its own database.
 //! - [`log`]: the traits to load aggregates and append decisions. [`jetstream`] implements them on NATS JetStream, and
 //!   [`sim`] in memory, for tests. Both pass the same contract tests (`tests/contract`).
 //! - [`reaction`]: loads a session, decides, and appends, until there is no conflict.
@@ -29,6 +30,7 @@ pub mod inventory;
 pub mod jetstream;
 pub mod lease;
 pub mod log;
+pub mod party;
 pub mod player;
 pub mod presence;
 pub mod projection;

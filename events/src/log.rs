@@ -16,8 +16,8 @@ use crate::{
     crash::Point,
     env::Env,
     event::{DecodeError, Event, Recorded},
-    id::{PlayerId, SessionId},
-    inventory, player, session,
+    id::{PartyId, PlayerId, SessionId},
+    inventory, party, player, session,
     subject::{Aggregate, Report},
 };
 
@@ -33,6 +33,12 @@ pub struct Head {
     pub n: u64,
 }
 
+impl Head {
+    fn of<E>(last: Option<&Recorded<E>>) -> Self {
+        last.map(|last| Self { seq: last.seq, n: last.n }).unwrap_or_default()
+    }
+}
+
 /// A player, as read from the log.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Player {
@@ -42,6 +48,42 @@ pub struct Player {
     pub head: Head,
     /// The last event; `None` for a new player.
     pub last: Option<Recorded<player::Event>>,
+}
+
+impl Player {
+    /// The player after their last event; `None` if the log has no event of them.
+    pub fn of(last: Option<Recorded<player::Event>>) -> Self {
+        let state = last.as_ref().map(|last| player::State::evolve(&last.event)).unwrap_or_default();
+        Self { state, head: Head::of(last.as_ref()), last }
+    }
+
+    /// Forgets the player's party, which has ended, so that the player may create or join another one, or queue alone.
+    ///
+    /// A party that has ended never opens again. So this needs no check when the decision is appended.
+    #[must_use]
+    pub fn without_party(self) -> Self {
+        Self { state: self.state.with_party(None), ..self }
+    }
+}
+
+/// A party, as read from the log.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Party {
+    /// The state after the last event. A party whose time is over still counts as open here: see
+    /// [`party::State::open`].
+    pub state: party::State,
+    /// The position that a decision on this party must name.
+    pub head: Head,
+    /// The last event; `None` if the log has no event of the party.
+    pub last: Option<Recorded<party::Event>>,
+}
+
+impl Party {
+    /// The party after its last event; `None` if the log has no event of it.
+    pub fn of(last: Option<Recorded<party::Event>>) -> Self {
+        let state = last.as_ref().map(|last| party::State::evolve(&last.event)).unwrap_or_default();
+        Self { state, head: Head::of(last.as_ref()), last }
+    }
 }
 
 /// A session, as read from the log.
@@ -59,8 +101,7 @@ impl Session {
     /// Folds all events of a session, oldest first.
     pub fn of(history: Vec<Recorded<session::Event>>) -> Self {
         let state = history.iter().fold(session::State::default(), session::State::evolve);
-        let head = history.last().map(|last| Head { seq: last.seq, n: last.n }).unwrap_or_default();
-        Self { state, head, history }
+        Self { state, head: Head::of(history.last()), history }
     }
 
     /// Checks that the read includes an event that is known to be stored, by its sequence.
@@ -133,6 +174,9 @@ pub trait Load: Clone + Send + Sync + 'static {
     /// Loads a player. A player without an event in the log is new.
     fn player(&self, id: &PlayerId) -> impl Future<Output = Result<Player, ReadError>> + Send;
 
+    /// Loads a party. A party without an event in the log is new.
+    fn party(&self, id: PartyId) -> impl Future<Output = Result<Party, ReadError>> + Send;
+
     /// Loads a session with all its events. A session without an event in the log is new.
     fn session(&self, id: SessionId) -> impl Future<Output = Result<Session, ReadError>> + Send;
 
@@ -162,7 +206,7 @@ impl<T: Load + Append> Log for T {}
 
 /// The events of one or more aggregates that are stored together or not at all.
 ///
-/// It must hold at most one change per aggregate and at most one event per player. The append refuses any other
+/// It must hold at most one change per aggregate, and at most one event per player and per party. The append refuses any other
 /// decision with [`AppendError::Refused`].
 #[derive(Debug, Clone)]
 pub struct Decision {

@@ -13,8 +13,12 @@ use crate::{
     event::events,
     failure,
     game::Ports,
-    id::{PlayerId, QueueName, Region, SessionId, TicketId},
+    id::{PartyId, PlayerId, QueueName, Region, SessionId, TicketId},
 };
+
+mod party;
+
+pub use party::{PartyChanged, Past, PastEvent, join_party, leave_party};
 
 events! {
     /// The matchmaking events of a player.
@@ -34,6 +38,8 @@ events! {
         Requeued = "requeued" at Failed,
         /// The session has ended. The player may queue again.
         Released = "released" at Finished,
+        /// The player joined or left a party, and does not wait. The rest of the player's state is unchanged.
+        PartyChanged = "party-changed" at PartyChanged,
     }
 }
 
@@ -68,6 +74,9 @@ pub struct Queued {
     /// See [`State::absences`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absences: u32,
+    /// See [`State::party`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -91,6 +100,9 @@ pub struct Cancelled {
     /// See [`State::absences`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absences: u32,
+    /// See [`State::party`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
 }
 
 /// Why a ticket was cancelled.
@@ -119,6 +131,9 @@ pub struct TimedOut {
     /// See [`State::absences`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absences: u32,
+    /// See [`State::party`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
 }
 
 /// The other tickets in the queue, when a ticket timed out or when a client asks. Each is counted once, as eligible or as
@@ -158,6 +173,9 @@ pub struct Matched {
     /// See [`State::absences`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absences: u32,
+    /// See [`State::party`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
 }
 
 /// The part of a ticket that [`Matched`] does not contain otherwise. See [`Queued`] for the fields.
@@ -173,6 +191,9 @@ pub struct Requeue {
     pub expires_at: OffsetDateTime,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub requeues: u32,
+    /// The party that the ticket is of. The player may have left it since: see [`Matched::party`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
 }
 
 impl Matched {
@@ -181,10 +202,16 @@ impl Matched {
         self.requeue.as_ref().is_some_and(|requeue| requeue.requeues > 0)
     }
 
+    /// Whether the player is still in the party that the ticket is of. A ticket without a party is only of players who
+    /// are in none.
+    pub fn is_in_party_of_ticket(&self) -> bool {
+        self.requeue.as_ref().is_none_or(|requeue| requeue.party == self.party)
+    }
+
     /// The ticket as it waits again after the match has failed; `None` if it is not requeued: its queue does not
-    /// requeue, it was requeued often enough, or it is about to expire.
+    /// requeue, it was requeued often enough, it is about to expire, or the player is no longer in its party.
     fn requeued(&self, now: OffsetDateTime) -> Option<Queued> {
-        let Requeue { rank, latencies, attributes, group, expires_at, requeues } = self.requeue.clone()?;
+        let Requeue { rank, latencies, attributes, group, expires_at, requeues, party } = self.requeue.clone()?;
         let queued = Queued {
             ticket: self.ticket,
             queue: self.queue.clone(),
@@ -196,8 +223,11 @@ impl Matched {
             expires_at,
             requeues: requeues + 1,
             absences: self.absences,
+            party,
         };
-        (queued.requeues <= MAX_REQUEUES && now + MIN_CHANCE <= expires_at).then_some(queued)
+        let may_wait =
+            queued.requeues <= MAX_REQUEUES && now + MIN_CHANCE <= expires_at && self.is_in_party_of_ticket();
+        may_wait.then_some(queued)
     }
 }
 
@@ -223,6 +253,9 @@ pub struct PlayerMatched {
     /// See [`State::absences`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absences: u32,
+    /// See [`State::party`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
 }
 
 /// Where a game server listens, and the fingerprint by which clients authenticate it.
@@ -249,6 +282,9 @@ pub struct Released {
     /// See [`State::absences`].
     #[serde(default, skip_serializing_if = "is_zero")]
     pub absences: u32,
+    /// See [`State::party`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
 }
 
 /// How a session ended.
@@ -277,10 +313,12 @@ pub enum State {
     Playing(PlayerMatched),
     /// The last ticket has ended. The player may queue again.
     Idle {
-        /// The ticket that has ended.
-        ticket: TicketId,
+        /// The ticket that has ended; `None` if the player has only been in parties.
+        ticket: Option<TicketId>,
         /// See [`State::absences`].
         absences: u32,
+        /// See [`State::party`].
+        party: Option<PartyId>,
     },
 }
 
@@ -292,9 +330,17 @@ impl State {
             Event::Queued(data) | Event::Requeued(Requeued { queued: data, .. }) => Self::Waiting(data.clone()),
             Event::Matched(data) => Self::Matched(data.clone()),
             Event::PlayerMatched(data) => Self::Playing(data.clone()),
-            Event::Cancelled(Cancelled { ticket, absences, .. })
-            | Event::TimedOut(TimedOut { ticket, absences, .. })
-            | Event::Released(Released { ticket, absences, .. }) => Self::Idle { ticket: *ticket, absences: *absences },
+            Event::Cancelled(Cancelled { ticket, absences, party, .. })
+            | Event::TimedOut(TimedOut { ticket, absences, party, .. })
+            | Event::Released(Released { ticket, absences, party, .. }) => {
+                Self::Idle { ticket: Some(*ticket), absences: *absences, party: *party }
+            }
+            Event::PartyChanged(PartyChanged { party, past: Some(past) }) => {
+                Self::evolve(&past.event.clone().into()).with_party(*party)
+            }
+            Event::PartyChanged(PartyChanged { party, past: None }) => {
+                Self::Idle { ticket: None, absences: 0, party: *party }
+            }
         }
     }
 
@@ -312,8 +358,32 @@ impl State {
             Self::New => None,
             Self::Waiting(Queued { ticket, .. })
             | Self::Matched(Matched { ticket, .. })
-            | Self::Playing(PlayerMatched { ticket, .. })
-            | Self::Idle { ticket, .. } => Some(*ticket),
+            | Self::Playing(PlayerMatched { ticket, .. }) => Some(*ticket),
+            Self::Idle { ticket, .. } => *ticket,
+        }
+    }
+
+    /// The party that the player is in. It may have ended because its time was over: see [`crate::party::LIFETIME`].
+    pub fn party(&self) -> Option<PartyId> {
+        match self {
+            Self::New => None,
+            Self::Waiting(Queued { party, .. })
+            | Self::Matched(Matched { party, .. })
+            | Self::Playing(PlayerMatched { party, .. })
+            | Self::Idle { party, .. } => *party,
+        }
+    }
+
+    /// The same state, but in another party, or in none.
+    #[must_use]
+    pub fn with_party(self, party: Option<PartyId>) -> Self {
+        match self {
+            Self::New if party.is_none() => Self::New,
+            Self::New => Self::Idle { ticket: None, absences: 0, party },
+            Self::Waiting(data) => Self::Waiting(Queued { party, ..data }),
+            Self::Matched(data) => Self::Matched(Matched { party, ..data }),
+            Self::Playing(data) => Self::Playing(PlayerMatched { party, ..data }),
+            Self::Idle { ticket, absences, .. } => Self::Idle { ticket, absences, party },
         }
     }
 
@@ -333,7 +403,7 @@ impl State {
 /// What a worker can request for a player.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// Enter a queue.
+    /// Enter a queue. A player who is in a party can queue only with it: [`Queued::party`] must name it.
     Queue(Queued),
     /// Cancel a ticket.
     Cancel { ticket: TicketId, reason: CancelReason },
@@ -382,6 +452,9 @@ pub enum Rejection {
     /// The player is in this session.
     #[error("player is in session {session}")]
     InSession { session: SessionId },
+    /// The player is in this party, and the command is not about it.
+    #[error("player is in party {party}")]
+    InParty { party: PartyId },
     /// The player does not wait with the ticket of the command: it has ended, or it never existed.
     #[error("player does not wait with ticket {ticket}")]
     NotWaiting { ticket: TicketId },
@@ -389,7 +462,7 @@ pub enum Rejection {
     #[error("ticket {ticket} has not expired")]
     NotExpired { ticket: TicketId },
     /// The ticket cannot wait again after a failed match: its queue does not requeue, it was requeued [`MAX_REQUEUES`]
-    /// times, or it expires soon.
+    /// times, it expires soon, or the player is no longer in its party.
     #[error("ticket {ticket} is not requeued")]
     NotRequeued { ticket: TicketId },
     /// The player is not in the session of the command. For [`Command::Open`] and [`Command::Requeue`] also: the player
@@ -403,12 +476,18 @@ pub enum Rejection {
 /// # Errors
 /// [`Rejection`] if the state does not allow the command.
 pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
-    let absences = state.absences();
+    let (absences, party) = (state.absences(), state.party());
     match command {
-        Command::Queue(queued) => may_queue(state).map(|()| Queued { absences, ..queued }.into()),
+        Command::Queue(queued) => {
+            may_queue(state)?;
+            match party.filter(|_| party != queued.party) {
+                Some(party) => Err(Rejection::InParty { party }),
+                None => Ok(Queued { absences, ..queued }.into()),
+            }
+        }
         Command::Cancel { ticket, reason } => {
             let waiting = waiting(state, ticket)?;
-            Ok(Cancelled { ticket, queue: waiting.queue.clone(), reason, absences }.into())
+            Ok(Cancelled { ticket, queue: waiting.queue.clone(), reason, absences, party }.into())
         }
         Command::TimeOut { ticket, now, considered } => {
             let waiting = waiting(state, ticket)?;
@@ -416,18 +495,19 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
                 return Err(Rejection::NotExpired { ticket });
             }
             let waited_ms = u64::try_from((now - waiting.waiting_since).whole_milliseconds()).unwrap_or(0);
-            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, considered, absences }.into())
+            Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, considered, absences, party }.into())
         }
         Command::Match { ticket, session, team, requeue } => {
             let Queued { queue, rank, latencies, attributes, group, waiting_since, expires_at, requeues, .. } =
                 waiting(state, ticket)?.clone();
-            let requeue = requeue.then_some(Requeue { rank, latencies, attributes, group, expires_at, requeues });
-            Ok(Matched { ticket, queue, session, team, waiting_since, requeue, absences }.into())
+            let requeue =
+                requeue.then_some(Requeue { rank, latencies, attributes, group, expires_at, requeues, party });
+            Ok(Matched { ticket, queue, session, team, waiting_since, requeue, absences, party }.into())
         }
         Command::Open { session, address } => match state {
             State::Matched(matched) if matched.session == session => {
                 let (ticket, queue) = (matched.ticket, matched.queue.clone());
-                Ok(PlayerMatched { ticket, queue, session, address, absences }.into())
+                Ok(PlayerMatched { ticket, queue, session, address, absences, party }.into())
             }
             _ => Err(Rejection::NotInSession { session }),
         },
@@ -445,7 +525,7 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
                     Some(true) => 0,
                     Some(false) => absences.saturating_add(1),
                 };
-                Ok(Released { ticket, session, why, reason, absences }.into())
+                Ok(Released { ticket, session, why, reason, absences, party }.into())
             }
             _ => Err(Rejection::NotInSession { session }),
         },

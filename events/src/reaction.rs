@@ -55,7 +55,8 @@ pub async fn decide_session<L: Log, W: Env>(
 
 /// Like [`decide_session`]. If the session opens or fails, `absent` gets the players who do not have the address yet,
 /// each with the time since when they wait, and returns those who have left since then. A session whose players have left
-/// fails instead of being opened. The players who have left are released and not requeued, and so are their groups.
+/// fails instead of being opened. The players who have left are released and not requeued, and so are their groups. The
+/// same is true of players who are no longer in the party of their ticket.
 ///
 /// # Errors
 /// The same as [`decide_session`].
@@ -107,9 +108,12 @@ pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<Pla
                 withdrawn = true;
                 continue;
             }
-            // A group waits again only with all of its players.
-            let stays = |(player, found): &(PlayerId, Player)| {
-                !left.contains(player) && matches!(&found.state, player::State::Matched(own) if own.session == id)
+            // A group waits again only with all of its players, and a party only with all members of the ticket.
+            let stays = |(player, found): &(PlayerId, Player)| match &found.state {
+                player::State::Matched(own) => {
+                    own.session == id && !left.contains(player) && own.is_in_party_of_ticket()
+                }
+                _ => false,
             };
             let staying: BTreeSet<_> = players.iter().filter(|one| stays(one)).map(|(player, _)| player).collect();
             let members = matched.teams.iter().flat_map(|team| &team.players);
@@ -230,9 +234,9 @@ mod tests {
         env::Simulated,
         event::Recorded,
         game,
-        id::TicketId,
+        id::{PartyId, TicketId},
         inventory,
-        log::{Append, Head, Load},
+        log::{Append, Head, Load, Party},
         player::{Queued, Released, State},
         session::{Limits, Matched, Member, Next, PodRequested, PodScheduled, Team},
         sim::SimLog,
@@ -251,6 +255,10 @@ mod tests {
         async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
             let (lagging, was) = &self.player;
             if lagging == id { Ok(was.clone()) } else { self.log.player(id).await }
+        }
+
+        async fn party(&self, id: PartyId) -> Result<Party, ReadError> {
+            self.log.party(id).await
         }
 
         async fn session(&self, id: SessionId) -> Result<Session, ReadError> {
@@ -295,6 +303,7 @@ mod tests {
                 expires_at: BEGAN + time::Duration::MINUTE,
                 requeues: 0,
                 absences: 0,
+                party: None,
             };
             let aggregate = Aggregate::Player(player.clone());
             let queue = Decision::new(env, ticket.uuid(), None);
@@ -396,6 +405,24 @@ mod tests {
     }
 
     #[test]
+    fn a_group_does_not_wait_again_after_one_of_its_players_has_joined_a_party() {
+        let env = Simulated::at(BEGAN);
+        let log = SimLog::new(env.clone());
+        let (session, _) = match_of(&env, &log, Some(TicketId::new(env.id())));
+        let anna = "anna".parse::<PlayerId>().unwrap();
+        let found = block_on(log.player(&anna)).unwrap();
+        let joined = player::join_party(&found, PartyId::new(env.id())).unwrap();
+        let decision = Decision::new(&env, env.id(), None);
+        let decision = decision.change(&env, Aggregate::Player(anna), found.head, [joined]);
+        block_on(log.append(decision)).unwrap();
+        let fail = Command::Fail { reason: "exited".into() };
+        block_on(decide_session(&log, &env, session, fail, None)).unwrap().unwrap();
+        for name in ["anna", "bert"] {
+            assert!(matches!(state(&log, name), State::Idle { .. }), "{name}");
+        }
+    }
+
+    #[test]
     fn a_player_who_leaves_while_another_worker_opens_the_session_does_not_end_it() {
         let env = Simulated::at(BEGAN);
         let log = SimLog::new(env.clone());
@@ -447,8 +474,14 @@ mod tests {
         let log = SimLog::new(env.clone());
         let (session, _) = matched(&env, &log);
         let anna = block_on(log.player(&"anna".parse().unwrap())).unwrap();
-        let released =
-            Released { ticket: anna.state.ticket().unwrap(), session, why: Ending::Failed, reason: None, absences: 0 };
+        let released = Released {
+            ticket: anna.state.ticket().unwrap(),
+            session,
+            why: Ending::Failed,
+            reason: None,
+            absences: 0,
+            party: None,
+        };
         let decision = Decision::new(&env, session.uuid(), None);
         let aggregate = Aggregate::Player("anna".parse().unwrap());
         let decision = decision.change(&env, aggregate, anna.head, [player::Event::from(released)]);

@@ -19,14 +19,13 @@ use tokio::sync::{Notify, oneshot};
 use crate::{
     env::Env,
     event::{Event, Recorded},
-    id::{PlayerId, SessionId},
+    id::{PartyId, PlayerId, SessionId},
     inventory,
     jetstream::{follow, written},
     log::{
-        Append, AppendError, Decision, Head, Load, Player, ReadError, Session,
+        Append, AppendError, Decision, Load, Party, Player, ReadError, Session,
         encode::{Change, Encoded, take},
     },
-    player,
     subject::Aggregate,
 };
 
@@ -238,7 +237,7 @@ impl State {
     /// both. The committer must prevent this.
     fn head(&self, change: &Change, before: u64) -> u64 {
         let mut known = self.of(&change.filter).iter().rev();
-        let literal = matches!(change.aggregate, Aggregate::Player(_));
+        let literal = change.aggregate.has_one_subject();
         known.find(|seq| literal || **seq <= before).copied().unwrap_or_default()
     }
 
@@ -304,11 +303,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 impl<W: Env> Load for SimLog<W> {
     async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
-        let Some(last) = self.last::<player::Event>(&Aggregate::Player(id.clone()))? else {
-            return Ok(Player::default());
-        };
-        let (state, head) = (player::State::evolve(&last.event), Head { seq: last.seq, n: last.n });
-        Ok(Player { state, head, last: Some(last) })
+        Ok(Player::of(self.last(&Aggregate::Player(id.clone()))?))
+    }
+
+    async fn party(&self, id: PartyId) -> Result<Party, ReadError> {
+        Ok(Party::of(self.last(&Aggregate::Party(id))?))
     }
 
     async fn session(&self, id: SessionId) -> Result<Session, ReadError> {
@@ -380,7 +379,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::{env::Simulated, session};
+    use crate::{env::Simulated, log::Head, player, session};
 
     /// Puts two decisions on one aggregate in one commit, which the committer would prevent. Returns how many are
     /// stored.
@@ -402,7 +401,8 @@ mod tests {
         assert_eq!(commit_two_decisions(&session, &session::Event::from(session::Failed { reason: "x".into() })), 2);
         let player = Aggregate::Player("anna".parse().unwrap());
         let (ticket, session) = (crate::id::TicketId::new(uuid::Uuid::nil()), SessionId::new(uuid::Uuid::nil()));
-        let released = player::Released { ticket, session, why: player::Ending::Failed, reason: None, absences: 0 };
+        let released =
+            player::Released { ticket, session, why: player::Ending::Failed, reason: None, absences: 0, party: None };
         assert_eq!(commit_two_decisions(&player, &player::Event::from(released)), 1);
     }
 }

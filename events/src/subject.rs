@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use crate::{
     event::Event,
-    id::{Invalid, PlayerId, SessionId},
+    id::{Invalid, PartyId, PlayerId, SessionId},
 };
 
 pub use replay::{Filter, Prefix};
@@ -31,6 +31,8 @@ pub const SNAPSHOTS: &str = "OBJ_SNAPSHOTS";
 pub const ALL: &str = "garage.>";
 /// Selects every matchmaking event of every player.
 pub const PLAYERS: &str = "garage.player.*";
+/// Selects every event of every party.
+pub const PARTIES: &str = "garage.party.*";
 /// Selects every event of every session.
 pub const SESSIONS: &str = "garage.session.*.*";
 /// Selects every report of a game server.
@@ -65,6 +67,8 @@ pub enum Aggregate {
     Session(SessionId),
     /// A player's cars, items, coins and rating.
     Inventory(PlayerId),
+    /// The members of a party, its leader and its invitations.
+    Party(PartyId),
 }
 
 impl Aggregate {
@@ -72,8 +76,10 @@ impl Aggregate {
     /// for its expected sequence. If two appends use different filters, the server can miss a conflict between them.
     pub fn filter(&self) -> String {
         match self {
-            // Each player has one subject without wildcards, so the server also detects conflicts within one batch.
+            // Each player has one subject without wildcards, so the server also detects conflicts within one batch. The
+            // same is true for each party.
             Self::Player(id) => format!("garage.player.{id}"),
+            Self::Party(id) => format!("garage.party.{id}"),
             Self::Session(id) => format!("garage.session.{id}.>"),
             Self::Inventory(id) => format!("garage.inventory.{id}.>"),
         }
@@ -87,6 +93,7 @@ impl Aggregate {
     pub(crate) fn subject_of(&self, token: &str) -> String {
         match self {
             Self::Player(id) => format!("garage.player.{id}"),
+            Self::Party(id) => format!("garage.party.{id}"),
             Self::Session(id) => format!("garage.session.{id}.{token}"),
             Self::Inventory(id) => format!("garage.inventory.{id}.{token}"),
         }
@@ -104,15 +111,26 @@ impl Aggregate {
         }
         match (kind, rest) {
             ("player", None) => id.parse().ok().map(Self::Player),
+            ("party", None) => id.parse().ok().map(Self::Party),
             ("session", Some(_)) => id.parse().ok().map(Self::Session),
             ("inventory", Some(_)) => id.parse().ok().map(Self::Inventory),
             _ => None,
         }
     }
 
-    /// `player`, `session` or `inventory`.
+    /// Whether all events of the aggregate have one subject. Each of them then carries the whole state, and only the last
+    /// one counts.
+    pub(crate) const fn has_one_subject(&self) -> bool {
+        match self {
+            Self::Player(_) | Self::Party(_) => true,
+            Self::Session(_) | Self::Inventory(_) => false,
+        }
+    }
+
+    /// `player`, `session`, `inventory` or `party`.
     pub const fn kind(&self) -> &'static str {
         match self {
+            Self::Party(_) => "party",
             Self::Player(_) => "player",
             Self::Session(_) => "session",
             Self::Inventory(_) => "inventory",
@@ -124,6 +142,7 @@ impl Aggregate {
         match self {
             Self::Player(_) | Self::Inventory(_) => "player",
             Self::Session(_) => "session",
+            Self::Party(_) => "party",
         }
     }
 
@@ -131,6 +150,7 @@ impl Aggregate {
         match self {
             Self::Player(id) | Self::Inventory(id) => id.to_string(),
             Self::Session(id) => id.to_string(),
+            Self::Party(id) => id.to_string(),
         }
     }
 }
@@ -266,10 +286,13 @@ mod tests {
         let session = Aggregate::Session(SESSION.parse().unwrap());
         let player = Aggregate::Player("p=401".parse().unwrap());
         let inventory = Aggregate::Inventory("p1".parse().unwrap());
-        for aggregate in [session, player, inventory] {
+        let party = Aggregate::Party(SESSION.parse().unwrap());
+        for aggregate in [session, player, inventory, party] {
             assert_eq!(Aggregate::of(&aggregate.subject_of("some-event")), Some(aggregate));
         }
-        for foreign in ["garage.player.a.b", "garage.session.x.matched", "garage", "timer.due.x", "garage.x.y"] {
+        for foreign in
+            ["garage.player.a.b", "garage.session.x.matched", "garage.party.x", "garage", "timer.due.x", "garage.x.y"]
+        {
             assert_eq!(Aggregate::of(foreign), None, "{foreign}");
         }
     }
@@ -317,6 +340,7 @@ mod tests {
             any_player().prop_map(Aggregate::Player),
             any_session().prop_map(Aggregate::Session),
             any_player().prop_map(Aggregate::Inventory),
+            any::<u128>().prop_map(|id| Aggregate::Party(PartyId::new(Uuid::from_u128(id)))),
         ]
     }
 
@@ -345,7 +369,7 @@ mod tests {
 
         #[test]
         fn a_subject_that_parses_is_built_again_identically(
-            subject in "(garage|report|timer)(\\.(player|session|inventory|due|[a-z0-9=+]{0,3}|0198c5a0-7b1e-7c3d-8000-0123456789ab)){0,4}",
+            subject in "(garage|report|timer)(\\.(player|session|inventory|party|due|[a-z0-9=+]{0,3}|0198c5a0-7b1e-7c3d-8000-0123456789ab)){0,4}",
         ) {
             if let Ok(report) = subject.parse::<Report>() {
                 prop_assert_eq!(report.to_string(), subject.clone());

@@ -10,8 +10,8 @@ use std::{fs, path::PathBuf};
 
 use garage_events::{
     event::{DecodeError, Envelope, Event},
-    id::{PlayerId, SessionId},
-    inventory, player, session,
+    id::{PartyId, PlayerId, SessionId},
+    inventory, party, player, session,
 };
 use serde_json::{Value, json};
 
@@ -80,13 +80,20 @@ struct Kind {
     decode: fn(&Value) -> Result<Decoded, DecodeError>,
 }
 
-const KINDS: [Kind; 3] = [
+const KINDS: [Kind; 4] = [
     Kind {
         name: "player",
         id_field: "player",
         is_id: |text| text.parse::<PlayerId>().is_ok(),
         types: player::Event::TYPES,
         decode: decode_as::<player::Event>,
+    },
+    Kind {
+        name: "party",
+        id_field: "party",
+        is_id: |text| text.parse::<PartyId>().is_ok(),
+        types: party::Event::TYPES,
+        decode: decode_as::<party::Event>,
     },
     Kind {
         name: "session",

@@ -479,7 +479,9 @@ fn the_folder_of_samples_contains_only_samples() {
     let is_sample = |file: &str| match file.strip_prefix("events/golden/").unwrap().split('.').collect::<Vec<_>>()[..] {
         [aggregate, event, version, "json"] | [aggregate, event, version, _, "json"] => {
             let version = version.strip_prefix('v').and_then(|version| version.parse::<u32>().ok());
-            ["player", "session", "inventory"].contains(&aggregate) && token(event) && version.is_some_and(|v| v > 0)
+            ["player", "session", "inventory", "party"].contains(&aggregate)
+                && token(event)
+                && version.is_some_and(|v| v > 0)
         }
         _ => false,
     };

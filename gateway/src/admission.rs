@@ -26,6 +26,8 @@ pub(crate) const LABELS: &[&str] = &[
     "sockets",
     "connect-tokens",
     "groups",
+    "parties",
+    "party-joins",
     "queue",
     "tickets-waiting",
     "garage-waiting",
@@ -72,9 +74,13 @@ pub(crate) struct Admission {
     pub(crate) connect_tokens: Bucket,
     /// Tickets of groups, counted for the `sub` of the backend's token.
     pub(crate) groups: Bucket,
+    /// Commands on parties, apart from joins.
+    pub(crate) parties: Bucket,
+    /// Joins of parties.
+    pub(crate) party_joins: Bucket,
     /// Requests for tickets of each queue, with the queue's own limit.
     queues: BTreeMap<QueueName, Bucket>,
-    /// Commands on tickets run one after the other, for each player.
+    /// Commands on tickets and parties run one after the other, for each player.
     pub(crate) ticket_turns: Turns<Answer>,
     /// The same for commands on cars and items.
     pub(crate) garage_turns: Turns<Answer>,
@@ -94,6 +100,8 @@ impl Admission {
             sockets: class("sockets", limits.limit_sockets),
             connect_tokens: class("connect-tokens", limits.limit_connect_tokens),
             groups: class("groups", limits.limit_groups),
+            parties: class("parties", limits.limit_parties),
+            party_joins: class("party-joins", limits.limit_party_joins),
             queues: queues.queues.iter().map(of_queue).collect(),
             ticket_turns: Turns::new(Limit::of_class("tickets-waiting")),
             garage_turns: Turns::new(Limit::of_class("garage-waiting")),
@@ -112,7 +120,8 @@ impl Admission {
     pub(crate) async fn forget_idle(self: Arc<Self>, shutdown: Shutdown) -> anyhow::Result<()> {
         while shutdown.run_until_cancelled(sleep(FORGET_EVERY)).await.is_some() {
             let classes = [&self.tickets, &self.garage, &self.reads, &self.sockets, &self.connect_tokens, &self.groups];
-            classes.into_iter().chain(self.queues.values()).for_each(Bucket::forget_idle);
+            let classes = classes.into_iter().chain([&self.parties, &self.party_joins]);
+            classes.chain(self.queues.values()).for_each(Bucket::forget_idle);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use garage_events::{env::System, jetstream::JetStreamLog, queue::Queues};
 
 use crate::{
-    absence::AbsenceWait, admission::Admission, blocks::Blocks, hub::Hub, presence::Presence,
+    absence::AbsenceWait, admission::Admission, blocks::Blocks, hub::Hub, parties::Parties, presence::Presence,
     queue_status::QueueStatuses, token::Keys, wait_estimate::WaitEstimates,
 };
 
@@ -20,6 +20,7 @@ pub(crate) struct App {
     pub(crate) queue_statuses: QueueStatuses,
     pub(crate) wait_estimates: WaitEstimates,
     pub(crate) presence: Presence,
+    pub(crate) parties: Parties,
     pub(crate) absence_wait: AbsenceWait,
     pub(crate) admission: Arc<Admission>,
     pub(crate) env: System,

@@ -1,5 +1,7 @@
 //! A player's commands: load, decide, append. After a conflict, start again with a new load.
 
+pub(crate) mod party;
+
 use futures::{FutureExt, future::try_join_all};
 use garage_events::{
     env::Env,
@@ -27,6 +29,8 @@ const MAX_TRIES: u32 = 5;
 /// inventory worker is down. A closed queue accepts no new ticket, but a repeated request still gets the existing
 /// ticket, and so does a log that is nearly full.
 ///
+/// Returns `None`, and appends nothing, if the player is in a party: a party queues as a whole.
+///
 /// # Errors
 /// [`Problem`]: a 409 if the player already waits, is in a match, or has to wait after missed matches, a 503 if the queue is closed, the log is nearly full
 /// or the log does not answer.
@@ -37,33 +41,40 @@ pub async fn queue(
     id: &PlayerId,
     (queue, ticket): (&QueueName, TicketId),
     queued: impl Future<Output = Result<Queued, Problem>>,
-) -> Result<Ticket, Problem> {
+) -> Result<Option<Ticket>, Problem> {
     let mut tries = Tries::default();
     let queued = queued.shared();
     loop {
         let player = log.player(id).await?;
         let event = match ticket::queue(&player, ticket, env.now(), absence_wait) {
-            Ok(Queueing::Have(ticket)) => return Ok(ticket),
+            Ok(Queueing::Have(ticket)) => return Ok(Some(ticket)),
             Ok(Queueing::First(event)) => {
                 // The next round decides on the request, in the state after this event.
                 tries.append(log, env, id, &player, event).await?;
                 continue;
             }
             Ok(Queueing::Append) => {
+                if party::of(log, &player, env.now()).await?.is_some() {
+                    return Ok(None);
+                }
                 queue_statuses.check_open(queue)?;
                 if !storage.has_room_for_tickets() {
                     return Err(Problem::log_full());
                 }
                 // The decision adds what the request does not know, such as the matches that the player missed.
                 let command = Command::Queue(queued.clone().await?);
-                player::decide(&player.state, command).map_err(|rejection| rejected(&rejection))?
+                // If the state names a party, that party has ended.
+                let state = player.state.clone().with_party(None);
+                player::decide(&state, command).map_err(|rejection| rejected(&rejection))?
             }
             Ok(Queueing::Wait(until, absences)) => return Err(Problem::absent(until, absences, env.now())),
             Err(rejection) => return Err(rejected(&rejection)),
         };
-        if let Some(seq) = tries.append(log, env, id, &player, event.clone()).await? {
+        if let Some(seq) = tries.append(log, env, id, &player, event.clone()).await?
+            && let Some(queued) = Ticket::of(&event, seq)
+        {
             tracing::debug!(player.id = %id, ticket.id = %ticket, event.seq = seq, "queued");
-            return Ok(Ticket::of(&event, seq));
+            return Ok(Some(queued));
         }
     }
 }
@@ -132,7 +143,11 @@ pub async fn queue_group(
                     Tries::default().append_all(log, env, vec![(id.clone(), player.clone(), event)]).await?;
                     continue 'again;
                 }
-                Ok(Queueing::Append) => {}
+                Ok(Queueing::Append) => {
+                    if let Some((party, _, _)) = party::of(log, player, now).await? {
+                        return Err(Problem::in_party(party).about(id));
+                    }
+                }
                 Ok(Queueing::Wait(until, absences)) => return Err(Problem::absent(until, absences, now).about(id)),
                 Err(rejection) => return Err(rejected(&rejection).about(id)),
             }
@@ -142,7 +157,9 @@ pub async fn queue_group(
             return Err(Problem::log_full());
         }
         let events = found.into_iter().zip(queued.clone().await?).map(|((id, player), queued)| {
-            let event = player::decide(&player.state, Command::Queue(queued));
+            // If the state names a party, that party has ended.
+            let state = player.state.clone().with_party(None);
+            let event = player::decide(&state, Command::Queue(queued));
             let event = event.map_err(|rejection| rejected(&rejection).about(&id))?;
             Ok::<_, Problem>((id, player, event))
         });
@@ -150,8 +167,10 @@ pub async fn queue_group(
         let first = changes.first().map(|(_, _, event)| event.clone());
         if let (Some(sequences), Some(first)) = (tries.append_all(log, env, changes).await?, first) {
             let seq = sequences.first().copied().unwrap_or_default();
-            tracing::debug!(ticket.id = %ticket, event.seq = seq, players = players.len(), "queued a group");
-            return Ok(Ticket::of(&first, seq));
+            if let Some(queued) = Ticket::of(&first, seq) {
+                tracing::debug!(ticket.id = %ticket, event.seq = seq, players = players.len(), "queued a group");
+                return Ok(queued);
+            }
         }
     }
 }
@@ -170,6 +189,7 @@ fn rejected(rejection: &Rejection) -> Problem {
     match rejection {
         Rejection::Waiting { ticket } => Problem::waiting(*ticket),
         Rejection::InSession { session } => Problem::in_session(*session),
+        Rejection::InParty { party } => Problem::in_party(*party),
         Rejection::NotWaiting { .. }
         | Rejection::NotExpired { .. }
         | Rejection::NotRequeued { .. }
@@ -231,9 +251,9 @@ mod tests {
     use garage_events::{
         env::{Simulated, System},
         event::Recorded,
-        id::SessionId,
+        id::{PartyId, SessionId},
         inventory,
-        log::{Append, Head, Load, ReadError, Session},
+        log::{Append, Head, Load, Party, ReadError, Session},
         player::{Ending, Released},
         sim::SimLog,
     };
@@ -253,6 +273,10 @@ mod tests {
     impl Load for FailingLog {
         async fn player(&self, _: &PlayerId) -> Result<Player, ReadError> {
             Ok(Player::default())
+        }
+
+        async fn party(&self, _: PartyId) -> Result<Party, ReadError> {
+            Ok(Party::default())
         }
 
         async fn session(&self, _: SessionId) -> Result<Session, ReadError> {
@@ -283,6 +307,7 @@ mod tests {
             expires_at: OffsetDateTime::UNIX_EPOCH,
             requeues: 0,
             absences: 0,
+            party: None,
         }
     }
 
@@ -291,7 +316,7 @@ mod tests {
         let log = SimLog::new(Simulated::at(OffsetDateTime::UNIX_EPOCH));
         let ann: PlayerId = "ann".parse().unwrap();
         let (ticket, session) = (TicketId::new(System.id()), SessionId::new(System.id()));
-        let released = Released { ticket, session, why: Ending::Finished, reason: None, absences: 1 };
+        let released = Released { ticket, session, why: Ending::Finished, reason: None, absences: 1, party: None };
         let decision = Decision::new(&System, session.uuid(), None);
         let aggregate = Aggregate::Player(ann.clone());
         let decision = decision.change(&System, aggregate, Head::default(), [Event::from(released)]);

@@ -178,6 +178,20 @@ pub struct RateLimits {
     /// Rate limit for queueing groups, for each backend (the `sub` of its token), as in `--limit-tickets`.
     #[arg(long, env = "GARAGE_GATEWAY_LIMIT_GROUPS", default_value = "1000/100", value_name = "BURST/PER_SECOND")]
     pub limit_groups: RateLimit,
+
+    /// Rate limit for commands on parties, apart from joins, for each player, as in `--limit-tickets`.
+    #[arg(long, env = "GARAGE_GATEWAY_LIMIT_PARTIES", default_value = "40/2", value_name = "BURST/PER_SECOND")]
+    pub limit_parties: RateLimit,
+
+    /// Rate limit for joining parties, for each player, as in `--limit-tickets`. A join code has 50 random bits, so that
+    /// nobody finds one by guessing at this rate.
+    #[arg(
+        long,
+        env = "GARAGE_GATEWAY_LIMIT_PARTY_JOINS",
+        default_value = "10/0.1667",
+        value_name = "BURST/PER_SECOND"
+    )]
+    pub limit_party_joins: RateLimit,
 }
 
 /// Whose keys sign players' tokens, and what the tokens must contain. At least one source of keys is required: a JWKS,
@@ -283,7 +297,7 @@ mod tests {
     fn every_rate_limit_is_checked_before_the_gateway_connects() {
         let args = ["garage-gateway", "--queues", "q", "--jwt-key-file", "k"];
         let parse = |flag: &str, value: &str| Config::try_parse_from(args.iter().chain([&flag, &value]));
-        for class in ["tickets", "garage", "reads", "sockets", "connect-tokens", "groups"] {
+        for class in ["tickets", "garage", "reads", "sockets", "connect-tokens", "groups", "parties", "party-joins"] {
             let flag = format!("--limit-{class}");
             assert!(parse(&flag, "3/0.5").is_ok() && parse(&flag, "off").is_ok(), "{flag}");
             let error = parse(&flag, "many").unwrap_err().to_string();

@@ -1,5 +1,5 @@
 //! The frames of a socket: each event is one text frame, `{"seq", "n", "type", "data"}`. The frames about tokens,
-//! blocks and kicks are not events, and have only `type` and `data`.
+//! parties, blocks and kicks are not events, and have only `type` and `data`.
 
 use std::borrow::Cow;
 
@@ -14,10 +14,11 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::ticket::Me;
 
-/// An event in the form in which it is written to a socket.
+/// An event, or a notice about a party, in the form in which it is written to a socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
-    pub(crate) seq: u64,
+    /// The sequence of the event; `None` if the frame is not an event.
+    pub(crate) seq: Option<u64>,
     pub(crate) text: Utf8Bytes,
 }
 
@@ -46,13 +47,18 @@ impl Frame {
     pub(crate) fn of(seq: u64, body: &[u8]) -> serde_json::Result<Self> {
         let Envelope { n, type_name, data } = serde_json::from_slice(body)?;
         let text = serde_json::to_string(&FrameBody { seq, n, type_name: &type_name, data })?;
-        Ok(Self { seq, text: text.into() })
+        Ok(Self { seq: Some(seq), text: text.into() })
     }
 
     /// The frame that replaces all events up to the player's last one, if the log no longer has all of them.
     pub(crate) fn resync(me: &Me, head: Head) -> Self {
         let text = json!({ "seq": head.seq, "n": head.n, "type": "resync", "data": me }).to_string();
-        Self { seq: head.seq, text: text.into() }
+        Self { seq: Some(head.seq), text: text.into() }
+    }
+
+    /// A frame that is not an event.
+    pub(crate) fn notice(type_name: &str, data: &impl Serialize) -> Self {
+        Self { seq: None, text: json!({ "type": type_name, "data": data }).to_string().into() }
     }
 }
 

@@ -199,6 +199,18 @@ impl Hub {
         }
     }
 
+    /// Sends a frame that is not an event to those of the players who have a socket on this gateway.
+    pub(crate) fn send(&self, players: &[PlayerId], frame: &Frame) {
+        let mut state = self.state();
+        for player in players {
+            if state.players.get(player).is_some_and(|connected| connected.frames.try_send(frame.clone()).is_err())
+                && let Some(slow) = state.players.remove(player)
+            {
+                close(slow, Closing::TooSlow);
+            }
+        }
+    }
+
     fn start_at(&self, position: u64) {
         self.state().position = position;
     }
@@ -296,7 +308,8 @@ mod tests {
         assert_eq!(ann.position, 4);
         hub.dispatch(&message(5, "ann"));
         hub.dispatch(&message(6, "bob"));
-        assert_eq!((ann.frames.try_recv().unwrap().seq, bob.frames.try_recv().unwrap().seq), (5, 6));
+        assert_eq!(ann.frames.try_recv().unwrap().seq, Some(5));
+        assert_eq!(bob.frames.try_recv().unwrap().seq, Some(6));
         assert!(ann.frames.try_recv().is_err());
         assert_eq!(hub.position(), 6);
     }
@@ -324,6 +337,17 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_is_not_an_event_reaches_only_its_players() {
+        let hub = Hub::default();
+        let (mut ann, mut bob) = (hub.register(&player("ann")), hub.register(&player("bob")));
+        hub.send(&[player("ann"), player("carl")], &Frame::notice("party", &serde_json::json!({})));
+        let frame = ann.frames.try_recv().unwrap();
+        let content: serde_json::Value = serde_json::from_str(&frame.text).unwrap();
+        assert_eq!((frame.seq, content), (None, serde_json::json!({"type": "party", "data": {}})));
+        assert!(bob.frames.try_recv().is_err());
+    }
+
+    #[test]
     fn a_kick_closes_only_a_socket_that_was_opened_before_it() {
         let hub = Hub::default();
         let ann = player("ann");
@@ -344,7 +368,7 @@ mod tests {
         assert_eq!(one.end.try_recv(), Ok(Closing::Replaced));
         drop(one);
         hub.dispatch(&message(1, "ann"));
-        assert_eq!(two.frames.try_recv().unwrap().seq, 1);
+        assert_eq!(two.frames.try_recv().unwrap().seq, Some(1));
         drop(two);
         assert!(hub.state().players.is_empty());
     }

@@ -1,12 +1,12 @@
 //! REST and WebSocket for game clients. The only decisions that the gateway makes are on players' own commands: to
-//! queue and to cancel.
+//! queue, to cancel, and to form parties.
 //!
 //! - [`Config`]: the configuration; [`token`]: the players' tokens.
 //! - `admission`: limits for the requests of one account.
 //! - `server`, `tls`, `write_timeout`: the accept loop; `connections`: limits for open connections; `proxy`: the
 //!   client's address behind a proxy; `cors`: which web pages may call the gateway; `routes`: REST; `problem`: errors
 //!   in the format of RFC 9457.
-//! - [`commands`], `ticket` (pure): queueing and cancelling; `request`: parses and checks requests; `queue_status`: the
+//! - [`commands`], `ticket` (pure): queueing and cancelling; `party` (pure), `parties`: the open parties; `request`: parses and checks requests; `queue_status`: the
 //!   closed queues; `blocks`: the blocked players; `regions`: where clients measure their latency; `wait_estimate`: the
 //!   wait estimates; `ops`: the dashboard on the admin port.
 //! - `upgrade`, `socket`, `hub`, `frame`: push the log's events to players; `presence`: which players have a socket, on
@@ -24,6 +24,8 @@ mod frame;
 mod hub;
 mod limits;
 mod ops;
+mod parties;
+mod party;
 mod presence;
 mod problem;
 mod proxy;
@@ -75,7 +77,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 /// What the worker measures.
-const METRICS: [Metric; 14] = [
+const METRICS: [Metric; 17] = [
     Metric::counter("garage_gateway_requests_total", "requests answered").with_later_labels(),
     // A route appears with its first request; failures of any route are an increase.
     Metric::histogram("garage_gateway_request_seconds", "time from the head of a request to the head of its answer")
@@ -104,6 +106,15 @@ const METRICS: [Metric; 14] = [
     Metric::counter("garage_gateway_jwks_reads_total", "reads of the identity provider's keys")
         .with(&[("outcome", &["ok", "failed"])]),
     Metric::gauge("garage_gateway_jwks_keys", "usable keys of the identity provider"),
+    Metric::gauge("garage_gateway_parties", "open parties"),
+    Metric::counter(
+        "garage_gateway_party_codes_refused_total",
+        "requests to join a party with a wrong or expired code",
+    ),
+    Metric::counter(
+        "garage_gateway_party_members_away_total",
+        "members of parties who did not reconnect in time, and count as away",
+    ),
 ];
 
 impl Gateway {
@@ -144,6 +155,9 @@ impl Gateway {
         let grace = Duration::from_secs(config.grace.into());
         let presence = presence::Presence::open(log.clone(), hub.clone(), grace, shutdown.clone()).await?;
         runtime.spawn("presence", presence.clone().run());
+        let parties = parties::Parties::new(hub.clone(), log.clone(), shutdown.clone());
+        let follow = parties::follow(parties.clone(), runtime.health.clone()).await?;
+        runtime.spawn("parties", follow);
 
         let listener = TcpListener::bind(config.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {} (--listen)", config.listen))?;
@@ -163,6 +177,7 @@ impl Gateway {
             queue_statuses,
             wait_estimates,
             presence,
+            parties,
             absence_wait,
             admission,
             env: System,

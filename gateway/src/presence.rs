@@ -281,10 +281,16 @@ impl Presence {
         }
         let found = self.0.log.player(player).await?;
         // A ticket requested after the socket had ended does not need a socket.
-        let Some(requested) = ticket::requested_at(&found) else { return Ok(()) };
-        if let State::Waiting(waiting) = &found.state
-            && requested <= ended
-        {
+        if ticket::requested_at(&found).is_some_and(|requested| requested > ended) {
+            return Ok(());
+        }
+        // A member of a party is away. If the party waits, the same commit cancels its ticket.
+        if commands::party::away(&self.0.log, &System, player, ended).await? {
+            metrics::counter!("garage_gateway_vanished_total").increment(1);
+            tracing::info!(player.id = %player, "ticket of a party cancelled: player did not reconnect");
+            return Ok(());
+        }
+        if let State::Waiting(waiting) = &found.state {
             let cancelled = commands::cancel(&self.0.log, &System, player, waiting.ticket, CancelReason::Disconnected);
             match cancelled.await {
                 Ok(()) => {

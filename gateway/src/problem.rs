@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt::Display, time::Duration};
 use garage_events::{
     block::Block,
     event::DecodeError,
-    id::{PlayerId, QueueName, Region, SessionId, TicketId},
+    id::{PartyId, PlayerId, QueueName, Region, SessionId, TicketId},
     log::{AppendError, ReadError},
     svc::CallError,
 };
@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use warp::reply::Response;
 
-use crate::{admission::Limit, token::Refused};
+use crate::{admission::Limit, party, token::Refused};
 
 /// How long clients should wait before they retry, in seconds. NATS elects a new leader within a few seconds.
 pub(crate) const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
@@ -144,10 +144,14 @@ impl Problem {
             .member("queue", queue.as_str())
     }
 
-    /// Says which player of a group it is about.
+    /// Adds the names of the members of a party that it is about.
+    pub(crate) fn members<'a>(self, members: impl IntoIterator<Item = &'a PlayerId>) -> Self {
+        self.member("players", members.into_iter().map(party::name).collect::<Vec<_>>())
+    }
+
+    /// Says which player of a group or of a party it is about.
     pub(crate) fn about(mut self, player: &PlayerId) -> Self {
-        let name = player.to_foreign().unwrap_or_else(|| player.to_string());
-        self.about = Some(Box::new((player.clone(), name)));
+        self.about = Some(Box::new((player.clone(), party::name(player))));
         self
     }
 
@@ -176,6 +180,41 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, detail)
             .kind("/problems/in-session", "Already matched")
             .member("session", session.to_string())
+    }
+
+    /// The player is in this party, and the command is only for players who are in none, or for the leader.
+    pub(crate) fn in_party(party: PartyId) -> Self {
+        let detail = format!(
+            "the player is in party {party}; only its leader can queue it, and the player must leave it before they can \
+             join another party or a group"
+        );
+        Self::new(StatusCode::CONFLICT, detail)
+            .kind("/problems/in-party", "In a party")
+            .member("party", party.to_string())
+    }
+
+    pub(crate) fn not_leader(leader: Option<&PlayerId>) -> Self {
+        let problem = Self::new(StatusCode::FORBIDDEN, "only the leader of the party can do this")
+            .kind("/problems/not-leader", "Not the leader");
+        leader.iter().fold(problem, |problem, leader| problem.member("leader", party::name(leader)))
+    }
+
+    pub(crate) fn party_waits(ticket: TicketId) -> Self {
+        let detail = format!("the party waits with ticket {ticket}; cancel that ticket first");
+        Self::new(StatusCode::CONFLICT, detail)
+            .kind("/problems/party-waits", "Party waits")
+            .member("ticket", ticket.to_string())
+    }
+
+    pub(crate) fn party_full(detail: String) -> Self {
+        Self::new(StatusCode::CONFLICT, detail).kind("/problems/party-full", "Party full")
+    }
+
+    /// These members of the party are away or not ready.
+    pub(crate) fn not_ready<'a>(members: impl IntoIterator<Item = &'a PlayerId>) -> Self {
+        Self::new(StatusCode::CONFLICT, "members of the party are away or not ready; `players` lists them")
+            .kind("/problems/party-not-ready", "Party not ready")
+            .members(members)
     }
 
     /// The player did not join their last matches, and has to wait.

@@ -1,11 +1,12 @@
 //! Parses and checks clients' requests: headers, queries and bodies.
 
 mod body;
+pub(crate) mod party;
 mod ticket;
 
 use bytes::Bytes;
 use garage_events::{
-    id::{CarId, ItemId, PlayerId, TicketId},
+    id::{CarId, ItemId, PartyId, PlayerId, TicketId},
     svc::{GetLedger, IdempotencyKey},
 };
 use hyper::{
@@ -19,7 +20,7 @@ use crate::{
     token::{Identity, Keys, Refused},
 };
 use body::Fields;
-pub(crate) use ticket::{GroupRequest, TicketRequest};
+pub(crate) use ticket::{GroupRequest, PlayerRequest, TicketRequest};
 
 /// The number of ledger entries if the request has no `limit`.
 const DEFAULT_LIMIT: u32 = 50;
@@ -61,6 +62,13 @@ pub(crate) fn keyed_ticket(player: &PlayerId, headers: &HeaderMap) -> Result<Opt
     let own = Uuid::new_v5(&TICKETS, player.as_str().as_bytes());
     let named = |key: IdempotencyKey| TicketId::new(Uuid::new_v5(&own, key.as_str().as_bytes()));
     Ok(idempotency_key(headers)?.map(named))
+}
+
+/// The id of the party for a request with an `Idempotency-Key`. It depends only on the player and the key; `None` without
+/// a key.
+pub(crate) fn keyed_party(player: &PlayerId, headers: &HeaderMap) -> Result<Option<PartyId>, Problem> {
+    let named = |ticket: TicketId| PartyId::new(Uuid::new_v5(&ticket.uuid(), b"party"));
+    Ok(keyed_ticket(player, headers)?.map(named))
 }
 
 /// The same for a group of players. Another group gets another ticket, even with the same key.

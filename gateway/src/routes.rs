@@ -2,6 +2,7 @@
 //! with a wrong method gets a 405 that names the allowed methods, and an unknown path gets a 404.
 
 mod inventory;
+mod parties;
 
 use std::{future::Future, sync::Arc};
 
@@ -97,6 +98,7 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
         tickets.or(groups).unify().or(ticket).unify().or(regions).unify().or(ping).unify().or(me).unify().boxed();
     let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
     let all = matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(description).unify();
+    let all = all.or(parties::all(&call)).unify();
     all.or(none).unify().boxed()
 }
 
@@ -176,22 +178,24 @@ async fn tickets(call: Call) -> Answer {
     app.admission.ticket_turns.run(&player, keyed, queued).await?
 }
 
-/// Queues a player.
+/// Queues a player, or the party that they lead.
 async fn queue(app: Arc<App>, identity: Identity, request: TicketRequest, ticket: TicketId) -> Answer {
-    let Identity { player, rank: claimed, claims, .. } = identity;
-    let TicketRequest { queue: name, player: asked } = request;
     let now = app.env.now();
+    let queueing = parties::Queueing { app, identity, request, ticket, now };
+    let (app, name, player) = (&queueing.app, &queueing.request.queue, &queueing.identity.player);
     let queued = async {
-        let queue = app.queues.get(&name).ok_or_else(no_queue)?;
-        let rank = rank(&app, &player, asked.rank.or(claimed)).await?;
-        let queued = asked.queued((&name, queue), ticket, rank, &claims, now)?;
-        let tried = queue.rules().ticket([(&player, &queued)]);
-        tried.map_err(|hopeless| Problem::hopeless(&name, &hopeless))?;
+        let (queue, queued) = queueing.own().await?;
+        let tried = queue.rules().ticket([(player, &queued)]);
+        tried.map_err(|hopeless| Problem::hopeless(name, &hopeless))?;
         Ok(queued)
     };
     let open = (&app.queue_statuses, app.log.storage(), &app.absence_wait);
-    let mut ticket = commands::queue(&app.log, &app.env, open, &player, (&name, ticket), queued).await?;
-    ticket.ignored_regions.clone_from(&asked.ignored_regions);
+    let alone = commands::queue(&app.log, &app.env, open, player, (name, ticket), queued).await?;
+    let mut ticket = match alone {
+        Some(ticket) => ticket,
+        None => commands::party::queue(&app.log, &app.env, open, player, (name, ticket), &queueing).await?,
+    };
+    ticket.ignored_regions.clone_from(&queueing.request.player.ignored_regions);
     let mut response = ok(StatusCode::CREATED, &ticket)?;
     // This never fails: a UUID is always a valid header value.
     if let Ok(location) = HeaderValue::try_from(format!("/v1/matchmaking/tickets/{}", ticket.ticket)) {

@@ -265,10 +265,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
                 () = sleep_until(self.token.end) => Err(EXPIRED),
                 Ok(frame) = receive(&mut self.registration.frames, &self.shutdown) => {
-                    if frame.seq <= written {
+                    if frame.seq.is_some_and(|seq| seq <= written) {
                         continue;
                     }
-                    written = frame.seq;
+                    written = frame.seq.unwrap_or(written);
                     self.write(frame).await
                 }
                 message = self.stream.next() => match message {
@@ -316,7 +316,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     async fn flush(&mut self, written: u64) -> End {
         let flushing = async {
             while let Ok(frame) = self.registration.frames.try_recv() {
-                if frame.seq > written {
+                if frame.seq.is_none_or(|seq| seq > written) {
                     self.stream.send(Message::Text(frame.text)).await?;
                     metrics::counter!("garage_gateway_frames_total").increment(1);
                 }

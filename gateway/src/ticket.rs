@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use garage_events::{
     failure,
-    id::{PlayerId, QueueName, Region, SessionId, TicketId},
+    id::{PartyId, PlayerId, QueueName, Region, SessionId, TicketId},
     log::Player,
     player::{self, Address, CancelReason, Candidates, Command, Ending, Event, Queued, Rejection, State},
 };
@@ -79,8 +79,9 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// The ticket according to the player's last event, which has the sequence `seq`.
-    pub(crate) fn of(event: &Event, seq: u64) -> Self {
+    /// The ticket according to the player's last event, which has the sequence `seq`; `None` if the player has not had a
+    /// ticket.
+    pub(crate) fn of(event: &Event, seq: u64) -> Option<Self> {
         let blank = |ticket: TicketId, status| Self {
             ticket,
             status,
@@ -104,7 +105,7 @@ impl Ticket {
             latencies: data.latencies.clone(),
             ..blank(data.ticket, Status::Waiting)
         };
-        match event {
+        Some(match event {
             Event::Queued(data) => waiting(data),
             Event::Requeued(data) => Self { reason: Some(data.reason), ..waiting(&data.queued) },
             Event::Cancelled(data) => Self {
@@ -140,7 +141,8 @@ impl Ticket {
                 reason: data.reason,
                 ..blank(data.ticket, Status::Ended)
             },
-        }
+            Event::PartyChanged(changed) => return Self::of(&changed.past.clone()?.event.into(), seq),
+        })
     }
 
     /// Adds the queue's wait estimate if the ticket still waits.
@@ -153,7 +155,7 @@ impl Ticket {
 
     /// A player's latest ticket.
     pub(crate) fn latest(player: &Player) -> Option<Self> {
-        player.last.as_ref().map(|last| Self::of(&last.event, last.seq))
+        player.last.as_ref().and_then(|last| Self::of(&last.event, last.seq))
     }
 }
 
@@ -200,6 +202,9 @@ pub(crate) struct Me {
     pub(crate) session: Option<SessionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) address: Option<Address>,
+    /// The party that the player is in, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) party: Option<PartyId>,
     /// The sequence of the player's last event; 0 if the log has none.
     pub(crate) seq: u64,
 }
@@ -219,6 +224,7 @@ impl Me {
             queue: queue.cloned(),
             session: player.state.session(),
             address: address.cloned(),
+            party: player.state.party(),
             seq: player.head.seq,
         }
     }
@@ -273,6 +279,7 @@ pub(crate) fn requested_at(player: &Player) -> Option<OffsetDateTime> {
 
 /// The effect of a request to cancel a ticket.
 #[derive(Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one per request, and it is not stored")]
 pub(crate) enum Cancelling {
     /// Append this event.
     Append(Event),

@@ -72,6 +72,7 @@ pub(crate) async fn handle(
     // After the registration: a block that is read later closes the registered socket.
     app.blocks.check(&player)?;
     let presence = app.presence.enter(player.clone(), registration.entry.clone()).await;
+    app.parties.greet(&player);
     let upgrade = hyper::upgrade::on(&mut request);
     let (app, shutdown) = (Arc::clone(app), shutdown.clone());
     let verifier = Arc::clone(&app);

@@ -39,6 +39,7 @@ pub(crate) fn player(number: u32) -> anyhow::Result<WaitingPlayer> {
             expires_at: waiting_since + Duration::HOUR,
             requeues: 0,
             absences: 0,
+            party: None,
         },
     })
 }

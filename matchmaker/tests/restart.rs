@@ -126,6 +126,7 @@ impl Fixture {
                 expires_at: now + time::Duration::minutes(2),
                 requeues: 0,
                 absences: 0,
+                party: None,
             };
             self.append(&player, self.log.player(&player).await?.head, queued.into()).await
         }))

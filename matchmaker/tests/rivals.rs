@@ -136,6 +136,7 @@ impl Rivals {
             expires_at: now + time::Duration::minutes(2),
             requeues: 0,
             absences: 0,
+            party: None,
         };
         let head = self.log.player(&player).await?.head;
         let decision = Decision::new(&System, ticket.uuid(), None).change(
@@ -190,7 +191,9 @@ impl Rivals {
                         let first = outcomes.sessions.insert(session, members).is_none();
                         anyhow::ensure!(first, "session {session} was matched twice");
                     }
-                    Aggregate::Inventory(player) => anyhow::bail!("unexpected inventory event of {player}"),
+                    other @ (Aggregate::Inventory(_) | Aggregate::Party(_)) => {
+                        anyhow::bail!("unexpected event of {other}")
+                    }
                 }
             }
             Ok(())

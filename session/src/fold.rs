@@ -47,7 +47,7 @@ impl ProjectedEvent {
             Ok(match Aggregate::of(&message.subject) {
                 Some(Aggregate::Player(player)) => Some(AggregateEvent::Player(player, envelope.event()?)),
                 Some(Aggregate::Session(session)) => Some(AggregateEvent::Session(session, envelope.event()?)),
-                Some(Aggregate::Inventory(_)) | None => None,
+                Some(Aggregate::Inventory(_) | Aggregate::Party(_)) | None => None,
             })
         };
         let event = read().unwrap_or_else(|error| {
@@ -184,7 +184,7 @@ impl Fold {
                 }
             }
             player::Event::Requeued(data) => flow(&data.queued.queue, |flow| &mut flow.requeued),
-            player::Event::PlayerMatched(_) | player::Event::Released(_) => {}
+            player::Event::PlayerMatched(_) | player::Event::Released(_) | player::Event::PartyChanged(_) => {}
         }
         let state = match player::State::evolve(event) {
             player::State::Waiting(data) => Some(LivePlayer::Waiting { queue: data.queue, since: data.waiting_since }),

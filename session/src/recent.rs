@@ -77,9 +77,9 @@ mod tests {
     use garage_events::{
         env::{Env, Simulated},
         event::Recorded,
-        id::PlayerId,
+        id::{PartyId, PlayerId},
         inventory,
-        log::{Append, Decision, Player, Session},
+        log::{Append, Decision, Party, Player, Session},
         player::Ending,
         session::{Closed, Event, Matched},
         sim::SimLog,
@@ -140,6 +140,10 @@ mod tests {
     impl Load for Counted {
         async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
             self.log.player(id).await
+        }
+
+        async fn party(&self, id: PartyId) -> Result<Party, ReadError> {
+            self.log.party(id).await
         }
 
         async fn session(&self, id: SessionId) -> Result<Session, ReadError> {

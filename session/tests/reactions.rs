@@ -121,6 +121,7 @@ impl Match {
                 expires_at: BEGAN + Duration::MINUTE,
                 requeues: 0,
                 absences: 0,
+                party: None,
             };
             let queue = Decision::new(&env, ticket.uuid(), None).change(
                 &env,

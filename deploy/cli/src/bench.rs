@@ -89,5 +89,6 @@ fn queued(attributes: BTreeMap<String, Value>) -> anyhow::Result<Queued> {
         expires_at: now + time::Duration::HOUR,
         requeues: 0,
         absences: 0,
+        party: None,
     })
 }

@@ -268,7 +268,7 @@ impl Steps {
                         steps.0.entry(player.clone()).or_default().insert(step, message.time);
                     }
                 }
-                None => {}
+                Some(Aggregate::Party(_)) | None => {}
             }
             if paid >= players && message.pending == 0 {
                 break;

@@ -3,8 +3,8 @@
 use clap::builder::PossibleValuesParser;
 use garage_events::{
     event::Event,
-    id::{PlayerId, SessionId},
-    inventory, player, session,
+    id::{PartyId, PlayerId, SessionId},
+    inventory, party, player, session,
     subject::{ALL, Aggregate, Filter},
 };
 
@@ -14,14 +14,17 @@ use crate::entry::LogEntry;
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Select {
     /// Only events on these subjects, for example 'garage.session.*.closed'.
-    #[arg(long, value_name = "FILTER", conflicts_with_all = ["player", "session"])]
+    #[arg(long, value_name = "FILTER", conflicts_with_all = ["player", "session", "party"])]
     subject: Option<Filter>,
     /// Only events of this player. NAME is the `sub` of the player's token, or an id that begins with ==.
-    #[arg(long, value_name = "NAME", conflicts_with = "session")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["session", "party"])]
     player: Option<String>,
     /// Only events of this session.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "party")]
     session: Option<SessionId>,
+    /// Only events of this party. The events of its members are events of players.
+    #[arg(long, value_name = "ID")]
+    party: Option<PartyId>,
     /// Only events of this type. Can be repeated.
     #[arg(long = "type", value_name = "TYPE", value_parser = types(), hide_possible_values = true)]
     types: Vec<String>,
@@ -37,8 +40,9 @@ impl Select {
                 .into());
         }
         let session = self.session.map(|session| Aggregate::Session(session).filter());
+        let party = self.party.map(|party| Aggregate::Party(party).filter());
         let subject = self.subject.as_ref().map(|filter| filter.as_str().to_owned());
-        Ok(vec![session.or(subject).unwrap_or_else(|| ALL.into())])
+        Ok(vec![session.or(party).or(subject).unwrap_or_else(|| ALL.into())])
     }
 
     /// Whether an event that the server selected also has one of the types.
@@ -64,7 +68,8 @@ pub(crate) fn player_id(name: &str) -> Result<PlayerId, garage_events::id::Inval
 
 /// All event types. With this list, a typing error is refused instead of selecting nothing.
 fn types() -> PossibleValuesParser {
-    let mut types = [player::Event::TYPES, session::Event::TYPES, inventory::Event::TYPES].concat();
+    let mut types =
+        [player::Event::TYPES, party::Event::TYPES, session::Event::TYPES, inventory::Event::TYPES].concat();
     types.sort_unstable();
     types.dedup();
     PossibleValuesParser::new(types)

@@ -79,6 +79,7 @@ impl Fixture {
             queue: "ranked".parse()?,
             reason: CancelReason::Player,
             absences: 0,
+            party: None,
         });
         let decision = Decision::new(&System, session.uuid(), None)
             .change(&System, Aggregate::Session(session), Head::default(), [matched, closed])
@@ -187,6 +188,7 @@ async fn sub_to_what_is_appended_from_now_on() -> anyhow::Result<()> {
         queue: "ranked".parse()?,
         reason: CancelReason::Player,
         absences: 0,
+        party: None,
     };
     let decision = Decision::new(&System, System.id(), None).change(
         &System,

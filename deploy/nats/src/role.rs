@@ -75,6 +75,7 @@ impl Role {
             Self::Gateway => worker(
                 &[
                     "garage.player.*",
+                    "garage.party.*",
                     "$KV.PRESENCE.>",
                     "svc.session.*",
                     "svc.inventory.*",

@@ -58,6 +58,7 @@ async fn a_role_may_publish_only_its_own_subjects() {
     let nats = Nats::start(root.path(), 1).await.unwrap();
     let allowed = [
         (Role::Gateway, "garage.player.p1"),
+        (Role::Gateway, "garage.party.x"),
         (Role::Gateway, "svc.inventory.cars"),
         (Role::Gateway, "svc.session.get"),
         (Role::Gateway, "svc.matchmaker.candidates"),
@@ -107,6 +108,11 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Matchmaker, "timer.set.s1"),
         (Role::Session, "$JS.API.STREAM.DELETE.GARAGE"),
         (Role::Director, "garage.session.s1.closed"),
+        // Only a gateway changes parties.
+        (Role::Matchmaker, "garage.party.x"),
+        (Role::Session, "garage.party.x"),
+        (Role::Director, "garage.party.x"),
+        (Role::Inventory, "garage.party.x"),
         (Role::Director, "garage.player.p1"),
         (Role::Inventory, "garage.player.p1"),
         (Role::Inventory, "$JS.API.CONSUMER.DELETE.GARAGE.session"),
@@ -204,6 +210,7 @@ async fn a_game_server_may_report_only_for_its_own_attempt_on_one_node_and_on_th
             of_another,
             next.ready(),
             "garage.player.p1".into(),
+            "garage.party.x".into(),
             format!("garage.session.{}.finished", game.session),
             // It may publish its two reports, and nothing else that begins in the same way.
             format!("report.{}.1.up", game.session),

@@ -11,6 +11,7 @@ use crate::{
     counterparts::Counterparts,
     event::{Event, Payload},
     heads::{Heads, PriorState},
+    parties::{Parties, PartyChanges},
     payments::Payments,
     players::Players,
     rules::RuleSets,
@@ -26,6 +27,7 @@ pub struct Checker {
     commits: Assembler,
     heads: Heads,
     players: Players,
+    parties: Parties,
     sessions: Sessions,
     payments: Payments,
     rule_sets: RuleSets,
@@ -125,6 +127,7 @@ impl Checker {
         if let Some(commit) = self.commits.close(&mut found) {
             self.check(commit, &mut found);
         }
+        found.extend(self.parties.finish(&self.players));
         let unfinished = self.unfinished();
         let summary = Summary {
             events: self.events,
@@ -178,16 +181,17 @@ impl Checker {
                 }
             }
         }
-        let mut counterparts = Counterparts::default();
+        let (mut counterparts, mut parties) = (Counterparts::default(), PartyChanges::default());
         for Change { events, interleaved } in &changes.all {
             check_decision(events, *interleaved, found);
             let prior = self.heads.check(events, found);
-            self.check_change(events, prior, &mut counterparts, found);
+            self.check_change(events, prior, (&mut counterparts, &mut parties), found);
         }
         // The counterparts may be in the part of the commit that the log no longer has.
         if commit.extent != Extent::Truncated {
             counterparts.check(found);
         }
+        self.parties.check(&parties, commit.extent != Extent::Truncated, found);
     }
 
     /// Marks the state of an aggregate as unknown, after a message that cannot be read.
@@ -196,6 +200,7 @@ impl Checker {
         match &aggregate {
             Aggregate::Player(player) => self.players.forget(player),
             Aggregate::Session(session) => self.sessions.forget(*session),
+            Aggregate::Party(party) => self.parties.forget(*party),
             Aggregate::Inventory(_) => {}
         }
         self.heads.skip(aggregate, message.seq);
@@ -205,7 +210,7 @@ impl Checker {
         &mut self,
         events: &[Event],
         prior: PriorState,
-        counterparts: &mut Counterparts,
+        (counterparts, parties): (&mut Counterparts, &mut PartyChanges),
         found: &mut Vec<Violation>,
     ) {
         let Some(Event { aggregate, .. }) = events.first() else { return };
@@ -216,6 +221,8 @@ impl Checker {
                 }
                 for event in events {
                     if let Payload::Player(payload) = &event.payload {
+                        let party = if prior == PriorState::New { Some(None) } else { self.players.party(player) };
+                        parties.player(player, event.seq, event.latest(), (party, payload));
                         self.players.check(player, event.seq, payload, found);
                         counterparts.player(player, event.seq, payload);
                     }
@@ -238,6 +245,16 @@ impl Checker {
                 for event in recorded {
                     if let session::Event::Finished(finished) = &event.event {
                         self.payments.add_results(*session, event.seq, finished);
+                    }
+                }
+            }
+            Aggregate::Party(party) => {
+                if prior == PriorState::Truncated {
+                    self.parties.forget(*party);
+                }
+                for event in events {
+                    if let Payload::Party(payload) = &event.payload {
+                        parties.party(*party, event.seq, event.latest(), payload);
                     }
                 }
             }
@@ -269,11 +286,11 @@ impl Changes {
     }
 }
 
-/// Checks that a commit has at most one decision per aggregate. A decision on a player is a single event.
+/// Checks that a commit has at most one decision per aggregate. A decision on a player or a party is a single event.
 fn check_decision(events: &[Event], interleaved: bool, found: &mut Vec<Violation>) {
     let [first, .., last] = events else { return };
     let is_one = events.iter().all(|event| event.decision == first.decision);
-    if interleaved || !is_one || matches!(first.aggregate, Aggregate::Player(_)) {
+    if interleaved || !is_one || matches!(first.aggregate, Aggregate::Player(_) | Aggregate::Party(_)) {
         let what = format!("two decisions in one commit, {} and {}", first.type_name(), last.type_name());
         found.push(Violation::new(Rule::Committed, events.iter().map(|event| event.seq), what).of(&first.aggregate));
     }

@@ -141,7 +141,10 @@ impl Counterparts {
                 "Closed",
                 self.closed.get(session).is_some_and(|notice| is_of(&notice.players)),
             ),
-            player::Event::Queued(_) | player::Event::Cancelled(_) | player::Event::TimedOut(_) => return,
+            player::Event::Queued(_)
+            | player::Event::Cancelled(_)
+            | player::Event::TimedOut(_)
+            | player::Event::PartyChanged(_) => return,
         };
         if !is_present {
             let what = format!("{} without {missing} of a session with this player", event.type_name());

@@ -2,13 +2,13 @@
 
 use garage_events::{
     event::{Envelope, Event as _, Recorded},
-    id::{PlayerId, SessionId},
+    id::{PartyId, PlayerId, SessionId},
     inventory,
     jetstream::{
         follow::Message,
         written::{Expected, Written},
     },
-    player, session,
+    party, player, session,
     subject::Aggregate,
 };
 use serde::Deserialize;
@@ -44,13 +44,15 @@ pub(crate) enum Payload {
     Player(player::Event),
     Session(session::Event),
     Inventory(inventory::Event),
+    Party(party::Event),
 }
 
-/// The player or session that the data of an event names.
+/// The player, session or party that the data of an event names.
 #[derive(Debug, Deserialize)]
 struct Owner {
     player: Option<PlayerId>,
     session: Option<SessionId>,
+    party: Option<PartyId>,
 }
 
 impl Event {
@@ -81,12 +83,14 @@ impl Event {
             Aggregate::Player(_) => envelope.event().map(Payload::Player),
             Aggregate::Session(_) => envelope.event().map(Payload::Session),
             Aggregate::Inventory(_) => envelope.event().map(Payload::Inventory),
+            Aggregate::Party(_) => envelope.event().map(Payload::Party),
         };
         let payload = payload.map_err(|error| error.to_string())?;
         let expected_subject = match &payload {
             Payload::Player(event) => aggregate.subject(event),
             Payload::Session(event) => aggregate.subject(event),
             Payload::Inventory(event) => aggregate.subject(event),
+            Payload::Party(event) => aggregate.subject(event),
         };
         if expected_subject != message.subject {
             return Err(format!("a {} belongs on {expected_subject}", envelope.type_name));
@@ -95,6 +99,7 @@ impl Event {
         let owns = match aggregate {
             Aggregate::Player(id) | Aggregate::Inventory(id) => owner.player.as_ref() == Some(id),
             Aggregate::Session(id) => owner.session.as_ref() == Some(id),
+            Aggregate::Party(id) => owner.party.as_ref() == Some(id),
         };
         if !owns {
             return Err(format!("its data names another owner than {aggregate}"));
@@ -113,12 +118,18 @@ impl Event {
         Ok(Self { seq: message.seq, time: message.time, aggregate, n, decision, expected, payload })
     }
 
+    /// When it was decided or stored, whichever is later: the two clocks differ.
+    pub(crate) fn latest(&self) -> OffsetDateTime {
+        self.decision.at.max(self.time)
+    }
+
     /// The type, as in the envelope.
     pub(crate) fn type_name(&self) -> &'static str {
         match &self.payload {
             Payload::Player(event) => event.type_name(),
             Payload::Session(event) => event.type_name(),
             Payload::Inventory(event) => event.type_name(),
+            Payload::Party(event) => event.type_name(),
         }
     }
 

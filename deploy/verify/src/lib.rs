@@ -14,6 +14,7 @@ mod counterparts;
 mod event;
 mod heads;
 pub mod instances;
+mod parties;
 mod payments;
 mod players;
 mod projections;

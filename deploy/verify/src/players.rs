@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use garage_events::{
     event::Event as _,
-    id::{PlayerId, TicketId},
+    id::{PartyId, PlayerId, TicketId},
     player::{self, Command, Event, State, TimedOut},
 };
 use time::Duration;
@@ -34,8 +34,8 @@ enum Status {
     /// The last event cannot be read, or is older than the log.
     #[default]
     Unknown,
-    /// The ticket that has ended, and the absences.
-    Idle(TicketId, u32),
+    /// The ticket that has ended, the absences, and the party.
+    Idle(Option<TicketId>, u32, Option<PartyId>),
     Other(Box<State>),
 }
 
@@ -74,6 +74,15 @@ impl Players {
         }
     }
 
+    /// The party that a player is in; the outer `None` if it is not known.
+    pub(crate) fn party(&self, id: &PlayerId) -> Option<Option<PartyId>> {
+        match &self.all.get(id)?.status {
+            Status::Unknown => None,
+            Status::Idle(_, _, party) => Some(*party),
+            Status::Other(state) => Some(state.party()),
+        }
+    }
+
     /// Number of players.
     pub(crate) fn count(&self) -> u64 {
         self.all.len() as u64
@@ -89,7 +98,7 @@ impl Players {
 impl From<State> for Status {
     fn from(state: State) -> Self {
         match state {
-            State::Idle { ticket, absences } => Self::Idle(ticket, absences),
+            State::Idle { ticket, absences, party } => Self::Idle(ticket, absences, party),
             state => Self::Other(Box::new(state)),
         }
     }
@@ -100,8 +109,8 @@ impl Player {
         let idle;
         let state = match &self.status {
             Status::Unknown => return Ok(()),
-            Status::Idle(ticket, absences) => {
-                idle = State::Idle { ticket: *ticket, absences: *absences };
+            Status::Idle(ticket, absences, party) => {
+                idle = State::Idle { ticket: *ticket, absences: *absences, party: *party };
                 &idle
             }
             Status::Other(state) => state,
@@ -120,10 +129,23 @@ impl Player {
         let illegal = |reason: String| {
             Violation::new(Rule::Decided, [self.seq, seq], format!("no command leads to this {name}: {reason}"))
         };
-        match player::decide(state, command(state, event)) {
-            Ok(decided) if decided == *event => Ok(()),
-            Ok(_) => Err(illegal("the decider would write different data".into())),
-            Err(rejection) => Err(illegal(rejection.to_string())),
+        let differs = || Err(illegal("the decider would write different data".into()));
+        // Whether a player may join or leave a party, is checked with the events of the party. Only these events may.
+        let may_change = matches!(event, Event::PartyChanged(_) | Event::Queued(_) | Event::Cancelled(_));
+        let party = State::evolve(event).party();
+        let changed;
+        let state = if may_change && state.party() != party {
+            changed = state.clone().with_party(party);
+            &changed
+        } else {
+            state
+        };
+        match command(state, event).map(|command| player::decide(state, command)) {
+            None if matches!(state, State::Waiting(_)) => Err(illegal("the player waits".into())),
+            None if State::evolve(event) == *state => Ok(()),
+            Some(Ok(decided)) if decided == *event => Ok(()),
+            None | Some(Ok(_)) => differs(),
+            Some(Err(rejection)) => Err(illegal(rejection.to_string())),
         }
     }
 }
@@ -134,20 +156,25 @@ fn ends(event: &Event) -> Option<TicketId> {
         Event::Matched(player::Matched { ticket, .. })
         | Event::Cancelled(player::Cancelled { ticket, .. })
         | Event::TimedOut(TimedOut { ticket, .. }) => Some(*ticket),
-        Event::Queued(_) | Event::PlayerMatched(_) | Event::Requeued(_) | Event::Released(_) => None,
+        Event::Queued(_)
+        | Event::PlayerMatched(_)
+        | Event::Requeued(_)
+        | Event::Released(_)
+        | Event::PartyChanged(_) => None,
     }
 }
 
-/// The command that leads to an event.
-fn command(state: &State, event: &Event) -> Command {
-    match event.clone() {
+/// The command that leads to an event; `None` if it is not one about a ticket.
+fn command(state: &State, event: &Event) -> Option<Command> {
+    Some(match event.clone() {
+        Event::PartyChanged(_) => return None,
         Event::Queued(queued) => Command::Queue(queued),
         Event::Cancelled(player::Cancelled { ticket, reason, .. }) => Command::Cancel { ticket, reason },
         Event::TimedOut(timed_out) => {
             // `waited_ms` is rounded down. The end of the millisecond is the latest time that the decider can have had.
             let State::Waiting(waiting) = state else {
                 let now = time::OffsetDateTime::UNIX_EPOCH;
-                return Command::TimeOut { ticket: timed_out.ticket, now, considered: None };
+                return Some(Command::TimeOut { ticket: timed_out.ticket, now, considered: None });
             };
             let waited = i64::try_from(timed_out.waited_ms).ok().map(Duration::milliseconds);
             let end = waited.and_then(|waited| waited.checked_add(Duration::nanoseconds(999_999)));
@@ -166,5 +193,5 @@ fn command(state: &State, event: &Event) -> Command {
             let joined = (absences != state.absences()).then_some(absences == 0);
             Command::Release { session, why, reason, joined }
         }
-    }
+    })
 }

@@ -2,6 +2,7 @@
 
 mod instances;
 mod legal;
+mod parties;
 mod payments;
 mod projections;
 mod reported;

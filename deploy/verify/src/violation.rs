@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use garage_events::{
-    id::{PlayerId, SessionId},
+    id::{PartyId, PlayerId, SessionId},
     subject::Aggregate,
 };
 use serde::Serialize;
@@ -35,6 +35,9 @@ pub enum Rule {
     Notified,
     /// A player is paid once for each finished match.
     Paid,
+    /// A player is in at most one party, and joins and leaves it together with the party's own event. A party queues with
+    /// all its members, and the players of a ticket are requeued together.
+    Party,
     /// Nothing is unfinished. Checked only with [`End::Settled`](crate::End::Settled).
     Settled,
     /// No secret is in the log.
@@ -66,6 +69,9 @@ pub struct Violation {
     /// The session that it is about, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionId>,
+    /// The party that it is about, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub party: Option<PartyId>,
     /// The sequences of the messages that show it, in the log.
     pub seqs: Vec<u64>,
     /// A description of the violation, for people.
@@ -76,7 +82,7 @@ impl Violation {
     /// Creates a violation. Sequences of 0 mean "no message" and are left out.
     pub fn new(rule: Rule, seqs: impl IntoIterator<Item = u64>, what: impl Into<String>) -> Self {
         let seqs = seqs.into_iter().filter(|seq| *seq > 0).collect();
-        Self { rule, player: None, session: None, seqs, what: what.into() }
+        Self { rule, player: None, session: None, party: None, seqs, what: what.into() }
     }
 
     /// Sets the player that it is about.
@@ -91,11 +97,18 @@ impl Violation {
         self
     }
 
-    /// Sets the player or the session that the aggregate belongs to.
+    /// Sets the party that it is about.
+    pub fn party(mut self, party: PartyId) -> Self {
+        self.party = Some(party);
+        self
+    }
+
+    /// Sets the player, the session or the party that the aggregate belongs to.
     pub fn of(self, aggregate: &Aggregate) -> Self {
         match aggregate {
             Aggregate::Player(player) | Aggregate::Inventory(player) => self.player(player),
             Aggregate::Session(session) => self.session(*session),
+            Aggregate::Party(party) => self.party(*party),
         }
     }
 }
@@ -112,6 +125,9 @@ impl fmt::Display for Violation {
         }
         if let Some(session) = &self.session {
             write!(f, " session {session}")?;
+        }
+        if let Some(party) = &self.party {
+            write!(f, " party {party}")?;
         }
         f.write_str(": ")?;
         // The text may quote the log, which may contain control characters.

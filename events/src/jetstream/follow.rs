@@ -68,6 +68,8 @@ pub struct Follow {
     next: u64,
     source: Source,
     backoff: Backoff,
+    /// Whether to begin with the last message of each subject. It matters until the first message has arrived.
+    latest: bool,
 }
 
 /// The consumer that delivers the messages.
@@ -101,12 +103,22 @@ impl std::fmt::Debug for Follow {
 impl Follow {
     /// Reads the messages of a stream that one of the filters selects, from a sequence on; 1 is the beginning.
     pub fn new(context: Context, stream: &'static str, filters: Vec<String>, from: u64) -> Self {
+        let start = DeliverPolicy::ByStartSequence { start_sequence: from.max(1) };
+        Self::begin(context, stream, filters, start, from.max(1))
+    }
+
+    /// Reads the last message of each subject that one of the filters selects, in the order of their sequences, and then
+    /// every later message. After an interruption, it can also return messages that are not the last of their subject.
+    pub fn latest(context: Context, stream: &'static str, filters: Vec<String>) -> Self {
+        Self { latest: true, ..Self::begin(context, stream, filters, DeliverPolicy::LastPerSubject, 1) }
+    }
+
+    fn begin(context: Context, stream: &'static str, filters: Vec<String>, start: DeliverPolicy, next: u64) -> Self {
         let link = Link::new(context.client());
-        let next = from.max(1);
-        let source = create(context.clone(), link.clone(), stream, filters.clone(), next, Duration::ZERO);
+        let source = create(context.clone(), link.clone(), stream, filters.clone(), (start, next), Duration::ZERO);
         metrics::counter!("garage_readers_created_total", "stream" => stream).increment(0);
         metrics::counter!("garage_readers_silent_total", "stream" => stream).increment(0);
-        Self { context, link, stream, filters, next, source, backoff: BACKOFF }
+        Self { context, link, stream, filters, next, source, backoff: BACKOFF, latest: false }
     }
 
     /// Waits until the consumer exists. Messages that are stored after that will be returned.
@@ -156,6 +168,7 @@ impl Follow {
             match delivered.and_then(|message| reading.check_order(message)) {
                 Ok(message) => {
                     self.next = message.seq + 1;
+                    self.latest = false;
                     return message;
                 }
                 Err(reason) => {
@@ -171,23 +184,28 @@ impl Follow {
     /// before that grow.
     pub fn seek(&mut self, next: u64) {
         self.next = next;
+        self.latest = false;
         let delay = self.backoff.take(Instant::now());
         self.recreate(delay);
     }
 
     fn recreate(&mut self, after: Duration) {
         let (context, link) = (self.context.clone(), self.link.clone());
-        self.source = create(context, link, self.stream, self.filters.clone(), self.next, after);
+        let start = match self.latest {
+            true => DeliverPolicy::LastPerSubject,
+            false => DeliverPolicy::ByStartSequence { start_sequence: self.next },
+        };
+        self.source = create(context, link, self.stream, self.filters.clone(), (start, self.next), after);
     }
 }
 
-/// Starts to create a consumer that begins at a sequence.
+/// Starts to create a consumer. `next` is the first sequence that it may return.
 fn create(
     context: Context,
     link: Link,
     stream: &'static str,
     filter_subjects: Vec<String>,
-    start_sequence: u64,
+    (deliver_policy, next): (DeliverPolicy, u64),
     after: Duration,
 ) -> Source {
     // The client's own ordered consumer is not enough. It takes half a minute to notice that its server is down, and it
@@ -200,7 +218,7 @@ fn create(
         let stream = context.get_stream_no_info(stream).await?;
         let config = pull::Config {
             filter_subjects,
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+            deliver_policy,
             replay_policy: ReplayPolicy::Instant,
             ack_policy: AckPolicy::None,
             max_deliver: 1,
@@ -212,7 +230,7 @@ fn create(
         let consumer = stream.create_consumer(config).await?;
         metrics::counter!("garage_readers_created_total", "stream" => name).increment(1);
         let messages = consumer.stream().max_messages_per_batch(BATCH_SIZE).heartbeat(HEARTBEAT).messages().await?;
-        let next = Arc::new(AtomicU64::new(start_sequence));
+        let next = Arc::new(AtomicU64::new(next));
         let stalled = Box::pin(stalled(stream, selected, Arc::clone(&next)));
         Ok(Reading { messages, connection, count: 0, next, stalled })
     }))

@@ -67,8 +67,8 @@ impl Encoded {
             if change.events.is_empty() || !seen.insert(change.aggregate.clone()) {
                 return Err(AppendError::Refused(format!("{} has no event or is named twice", change.aggregate)));
             }
-            if matches!(change.aggregate, Aggregate::Player(_)) && change.events.len() > 1 {
-                // A player's events share one subject, and only the last one defines the player's state.
+            if change.aggregate.has_one_subject() && change.events.len() > 1 {
+                // Only the last event on a subject defines the state.
                 return Err(AppendError::Refused(format!("{} has more than one event", change.aggregate)));
             }
             let mut encoded = Vec::with_capacity(change.events.len());

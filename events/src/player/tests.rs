@@ -5,7 +5,11 @@ use time::{Duration, macros::datetime};
 use uuid::Uuid;
 
 use super::*;
-use crate::{event::Event as _, game::Ports};
+use crate::{
+    event::{Event as _, Recorded},
+    game::Ports,
+    log::Player,
+};
 
 /// When every player begins to wait. Their tickets expire two minutes later.
 const START: OffsetDateTime = datetime!(2026-01-05 12:00 UTC);
@@ -38,6 +42,7 @@ fn ticket_request(number: u128) -> Queued {
         expires_at: after(120),
         requeues: 0,
         absences: 0,
+        party: None,
     }
 }
 
@@ -54,11 +59,11 @@ fn queued(number: u128) -> Event {
 }
 
 fn cancelled(number: u128) -> Event {
-    Cancelled { ticket: ticket(number), queue: ranked(), reason: CancelReason::Player, absences: 0 }.into()
+    Cancelled { ticket: ticket(number), queue: ranked(), reason: CancelReason::Player, absences: 0, party: None }.into()
 }
 
 fn timed_out(number: u128, waited_ms: u64) -> Event {
-    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms, considered: None, absences: 0 }.into()
+    TimedOut { ticket: ticket(number), queue: ranked(), waited_ms, considered: None, absences: 0, party: None }.into()
 }
 
 fn matched(number: u128, into: u128) -> Event {
@@ -69,8 +74,8 @@ fn matched(number: u128, into: u128) -> Event {
 fn matched_after(requeues: u32, number: u128, into: u128) -> Event {
     let (ticket, session) = (ticket(number), session(into));
     let Queued { queue, rank, latencies, attributes, group, waiting_since, expires_at, .. } = ticket_request(number);
-    let requeue = Some(Requeue { rank, latencies, attributes, group, expires_at, requeues });
-    Matched { ticket, queue, session, team: "red".into(), waiting_since, requeue, absences: 0 }.into()
+    let requeue = Some(Requeue { rank, latencies, attributes, group, expires_at, requeues, party: None });
+    Matched { ticket, queue, session, team: "red".into(), waiting_since, requeue, absences: 0, party: None }.into()
 }
 
 fn requeued(number: u128, from: u128) -> Event {
@@ -83,12 +88,27 @@ fn requeue(number: u128, seconds: i64) -> Command {
 }
 
 fn player_matched(number: u128, into: u128) -> Event {
-    PlayerMatched { ticket: ticket(number), queue: ranked(), session: session(into), address: address(), absences: 0 }
-        .into()
+    PlayerMatched {
+        ticket: ticket(number),
+        queue: ranked(),
+        session: session(into),
+        address: address(),
+        absences: 0,
+        party: None,
+    }
+    .into()
 }
 
 fn released(number: u128, from: u128) -> Event {
-    Released { ticket: ticket(number), session: session(from), why: Ending::Finished, reason: None, absences: 0 }.into()
+    Released {
+        ticket: ticket(number),
+        session: session(from),
+        why: Ending::Finished,
+        reason: None,
+        absences: 0,
+        party: None,
+    }
+    .into()
 }
 
 fn queue(number: u128) -> Command {
@@ -147,6 +167,7 @@ impl Outcome {
             Ok(event) => event.type_name(),
             Err(Rejection::Waiting { .. }) => "Waiting",
             Err(Rejection::InSession { .. }) => "InSession",
+            Err(Rejection::InParty { .. }) => "InParty",
             Err(Rejection::NotWaiting { .. }) => "NotWaiting",
             Err(Rejection::NotExpired { .. }) => "NotExpired",
             Err(Rejection::NotRequeued { .. }) => "NotRequeued",
@@ -215,7 +236,7 @@ fn a_cancelled_ticket_records_the_reason() {
         let command = Command::Cancel { ticket: ticket(1), reason };
         given([queued(1)])
             .when(command)
-            .then(Cancelled { ticket: ticket(1), queue: ranked(), reason, absences: 0 }.into());
+            .then(Cancelled { ticket: ticket(1), queue: ranked(), reason, absences: 0, party: None }.into());
     }
 }
 
@@ -277,9 +298,9 @@ fn a_player_can_be_released_with_and_without_the_address() {
         for why in [Ending::Finished, Ending::Failed, Ending::Abandoned] {
             let reason = (why == Ending::Failed).then_some(failure::Code::ServerLost);
             let command = Command::Release { session: session(7), why, reason, joined: None };
-            given
-                .when(command)
-                .then(Released { ticket: ticket(1), session: session(7), why, reason, absences: 0 }.into());
+            given.when(command).then(
+                Released { ticket: ticket(1), session: session(7), why, reason, absences: 0, party: None }.into(),
+            );
         }
     }
 }
@@ -354,6 +375,7 @@ proptest! {
             };
             let Ok(event) = decide(&state, command) else { continue };
             match &event {
+                Event::PartyChanged(_) => prop_assert!(false, "no command is about a party"),
                 Event::Queued(_) => {
                     tickets += 1;
                     prop_assert_eq!(playing, None);
@@ -377,6 +399,103 @@ proptest! {
             prop_assert_eq!(state.session(), playing);
             prop_assert_eq!(state.ticket(), Some(ticket(tickets)));
         }
+    }
+}
+
+fn party(number: u128) -> PartyId {
+    PartyId::new(Uuid::from_u128(number))
+}
+
+/// A player after these events, each a second after the one before.
+fn player_after<const N: usize>(events: [Event; N]) -> Player {
+    let recorded = events.into_iter().zip(1..).map(|(event, n)| {
+        let (seq, time, id) = (n, after(n.try_into().unwrap()), Uuid::from_u128(n.into()));
+        Recorded { seq, time, id, n, correlation: id, event }
+    });
+    Player::of(recorded.last())
+}
+
+#[test]
+fn a_player_can_join_a_party_in_every_state_except_while_they_wait() {
+    for events in [queued(1), requeued(1, 7)] {
+        let waiting = Err(Rejection::Waiting { ticket: ticket(1) });
+        assert_eq!(join_party(&player_after([events]), party(1)), waiting);
+    }
+    let first = join_party(&Player::default(), party(1)).unwrap();
+    assert_eq!(State::evolve(&first), State::Idle { ticket: None, absences: 0, party: Some(party(1)) });
+    for event in [cancelled(1), timed_out(1, 9), matched(1, 7), player_matched(1, 7), released(1, 7)] {
+        let before = player_after([event]);
+        let joined = join_party(&before, party(1)).unwrap();
+        assert_eq!(State::evolve(&joined), before.state.with_party(Some(party(1))));
+    }
+}
+
+#[test]
+fn a_player_in_a_party_cannot_join_another_until_that_one_is_forgotten() {
+    let member = Player::of(player_after([join_party(&Player::default(), party(1)).unwrap()]).last);
+    assert_eq!(join_party(&member, party(2)), Err(Rejection::InParty { party: party(1) }));
+    let joined = join_party(&member.without_party(), party(2)).unwrap();
+    assert_eq!(State::evolve(&joined).party(), Some(party(2)));
+}
+
+#[test]
+fn joining_and_leaving_parties_keeps_the_last_event_about_a_ticket_with_its_time() {
+    let before = player_after([queued(1), released(1, 7)]);
+    let joined = join_party(&before, party(1)).unwrap();
+    let member = player_after([queued(1), released(1, 7), joined]);
+    let left = leave_party(&member, CancelReason::Player);
+    let Event::Released(data) = released(1, 7) else { unreachable!() };
+    let past = Some(Past { time: after(2), event: PastEvent::Released(data) });
+    assert_eq!(left, PartyChanged { party: None, past }.into());
+    assert_eq!(State::evolve(&left), before.state);
+}
+
+#[test]
+fn a_player_who_waits_and_leaves_their_party_no_longer_waits() {
+    let request = Queued { party: Some(party(1)), ..ticket_request(1) };
+    let left = leave_party(&player_after([request.into()]), CancelReason::Party);
+    let Event::Cancelled(expected) = cancelled(1) else { unreachable!() };
+    assert_eq!(left, Cancelled { reason: CancelReason::Party, ..expected }.into());
+}
+
+#[test]
+fn a_player_in_a_party_queues_only_with_it() {
+    let member = given([join_party(&Player::default(), party(1)).unwrap()]);
+    member.when(queue(1)).refused(Rejection::InParty { party: party(1) });
+    let of_another = Queued { party: Some(party(2)), ..ticket_request(1) };
+    member.when(Command::Queue(of_another)).refused(Rejection::InParty { party: party(1) });
+    let request = Queued { party: Some(party(1)), ..ticket_request(1) };
+    member.when(Command::Queue(request.clone())).then(request.into());
+}
+
+#[test]
+fn every_event_about_a_ticket_keeps_the_party() {
+    let request = || Command::Queue(Queued { party: Some(party(1)), ..ticket_request(1) });
+    for ends in
+        [vec![cancel(1)], vec![time_out(1, 120)], vec![join(1, 7), requeue(7, 60), join(1, 8), open(8), release(8)]]
+    {
+        let mut state = State::evolve(&join_party(&Player::default(), party(1)).unwrap());
+        for command in [request()].into_iter().chain(ends) {
+            state = State::evolve(&decide(&state, command).unwrap());
+            assert_eq!(state.party(), Some(party(1)), "{state:?}");
+        }
+    }
+}
+
+#[test]
+fn a_ticket_is_requeued_only_if_its_player_is_still_in_its_party() {
+    let Event::Matched(alone) = matched(1, 7) else { unreachable!() };
+    let requeue_of = |party| alone.requeue.clone().map(|requeue| Requeue { party, ..requeue });
+    for (of_ticket, now, requeued) in [
+        (None, None, true),
+        (Some(party(1)), Some(party(1)), true),
+        (Some(party(1)), None, false),
+        (Some(party(1)), Some(party(2)), false),
+        (None, Some(party(1)), false),
+    ] {
+        let matched = Matched { party: now, requeue: requeue_of(of_ticket), ..alone.clone() };
+        let outcome = given([matched.into()]).when(requeue(7, 60));
+        assert_eq!(outcome.name(), if requeued { "Requeued" } else { "NotRequeued" }, "{of_ticket:?} {now:?}");
     }
 }
 

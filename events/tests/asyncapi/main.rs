@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, path::Path, sync::LazyLock};
 
 use garage_events::{
     event::{self, Envelope, Event},
-    inventory, player, session,
+    inventory, party, player, session,
     subject::Aggregate,
 };
 use serde_json::{Value, json};
@@ -16,6 +16,11 @@ use serde_json::{Value, json};
 use crate::document::Document;
 
 static ASYNCAPI: LazyLock<Document> = LazyLock::new(|| Document::read("events/asyncapi.json"));
+
+/// The field with the aggregate's id in an event's data.
+fn id_field(aggregate: &str) -> &str {
+    if aggregate == "inventory" { "player" } else { aggregate }
+}
 
 /// All golden samples, each with the aggregate from its file name.
 fn samples() -> Vec<(String, Value)> {
@@ -45,19 +50,16 @@ fn every_sample_matches_the_description() {
 #[test]
 fn a_message_that_does_not_match_the_description_is_detected() {
     for (aggregate, body) in samples() {
-        let changes: [fn(&mut Value); 5] = [
-            |body| body["data"]["more"] = json!(1),
-            |body| body["more"] = json!(1),
-            |body| body["v"] = json!(2),
-            |body| drop(body.as_object_mut().unwrap().remove("cause")),
-            |body| {
-                let data = body["data"].as_object_mut().unwrap();
-                assert!(data.remove("player").or_else(|| data.remove("session")).is_some());
-            },
+        let changes: [fn(&str, &mut Value); 5] = [
+            |_, body| body["data"]["more"] = json!(1),
+            |_, body| body["more"] = json!(1),
+            |_, body| body["v"] = json!(2),
+            |_, body| drop(body.as_object_mut().unwrap().remove("cause")),
+            |id, body| assert!(body["data"].as_object_mut().unwrap().remove(id).is_some()),
         ];
         for (number, change) in changes.into_iter().enumerate() {
             let mut changed = body.clone();
-            change(&mut changed);
+            change(id_field(&aggregate), &mut changed);
             assert!(!faults(&aggregate, &changed).is_empty(), "{number}: {changed}");
         }
     }
@@ -71,7 +73,7 @@ fn assert_channel<E: Event>(name: &str, aggregate: fn(&str) -> Aggregate) {
     let mut tokens = BTreeSet::new();
     for (_, body) in samples().into_iter().filter(|(of, _)| of == name) {
         let event: E = Envelope::from_slice(body.to_string().as_bytes()).unwrap().event().unwrap();
-        let field = if name == "session" { "session" } else { "player" };
+        let field = id_field(name);
         let id = body["data"][field].as_str().unwrap();
         let address = channel["address"].as_str().unwrap();
         let address = address.replace(&format!("{{{field}}}"), id).replace("{event}", event.token());
@@ -87,18 +89,20 @@ fn assert_channel<E: Event>(name: &str, aggregate: fn(&str) -> Aggregate) {
 #[test]
 fn every_event_of_the_code_is_described_with_its_message_and_subject() {
     assert_channel::<player::Event>("player", |id| Aggregate::Player(id.parse().unwrap()));
+    assert_channel::<party::Event>("party", |id| Aggregate::Party(id.parse().unwrap()));
     assert_channel::<session::Event>("session", |id| Aggregate::Session(id.parse().unwrap()));
     assert_channel::<inventory::Event>("inventory", |id| Aggregate::Inventory(id.parse().unwrap()));
     let channels: BTreeSet<_> = ASYNCAPI.at("/channels").as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(channels, ["inventory", "player", "session", "socket"].into());
+    assert_eq!(channels, ["inventory", "party", "player", "session", "socket"].into());
     assert!(ASYNCAPI.at("/components/schemas/Headers/properties").get(event::TYPE_HEADER).is_some());
 }
 
 #[test]
-fn the_socket_channel_has_a_frame_for_each_player_event_and_for_tokens() {
+fn the_socket_channel_has_a_frame_for_each_player_event_for_parties_and_for_tokens() {
     let frames = ASYNCAPI.at("/channels/socket/messages").as_object().unwrap();
     let others = ["resync", "blocked", "kicked", "token", "token-accepted", "token-refused"];
-    let expected = player::Event::TYPES.iter().copied().chain(others);
+    let parties = ["party", "party-left", "party-invitation"];
+    let expected = player::Event::TYPES.iter().copied().chain(others).chain(parties);
     assert_eq!(frames.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected.collect());
     for (name, frame) in frames {
         assert_eq!(ASYNCAPI.follow(frame)["name"], **name);

@@ -10,6 +10,7 @@ mod faults;
 mod fixture;
 mod following;
 mod full;
+mod parties;
 mod racing;
 mod reading;
 mod reports;
@@ -66,6 +67,13 @@ contract! {
         one_of_several_simultaneous_decisions_on_a_session_is_stored,
         among_many_simultaneous_decisions_only_the_stale_ones_conflict,
         no_player_is_ever_in_two_matches,
+    }
+    parties {
+        the_last_event_of_a_party_is_loaded,
+        two_events_of_a_party_in_one_decision_are_refused,
+        of_several_players_who_join_the_last_place_at_once_one_gets_it,
+        a_player_who_joins_two_parties_at_once_is_in_one,
+        a_member_who_leaves_while_the_party_queues_waits_with_nobody,
     }
     following {
         a_reader_sees_each_event_once_and_in_order,

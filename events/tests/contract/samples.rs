@@ -44,6 +44,7 @@ pub(crate) fn queued() -> player::Event {
         expires_at: THEN + time::Duration::minutes(2),
         requeues: 0,
         absences: 0,
+        party: None,
     }
     .into()
 }
@@ -51,7 +52,7 @@ pub(crate) fn queued() -> player::Event {
 /// The player cancels a ticket.
 pub(crate) fn cancelled() -> player::Event {
     let (ticket, queue) = (new_ticket(), "ranked".parse().unwrap());
-    player::Cancelled { ticket, queue, reason: player::CancelReason::Player, absences: 0 }.into()
+    player::Cancelled { ticket, queue, reason: player::CancelReason::Player, absences: 0, party: None }.into()
 }
 
 /// A session begins with these players.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use garage_events::{
     id::{PlayerId, QueueName, Region, TicketId},
+    party::Readiness,
     player::{Queued, RANKS},
     queue::{MAX_REGIONS, Queue, Queues, Source},
 };
@@ -13,7 +14,7 @@ use hyper::HeaderMap;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
-use super::Fields;
+use super::{Fields, party::RANK};
 use crate::{problem::Problem, token::find_claim};
 
 /// The maximum latency that is accepted, in milliseconds.
@@ -81,6 +82,32 @@ impl PlayerRequest {
         Ok(Self { rank, latencies, ignored_regions, attributes })
     }
 
+    /// What a member of a party has sent, and the claims of their token, as a request for a ticket of this queue.
+    ///
+    /// # Errors
+    /// A 422 if the queue accepts none of the latencies.
+    pub(crate) fn of_member(ready: &Readiness, (name, queue): (&QueueName, &Queue)) -> Result<Self, Problem> {
+        check_latencies(&ready.latencies, name, queue)?;
+        let from = |(attribute, source): (&String, &Source)| {
+            let value = match source {
+                Source::Client => ready.attributes.get(attribute),
+                Source::Claim(claim) => ready.claims.get(claim),
+                Source::Rating => None,
+            };
+            Some((attribute.clone(), serde_json::to_value(value?).ok()?))
+        };
+        let claimed = match ready.claims.get(RANK) {
+            Some(rule_set::Value::Number(rank)) => Some(*rank as i32),
+            _ => None,
+        };
+        Ok(Self {
+            rank: ready.rank.filter(|_| queue.client_rank).or(claimed),
+            latencies: queue.usable(&ready.latencies).map(|(region, latency)| (region.clone(), latency)).collect(),
+            ignored_regions: Vec::new(),
+            attributes: queue.attributes.iter().filter_map(from).collect(),
+        })
+    }
+
     /// The event that queues a player with this ticket and rank from `now` on. `claims` are those of the player's token.
     ///
     /// # Errors
@@ -118,6 +145,7 @@ impl PlayerRequest {
             expires_at: now + queue.timeout(),
             requeues: 0,
             absences: 0,
+            party: None,
         })
     }
 }
@@ -205,17 +233,22 @@ fn check_attribute(
         let detail = format!("queue {name} accepts no attribute {shown:?} in a request; it accepts: {accepted}");
         return Err(Problem::unprocessable(detail));
     }
+    check_size(attribute, value)
+}
+
+/// Checks that the value of an attribute is not too long.
+pub(super) fn check_size(attribute: &str, value: &Value) -> Result<(), Problem> {
     let entries = value.as_array().map(Vec::len).or_else(|| value.as_object().map(Map::len)).unwrap_or_default();
     if value.to_string().len() > MAX_ATTRIBUTE || entries > MAX_ENTRIES {
         let detail = format!(
-            "the attribute {shown} is too long; the limits are {MAX_ATTRIBUTE} bytes of JSON and {MAX_ENTRIES} entries"
+            "the attribute {attribute} is too long; the limits are {MAX_ATTRIBUTE} bytes of JSON and {MAX_ENTRIES} entries"
         );
         return Err(Problem::unprocessable(detail));
     }
     Ok(())
 }
 
-fn parse_attribute(attribute: &str, value: Value) -> Result<rule_set::Value, Problem> {
+pub(super) fn parse_attribute(attribute: &str, value: Value) -> Result<rule_set::Value, Problem> {
     let parsed = serde_json::from_value(value).ok();
     parsed.ok_or_else(|| {
         Problem::unprocessable(format!(
@@ -225,7 +258,7 @@ fn parse_attribute(attribute: &str, value: Value) -> Result<rule_set::Value, Pro
 }
 
 /// JSON does not distinguish 1 and 1.0, so both are whole numbers.
-fn parse_rank(rank: &Value) -> Result<i32, Problem> {
+pub(super) fn parse_rank(rank: &Value) -> Result<i32, Problem> {
     let (min, max) = (f64::from(*RANKS.start()), f64::from(*RANKS.end()));
     let rank = rank.as_f64().filter(|rank| rank.fract() == 0.0 && (min..=max).contains(rank));
     let beyond = || format!("rank must be a whole number between {min} and {max}");
@@ -233,7 +266,10 @@ fn parse_rank(rank: &Value) -> Result<i32, Problem> {
 }
 
 /// The measured latencies of regions that exist, and the names of the other regions.
-fn measured(latencies: Map<String, Value>, queues: &Queues) -> Result<(BTreeMap<Region, u32>, Vec<String>), Problem> {
+pub(super) fn measured(
+    latencies: Map<String, Value>,
+    queues: &Queues,
+) -> Result<(BTreeMap<Region, u32>, Vec<String>), Problem> {
     if !(1..=MAX_REGIONS).contains(&latencies.len()) {
         return Err(Problem::unprocessable(format!("latencies must name 1 to {MAX_REGIONS} regions")));
     }

@@ -1,6 +1,7 @@
 use garage_events::{
     event::Recorded,
     game::Ports,
+    id::PartyId,
     log::Head,
     player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, Requeued, TimedOut},
 };
@@ -32,6 +33,7 @@ fn queued(ticket: TicketId) -> Queued {
         expires_at: NOW + Duration::minutes(2),
         requeues: 0,
         absences: 0,
+        party: None,
     }
 }
 
@@ -53,8 +55,8 @@ fn histories() -> [(Player, Status); 7] {
     let (ticket, queue, session) = (id(1), "ranked".parse::<QueueName>().unwrap(), session());
     let address =
         Address { ip: [1, 2, 3, 4].into(), ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: "f".into() };
-    let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player, absences: 0 };
-    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1, considered: None, absences: 0 };
+    let cancelled = Cancelled { ticket, queue: queue.clone(), reason: CancelReason::Player, absences: 0, party: None };
+    let timed_out = TimedOut { ticket, queue: queue.clone(), waited_ms: 1, considered: None, absences: 0, party: None };
     let matched = Matched {
         ticket,
         queue: queue.clone(),
@@ -63,6 +65,7 @@ fn histories() -> [(Player, Status); 7] {
         waiting_since: NOW,
         requeue: None,
         absences: 0,
+        party: None,
     };
     [
         (after(queued(ticket)), Status::Waiting),
@@ -70,8 +73,11 @@ fn histories() -> [(Player, Status); 7] {
         (after(cancelled), Status::Ended),
         (after(timed_out), Status::Ended),
         (after(matched), Status::Matched),
-        (after(PlayerMatched { ticket, queue, session, address, absences: 0 }), Status::Playing),
-        (after(Released { ticket, session, why: Ending::Failed, reason: None, absences: 0 }), Status::Ended),
+        (after(PlayerMatched { ticket, queue, session, address, absences: 0, party: None }), Status::Playing),
+        (
+            after(Released { ticket, session, why: Ending::Failed, reason: None, absences: 0, party: None }),
+            Status::Ended,
+        ),
     ]
 }
 
@@ -83,6 +89,22 @@ fn a_repeated_request_returns_the_ticket_in_any_status() {
         };
         assert_eq!((ticket.ticket, ticket.status, ticket.seq), (id(1), status, 40));
     }
+}
+
+#[test]
+fn a_ticket_looks_the_same_after_its_player_has_joined_and_left_a_party() {
+    let party = PartyId::new(Uuid::nil());
+    let ended = histories().into_iter().filter(|(_, status)| *status != Status::Waiting);
+    for (player, _) in ended {
+        let joined = after(player::join_party(&player, party).unwrap());
+        let left = after(player::leave_party(&joined, CancelReason::Player));
+        assert_eq!(
+            [Ticket::latest(&joined), Ticket::latest(&left)],
+            [Ticket::latest(&player), Ticket::latest(&player)]
+        );
+    }
+    let joined = after(player::join_party(&Player::default(), party).unwrap());
+    assert_eq!(Ticket::latest(&joined), None);
 }
 
 #[test]
@@ -108,7 +130,14 @@ fn an_expired_ticket_is_timed_out_first() {
     let queue = "ranked".parse().unwrap();
     assert_eq!(
         event,
-        Event::TimedOut(TimedOut { ticket: id(1), queue, waited_ms: 120_000, considered: None, absences: 0 })
+        Event::TimedOut(TimedOut {
+            ticket: id(1),
+            queue,
+            waited_ms: 120_000,
+            considered: None,
+            absences: 0,
+            party: None
+        })
     );
 }
 
@@ -157,7 +186,8 @@ fn a_ticket_shows_why_its_match_failed() {
     assert_eq!((ticket.status, ticket.session, ticket.ended), (Status::Waiting, None, None));
     assert_eq!((ticket.reason, ticket.waiting_since), (Some(failure::Code::NoCapacity), Some(NOW)));
     let reason = Some(failure::Code::ServerLost);
-    let released = Released { ticket: id(1), session: session(), why: Ending::Failed, reason, absences: 0 };
+    let released =
+        Released { ticket: id(1), session: session(), why: Ending::Failed, reason, absences: 0, party: None };
     let ticket = Ticket::latest(&after(released)).unwrap();
     assert_eq!((ticket.status, ticket.ended, ticket.reason), (Status::Ended, Some(End::Failed), reason));
     assert_eq!(json!(ticket)["reason"], "server_lost");

@@ -13,8 +13,12 @@ use crate::support::{App, TICKETS, read, ticket_request, token};
 const ID: &str = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
 
 /// The operations with a request body. The first one requests a ticket.
-const BODIES: [(Method, &str); 5] = [
+const BODIES: [(Method, &str); 9] = [
     (Method::POST, TICKETS),
+    (Method::POST, "/v1/parties/join"),
+    (Method::POST, "/v1/party/invitations"),
+    (Method::PUT, "/v1/party/leader"),
+    (Method::PUT, "/v1/party/ready"),
     (Method::PUT, "/v1/garage/active-car"),
     (Method::POST, "/v1/garage/cars"),
     (Method::POST, "/v1/garage/items"),
@@ -29,6 +33,18 @@ fn endpoints() -> Vec<(Method, String)> {
         (Method::POST, "/v1/matchmaking/groups".into()),
         (Method::GET, "/v1/regions".into()),
         (Method::GET, "/v1/players/me".into()),
+        (Method::POST, "/v1/parties".into()),
+        (Method::POST, "/v1/parties/join".into()),
+        (Method::POST, format!("/v1/parties/{ID}/join")),
+        (Method::GET, "/v1/party".into()),
+        (Method::DELETE, "/v1/party".into()),
+        (Method::POST, "/v1/party/invitations".into()),
+        (Method::POST, "/v1/party/code".into()),
+        (Method::POST, "/v1/party/leave".into()),
+        (Method::DELETE, "/v1/party/members/bob".into()),
+        (Method::PUT, "/v1/party/leader".into()),
+        (Method::PUT, "/v1/party/ready".into()),
+        (Method::DELETE, "/v1/party/ready".into()),
         (Method::GET, format!("/v1/sessions/{ID}")),
         (Method::GET, format!("/v1/sessions/{ID}/public-key")),
         (Method::POST, format!("/v1/sessions/{ID}/connect-token")),
@@ -115,6 +131,8 @@ async fn an_unknown_path_gets_a_404_and_an_unknown_method_a_405() {
         "/v1/garage/cars/gt/slots/spoiler/x",
         "/v1/garage/items/-",
         "/v1/wallet/ledger/7",
+        "/v1/parties/x/join",
+        "/v1/party/members",
         &long,
     ] {
         let (status, _) = app.get("ann", path).await;
@@ -133,7 +151,9 @@ async fn an_unknown_path_gets_a_404_and_an_unknown_method_a_405() {
 #[tokio::test]
 async fn an_invalid_body_query_or_idempotency_key_is_refused() {
     // One player sends them all, and each counts.
-    let app = App::start_with(|_| vec!["--limit-garage=off".into()]).await;
+    let app =
+        App::start_with(|_| ["garage", "parties", "party-joins"].map(|class| format!("--limit-{class}=off")).into())
+            .await;
     for (method, path) in BODIES {
         let send = async |kind: &'static str, body: String| {
             let request = app.request("ann", method.clone(), path).header("Content-Type", kind).body(body);
@@ -179,7 +199,7 @@ async fn an_invalid_body_query_or_idempotency_key_is_refused() {
         json!({"car": "gt", "item": "wing"}),
         json!({"car": "gt", "item": "wing", "price": 0}),
     ] {
-        for (method, path) in &BODIES[1..] {
+        for (method, path) in &BODIES[5..] {
             // Two operations accept the second body. They get a 503, because no inventory worker runs.
             let valid = invalid == json!({"car": "gt"}) && (path.ends_with("car") || path.ends_with("cars"));
             let request = app.request("ann", method.clone(), path).json(&invalid);

@@ -33,11 +33,11 @@ async fn put(app: &App, key: Key, value: &impl Serialize) {
     context.publish(key.to_string(), body.into()).await.unwrap().await.unwrap();
 }
 
-async fn block(app: &App, player: &str, block: &Block) {
+pub(crate) async fn block(app: &App, player: &str, block: &Block) {
     put(app, Key::Block(player.parse().unwrap()), block).await;
 }
 
-fn forever() -> Block {
+pub(crate) fn forever() -> Block {
     Block { until: None, reason: Some("cheating".into()) }
 }
 
@@ -53,7 +53,7 @@ async fn unblock(app: &App, player: &str) {
 }
 
 /// Waits until a gateway answers a player's requests with this status. Returns the body.
-async fn until_status(app: &App, gateway: SocketAddr, player: &str, status: u16) -> Value {
+pub(crate) async fn until_status(app: &App, gateway: SocketAddr, player: &str, status: u16) -> Value {
     let asking = async {
         loop {
             let request = app.anonymous_at(gateway, Method::GET, ME).bearer_auth(token(player));

@@ -20,7 +20,12 @@ const METHODS: [Method; 7] =
 /// An example path for a template.
 pub(crate) fn filled(template: &str) -> String {
     let id = "0198c5a0-7b1e-7c3d-8000-0123456789ab";
-    template.replace("{id}", id).replace("{car}", "gt").replace("{slot}", "spoiler").replace("{item}", "wing")
+    template
+        .replace("{id}", id)
+        .replace("{car}", "gt")
+        .replace("{slot}", "spoiler")
+        .replace("{item}", "wing")
+        .replace("{sub}", "bob")
 }
 
 #[tokio::test]

@@ -2,9 +2,13 @@
 
 use async_nats::jetstream::stream::Config;
 use garage_events::{jetstream::storage::NEARLY_FULL, player::State, subject::STREAM};
+use serde_json::Value;
 use tokio::time::timeout;
 
-use crate::support::{App, DEADLINE};
+use crate::{
+    parties::post,
+    support::{App, DEADLINE},
+};
 
 /// Gives the log this size in bytes.
 async fn resize(app: &App, size: u64) {
@@ -14,7 +18,7 @@ async fn resize(app: &App, size: u64) {
 }
 
 /// Requests tickets of new players until one is refused, and returns the refusal.
-async fn until_refused(app: &App, prefix: &str) -> serde_json::Value {
+async fn until_refused(app: &App, prefix: &str) -> Value {
     let mut number = 0;
     let refused = async {
         loop {
@@ -58,4 +62,19 @@ async fn a_full_log_refuses_cancellations_too_and_says_that_it_is_full() {
     assert_eq!((status, &problem["type"]), (503, &"/problems/log-full".into()), "{problem}");
     resize(&app, 8 << 30).await;
     assert_eq!(app.cancel("ann", ann["ticket"].as_str().unwrap()).await.0, 204);
+}
+
+#[tokio::test]
+async fn a_nearly_full_log_takes_no_new_parties_but_a_member_can_leave() {
+    let app = App::start().await;
+    assert_eq!(post(&app, "ann", "/v1/parties", Value::Null).await.0, 201);
+    let (bytes, _) = app.log.measure().await.unwrap();
+    resize(&app, bytes * 100 / (NEARLY_FULL + 1)).await;
+    until_refused(&app, "bob").await;
+    let (status, problem) = post(&app, "carl", "/v1/parties", Value::Null).await;
+    assert_eq!((status, &problem["type"]), (503, &"/problems/log-full".into()), "{problem}");
+
+    // There is room for the end of the party.
+    resize(&app, bytes + 4_000).await;
+    assert_eq!(post(&app, "ann", "/v1/party/leave", Value::Null).await.0, 204);
 }

@@ -44,7 +44,7 @@ async fn send(request: Request) -> (u16, Option<u64>, Value) {
 
 #[tokio::test]
 async fn each_kind_of_request_has_a_limit_of_its_own_and_a_429_names_it() {
-    let classes = ["tickets", "garage", "reads", "connect-tokens", "groups"];
+    let classes = ["tickets", "garage", "reads", "connect-tokens", "groups", "parties", "party-joins"];
     let flags = classes.map(|class| format!("--limit-{class}=2/0.001"));
     let app = start(&flags.each_ref().map(String::as_str)).await;
     let service = sign_service_token(&key(), "ann", GROUPS, DEADLINE).unwrap().expose().to_owned();
@@ -53,6 +53,8 @@ async fn each_kind_of_request_has_a_limit_of_its_own_and_a_429_names_it() {
         "garage" => app.request(player, Method::POST, "/v1/garage/cars").json(&json!({})),
         "reads" => app.request(player, Method::GET, "/v1/regions"),
         "connect-tokens" => app.request(player, Method::POST, CONNECT_TOKEN),
+        "parties" => app.request(player, Method::POST, "/v1/party/leave"),
+        "party-joins" => app.request(player, Method::POST, "/v1/parties/join").json(&json!({"code": "K7Q2MX9D4R"})),
         _ => app.anonymous(Method::POST, "/v1/matchmaking/groups").bearer_auth(service.clone()).json(&json!({})),
     };
     for class in classes {

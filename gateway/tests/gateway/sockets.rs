@@ -34,7 +34,7 @@ async fn a_socket_interrupted_after_any_event_continues_after_it() {
 async fn cancelled(app: &App, player: &str) -> garage_events::player::Cancelled {
     let ticket = app.player(player).await.state.ticket().unwrap();
     let reason = garage_events::player::CancelReason::Player;
-    garage_events::player::Cancelled { ticket, queue: "ranked".parse().unwrap(), reason, absences: 0 }
+    garage_events::player::Cancelled { ticket, queue: "ranked".parse().unwrap(), reason, absences: 0, party: None }
 }
 
 #[tokio::test]

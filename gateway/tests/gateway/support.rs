@@ -311,6 +311,7 @@ pub(crate) fn queued() -> Queued {
         expires_at: System.now() + Duration::from_secs(120),
         requeues: 0,
         absences: 0,
+        party: None,
     }
 }
 
@@ -323,6 +324,7 @@ pub(crate) fn matched(queued: &Queued) -> Matched {
         waiting_since: queued.waiting_since,
         requeue: None,
         absences: 0,
+        party: None,
     }
 }
 
@@ -338,13 +340,18 @@ fn events() -> [Event; 6] {
     let (first, second) = (queued(), queued());
     let matched = matched(&first);
     let (ticket, queue, session) = (first.ticket, first.queue.clone(), matched.session);
-    let cancelled =
-        Cancelled { ticket: second.ticket, queue: queue.clone(), reason: player::CancelReason::Player, absences: 0 };
+    let cancelled = Cancelled {
+        ticket: second.ticket,
+        queue: queue.clone(),
+        reason: player::CancelReason::Player,
+        absences: 0,
+        party: None,
+    };
     [
         first.into(),
         matched.into(),
-        PlayerMatched { ticket, queue, session, address: address(), absences: 0 }.into(),
-        Released { ticket, session, why: Ending::Finished, reason: None, absences: 0 }.into(),
+        PlayerMatched { ticket, queue, session, address: address(), absences: 0, party: None }.into(),
+        Released { ticket, session, why: Ending::Finished, reason: None, absences: 0, party: None }.into(),
         second.into(),
         cancelled.into(),
     ]

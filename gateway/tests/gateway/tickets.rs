@@ -70,8 +70,8 @@ async fn a_repeated_idempotency_key_returns_the_same_ticket() {
     let (ticket, queue, session) = (waiting.ticket, waiting.queue.clone(), matched.session);
     let events: [(Event, &str); 3] = [
         (matched.into(), "matched"),
-        (PlayerMatched { ticket, queue, session, address: address(), absences: 0 }.into(), "playing"),
-        (Released { ticket, session, why: Ending::Finished, reason: None, absences: 0 }.into(), "ended"),
+        (PlayerMatched { ticket, queue, session, address: address(), absences: 0, party: None }.into(), "playing"),
+        (Released { ticket, session, why: Ending::Finished, reason: None, absences: 0, party: None }.into(), "ended"),
     ];
     for (event, status) in events {
         let seq = app.append("ann", event).await;
@@ -159,6 +159,7 @@ async fn a_ticket_that_timed_out_says_who_else_waited() {
             waited_ms: 120_000,
             considered: candidates,
             absences: 0,
+            party: None,
         },
     )
     .await;

@@ -10,10 +10,10 @@ use garage_events::{
     env::System,
     event::Recorded,
     game::Placing,
-    id::{PlayerId, SessionId},
+    id::{PartyId, PlayerId, SessionId},
     inventory::{self, CarActivated, Event, RewardGranted},
     jetstream::JetStreamLog,
-    log::{Append, AppendError, Decision, Head, Load, Log, Player, ReadError, Session},
+    log::{Append, AppendError, Decision, Head, Load, Log, Party, Player, ReadError, Session},
     subject::Aggregate,
     svc::Command,
 };
@@ -130,6 +130,10 @@ impl Faulty {
 impl Load for Faulty {
     async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
         self.log.player(id).await
+    }
+
+    async fn party(&self, id: PartyId) -> Result<Party, ReadError> {
+        self.log.party(id).await
     }
 
     async fn session(&self, id: SessionId) -> Result<Session, ReadError> {

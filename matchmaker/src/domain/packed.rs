@@ -10,7 +10,7 @@ use std::{
 };
 
 use garage_events::{
-    id::{PlayerId, QueueName, Region, TicketId},
+    id::{PartyId, PlayerId, QueueName, Region, TicketId},
     log::Head,
     player::Queued,
 };
@@ -47,6 +47,7 @@ pub struct PackedPlayer {
     rank: i32,
     requeues: u32,
     absences: u32,
+    party: Option<PartyId>,
 }
 
 /// A position in an index by time: nanoseconds since 1970, then the sequence of the player's last event, which no other
@@ -78,6 +79,7 @@ impl PackedPlayer {
             rank: queued.rank,
             requeues: queued.requeues,
             absences: queued.absences,
+            party: queued.party,
         }
     }
 
@@ -94,6 +96,7 @@ impl PackedPlayer {
             expires_at: self.expires_at,
             requeues: self.requeues,
             absences: self.absences,
+            party: self.party,
         };
         WaitingPlayer { player: self.player.clone(), head: self.head, queued }
     }

@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use super::{PackedPlayer, Pool, WaitingPlayer};
 
 /// The format version that this build writes, and the only one that it reads.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// The maximum length of the text: several million players. A short text can become a large file, so there must be a limit
 /// for snapshots that are not from a matchmaker.
@@ -196,7 +196,10 @@ fn damaged(cause: impl Display) -> Unusable {
 
 #[cfg(test)]
 mod tests {
-    use garage_events::{id::TicketId, player::Event};
+    use garage_events::{
+        id::{PartyId, TicketId},
+        player::Event,
+    };
     use garage_rules::rule_set::Value;
     use proptest::prelude::*;
     use time::macros::datetime;
@@ -219,6 +222,7 @@ mod tests {
             expires_at: datetime!(2026-01-01 00:02 UTC),
             requeues: 0,
             absences: 0,
+            party: Some(PartyId::new(Uuid::from_u128(7))),
         }
     }
 
@@ -261,7 +265,7 @@ mod tests {
 
     #[test]
     fn another_format_is_rejected_whatever_else_the_snapshot_contains() {
-        assert_eq!(decode(&framed("{\"format\":4,\"shape\":\"unknown\"}\n"), LOG), Err(Unusable::Format(4)));
+        assert_eq!(decode(&framed("{\"format\":5,\"shape\":\"unknown\"}\n"), LOG), Err(Unusable::Format(5)));
         assert_eq!(decode(b"{\"format\":2,\"shape\":\"text\"}\n{}", LOG), Err(Unusable::Format(2)));
     }
 
@@ -279,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_line_without_an_end_is_rejected_before_it_fills_the_memory() {
-        let endless = "{\"format\":3".to_owned() + &" ".repeat(100 << 20);
+        let endless = "{\"format\":4".to_owned() + &" ".repeat(100 << 20);
         let bytes = framed(&endless);
         assert!(bytes.len() < 1 << 20);
         assert_eq!(decode(&bytes, LOG), Err(damaged("a line has no end")));

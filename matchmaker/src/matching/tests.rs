@@ -73,6 +73,7 @@ async fn queue(
         expires_at: START + time::Duration::seconds(*valid_s),
         requeues: 0,
         absences: 0,
+        party: None,
     };
     let player: PlayerId = name.parse().unwrap();
     let event = Event::from(queued);
@@ -175,7 +176,7 @@ async fn a_player_whose_match_could_not_be_stored_is_matched_with_somebody_else(
     let ann: PlayerId = "ann".parse().unwrap();
     let found = log.player(&ann).await.unwrap();
     let player::State::Waiting(Queued { ticket, queue, .. }) = found.state.clone() else { panic!("{found:?}") };
-    let cancelled = player::Cancelled { ticket, queue, reason: player::CancelReason::Player, absences: 0 };
+    let cancelled = player::Cancelled { ticket, queue, reason: player::CancelReason::Player, absences: 0, party: None };
     let decision = Decision::new(&env, env.id(), None);
     let decision = decision.change(&env, Aggregate::Player(ann.clone()), found.head, [Event::from(cancelled)]);
     log.append(decision).await.unwrap();
@@ -272,6 +273,7 @@ fn waiting(groups: &[&[(&str, f64)]]) -> Pool {
                 expires_at: START + time::Duration::MINUTE,
                 requeues: 0,
                 absences: 0,
+                party: None,
             };
             pool.fold(&name.parse().unwrap(), Head { seq, n: 1 }, &Event::from(queued));
         }
@@ -315,8 +317,13 @@ fn an_incomplete_group_is_not_matched_and_a_group_with_newer_state_is_left_out()
     pool.mark_gone(&bob, 9);
     assert_eq!((pool.tickets(&queue).count(), pool.left_out(&queue, START, 9)), (2, Some(vec![2])));
     // Between two events of one commit, the group is incomplete.
-    let cancelled =
-        player::Cancelled { ticket, queue: queue.clone(), reason: player::CancelReason::Player, absences: 0 };
+    let cancelled = player::Cancelled {
+        ticket,
+        queue: queue.clone(),
+        reason: player::CancelReason::Player,
+        absences: 0,
+        party: None,
+    };
     pool.fold(&bob, Head { seq: 9, n: 2 }, &cancelled.into());
     assert_eq!((pool.tickets(&queue).count(), pool.left_out(&queue, START, 9)), (2, Some(vec![])));
 }

@@ -1,7 +1,7 @@
 use garage_events::{
     failure::Code,
     game::Ports,
-    id::TicketId,
+    id::{PartyId, TicketId},
     player::{CancelReason, Cancelled, Ending, Queued, Requeue, Requeued},
     projection::{Histogram, Reached},
     session::{Closed, Failed, Matched, Member, Opened, PodFailed, PodReady, PodRequested, PodScheduled, Team},
@@ -45,12 +45,13 @@ fn queued(seconds: i64) -> player::Event {
         expires_at: at(seconds + 120),
         requeues: 0,
         absences: 0,
+        party: None,
     }
     .into()
 }
 
 fn cancelled() -> player::Event {
-    Cancelled { ticket: ticket(), queue: queue(), reason: CancelReason::Player, absences: 0 }.into()
+    Cancelled { ticket: ticket(), queue: queue(), reason: CancelReason::Player, absences: 0, party: None }.into()
 }
 
 fn found(since: i64) -> player::Event {
@@ -63,6 +64,7 @@ fn found(since: i64) -> player::Event {
         waiting_since,
         requeue: None,
         absences: 0,
+        party: None,
     }
     .into()
 }
@@ -209,6 +211,28 @@ fn a_queued_player_is_counted_and_waits_until_matched_or_cancelled() {
 }
 
 #[test]
+fn the_events_of_parties_change_no_projection() {
+    let body = include_str!("../../../events/golden/party.created.v1.json");
+    let subject = "garage.party.0198c5a0-3333-7c3d-8000-0000000000c1".into();
+    let message = Message { seq: 1, time: at(0), subject, headers: None, body: body.into(), pending: 0 };
+    assert!(ProjectedEvent::of(&message).is_none());
+}
+
+#[test]
+fn a_player_who_joins_a_party_during_a_match_stays_in_the_match() {
+    let before = in_one(&[of_player("ann", 0, queued(0)), of_player("ann", 9, found(0))]);
+    let player::Event::Matched(matched) = found(0) else { unreachable!() };
+    let past = player::Past { time: at(9), event: player::PastEvent::Matched(matched) };
+    let party = Some(PartyId::new(Uuid::nil()));
+    let joined = player::PartyChanged { party, past: Some(past) };
+    let changes = fold(vec![of_player("ann", 10, joined.into())], before);
+    let ann = "ann".parse::<PlayerId>().unwrap();
+    assert_eq!(changes.players[&ann], Some(LivePlayer::InSession { session: session() }));
+    let flows = &changes.minutes[&minute(0)].as_ref().unwrap().queues[&queue()];
+    assert_eq!((flows.queued, flows.matched), (1, 1));
+}
+
+#[test]
 fn a_player_who_queues_again_waits_only_once() {
     let again = [of_player("ann", 0, queued(0)), of_player("ann", 5, cancelled()), of_player("ann", 6, queued(6))];
     let changes = fold(again.to_vec(), CurrentState::default());
@@ -229,6 +253,7 @@ fn a_requeued_player_waits_again_with_the_original_time_and_is_not_counted_as_qu
         group: Vec::new(),
         expires_at: at(120),
         requeues: 1,
+        party: None,
     };
     let rematch = player::Matched { requeue: Some(requeue), ..found.clone() };
     let events = [queued(0), found.into(), again.into()].into_iter().zip(0..);

@@ -174,7 +174,7 @@ impl History {
                     }
                     _ => drop(live.sessions.remove(id)),
                 },
-                Aggregate::Inventory(_) => {}
+                Aggregate::Inventory(_) | Aggregate::Party(_) => {}
             }
         }
         for player in live.players.values() {

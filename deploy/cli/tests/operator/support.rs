@@ -182,6 +182,7 @@ pub(crate) async fn queue(log: &JetStreamLog, name: &str) -> anyhow::Result<u64>
         expires_at: now + time::Duration::MINUTE,
         requeues: 0,
         absences: 0,
+        party: None,
     };
     of_player(log, name, queued.into()).await
 }
@@ -191,7 +192,7 @@ pub(crate) async fn cancel(log: &JetStreamLog, name: &str) -> anyhow::Result<u64
     of_player(
         log,
         name,
-        Cancelled { ticket, queue: "ranked".parse()?, reason: CancelReason::Player, absences: 0 }.into(),
+        Cancelled { ticket, queue: "ranked".parse()?, reason: CancelReason::Player, absences: 0, party: None }.into(),
     )
     .await
 }

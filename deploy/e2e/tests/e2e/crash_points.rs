@@ -201,7 +201,7 @@ impl CrashingGarage {
     async fn trigger(&mut self, point: Point) {
         let garage = &mut self.garage;
         match point {
-            Point::TimedOut | Point::Cancelled | Point::CommandExecuted => {
+            Point::TimedOut | Point::Cancelled | Point::PartyChanged | Point::CommandExecuted => {
                 self.extra_players += 1;
                 let bot = self.garage.bot(&format!("extra-{}", self.extra_players));
                 // The gateway may crash before it answers.
@@ -267,6 +267,7 @@ async fn send_command(bot: &Bot, point: Point) -> Result<(), Problem> {
             let tyres = json!({ "item": "tyres-sport" });
             bot.command::<Value>(Method::POST, "/v1/garage/items", Some(tyres), "1").await?;
         }
+        Point::PartyChanged => drop(bot.command::<Value>(Method::POST, "/v1/parties", None, "1").await?),
         Point::Cancelled => bot.cancel(&bot.queue("lonely").await?).await?,
         _ => drop(bot.queue("lonely").await?),
     }

@@ -37,7 +37,7 @@ async fn projector(garage: &mut Garage, among: &[usize]) -> usize {
 /// Waits until the projections include the last event that the log has now.
 async fn until_up_to_date(garage: &Garage) {
     let events = garage.events().await;
-    let projected = |event: &&Event| !matches!(event.aggregate, Aggregate::Inventory(_));
+    let projected = |event: &&Event| matches!(event.aggregate, Aggregate::Player(_) | Aggregate::Session(_));
     let last = events.iter().rfind(projected).unwrap().seq;
     until("the projections include the whole log", async || (garage.projections().await?.seq >= last).then_some(()))
         .await;

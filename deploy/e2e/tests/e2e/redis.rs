@@ -26,7 +26,7 @@ fn fold(events: &[Event]) -> Live {
         match &event.aggregate {
             Aggregate::Player(player) => drop(last.insert(player, event)),
             Aggregate::Session(_) => {}
-            Aggregate::Inventory(_) => continue,
+            Aggregate::Inventory(_) | Aggregate::Party(_) => continue,
         }
         live.seq = event.seq;
     }

@@ -15,20 +15,21 @@ use garage_events::{
 };
 use garage_gateway::{AbsenceWait, Problem, QueueStatuses, commands};
 use rand::RngExt;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
     history,
-    net::Clock,
+    net::{Clock, Net},
     stage::{Process, Stage},
     workers::{Shared, call_gateway, queues},
 };
 
 /// The maximum number of times that a client sends the same request.
-const TRIES: u32 = 6;
+pub(crate) const TRIES: u32 = 6;
 
 /// After this time, a request that has failed is not stored any more.
-const LATEST: Duration = Duration::from_secs(60);
+pub(crate) const LATEST: Duration = Duration::from_secs(60);
 
 /// A successful answer that a client received. The log must agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,12 @@ impl Clients {
         while number < players {
             let fits = stage.plan.match_size > 2 && number + 1 < players;
             let size = if fits && stage.draw(|rng| rng.random_range(0..100)) < stage.plan.groups { 2 } else { 1 };
-            stage.spawn(Process::Outside, clients.clone().play(number..number + size));
+            let (clients, numbers) = (clients.clone(), number..number + size);
+            if size == 2 && stage.draw(|rng| rng.random_range(0..100)) < stage.plan.parties {
+                stage.spawn(Process::Outside, clients.play_in_party(numbers));
+            } else {
+                stage.spawn(Process::Outside, clients.play(numbers));
+            }
             number += size;
         }
         clients
@@ -89,8 +95,21 @@ impl Clients {
         self.notices.lock().unwrap().clone()
     }
 
-    fn stage(&self) -> &Stage {
+    pub(crate) fn stage(&self) -> &Stage {
         &self.shared.stage
+    }
+
+    pub(crate) fn net(&self) -> Net {
+        self.shared.net.clone()
+    }
+
+    pub(crate) fn notice(&self, notice: Notice) {
+        self.notices.lock().unwrap().push(notice);
+    }
+
+    /// Counts players who have played all their rounds.
+    pub(crate) fn finish(&self, players: u32) {
+        *self.busy.lock().unwrap() -= players;
     }
 
     /// Lets players play all rounds. Several players are a group.
@@ -114,15 +133,15 @@ impl Clients {
                 self.until_ended(player, ticket).await;
             }
         }
-        *self.busy.lock().unwrap() -= numbers.end - numbers.start;
+        self.finish(numbers.end - numbers.start);
     }
 
-    async fn pause(&self, most_ms: u64) {
+    pub(crate) async fn pause(&self, most_ms: u64) {
         let millis = self.stage().draw(|rng| rng.random_range(0..most_ms));
         self.stage().sleep(Duration::from_millis(millis)).await;
     }
 
-    fn gateway(&self) -> (Process, Clock) {
+    pub(crate) fn gateway(&self) -> (Process, Clock) {
         self.gateways[self.stage().draw(|rng| rng.random_range(0..self.gateways.len()))].clone()
     }
 
@@ -133,21 +152,8 @@ impl Clients {
             let (net, queue_statuses, players) =
                 (self.shared.net.clone(), self.queue_statuses.clone(), players.to_vec());
             let command = async move {
-                let now = clock.now();
                 let group = if players.len() > 1 { players.clone() } else { Vec::new() };
-                let queued = Queued {
-                    ticket,
-                    queue: "ranked".parse().unwrap(),
-                    // One player has a rank that matches no other player.
-                    rank: if number == 7 { 5_000 } else { 10 },
-                    latencies: [("eu".parse().unwrap(), 20)].into(),
-                    attributes: [].into(),
-                    group,
-                    waiting_since: now,
-                    expires_at: now + time::Duration::seconds(30),
-                    requeues: 0,
-                    absences: 0,
-                };
+                let queued = Queued { group, ..queued(ticket, number, clock.now()) };
                 let (name, ticket) = (queued.queue.clone(), queued.ticket);
                 let (storage, absence_wait) = (Storage::default(), AbsenceWait::default());
                 let open = (&queue_statuses, &storage, &absence_wait);
@@ -163,7 +169,7 @@ impl Clients {
             };
             match call_gateway(self.stage(), gateway, command).await {
                 Some(Ok(())) => {
-                    self.notices.lock().unwrap().push(Notice::Queued(ticket));
+                    self.notice(Notice::Queued(ticket));
                     return true;
                 }
                 Some(Err(problem)) if problem.is_clients() => return false,
@@ -179,28 +185,46 @@ impl Clients {
             let (net, player) = (self.shared.net.clone(), player.clone());
             let command = async move { commands::cancel(&net, &clock, &player, ticket, CancelReason::Player).await };
             match call_gateway::<Result<(), Problem>>(self.stage(), gateway, command).await {
-                Some(Ok(())) => return self.notices.lock().unwrap().push(Notice::Cancelled(ticket)),
+                Some(Ok(())) => return self.notice(Notice::Cancelled(ticket)),
                 Some(Err(problem)) if problem.is_clients() => return,
                 Some(Err(_)) | None => self.pause(2_000).await,
             }
         }
     }
 
-    fn has_ticket(&self, player: &PlayerId, ticket: TicketId) -> bool {
+    pub(crate) fn has_ticket(&self, player: &PlayerId, ticket: TicketId) -> bool {
         let messages = self.shared.net.log.messages(&Aggregate::Player(player.clone()).filter());
         let mut events = messages.iter().map(|message| history::decode(message).expect("an event").event);
         events.any(|event| State::evolve(&event).ticket() == Some(ticket))
     }
 
     /// Waits until a ticket has ended.
-    async fn until_ended(&self, player: &PlayerId, ticket: TicketId) {
+    pub(crate) async fn until_ended(&self, player: &PlayerId, ticket: TicketId) {
         let mut follow = self.shared.net.log.follow(vec![Aggregate::Player(player.clone()).filter()], 1);
         loop {
             let message = follow.next().await;
             let event = history::decode(&message).expect("an event").event;
-            if State::evolve(&event) == (State::Idle { ticket, absences: 0 }) {
+            if matches!(State::evolve(&event), State::Idle { ticket: Some(ended), .. } if ended == ticket) {
                 return;
             }
         }
+    }
+}
+
+/// The request of a player with this number.
+pub(crate) fn queued(ticket: TicketId, number: u32, now: OffsetDateTime) -> Queued {
+    Queued {
+        ticket,
+        queue: "ranked".parse().unwrap(),
+        // One player has a rank that matches no other player.
+        rank: if number == 7 { 5_000 } else { 10 },
+        latencies: [("eu".parse().unwrap(), 20)].into(),
+        attributes: [].into(),
+        group: Vec::new(),
+        waiting_since: now,
+        expires_at: now + time::Duration::seconds(30),
+        requeues: 0,
+        absences: 0,
+        party: None,
     }
 }

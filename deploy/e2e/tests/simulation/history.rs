@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use garage_events::{
     event::{DecodeError, Event as _, Recorded},
     id::{PlayerId, SessionId, TicketId},
+    party,
     player::{self, State},
     session::Event,
     sim::Message,
@@ -113,6 +114,11 @@ impl Checker {
                     self.player(&id, &recorded, &mut found).map_err(at)?;
                     *self.tally.events.entry(recorded.event.type_name()).or_default() += 1;
                 }
+                // `garage verify` checks parties.
+                Some(Aggregate::Party(_)) => {
+                    let recorded = decode::<party::Event>(message).map_err(corrupt)?;
+                    *self.tally.events.entry(recorded.event.type_name()).or_default() += 1;
+                }
                 Some(Aggregate::Inventory(_)) | None => {
                     return Err(at("no worker of this simulation writes such an event".into()));
                 }
@@ -214,6 +220,13 @@ impl Checker {
         let legal = match (&player.state, &recorded.event) {
             // A ticket may be queued again only after another one, when the state no longer remembers it.
             (State::New | State::Idle { .. }, player::Event::Queued(queued)) => Some(queued.ticket) != ticket,
+            (
+                State::New | State::Idle { .. } | State::Matched(_) | State::Playing(_),
+                player::Event::PartyChanged(_),
+            ) => {
+                let after = State::evolve(&recorded.event);
+                after.ticket() == ticket && after.session() == session
+            }
             (State::Waiting(_), player::Event::Cancelled(ended)) => Some(ended.ticket) == ticket,
             (State::Waiting(_), player::Event::TimedOut(ended)) => Some(ended.ticket) == ticket,
             (State::Waiting(_), player::Event::Matched(matched)) => {

@@ -13,6 +13,7 @@ mod decisions;
 mod games;
 mod history;
 mod net;
+mod parties;
 mod plan;
 mod stage;
 mod workers;
@@ -263,6 +264,11 @@ fn under_any_faults_every_match_ends_and_no_player_is_in_two_matches() {
             "redeliveries",
             "Cancelled",
             "TimedOut",
+            "PartyChanged",
+            "PartyQueued",
+            "MemberLeft",
+            "MemberAway",
+            "Disbanded",
             "PodFailed",
             "Requeued",
             "Opened",

@@ -12,10 +12,10 @@ use futures::future::{Either, select};
 use garage_events::{
     env::{Env, Simulated},
     event::Recorded,
-    id::{PlayerId, SessionId},
+    id::{PartyId, PlayerId, SessionId},
     inventory,
     jetstream::setup::DIRECTOR,
-    log::{Append, AppendError, Decision, Load, Player, ReadError, Reports, Session},
+    log::{Append, AppendError, Decision, Load, Party, Player, ReadError, Reports, Session},
     sim::{Faults, SimLog},
     subject::{Report, SESSIONS, timer_due},
 };
@@ -183,6 +183,11 @@ impl Load for Net {
     async fn player(&self, id: &PlayerId) -> Result<Player, ReadError> {
         let (log, id) = (self.log.clone(), id.clone());
         self.stage.ask(async move { log.player(&id).await }).await
+    }
+
+    async fn party(&self, id: PartyId) -> Result<Party, ReadError> {
+        let log = self.log.clone();
+        self.stage.ask(async move { log.party(id).await }).await
     }
 
     async fn session(&self, id: SessionId) -> Result<Session, ReadError> {

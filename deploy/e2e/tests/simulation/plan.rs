@@ -16,6 +16,8 @@ pub(crate) struct Plan {
     pub(crate) match_size: usize,
     /// Pairs of players who queue as a group, if a team has two places.
     pub(crate) groups: u32,
+    /// Of these pairs, those who form a party, which then queues.
+    pub(crate) parties: u32,
     /// How long faults are injected, in seconds.
     pub(crate) faults_s: u64,
     /// How many of ten thousand waits of a worker end in a crash.
@@ -85,6 +87,7 @@ impl Plan {
             players: rng.random_range(2..=8),
             rounds: rng.random_range(1..=3),
             groups: if rng.random_range(0..2) == 0 { 0 } else { rng.random_range(1..=100) },
+            parties: if rng.random_range(0..2) == 0 { 0 } else { rng.random_range(1..=100) },
             match_size: rng.random_range(2..=4),
             faults_s: rng.random_range(20..=90),
             same_behavior: (rng.random_range(0..2) == 0).then(|| rng.random_range(0..MISBEHAVIORS.len())),

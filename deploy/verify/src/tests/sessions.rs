@@ -120,8 +120,14 @@ fn all_players_are_released_when_their_session_closes_with_the_same_reason() {
         let mut changes =
             vec![(story::of_session(1), vec![story::StoryEvent::session(failed), story::StoryEvent::session(closed)])];
         for (name, number, why) in released {
-            let released =
-                Released { ticket: ticket(*number), session: session(1), why: *why, reason: None, absences: 0 };
+            let released = Released {
+                ticket: ticket(*number),
+                session: session(1),
+                why: *why,
+                reason: None,
+                absences: 0,
+                party: None,
+            };
             changes.push((story::of_player(name), vec![story::StoryEvent::player(released)]));
         }
         story.commit(changes);
@@ -140,7 +146,14 @@ fn a_player_is_not_released_while_the_session_is_live() {
     story.matched(1, &[("anna", 1), ("bert", 2)]);
     story.player(
         "anna",
-        Released { ticket: ticket(1), session: session(1), why: Ending::Failed, reason: None, absences: 0 },
+        Released {
+            ticket: ticket(1),
+            session: session(1),
+            why: Ending::Failed,
+            reason: None,
+            absences: 0,
+            party: None,
+        },
     );
     assert_is(&only(&story), Rule::Notified, Some("anna"), Some(1), &[6]);
 }
@@ -204,8 +217,14 @@ fn a_session_that_is_abandoned_at_its_hard_end_is_valid() {
     story.matched(1, &[("anna", 1)]);
     let failed = Failed { reason: "hard-end".into() };
     let closed = Closed { why: Ending::Abandoned, results: vec![], teams: Vec::new() };
-    let released =
-        Released { ticket: ticket(1), session: session(1), why: Ending::Abandoned, reason: None, absences: 0 };
+    let released = Released {
+        ticket: ticket(1),
+        session: session(1),
+        why: Ending::Abandoned,
+        reason: None,
+        absences: 0,
+        party: None,
+    };
     story.commit(vec![
         (story::of_session(1), vec![story::StoryEvent::session(failed), story::StoryEvent::session(closed)]),
         (story::of_player("anna"), vec![story::StoryEvent::player(released)]),

@@ -96,6 +96,7 @@ impl Story {
                 let seq = self.messages.last().map_or(0, |last| last.seq) + 1;
                 let (owner, subject) = match &aggregate {
                     Aggregate::Player(player) => (("player", player.to_string()), aggregate.filter()),
+                    Aggregate::Party(party) => (("party", party.to_string()), aggregate.filter()),
                     Aggregate::Inventory(player) => {
                         (("player", player.to_string()), aggregate.filter().replace('>', token))
                     }
@@ -185,6 +186,7 @@ impl Story {
                 why: Ending::Finished,
                 reason: None,
                 absences: 0,
+                party: None,
             };
             changes.push((of_player(name), vec![StoryEvent::player(released)]));
         }
@@ -306,6 +308,7 @@ pub(super) fn queued(number: u128) -> Queued {
         expires_at: BEGAN + Duration::MINUTE,
         requeues: 0,
         absences: 0,
+        party: None,
     }
 }
 
@@ -340,6 +343,7 @@ pub(super) fn is_matched(number: u128, of: u128, team: &str) -> player::Matched 
         waiting_since: BEGAN,
         requeue: None,
         absences: 0,
+        party: None,
     }
 }
 
@@ -367,6 +371,7 @@ pub(super) fn player_matched(of: u128, number: u128) -> player::PlayerMatched {
         session: session(of),
         address: address(),
         absences: 0,
+        party: None,
     }
 }
 

@@ -13,11 +13,18 @@ fn a_ticket_ends_once() {
     story.queue("anna", 1);
     story.player(
         "anna",
-        Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0 },
+        Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0, party: None },
     );
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, considered: None, absences: 0 },
+        TimedOut {
+            ticket: ticket(1),
+            queue: story::queue(),
+            waited_ms: 60_000,
+            considered: None,
+            absences: 0,
+            party: None,
+        },
     );
     assert_is(&only(&story), Rule::Ticket, Some("anna"), None, &[2, 3]);
 }
@@ -27,8 +34,13 @@ fn an_ended_ticket_is_not_queued_again_unless_another_ticket_came_between() {
     let mut story = Story::default();
     for number in [1, 2, 1] {
         story.queue("anna", number);
-        let ended =
-            Cancelled { ticket: ticket(number), queue: story::queue(), reason: CancelReason::Player, absences: 0 };
+        let ended = Cancelled {
+            ticket: ticket(number),
+            queue: story::queue(),
+            reason: CancelReason::Player,
+            absences: 0,
+            party: None,
+        };
         story.player("anna", ended);
     }
     assert_eq!(story.check(End::Settled).0, [], "the same key after another ticket makes a new ticket request");
@@ -44,7 +56,7 @@ fn requeued() -> Story {
     let queued = player::Queued { requeues: 1, ..story::queued(1) };
     let requeue = {
         let player::Queued { rank, latencies, attributes, group, expires_at, .. } = story::queued(1);
-        Some(player::Requeue { rank, latencies, attributes, group, expires_at, requeues: 0 })
+        Some(player::Requeue { rank, latencies, attributes, group, expires_at, requeues: 0, party: None })
     };
     let matched = player::Matched { requeue, ..story::is_matched(1, 1, "anna") };
     story.commit(vec![
@@ -53,7 +65,8 @@ fn requeued() -> Story {
         (of_player("bert"), vec![StoryEvent::player(story::is_matched(2, 1, "bert"))]),
     ]);
     let (session, reason) = (story::session(1), failure::Code::ServerFailed);
-    let released = Released { ticket: ticket(2), session, why: Ending::Failed, reason: Some(reason), absences: 0 };
+    let released =
+        Released { ticket: ticket(2), session, why: Ending::Failed, reason: Some(reason), absences: 0, party: None };
     let ended = vec![
         StoryEvent::session(session::Failed { reason: "exited".into() }),
         StoryEvent::session(session::Closed { why: Ending::Failed, results: Vec::new(), teams: Vec::new() }),
@@ -70,7 +83,8 @@ fn requeued() -> Story {
 fn a_requeued_ticket_ends_once_more() {
     let mut story = requeued();
     assert_eq!(story.check(End::Open).0, []);
-    let cancelled = Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0 };
+    let cancelled =
+        Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0, party: None };
     story.player("anna", cancelled.clone());
     assert_eq!(story.check(End::Settled).0, []);
     story.player("anna", cancelled);
@@ -94,7 +108,14 @@ fn a_ticket_does_not_time_out_early() {
     story.queue("anna", 1);
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 59_999, considered: None, absences: 0 },
+        TimedOut {
+            ticket: ticket(1),
+            queue: story::queue(),
+            waited_ms: 59_999,
+            considered: None,
+            absences: 0,
+            party: None,
+        },
     );
     let violation = only(&story);
     assert_is(&violation, Rule::Decided, Some("anna"), None, &[1, 2]);
@@ -104,7 +125,14 @@ fn a_ticket_does_not_time_out_early() {
     story.queue("anna", 1);
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: 60_000, considered: None, absences: 0 },
+        TimedOut {
+            ticket: ticket(1),
+            queue: story::queue(),
+            waited_ms: 60_000,
+            considered: None,
+            absences: 0,
+            party: None,
+        },
     );
     assert_eq!(story.check(End::Settled).0, []);
 
@@ -112,7 +140,14 @@ fn a_ticket_does_not_time_out_early() {
     story.queue("anna", 1);
     story.player(
         "anna",
-        TimedOut { ticket: ticket(1), queue: story::queue(), waited_ms: u64::MAX, considered: None, absences: 0 },
+        TimedOut {
+            ticket: ticket(1),
+            queue: story::queue(),
+            waited_ms: u64::MAX,
+            considered: None,
+            absences: 0,
+            party: None,
+        },
     );
     assert_is(&only(&story), Rule::Decided, Some("anna"), None, &[1, 2]);
 }

@@ -9,7 +9,13 @@ fn event_numbers_have_no_gap_and_no_duplicate() {
         story.queue("anna", 1);
         story.player(
             "anna",
-            Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0 },
+            Cancelled {
+                ticket: ticket(1),
+                queue: story::queue(),
+                reason: CancelReason::Player,
+                absences: 0,
+                party: None,
+            },
         );
         story.edit(2, |body| body["n"] = json!(n));
         assert_is(&only(&story), Rule::Numbered, Some("anna"), None, &[2, 1]);
@@ -29,7 +35,13 @@ fn each_message_expects_the_last_sequence_of_its_aggregate() {
         story.queue("bert", 2);
         story.player(
             "anna",
-            Cancelled { ticket: ticket(1), queue: story::queue(), reason: CancelReason::Player, absences: 0 },
+            Cancelled {
+                ticket: ticket(1),
+                queue: story::queue(),
+                reason: CancelReason::Player,
+                absences: 0,
+                party: None,
+            },
         );
         story
     };

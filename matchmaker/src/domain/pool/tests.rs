@@ -26,13 +26,15 @@ fn queued(ticket: u128) -> Event {
         expires_at: EXPIRED,
         requeues: 0,
         absences: 0,
+        party: None,
     }
     .into()
 }
 
 fn cancelled(ticket: u128) -> Event {
     let ticket = TicketId::new(uuid::Uuid::from_u128(ticket));
-    Cancelled { ticket, queue: "ranked".parse().unwrap(), reason: CancelReason::Player, absences: 0 }.into()
+    Cancelled { ticket, queue: "ranked".parse().unwrap(), reason: CancelReason::Player, absences: 0, party: None }
+        .into()
 }
 
 fn ranked() -> QueueName {

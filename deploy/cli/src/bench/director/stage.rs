@@ -96,6 +96,7 @@ impl Stage {
             waiting_since: System.now(),
             requeue: None,
             absences: 0,
+            party: None,
         };
         let matched = Matched {
             queue: queue()?,

@@ -109,7 +109,7 @@ impl Pair {
         let teams = matched.teams.iter().map(|team| team.name.clone());
         let player_events = tickets.iter().zip(teams).map(|(queued, team)| {
             let Queued { ticket, queue, waiting_since, .. } = queued.clone();
-            player::Matched { ticket, queue, session: id, team, waiting_since, requeue: None, absences: 0 }
+            player::Matched { ticket, queue, session: id, team, waiting_since, requeue: None, absences: 0, party: None }
         });
         let player_events: Vec<_> = player_events.collect();
         let mut seq = append(log, decide(Head::default(), vec![matched.into()]), &mut self.0, player_events).await?;
@@ -128,7 +128,7 @@ impl Pair {
         }
         let player_events = tickets.iter().map(|queued| {
             let Queued { ticket, queue, .. } = queued.clone();
-            PlayerMatched { ticket, queue, session: id, address: address.clone(), absences: 0 }
+            PlayerMatched { ticket, queue, session: id, address: address.clone(), absences: 0, party: None }
         });
         let opened = Opened { attempt: 1, address: address.clone() };
         let player_events: Vec<_> = player_events.collect();
@@ -138,7 +138,7 @@ impl Pair {
         let why = Ending::Finished;
         let player_events: Vec<_> = tickets
             .iter()
-            .map(|queued| Released { ticket: queued.ticket, session: id, why, reason: None, absences: 0 })
+            .map(|queued| Released { ticket: queued.ticket, session: id, why, reason: None, absences: 0, party: None })
             .collect();
         let ended = vec![
             Finished { attempt: 1, results: results.clone(), teams: Vec::new() }.into(),

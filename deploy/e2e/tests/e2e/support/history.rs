@@ -100,7 +100,7 @@ pub(crate) fn sessions(events: &[Event]) -> Vec<SessionId> {
     let matched = events.iter().filter(|event| event.type_name == "Matched");
     let ids = matched.filter_map(|event| match event.aggregate {
         Aggregate::Session(id) => Some(id),
-        Aggregate::Player(_) | Aggregate::Inventory(_) => None,
+        Aggregate::Player(_) | Aggregate::Inventory(_) | Aggregate::Party(_) => None,
     });
     ids.collect()
 }
@@ -173,7 +173,7 @@ pub(crate) fn check<'a>(events: &[Event], rule_sets: impl Iterator<Item = &'a St
     }
     for (aggregate, history) in &histories {
         match aggregate {
-            Aggregate::Player(_) => {}
+            Aggregate::Player(_) | Aggregate::Party(_) => {}
             Aggregate::Session(_) => check_steps(aggregate, history),
             Aggregate::Inventory(_) => {
                 check_balance(aggregate, history);

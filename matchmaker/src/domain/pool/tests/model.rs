@@ -219,7 +219,7 @@ fn run(steps: Vec<Step>) {
                         Event::from(Queued { queue: queue.clone(), group, waiting_since, expires_at, ..queued })
                     } else {
                         let (queue, reason) = (queue.clone(), CancelReason::Player);
-                        Cancelled { ticket, queue, reason, absences: 0 }.into()
+                        Cancelled { ticket, queue, reason, absences: 0, party: None }.into()
                     };
                     model.log.push((player.clone(), event));
                 }
@@ -265,7 +265,7 @@ fn run(steps: Vec<Step>) {
                 let Some((_, _, queued)) = model.folded.get(player) else { continue };
                 let (ticket, queue) = (queued.ticket, queued.queue.clone());
                 let reason = CancelReason::Player;
-                model.log.push((player.clone(), Cancelled { ticket, queue, reason, absences: 0 }.into()));
+                model.log.push((player.clone(), Cancelled { ticket, queue, reason, absences: 0, party: None }.into()));
                 let seq = model.log.len() as u64;
                 pool.mark_gone(player, seq);
                 model.ahead.insert(player.clone(), (seq, None));
