@@ -86,7 +86,10 @@ impl<L: Log, W: Env, B: Backend, K: Keys> App<L, W, B, K> {
                 Ok(())
             }
             Event::Closed(_) => self.on_closed(session, recorded.seq).await,
-            event @ (Event::Matched(_)
+            event @ (Event::Proposed(_)
+            | Event::Accepted(_)
+            | Event::ProposalEnded(_)
+            | Event::Matched(_)
             | Event::PodScheduled(_)
             | Event::PodReady(_)
             | Event::Opened(_)

@@ -43,6 +43,8 @@ points! {
     PresenceNoted = "gateway.presence-noted",
     /// A match is appended: the events of the session and of its players.
     Matched = "matchmaker.matched",
+    /// A proposed match is appended: the events of the session and of its players.
+    Proposed = "matchmaker.proposed",
     /// The time-outs of tickets are appended.
     TimedOut = "matchmaker.timed-out",
     /// The lease of a queue is acquired, renewed or released. The director also does this with its own lease.
@@ -51,6 +53,10 @@ points! {
     RulesStored = "matchmaker.rules-stored",
     /// A snapshot of the waiting players is written.
     SnapshotWritten = "matchmaker.snapshot-written",
+    /// A player's acceptance of a proposed match is appended; the last one with the match.
+    Accepted = "session.accepted",
+    /// The end of a proposed match that was not accepted is appended, with the events of its players.
+    ProposalEnded = "session.proposal-ended",
     /// A session's timer is set or cancelled.
     TimerSet = "session.timer-set",
     /// The secrets of a game server are stored in Redis.

@@ -32,6 +32,8 @@ pub enum Code {
     BadResults,
     /// A player left before the game server was ready.
     PlayerLeft,
+    /// A player of another ticket did not accept the proposed match.
+    NotAccepted,
     /// The match did not end within its time limit.
     TimeLimit,
     /// A code of a newer build.

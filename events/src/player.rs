@@ -2,6 +2,8 @@
 //!
 //! Every event carries the player's whole matchmaking state. The last event is therefore enough to know the state, and
 //! older events need not be read.
+//!
+//! `proposal` has the events of a match that the players must accept.
 
 use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive};
 
@@ -17,7 +19,10 @@ use crate::{
 };
 
 mod party;
+mod proposal;
+mod requeue;
 
+pub use self::proposal::{DeclineReason, MatchDeclined, MatchProposed};
 pub use party::{PartyChanged, Past, PastEvent, join_party, leave_party};
 
 events! {
@@ -29,12 +34,16 @@ events! {
         Cancelled = "cancelled" at Cancelled,
         /// The ticket expired before a match was found.
         TimedOut = "timed-out" at TimedOut,
-        /// A match was found. Its game server is being started.
+        /// A match was found, in a queue whose players must accept their matches.
+        MatchProposed = "match-proposed" at Proposed,
+        /// A player of the ticket did not accept the proposed match. The ticket has ended.
+        MatchDeclined = "match-declined" at ProposalEnded,
+        /// A match was found and, if its queue says so, accepted. Its game server is being started.
         Matched = "matched" at Matched,
         /// The game server is ready. The event holds its address.
         PlayerMatched = "player-matched" at Opened,
-        /// The match failed before the player received a game server's address. The player waits again, with the same
-        /// ticket.
+        /// The match failed before the player received a game server's address, or it was proposed and other tickets did
+        /// not accept it. The player waits again, with the same ticket.
         Requeued = "requeued" at Failed,
         /// The session has ended. The player may queue again.
         Released = "released" at Finished,
@@ -196,41 +205,6 @@ pub struct Requeue {
     pub party: Option<PartyId>,
 }
 
-impl Matched {
-    /// Whether an earlier match of the ticket has failed.
-    pub fn is_rematch(&self) -> bool {
-        self.requeue.as_ref().is_some_and(|requeue| requeue.requeues > 0)
-    }
-
-    /// Whether the player is still in the party that the ticket is of. A ticket without a party is only of players who
-    /// are in none.
-    pub fn is_in_party_of_ticket(&self) -> bool {
-        self.requeue.as_ref().is_none_or(|requeue| requeue.party == self.party)
-    }
-
-    /// The ticket as it waits again after the match has failed; `None` if it is not requeued: its queue does not
-    /// requeue, it was requeued often enough, it is about to expire, or the player is no longer in its party.
-    fn requeued(&self, now: OffsetDateTime) -> Option<Queued> {
-        let Requeue { rank, latencies, attributes, group, expires_at, requeues, party } = self.requeue.clone()?;
-        let queued = Queued {
-            ticket: self.ticket,
-            queue: self.queue.clone(),
-            rank,
-            latencies,
-            attributes,
-            group,
-            waiting_since: self.waiting_since,
-            expires_at,
-            requeues: requeues + 1,
-            absences: self.absences,
-            party,
-        };
-        let may_wait =
-            queued.requeues <= MAX_REQUEUES && now + MIN_CHANCE <= expires_at && self.is_in_party_of_ticket();
-        may_wait.then_some(queued)
-    }
-}
-
 /// See [`Event::Requeued`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Requeued {
@@ -297,6 +271,8 @@ pub enum Ending {
     Failed,
     /// The session reached its hard end before it finished or failed.
     Abandoned,
+    /// The match was proposed, and not all of its players accepted it.
+    NotAccepted,
 }
 
 /// A player's state in matchmaking.
@@ -307,6 +283,8 @@ pub enum State {
     New,
     /// The player waits in a queue.
     Waiting(Queued),
+    /// The player is in a proposed match.
+    Proposed(MatchProposed),
     /// The player is in a match whose game server is being started.
     Matched(Matched),
     /// The player is in a match and knows the game server's address.
@@ -328,10 +306,12 @@ impl State {
     pub fn evolve(event: &Event) -> Self {
         match event {
             Event::Queued(data) | Event::Requeued(Requeued { queued: data, .. }) => Self::Waiting(data.clone()),
+            Event::MatchProposed(data) => Self::Proposed(data.clone()),
             Event::Matched(data) => Self::Matched(data.clone()),
             Event::PlayerMatched(data) => Self::Playing(data.clone()),
             Event::Cancelled(Cancelled { ticket, absences, party, .. })
             | Event::TimedOut(TimedOut { ticket, absences, party, .. })
+            | Event::MatchDeclined(MatchDeclined { ticket, absences, party, .. })
             | Event::Released(Released { ticket, absences, party, .. }) => {
                 Self::Idle { ticket: Some(*ticket), absences: *absences, party: *party }
             }
@@ -347,7 +327,9 @@ impl State {
     /// The session that the player is in.
     pub fn session(&self) -> Option<SessionId> {
         match self {
-            Self::Matched(Matched { session, .. }) | Self::Playing(PlayerMatched { session, .. }) => Some(*session),
+            Self::Proposed(MatchProposed { session, .. })
+            | Self::Matched(Matched { session, .. })
+            | Self::Playing(PlayerMatched { session, .. }) => Some(*session),
             Self::New | Self::Waiting(_) | Self::Idle { .. } => None,
         }
     }
@@ -357,6 +339,7 @@ impl State {
         match self {
             Self::New => None,
             Self::Waiting(Queued { ticket, .. })
+            | Self::Proposed(MatchProposed { queued: Queued { ticket, .. }, .. })
             | Self::Matched(Matched { ticket, .. })
             | Self::Playing(PlayerMatched { ticket, .. }) => Some(*ticket),
             Self::Idle { ticket, .. } => *ticket,
@@ -368,6 +351,7 @@ impl State {
         match self {
             Self::New => None,
             Self::Waiting(Queued { party, .. })
+            | Self::Proposed(MatchProposed { queued: Queued { party, .. }, .. })
             | Self::Matched(Matched { party, .. })
             | Self::Playing(PlayerMatched { party, .. })
             | Self::Idle { party, .. } => *party,
@@ -381,18 +365,20 @@ impl State {
             Self::New if party.is_none() => Self::New,
             Self::New => Self::Idle { ticket: None, absences: 0, party },
             Self::Waiting(data) => Self::Waiting(Queued { party, ..data }),
+            Self::Proposed(data) => Self::Proposed(MatchProposed { queued: Queued { party, ..data.queued }, ..data }),
             Self::Matched(data) => Self::Matched(Matched { party, ..data }),
             Self::Playing(data) => Self::Playing(PlayerMatched { party, ..data }),
             Self::Idle { ticket, absences, .. } => Self::Idle { ticket, absences, party },
         }
     }
 
-    /// How many of the player's finished matches in a row the player has not joined, up to now. Matches that did not
-    /// finish do not count.
+    /// How many of the player's matches in a row the player has not accepted or not joined, up to now. Of the accepted
+    /// matches, only those that finished count.
     pub fn absences(&self) -> u32 {
         match self {
             Self::New => 0,
             Self::Waiting(Queued { absences, .. })
+            | Self::Proposed(MatchProposed { queued: Queued { absences, .. }, .. })
             | Self::Matched(Matched { absences, .. })
             | Self::Playing(PlayerMatched { absences, .. })
             | Self::Idle { absences, .. } => *absences,
@@ -415,6 +401,27 @@ pub enum Command {
         /// See [`TimedOut::considered`].
         considered: Option<Candidates>,
     },
+    /// Put a waiting player into a proposed match.
+    Propose {
+        ticket: TicketId,
+        session: SessionId,
+        /// The name of the player's team.
+        team: String,
+        accept_by: OffsetDateTime,
+        /// How many players the match has.
+        players: u32,
+        /// See [`MatchProposed::may_requeue`].
+        may_requeue: bool,
+    },
+    /// Record that all players have accepted the proposed match.
+    Confirm { session: SessionId },
+    /// End the ticket, because the player or another player of the ticket did not accept the proposed match.
+    Decline {
+        session: SessionId,
+        reason: DeclineReason,
+        /// See [`MatchDeclined::players`].
+        players: Vec<PlayerId>,
+    },
     /// Put a waiting player into a session.
     Match {
         ticket: TicketId,
@@ -426,7 +433,8 @@ pub enum Command {
     },
     /// Announce the game server's address to a matched player.
     Open { session: SessionId, address: Address },
-    /// Put the player back into the queue, because the session failed before they received its address.
+    /// Put the player back into the queue, because the session failed before they received its address, or because other
+    /// tickets did not accept the match.
     Requeue {
         session: SessionId,
         reason: failure::Code,
@@ -498,11 +506,17 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
             Ok(TimedOut { ticket, queue: waiting.queue.clone(), waited_ms, considered, absences, party }.into())
         }
         Command::Match { ticket, session, team, requeue } => {
-            let Queued { queue, rank, latencies, attributes, group, waiting_since, expires_at, requeues, .. } =
-                waiting(state, ticket)?.clone();
-            let requeue =
-                requeue.then_some(Requeue { rank, latencies, attributes, group, expires_at, requeues, party });
-            Ok(Matched { ticket, queue, session, team, waiting_since, requeue, absences, party }.into())
+            Ok(Matched::of(waiting(state, ticket)?.clone(), session, team, requeue).into())
+        }
+        Command::Propose { ticket, session, team, accept_by, players, may_requeue } => {
+            let queued = waiting(state, ticket)?.clone();
+            Ok(MatchProposed { session, team, accept_by, players, may_requeue, queued }.into())
+        }
+        Command::Confirm { session } => {
+            proposal::of(state, session).map(|proposed| proposed.clone().confirmed().into())
+        }
+        Command::Decline { session, reason, players } => {
+            proposal::of(state, session).map(|proposed| proposed.declined(reason, players).into())
         }
         Command::Open { session, address } => match state {
             State::Matched(matched) if matched.session == session => {
@@ -515,6 +529,10 @@ pub fn decide(state: &State, command: Command) -> Result<Event, Rejection> {
             State::Matched(matched) if matched.session == session => {
                 let queued = matched.requeued(now).ok_or(Rejection::NotRequeued { ticket: matched.ticket })?;
                 Ok(Requeued { session, reason, queued }.into())
+            }
+            // The match did not fail, so this neither counts as a requeue nor depends on the queue.
+            State::Proposed(proposed) if proposed.session == session => {
+                Ok(Requeued { session, reason, queued: proposed.queued.clone() }.into())
             }
             _ => Err(Rejection::NotInSession { session }),
         },
@@ -540,9 +558,9 @@ pub fn may_queue(state: &State) -> Result<(), Rejection> {
     match state {
         State::New | State::Idle { .. } => Ok(()),
         State::Waiting(Queued { ticket, .. }) => Err(Rejection::Waiting { ticket: *ticket }),
-        State::Matched(Matched { session, .. }) | State::Playing(PlayerMatched { session, .. }) => {
-            Err(Rejection::InSession { session: *session })
-        }
+        State::Proposed(MatchProposed { session, .. })
+        | State::Matched(Matched { session, .. })
+        | State::Playing(PlayerMatched { session, .. }) => Err(Rejection::InSession { session: *session }),
     }
 }
 

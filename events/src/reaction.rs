@@ -1,7 +1,7 @@
 //! Decides on a session: load, decide, add the events of its players, append. It starts again after a conflict.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     future::{Future, ready},
 };
 
@@ -14,8 +14,8 @@ use crate::{
     failure,
     id::{PlayerId, SessionId},
     log::{AppendError, Decision, Log, Player, ReadError, Session, StaleRead},
-    player::{self, Address, Ending},
-    session::{self, Command, Event, Rejection},
+    player::{self, Address, DeclineReason, Ending},
+    session::{self, Command, Event, Matched, ProposalEnded, Rejection},
     subject::Aggregate,
 };
 
@@ -34,8 +34,9 @@ pub enum Error {
     Append(#[from] AppendError),
 }
 
-/// Decides on a session and appends the decision, together with the events of its players: `PlayerMatched` when the
-/// session opens, and `Released` or `Requeued` when it closes.
+/// Decides on a session and appends the decision, together with the events of its players: `Matched` when all players
+/// have accepted the match, `PlayerMatched` when the session opens, and `Released`, `Requeued` or `MatchDeclined` when it
+/// closes.
 ///
 /// `cause` is the id of the event or report that led to the command. Without one, it is the session's last event.
 ///
@@ -53,10 +54,10 @@ pub async fn decide_session<L: Log, W: Env>(
     decide_session_with(log, env, id, command, cause, |_| ready(BTreeSet::new())).await
 }
 
-/// Like [`decide_session`]. If the session opens or fails, `absent` gets the players who do not have the address yet,
-/// each with the time since when they wait, and returns those who have left since then. A session whose players have left
-/// fails instead of being opened. The players who have left are released and not requeued, and so are their groups. The
-/// same is true of players who are no longer in the party of their ticket.
+/// Like [`decide_session`]. If the session opens, fails or is not accepted, `absent` gets the players who do not have the
+/// address yet, each with the time since when they wait, and returns those who have left since then. A session whose
+/// players have left fails instead of being opened. The players who have left are released and not requeued, and so are
+/// their groups. The same is true of players who are no longer in the party of their ticket.
 ///
 /// # Errors
 /// The same as [`decide_session`].
@@ -88,20 +89,22 @@ pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<Pla
         if let Some(notice) = Notice::of(&events, &session.state)
             && let Some(matched) = session.state.matched()
         {
-            let began = session.history.first().map(|first| first.seq).unwrap_or_default();
+            let began = session.history.iter().rev().find(|recorded| joins(&recorded.event));
+            let began = began.map(|joined| joined.seq).unwrap_or_default();
             let players = try_join_all(
                 matched.players().map(async |player| log.player(player).await.map(|found| (player.clone(), found))),
             );
             let players = players.await?;
             let left = match notice {
-                Notice::Address(_) | Notice::Failed(..) => {
+                Notice::Address(_) | Notice::Failed(..) | Notice::NotAccepted(_) => {
                     let waiting = players.iter().filter_map(|(player, found)| match &found.state {
                         player::State::Matched(matched) => Some((player.clone(), matched.waiting_since)),
+                        player::State::Proposed(proposed) => Some((player.clone(), proposed.queued.waiting_since)),
                         _ => None,
                     });
                     absent(waiting.collect()).await
                 }
-                Notice::Finished(_) => BTreeSet::new(),
+                Notice::Accepted | Notice::Finished(_) => BTreeSet::new(),
             };
             if matches!(notice, Notice::Address(_)) && !left.is_empty() {
                 command = Command::Fail { reason: failure::PLAYER_LEFT.into() };
@@ -109,11 +112,13 @@ pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<Pla
                 continue;
             }
             // A group waits again only with all of its players, and a party only with all members of the ticket.
-            let stays = |(player, found): &(PlayerId, Player)| match &found.state {
-                player::State::Matched(own) => {
-                    own.session == id && !left.contains(player) && own.is_in_party_of_ticket()
-                }
-                _ => false,
+            let stays = |(player, found): &(PlayerId, Player)| {
+                let joined = match &found.state {
+                    player::State::Matched(own) => own.is_in_party_of_ticket().then_some(own.session),
+                    player::State::Proposed(own) => Some(own.session),
+                    _ => None,
+                };
+                !left.contains(player) && joined == Some(id)
             };
             let staying: BTreeSet<_> = players.iter().filter(|one| stays(one)).map(|(player, _)| player).collect();
             let members = matched.teams.iter().flat_map(|team| &team.players);
@@ -124,8 +129,9 @@ pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<Pla
                 let may_wait = state.ticket().is_some_and(|ticket| !incomplete.contains(&ticket));
                 match notice.decide(&player, &state, id, may_wait.then_some(now)) {
                     Ok(event) => decision = decision.change(env, Aggregate::Player(player), head, [event]),
-                    // The player joined in the commit that began the session. So while the log still has that commit,
-                    // it also has an event of the player that is at least as new. This read is stale.
+                    // The player has an event in the commit that began the session, and in the commit that made the
+                    // match. So while the log still has that commit, it also has an event of the player that is at
+                    // least as new. This read is stale.
                     Err(_) if head.seq < began => return Err(StaleRead { read: head.seq, known: began }.into()),
                     // The player is no longer in this session: they were released already.
                     Err(rejection) => {
@@ -152,10 +158,19 @@ pub async fn decide_session_with<L: Log, W: Env, A: Future<Output = BTreeSet<Pla
     Err(AppendError::Conflict(moved).into())
 }
 
-/// Measures the steps up to the moment when the players have the address. The time of a step is the time since the
-/// event before, so the times of all steps add up to the whole time.
+/// Whether every player of the session has an event in the commit of this event, after it.
+fn joins(event: &Event) -> bool {
+    matches!(event, Event::Proposed(_) | Event::Matched(_))
+}
+
+/// Counts how proposals end. Measures the steps from the match up to the moment when the players have the address. The
+/// time of a step is the time since the event before, so the times of all steps add up to the whole time.
 fn measure(session: &Session, events: &[Event], now: OffsetDateTime) {
-    let (Some(first), Some(last)) = (session.history.first(), session.history.last()) else { return };
+    let mut history = session.history.iter();
+    let made = history.rfind(|recorded| joins(&recorded.event));
+    let (Some(first), Some(last)) = (made, session.history.last()) else { return };
+    let outcome =
+        |outcome: &'static str| metrics::counter!("garage_proposals_total", "outcome" => outcome).increment(1);
     // The stream's clock and the clock of this process may differ.
     let since = |time: OffsetDateTime| (now - time).as_seconds_f64().max(0.0);
     for event in events {
@@ -167,9 +182,21 @@ fn measure(session: &Session, events: &[Event], now: OffsetDateTime) {
                 metrics::histogram!("garage_session_start_seconds").record(since(first.time));
                 "opened"
             }
-            Event::Matched(_) | Event::PodFailed(_) | Event::Failed(_) | Event::Finished(_) | Event::Closed(_) => {
+            // An append of this function makes a match only when all players have accepted it.
+            Event::Matched(_) => {
+                outcome("accepted");
                 continue;
             }
+            Event::ProposalEnded(ended) => {
+                outcome(ended.why.label());
+                continue;
+            }
+            Event::Proposed(_)
+            | Event::Accepted(_)
+            | Event::PodFailed(_)
+            | Event::Failed(_)
+            | Event::Finished(_)
+            | Event::Closed(_) => continue,
         };
         metrics::histogram!("garage_session_step_seconds", "step" => step).record(since(last.time));
     }
@@ -177,6 +204,11 @@ fn measure(session: &Session, events: &[Event], now: OffsetDateTime) {
 
 /// A change that an event of a session makes to the players of the session.
 enum Notice {
+    /// All players have accepted the match.
+    Accepted,
+    /// The players whose tickets end, because they or other players of the same ticket did not accept: why, and the names
+    /// of those players, if the queue names them.
+    NotAccepted(BTreeMap<PlayerId, (DeclineReason, Vec<PlayerId>)>),
     Address(Address),
     /// The players who joined the match.
     Finished(BTreeSet<PlayerId>),
@@ -187,6 +219,14 @@ impl Notice {
     /// The notice of a decision's events, in the state before them.
     fn of(events: &[Event], state: &session::State) -> Option<Self> {
         match events {
+            [Event::Accepted(_), Event::Matched(_)] => Some(Self::Accepted),
+            [Event::ProposalEnded(ended), Event::Closed(_)] => match state {
+                session::State::Proposed(proposal) => {
+                    let proposed = &proposal.proposed;
+                    Some(Self::NotAccepted(declined(&proposed.matched, ended, proposed.names_decliner)))
+                }
+                session::State::New | session::State::Open(_) | session::State::Closed(_) => None,
+            },
             [Event::Opened(opened)] => Some(Self::Address(opened.address.clone())),
             [Event::Finished(finished), Event::Closed(_)] => {
                 let joined = finished.results.iter().filter(|placing| placing.joined);
@@ -210,18 +250,51 @@ impl Notice {
     ) -> Result<player::Event, player::Rejection> {
         let release =
             |why, reason, joined| player::decide(state, player::Command::Release { session, why, reason, joined });
+        let requeue = |reason| {
+            let requeue = now.map(|now| player::decide(state, player::Command::Requeue { session, reason, now }));
+            requeue.and_then(Result::ok)
+        };
         match self {
+            Self::Accepted => player::decide(state, player::Command::Confirm { session }),
+            Self::NotAccepted(declined) => match declined.get(player) {
+                Some((reason, players)) => {
+                    let (reason, players) = (*reason, players.clone());
+                    player::decide(state, player::Command::Decline { session, reason, players })
+                }
+                // A player of the ticket has left since they accepted.
+                None => requeue(failure::Code::NotAccepted)
+                    .map_or_else(|| release(Ending::NotAccepted, Some(failure::Code::PlayerLeft), None), Ok),
+            },
             Self::Address(address) => {
                 player::decide(state, player::Command::Open { session, address: address.clone() })
             }
             Self::Finished(joined) => release(Ending::Finished, None, Some(joined.contains(player))),
-            Self::Failed(why, reason) => {
-                let requeue =
-                    now.map(|now| player::decide(state, player::Command::Requeue { session, reason: *reason, now }));
-                requeue.and_then(Result::ok).map_or_else(|| release(*why, Some(*reason), None), Ok)
-            }
+            Self::Failed(why, reason) => requeue(*reason).map_or_else(|| release(*why, Some(*reason), None), Ok),
         }
     }
+}
+
+/// See [`Notice::NotAccepted`].
+fn declined(
+    matched: &Matched,
+    ended: &ProposalEnded,
+    names_decliner: bool,
+) -> BTreeMap<PlayerId, (DeclineReason, Vec<PlayerId>)> {
+    let members = || matched.teams.iter().flat_map(|team| &team.players);
+    let mut decliners: BTreeMap<_, Vec<PlayerId>> = BTreeMap::new();
+    for member in members().filter(|member| ended.players.contains(&member.player)) {
+        decliners.entry(member.ticket).or_default().push(member.player.clone());
+    }
+    let declined = members().filter_map(|member| {
+        let decliners = decliners.get(&member.ticket)?;
+        let why = match decliners.contains(&member.player) {
+            true => (ended.why.into(), Vec::new()),
+            false if names_decliner => (DeclineReason::Party, decliners.clone()),
+            false => (DeclineReason::Party, Vec::new()),
+        };
+        Some((member.player.clone(), why))
+    });
+    declined.collect()
 }
 
 #[cfg(test)]

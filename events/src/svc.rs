@@ -19,7 +19,7 @@ pub use self::{
         Loadouts, OwnedCar, Profile, StoreCar, StoreCars, StoreItem, StoreItems,
     },
     matchmaker::CountCandidates,
-    session::{ConnectToken, GetSession, SignedToken},
+    session::{Accept, ConnectToken, Decline, GetSession, SignedToken},
 };
 
 mod inventory;

@@ -22,7 +22,7 @@ use garage_events::{
     id::PlayerId,
     jetstream::{JetStreamLog, follow::Message},
     log::{Load, ReadError},
-    player::{CancelReason, State},
+    player::CancelReason,
     subject::Aggregate,
 };
 use garage_worker::{Shutdown, bucket::Entries};
@@ -31,7 +31,7 @@ use time::OffsetDateTime;
 use tokio::{sync::Semaphore, time::sleep};
 
 use crate::{
-    commands,
+    answers,
     frame::Notice,
     hub::{Closing, Hub},
     problem::Problem,
@@ -155,7 +155,7 @@ impl Blocks {
     async fn try_cancel(&self, player: &PlayerId, tickets: Tickets) -> anyhow::Result<()> {
         let _slot = self.0.slots.acquire().await?;
         let found = self.0.log.player(player).await?;
-        let (State::Waiting(waiting), Some(requested)) = (&found.state, ticket::requested_at(&found)) else {
+        let (Some(ticket), Some(requested)) = (found.state.ticket(), ticket::requested_at(&found)) else {
             return Ok(());
         };
         let applies = match tickets {
@@ -165,9 +165,10 @@ impl Blocks {
         if applies {
             // A reason that clients and workers of all versions know.
             let reason = CancelReason::Disconnected;
-            match commands::cancel(&self.0.log, &System, player, waiting.ticket, reason).await {
+            let client = self.0.log.context().client();
+            match answers::withdraw(&self.0.log, &System, &client, player, ticket, reason).await {
                 Ok(()) => {
-                    tracing::info!(player.id = %player, ticket.id = %waiting.ticket, "ticket cancelled: player is blocked or kicked");
+                    tracing::info!(player.id = %player, ticket.id = %ticket, "ticket ended: player is blocked or kicked");
                 }
                 // In the meantime, the player was matched, or another gateway has cancelled the ticket.
                 Err(problem) => anyhow::ensure!(problem.is_clients(), "{problem:?}"),

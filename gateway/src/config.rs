@@ -61,7 +61,13 @@ pub struct Config {
         value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub absence_wait: u32,
 
-    /// The longest such time, in seconds.
+    /// Seconds before a player can queue again who did not accept a proposed match. The time doubles with each further
+    /// match in a row that they do not accept or join. 0 turns it off.
+    #[arg(long, env = "GARAGE_DECLINE_WAIT_S", default_value_t = 30, value_name = "SECONDS",
+        value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub decline_wait: u32,
+
+    /// The longest of these times, in seconds.
     #[arg(long, env = "GARAGE_ABSENCE_WAIT_MAX_S", default_value_t = 3_600, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(0..=86_400))]
     pub absence_wait_max: u32,
@@ -180,7 +186,7 @@ pub struct RateLimits {
     pub limit_groups: RateLimit,
 
     /// Rate limit for commands on parties, apart from joins, for each player, as in `--limit-tickets`.
-    #[arg(long, env = "GARAGE_GATEWAY_LIMIT_PARTIES", default_value = "40/2", value_name = "BURST/PER_SECOND")]
+    #[arg(long, env = "GARAGE_GATEWAY_LIMIT_PARTIES", default_value = "30/0.2", value_name = "BURST/PER_SECOND")]
     pub limit_parties: RateLimit,
 
     /// Rate limit for joining parties, for each player, as in `--limit-tickets`. A join code has 50 random bits, so that

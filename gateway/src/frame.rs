@@ -1,11 +1,13 @@
 //! The frames of a socket: each event is one text frame, `{"seq", "n", "type", "data"}`. The frames about tokens,
-//! parties, blocks and kicks are not events, and have only `type` and `data`.
+//! parties, proposed matches, blocks and kicks are not events, and have only `type` and `data`.
 
 use std::borrow::Cow;
 
 use garage_events::{
     block::{Block, Kick},
+    id::SessionId,
     log::Head,
+    session::Accepted,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
@@ -14,10 +16,10 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::ticket::Me;
 
-/// An event, or a notice about a party, in the form in which it is written to a socket.
+/// What is written to a socket.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
-    /// The sequence of the event; `None` if the frame is not an event.
+    /// The sequence of the event; `None` if it is not an event.
     pub(crate) seq: Option<u64>,
     pub(crate) text: Utf8Bytes,
 }
@@ -59,6 +61,12 @@ impl Frame {
     /// A frame that is not an event.
     pub(crate) fn notice(type_name: &str, data: &impl Serialize) -> Self {
         Self { seq: None, text: json!({ "type": type_name, "data": data }).to_string().into() }
+    }
+
+    /// How many players of a proposed match have accepted it.
+    pub(crate) fn progress(session: SessionId, accepted: &Accepted) -> Self {
+        let data = json!({ "session": session, "accepted": accepted.accepted, "of": accepted.of });
+        Self::notice("match-progress", &data)
     }
 }
 

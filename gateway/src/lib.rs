@@ -9,11 +9,13 @@
 //! - [`commands`], `ticket` (pure): queueing and cancelling; `party` (pure), `parties`: the open parties; `request`: parses and checks requests; `queue_status`: the
 //!   closed queues; `blocks`: the blocked players; `regions`: where clients measure their latency; `wait_estimate`: the
 //!   wait estimates; `ops`: the dashboard on the admin port.
+//! - `answers`: accepting and declining proposed matches; `progress`: how many players have accepted.
 //! - `upgrade`, `socket`, `hub`, `frame`: push the log's events to players; `presence`: which players have a socket, on
 //!   any gateway.
 
 mod absence;
 mod admission;
+mod answers;
 mod app;
 mod blocks;
 pub mod commands;
@@ -28,6 +30,7 @@ mod parties;
 mod party;
 mod presence;
 mod problem;
+mod progress;
 mod proxy;
 mod queue_status;
 mod regions;
@@ -141,6 +144,8 @@ impl Gateway {
         let (estimates, health) = (wait_estimates.clone(), runtime.health.clone());
         let follow = hub::follow(hub.clone(), estimates, blocks.clone(), log.clone(), health, shutdown.clone()).await?;
         runtime.spawn("hub", follow);
+        let follow = progress::follow(hub.clone(), log.clone(), shutdown.clone()).await?;
+        runtime.spawn("progress", follow);
         let (context, health) = (log.context().clone(), runtime.health.clone());
         let follow = bucket::follow(blocks.clone(), "blocks", context, health, shutdown.clone()).await?;
         runtime.spawn("blocks", follow);
@@ -164,7 +169,11 @@ impl Gateway {
         let address = listener.local_addr()?;
         tracing::info!(%address, tls = tls.is_some(), "gateway is listening");
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        let absence_wait = AbsenceWait { first: seconds(config.absence_wait), max: seconds(config.absence_wait_max) };
+        let absence_wait = AbsenceWait {
+            first: seconds(config.absence_wait),
+            declined: seconds(config.decline_wait),
+            max: seconds(config.absence_wait_max),
+        };
         let admission = Arc::new(admission::Admission::new(&config.rate_limits, &queues));
         runtime.spawn("rate limits", Arc::clone(&admission).forget_idle(shutdown.clone()));
         let app = Arc::new(App {

@@ -51,6 +51,10 @@ const REMOVE_EVERY: Duration = Duration::from_secs(60);
 /// already.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
+/// How many invitations a socket receives when it opens. Any number of players can invite one player, and their frames
+/// must not fill the socket's queue.
+const MAX_GREETED: usize = 50;
+
 /// The delay before a member's return is recorded again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -84,7 +88,7 @@ impl Parties {
                 self.bring_back(player.clone());
             }
         }
-        for (id, by, expires_at) in index.invitations(player, now) {
+        for (id, by, expires_at) in index.invitations(player, now).take(MAX_GREETED) {
             self.send(player, &invitation(id, by, expires_at));
         }
     }
@@ -186,7 +190,7 @@ impl Parties {
         tokio::spawn(async move { shutdown.run_until_cancelled(returning).await });
     }
 
-    /// Removes the parties whose time is over, and tells their members.
+    /// Removes the parties whose time is over, and notifies their members.
     fn remove_expired(&self) {
         let mut index = self.index();
         for (id, party) in index.take_expired(System.now()) {

@@ -35,7 +35,7 @@ pub(crate) struct View {
 struct MemberView {
     /// The id that events and sessions contain.
     player: PlayerId,
-    /// The name by which requests name the player.
+    /// How requests name the player: the `sub` of their token.
     sub: String,
     #[serde(with = "time::serde::rfc3339")]
     joined_at: OffsetDateTime,
@@ -46,7 +46,7 @@ struct MemberView {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct InvitedView {
     player: PlayerId,
-    /// The name by which requests name the player.
+    /// How requests name the player: the `sub` of their token.
     sub: String,
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,

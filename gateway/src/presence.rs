@@ -25,7 +25,7 @@ use garage_events::{
         publish,
     },
     log::{Load, ReadError},
-    player::{CancelReason, State},
+    player::CancelReason,
     presence::{self, Connection, Key},
 };
 use garage_worker::Shutdown;
@@ -37,7 +37,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
-    commands,
+    answers, commands,
     hub::{Hub, SocketEntry},
     socket::End,
     ticket,
@@ -259,8 +259,9 @@ impl Presence {
         }
     }
 
-    /// Marks the player as left, and cancels the ticket if the player still waits. If the player is matched, the session
-    /// worker reads the mark before it opens the session. `revision` is the revision of the player's entry.
+    /// Marks the player as left, and cancels the ticket if the player still waits or has not accepted a proposed match. If
+    /// the player is matched or has accepted, the session worker reads the mark before it opens or requeues. `revision` is the
+    /// revision of the player's entry.
     async fn try_cancel(&self, player: &PlayerId, revision: &mut u64) -> anyhow::Result<()> {
         let key = Key::Player(player.clone());
         let last = self.last(&key.to_string()).await?;
@@ -272,7 +273,8 @@ impl Presence {
             return Ok(());
         }
         let ended = connection.left.unwrap_or(last.time);
-        if connection.left.is_none() {
+        let is_marked = connection.left.is_some();
+        if !is_marked {
             match self.put(&key, &Connection { left: Some(ended), ..connection }, Some(*revision)).await {
                 Ok(marked) => *revision = marked,
                 Err(PutError::Conflict) => return Ok(()),
@@ -281,8 +283,14 @@ impl Presence {
         }
         let found = self.0.log.player(player).await?;
         // A ticket requested after the socket had ended does not need a socket.
-        if ticket::requested_at(&found).is_some_and(|requested| requested > ended) {
-            return Ok(());
+        let requested = ticket::requested_at(&found);
+        if requested.is_some_and(|requested| requested > ended) {
+            // But the leader of a party requests the ticket for its members, who may have no socket any more. If the mark
+            // is older, the member may have come back since without a socket.
+            let by_leader = commands::party::is_led_by_another(&self.0.log, player, &found, System.now()).await?;
+            if is_marked || !by_leader {
+                return Ok(());
+            }
         }
         // A member of a party is away. If the party waits, the same commit cancels its ticket.
         if commands::party::away(&self.0.log, &System, player, ended).await? {
@@ -290,14 +298,16 @@ impl Presence {
             tracing::info!(player.id = %player, "ticket of a party cancelled: player did not reconnect");
             return Ok(());
         }
-        if let State::Waiting(waiting) = &found.state {
-            let cancelled = commands::cancel(&self.0.log, &System, player, waiting.ticket, CancelReason::Disconnected);
+        if let (Some(ticket), Some(_)) = (found.state.ticket(), requested) {
+            let client = self.0.context.client();
+            let reason = CancelReason::Disconnected;
+            let cancelled = answers::withdraw(&self.0.log, &System, &client, player, ticket, reason);
             match cancelled.await {
                 Ok(()) => {
                     metrics::counter!("garage_gateway_vanished_total").increment(1);
-                    tracing::info!(player.id = %player, ticket.id = %waiting.ticket, "ticket cancelled: player did not reconnect");
+                    tracing::info!(player.id = %player, ticket.id = %ticket, "ticket ended: player did not reconnect");
                 }
-                // In the meantime, the player was matched or cancelled the ticket.
+                // In the meantime, the player was matched, accepted the proposed match or cancelled the ticket.
                 Err(problem) => anyhow::ensure!(problem.is_clients(), "{problem:?}"),
             }
         }

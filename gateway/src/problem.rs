@@ -38,7 +38,7 @@ pub struct Problem {
     detail: String,
     members: Vec<(&'static str, Value)>,
     headers: Vec<(HeaderName, HeaderValue)>,
-    /// The player of a group whom the problem is about, and the player's name.
+    /// The player of a group or a party whom the problem is about, and the player's name.
     about: Option<Box<(PlayerId, String)>>,
 }
 
@@ -174,8 +174,8 @@ impl Problem {
 
     pub(crate) fn in_session(session: SessionId) -> Self {
         let detail = format!(
-            "the player was matched, in session {session}; a matched ticket cannot be cancelled, and the player can queue \
-             again after the session"
+            "the player is or was in session {session}; a matched ticket cannot be cancelled; try other commands again \
+             when the proposal or the match has ended"
         );
         Self::new(StatusCode::CONFLICT, detail)
             .kind("/problems/in-session", "Already matched")
@@ -217,11 +217,17 @@ impl Problem {
             .members(members)
     }
 
-    /// The player did not join their last matches, and has to wait.
+    /// The proposed match no longer waits for answers.
+    pub(crate) fn proposal_over(detail: &str) -> Self {
+        Self::new(StatusCode::CONFLICT, detail).kind("/problems/proposal-over", "Proposal over")
+    }
+
+    /// The player did not accept or did not join their last matches, and has to wait.
     pub(crate) fn absent(until: OffsetDateTime, absences: u32, now: OffsetDateTime) -> Self {
         let at = until.format(&Rfc3339).unwrap_or_default();
         let seconds = (until - now).whole_seconds().max(0) + 1;
-        let detail = format!("the player did not join their last {absences} matches, and can queue again at {at}");
+        let detail =
+            format!("the player did not accept or join {absences} matches in a row, and can queue again at {at}");
         Self::new(StatusCode::CONFLICT, detail)
             .kind("/problems/matches-missed", "Matches missed")
             .member("absences", absences)
@@ -244,7 +250,6 @@ impl Problem {
         &self.detail
     }
 
-    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }

@@ -33,6 +33,7 @@ use warp::{
 
 use crate::{
     admission::{Bucket, Keyed},
+    answers,
     app::App,
     commands,
     problem::Problem,
@@ -88,6 +89,12 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
     let connect_token = path!("v1" / "sessions" / SessionId / "connect-token")
         .and(call.clone())
         .then(|id, call| answer("/v1/sessions/{id}/connect-token", connect_token(id, call)));
+    let accept = path!("v1" / "sessions" / SessionId / "accept")
+        .and(call.clone())
+        .then(|id, call| answer("/v1/sessions/{id}/accept", give_answer(id, answers::Answer::Accept, call)));
+    let decline = path!("v1" / "sessions" / SessionId / "decline")
+        .and(call.clone())
+        .then(|id, call| answer("/v1/sessions/{id}/decline", give_answer(id, answers::Answer::Decline, call)));
     let none = warp::any()
         .then(|| answer("none", async { Err(Problem::not_found("there is no such path; see GET /openapi.json")) }));
 
@@ -96,7 +103,8 @@ pub(crate) fn all(app: Arc<App>) -> BoxedFilter<(Response,)> {
         .then(|call| answer("/v1/matchmaking/groups", groups(call)));
     let matchmaking =
         tickets.or(groups).unify().or(ticket).unify().or(regions).unify().or(ping).unify().or(me).unify().boxed();
-    let sessions = session.or(public_key).unify().or(connect_token).unify().boxed();
+    let answered = accept.or(decline).unify();
+    let sessions = session.or(public_key).unify().or(connect_token).unify().or(answered).unify().boxed();
     let all = matchmaking.or(sessions).unify().or(inventory::all(&call)).unify().or(description).unify();
     let all = all.or(parties::all(&call)).unify();
     all.or(none).unify().boxed()
@@ -286,7 +294,8 @@ async fn ticket(id: TicketId, call: Call) -> Answer {
             let player = call.identity(&call.app.admission.tickets)?.player;
             let (app, canceller) = (Arc::clone(&call.app), player.clone());
             let cancelled = async move {
-                commands::cancel(&app.log, &app.env, &canceller, id, CancelReason::Player).await?;
+                let reason = CancelReason::Player;
+                answers::withdraw(&app.log, &app.env, &app.client, &canceller, id, reason).await?;
                 Ok(no_content())
             };
             // Without a key: a second request changes nothing.
@@ -350,6 +359,14 @@ async fn public_key(id: SessionId, call: Call) -> Answer {
         Problem::new(StatusCode::BAD_GATEWAY, "a service behind the gateway failed; the cause is in the gateway's log")
     })?;
     ok(StatusCode::OK, &json!({ "public_key": key, "fingerprint": game::fingerprint(&der) }))
+}
+
+/// Accepts or declines a proposed match. A repeated answer gets the same response, so it needs no key.
+async fn give_answer(session: SessionId, answer: answers::Answer, call: Call) -> Answer {
+    call.only(&Method::POST, "POST")?;
+    let player = call.identity(&call.app.admission.tickets)?.player;
+    answers::give(&call.app.client, answer, session, &player).await?;
+    Ok(no_content())
 }
 
 async fn connect_token(session: SessionId, call: Call) -> Answer {

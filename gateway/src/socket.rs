@@ -24,10 +24,13 @@
 
 mod renewal;
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::{Future, pending},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{SinkExt, StreamExt, future::BoxFuture};
 use garage_events::{
     deadline::receive,
     env::{Env, System},
@@ -44,13 +47,14 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        self, Message,
+        self, Message, Utf8Bytes,
         protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
 use crate::{
     admission::Pace,
+    answers::SentAnswer,
     frame::{self, Frame, Notice},
     hub::{Closing, Registration},
     ticket::Me,
@@ -174,11 +178,15 @@ impl From<Closing> for End {
     }
 }
 
+/// Sends a client's answer to a proposed match. Returns the frame with the outcome for the client.
+pub(crate) type GiveAnswer = Box<dyn Fn(SentAnswer) -> BoxFuture<'static, Utf8Bytes> + Send + Sync>;
+
 pub(crate) struct Socket<S> {
     pub(crate) stream: WebSocketStream<S>,
     pub(crate) registration: Registration,
     pub(crate) player: PlayerId,
     pub(crate) token: SocketToken,
+    pub(crate) answers: GiveAnswer,
     /// For the messages of the client.
     pub(crate) pace: Pace,
     pub(crate) timing: Timing,
@@ -256,6 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let mut last_heard = Instant::now();
         let mut ping = interval_at(last_heard + self.timing.ping, self.timing.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut answering: Option<BoxFuture<'static, Utf8Bytes>> = None;
         loop {
             // In this order: after a slow write, what the client has sent meanwhile counts before the limit for silence,
             // and a client that sends without a pause delays none of its events.
@@ -271,23 +280,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     written = frame.seq.unwrap_or(written);
                     self.write(frame).await
                 }
-                message = self.stream.next() => match message {
+                text = given(&mut answering) => {
+                    answering = None;
+                    self.write(Frame { seq: None, text }).await
+                }
+                // One answer at a time: the next message of the client waits until this one is answered.
+                message = self.stream.next(), if answering.is_none() => match message {
                     Some(Ok(Message::Close(_)) | Err(_)) | None => Err(End::Gone),
                     // Each message takes time, whatever it contains.
                     Some(Ok(_)) if !self.pace.take() => Err(TOO_MANY),
                     // Tungstenite answers pings.
                     Some(Ok(message)) => {
                         last_heard = Instant::now();
-                        self.read_message(message).await
+                        answering = self.sent_answer(&message);
+                        if answering.is_some() { Ok(()) } else { self.read_message(message).await }
                     }
                 },
-                () = sleep_until(last_heard + self.timing.silence) => Err(SILENT),
+                // While nothing is read, the client cannot be heard.
+                () = sleep_until(last_heard + self.timing.silence), if answering.is_none() => Err(SILENT),
                 _ = ping.tick() => self.send(Message::Ping(Bytes::new())).await,
             };
             if let Err(end) = wrote {
                 return end;
             }
         }
+    }
+
+    /// Begins to send the answer in a message; `None` if there is none.
+    fn sent_answer(&self, message: &Message) -> Option<BoxFuture<'static, Utf8Bytes>> {
+        let Message::Text(text) = message else { return None };
+        SentAnswer::of(text).map(&self.answers)
     }
 
     /// Answers a message with a token. Ignores all other messages from clients.
@@ -349,6 +371,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             () = self.shutdown.cancelled() => Err(GOING_AWAY),
             why = &mut self.registration.end => Err(why.map_or(GOING_AWAY, End::from)),
         }
+    }
+}
+
+/// Waits for the frame about a client's answer; forever if there is none.
+async fn given(answering: &mut Option<BoxFuture<'static, Utf8Bytes>>) -> Utf8Bytes {
+    match answering {
+        Some(answering) => answering.await,
+        None => pending().await,
     }
 }
 

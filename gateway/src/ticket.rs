@@ -10,7 +10,10 @@ use garage_events::{
     failure,
     id::{PartyId, PlayerId, QueueName, Region, SessionId, TicketId},
     log::Player,
-    player::{self, Address, CancelReason, Candidates, Command, Ending, Event, Queued, Rejection, State},
+    player::{
+        self, Address, CancelReason, Candidates, Command, DeclineReason, Ending, Event, MatchProposed, Queued,
+        Rejection, State,
+    },
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -22,6 +25,7 @@ use crate::absence::AbsenceWait;
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Status {
     Waiting,
+    Proposed,
     Matched,
     Playing,
     Ended,
@@ -33,6 +37,8 @@ pub(crate) enum Status {
 pub(crate) enum End {
     Cancelled,
     TimedOut,
+    /// A proposed match was not accepted.
+    NotAccepted,
     Finished,
     Failed,
     Abandoned,
@@ -56,6 +62,9 @@ pub struct Ticket {
     pub(crate) waiting_since: Option<OffsetDateTime>,
     #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub(crate) expires_at: Option<OffsetDateTime>,
+    /// Until when the proposed match must be accepted.
+    #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub(crate) accept_by: Option<OffsetDateTime>,
     /// The measured latencies that count, rounded up.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) latencies: BTreeMap<Region, u32>,
@@ -70,6 +79,9 @@ pub struct Ticket {
     /// Why the match failed that ended the ticket, or after which it waits again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<failure::Code>,
+    /// Why the ticket ended with a proposed match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) decline_reason: Option<DeclineReason>,
     /// The other tickets in the queue, when the ticket timed out, or now if it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) candidates: Option<Candidates>,
@@ -90,11 +102,13 @@ impl Ticket {
             address: None,
             waiting_since: None,
             expires_at: None,
+            accept_by: None,
             latencies: BTreeMap::new(),
             ignored_regions: Vec::new(),
             estimated_wait_ms: None,
             ended: None,
             reason: None,
+            decline_reason: None,
             candidates: None,
             seq,
         };
@@ -119,6 +133,19 @@ impl Ticket {
                 candidates: data.considered.clone(),
                 ..blank(data.ticket, Status::Ended)
             },
+            Event::MatchProposed(MatchProposed { session, accept_by, queued, .. }) => Self {
+                status: Status::Proposed,
+                session: Some(*session),
+                accept_by: Some(*accept_by),
+                ..waiting(queued)
+            },
+            Event::MatchDeclined(data) => Self {
+                queue: Some(data.queue.clone()),
+                session: Some(data.session),
+                ended: Some(End::NotAccepted),
+                decline_reason: Some(data.reason),
+                ..blank(data.ticket, Status::Ended)
+            },
             Event::Matched(data) => Self {
                 queue: Some(data.queue.clone()),
                 session: Some(data.session),
@@ -137,6 +164,7 @@ impl Ticket {
                     Ending::Finished => End::Finished,
                     Ending::Failed => End::Failed,
                     Ending::Abandoned => End::Abandoned,
+                    Ending::NotAccepted => End::NotAccepted,
                 }),
                 reason: data.reason,
                 ..blank(data.ticket, Status::Ended)
@@ -190,7 +218,7 @@ impl GroupTicket {
 pub(crate) struct Me {
     /// The id that events and sessions contain.
     pub(crate) player: PlayerId,
-    /// `idle`, or the status of the ticket: `waiting`, `matched` or `playing`.
+    /// `idle`, or the status of the ticket: `waiting`, `proposed`, `matched` or `playing`.
     pub(crate) status: &'static str,
     /// The latest ticket, even if it has ended; absent if there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,6 +233,9 @@ pub(crate) struct Me {
     /// The party that the player is in, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) party: Option<PartyId>,
+    /// Until when the proposed match must be accepted.
+    #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub(crate) accept_by: Option<OffsetDateTime>,
     /// The sequence of the player's last event; 0 if the log has none.
     pub(crate) seq: u64,
 }
@@ -214,6 +245,7 @@ impl Me {
         let (status, queue, address) = match &player.state {
             State::New | State::Idle { .. } => ("idle", None, None),
             State::Waiting(data) => ("waiting", Some(&data.queue), None),
+            State::Proposed(data) => ("proposed", Some(&data.queued.queue), None),
             State::Matched(data) => ("matched", Some(&data.queue), None),
             State::Playing(data) => ("playing", Some(&data.queue), Some(&data.address)),
         };
@@ -225,6 +257,10 @@ impl Me {
             session: player.state.session(),
             address: address.cloned(),
             party: player.state.party(),
+            accept_by: match &player.state {
+                State::Proposed(data) => Some(data.accept_by),
+                State::New | State::Waiting(_) | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
+            },
             seq: player.head.seq,
         }
     }
@@ -267,12 +303,13 @@ pub(crate) fn queue(
     }
 }
 
-/// When the ticket of a player who waits was requested, by the stream's clock if it was not requeued; `None` if the
-/// player does not wait.
+/// When the ticket of a player who waits, or whose match is proposed, was requested. It is by the stream's clock if the
+/// player waits and was not requeued. `None` if the player neither waits nor is in a proposed match.
 pub(crate) fn requested_at(player: &Player) -> Option<OffsetDateTime> {
     match player.last.as_ref().map(|last| (&last.event, last.time))? {
         (Event::Queued(_), time) => Some(time),
         (Event::Requeued(requeued), _) => Some(requeued.queued.waiting_since),
+        (Event::MatchProposed(proposed), _) => Some(proposed.queued.waiting_since),
         _ => None,
     }
 }
@@ -299,8 +336,8 @@ pub(crate) fn cancel(player: &Player, ticket: TicketId, reason: CancelReason) ->
     let command = Command::Cancel { ticket, reason };
     match (player::decide(&player.state, command), latest.session) {
         (Ok(event), _) => Cancelling::Append(event),
-        (Err(_), Some(session)) => Cancelling::Matched(session),
-        (Err(_), None) => Cancelling::Done,
+        (Err(_), Some(session)) if latest.ended != Some(End::NotAccepted) => Cancelling::Matched(session),
+        (Err(_), _) => Cancelling::Done,
     }
 }
 

@@ -24,6 +24,7 @@ use warp::reply::Response;
 
 use crate::{
     admission::Pace,
+    answers::SentAnswer,
     app::App,
     limits::{DEADLINE, MESSAGES_BURST, MESSAGES_PER_SECOND},
     problem::Problem,
@@ -81,13 +82,18 @@ pub(crate) async fn handle(
         async move { app.keys.verify(&token).await }.boxed()
     });
     let token = SocketToken::new(&identity, app.keys.leeway(), verify, app.env.now(), Instant::now());
+    let (app_of_answers, answering) = (Arc::clone(&app), player.clone());
+    let answers = Box::new(move |sent: SentAnswer| {
+        let (app, player) = (Arc::clone(&app_of_answers), answering.clone());
+        async move { sent.give(&app.client, &app.admission.tickets, &player).await }.boxed()
+    });
     tasks.spawn(async move {
         match timeout(DEADLINE, upgrade).await {
             Ok(Ok(upgraded)) => {
                 let io = TokioIo::new(upgraded);
                 let stream = WebSocketStream::from_raw_socket(io, Role::Server, Some(socket::config())).await;
                 let (pace, timing) = (Pace::new(MESSAGES_BURST, MESSAGES_PER_SECOND), Timing::default());
-                let socket = Socket { stream, registration, player, token, pace, timing, shutdown };
+                let socket = Socket { stream, registration, player, token, answers, pace, timing, shutdown };
                 presence.ended(socket.run(&app.log, since).await);
             }
             Ok(Err(error)) => tracing::debug!(%error, "a connection broke during the WebSocket upgrade"),

@@ -13,7 +13,7 @@ use garage_events::{
     player::{self, Candidates, NO_COMMON_REGION},
     queue::{Queues, SEARCH_STEPS},
     rules::{Rules, millis},
-    session::{self, Matched},
+    session::{self, Matched, Proposed},
     subject::Aggregate,
 };
 use garage_rules::engine::{End, Limits};
@@ -87,6 +87,17 @@ struct Cycle {
     pool_seq: u64,
     left_out: Vec<u64>,
     now: OffsetDateTime,
+}
+
+/// What a queue says about its matches.
+#[derive(Debug, Clone, Copy)]
+struct Offer {
+    /// See [`garage_events::queue::Queue::requeue`].
+    requeue: bool,
+    /// How long the players have to accept; `None` if they need not accept.
+    acceptance: Option<time::Duration>,
+    /// See [`Proposed::names_decliner`].
+    names_decliner: bool,
 }
 
 /// See [`Matching::changed`].
@@ -249,7 +260,12 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
     /// Makes the next matches of a queue.
     fn decide_matches(&mut self, name: &QueueName) -> Next {
         let Some(config) = self.queues.get(name) else { return Next::Wait(IDLE) };
-        let (rules, requeue, search_steps) = (config.rules(), config.requeue, config.search_steps);
+        let (rules, search_steps) = (config.rules(), config.search_steps);
+        let offer = Offer {
+            requeue: config.requeue,
+            acceptance: config.acceptance(),
+            names_decliner: config.acceptance_names_decliner,
+        };
         let queue = self.matchers.entry(name.clone()).or_insert_with(|| QueueMatcher::new(&rules, search_steps));
         let now = self.env.now();
         // With a time that was set back by more than a moment, tickets could have expired too early.
@@ -292,7 +308,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         };
         metrics::counter!("garage_incomplete_searches_total", "queue" => name.to_string()).increment(bounded);
         for proposal in proposals {
-            self.make_match(name, proposal, &cycle, requeue);
+            self.make_match(name, proposal, &cycle, offer);
         }
         next
     }
@@ -343,7 +359,7 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
         self.in_flight.push(async move { (players, outcome.await) }.boxed());
     }
 
-    fn make_match(&mut self, name: &QueueName, proposal: Proposal, cycle: &Cycle, requeue: bool) {
+    fn make_match(&mut self, name: &QueueName, proposal: Proposal, cycle: &Cycle, offer: Offer) {
         let session = SessionId::new(self.env.id());
         let Cycle { rules, search_steps, seed, pool_seq, left_out, now } = cycle;
         let matched = Matched {
@@ -360,17 +376,32 @@ impl<G: Log, W: Env, L: Lead> Matching<G, W, L> {
             search_steps: Some(*search_steps).filter(|steps| *steps != SEARCH_STEPS),
         };
         let players: Vec<WaitingPlayer> = proposal.players().cloned().collect();
+        let Offer { requeue, acceptance, names_decliner } = offer;
+        // From now on, and not from the beginning of the cycle: the players learn of the match only after this.
+        let accept_by = acceptance.map(|time| self.env.now() + time);
+        let begun = match accept_by {
+            Some(accept_by) => session::Event::from(Proposed { accept_by, names_decliner, matched }),
+            None => session::Event::from(matched),
+        };
+        let size = u32::try_from(players.len()).unwrap_or(u32::MAX);
         let mut decision = Decision::new(&self.env, session.uuid(), None).change(
             &self.env,
             Aggregate::Session(session),
             Head::default(),
-            [session::Event::from(matched)],
+            [begun],
         );
         for team in proposal.teams {
             for entry in team.players {
                 let ticket = entry.queued.ticket;
                 let state = player::State::Waiting(entry.queued);
-                let command = player::Command::Match { ticket, session, team: team.name.clone(), requeue };
+                let team = team.name.clone();
+                let command = match accept_by {
+                    Some(accept_by) => {
+                        let (players, may_requeue) = (size, requeue);
+                        player::Command::Propose { ticket, session, team, accept_by, players, may_requeue }
+                    }
+                    None => player::Command::Match { ticket, session, team, requeue },
+                };
                 match player::decide(&state, command) {
                     Ok(event) => {
                         let aggregate = Aggregate::Player(entry.player);

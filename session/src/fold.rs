@@ -184,11 +184,16 @@ impl Fold {
                 }
             }
             player::Event::Requeued(data) => flow(&data.queued.queue, |flow| &mut flow.requeued),
-            player::Event::PlayerMatched(_) | player::Event::Released(_) | player::Event::PartyChanged(_) => {}
+            player::Event::MatchDeclined(data) => flow(&data.queue, |flow| &mut flow.cancelled),
+            player::Event::MatchProposed(_)
+            | player::Event::PlayerMatched(_)
+            | player::Event::Released(_)
+            | player::Event::PartyChanged(_) => {}
         }
         let state = match player::State::evolve(event) {
             player::State::Waiting(data) => Some(LivePlayer::Waiting { queue: data.queue, since: data.waiting_since }),
-            player::State::Matched(player::Matched { session, .. })
+            player::State::Proposed(player::MatchProposed { session, .. })
+            | player::State::Matched(player::Matched { session, .. })
             | player::State::Playing(player::PlayerMatched { session, .. }) => Some(LivePlayer::InSession { session }),
             player::State::New | player::State::Idle { .. } => None,
         };
@@ -216,8 +221,13 @@ impl Fold {
 
     fn session(&mut self, id: SessionId, event: &session::Event, seq: u64, time: OffsetDateTime) {
         let minute = self.minutes.entry(minute_of(time)).or_default();
-        if let session::Event::Matched(matched) = event {
-            self.timelines.entry(id).or_insert_with(|| new_timeline(matched, time));
+        let begun = match event {
+            session::Event::Proposed(proposed) => Some((&proposed.matched, Status::Proposed)),
+            session::Event::Matched(matched) => Some((matched, Status::Matched)),
+            _ => None,
+        };
+        if let Some((matched, status)) = begun {
+            self.timelines.entry(id).or_insert_with(|| new_timeline(matched, status, time));
         }
         // If the log no longer has the beginning of a session, the projections leave the session out.
         let Some(timeline) = self.timelines.get_mut(&id) else { return };
@@ -240,9 +250,9 @@ impl Fold {
     }
 }
 
-fn new_timeline(matched: &session::Matched, time: OffsetDateTime) -> Timeline {
+fn new_timeline(matched: &session::Matched, status: Status, time: OffsetDateTime) -> Timeline {
     let session = LiveSession {
-        status: Status::Matched,
+        status,
         server: None,
         queue: matched.queue.clone(),
         region: matched.region.clone(),
@@ -270,7 +280,11 @@ fn count(minute: &mut Minute, timeline: &Timeline, step: Step, time: OffsetDateT
 
 fn evolve(session: &mut LiveSession, event: &session::Event) {
     match event {
-        session::Event::Matched(_) | session::Event::Failed(_) => {}
+        session::Event::Proposed(_)
+        | session::Event::Accepted(_)
+        | session::Event::ProposalEnded(_)
+        | session::Event::Failed(_) => {}
+        session::Event::Matched(_) => session.status = Status::Matched,
         session::Event::PodRequested(data) => {
             (session.status, session.attempt, session.server) =
                 (Status::Starting, data.attempt, Some(Server::Requested));
@@ -286,7 +300,12 @@ fn evolve(session: &mut LiveSession, event: &session::Event) {
 
 fn entry(event: &session::Event, seq: u64, time: OffsetDateTime) -> Entry {
     let (attempt, detail) = match event {
-        session::Event::Matched(_) => (None, None),
+        session::Event::Proposed(_) | session::Event::Matched(_) => (None, None),
+        session::Event::Accepted(data) => (None, Some(format!("{} of {}: {}", data.accepted, data.of, data.player))),
+        session::Event::ProposalEnded(data) => {
+            let players: Vec<_> = data.players.iter().map(PlayerId::as_str).collect();
+            (None, Some(format!("{}: {}", data.why.label(), players.join(", "))))
+        }
         session::Event::PodRequested(data) => (Some(data.attempt), None),
         session::Event::PodScheduled(data) => (Some(data.attempt), Some(format!("{} on {}", data.pod, data.node))),
         session::Event::PodFailed(data) => (Some(data.attempt), Some(format!("{}: {}", data.reason, data.message))),

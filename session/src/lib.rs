@@ -1,6 +1,7 @@
 //! Session: carries out the steps of each session, from the match to its end.
 //!
 //! - [`reaction`]: reactions to a session's events, game servers' reports and timers.
+//! - [`answers`]: players' answers to proposed matches.
 //! - [`keys`]: RSA keys, generated in advance; [`token`]: connection tokens.
 //! - [`query`]: answers requests of other workers; [`recent`]: the sessions that it has read last.
 //! - [`projector`]: the projections in Redis; [`fold`] (pure): how events change them; [`dead_letters`]: the summary of
@@ -8,6 +9,7 @@
 //! - [`streams`]: how full the streams are, as metrics.
 //! - [`redis`]: stores the projections and the game servers' secrets.
 
+pub mod answers;
 pub mod config;
 pub mod dead_letters;
 pub mod fold;
@@ -35,13 +37,17 @@ use config::Read;
 const CONCURRENCY: usize = 64;
 
 /// What the worker measures.
-const METRICS: [Metric; 13] = [
+const METRICS: [Metric; 15] = [
     Metric::gauge("garage_key_pool", "RSA keys that are generated and not used yet"),
     Metric::gauge("garage_key_pool_capacity", "RSA keys that the pool holds when it is full"),
     Metric::counter("garage_key_waits_total", "game servers that waited for a key"),
     Metric::histogram("garage_session_start_seconds", "time from a match to the server's address at its players"),
     Metric::histogram("garage_session_step_seconds", "time from the session's event before to this one")
         .with(&[("step", &["requested", "ready", "opened"])]),
+    Metric::counter("garage_proposals_total", "proposed matches that ended, by how")
+        .with(&[("outcome", &["accepted", "declined", "disconnected", "unanswered"])]),
+    Metric::counter("garage_proposal_answers_total", "answers of players to proposed matches")
+        .with(&[("answer", &["accept", "decline"]), ("outcome", &["ok", "unknown", "late", "failed"])]),
     Metric::gauge("garage_projection_seq", "sequence of the last event that the projections include"),
     Metric::counter("garage_projection_skipped_total", "events that the projections lack because they cannot be read"),
     Metric::gauge("garage_stream_bytes", "bytes in a stream; every instance reports them"),
@@ -88,6 +94,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             async move { app.on_event(&delivery).await }
         }),
     );
+    let answering = app.clone();
     let reactor = app.clone();
     runtime.spawn(
         "reports",
@@ -110,7 +117,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             async move { app.on_timer(&delivery).await }
         }),
     );
-    query::serve(&mut runtime, &log, signer, limits).await?;
+    query::serve(&mut runtime, &log, signer, answering).await?;
     runtime.spawn("streams", streams::watch(log.context().clone(), shutdown.clone()));
     runtime.spawn("dead-letters", dead_letters::watch(runtime.client.clone(), redis.clone(), shutdown.clone()));
     let (context, names) = (log.context().clone(), vec![lease::PROJECTOR.into()]);

@@ -17,6 +17,8 @@ use garage_worker::{
 };
 
 use crate::{
+    answers,
+    reaction::{App, Effects},
     recent::{Recent, Sessions},
     token::Signer,
 };
@@ -28,8 +30,15 @@ const CONCURRENCY: usize = 64;
 ///
 /// # Errors
 /// If the service or an endpoint cannot be started.
-pub async fn serve(runtime: &mut Runtime, log: &JetStreamLog, signer: Signer, limits: Limits) -> anyhow::Result<()> {
+pub async fn serve<E: Effects>(
+    runtime: &mut Runtime,
+    log: &JetStreamLog,
+    signer: Signer,
+    app: App<JetStreamLog, System, E>,
+) -> anyhow::Result<()> {
     let service = Service::start(&runtime.client, "session", "state and connection tokens of sessions").await?;
+    let limits = app.limits;
+    answers::serve(runtime, &service, app).await?;
     let stop = &runtime.shutdown.clone();
 
     let reader = Reader { log: log.clone(), sessions: Sessions::default() };

@@ -165,8 +165,12 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             return Err(Failure::Poison(anyhow::anyhow!("{} is not the subject of a session", delivery.subject)));
         };
         // Decode the event, so that an event that this build does not know ends in an error.
-        let seen = delivery.event::<Event>()?.seq;
-        self.advance(session, seen, delivery.time).await
+        let recorded = delivery.event::<Event>()?;
+        // No step follows from it: the timer of the proposal is set, and the last acceptance comes with `Matched`.
+        if let Event::Accepted(_) = recorded.event {
+            return Ok(());
+        }
+        self.advance(session, recorded.seq, delivery.time).await
     }
 
     /// Handles a game server's report. A report that can never be accepted becomes a dead letter, and fails its attempt:
@@ -259,6 +263,9 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
             seen = session.head.seq;
             let open = match &session.state {
                 State::Open(open) => open,
+                State::Proposed(proposal) => {
+                    return self.effects.set_timer(id, Some(proposal.proposed.accept_by)).await;
+                }
                 State::New | State::Closed(_) => return self.effects.set_timer(id, None).await,
             };
             let deadline = Some(open.deadline(&self.limits));
@@ -285,7 +292,11 @@ impl<L: Log, W: Env, E: Effects> App<L, W, E> {
     }
 
     /// Decides on a command that may fail the session.
-    async fn decide(&self, id: SessionId, command: Command) -> Result<Result<Vec<Event>, Rejection>, reaction::Error> {
+    pub(crate) async fn decide(
+        &self,
+        id: SessionId,
+        command: Command,
+    ) -> Result<Result<Vec<Event>, Rejection>, reaction::Error> {
         let absent = |players| self.effects.absent(players);
         decide_session_with(&self.log, &self.env, id, command, None, absent).await
     }

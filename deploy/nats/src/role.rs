@@ -88,6 +88,7 @@ impl Role {
                 &[
                     "garage.player.*",
                     "garage.session.*.matched",
+                    "garage.session.*.proposed",
                     "$KV.LEASES.matchmaker.*",
                     "$KV.RULES.text.*",
                     "$KV.RULES.configured.*",

@@ -280,7 +280,27 @@ impl Bot {
         self.ask_with_retry::<Option<Value>>(Method::DELETE, &path, None).await.map(drop)
     }
 
-    /// The answer of `GET /v1/players/me`. Its `status` is `idle`, `waiting`, `matched` or `playing`.
+    /// Accepts a proposed match. Retries temporary problems.
+    ///
+    /// # Errors
+    /// The last [`Problem`]; a 409 if the proposal has ended.
+    pub async fn accept(&self, session: &str) -> Result<(), Problem> {
+        self.ask_with_retry::<Option<Value>>(Method::POST, &format!("/v1/sessions/{session}/accept"), None)
+            .await
+            .map(drop)
+    }
+
+    /// Declines a proposed match. Retries temporary problems.
+    ///
+    /// # Errors
+    /// The last [`Problem`]; a 409 if the proposal has ended.
+    pub async fn decline(&self, session: &str) -> Result<(), Problem> {
+        self.ask_with_retry::<Option<Value>>(Method::POST, &format!("/v1/sessions/{session}/decline"), None)
+            .await
+            .map(drop)
+    }
+
+    /// The answer of `GET /v1/players/me`. Its `status` is `idle`, `waiting`, `proposed`, `matched` or `playing`.
     ///
     /// # Errors
     /// The last [`Problem`].

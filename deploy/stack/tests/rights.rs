@@ -73,6 +73,7 @@ async fn a_role_may_publish_only_its_own_subjects() {
         (Role::Session, "svc.inventory.loadouts"),
         (Role::Gateway, "$KV.PRESENCE.player.p1"),
         (Role::Matchmaker, "garage.session.s1.matched"),
+        (Role::Matchmaker, "garage.session.s1.proposed"),
         (Role::Matchmaker, "$KV.LEASES.matchmaker.ranked"),
         (Role::Matchmaker, "$KV.RULES.text.x"),
         (Role::Matchmaker, "$O.SNAPSHOTS.C.x"),

@@ -234,7 +234,13 @@ impl Checker {
                 }
                 let recorded: Vec<Recorded<session::Event>> = events.iter().filter_map(Event::of_session).collect();
                 for event in &recorded {
-                    if let session::Event::Matched(matched) = &event.event {
+                    let made = match &event.event {
+                        session::Event::Proposed(proposed) => Some(&proposed.matched),
+                        // An accepted match was checked when it was proposed.
+                        session::Event::Matched(matched) if self.sessions.players(*session).is_none() => Some(matched),
+                        _ => None,
+                    };
+                    if let Some(matched) = made {
                         // The session's event is the first of its commit, so the players still wait.
                         let ticket = |player: &PlayerId| self.players.ticket(player);
                         self.rule_sets.check(*session, event.seq, matched, ticket, found);

@@ -14,6 +14,7 @@ use crate::violation::{Rule, Violation};
 /// The events of one commit that must have counterparts.
 #[derive(Debug, Default)]
 pub(crate) struct Counterparts {
+    proposed: BTreeMap<SessionId, (u64, session::Proposed)>,
     matched: BTreeMap<SessionId, (u64, session::Matched)>,
     opened: BTreeMap<SessionId, Notice<Address>>,
     closed: BTreeMap<SessionId, Notice<Ending>>,
@@ -33,12 +34,15 @@ impl Counterparts {
     /// Adds an event of a session. `players` are the players of the session, if they are known.
     pub(crate) fn session(&mut self, id: SessionId, seq: u64, event: &session::Event, players: Option<Vec<PlayerId>>) {
         match event {
+            session::Event::Proposed(proposed) => drop(self.proposed.insert(id, (seq, proposed.clone()))),
             session::Event::Matched(matched) => drop(self.matched.insert(id, (seq, matched.clone()))),
             session::Event::Opened(opened) => {
                 self.opened.insert(id, Notice { seq, what: opened.address.clone(), players });
             }
             session::Event::Closed(closed) => drop(self.closed.insert(id, Notice { seq, what: closed.why, players })),
-            session::Event::PodRequested(_)
+            session::Event::Accepted(_)
+            | session::Event::ProposalEnded(_)
+            | session::Event::PodRequested(_)
             | session::Event::PodScheduled(_)
             | session::Event::PodFailed(_)
             | session::Event::PodReady(_)
@@ -55,7 +59,20 @@ impl Counterparts {
     /// Checks the commit.
     pub(crate) fn check(&self, found: &mut Vec<Violation>) {
         for (session, (seq, matched)) in &self.matched {
-            self.check_matched(*session, *seq, matched, found);
+            let own = |event: &player::Event, member: &session::Member, team: &session::Team| {
+                matches!(event, player::Event::Matched(own)
+                if own.session == *session && own.ticket == member.ticket
+                    && own.team == team.name && own.queue == matched.queue)
+            };
+            self.check_joined(*session, *seq, matched, "Matched", own, found);
+        }
+        for (session, (seq, proposed)) in &self.proposed {
+            let own = |event: &player::Event, member: &session::Member, team: &session::Team| {
+                matches!(event, player::Event::MatchProposed(own)
+                if own.session == *session && own.queued.ticket == member.ticket && own.accept_by == proposed.accept_by
+                    && own.team == team.name && own.queued.queue == proposed.matched.queue)
+            };
+            self.check_joined(*session, *seq, &proposed.matched, "MatchProposed", own, found);
         }
         for (session, notice) in &self.opened {
             let is_notified = |event: &player::Event| {
@@ -72,9 +89,12 @@ impl Counterparts {
                 player::Event::Requeued(player::Requeued { session: id, .. }) => {
                     id == session && notice.what != Ending::Finished
                 }
+                player::Event::MatchDeclined(player::MatchDeclined { session: id, .. }) => {
+                    id == session && notice.what == Ending::NotAccepted
+                }
                 _ => false,
             };
-            let missing = "Released for the same reason, or Requeued after a failure,";
+            let missing = "Released for the same reason, or Requeued or MatchDeclined after a failure,";
             self.check_notified(*session, notice, missing, is_notified, found);
         }
         for (player, events) in &self.players {
@@ -84,18 +104,21 @@ impl Counterparts {
         }
     }
 
-    /// Checks that every player of a new session has a `Matched` event for it.
-    fn check_matched(&self, id: SessionId, seq: u64, matched: &session::Matched, found: &mut Vec<Violation>) {
+    /// Checks that every player of a match has their own event of it, which has the name `missing`.
+    fn check_joined(
+        &self,
+        id: SessionId,
+        seq: u64,
+        matched: &session::Matched,
+        missing: &str,
+        own: impl Fn(&player::Event, &session::Member, &session::Team) -> bool,
+        found: &mut Vec<Violation>,
+    ) {
         for team in &matched.teams {
             for member in &team.players {
-                let own = |event: &player::Event| {
-                    matches!(event, player::Event::Matched(own)
-                    if own.session == id && own.ticket == member.ticket
-                        && own.team == team.name && own.queue == matched.queue)
-                };
-                if !self.has(&member.player, own) {
+                if !self.has(&member.player, |event| own(event, member, team)) {
                     let what = format!(
-                        "the commit has no Matched of this player with ticket {} and team {}",
+                        "the commit has no {missing} of this player with ticket {} and team {}",
                         member.ticket, team.name
                     );
                     found.push(Violation::new(Rule::Matched, [seq], what).player(&member.player).session(id));
@@ -119,7 +142,7 @@ impl Counterparts {
         }
     }
 
-    /// Checks that `Matched`, `PlayerMatched`, `Requeued` and `Released` come with the event of their session.
+    /// Checks that each event of a player about a session comes with the event of that session.
     fn check_player(&self, player: &PlayerId, seq: u64, event: &player::Event, found: &mut Vec<Violation>) {
         let is_of = |players: &Option<Vec<PlayerId>>| players.as_ref().is_none_or(|players| players.contains(player));
         let (rule, session, missing, is_present) = match event {
@@ -128,6 +151,11 @@ impl Counterparts {
                     self.matched.get(session).is_some_and(|(_, matched)| matched.players().any(|one| one == player));
                 (Rule::Matched, session, "Matched", of)
             }
+            player::Event::MatchProposed(player::MatchProposed { session, .. }) => {
+                let of = self.proposed.get(session);
+                let of = of.is_some_and(|(_, proposed)| proposed.matched.players().any(|one| one == player));
+                (Rule::Matched, session, "Proposed", of)
+            }
             player::Event::PlayerMatched(player::PlayerMatched { session, .. }) => (
                 Rule::Notified,
                 session,
@@ -135,6 +163,7 @@ impl Counterparts {
                 self.opened.get(session).is_some_and(|notice| is_of(&notice.players)),
             ),
             player::Event::Requeued(player::Requeued { session, .. })
+            | player::Event::MatchDeclined(player::MatchDeclined { session, .. })
             | player::Event::Released(player::Released { session, .. }) => (
                 Rule::Notified,
                 session,

@@ -68,7 +68,7 @@ impl Players {
         match &self.all.get(id)?.status {
             Status::Other(state) => match &**state {
                 State::Waiting(queued) => Some(queued),
-                State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
+                State::New | State::Proposed(_) | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
             },
             Status::Unknown | Status::Idle(..) => None,
         }
@@ -155,8 +155,10 @@ fn ends(event: &Event) -> Option<TicketId> {
     match event {
         Event::Matched(player::Matched { ticket, .. })
         | Event::Cancelled(player::Cancelled { ticket, .. })
+        | Event::MatchDeclined(player::MatchDeclined { ticket, .. })
         | Event::TimedOut(TimedOut { ticket, .. }) => Some(*ticket),
         Event::Queued(_)
+        | Event::MatchProposed(_)
         | Event::PlayerMatched(_)
         | Event::Requeued(_)
         | Event::Released(_)
@@ -180,6 +182,16 @@ fn command(state: &State, event: &Event) -> Option<Command> {
             let end = waited.and_then(|waited| waited.checked_add(Duration::nanoseconds(999_999)));
             let now = end.and_then(|end| waiting.waiting_since.checked_add(end)).unwrap_or(waiting.waiting_since);
             Command::TimeOut { ticket: timed_out.ticket, now, considered: timed_out.considered }
+        }
+        Event::MatchProposed(proposed) => {
+            let player::MatchProposed { session, team, accept_by, players, may_requeue, queued } = proposed;
+            Command::Propose { ticket: queued.ticket, session, team, accept_by, players, may_requeue }
+        }
+        Event::MatchDeclined(player::MatchDeclined { session, reason, players, .. }) => {
+            Command::Decline { session, reason, players }
+        }
+        Event::Matched(player::Matched { session, .. }) if matches!(state, State::Proposed(_)) => {
+            Command::Confirm { session }
         }
         Event::Matched(player::Matched { ticket, session, team, requeue, .. }) => {
             Command::Match { ticket, session, team, requeue: requeue.is_some() }

@@ -130,7 +130,7 @@ fn player(document: &Json, id: &PlayerId, queued: &Queued) -> Result<Player, Str
     Ok(Player { id: id.as_str().into(), values: values.collect::<Result<_, _>>()?, latencies: latencies.collect() })
 }
 
-/// The rule set that made the match in a message, if it is a match.
+/// The rule set that made the match in a message, if it is a match or a proposed match.
 pub fn rule_set_of(message: &Message) -> Option<RuleSetId> {
     #[derive(Deserialize)]
     struct Envelope {
@@ -141,7 +141,7 @@ pub fn rule_set_of(message: &Message) -> Option<RuleSetId> {
         rules: String,
     }
     let Some(Aggregate::Session(_)) = Aggregate::of(&message.subject) else { return None };
-    if !message.subject.ends_with(".matched") {
+    if ![".matched", ".proposed"].iter().any(|event| message.subject.ends_with(event)) {
         return None;
     }
     let Envelope { data: Data { rules } } = serde_json::from_slice(&message.body).ok()?;

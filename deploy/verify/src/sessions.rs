@@ -7,7 +7,9 @@ use garage_events::{
     game,
     id::{PlayerId, SessionId},
     player::Ending,
-    session::{self, Command, Event, Failed, Finished, Limits, Next, PodReady, State},
+    session::{
+        self, Accepted, Command, Event, Failed, Finished, Limits, Next, NotAccepted, PodReady, ProposalEnded, State,
+    },
 };
 use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 
@@ -102,7 +104,12 @@ impl Sessions {
         found: &mut Vec<Violation>,
     ) -> SessionStatus {
         let SessionStatus::Open(state, _) = status else { return status };
-        if let (State::New, Event::Matched(matched)) = (&*state, &recorded.event) {
+        let begun = match (&*state, &recorded.event) {
+            (State::New, Event::Matched(matched)) => Some(matched),
+            (State::New, Event::Proposed(proposed)) => Some(&proposed.matched),
+            _ => None,
+        };
+        if let Some(matched) = begun {
             self.begun += 1;
             for player in matched.players() {
                 if let Some((other, began)) = self.players.insert(player.clone(), (id, recorded.seq)) {
@@ -151,6 +158,19 @@ fn command(events: &[Recorded<Event>]) -> Option<(Command, usize)> {
     let one = |command| Some((command, 1));
     match (first.event.clone(), next) {
         (Event::Matched(matched), _) => one(Command::Create(matched)),
+        (Event::Proposed(proposed), _) => one(Command::Propose(proposed)),
+        (Event::Accepted(Accepted { player, .. }), next) => {
+            // The clock at that time is unknown. At this one, no proposal has ended.
+            let command = Command::Accept { player, now: PrimitiveDateTime::MIN.assume_utc() };
+            Some((command, if let Some(Event::Matched(_)) = next { 2 } else { 1 }))
+        }
+        (Event::ProposalEnded(ProposalEnded { why, players }), Some(Event::Closed(_))) => {
+            let command = match (why, players.into_iter().next()) {
+                (NotAccepted::Declined | NotAccepted::Disconnected, Some(player)) => Command::Decline { player, why },
+                (NotAccepted::Declined | NotAccepted::Disconnected | NotAccepted::Unanswered, _) => at_the_end(),
+            };
+            Some((command, 2))
+        }
         (Event::PodRequested(requested), _) => one(Command::RequestPod(requested)),
         (Event::PodScheduled(scheduled), _) => one(Command::Schedule(scheduled)),
         // A deadline writes the same event.
@@ -159,15 +179,18 @@ fn command(events: &[Recorded<Event>]) -> Option<(Command, usize)> {
             one(Command::Ready { attempt, report: game::Ready { ports } })
         }
         (Event::Opened(opened), _) => one(Command::Open(opened)),
-        (Event::Failed(_), Some(Event::Closed(closed))) if closed.why == Ending::Abandoned => {
-            // The limits and the clock at that time are unknown. With the values below, the hard end is the reason.
-            let limits = Limits { attempts: 0, ready: Duration::ZERO, session: Duration::ZERO };
-            Some((Command::Deadline { now: PrimitiveDateTime::MAX.assume_utc(), limits }, 2))
-        }
+        (Event::Failed(_), Some(Event::Closed(closed))) if closed.why == Ending::Abandoned => Some((at_the_end(), 2)),
         (Event::Failed(Failed { reason }), Some(Event::Closed(_))) => Some((Command::Fail { reason }, 2)),
         (Event::Finished(Finished { attempt, results, teams }), Some(Event::Closed(_))) => {
             Some((Command::Finish { attempt, report: game::Finished { results, teams } }, 2))
         }
-        (Event::Failed(_) | Event::Finished(_) | Event::Closed(_), _) => None,
+        (Event::ProposalEnded(_) | Event::Failed(_) | Event::Finished(_) | Event::Closed(_), _) => None,
     }
+}
+
+/// The command of a timer. The limits and the clock at that time are unknown. With the values below, a proposal has
+/// reached its deadline, and the hard end is the reason for the end of any other session.
+fn at_the_end() -> Command {
+    let limits = Limits { attempts: 0, ready: Duration::ZERO, session: Duration::ZERO };
+    Command::Deadline { now: PrimitiveDateTime::MAX.assume_utc(), limits }
 }

@@ -5,6 +5,7 @@ mod legal;
 mod parties;
 mod payments;
 mod projections;
+mod proposals;
 mod reported;
 mod rules;
 mod sessions;

@@ -26,7 +26,7 @@ pub enum Rule {
     Ticket,
     /// A player is in at most one live session.
     OneSession,
-    /// A session is created in the same commit as the `Matched` events of its players.
+    /// A session begins or is accepted in the same commit as the `MatchProposed` or `Matched` events of its players.
     Matched,
     /// A match satisfies the rule set that made it.
     Rules,

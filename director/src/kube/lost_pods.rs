@@ -61,7 +61,10 @@ impl PlacedInstances {
         match recorded.event {
             Event::PodScheduled(placed) => drop(self.attempts.insert(session, placed.attempt)),
             Event::PodFailed(_) | Event::Closed(_) => drop(self.attempts.remove(&session)),
-            Event::Matched(_)
+            Event::Proposed(_)
+            | Event::Accepted(_)
+            | Event::ProposalEnded(_)
+            | Event::Matched(_)
             | Event::PodRequested(_)
             | Event::PodReady(_)
             | Event::Opened(_)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::{
@@ -17,6 +17,9 @@ use crate::{
     player::{self, CancelReason, Queued},
     subject::Aggregate,
 };
+
+/// How old an invitation must be before it is renewed. So nobody can notify a player again and again.
+const RENEWED_AFTER: Duration = Duration::minutes(10);
 
 /// What a gateway can request for a party.
 #[derive(Debug, Clone, PartialEq)]
@@ -166,7 +169,7 @@ pub fn decide(
         }
         (Command::Disband { by }, Some(open)) => {
             open.check_leader(&by)?;
-            Ok(open.disband(Disbanding::Disbanded))
+            open.disband(Disbanding::Disbanded)
         }
         (Command::HandOver { by, to }, Some(open)) => open.hand_over(&by, to),
         (Command::ChangeCode { by, sha256 }, Some(open)) => open.change_code(&by, sha256),
@@ -266,9 +269,10 @@ impl OpenParty<'_> {
     }
 
     /// The event of a member who leaves; `None` if their own state does not name this party.
-    fn left(&self, player: &PlayerId, reason: CancelReason) -> Option<player::Event> {
-        let found = self.players.get(player).filter(|_| self.has_joined(player))?;
-        Some(player::leave_party(found, reason))
+    fn left(&self, player: &PlayerId, reason: CancelReason) -> Result<Option<player::Event>, Rejection> {
+        let found = self.players.get(player).filter(|_| self.has_joined(player));
+        let left = found.map(|found| player::leave_party(found, reason)).transpose();
+        left.map_err(|rejection| Rejection::Player { player: player.clone(), rejection })
     }
 
     fn invite(mut self, by: &PlayerId, player: PlayerId) -> Result<Decided, Rejection> {
@@ -280,6 +284,10 @@ impl OpenParty<'_> {
             return Err(Rejection::TooManyInvitations);
         }
         let invitation = Invitation { by: by.clone(), expires_at: self.now + INVITATION_LIFETIME };
+        let is_fresh = |known: &Invitation| invitation.expires_at - known.expires_at < RENEWED_AFTER;
+        if self.party.invited.get(&player).is_some_and(is_fresh) {
+            return Err(Rejection::NoChange);
+        }
         self.party.invited.insert(player.clone(), invitation);
         Ok(only(Invited { player, state: self.party }))
     }
@@ -319,29 +327,34 @@ impl OpenParty<'_> {
             return Err(Rejection::NotMember { player });
         }
         if self.party.members.len() == 1 {
-            return Ok(self.disband(Disbanding::Empty));
+            return self.disband(Disbanding::Empty);
         }
         let (mut players, reason) = match (self.waits_with(&player), why) {
             (None, _) => (BTreeMap::new(), CancelReason::Party),
             (Some(_), Leaving::Left) => (self.cancelled_except(&player), CancelReason::Player),
             (Some(_), Leaving::Kicked) => (self.cancelled_except(&player), CancelReason::Party),
         };
-        players.extend(self.left(&player, reason).map(|event| (player.clone(), event)));
+        players.extend(self.left(&player, reason)?.map(|event| (player.clone(), event)));
         self.party.members.retain(|member| member.player != player);
+        if why == Leaving::Kicked {
+            // The player knows it.
+            self.party.code = None;
+        }
         if self.party.leader == player {
             self.party.choose_leader();
         }
         Ok(Decided { event: MemberLeft { player, why, state: self.party }.into(), players })
     }
 
-    fn disband(self, why: Disbanding) -> Decided {
+    fn disband(self, why: Disbanding) -> Result<Decided, Rejection> {
         let reason = |player: &PlayerId| match *player == self.party.leader {
             true => CancelReason::Player,
             false => CancelReason::Party,
         };
-        let members = self.party.players();
-        let players = members.filter_map(|player| Some((player.clone(), self.left(player, reason(player))?))).collect();
-        Decided { event: Disbanded { why, state: self.party }.into(), players }
+        let left = |player: &PlayerId| Some((player.clone(), self.left(player, reason(player)).transpose()?));
+        let players = self.party.players().filter_map(left).map(|(player, event)| Ok((player, event?)));
+        let players = players.collect::<Result<_, Rejection>>()?;
+        Ok(Decided { event: Disbanded { why, state: self.party }.into(), players })
     }
 
     fn hand_over(mut self, by: &PlayerId, to: PlayerId) -> Result<Decided, Rejection> {

@@ -221,9 +221,9 @@ fn a_party_has_at_most_twenty_open_invitations_and_an_expired_one_does_not_count
     let invite = |number: usize| Command::Invite { by: id("ann"), player: id(&format!("p{number}")) };
     (0..MAX_INVITATIONS).for_each(|number| drop(friends.accept(invite(number))));
     friends.refuse(invite(MAX_INVITATIONS), Rejection::TooManyInvitations);
-    friends.passed += Duration::MINUTE;
+    friends.passed += INVITATION_LIFETIME / 2;
     friends.accept(invite(0));
-    friends.passed += INVITATION_LIFETIME - Duration::MINUTE;
+    friends.passed += INVITATION_LIFETIME / 2;
     friends.accept(invite(MAX_INVITATIONS));
     let invited = friends.open().invited;
     assert_eq!(invited.keys().cloned().collect::<Vec<_>>(), ids(["p0", &format!("p{MAX_INVITATIONS}")]));
@@ -234,6 +234,28 @@ fn a_member_cannot_be_invited_and_joining_again_changes_nothing() {
     let friends = Friends::of(["ann", "bob"]);
     friends.refuse(Command::Invite { by: id("ann"), player: id("bob") }, Rejection::AlreadyMember);
     friends.refuse(join("bob"), Rejection::NoChange);
+}
+
+#[test]
+fn an_invitation_is_renewed_after_ten_minutes_and_not_before() {
+    let mut friends = Friends::of(["ann"]);
+    let invite = || Command::Invite { by: id("ann"), player: id("bob") };
+    friends.accept(invite());
+    friends.passed += Duration::minutes(10) - Duration::SECOND;
+    friends.refuse(invite(), Rejection::NoChange);
+    friends.passed += Duration::SECOND;
+    friends.accept(invite());
+    assert_eq!(friends.open().invited[&id("bob")].expires_at, friends.now() + INVITATION_LIFETIME);
+}
+
+#[test]
+fn a_removed_member_cannot_join_again_with_the_code() {
+    let mut friends = Friends::of(["ann", "bob", "cy"]);
+    friends.accept(Command::ChangeCode { by: id("ann"), sha256: "c0de".into() });
+    friends.accept(leave("cy"));
+    friends.accept(join_with("cy", "c0de"));
+    friends.accept(Command::Kick { by: id("ann"), player: id("bob") });
+    friends.refuse(join_with("bob", "c0de"), Rejection::NotInvited);
 }
 
 #[test]
@@ -396,6 +418,30 @@ fn a_waiting_member_who_leaves_cancels_the_ticket_of_all() {
             assert_eq!(why_cancelled(friends.last(other)), (CancelReason::Party, Some(party())), "{other}");
         }
     }
+}
+
+#[test]
+fn while_a_match_is_proposed_no_member_leaves_and_the_party_does_not_end() {
+    let mut friends = Friends::of(["ann", "bob"]);
+    friends.queue(7);
+    let session = SessionId::new(Uuid::from_u128(9));
+    for name in ["ann", "bob"] {
+        let (team, accept_by) = ("red".into(), START + Duration::MINUTE);
+        let (ticket, players, may_requeue) = (ticket(7), 4, true);
+        friends.player(name, player::Command::Propose { ticket, session, team, accept_by, players, may_requeue });
+    }
+    let of = |name: &str| Rejection::Player { player: id(name), rejection: player::Rejection::InSession { session } };
+    friends.refuse(leave("bob"), of("bob"));
+    friends.refuse(Command::Kick { by: id("ann"), player: id("bob") }, of("bob"));
+    friends.refuse(Command::Disband { by: id("ann") }, of("ann"));
+    assert!(friends.decide(away("bob")).is_ok(), "a member can still lose the connection");
+    for name in ["ann", "bob"] {
+        let (reason, players) = (player::DeclineReason::Party, Vec::new());
+        friends.player(name, player::Command::Decline { session, reason, players });
+        assert_eq!(friends.state(name).party(), Some(party()), "{name}");
+    }
+    friends.accept(leave("bob"));
+    assert_eq!((friends.members(), friends.state("bob").party()), (ids(["ann"]), None));
 }
 
 #[test]

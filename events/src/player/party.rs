@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{CancelReason, Cancelled, Event, Matched, PlayerMatched, Queued, Rejection, Released, State, TimedOut};
+use super::{
+    CancelReason, Cancelled, Event, MatchDeclined, MatchProposed, Matched, PlayerMatched, Queued, Rejection, Released,
+    State, TimedOut,
+};
 use crate::{event::Recorded, id::PartyId, log::Player};
 
 /// See [`Event::PartyChanged`].
@@ -28,7 +31,8 @@ pub struct Past {
     pub event: PastEvent,
 }
 
-/// The events after which a player can join a party or leave one without another effect. A player who waits cannot.
+/// The last events of players who neither wait nor have a proposed match. Only after these does a [`PartyChanged`]
+/// follow: leaving a party while waiting is a `Cancelled`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data")]
 pub enum PastEvent {
@@ -37,6 +41,7 @@ pub enum PastEvent {
     Matched(Matched),
     PlayerMatched(PlayerMatched),
     Released(Released),
+    MatchDeclined(MatchDeclined),
 }
 
 impl From<PastEvent> for Event {
@@ -47,6 +52,7 @@ impl From<PastEvent> for Event {
             PastEvent::Matched(data) => data.into(),
             PastEvent::PlayerMatched(data) => data.into(),
             PastEvent::Released(data) => data.into(),
+            PastEvent::MatchDeclined(data) => data.into(),
         }
     }
 }
@@ -55,13 +61,14 @@ impl Past {
     /// What a [`PartyChanged`] after this event must repeat.
     fn of(last: &Recorded<Event>) -> Option<Self> {
         let event = match last.event.clone() {
-            Event::Queued(_) | Event::Requeued(_) => return None,
+            Event::Queued(_) | Event::Requeued(_) | Event::MatchProposed(_) => return None,
             Event::PartyChanged(changed) => return changed.past,
             Event::Cancelled(data) => PastEvent::Cancelled(data),
             Event::TimedOut(data) => PastEvent::TimedOut(data),
             Event::Matched(data) => PastEvent::Matched(data),
             Event::PlayerMatched(data) => PastEvent::PlayerMatched(data),
             Event::Released(data) => PastEvent::Released(data),
+            Event::MatchDeclined(data) => PastEvent::MatchDeclined(data),
         };
         Some(Self { time: last.time, event })
     }
@@ -70,24 +77,31 @@ impl Past {
 /// Decides that a player joins a party.
 ///
 /// # Errors
-/// [`Rejection::InParty`] if the player is in a party, and [`Rejection::Waiting`] if they wait.
+/// [`Rejection::InParty`] if the player is in a party, [`Rejection::Waiting`] if they wait, and [`Rejection::InSession`] if
+/// they are in a proposed match.
 pub fn join_party(player: &Player, party: PartyId) -> Result<Event, Rejection> {
-    match &player.state {
-        State::Waiting(Queued { ticket, .. }) => Err(Rejection::Waiting { ticket: *ticket }),
-        state => match state.party() {
-            Some(party) => Err(Rejection::InParty { party }),
-            None => Ok(changed(player, Some(party))),
-        },
+    match (&player.state, player.state.party()) {
+        (State::Waiting(Queued { ticket, .. }), _) => Err(Rejection::Waiting { ticket: *ticket }),
+        (State::Proposed(MatchProposed { session, .. }), _) => Err(Rejection::InSession { session: *session }),
+        (_, Some(party)) => Err(Rejection::InParty { party }),
+        (State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. }, None) => {
+            Ok(changed(player, Some(party)))
+        }
     }
 }
 
 /// Decides that a player leaves their party. The ticket of a player who waits is cancelled for this reason.
-pub fn leave_party(player: &Player, reason: CancelReason) -> Event {
+///
+/// # Errors
+/// [`Rejection::InSession`] if the player is in a proposed match: they must decline it first, which ends it for all of its
+/// players.
+pub fn leave_party(player: &Player, reason: CancelReason) -> Result<Event, Rejection> {
     match &player.state {
         State::Waiting(Queued { ticket, queue, absences, .. }) => {
-            Cancelled { ticket: *ticket, queue: queue.clone(), reason, absences: *absences, party: None }.into()
+            Ok(Cancelled { ticket: *ticket, queue: queue.clone(), reason, absences: *absences, party: None }.into())
         }
-        State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. } => changed(player, None),
+        State::Proposed(MatchProposed { session, .. }) => Err(Rejection::InSession { session: *session }),
+        State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. } => Ok(changed(player, None)),
     }
 }
 

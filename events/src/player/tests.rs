@@ -11,6 +11,8 @@ use crate::{
     log::Player,
 };
 
+mod proposals;
+
 /// When every player begins to wait. Their tickets expire two minutes later.
 const START: OffsetDateTime = datetime!(2026-01-05 12:00 UTC);
 
@@ -358,6 +360,14 @@ fn any_command() -> impl Strategy<Value = Command> {
         2 => (1..4u128).prop_map(open),
         2 => (1..4u128).prop_map(release),
         2 => (1..4u128, 60..180i64).prop_map(|(session, at)| requeue(session, at)),
+        2 => (1..5u128, 1..4u128).prop_map(|(number, into)| {
+            let (ticket, session, team) = (ticket(number), session(into), "red".into());
+            Command::Propose { ticket, session, team, accept_by: after(80), players: 2, may_requeue: true }
+        }),
+        2 => (1..4u128).prop_map(|number| Command::Confirm { session: session(number) }),
+        2 => (1..4u128).prop_map(|number| {
+            Command::Decline { session: session(number), reason: DeclineReason::Declined, players: Vec::new() }
+        }),
     ]
 }
 
@@ -379,6 +389,14 @@ proptest! {
                 Event::Queued(_) => {
                     tickets += 1;
                     prop_assert_eq!(playing, None);
+                }
+                Event::MatchProposed(data) => prop_assert_eq!(playing.replace(data.session), None),
+                Event::MatchDeclined(data) => {
+                    prop_assert_eq!(playing.take(), Some(data.session));
+                    prop_assert!(ended.insert(data.ticket));
+                }
+                Event::Matched(data) if matches!(state, State::Proposed(_)) => {
+                    prop_assert_eq!(playing, Some(data.session));
                 }
                 Event::Matched(data) => prop_assert_eq!(playing.replace(data.session), None),
                 Event::PlayerMatched(data) => prop_assert_eq!(playing, Some(data.session)),
@@ -443,7 +461,7 @@ fn joining_and_leaving_parties_keeps_the_last_event_about_a_ticket_with_its_time
     let before = player_after([queued(1), released(1, 7)]);
     let joined = join_party(&before, party(1)).unwrap();
     let member = player_after([queued(1), released(1, 7), joined]);
-    let left = leave_party(&member, CancelReason::Player);
+    let left = leave_party(&member, CancelReason::Player).unwrap();
     let Event::Released(data) = released(1, 7) else { unreachable!() };
     let past = Some(Past { time: after(2), event: PastEvent::Released(data) });
     assert_eq!(left, PartyChanged { party: None, past }.into());
@@ -453,7 +471,7 @@ fn joining_and_leaving_parties_keeps_the_last_event_about_a_ticket_with_its_time
 #[test]
 fn a_player_who_waits_and_leaves_their_party_no_longer_waits() {
     let request = Queued { party: Some(party(1)), ..ticket_request(1) };
-    let left = leave_party(&player_after([request.into()]), CancelReason::Party);
+    let left = leave_party(&player_after([request.into()]), CancelReason::Party).unwrap();
     let Event::Cancelled(expected) = cancelled(1) else { unreachable!() };
     assert_eq!(left, Cancelled { reason: CancelReason::Party, ..expected }.into());
 }

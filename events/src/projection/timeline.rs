@@ -73,7 +73,11 @@ impl Step {
             Event::Opened(_) => Self::Opened,
             Event::Finished(_) => Self::Finished,
             Event::Closed(_) => Self::Closed,
-            Event::PodFailed(_) | Event::Failed(_) => return None,
+            Event::PodFailed(_)
+            | Event::Failed(_)
+            | Event::Proposed(_)
+            | Event::Accepted(_)
+            | Event::ProposalEnded(_) => return None,
         })
     }
 

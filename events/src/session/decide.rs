@@ -3,17 +3,28 @@
 use time::OffsetDateTime;
 
 use super::{
-    Closed, Event, Failed, Finished, Limits, Matched, Opened, Phase, PodFailed, PodReady, PodRequested, PodScheduled,
-    Starting, State,
+    Closed, Event, Failed, Finished, Limits, Matched, NotAccepted, Opened, Phase, PodFailed, PodReady, PodRequested,
+    PodScheduled, Proposed, Starting, State,
     results::{self, BadResults},
 };
-use crate::{failure::HARD_END, game, player::Ending};
+use crate::{failure::HARD_END, game, id::PlayerId, player::Ending};
 
 /// What a worker can request for a session.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// Begin the session.
     Create(Matched),
+    /// Begin the session with a match that its players must accept.
+    Propose(Proposed),
+    /// Record that a player accepts the proposed match. The last one makes the match.
+    Accept {
+        player: PlayerId,
+        /// The current time of the caller.
+        now: OffsetDateTime,
+    },
+    /// End the proposal, because a player does not accept the match. A disconnect does not count once the player has
+    /// accepted.
+    Decline { player: PlayerId, why: NotAccepted },
     /// Request a game server.
     RequestPod(PodRequested),
     /// Record where the game server was placed.
@@ -47,7 +58,14 @@ impl Command {
             | Self::FailPod(PodFailed { attempt, .. })
             | Self::Ready { attempt, .. }
             | Self::Finish { attempt, .. } => Some(*attempt),
-            Self::Create(_) | Self::RequestPod(_) | Self::Open(_) | Self::Fail { .. } | Self::Deadline { .. } => None,
+            Self::Create(_)
+            | Self::Propose(_)
+            | Self::Accept { .. }
+            | Self::Decline { .. }
+            | Self::RequestPod(_)
+            | Self::Open(_)
+            | Self::Fail { .. }
+            | Self::Deadline { .. } => None,
         }
     }
 }
@@ -77,6 +95,15 @@ pub enum Rejection {
     /// The log already has the event that the command would record, or the command does not apply in the current phase.
     #[error("the command changes nothing in the current phase")]
     NoChange,
+    /// The player of the answer is not in the match.
+    #[error("the player is not in this match")]
+    NotAPlayer,
+    /// The log already has this answer of the player.
+    #[error("the player has already given this answer")]
+    Repeated,
+    /// The proposal has ended: at its deadline, because a player declined, or because all players have accepted.
+    #[error("the proposed match is no longer waiting for answers")]
+    TooLate,
     /// The reported results contradict the session or themselves.
     #[error(transparent)]
     BadResults(#[from] BadResults),
@@ -92,8 +119,27 @@ pub fn decide(state: &State, command: Command) -> Result<Vec<Event>, Rejection> 
     }
     let (open, command) = match (state, command) {
         (State::New, Command::Create(matched)) => return Ok(vec![matched.into()]),
-        (State::Open(_) | State::Closed(_), Command::Create(_)) => return Err(Rejection::Exists),
+        (State::New, Command::Propose(proposed)) => return Ok(vec![proposed.into()]),
+        (State::Open(_) | State::Closed(_), Command::Create(_) | Command::Propose(_)) => {
+            return Err(Rejection::Exists);
+        }
         (State::New, _) => return Err(Rejection::Unknown),
+        (State::Proposed(proposal), command) => return proposal.decide(command),
+        // The match was made, so the player has accepted it.
+        (State::Open(open), Command::Accept { player, .. }) => {
+            return open.matched.check_player(&player).and(Err(Rejection::Repeated));
+        }
+        (State::Open(open), Command::Decline { player, .. }) => {
+            return open.matched.check_player(&player).and(Err(Rejection::TooLate));
+        }
+        (State::Closed(past), Command::Accept { player, .. }) => {
+            return past.matched.check_player(&player).and(Err(Rejection::TooLate));
+        }
+        (State::Closed(past), Command::Decline { player, .. }) => {
+            let repeats = past.ended.as_ref().is_some_and(|ended| ended.players.contains(&player));
+            let rejection = if repeats { Rejection::Repeated } else { Rejection::TooLate };
+            return past.matched.check_player(&player).and(Err(rejection));
+        }
         (State::Closed(_), _) => return Err(Rejection::Closed),
         (State::Open(open), command) => (open, command),
     };

@@ -10,13 +10,19 @@ use crate::{
     failure,
     game::{Loadout, Placing, Ports, TeamPlacing},
     id::{PlayerId, QueueName, Region, TicketId},
-    player::{Address, Ending},
+    player::{Address, DeclineReason, Ending},
 };
 
 events! {
     /// The events of a session.
     "session" {
-        /// The matchmaker matched the players.
+        /// The matchmaker proposed a match, which its players must accept. The queue decides whether this is so.
+        Proposed = "proposed" at Proposed,
+        /// A player accepted the proposed match. After the last player, `Matched` follows in the same commit.
+        Accepted = "accepted" at Accepted,
+        /// The proposed match was not accepted by all players. `Closed` follows in the same commit.
+        ProposalEnded = "proposal-ended" at ProposalEnded,
+        /// The matchmaker matched the players, and they have accepted if they had to.
         Matched = "matched" at Matched,
         /// The session worker requested a game server, which starts an attempt.
         PodRequested = "pod-requested" at PodRequested,
@@ -84,6 +90,77 @@ impl Matched {
     /// The players of all teams.
     pub fn players(&self) -> impl Iterator<Item = &PlayerId> {
         self.teams.iter().flat_map(|team| &team.players).map(|member| &member.player)
+    }
+}
+
+/// See [`Event::Proposed`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Proposed {
+    /// When the proposal ends unless all players have accepted: the matchmaker's time of the match and
+    /// [`crate::queue::Queue::acceptance_s`]. The session's timer fires at this time of the stream's clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub accept_by: OffsetDateTime,
+    /// [`crate::queue::Queue::acceptance_names_decliner`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub names_decliner: bool,
+    /// The content of the session's `Matched` once all players have accepted.
+    #[serde(flatten)]
+    pub matched: Matched,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// See [`Event::Accepted`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    pub player: PlayerId,
+    /// How many players have accepted, including this one.
+    pub accepted: u32,
+    /// How many players must accept.
+    pub of: u32,
+}
+
+/// See [`Event::ProposalEnded`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProposalEnded {
+    pub why: NotAccepted,
+    /// The player who declined, or those who had not answered at the deadline.
+    pub players: Vec<PlayerId>,
+}
+
+/// Why a proposed match was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotAccepted {
+    /// A player declined.
+    Declined,
+    /// A player who had not accepted lost their WebSocket, and did not reconnect within the grace period.
+    Disconnected,
+    /// Players did not answer before the deadline.
+    Unanswered,
+}
+
+impl NotAccepted {
+    /// The value of the label `outcome` in metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Declined => "declined",
+            Self::Disconnected => "disconnected",
+            Self::Unanswered => "unanswered",
+        }
+    }
+}
+
+impl From<NotAccepted> for DeclineReason {
+    fn from(why: NotAccepted) -> Self {
+        match why {
+            NotAccepted::Declined => Self::Declined,
+            NotAccepted::Disconnected => Self::Disconnected,
+            NotAccepted::Unanswered => Self::Unanswered,
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 
 use time::OffsetDateTime;
 
-use super::{Closed, Command, Event, Limits, Matched, Opened, PodFailed, PodReady, PodScheduled, limits::pause_after};
+use super::{
+    Closed, Command, Event, Limits, Matched, Opened, PodFailed, PodReady, PodScheduled, Proposal, ProposalEnded,
+    limits::pause_after,
+};
 use crate::{
     event::Recorded,
     failure::NO_CAPACITY,
@@ -17,7 +20,9 @@ pub enum State {
     /// The session has no event yet.
     #[default]
     New,
-    /// The session has begun and is not closed. (The status `open` in a view is [`Phase::Running`].)
+    /// The match is proposed. Its players must accept it before the session opens.
+    Proposed(Box<Proposal>),
+    /// The match is made and the session is not closed. (The status `open` in a view is [`Phase::Running`].)
     Open(Open),
     /// The session is closed.
     Closed(Box<ClosedSession>),
@@ -27,7 +32,7 @@ pub enum State {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Open {
     pub matched: Matched,
-    /// When the session began: the stream's timestamp of its first event.
+    /// When the match was made: the stream's timestamp of `Matched`.
     pub began: OffsetDateTime,
     /// The hard end, as the first request for a game server recorded it; `None` before, and if an older build wrote it.
     pub ends_at: Option<OffsetDateTime>,
@@ -84,7 +89,10 @@ impl Failures {
 /// A closed session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClosedSession {
+    /// The match that was made or proposed.
     pub matched: Matched,
+    /// `None` if the match was made.
+    pub ended: Option<ProposalEnded>,
     pub closed: Closed,
 }
 
@@ -134,16 +142,37 @@ impl State {
     #[must_use]
     pub fn evolve(self, recorded: &Recorded<Event>) -> Self {
         let mut open = match (self, &recorded.event) {
+            (Self::New, Event::Proposed(proposed)) => {
+                return Self::Proposed(Box::new(Proposal::new(proposed.clone())));
+            }
+            (Self::Proposed(mut proposal), event) => {
+                match event {
+                    Event::Matched(matched) => return Self::Open(Open::new(matched.clone(), recorded.time)),
+                    Event::Closed(closed) => {
+                        let (matched, ended) = (proposal.proposed.matched, proposal.ended);
+                        return Self::Closed(Box::new(ClosedSession { matched, ended, closed: closed.clone() }));
+                    }
+                    Event::Accepted(accepted) => drop(proposal.accepted.insert(accepted.player.clone())),
+                    Event::ProposalEnded(ended) => proposal.ended = Some(ended.clone()),
+                    Event::Proposed(_)
+                    | Event::PodRequested(_)
+                    | Event::PodScheduled(_)
+                    | Event::PodFailed(_)
+                    | Event::PodReady(_)
+                    | Event::Opened(_)
+                    | Event::Failed(_)
+                    | Event::Finished(_) => {}
+                }
+                return Self::Proposed(proposal);
+            }
             (Self::New, Event::Matched(matched)) => {
-                let phase = Phase::NeedsServer { attempts: 0, reason: None };
-                let (matched, began, failures) = (matched.clone(), recorded.time, Failures::default());
-                return Self::Open(Open { matched, began, ends_at: None, failures, phase });
+                return Self::Open(Open::new(matched.clone(), recorded.time));
             }
             (Self::Open(open), _) => open,
             (state @ (Self::New | Self::Closed(_)), _) => return state,
         };
         match (&recorded.event, &mut open.phase) {
-            (Event::Matched(_), _) => {}
+            (Event::Matched(_) | Event::Proposed(_) | Event::Accepted(_) | Event::ProposalEnded(_), _) => {}
             (Event::PodRequested(requested), phase) => {
                 open.ends_at = open.ends_at.or(requested.ends_at);
                 open.failures.requested(recorded.time);
@@ -170,7 +199,8 @@ impl State {
             (Event::Failed(_), phase) => *phase = Phase::Ending(Ending::Failed, Vec::new()),
             (Event::Finished(data), phase) => *phase = Phase::Ending(Ending::Finished, data.results.clone()),
             (Event::Closed(closed), _) => {
-                return Self::Closed(Box::new(ClosedSession { matched: open.matched, closed: closed.clone() }));
+                let (matched, closed) = (open.matched, closed.clone());
+                return Self::Closed(Box::new(ClosedSession { matched, ended: None, closed }));
             }
         }
         Self::Open(open)
@@ -182,7 +212,7 @@ impl State {
         match self {
             Self::Open(Open { phase: Phase::Starting(Starting { attempt, .. }), .. })
             | Self::Open(Open { phase: Phase::Running(Opened { attempt, .. }), .. }) => Some(*attempt),
-            Self::Open(_) | Self::New | Self::Closed(_) => None,
+            Self::Open(_) | Self::New | Self::Proposed(_) | Self::Closed(_) => None,
         }
     }
 
@@ -197,7 +227,7 @@ impl State {
                 | Phase::Broken { attempt, .. } => *attempt,
                 Phase::Ending(..) => u32::MAX,
             },
-            Self::New => 0,
+            Self::New | Self::Proposed(_) => 0,
             Self::Closed(_) => u32::MAX,
         }
     }
@@ -207,10 +237,11 @@ impl State {
         matches!(self, Self::Open(Open { phase: Phase::Running(_) | Phase::Broken { .. }, .. }))
     }
 
-    /// The event that began the session; `None` if the session is new.
+    /// The match that is made or proposed; `None` if the session is new.
     pub fn matched(&self) -> Option<&Matched> {
         match self {
             Self::New => None,
+            Self::Proposed(proposal) => Some(&proposal.proposed.matched),
             Self::Open(open) => Some(&open.matched),
             Self::Closed(past) => Some(&past.matched),
         }
@@ -218,6 +249,11 @@ impl State {
 }
 
 impl Open {
+    fn new(matched: Matched, began: OffsetDateTime) -> Self {
+        let phase = Phase::NeedsServer { attempts: 0, reason: None };
+        Self { matched, began, ends_at: None, failures: Failures::default(), phase }
+    }
+
     /// The hard end of the session.
     pub fn hard_end(&self, limits: &Limits) -> OffsetDateTime {
         self.ends_at.unwrap_or(self.began + limits.session)

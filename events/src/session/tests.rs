@@ -15,6 +15,7 @@ mod any;
 mod attempts;
 mod deadlines;
 mod life;
+mod proposals;
 mod reports;
 mod state;
 

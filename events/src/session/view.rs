@@ -41,6 +41,7 @@ impl View {
         });
         let (status, address, closed) = match state {
             State::New => return None,
+            State::Proposed(_) => (Status::Proposed, None, None),
             State::Closed(past) => (Status::Closed, None, Some(past.closed)),
             State::Open(open) => match open.phase {
                 Phase::NeedsServer { attempts: 0, .. } => (Status::Matched, None, None),
@@ -59,6 +60,8 @@ impl View {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
+    /// The players must accept the match.
+    Proposed,
     /// The first game server has not been requested yet.
     Matched,
     /// A game server is being started, or it has failed.

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{Call, request};
-use crate::id::{PlayerId, SessionId};
+use crate::{
+    id::{PlayerId, SessionId},
+    session::NotAccepted,
+};
 
 /// Requests a session, as it is in the log. Refused with 404 if it does not exist.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,6 +28,26 @@ pub struct ConnectToken {
     pub sub: Option<String>,
 }
 request!(ConnectToken => SignedToken, "svc.session.connect-token");
+
+/// Accepts a proposed match for a player. A repeated request gets the same answer. Refused with 404 if the player is not
+/// in the match, or there is none, and with 409 if the proposal has ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Accept {
+    pub session: SessionId,
+    pub player: PlayerId,
+}
+request!(Accept => (), "svc.session.accept");
+
+/// Declines a proposed match for a player. A repeated request gets the same answer. Refused with 404 if the player is
+/// not in the match, or there is none, and with 409 if the proposal has ended, or if a player who disconnected has
+/// accepted before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Decline {
+    pub session: SessionId,
+    pub player: PlayerId,
+    pub why: NotAccepted,
+}
+request!(Decline => (), "svc.session.decline");
 
 /// A connection token.
 #[derive(Clone, Serialize, Deserialize)]

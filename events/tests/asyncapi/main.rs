@@ -98,11 +98,12 @@ fn every_event_of_the_code_is_described_with_its_message_and_subject() {
 }
 
 #[test]
-fn the_socket_channel_has_a_frame_for_each_player_event_for_parties_and_for_tokens() {
+fn the_socket_channel_has_a_frame_for_each_player_event_for_parties_proposed_matches_and_tokens() {
     let frames = ASYNCAPI.at("/channels/socket/messages").as_object().unwrap();
     let others = ["resync", "blocked", "kicked", "token", "token-accepted", "token-refused"];
+    let proposals = ["match-progress", "accept", "decline", "match-answer"];
     let parties = ["party", "party-left", "party-invitation"];
-    let expected = player::Event::TYPES.iter().copied().chain(others).chain(parties);
+    let expected = player::Event::TYPES.iter().copied().chain(others).chain(proposals).chain(parties);
     assert_eq!(frames.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected.collect());
     for (name, frame) in frames {
         assert_eq!(ASYNCAPI.follow(frame)["name"], **name);

@@ -1,4 +1,4 @@
-"""A game client in Python: it queues, waits for a match, connects to the game server, and prints the result.
+"""A game client in Python: it queues, waits for a match, accepts it if the queue wants that, connects to the game server, and prints the result.
 
     client.py GATEWAY TOKEN        for example http://127.0.0.1:8080; needs websockets and cryptography
 
@@ -21,7 +21,7 @@ async def call(method, path, body=None):
     while True:
         try:
             with urllib.request.urlopen(urllib.request.Request(gateway + path, data, headers, method=method)) as response:
-                return json.load(response)
+                return json.loads(response.read() or "null")
         except urllib.error.HTTPError as error:
             if error.code != 429:
                 raise
@@ -47,7 +47,9 @@ async def wait_for(socket, wanted):
         print(event["type"], flush=True)
         if event["type"] == wanted:
             return event["data"]
-        if event["type"] in ("Cancelled", "TimedOut", "Released"):
+        if event["type"] == "MatchProposed":
+            await socket.send(json.dumps({"type": "accept", "data": {"session": event["data"]["session"]}}))
+        if event["type"] in ("Cancelled", "TimedOut", "MatchDeclined", "Released"):
             break
     raise SystemExit(f"the ticket ended without {wanted}")
 

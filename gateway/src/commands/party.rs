@@ -100,7 +100,8 @@ pub(crate) async fn run(
         let player = if own.is_some() { player } else { player.without_party() };
         let mut players = members(log, loaded.state.open(now).as_ref(), me).await?;
         players.insert(me.clone(), player);
-        let is_away = own.is_some_and(|(_, _, party)| party.member(me).is_some_and(|member| member.away));
+        let is_away =
+            own.is_some_and(|(own, _, party)| own == id && party.member(me).is_some_and(|member| member.away));
         let first = is_away && !matches!(command, Command::Away { .. } | Command::Leave { .. });
         let now_due = if first { Command::Return { player: me.clone() } } else { command.clone() };
         let decided = match party::decide(id, &loaded.state, &players, now_due, now) {
@@ -125,8 +126,8 @@ pub(crate) async fn run(
 }
 
 /// Records that a member has disconnected and has not reconnected in time. `ended` is when their socket ended: a player
-/// who has joined later needs none. Returns whether this cancelled the ticket of the party. A player who is in no party
-/// is not an error.
+/// who joined the party after that time is not away. Returns whether this cancelled the ticket of the party. A player
+/// who is in no party is not an error.
 ///
 /// # Errors
 /// [`ReadError`], or another error if the log does not answer.
@@ -152,6 +153,19 @@ pub(crate) async fn away(
         Err(problem) if problem.is_clients() => Ok(false),
         Err(problem) => anyhow::bail!("{problem:?}"),
     }
+}
+
+/// Whether a player is in a party that another player leads.
+///
+/// # Errors
+/// [`ReadError`]
+pub(crate) async fn is_led_by_another(
+    log: &impl Log,
+    id: &PlayerId,
+    player: &Player,
+    now: OffsetDateTime,
+) -> Result<bool, ReadError> {
+    Ok(of(log, player, now).await?.is_some_and(|(_, _, party)| party.leader != *id))
 }
 
 /// Records that a member who was away is back. A player who is in no party is not an error.

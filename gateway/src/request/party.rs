@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// The maximum size of what a member who is ready sends and of the claims of their token that queues use, in bytes of
-/// JSON. Each event of a party carries the values of all members, so a party of 10 has events of up to 40 KiB. An event
+/// JSON. Each event of a party carries the values of all members, so a party of 10 has events of up to 20 KiB. An event
 /// may have 832 KiB.
-const MAX_READY: usize = 4 << 10;
+const MAX_READY: usize = 2 << 10;
 
 /// The entry of [`Readiness::claims`] with the rank in the token. No queue takes an attribute from a claim with this name.
 pub(super) const RANK: &str = "rank";

@@ -3,7 +3,7 @@ use garage_events::{
     game::Ports,
     id::PartyId,
     log::Head,
-    player::{CancelReason, Cancelled, Matched, PlayerMatched, Released, Requeued, TimedOut},
+    player::{CancelReason, Cancelled, MatchDeclined, Matched, PlayerMatched, Released, Requeued, TimedOut},
 };
 use serde_json::json;
 use time::{Duration, macros::datetime};
@@ -51,7 +51,7 @@ fn after(event: impl Into<Event>) -> Player {
     }
 }
 
-fn histories() -> [(Player, Status); 7] {
+fn histories() -> [(Player, Status); 9] {
     let (ticket, queue, session) = (id(1), "ranked".parse::<QueueName>().unwrap(), session());
     let address =
         Address { ip: [1, 2, 3, 4].into(), ports: Ports { tcp_port: 1, udp_port: 2 }, fingerprint: "f".into() };
@@ -67,6 +67,17 @@ fn histories() -> [(Player, Status); 7] {
         absences: 0,
         party: None,
     };
+    let proposed = MatchProposed {
+        session,
+        team: "1".into(),
+        accept_by: NOW + Duration::seconds(20),
+        players: 2,
+        may_requeue: true,
+        queued: queued(ticket),
+    };
+    let reason = DeclineReason::Declined;
+    let declined =
+        MatchDeclined { ticket, queue: queue.clone(), session, reason, players: Vec::new(), absences: 1, party: None };
     [
         (after(queued(ticket)), Status::Waiting),
         (after(requeued(ticket)), Status::Waiting),
@@ -78,6 +89,8 @@ fn histories() -> [(Player, Status); 7] {
             after(Released { ticket, session, why: Ending::Failed, reason: None, absences: 0, party: None }),
             Status::Ended,
         ),
+        (after(proposed), Status::Proposed),
+        (after(declined), Status::Ended),
     ]
 }
 
@@ -94,10 +107,11 @@ fn a_repeated_request_returns_the_ticket_in_any_status() {
 #[test]
 fn a_ticket_looks_the_same_after_its_player_has_joined_and_left_a_party() {
     let party = PartyId::new(Uuid::nil());
-    let ended = histories().into_iter().filter(|(_, status)| *status != Status::Waiting);
+    let changeable = |status: &Status| !matches!(status, Status::Waiting | Status::Proposed);
+    let ended = histories().into_iter().filter(|(_, status)| changeable(status));
     for (player, _) in ended {
         let joined = after(player::join_party(&player, party).unwrap());
-        let left = after(player::leave_party(&joined, CancelReason::Player));
+        let left = after(player::leave_party(&joined, CancelReason::Player).unwrap());
         assert_eq!(
             [Ticket::latest(&joined), Ticket::latest(&left)],
             [Ticket::latest(&player), Ticket::latest(&player)]
@@ -114,7 +128,9 @@ fn a_new_ticket_needs_the_previous_one_to_have_ended() {
         let result = queue(&player, id(2), NOW, &AbsenceWait::default());
         match status {
             Status::Waiting => assert_eq!(result, Err(Rejection::Waiting { ticket: id(1) })),
-            Status::Matched | Status::Playing => assert_eq!(result, Err(Rejection::InSession { session: session() })),
+            Status::Proposed | Status::Matched | Status::Playing => {
+                assert_eq!(result, Err(Rejection::InSession { session: session() }));
+            }
             Status::Ended => assert_eq!(result, Ok(Queueing::Append)),
         }
     }
@@ -143,14 +159,16 @@ fn an_expired_ticket_is_timed_out_first() {
 
 #[test]
 fn a_ticket_can_be_cancelled_repeatedly_but_not_after_a_match() {
-    let [waiting, requeued, cancelled, timed_out, matched, playing, released] = histories().map(|(player, _)| player);
+    let [waiting, requeued, cancelled, timed_out, matched, playing, released, proposed, declined] =
+        histories().map(|(player, _)| player);
     for waiting in [&waiting, &requeued] {
         assert!(matches!(cancel(waiting, id(1), CancelReason::Player), Cancelling::Append(Event::Cancelled(_))));
     }
-    for over in [&cancelled, &timed_out] {
+    for over in [&cancelled, &timed_out, &declined] {
         assert_eq!(cancel(over, id(1), CancelReason::Player), Cancelling::Done);
     }
-    for late in [&matched, &playing, &released] {
+    // A proposed match is declined instead, see `answers::withdraw`.
+    for late in [&matched, &playing, &released, &proposed] {
         assert_eq!(cancel(late, id(1), CancelReason::Player), Cancelling::Matched(session()));
     }
     for foreign in [&waiting, &cancelled, &matched, &released, &Player::default()] {
@@ -178,6 +196,20 @@ fn a_player_as_json() {
     );
     assert_eq!(me(&cancelled), json!({"player": "ann", "status": "idle", "ticket": id(1), "seq": 40}));
     assert_eq!(me(&matched)["session"], json!(session()));
+}
+
+#[test]
+fn a_ticket_shows_its_proposed_match_and_why_it_was_not_accepted() {
+    let [.., (proposed, _), (declined, _)] = histories();
+    let shown = json!(Ticket::latest(&proposed).unwrap());
+    assert_eq!((&shown["status"], &shown["accept_by"]), (&json!("proposed"), &json!("2026-01-02T03:04:25Z")));
+    let me = json!(Me::of("ann".parse().unwrap(), &proposed));
+    assert_eq!(
+        (&me["status"], &me["accept_by"], &me["session"]),
+        (&json!("proposed"), &shown["accept_by"], &json!(session()))
+    );
+    let shown = json!(Ticket::latest(&declined).unwrap());
+    assert_eq!((&shown["ended"], &shown["decline_reason"]), (&json!("not-accepted"), &json!("declined")));
 }
 
 #[test]

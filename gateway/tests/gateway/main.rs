@@ -1,6 +1,7 @@
 //! Tests of the gateway with a real NATS server, through the gateway's port.
 #![cfg(test)]
 
+mod acceptance;
 mod api_page;
 mod bad_input;
 mod blocks;

@@ -6,6 +6,7 @@ use garage_events::{
     log::Load,
     party::{self, Party},
     player::{CancelReason, Event, Matched},
+    presence,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -196,6 +197,27 @@ async fn a_member_who_disconnects_while_the_party_waits_ends_the_wait_of_all_and
         assert!(cancelled.party.is_some(), "the party stays");
     }
     assert_eq!(app.last().await, before + 3, "one commit: the party and two players");
+}
+
+/// The leader requests the ticket, so a member without a socket does not want to wait without one.
+#[tokio::test]
+async fn a_party_that_queues_just_after_a_member_has_disconnected_waits_only_for_the_grace_period() {
+    let app = start(&["--grace=5"]).await;
+    let id = party(&app, &["ann", "bob"]).await;
+    ready(&app, "bob").await;
+    drop(app.socket("bob", None).await);
+    let bucket = app.log.context().get_key_value(presence::BUCKET).await.unwrap();
+    until(|| async {
+        let entry = bucket.get("player.bob").await.unwrap()?;
+        serde_json::from_slice::<presence::Connection>(&entry).unwrap().gone.then_some(())
+    })
+    .await;
+    assert_eq!(queue(&app, "ann").await.0, 201);
+    until_away(&app, &id, "bob", true).await;
+    for (player, expected) in [("ann", CancelReason::Party), ("bob", CancelReason::Disconnected)] {
+        let last = app.player(player).await.last.unwrap();
+        assert!(matches!(&last.event, Event::Cancelled(cancelled) if cancelled.reason == expected), "{last:?}");
+    }
 }
 
 #[tokio::test]

@@ -181,7 +181,7 @@ impl Pool {
                 let player = player.clone();
                 Some(Arc::new(self.packed(WaitingPlayer { player, head, queued })))
             }
-            State::New | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
+            State::New | State::Proposed(_) | State::Matched(_) | State::Playing(_) | State::Idle { .. } => None,
         }
     }
 

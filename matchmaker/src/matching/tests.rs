@@ -3,6 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 use garage_events::rules::Rules;
 use garage_events::{
     env::Simulated,
+    failure::Code,
     id::TicketId,
     log::{Append, Load},
     player::{Event, Queued},
@@ -326,4 +327,34 @@ fn an_incomplete_group_is_not_matched_and_a_group_with_newer_state_is_left_out()
     };
     pool.fold(&bob, Head { seq: 9, n: 2 }, &cancelled.into());
     assert_eq!((pool.tickets(&queue).count(), pool.left_out(&queue, START, 9)), (2, Some(vec![])));
+}
+
+#[tokio::test]
+async fn a_match_of_a_queue_with_acceptance_is_proposed_with_its_deadline_and_its_tickets_leave_the_pool() {
+    let eu: &[(&str, u32)] = &[("eu", 20)];
+    let (mut matching, log, env) = matching("ranked", &[("ann", 0, eu, 120), ("bob", 0, eu, 120)]).await;
+    let text = "[queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 120\nregions = { eu = 120 }\nrequeue = false\n\
+        acceptance_s = 20\nacceptance_names_decliner = true";
+    matching.queues = Queues::parse(text, Path::new("queues.toml")).unwrap();
+    env.advance(time::Duration::SECOND);
+    cycle(&mut matching).await;
+    let accept_by = START + time::Duration::seconds(21);
+    let ann = log.player(&"ann".parse().unwrap()).await.unwrap();
+    let player::State::Proposed(proposed) = &ann.state else { panic!("{ann:?}") };
+    assert_eq!((proposed.accept_by, proposed.players, proposed.may_requeue), (accept_by, 2, false));
+    assert_eq!(proposed.queued.waiting_since, START);
+    let session = log.session(proposed.session).await.unwrap();
+    let [begun] = &session.history[..] else { panic!("{session:?}") };
+    let session::Event::Proposed(begun) = &begun.event else { panic!("{begun:?}") };
+    assert_eq!((begun.accept_by, begun.names_decliner), (accept_by, true));
+    assert_eq!(begun.matched.players().map(PlayerId::as_str).collect::<Vec<_>>(), ["ann", "bob"]);
+    // The tickets cannot be matched again. They do not expire either.
+    env.advance(time::Duration::minutes(5));
+    cycle(&mut matching).await;
+    assert_eq!(log.messages(PLAYERS).len(), 4);
+    // A ticket that waits again can be matched with another one.
+    let requeue = player::Command::Requeue { session: proposed.session, reason: Code::NotAccepted, now: START };
+    let event = player::decide(&ann.state, requeue).unwrap();
+    matching.pool.fold(&"ann".parse().unwrap(), Head { seq: 9, n: 3 }, &event);
+    assert!(matching.pool.ticket_of(&"ann".parse().unwrap()).is_some());
 }

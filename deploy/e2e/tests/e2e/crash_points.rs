@@ -39,8 +39,10 @@ use crate::{
     verify,
 };
 
-/// Matches of two, and a queue that never fills a match.
-const QUEUES: &str = "[queues.lonely]\nplayers = 64\nrank_band = 200\ntimeout_s = 1\n[queues.lonely.regions]\neu = 120\n\
+/// Matches of two, a queue that never fills a match, and one whose matches must be accepted.
+const QUEUES: &str = "[queues.careful]\nplayers = 2\nrank_band = 200\ntimeout_s = 10\nacceptance_s = 5\n\
+                      [queues.careful.regions]\neu = 120\n\
+                      [queues.lonely]\nplayers = 64\nrank_band = 200\ntimeout_s = 1\n[queues.lonely.regions]\neu = 120\n\
                       [queues.ranked]\nplayers = 2\nrank_band = 200\ntimeout_s = 20\n[queues.ranked.regions]\neu = 120\n";
 
 /// The subject of a report without a valid session id. The report becomes a dead letter.
@@ -180,8 +182,16 @@ impl CrashingGarage {
             }
             sleep(POLL).await;
         }
-        self.restart_dead();
-        self.garage.stack.wait_ready().await.unwrap();
+        // Another instance may have reached the last point too, and die only now.
+        let mut tries = 0;
+        loop {
+            self.restart_dead();
+            match self.garage.stack.wait_ready().await {
+                Ok(()) => return,
+                Err(error) if tries == 3 => panic!("{error:?}"),
+                Err(_) => tries += 1,
+            }
+        }
     }
 
     /// Restarts workers that have ended, as a service manager does.
@@ -206,6 +216,13 @@ impl CrashingGarage {
                 let bot = self.garage.bot(&format!("extra-{}", self.extra_players));
                 // The gateway may crash before it answers.
                 tokio::spawn(async move { send_command(&bot, point).await });
+            }
+            Point::Proposed | Point::Accepted | Point::ProposalEnded => {
+                for answers in [true, false] {
+                    self.extra_players += 1;
+                    let bot = self.garage.bot(&format!("extra-{}", self.extra_players));
+                    tokio::spawn(async move { wait_for_proposal(&bot, answers).await });
+                }
             }
             // `Failed` is reached after the last attempt.
             Point::PodFailed | Point::Failed => {
@@ -272,6 +289,23 @@ async fn send_command(bot: &Bot, point: Point) -> Result<(), Problem> {
         _ => drop(bot.queue("lonely").await?),
     }
     Ok(())
+}
+
+/// Waits for a proposed match, and accepts it or does not answer. As the other player does the opposite, it ends at its
+/// deadline.
+async fn wait_for_proposal(bot: &Bot, answers: bool) -> Result<(), Problem> {
+    let ticket = bot.queue("careful").await?;
+    if !answers {
+        return Ok(());
+    }
+    loop {
+        let me = bot.me().await?;
+        match me["status"].as_str() {
+            Some("proposed") => return bot.accept(me["session"].as_str().unwrap_or_default()).await,
+            Some("waiting") if me["ticket"] == ticket.ticket => sleep(Duration::from_millis(200)).await,
+            _ => return Ok(()),
+        }
+    }
 }
 
 fn terminate(garage: &mut Garage, worker: Worker) {

@@ -72,7 +72,7 @@ fn operation_count(description: &Value) -> usize {
 async fn generated_requests_find_no_deviation_from_the_description() {
     let schemathesis = install().await;
     // One player and one backend send all requests.
-    let limits = ["TICKETS", "GARAGE", "READS", "CONNECT_TOKENS", "GROUPS"];
+    let limits = ["TICKETS", "GARAGE", "READS", "CONNECT_TOKENS", "GROUPS", "PARTIES", "PARTY_JOINS"];
     let off = |setup: Setup, limit: &&str| setup.env(&format!("GARAGE_GATEWAY_LIMIT_{limit}"), "off");
     let garage = limits.iter().fold(Setup::short(), off).start().await;
     let bots = garage.bots("player", 2);

@@ -4,6 +4,7 @@
 //! receive, and the rules of the log.
 #![cfg(test)]
 
+mod acceptance;
 mod backup;
 mod chaos;
 mod crash_points;

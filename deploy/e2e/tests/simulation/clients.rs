@@ -8,9 +8,10 @@ use std::{
 
 use garage_events::{
     env::Env,
-    id::{PlayerId, TicketId},
+    id::{PlayerId, SessionId, TicketId},
     jetstream::storage::Storage,
     player::{CancelReason, Queued, State},
+    session::{Command, NotAccepted},
     subject::Aggregate,
 };
 use garage_gateway::{AbsenceWait, Problem, QueueStatuses, commands};
@@ -32,12 +33,14 @@ pub(crate) const TRIES: u32 = 6;
 pub(crate) const LATEST: Duration = Duration::from_secs(60);
 
 /// A successful answer that a client received. The log must agree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// The ticket exists.
     Queued(TicketId),
     /// The ticket has ended without a match.
     Cancelled(TicketId),
+    /// The player has accepted the proposed match.
+    Accepted(SessionId, PlayerId),
 }
 
 /// All clients.
@@ -68,7 +71,7 @@ impl Clients {
             });
         }
         let gateways = Arc::new(gateways.lock().unwrap().clone());
-        let queue_statuses = QueueStatuses::new(&queues(stage.plan.match_size));
+        let queue_statuses = QueueStatuses::new(&queues(&stage.plan));
         let players = stage.plan.players;
         let busy = Arc::new(Mutex::new(players));
         let clients = Self { shared: shared.clone(), gateways, queue_statuses, notices: Arc::default(), busy };
@@ -198,14 +201,42 @@ impl Clients {
         events.any(|event| State::evolve(&event).ticket() == Some(ticket))
     }
 
-    /// Waits until a ticket has ended.
+    /// Answers a proposed match, perhaps too late.
+    async fn answer(self, player: PlayerId, session: SessionId) {
+        self.pause(9_000).await;
+        let declines = self.stage().draw(|rng| rng.random_range(0..100)) < self.stage().plan.declines;
+        for _ in 0..TRIES {
+            let (process, app) = self.shared.session_worker();
+            let by = player.clone();
+            let command = async move {
+                let command = match declines {
+                    true => Command::Decline { player: by, why: NotAccepted::Declined },
+                    false => Command::Accept { player: by, now: app.env.now() },
+                };
+                app.answer(session, command).await
+            };
+            match call_gateway(self.stage(), process, command).await {
+                Some(Ok(())) if declines => return,
+                Some(Ok(())) => return self.notices.lock().unwrap().push(Notice::Accepted(session, player)),
+                Some(Err(refusal)) if refusal.code < 500 => return,
+                Some(Err(_)) | None => self.pause(2_000).await,
+            }
+        }
+    }
+
+    /// Waits until a ticket has ended. Answers the matches that are proposed before.
     pub(crate) async fn until_ended(&self, player: &PlayerId, ticket: TicketId) {
         let mut follow = self.shared.net.log.follow(vec![Aggregate::Player(player.clone()).filter()], 1);
         loop {
             let message = follow.next().await;
             let event = history::decode(&message).expect("an event").event;
-            if matches!(State::evolve(&event), State::Idle { ticket: Some(ended), .. } if ended == ticket) {
-                return;
+            match State::evolve(&event) {
+                State::Idle { ticket: Some(ended), .. } if ended == ticket => return,
+                State::Proposed(proposed) if proposed.queued.ticket == ticket => {
+                    let answering = self.clone().answer(player.clone(), proposed.session);
+                    self.stage().spawn(Process::Outside, answering);
+                }
+                _ => {}
             }
         }
     }

@@ -125,7 +125,7 @@ impl Games {
             ends.get(&name.session).filter(|end| end.attempt == name.attempt).is_some_and(|end| match end.why {
                 Ending::Failed => *was_running,
                 Ending::Abandoned => end.at - *when > REACTION_TIME,
-                Ending::Finished => false,
+                Ending::Finished | Ending::NotAccepted => false,
             })
         });
         let lost =

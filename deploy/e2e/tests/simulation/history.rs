@@ -7,7 +7,7 @@ use garage_events::{
     id::{PlayerId, SessionId, TicketId},
     party,
     player::{self, State},
-    session::Event,
+    session::{self, Event},
     sim::Message,
     subject::Aggregate,
 };
@@ -27,6 +27,8 @@ pub(crate) struct Tally {
     pub(crate) tickets: BTreeMap<TicketId, BTreeSet<&'static str>>,
     /// How each session ended.
     pub(crate) ends: BTreeMap<SessionId, End>,
+    /// The acceptances of proposed matches.
+    pub(crate) accepted: BTreeSet<(SessionId, PlayerId)>,
 }
 
 /// How a session ended.
@@ -53,6 +55,7 @@ struct SessionCheck {
 enum Phase {
     #[default]
     New,
+    Proposed,
     Unassigned,
     Starting,
     Running,
@@ -68,9 +71,10 @@ struct PlayerCheck {
     state: State,
 }
 
-/// The players of each session that one commit matches, notifies of the opening, or releases or requeues.
+/// The players of each session to whom one commit proposes a match, or whom it matches, notifies of the opening, or releases or requeues.
 #[derive(Default)]
 struct Notices {
+    proposed: BTreeMap<SessionId, BTreeSet<PlayerId>>,
     matched: BTreeMap<SessionId, BTreeSet<PlayerId>>,
     opened: BTreeMap<SessionId, BTreeSet<PlayerId>>,
     released: BTreeMap<SessionId, BTreeSet<PlayerId>>,
@@ -126,6 +130,7 @@ impl Checker {
         }
         let seq = messages.first().map_or(0, |first| first.seq);
         for (what, expected, found) in [
+            ("MatchProposed", expected.proposed, found.proposed),
             ("Matched", expected.matched, found.matched),
             ("PlayerMatched", expected.opened, found.opened),
             ("Released", expected.released, found.released),
@@ -148,17 +153,41 @@ impl Checker {
         let before = session.phase;
         let current = |attempt: u32| attempt == session.attempt;
         session.phase = match (before, &recorded.event) {
-            (Phase::New, Event::Matched(matched)) => {
-                let members = matched.teams.iter().flat_map(|team| &team.players);
+            (Phase::New, Event::Matched(session::Matched { teams, .. }))
+            | (Phase::New, Event::Proposed(session::Proposed { matched: session::Matched { teams, .. }, .. })) => {
+                let members = teams.iter().flat_map(|team| &team.players);
                 session.members = members.map(|member| (member.player.clone(), member.ticket)).collect();
                 for player in session.members.keys() {
                     if let Some(other) = self.active.insert(player.clone(), id) {
                         return Err(format!("{player} is still in {other}"));
                     }
                 }
+                let players = session.members.keys().cloned().collect();
+                if let Event::Proposed(_) = recorded.event {
+                    notices.proposed.insert(id, players);
+                    Phase::Proposed
+                } else {
+                    notices.matched.insert(id, players);
+                    Phase::Unassigned
+                }
+            }
+            (Phase::Proposed, Event::Accepted(accepted)) => {
+                let is_new = self.tally.accepted.insert((id, accepted.player.clone()));
+                if !is_new || !session.members.contains_key(&accepted.player) {
+                    return Err(format!("{} accepts twice, or is not in the match", accepted.player));
+                }
+                Phase::Proposed
+            }
+            (Phase::Proposed, Event::Matched(_)) => {
+                let missing =
+                    session.members.keys().find(|player| !self.tally.accepted.contains(&(id, (*player).clone())));
+                if let Some(missing) = missing {
+                    return Err(format!("{missing} has not accepted the match"));
+                }
                 notices.matched.insert(id, session.members.keys().cloned().collect());
                 Phase::Unassigned
             }
+            (Phase::Proposed, Event::ProposalEnded(_)) => Phase::Failed,
             (Phase::Unassigned, Event::PodRequested(requested)) if requested.attempt == session.attempt + 1 => {
                 (session.attempt, session.scheduled, session.ready) = (requested.attempt, false, false);
                 Phase::Starting
@@ -229,7 +258,20 @@ impl Checker {
             }
             (State::Waiting(_), player::Event::Cancelled(ended)) => Some(ended.ticket) == ticket,
             (State::Waiting(_), player::Event::TimedOut(ended)) => Some(ended.ticket) == ticket,
-            (State::Waiting(_), player::Event::Matched(matched)) => {
+            (State::Waiting(_), player::Event::MatchProposed(proposed)) => {
+                notices.proposed.entry(proposed.session).or_default().insert(id.clone());
+                let member = self.sessions.get(&proposed.session).and_then(|session| session.members.get(id));
+                Some(proposed.queued.ticket) == ticket && member == ticket.as_ref()
+            }
+            (State::Proposed(_), player::Event::MatchDeclined(declined)) => {
+                notices.released.entry(declined.session).or_default().insert(id.clone());
+                Some(declined.session) == session && Some(declined.ticket) == ticket
+            }
+            (State::Proposed(proposed), player::Event::Requeued(requeued)) => {
+                notices.released.entry(requeued.session).or_default().insert(id.clone());
+                Some(requeued.session) == session && requeued.queued == proposed.queued
+            }
+            (State::Waiting(_) | State::Proposed(_), player::Event::Matched(matched)) => {
                 notices.matched.entry(matched.session).or_default().insert(id.clone());
                 let member = self.sessions.get(&matched.session).and_then(|session| session.members.get(id));
                 Some(matched.ticket) == ticket && member == ticket.as_ref()
@@ -245,7 +287,7 @@ impl Checker {
                     && Some(queued.ticket) == ticket
                     && queued.waiting_since == matched.waiting_since
             }
-            (State::Matched(_) | State::Playing(_), player::Event::Released(released)) => {
+            (State::Proposed(_) | State::Matched(_) | State::Playing(_), player::Event::Released(released)) => {
                 notices.released.entry(released.session).or_default().insert(id.clone());
                 Some(released.session) == session && Some(released.ticket) == ticket
             }

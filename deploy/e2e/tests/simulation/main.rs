@@ -20,7 +20,7 @@ mod workers;
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex,
@@ -143,17 +143,28 @@ fn unsettled(shared: &Shared, clients: &Clients) -> String {
 
 fn check(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, String> {
     let tally = history::check(log)?;
-    verify(log, shared.stage.plan.match_size)?;
+    verify(log, &shared.stage.plan)?;
     if let Some(failure) = shared.games.violations(&tally.ends).into_iter().next() {
         return Err(failure);
     }
     for notice in clients.notices() {
+        if let Notice::Accepted(session, player) = &notice
+            && !tally.accepted.contains(&(*session, player.clone()))
+        {
+            return Err(format!("a client received {notice:?}, but the log does not have it"));
+        }
         let (ticket, expected): (_, &[&str]) = match notice {
             Notice::Queued(ticket) => (ticket, &["Queued"]),
-            Notice::Cancelled(ticket) => (ticket, &["Cancelled", "TimedOut"]),
+            Notice::Cancelled(ticket) => (ticket, &["Cancelled", "TimedOut", "MatchDeclined"]),
+            Notice::Accepted(..) => continue,
         };
         let happened = tally.tickets.get(&ticket);
-        if !happened.is_some_and(|events| expected.iter().any(|event| events.contains(event))) {
+        // A ticket whose player had accepted and left when others did not accept is released without a match.
+        let is_expected = |events: &BTreeSet<&str>| {
+            expected.iter().any(|event| events.contains(event))
+                || matches!(notice, Notice::Cancelled(_)) && events.contains("Released") && !events.contains("Matched")
+        };
+        if !happened.is_some_and(is_expected) {
             return Err(format!("a client received {notice:?}, but the log has {happened:?}"));
         }
     }
@@ -167,8 +178,8 @@ fn check(log: &[Message], shared: &Shared, clients: &Clients) -> Result<Tally, S
 
 /// Checks the rules of `garage verify`, and makes each match again. Nobody is paid here: inventory is not part of the
 /// simulation.
-fn verify(log: &[Message], match_size: usize) -> Result<(), String> {
-    let rule_sets: Vec<_> = queues(match_size).queues.into_values().map(|queue| queue.rules().text.clone()).collect();
+fn verify(log: &[Message], plan: &Plan) -> Result<(), String> {
+    let rule_sets: Vec<_> = queues(plan).queues.into_values().map(|queue| queue.rules().text.clone()).collect();
     let mut checker = Checker::default();
     rule_sets.iter().for_each(|text| checker.add_rule_set(text));
     let mut violations: Vec<_> = sim::batches(log).flat_map(|message| checker.take(message)).collect();
@@ -271,6 +282,9 @@ fn under_any_faults_every_match_ends_and_no_player_is_in_two_matches() {
             "Disbanded",
             "PodFailed",
             "Requeued",
+            "MatchDeclined",
+            "ProposalEnded",
+            "sessions ended NotAccepted",
             "Opened",
             "Finished",
             "Failed",

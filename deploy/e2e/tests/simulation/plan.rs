@@ -60,6 +60,10 @@ pub(crate) struct Plan {
     pub(crate) sweeps: bool,
     /// Whether both matchmakers lead at the same time.
     pub(crate) two_leaders: bool,
+    /// Whether players must accept their matches.
+    pub(crate) acceptance: bool,
+    /// Proposed matches that a player declines.
+    pub(crate) declines: u32,
 }
 
 impl Plan {
@@ -93,6 +97,8 @@ impl Plan {
             same_behavior: (rng.random_range(0..2) == 0).then(|| rng.random_range(0..MISBEHAVIORS.len())),
             sweeps: rng.random_range(0..2) == 0,
             two_leaders: rng.random_range(0..2) == 0,
+            acceptance: rng.random_range(0..3) == 0,
+            declines: rng.random_range(0..=20),
         }
     }
 }

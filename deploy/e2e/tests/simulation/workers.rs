@@ -45,6 +45,7 @@ use time::OffsetDateTime;
 use crate::{
     games::Games,
     net::{Clock, Net},
+    plan::Plan,
     stage::{Process, Stage},
 };
 
@@ -64,10 +65,14 @@ pub(crate) fn limits() -> Limits {
 }
 
 /// The queues: only `ranked`. A match has two teams, which differ in size if the number of players is odd.
-pub(crate) fn queues(match_size: usize) -> Queues {
-    let queues = "[queues.ranked]\nplayers = 2\nrank_band = 100\ntimeout_s = 30\nregions = { eu = 100 }";
-    let queues = Queues::parse(queues, Path::new("queues.toml")).expect("the queues are valid");
-    let (red, blue) = (match_size.div_ceil(2), match_size / 2);
+pub(crate) fn queues(plan: &Plan) -> Queues {
+    let acceptance_s = if plan.acceptance { 8 } else { 0 };
+    let queues = format!(
+        "[queues.ranked]\nplayers = 2\nrank_band = 100\ntimeout_s = 30\nacceptance_s = {acceptance_s}\n\
+         regions = {{ eu = 100 }}"
+    );
+    let queues = Queues::parse(&queues, Path::new("queues.toml")).expect("the queues are valid");
+    let (red, blue) = (plan.match_size.div_ceil(2), plan.match_size / 2);
     let rules = format!(
         r#"{{
             "ruleLanguageVersion": "1.0",
@@ -98,14 +103,16 @@ pub(crate) struct Shared {
     keys: Arc<Mutex<BTreeMap<String, OffsetDateTime>>>,
     keys_made: Arc<Mutex<u64>>,
     snapshot: Arc<Mutex<Option<Vec<u8>>>>,
+    /// Each session worker's process and clock, to answer requests.
+    sessions: Arc<Mutex<Vec<(Process, Clock)>>>,
 }
 
 impl Shared {
     pub(crate) fn new(stage: &Stage) -> Self {
         let net = Net::new(stage);
         let games = Games::new(stage, &net);
-        let (keys, keys_made, snapshot) = Default::default();
-        Self { stage: stage.clone(), net, games, keys, keys_made, snapshot }
+        let (keys, keys_made, snapshot, sessions) = Default::default();
+        Self { stage: stage.clone(), net, games, keys, keys_made, snapshot, sessions }
     }
 
     /// A clock that is wrong by up to two seconds.
@@ -125,6 +132,11 @@ impl Shared {
         let (shared, env) = (self.clone(), self.clock());
         self.stage.add_worker(move |process| {
             let net = &shared.net;
+            let mut sessions = shared.sessions.lock().unwrap();
+            if !sessions.iter().any(|(known, _)| *known == process) {
+                sessions.push((process, env.clone()));
+            }
+            drop(sessions);
             let app = session::App { log: net.clone(), env: env.clone(), effects: shared.clone(), limits: limits() };
             let reactor = app.clone();
             net.session.react(process, REACTIONS, move |delivery| {
@@ -141,6 +153,13 @@ impl Shared {
                 async move { app.on_timer(&delivery).await }
             });
         });
+    }
+
+    /// A session worker that answers requests, and its process.
+    pub(crate) fn session_worker(&self) -> (Process, session::App<Net, Clock, Self>) {
+        let sessions = self.sessions.lock().unwrap();
+        let (process, env) = sessions[self.stage.draw(|rng| rng.random_range(0..sessions.len()))].clone();
+        (process, session::App { log: self.net.clone(), env, effects: self.clone(), limits: limits() })
     }
 
     pub(crate) fn add_director(&self) {
@@ -181,7 +200,7 @@ impl Shared {
     pub(crate) fn add_matchmaker(&self, leads: &Leads) {
         let (shared, env, leads) = (self.clone(), self.clock(), leads.clone());
         self.stage.add_worker(move |process| {
-            let queues = queues(shared.stage.plan.match_size);
+            let queues = queues(&shared.stage.plan);
             let matching = Matching::new(shared.net.clone(), env.clone(), queues, leads.clone());
             shared.stage.spawn(process, shared.clone().matchmaker(matching));
         });
@@ -335,7 +354,7 @@ impl Keys for Shared {
     }
 }
 
-/// Runs a player's command in a gateway's process. `None` if the gateway is down or does not answer in time.
+/// Runs a player's command in a worker's process. `None` if the worker is down or does not answer in time.
 pub(crate) async fn call_gateway<T: Send + 'static>(
     stage: &Stage,
     gateway: Process,

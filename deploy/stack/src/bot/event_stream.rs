@@ -1,11 +1,13 @@
 //! A WebSocket that reopens itself when it breaks.
 
+use reqwest::StatusCode;
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{Bot, BotError, Frame, PAUSE, Socket};
 
 /// The event types after which a ticket receives no more events.
-const FINAL_TYPES: [&str; 3] = ["Cancelled", "TimedOut", "Released"];
+const FINAL_TYPES: [&str; 4] = ["Cancelled", "TimedOut", "MatchDeclined", "Released"];
 
 /// A player's WebSocket. When it breaks, it is opened again and continues after the last received event, unless another
 /// client of the player has replaced it. It checks the guarantee of the gateway: each event once, in the order of the log,
@@ -104,7 +106,7 @@ impl EventStream {
         Ok(frame)
     }
 
-    /// Reads events until one has this type, and returns it.
+    /// Reads events until one has this type, and returns it. Accepts a match that is proposed before.
     ///
     /// # Errors
     /// [`BotError`] when the event does not arrive in time, or the ticket ends first, so that it can never arrive.
@@ -116,6 +118,13 @@ impl EventStream {
                 .map_err(|error| BotError { what: format!("waiting for {type_name}: {}", error.what), ..error })?;
             if frame.type_name == type_name {
                 return Ok(frame);
+            }
+            if frame.type_name == "MatchProposed"
+                && let Err(problem) = self.bot.accept(frame.data.get("session").and_then(Value::as_str).unwrap_or_default()).await
+                // The proposal has ended. The next event says what became of the ticket.
+                && problem.status != StatusCode::CONFLICT
+            {
+                return Err(self.error(format!("accepting the match: {problem:?}")));
             }
             if FINAL_TYPES.contains(&&*frame.type_name) {
                 return Err(self.error(format!("the ticket ended while waiting for {type_name}: {}", frame.data)));

@@ -13,6 +13,9 @@ use super::BotError;
 /// The close code of a socket that a newer socket of the same player has replaced.
 const REPLACED: u16 = 4010;
 
+/// The frames about proposed matches and parties that are not events. They have no sequence, and a bot does not need them.
+const NOT_EVENTS: [&str; 5] = ["match-progress", "match-answer", "party", "party-left", "party-invitation"];
+
 /// A frame of the WebSocket.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Frame {
@@ -40,7 +43,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// The next frame.
+    /// The next event.
     ///
     /// # Errors
     /// [`BotError`] when no frame arrives in time, or the socket is closed.
@@ -49,7 +52,12 @@ impl Socket {
             loop {
                 match self.stream.next().await {
                     Some(Ok(Message::Text(text))) => {
-                        return serde_json::from_str::<Frame>(&text).map_err(|error| format!("invalid frame: {error}"));
+                        let invalid = |error| format!("invalid frame: {error}");
+                        let frame: Value = serde_json::from_str(&text).map_err(invalid)?;
+                        if frame.get("type").and_then(Value::as_str).is_some_and(|name| NOT_EVENTS.contains(&name)) {
+                            continue;
+                        }
+                        return serde_json::from_value::<Frame>(frame).map_err(invalid);
                     }
                     Some(Ok(Message::Close(close))) => {
                         self.replaced = close.as_ref().is_some_and(|close| u16::from(close.code) == REPLACED);

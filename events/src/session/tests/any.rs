@@ -50,7 +50,7 @@ fn live(steps: Vec<Step>) -> Vec<Recorded<Event>> {
         let command = match (step, &state) {
             (Step::Command(command), _) => command,
             (Step::ForAttempt(attempt, command), state) => command(attempt.or(state.current_attempt()).unwrap_or(1)),
-            (Step::React, State::New | State::Closed(_)) => continue,
+            (Step::React, State::New | State::Proposed(_) | State::Closed(_)) => continue,
             (Step::React, State::Open(open)) => match open.next(&limits()) {
                 Next::RequestPod { attempt, .. } => request(attempt),
                 Next::Open(opened) => Command::Open(opened),

@@ -139,7 +139,12 @@ pub(crate) fn assert_notified(events: &[Event], name: &str, frames: &[Frame]) {
 /// Whether every session is closed, and every player who joined a finished match is paid.
 pub(crate) fn is_over(events: &[Event]) -> bool {
     let mut paid = count(events, "RewardGranted");
-    for session in sessions(events) {
+    let begun = events.iter().filter(|event| ["Proposed", "Matched"].contains(&&*event.type_name));
+    let begun: BTreeSet<_> = begun.map(|event| &event.aggregate).collect();
+    for session in begun.into_iter().filter_map(|aggregate| match aggregate {
+        Aggregate::Session(session) => Some(*session),
+        Aggregate::Player(_) | Aggregate::Party(_) | Aggregate::Inventory(_) => None,
+    }) {
         let history = of_session(events, session);
         match history.last() {
             Some(closed) if closed.type_name == "Closed" => {
@@ -183,12 +188,12 @@ pub(crate) fn check<'a>(events: &[Event], rule_sets: impl Iterator<Item = &'a St
     }
 }
 
-/// Checks that a session has each event once per attempt, and counts its attempts from 1. The rules of `garage verify` use
+/// Checks that a session has each event once per attempt, or per acceptance, and counts its attempts from 1. The rules of `garage verify` use
 /// the deciders, so a decider that repeats a step is found only here.
 fn check_steps(session: &Aggregate, history: &[&Event]) {
     let (mut seen, mut attempt) = (BTreeSet::new(), 0);
     for event in history {
-        let step = (&event.type_name, event.number("attempt"));
+        let step = (&event.type_name, event.number("attempt"), event.number("accepted"));
         assert!(seen.insert(step), "{session} repeats {}: {:?}", event.type_name, types(history));
         if event.type_name == "PodRequested" {
             attempt += 1;
